@@ -38,7 +38,7 @@ from flux0.testing.cassettes.cassette import (
     to_content,
 )
 from flux0.testing.cassettes.scrubbing import Scrub, scrub_body, scrub_path, scrub_query
-from flux0.testing.fake.calls import is_json
+from flux0.testing.fake.validation import is_json
 
 _DIGITS = 6  # Times are rounded to microseconds.
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
-from difflib import SequenceMatcher, get_close_matches
-from http.cookies import SimpleCookie
+from difflib import SequenceMatcher
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 from attrs import field, frozen
 
-from flux0.domain.errors import InvalidArgument, TransportError
+from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
+from flux0.testing.fake.operations import check_operation, target_from, user_of
 
 T = TypeVar("T")
 
 _MISSING: Final = object()
 # The largest number of characters of a string to compare: the time can grow with its square.
 _MAX_COMPARED = 1000
-_JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 @frozen
@@ -112,8 +109,8 @@ class ExpectedCall:
 def call_from(request: Request, time: float = 0.0) -> ReceivedCall:
     """Return the `ReceivedCall` for a request received at `time`."""
     target, body = target_from(request), json_or_bytes(request.body)
-    operation, query = target.operation, target.query
-    arguments: dict[str, Any] = {**query, **target.arguments}
+    operation = "" if target.operation is None else target.operation.name
+    query, arguments = target.query, {**target.query, **target.arguments}
     if isinstance(body, dict):
         arguments.update(body)  # pyright: ignore[reportUnknownArgumentType] - JSON
     elif operation == "sessions.list_events" and body is not None:
@@ -139,21 +136,6 @@ def nearest(
     return "" if found is None else "\n  ".join((str(found), *differences(found)))
 
 
-def user_of(headers: Headers) -> str | None:
-    """Return the user from the last cookie `flux0_user_sub`, which the server uses, too."""
-    user = None
-    for cookie in ";".join(headers.get_all("cookie")).split(";"):
-        name, _, value = cookie.partition("=")
-        if name.strip() == "flux0_user_sub":
-            user = SimpleCookie().value_decode(value.strip())[0]
-    return user
-
-
-def is_json(content_type: str) -> bool:
-    """Return whether a `content-type` value is a JSON media type."""
-    return bool(_JSON.match(content_type))
-
-
 def json_or_bytes(body: bytes | None) -> Any:
     """Return the parsed JSON of a body, the bytes if they are not JSON, or None if it is empty."""
     if not body:
@@ -174,66 +156,6 @@ def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
 
 def _format_call(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-
-
-def _pattern(template: str) -> re.Pattern[str]:
-    # Like the real server, use `$`, which also matches before a trailing line break.
-    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", template) + "$")
-
-
-# The routes, in the same order as in the server. If no route with the requested path allows the
-# method, the 405 response contains the method of the first route with this path.
-_ROUTES = (
-    ("agents.create", "POST", _pattern("/api/agents")),
-    ("agents.retrieve", "GET", _pattern("/api/agents/{agent_id}")),
-    ("agents.list", "GET", _pattern("/api/agents")),
-    ("sessions.create", "POST", _pattern("/api/sessions")),
-    ("sessions.retrieve", "GET", _pattern("/api/sessions/{session_id}")),
-    ("sessions.list", "GET", _pattern("/api/sessions")),
-    ("sessions.create_event", "POST", _pattern("/api/sessions/{session_id}/events/stream")),
-    ("sessions.list_events", "GET", _pattern("/api/sessions/{session_id}/events")),
-)
-# A path prefix before `/api`, such as the prefix of a reverse proxy.
-_PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
-
-
-def check_operation(operation: str) -> None:
-    """Raise InvalidArgument if the API has no operation of this name."""
-    names = [name for name, _, _ in _ROUTES]
-    if operation not in names:
-        near = get_close_matches(operation, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
-        raise InvalidArgument("operation", f"{operation!r} does not exist in the API: {hint}")
-
-
-@frozen
-class Target:
-    """The route and the parameters of a request."""
-
-    operation: str  # The operation of the route; empty if no route matches.
-    path: str  # Percent-decoded, without the prefix before `/api`.
-    arguments: Mapping[str, str]
-    query: Mapping[str, str]
-    # The methods that the path allows; set only if the method of the request is not allowed.
-    allowed: tuple[str, ...] = ()
-
-
-def target_from(request: Request) -> Target:
-    """Return the route and the parameters of a request.
-
-    If a query parameter is repeated, its last value is used.
-    """
-    url = urlsplit(request.url)
-    path = _PREFIX.sub("", unquote(url.path), count=1)
-    query = dict(parse_qsl(url.query, keep_blank_values=True))
-    allowed: list[str] = []
-    for operation, method, pattern in _ROUTES:
-        found = pattern.match(path)
-        if found is not None:
-            if method == request.method:
-                return Target(operation, path, found.groupdict(), query)
-            allowed.append(method)
-    return Target("", path, {}, query, tuple(allowed))
 
 
 def complete_response(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
@@ -16,38 +14,13 @@ from attrs import define, evolve, field
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
-from flux0.testing.fake import calls, validation
-from flux0.testing.fake.calls import Target
+from flux0.testing.fake import calls
 from flux0.testing.fake.clock import FakeClock
+from flux0.testing.fake.operations import Target, target_from
 from flux0.testing.fake.steps import UserMessage
 from flux0.testing.fake.store import FakeStore, JSONObject, models_of, without_nulls
 from flux0.testing.fake.turn import FakeTurn
-from flux0.testing.fake.validation import IS_ID, Form, RequestRejected, choice, text
-
-_TYPE = choice(*(kind.value for kind in EventType))
-_SOURCE = choice(*(source.value for source in EventSource))
-
-_FORMS: Mapping[str, Form] = {
-    "agents.create": Form(
-        members={"name": text(1, 100), "type": text(1, 100), "description": text()},
-        optional=frozenset({"description"}),
-    ),
-    # The released server neither streams nor stores a greeting. Therefore, the fake checks
-    # `allow_greeting`, but creates no greeting.
-    "sessions.create": Form(
-        query={"allow_greeting": validation.flag},
-        members={"agent_id": IS_ID, "id": IS_ID, "title": text(longest=200)},
-        optional=frozenset({"id", "title"}),
-    ),
-    "sessions.create_event": Form(
-        members={"type": _TYPE, "source": _SOURCE, "content": text()},
-        optional=frozenset({"content"}),
-    ),
-    # The released server reads `types` from the body, and ignores the query parameter `types`.
-    "sessions.list_events": Form(
-        query={"min_offset": validation.integer, "source": _SOURCE}, items=_TYPE
-    ),
-}
+from flux0.testing.fake.validation import RequestRejected, integer_of
 
 
 @define(eq=False)
@@ -60,28 +33,18 @@ class FakeServer:
     store: FakeStore = field(init=False)
     # Maps the id of each session to its latest turn.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
-    _operations: Mapping[str, Callable[[Request, Target, Any], Response[Any]]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.store = FakeStore(self._clock.now)
-        self._operations = {
-            "agents.create": self._create_agent,
-            "agents.retrieve": self._retrieve_agent,
-            "agents.list": self._list_agents,
-            "sessions.create": self._create_session,
-            "sessions.retrieve": self._retrieve_session,
-            "sessions.list": self._list_sessions,
-            "sessions.create_event": self._create_event,
-            "sessions.list_events": self._list_events,
-        }
 
     def respond(self, request: Request) -> Response[Any]:
         """Return the server's response to `request`."""
         try:
-            response = self._route(request)
-        except RequestRejected as error:
-            response = _json(error.status_code, {"detail": error.detail})
-        except validation.ServerFailure:
+            try:
+                response = self._route(request)
+            except RequestRejected as error:
+                response = _json(error.status_code, {"detail": error.detail})
+        except ValueError:  # JSON or UTF-8 cannot represent a value.
             response = calls.internal_server_error()
         date = formatdate(self._clock.now(), usegmt=True)
         headers = Headers((("date", date), ("server", "uvicorn"), *response.headers.pairs))
@@ -103,39 +66,41 @@ class FakeServer:
             turn.cancel()
 
     def _route(self, request: Request) -> Response[Any]:
-        target = calls.target_from(request)
-        if target.operation:
-            given = _FORMS.get(target.operation, Form()).read(request, target)
-            return self._operations[target.operation](request, target, given)
+        target = target_from(request)
+        if target.operation is not None:
+            given = target.operation.form.read(request, target.arguments, target.query)
+            handle = getattr(self, f"_{target.operation.name.replace('.', '_')}")
+            response: Response[Any] = handle(target, given)
+            return response
         if target.allowed:
             detail = HTTPStatus.METHOD_NOT_ALLOWED.phrase
             return _json(405, {"detail": detail}, ("allow", target.allowed[0]))
         url = urlsplit(request.url)._replace(path=target.path.rstrip("/")).geturl()
-        shorter = calls.target_from(evolve(request, url=url))
+        shorter = target_from(evolve(request, url=url))
         if target.path.endswith("/") and (shorter.operation or shorter.allowed):
             location = quote(url, safe=":/%#?=@[]!$&'()*+,;")
             return Response(307, Headers((("content-length", "0"), ("location", location))), b"")
         raise RequestRejected(404, HTTPStatus.NOT_FOUND.phrase)
 
-    def _create_agent(self, _: Request, __: Target, given: JSONObject) -> Response[bytes]:
+    def _agents_create(self, _: Target, given: JSONObject) -> Response[bytes]:
         if given["type"] not in self._agent_types:
             raise RequestRejected(422, f"Agent type '{given['type']}' is not supported")
         description = given.get("description") or None
         agent = self.store.create_agent(given["name"], given["type"], description)
         return _json(201, without_nulls(agent))
 
-    def _retrieve_agent(self, _: Request, target: Target, __: Any) -> Response[bytes]:
+    def _agents_retrieve(self, target: Target, _: Any) -> Response[bytes]:
         return _json(200, self._agent(target.arguments["agent_id"], 404))
 
-    def _list_agents(self, _: Request, __: Target, ___: Any) -> Response[bytes]:
+    def _agents_list(self, _: Target, __: Any) -> Response[bytes]:
         return _json(200, {"data": list(self.store.agents.values())})
 
-    def _create_session(self, request: Request, _: Target, given: JSONObject) -> Response[bytes]:
+    def _sessions_create(self, target: Target, given: JSONObject) -> Response[bytes]:
         agent = self._agent(given["agent_id"], 400)
         session: JSONObject = {
             "id": given.get("id") or self.store.new_id("session"),
             "agent_id": agent["id"],
-            "user_id": self._user_id(request),
+            "user_id": self._user_id(target),
             "title": given.get("title"),
             "consumption_offsets": {"client": 0},
             "created_at": self.store.created_at(),
@@ -143,11 +108,11 @@ class FakeServer:
         self.store.sessions.append(session)  # Like the real server, accept an existing id.
         return _json(201, without_nulls(session))
 
-    def _retrieve_session(self, _: Request, target: Target, __: Any) -> Response[bytes]:
+    def _sessions_retrieve(self, target: Target, _: Any) -> Response[bytes]:
         return _json(200, without_nulls(self._session(target, 404)))
 
-    def _list_sessions(self, request: Request, target: Target, _: Any) -> Response[bytes]:
-        user_id, agent_id = self._user_id(request), target.query.get("agent_id")
+    def _sessions_list(self, target: Target, _: Any) -> Response[bytes]:
+        user_id, agent_id = self._user_id(target), target.query.get("agent_id")
         sessions = [
             session
             for session in self.store.sessions
@@ -155,7 +120,7 @@ class FakeServer:
         ]
         return _json(200, {"data": sessions})
 
-    def _create_event(self, _: Request, target: Target, given: JSONObject) -> Response[FakeTurn]:
+    def _sessions_create_event(self, target: Target, given: JSONObject) -> Response[FakeTurn]:
         if given["type"] != EventType.MESSAGE:
             raise RequestRejected(422, "Only message events can currently be added manually")
         if given["source"] != EventSource.USER:
@@ -188,10 +153,10 @@ class FakeServer:
         content_type = ("content-type", "text/event-stream; charset=utf-8")
         return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)
 
-    def _list_events(self, _: Request, target: Target, types: list[str]) -> Response[bytes]:
+    def _sessions_list_events(self, target: Target, types: list[str]) -> Response[bytes]:
         session_id, query = target.arguments["session_id"], target.query
         self._session(target, 400, "Cannot list events for non-existent session with ID {}")
-        min_offset = validation.integer_of(query.get("min_offset", "0")) or 0
+        min_offset = integer_of(query.get("min_offset", "0")) or 0
         events = [
             event
             for event in self.store.events[session_id]
@@ -218,28 +183,10 @@ class FakeServer:
                 return session  # If sessions share an id, the server uses the first session.
         raise RequestRejected(otherwise, problem.format(session_id))
 
-    def _user_id(self, request: Request) -> str:
-        return self.store.user_ids[calls.user_of(request.headers) or "anonymous"]
-
-
-# Matches small numbers, which the server formats differently from Python: 1e-7 instead of 1e-07. It
-# also matches whole strings, so that numbers within a string are not changed.
-_STRING_OR_SMALL_NUMBER = re.compile(r'"(?:[^"\\]|\\.)*"|(\d)(\.(\d+))?e-0(\d)')
-
-
-def _format_like_server(found: re.Match[str]) -> str:
-    text, digit, rest, decimals, exponent = found.group(0, 1, 2, 3, 4)
-    if digit is None:
-        return str(text)
-    return (
-        f"0.0000{digit}{decimals or ''}" if exponent == "5" else f"{digit}{rest or ''}e-{exponent}"
-    )
+    def _user_id(self, target: Target) -> str:
+        return self.store.user_ids[target.user or "anonymous"]
 
 
 def _json(status_code: int, data: JSONObject, *fields: tuple[str, str]) -> Response[Any]:
-    try:
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        body = _STRING_OR_SMALL_NUMBER.sub(_format_like_server, text).encode("utf-8")
-    except ValueError:  # Like the real server, reject NaN and lone surrogates.
-        return calls.internal_server_error()
-    return calls.complete_response(status_code, "application/json", body, *fields)
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return calls.complete_response(status_code, "application/json", text.encode(), *fields)

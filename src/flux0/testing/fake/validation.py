@@ -14,7 +14,6 @@ from typing import Any, Final, TypeAlias, cast
 from attrs import field, frozen
 
 from flux0.ports import Request
-from flux0.testing.fake.calls import Target, is_json
 
 # A problem with a value: the name of pydantic's error, and the parameters of its message.
 Problem: TypeAlias = tuple[str, dict[str, object]]
@@ -43,6 +42,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
 _SURROGATE = re.compile("[\\ud800-\\udfff]")  # Lone surrogates, which JSON escapes can express.
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
+_JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
 
 @frozen
@@ -51,10 +51,6 @@ class RequestRejected(Exception):
 
     status_code: int
     detail: object
-
-
-class ServerFailure(Exception):
-    """Handling the request fails in the server, which returns a 500 response."""
 
 
 def text(shortest: int = 0, longest: float = inf) -> Check:
@@ -77,6 +73,11 @@ def choice(*names: str) -> Check:
     *most, last = (repr(name) for name in names)
     found: Problem = "enum", {"expected": f"{', '.join(most)} or {last}"}
     return lambda value: None if isinstance(value, str) and value in names else found
+
+
+def optional(check: Check) -> Check:
+    """Return a check that a value is None or passes `check`. Such a member may be missing."""
+    return lambda value: None if value is None else check(value)
 
 
 def integer_of(text: str) -> int | None:
@@ -106,17 +107,16 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 class Form:
     """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
-    query: Mapping[str, Check] = field(factory=dict[str, Check])
     members: Mapping[str, Check] | None = None  # The checks of the members of a JSON object.
-    optional: frozenset[str] = frozenset()  # The members that may be missing or null.
     items: Check | None = None  # The check of the items of a JSON array, which may be missing.
+    query: Mapping[str, Check] = field(factory=dict[str, Check])
 
-    def read(self, request: Request, target: Target) -> Any:
+    def read(self, request: Request, arguments: Mapping[str, str], query: Mapping[str, str]) -> Any:
         """Return the parsed body; raise `RequestRejected` with all problems of the request."""
         body: Any = _body_of(request) if self.members or self.items else _NO_BODY
-        queries = ((name, target.query[name]) for name in self.query if name in target.query)
+        queries = ((name, query[name]) for name in self.query if name in query)
         checked = (
-            *((IS_ID(value), value, "path", name) for name, value in target.arguments.items()),
+            *((IS_ID(value), value, "path", name) for name, value in arguments.items()),
             *((self.query[name](value), value, "query", name) for name, value in queries),
             *self._body(body),
         )
@@ -134,10 +134,10 @@ class Form:
         elif self.members is not None:
             given = cast("dict[str, Any]", body)
             for name, check in self.members.items():
-                if name not in given and name not in self.optional:
-                    yield ("missing", {}), given, "body", name
-                elif name not in self.optional or given.get(name) is not None:
+                if name in given:
                     yield check(given[name]), given[name], "body", name
+                elif check(None):
+                    yield ("missing", {}), given, "body", name
             for name, value in given.items():
                 if name not in self.members:
                     yield ("extra_forbidden", {}), value, "body", name
@@ -155,15 +155,17 @@ def _problem(found: Problem, value: object, *place: str | int) -> dict[str, Any]
     return {**problem, "ctx": context} if context else problem
 
 
+def is_json(content_type: str) -> bool:
+    """Return whether a `content-type` value is a JSON media type."""
+    return bool(_JSON.match(content_type))
+
+
 def _body_of(request: Request) -> object:
     """Return the parsed JSON body, or a string if the content type is not JSON."""
     if not request.body:
         return _NO_BODY
     if not is_json(next(iter(request.headers.get_all("content-type")), "")):
-        try:
-            return request.body.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ServerFailure from None
+        return request.body.decode("utf-8")
     try:
         return json.loads(request.body)
     except json.JSONDecodeError as error:

@@ -29,7 +29,7 @@ from flux0.testing.cassettes.cassette import (
     to_content,
 )
 from flux0.testing.cassettes.recording import recorded_request
-from flux0.testing.fake.calls import is_json
+from flux0.testing.fake.validation import is_json
 from support.cassettes import LIST_AGENTS, piece, posting, write_cassette
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}

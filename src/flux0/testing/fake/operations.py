@@ -1,0 +1,115 @@
+"""The operations of the server's API: their routes, and the checks of their parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from http.cookies import SimpleCookie
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from attrs import frozen
+
+from flux0.domain.enums import EventSource, EventType
+from flux0.domain.errors import InvalidArgument
+from flux0.domain.headers import Headers
+from flux0.ports import Request
+from flux0.testing.fake.validation import IS_ID, Form, choice, flag, integer, optional, text
+
+_TYPE = choice(*(kind.value for kind in EventType))
+_SOURCE = choice(*(source.value for source in EventSource))
+_EVENTS = "/api/sessions/{session_id}/events"
+_NEW_AGENT = Form({"name": text(1, 100), "type": text(1, 100), "description": optional(text())})
+# The released server neither streams nor stores a greeting. Therefore, the fake checks
+# `allow_greeting`, but creates no greeting.
+_NEW_SESSION = Form(
+    {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))},
+    query={"allow_greeting": flag},
+)
+_MESSAGE = Form({"type": _TYPE, "source": _SOURCE, "content": optional(text())})
+# The released server reads `types` from the body, and ignores the query parameter `types`.
+_FILTERS = Form(items=_TYPE, query={"min_offset": integer, "source": _SOURCE})
+
+
+class Operation(NamedTuple):
+    """An operation. `FakeServer` has a method of the same name, with `_` instead of the dot."""
+
+    name: str
+    method: str
+    route: str
+    form: Form = Form()
+
+    def match(self, path: str) -> re.Match[str] | None:
+        """Match `path` with the route. Like the real server, allow a line break at the end."""
+        return re.match(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.route) + "$", path)
+
+
+# In the same order as in the server. If no operation with the requested path has the method, the
+# 405 response contains the method of the first operation with this path.
+OPERATIONS = (
+    Operation("agents.create", "POST", "/api/agents", _NEW_AGENT),
+    Operation("agents.retrieve", "GET", "/api/agents/{agent_id}"),
+    Operation("agents.list", "GET", "/api/agents"),
+    Operation("sessions.create", "POST", "/api/sessions", _NEW_SESSION),
+    Operation("sessions.retrieve", "GET", "/api/sessions/{session_id}"),
+    Operation("sessions.list", "GET", "/api/sessions"),
+    Operation("sessions.create_event", "POST", f"{_EVENTS}/stream", _MESSAGE),
+    Operation("sessions.list_events", "GET", _EVENTS, _FILTERS),
+)
+# A path prefix before `/api`, such as the prefix of a reverse proxy.
+_PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
+
+
+def check_operation(name: str) -> None:
+    """Raise InvalidArgument if the API has no operation of this name."""
+    names = [operation.name for operation in OPERATIONS]
+    if name not in names:
+        near = get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
+        raise InvalidArgument("operation", f"{name!r} does not exist in the API: {hint}")
+
+
+@frozen
+class Target:
+    """The operation that a request calls, the parameters in its URL, and its user.
+
+    Attributes:
+        user: the user from the cookie `flux0_user_sub`; None if there is no such cookie.
+        operation: the operation; None if the request matches none.
+        path: the percent-decoded path, without a prefix before `/api`.
+        arguments: the parameters in the path.
+        query: the parameters in the query. If a parameter is repeated, it has its last value.
+        allowed: the methods that the path allows, if the method of the request is not one of them.
+    """
+
+    user: str | None
+    operation: Operation | None
+    path: str
+    arguments: Mapping[str, str]
+    query: Mapping[str, str]
+    allowed: tuple[str, ...] = ()
+
+
+def target_from(request: Request) -> Target:
+    """Return the target of a request."""
+    url = urlsplit(request.url)
+    path = _PREFIX.sub("", unquote(url.path), count=1)
+    query = dict(parse_qsl(url.query, keep_blank_values=True))
+    user, allowed = user_of(request.headers), list[str]()
+    for operation in OPERATIONS:
+        if (found := operation.match(path)) is not None:
+            if operation.method == request.method:
+                return Target(user, operation, path, found.groupdict(), query)
+            allowed.append(operation.method)
+    return Target(user, None, path, {}, query, tuple(allowed))
+
+
+def user_of(headers: Headers) -> str | None:
+    """Return the user from the last cookie `flux0_user_sub`, which the server uses, too."""
+    user = None
+    for cookie in ";".join(headers.get_all("cookie")).split(";"):
+        name, _, value = cookie.partition("=")
+        if name.strip() == "flux0_user_sub":
+            user = SimpleCookie().value_decode(value.strip())[0]
+    return user
