@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from datetime import datetime, timezone
 from functools import partial
+from math import inf
 from operator import itemgetter
 from random import Random
 from threading import Event, RLock
@@ -128,7 +129,7 @@ class FakeClock(Time):
 
         Raises:
             ClockStandsStill: only the test moves this clock, and the moment is in the future.
-            AssertionError: no change happened within `wait.real_timeout`.
+            AssertionError: no change happened within `wait.real_timeout`, or the wait never ends.
         """
         if wait.moment is None:
             changed = Event()
@@ -170,6 +171,10 @@ class FakeClock(Time):
         seconds = moment - self._now
         if seconds <= 0:
             return None
+        if moment == inf:
+            raise AssertionError(
+                "this call would never end: no more data is sent, and it has no read timeout"
+            )
         if not (self.moves_by_itself or wait.is_timeout):
             raise ClockStandsStill(
                 f"waiting for another {seconds:g} s on a FakeClock that only the test moves: "

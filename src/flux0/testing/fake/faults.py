@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from itertools import cycle
 from math import inf
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
 
@@ -111,16 +111,12 @@ class Delay:
 
 @frozen
 class _Cutoff:
-    required: ClassVar[bool] = False  # Whether one of the two arguments must be passed.
     after_events: int | None = None
     after_bytes: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        given = (self.after_events is not None) + (self.after_bytes is not None)
-        if given > 1:
+        if None not in (self.after_events, self.after_bytes):
             raise InvalidArgument("after_bytes", "cannot be combined with after_events")
-        if self.required and not given:
-            raise InvalidArgument("after_bytes", "is required if after_events is not passed")
 
 
 @frozen
@@ -138,7 +134,7 @@ class Stall(_Cutoff):
 
 @frozen
 class Truncate(_Cutoff):
-    """The connection is closed within the body. Pass `after_events` or `after_bytes`.
+    """The connection is closed within the body, by default before its first byte.
 
     Attributes:
         after_events: the number of events of the body that are sent before the end.
@@ -146,7 +142,6 @@ class Truncate(_Cutoff):
         clean: whether the body ends without a transport error, as if it were complete.
     """
 
-    required: ClassVar[bool] = True
     clean: bool = False
 
 

@@ -63,9 +63,9 @@ class Reason(_TextStep):
     """Stream reasoning and store it. The attributes are the same as for `Say`."""
 
 
-@frozen
+@frozen(eq=False)
 class CallTool:
-    """Request a tool call.
+    """Request a tool call. Two steps are equal only if they are the same object.
 
     Attributes:
         name: the name of the tool.
@@ -292,9 +292,7 @@ class StepExpander:
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
         self._next_number = next_number
-        # Maps the `id` of each `CallTool` step to the step and the id of its tool call. The key is
-        # not the step itself, because two different steps may be equal.
-        self._call_ids: dict[int, tuple[CallTool, str]] = {}
+        self._call_ids: dict[CallTool, str] = {}
 
     def expand(self, step: AgentStep) -> Iterable[PlainStep]:
         """Yield the protocol steps of `step`."""
@@ -341,8 +339,7 @@ class StepExpander:
             case CallTool():
                 yield from _call_patches(step, self._new_call_id(step), index)
             case GiveResult(call, result):
-                known = self._call_ids.get(id(call))
-                call_id = self._new_call_id(call) if known is None else known[1]
+                call_id = self._call_ids.get(call) or self._new_call_id(call)
                 item: dict[str, Any] = {"tool_call_id": call_id, "tool_name": call.name}
                 item |= {"data": {"result": result}, "args": call.args}
                 yield [
@@ -357,7 +354,7 @@ class StepExpander:
 
     def _new_call_id(self, call: CallTool) -> str:
         call_id = f"call-{self._next_number('call')}" if call.id is None else call.id
-        self._call_ids[id(call)] = call, call_id
+        self._call_ids[call] = call_id
         return call_id
 
 

@@ -345,16 +345,11 @@ class FakeTransport(SharedTransport):
     def _delay_response(self, seconds: float, request: Request) -> Waits[None]:
         """Wait for `seconds`; raise ReadTimeout if the read timeout expires first."""
         timeout = request.timeout.read
-        if seconds < (inf if timeout is None else timeout):
+        if timeout is None or seconds < timeout:
             yield Wait(self.clock.now() + seconds)
-            return
-        if timeout is None:
-            raise AssertionError(
-                "this call would never end: no response is sent, "
-                "and the request has no read timeout"
-            )
-        yield Wait(self.clock.now() + timeout, is_timeout=True)
-        raise timed_out(ReadTimeout, timeout)
+        else:
+            yield Wait(self.clock.now() + timeout, is_timeout=True)
+            raise timed_out(ReadTimeout, timeout)
 
     def _on_body_end(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> None:
         _, turn = self._open[pieces]

@@ -197,7 +197,7 @@ def test_stall_without_position_expires_the_read_timeout() -> None:
     with pytest.raises(ReadTimeout):
         fake.send(request("GET", "/api/agents", timeout=Timeout(read=2.5)))
     assert fake.clock.now() - began == 2.5
-    with pytest.raises(AssertionError, match="the request has no read timeout"):
+    with pytest.raises(AssertionError, match="it has no read timeout"):
         fake.send(request("GET", "/api/agents", timeout=Timeout(read=None)))
 
 
@@ -249,6 +249,12 @@ def test_stream_is_truncated_after_events(
 def complete_body() -> bytes:
     """Return the bytes of a turn without faults."""
     return b"".join(begin(STEPS)[2])
+
+
+def test_truncate_without_arguments_sends_only_the_response_head() -> None:
+    received, failure, _ = read(Truncate())
+    assert received == []
+    assert isinstance(failure, StreamInterrupted)
 
 
 @settings(max_examples=50)
@@ -319,7 +325,6 @@ def test_pause_flushes_a_partial_piece() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        Truncate,
         lambda: Truncate(after_events=1, after_bytes=1),
         lambda: Stall(after_events=1, after_bytes=1),
         lambda: Split(0),

@@ -348,7 +348,7 @@ def test_fall_silent_expires_the_idle_timeout_without_a_real_wait() -> None:
     assert fake.clock.now() == START + 600
     endless = fake.send(message_to(session_id)).body
     endless.read(None)
-    with pytest.raises(AssertionError, match="the read has no timeout"):
+    with pytest.raises(AssertionError, match="it has no read timeout"):
         endless.read(None)
 
 
