@@ -13,18 +13,50 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
+from flux0.domain.http import IDEMPOTENT
+from flux0.domain.retrying import RetryConfig
+from flux0.domain.timeouts import Deadline
+from flux0.observers import Call
 from flux0.ports import Request, Response
 
 T = TypeVar("T")
 
 
 @frozen
+class CallRequest(Request):
+    """A `Request` with the facts about its call that middleware reads.
+
+    A transport sends only the fields of `Request`.
+
+    Attributes:
+        operation: the name of the call in errors and traces, such as `agents.list`.
+        route: the path with placeholders instead of ids.
+        retries: the retry policy of this call; None means the default policy.
+        attempt: the number of this attempt; the first is 1.
+        deadline: the moment by which the call must end, with all its attempts.
+        call: the `Call` that is passed to observers; None if the client has no observers.
+    """
+
+    operation: str = ""
+    route: str = ""
+    retries: RetryConfig | None = None
+    attempt: int = 1
+    deadline: Deadline | None = None
+    call: Call | None = field(default=None, eq=False, repr=False)
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Whether the method is idempotent, so that repeating the request has no further effect."""
+        return self.method in IDEMPOTENT
+
+
+@frozen
 class Send:
     """Sends `request` over the transport; the result is the `Response`."""
 
-    request: Request
+    request: CallRequest
 
 
 @frozen
@@ -35,7 +67,7 @@ class ReadBody:
     timeout or the deadline of `request` expires.
     """
 
-    request: Request
+    request: CallRequest
     response: Response[Any]
     limit: int
 
@@ -61,11 +93,11 @@ class Await:
 
 Effect: TypeAlias = Send | ReadBody | Sleep | Await
 Flow: TypeAlias = Generator[Effect, Any, T]
-SendFlow: TypeAlias = Callable[[Request], Flow[Response[Any]]]
-Middleware: TypeAlias = Callable[[Request, SendFlow], Flow[Response[Any]]]
+SendFlow: TypeAlias = Callable[[CallRequest], Flow[Response[Any]]]
+Middleware: TypeAlias = Callable[[CallRequest, SendFlow], Flow[Response[Any]]]
 
 
-def send_once(request: Request) -> Flow[Response[Any]]:
+def send_once(request: CallRequest) -> Flow[Response[Any]]:
     """Send `request` over the transport, without any middleware."""
     response: Response[Any] = yield Send(request)
     return response
@@ -79,7 +111,7 @@ def chain(middleware: Iterable[Middleware], send: SendFlow = send_once) -> SendF
 
 
 def _around(layer: Middleware, inner: SendFlow) -> SendFlow:
-    def send(request: Request) -> Flow[Response[Any]]:
+    def send(request: CallRequest) -> Flow[Response[Any]]:
         return layer(request, inner)
 
     return send
@@ -87,6 +119,7 @@ def _around(layer: Middleware, inner: SendFlow) -> SendFlow:
 
 __all__ = [
     "Await",
+    "CallRequest",
     "Effect",
     "Flow",
     "Middleware",

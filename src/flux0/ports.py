@@ -15,11 +15,8 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 from attrs import field, frozen
 
 from flux0.domain.headers import Headers
-from flux0.domain.http import IDEMPOTENT, is_success
-from flux0.domain.retrying import RetryConfig
+from flux0.domain.http import is_success
 from flux0.domain.stream_events import StreamEvent
-from flux0.domain.timeouts import Deadline
-from flux0.observers import Call
 
 T = TypeVar("T")
 Body_co = TypeVar("Body_co", covariant=True)
@@ -94,10 +91,9 @@ class Interrupt:
 
 @frozen
 class Request:
-    """One HTTP request with its complete body, and the options for sending it.
+    """One HTTP request with its complete body, and the limits for sending it.
 
-    A transport ignores `operation`, `route`, `retries`, `attempt`, `deadline` and `call`. The
-    client limits `timeout` to the time until the deadline, so transports do not check `deadline`.
+    The client passes a subclass, `flux0.flows.CallRequest`, whose other fields are for middleware.
 
     Attributes:
         method: the HTTP method, in upper case.
@@ -105,14 +101,8 @@ class Request:
         headers: the header fields.
         body: the content, or None.
         stream: if True, the body of a 2xx response is read piece by piece, as it arrives.
-        timeout: the timeouts of this attempt.
-        operation: the name of the call in errors and traces, such as `agents.list`.
-        route: the path with placeholders instead of ids.
-        retries: the retry policy of this call; None means the default policy.
-        attempt: the number of this attempt; the first is 1.
-        deadline: the moment by which the call must end, with all its attempts.
+        timeout: the timeouts of this attempt, limited to the time until the deadline of the call.
         interrupt: stops the wait for the response head. Support by a sync transport is optional.
-        call: the `Call` that is passed to observers; None if the client has no observers.
     """
 
     method: str
@@ -121,18 +111,7 @@ class Request:
     body: bytes | None = None
     stream: bool = False
     timeout: Timeout = Timeout()
-    operation: str = ""
-    route: str = ""
-    retries: RetryConfig | None = None
-    attempt: int = 1
-    deadline: Deadline | None = None
     interrupt: Interrupt = field(factory=Interrupt, eq=False, repr=False)
-    call: Call | None = field(default=None, eq=False, repr=False)
-
-    @property
-    def is_idempotent(self) -> bool:
-        """Whether the method is idempotent, so that repeating the request has no further effect."""
-        return self.method in IDEMPOTENT
 
     def is_streaming(self, status_code: int) -> bool:
         """Return whether the body of a response with this status is streamed."""

@@ -20,10 +20,11 @@ from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
 from flux0.domain.stream_events import ChunkEvent
-from flux0.ports import Request, ServerSentEvent
+from flux0.flows import CallRequest
+from flux0.ports import ServerSentEvent
 from flux0.usecases.turn import Turn
 
-REQUEST = Request("POST", "http://127.0.0.1:8080/api/sessions/s/events/stream", Headers())
+REQUEST = CallRequest("POST", "http://127.0.0.1:8080/api/sessions/s/events/stream", Headers())
 _SIZES = {"300 B": 300, "2 kB": 2000, "1 MB": 1_000_000}
 _PIECES = {"1": 1, "64": 64, "1024": 1024, "65536": 65536, "one event": 0}
 _TARGETS = {

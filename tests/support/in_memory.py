@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, Send
+from flux0.flows import CallRequest, Flow, Send
 from flux0.ports import Request, Response
 from flux0.usecases.turn import Turn
 from support.modes import run
@@ -112,11 +112,11 @@ class Script:
     """A transport that returns the responses in order, raises errors, and records requests."""
 
     responses: list[Response[Any] | BaseException]
-    requests: list[Request] = field(factory=list[Request])
+    requests: list[CallRequest] = field(factory=list[CallRequest])
     closes: int = 0
 
     def send(self, request: Request) -> Response[Any]:
-        self.requests.append(request)
+        self.requests.append(cast("CallRequest", request))
         outcome = self.responses.pop(0)
         if isinstance(outcome, BaseException):
             raise outcome
@@ -155,7 +155,7 @@ def play(flow: Flow[Any], *outcomes: object) -> tuple[list[object], Any]:
     raise AssertionError(f"the flow has more effects than outcomes: {effects[-1]}")
 
 
-def sent(effect: object) -> Request:
+def sent(effect: object) -> CallRequest:
     assert isinstance(effect, Send)
     return effect.request
 
@@ -164,7 +164,7 @@ def sent(effect: object) -> Request:
 
 
 def new_turn(max_event_bytes: int = 1000, *, idle: float = 600.0) -> Turn:
-    request = Request(
+    request = CallRequest(
         "POST",
         "http://127.0.0.1:8080/api/sessions/s/events/stream",
         Headers(),

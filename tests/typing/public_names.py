@@ -24,7 +24,7 @@ from flux0 import (
     ToolData,
     UnknownEvent,
 )
-from flux0.flows import Flow, SendFlow, Sleep
+from flux0.flows import CallRequest, Flow, SendFlow, Sleep
 from flux0.models import Event
 from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
 from flux0.testing import FakeTransport
@@ -109,12 +109,12 @@ class NoTransport:
         raise NotImplementedError
 
 
-def delayed(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+def delayed(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
     yield Sleep(0.1)
     return (yield from send(request))
 
 
-def not_a_middleware(request: Request) -> Response[Any]:
+def not_a_middleware(request: CallRequest) -> Response[Any]:
     raise NotImplementedError
 
 

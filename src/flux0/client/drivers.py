@@ -27,8 +27,8 @@ from flux0.domain.errors import (
 )
 from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Await, Effect, Flow, ReadBody, Send, Sleep
-from flux0.ports import AsyncTransport, ByteStream, Request, Response, Time, Transport
+from flux0.flows import Await, CallRequest, Effect, Flow, ReadBody, Send, Sleep
+from flux0.ports import AsyncTransport, ByteStream, Response, Time, Transport
 from flux0.runtime.event_loop import StartLimit, call_soon, load_anyio, running_loop
 from flux0.runtime.waker import Waker
 
@@ -49,7 +49,7 @@ class _Progress:
 
     def __init__(self) -> None:
         self.sent: Sent = "no"
-        self._request: Request | None = None
+        self._request: CallRequest | None = None
 
     def record(self, effect: Effect, outcome: object) -> None:
         """Record the outcome of an effect: the result, or the exception that was raised."""
@@ -124,7 +124,7 @@ class Driver:
             case _:
                 raise _not_an_effect(effect)
 
-    def _send(self, request: Request) -> Response[ByteStream]:
+    def _send(self, request: CallRequest) -> Response[ByteStream]:
         deadline = request.deadline
         if deadline is not None:
             request = _limited(request, deadline, self.time)
@@ -271,7 +271,7 @@ def _check_body(body: object, method: str) -> None:
         raise TypeError(f"the transport returned the body {body!r} without {method}(timeout)")
 
 
-def _read_timeout(request: Request, time: Time) -> float | None:
+def _read_timeout(request: CallRequest, time: Time) -> float | None:
     """Return the timeout of the next read. The deadline limits it, too."""
     if request.deadline is None:
         return request.timeout.read
@@ -283,7 +283,7 @@ def _check_size(size: int, limit: int) -> None:
         raise ResponseTooLarge(limit)
 
 
-def _check_deadline(request: Request, time: Time, cause: BaseException | None = None) -> None:
+def _check_deadline(request: CallRequest, time: Time, cause: BaseException | None = None) -> None:
     if request.deadline is not None and request.deadline.left(time.monotonic()) <= 0:
         raise request.deadline.exceeded() from cause
 
@@ -296,7 +296,7 @@ def _time_left(deadline: Deadline, time: Time, sent: Sent = "maybe") -> float:
     return left
 
 
-def _limited(request: Request, deadline: Deadline, time: Time) -> Request:
+def _limited(request: CallRequest, deadline: Deadline, time: Time) -> CallRequest:
     """Return `request`, with its timeouts limited to the time until the deadline."""
     left = _time_left(deadline, time, "no")
     timeout = request.timeout

@@ -17,7 +17,7 @@ from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stored_models import Agent, Agents, Events, Session, Sessions
-from flux0.ports import Request
+from flux0.flows import CallRequest
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
 from flux0.usecases.turn import Turn
@@ -297,7 +297,7 @@ class SessionsResource(_Resource):
         )
 
 
-def _new_turn(call: ApiCall, request: Request) -> tuple[Turn, MessageAccumulator]:
+def _new_turn(call: ApiCall, request: CallRequest) -> tuple[Turn, MessageAccumulator]:
     parser = SSEParser(max_event_bytes=call.max_event_bytes)
     accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
     return Turn(parser, call.codec, request, call.idle_timeout), accumulator

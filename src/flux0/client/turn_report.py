@@ -7,9 +7,9 @@ from functools import partial
 from threading import Lock
 
 from flux0.domain.stored_models import Participant
+from flux0.flows import CallRequest
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
-from flux0.ports import Request
 from flux0.runtime.processes import OwnerProcess
 
 
@@ -25,7 +25,7 @@ class TurnReport:
     """
 
     def __init__(
-        self, observers: Observers, request: Request, session_id: str, agent: Participant
+        self, observers: Observers, request: CallRequest, session_id: str, agent: Participant
     ) -> None:
         self._observers = observers
         self._request = request

@@ -10,8 +10,8 @@ from typing import Any, cast
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.http import is_event_stream
-from flux0.flows import Flow, Middleware, SendFlow
-from flux0.ports import Request, Response
+from flux0.flows import CallRequest, Flow, Middleware, SendFlow
+from flux0.ports import Response
 
 
 def checked(layer: Middleware, policy: Middleware) -> Middleware:
@@ -34,7 +34,7 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
                 "and yield Await(...) to await",
             )
 
-    def run(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def run(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         flow = layer(request, send)
         if not isinstance(cast("object", flow), Generator):
             raise TypeError(
@@ -56,7 +56,7 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
             )
         return response
 
-    def run_and_check(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def run_and_check(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         try:
             return (yield from policy(request, partial(run, send=send)))
         except APIError as error:

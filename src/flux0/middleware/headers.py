@@ -10,8 +10,8 @@ from attrs import evolve
 
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, mark_user_error
-from flux0.flows import Await, Flow, SendFlow
-from flux0.ports import Request, Response
+from flux0.flows import Await, CallRequest, Flow, SendFlow
+from flux0.ports import Response
 
 
 class ComputedHeaders:
@@ -25,7 +25,7 @@ class ComputedHeaders:
     def __init__(self, values: Mapping[str, Callable[[], str | Awaitable[str]]]) -> None:
         self._values = dict(values)
 
-    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         """Send the request with the computed headers, and return the response."""
         computed: dict[str, object] = {}
         try:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flux0.domain.errors import Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
 from flux0.domain.safe_text import escaped, shown_json, shown_url
-from flux0.flows import Flow, SendFlow
+from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.observers import TurnEnd
-from flux0.ports import Request, Response, Time
+from flux0.ports import Response, Time
 
 if TYPE_CHECKING:
     import logging
@@ -43,7 +43,7 @@ class Logging:
         self._logger = logger
         self._time = time
 
-    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         """Log the request, send it, log the response or the error, and return the response."""
         where = f"{request.method} {shown_url(request.url)}"
         debug = self._debug

@@ -14,7 +14,7 @@ from attrs import evolve
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.flows import Flow, Middleware, SendFlow, chain
+from flux0.flows import CallRequest, Flow, Middleware, SendFlow, chain
 from flux0.middleware.logging import (
     is_turn_logged,
     log_failed_observer,
@@ -22,7 +22,7 @@ from flux0.middleware.logging import (
     log_unconfirmed_end,
 )
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
-from flux0.ports import Request, Response, Time
+from flux0.ports import Response, Time
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Observers:
     def __bool__(self) -> bool:
         return bool(self._observers)
 
-    def observe_call(self, request: Request, flow: Flow[T]) -> Flow[T]:
+    def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
         """Run the flow of a call, and report the start and the end of the call."""
         call = cast("Call", request.call)  # Not None, because the client has observers.
         start, error = self.clock(), None
@@ -66,11 +66,11 @@ class Observers:
         return partial(self._observe_attempt, layers)
 
     def _observe_attempt(
-        self, layers: Sequence[Middleware], request: Request, send: SendFlow
+        self, layers: Sequence[Middleware], request: CallRequest, send: SendFlow
     ) -> Flow[Response[Any]]:
         status: int | None = None
 
-        def record_status(request: Request) -> Flow[Response[Any]]:
+        def record_status(request: CallRequest) -> Flow[Response[Any]]:
             nonlocal status
             response = yield from send(request)
             status = response.status_code
@@ -139,7 +139,7 @@ class Observers:
                     log_failed_observer(observer, error)
         return results
 
-    def _reported_error(self, error: BaseException, request: Request) -> BaseException:
+    def _reported_error(self, error: BaseException, request: CallRequest) -> BaseException:
         """Return the error to report to observers.
 
         At its deadline, an async call is cancelled, and then raises `Deadline.exceeded()`. After

@@ -12,8 +12,8 @@ from flux0.domain.api_errors import (
 )
 from flux0.domain.errors import DecodeError, Flux0Error
 from flux0.domain.http import is_event_stream, is_success
-from flux0.flows import Flow, ReadBody, SendFlow
-from flux0.ports import Codec, Request, Response
+from flux0.flows import CallRequest, Flow, ReadBody, SendFlow
+from flux0.ports import Codec, Response
 
 _LONGEST_MESSAGE = 500
 # The `detail` in the response to an unknown route. For an unknown agent or session, the `detail` is
@@ -35,7 +35,7 @@ class ResponsePolicy:
         self._codec = codec
         self._max_body_bytes = max_body_bytes
 
-    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         """Return a 2xx response; raise an `APIError` for any other status."""
         response = yield from send(request)
         status = response.status_code

@@ -13,9 +13,9 @@ from attrs import evolve, frozen
 from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryDetails, wait_before_retry
 from flux0.domain.safe_text import shown_url
-from flux0.flows import Flow, SendFlow, Sleep
+from flux0.flows import CallRequest, Flow, SendFlow, Sleep
 from flux0.middleware.logging import log_retry
-from flux0.ports import Request, Response, Time
+from flux0.ports import Response, Time
 
 
 class RetryBudget:
@@ -63,7 +63,7 @@ class Retry:
     _time: Time
     _on_retry: Callable[[RetryDetails], None] | None
 
-    def __call__(self, request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         """Return the response of the first attempt that succeeds."""
         start = self._time.monotonic()
         sent = False
@@ -96,7 +96,7 @@ class Retry:
             yield Sleep(wait)
             request = evolve(request, attempt=request.attempt + 1)
 
-    def _wait(self, request: Request, error: Flux0Error, start: float) -> float | None:
+    def _wait(self, request: CallRequest, error: Flux0Error, start: float) -> float | None:
         config = request.retries or DEFAULT_RETRIES
         now = self._time.monotonic()
         wait = wait_before_retry(

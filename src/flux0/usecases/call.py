@@ -13,9 +13,9 @@ from flux0.domain.retrying import RetryConfig
 from flux0.domain.safe_text import shown_url
 from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, SendFlow
+from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.observers import Call
-from flux0.ports import Codec, Request, Response, Timeout
+from flux0.ports import Codec, Response, Timeout
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class ApiCall:
     retries: RetryConfig
     limit: float | None = None
     deadline: Deadline | None = None
-    _observe: Callable[[Request, Flow[Any]], Flow[Any]] | None = field(
+    _observe: Callable[[CallRequest, Flow[Any]], Flow[Any]] | None = field(
         default=None, alias="observe"
     )
     extra_query: Mapping[str, str] | None = None
@@ -86,7 +86,7 @@ class ApiCall:
         body: Any = None,
         stream: bool = False,
         content: str | None = None,
-    ) -> Request:
+    ) -> CallRequest:
         """Return a request of this call; the placeholders in `route` are replaced by `ids`.
 
         `content` is the message of the user, if the call starts a turn.
@@ -116,7 +116,7 @@ class ApiCall:
             shown = shown_url(url)
             call = Call(operation, method, shown, route, session_id, agent.id, agent.name, content)
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
-        return Request(
+        return CallRequest(
             method=method,
             url=url,
             headers=defaults.merge(self.login or _NOTHING).merge(self.headers).merge(self.cookie),
@@ -130,16 +130,16 @@ class ApiCall:
             call=call,
         )
 
-    def fetch(self, model: type[T], request: Request) -> Flow[T]:
+    def fetch(self, model: type[T], request: CallRequest) -> Flow[T]:
         """Send `request` and decode the response body into `model`."""
         return self.perform(request, lambda response: self.codec.decode(model, response.body))
 
-    def perform(self, request: Request, decode: Callable[[Response[Any]], T]) -> Flow[T]:
+    def perform(self, request: CallRequest, decode: Callable[[Response[Any]], T]) -> Flow[T]:
         """Send `request`, report the call to the observers, and return `decode(response)`."""
         flow = self._perform(request, decode)
         return flow if self._observe is None else self._observe(request, flow)
 
-    def _perform(self, request: Request, decode: Callable[[Response[Any]], T]) -> Flow[T]:
+    def _perform(self, request: CallRequest, decode: Callable[[Response[Any]], T]) -> Flow[T]:
         response = yield from self._send(request)
         try:
             return decode(response)

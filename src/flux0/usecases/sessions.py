@@ -13,8 +13,8 @@ from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.http import is_event_stream
 from flux0.domain.stored_models import Events, Session, Sessions
-from flux0.flows import Flow
-from flux0.ports import Request, Response
+from flux0.flows import CallRequest, Flow
+from flux0.ports import Response
 from flux0.usecases.agents import with_name_hint
 from flux0.usecases.call import ApiCall
 
@@ -107,7 +107,7 @@ def _filtered(flow: Flow[Events], type_names: tuple[str, ...]) -> Flow[Events]:
 
 def create_event(
     call: ApiCall, session_id: str, type_: EventType | str, source: EventSource | str, content: str
-) -> Request:
+) -> CallRequest:
     """Return the request that creates a message event. Pass the request to `open_stream`."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
@@ -121,7 +121,7 @@ def create_event(
     )
 
 
-def open_stream(call: ApiCall, request: Request) -> Flow[Response[Any]]:
+def open_stream(call: ApiCall, request: CallRequest) -> Flow[Response[Any]]:
     """Send a message and return the response; its body is the event stream of the turn."""
     return call.perform(request, _event_stream)
 

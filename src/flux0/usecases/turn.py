@@ -33,7 +33,8 @@ from flux0.domain.errors import (
 )
 from flux0.domain.stream_events import StreamEvent
 from flux0.domain.timeouts import duration
-from flux0.ports import Codec, EventStreamParser, Request
+from flux0.flows import CallRequest
+from flux0.ports import Codec, EventStreamParser
 
 E = TypeVar("E", bound=Flux0Error)
 
@@ -57,7 +58,7 @@ class Turn:
     """
 
     def __init__(
-        self, parser: EventStreamParser, codec: Codec, request: Request, idle_timeout: float
+        self, parser: EventStreamParser, codec: Codec, request: CallRequest, idle_timeout: float
     ) -> None:
         self._parser = parser
         self._decode = codec.decode_event

@@ -15,7 +15,7 @@ import pytest
 
 from flux0 import ChunkEvent, Flux0, RetryConfig, __version__
 from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument, ResponseTooLarge
-from flux0.ports import Request
+from flux0.flows import CallRequest
 from flux0.testing import FakeTransport
 from support.in_memory import (
     SSE,
@@ -40,7 +40,7 @@ def agents(number: int = 1) -> Script:
     return script(*(scripted_response(NO_AGENTS) for _ in range(number)))
 
 
-def request_of(flux0: Flux0, transport: Script, **options: Any) -> Request:
+def request_of(flux0: Flux0, transport: Script, **options: Any) -> CallRequest:
     """List the agents and return the request."""
     flux0.agents.list(**options)
     return transport.requests[-1]

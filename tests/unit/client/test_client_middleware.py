@@ -14,7 +14,7 @@ from flux0.domain.api_errors import APIError, ServerError
 from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.stored_models import Agents
-from flux0.flows import Flow, Middleware, SendFlow, Sleep
+from flux0.flows import CallRequest, Flow, Middleware, SendFlow, Sleep
 from flux0.ports import Request, Response
 from support.in_memory import SSE, Script, chunk, in_every_mode, script, scripted_response
 from support.modes import in_mode
@@ -31,7 +31,7 @@ class EventLog:
         self.entries: list[str] = []
 
     def layer(self, name: str) -> Middleware:
-        def record(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+        def record(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
             self.entries.append(f"{name}: {request.operation} {request.attempt}")
             response = yield from send(request)
             self.entries.append(f"{name}: {response.body!r}")
@@ -109,11 +109,11 @@ async def list_through(mode: Mode, layer: Middleware, transport: Script) -> Agen
 
 @in_every_mode
 async def test_middleware_can_change_request_and_response_or_skip_sending(mode: Mode) -> None:
-    def change(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def change(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         response = yield from send(evolve(request, url="http://other.example/"))
         return evolve(response, body=NO_AGENTS)
 
-    def cached(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def cached(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         yield from ()
         return evolve(scripted_response(), body=NO_AGENTS)
 
@@ -128,7 +128,7 @@ async def test_middleware_can_change_request_and_response_or_skip_sending(mode: 
 async def test_middleware_can_catch_an_error_sleep_and_send_again(mode: Mode) -> None:
     caught: list[APIError] = []
 
-    def retrying(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def retrying(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         try:
             return (yield from send(evolve(request, retries=RetryConfig("none"))))
         except ServerError as error:
@@ -148,10 +148,10 @@ async def test_exceptions_of_middleware_are_raised_unchanged(mode: Mode) -> None
     class RefusedError(Exception):
         pass
 
-    def refuse(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def refuse(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         raise RefusedError
 
-    def refuse_response(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def refuse_response(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         yield from send(request)
         raise RefusedError
 
@@ -165,7 +165,7 @@ async def test_exceptions_of_middleware_are_raised_unchanged(mode: Mode) -> None
 
 @in_every_mode
 async def test_middleware_without_yield_from_raises_type_error(mode: Mode) -> None:
-    def without_yield_from(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def without_yield_from(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         response: Response[Any] = yield send(request)  # type: ignore[misc]  # pyright: ignore[reportReturnType] - the mistake
         return response
 
@@ -178,14 +178,14 @@ async def test_error_status_from_a_middleware_raises_the_api_error(mode: Mode) -
     """An outer middleware gets the error. Sending a message raises it like any other call."""
     seen: list[str] = []
 
-    def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def look(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         try:
             return (yield from send(request))
         except ServerError as error:
             seen.append(error.operation)
             raise
 
-    def unavailable(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def unavailable(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         yield from ()
         return Response(503, Headers(), b'{"detail": "the circuit is open"}')
 
@@ -207,25 +207,25 @@ async def test_error_status_from_a_middleware_raises_the_api_error(mode: Mode) -
     assert transport.requests == []
 
 
-def without_return(request: Request, send: SendFlow) -> Any:
+def without_return(request: CallRequest, send: SendFlow) -> Any:
     yield from send(request)
 
 
-def without_yield(request: Request, send: SendFlow) -> Any:
+def without_yield(request: CallRequest, send: SendFlow) -> Any:
     return scripted_response()
 
 
-def returning_text(request: Request, send: SendFlow) -> Any:
+def returning_text(request: CallRequest, send: SendFlow) -> Any:
     yield from ()
     return Response(200, Headers(tuple(SSE.items())), b"text")
 
 
-def returning_iterator(request: Request, send: SendFlow) -> Any:
+def returning_iterator(request: CallRequest, send: SendFlow) -> Any:
     yield from ()
     return Response(200, Headers(tuple(SSE.items())), iter((chunk("a"),)))
 
 
-def returning_async_generator(request: Request, send: SendFlow) -> Any:
+def returning_async_generator(request: CallRequest, send: SendFlow) -> Any:
     return async_generator(request, send)
 
 
@@ -251,7 +251,7 @@ async def test_mistake_in_a_middleware_raises_a_type_error_with_the_fix(mode: Mo
 async def test_middleware_sees_body_as_bytes_or_as_stream_of_a_turn(mode: Mode) -> None:
     bodies: list[Any] = []
 
-    def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def look(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         response = yield from send(request)
         bodies.append(response.body)
         return response
@@ -267,15 +267,15 @@ async def test_middleware_sees_body_as_bytes_or_as_stream_of_a_turn(mode: Mode) 
     assert not isinstance(bodies[1], bytes)
 
 
-async def async_function(request: Request, send: SendFlow) -> Any: ...
+async def async_function(request: CallRequest, send: SendFlow) -> Any: ...
 
 
-async def async_generator(request: Request, send: SendFlow) -> Any:
+async def async_generator(request: CallRequest, send: SendFlow) -> Any:
     yield
 
 
 class AsyncCallable:
-    async def __call__(self, request: Request, send: SendFlow) -> Any: ...
+    async def __call__(self, request: CallRequest, send: SendFlow) -> Any: ...
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_invalid_middleware_is_rejected(middleware: Any, problem: str) -> None:
 async def test_context_variable_of_a_middleware_is_visible_to_the_caller(mode: Mode) -> None:
     last: ContextVar[Response[Any]] = ContextVar("last")
 
-    def keep(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def keep(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         last.set(response := (yield from send(request)))
         return response
 

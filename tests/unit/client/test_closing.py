@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from flux0 import BackoffStrategy, ClientClosed, Flux0, RetryConfig
-from flux0.flows import Flow, SendFlow, Sleep
-from flux0.ports import Request, Response
+from flux0.flows import CallRequest, Flow, SendFlow, Sleep
+from flux0.ports import Response
 from flux0.testing import FakeTransport, Gate, Say
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
@@ -166,7 +166,7 @@ async def test_closing_ends_a_reader_of_a_fake_stream_with_the_same_error(mode: 
 
 @in_every_mode
 async def test_middleware_that_closes_the_client_cannot_wait(mode: Mode) -> None:
-    def close(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def close(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         flux0.close()
         yield Sleep(60)
         return (yield from send(request))

@@ -14,8 +14,8 @@ from flux0.domain.api_errors import BadRequestError, HTTPValidationError
 from flux0.domain.errors import AgentError, AgentNotFound, DecodeError, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import ConsumptionOffsets, Event, MessageData, Session, ToolData
-from flux0.flows import Flow, SendFlow
-from flux0.ports import Request, Response
+from flux0.flows import CallRequest, Flow, SendFlow
+from flux0.ports import Response
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -381,7 +381,7 @@ async def test_options_of_conversation_are_sent_with_the_new_session_only(mode: 
 async def test_server_url_applies_to_the_whole_conversation(mode: Mode) -> None:
     urls: list[str] = []
 
-    def record(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def record(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         urls.append(request.url)
         return send(request)
 

@@ -15,7 +15,7 @@ from flux0.domain.api_errors import ServerError
 from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Await, Flow, SendFlow, Sleep, chain
+from flux0.flows import Await, CallRequest, Flow, SendFlow, Sleep, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Interrupt, Request, Response, Timeout
@@ -33,10 +33,10 @@ from support.in_memory import (
 from support.modes import in_mode
 from support.transports import Mode
 
-REQUEST = Request("GET", "http://h/api/agents", Headers())
+REQUEST = CallRequest("GET", "http://h/api/agents", Headers())
 
 
-def fetch(request: Request) -> Flow[Response[Any]]:
+def fetch(request: CallRequest) -> Flow[Response[Any]]:
     return chain([ResponsePolicy(JsonCodec(), 100)])(request)
 
 
@@ -143,6 +143,7 @@ class NoResponse(Script):
     cancelled: int = 0
 
     async def send_async(self, request: Request) -> Response[Any]:
+        assert isinstance(request, CallRequest)
         self.requests.append(request)
         try:
             await anyio.sleep_forever()
@@ -191,7 +192,7 @@ async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
     """The sleep ends even if the middleware catches the error and sleeps a second time."""
     caught: list[Exception] = []
 
-    def sleeping(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def sleeping(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         try:
             yield Sleep(3600)
         except ReadTimeout as error:
@@ -212,7 +213,7 @@ async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
 
 @in_both_loops
 async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
-    def awaiting(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def awaiting(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         response = yield from send(request)
         yield Await(anyio.sleep_forever(), "middleware")
         return response

@@ -14,7 +14,7 @@ from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain.errors import ConnectError, ReadTimeout, ResponseTooLarge
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, ReadBody, Send, Sleep, send_once
+from flux0.flows import CallRequest, Flow, ReadBody, Send, Sleep, send_once
 from flux0.ports import Request, Response, Timeout
 from support import driving
 from support.driving import Time
@@ -31,7 +31,7 @@ from support.in_memory import (
 from support.modes import run
 from support.transports import ASYNC, SYNC, Mode
 
-REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
+REQUEST = CallRequest("GET", "http://127.0.0.1:8080/api/agents", Headers())
 
 
 class Clock(Time):
@@ -135,7 +135,7 @@ async def test_body_without_a_method_to_read_it_is_a_type_error(mode: Mode) -> N
 # --- deadlines
 
 
-def fetch(request: Request) -> Flow[object]:
+def fetch(request: CallRequest) -> Flow[object]:
     """Send a request and read its response, both before the deadline of the request."""
     response: Response[Any] = yield Send(request)
     return (yield ReadBody(request, response, 100))

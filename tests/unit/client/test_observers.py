@@ -29,7 +29,7 @@ from flux0 import (
 )
 from flux0.domain.api_errors import ServerError
 from flux0.domain.errors import InvalidArgument, ReadTimeout
-from flux0.flows import Flow, SendFlow
+from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import Request, Response
 from flux0.testing import (
@@ -205,7 +205,7 @@ async def test_deadline_of_an_async_call_is_reported_as_timeout(mode: Mode) -> N
 
 @in_every_mode
 async def test_calls_of_a_middleware_are_attempts_of_one_call(mode: Mode) -> None:
-    def twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def twice(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         yield from send(request)
         return (yield from send(request))
 
@@ -219,8 +219,8 @@ async def test_calls_of_a_middleware_are_attempts_of_one_call(mode: Mode) -> Non
 
 @in_every_mode
 async def test_request_of_a_middleware_that_belongs_to_no_call_is_not_observed(mode: Mode) -> None:
-    def ping(request: Request, send: SendFlow) -> Flow[Response[Any]]:
-        yield from send(Request("GET", request.url, request.headers))
+    def ping(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+        yield from send(CallRequest("GET", request.url, request.headers))
         return (yield from send(request))
 
     recorder, fake = Recorder(), FakeTransport()

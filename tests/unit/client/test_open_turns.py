@@ -22,7 +22,7 @@ from flux0.domain.errors import (
     InvalidArgument,
     ReadTimeout,
 )
-from flux0.flows import Await, Flow, SendFlow
+from flux0.flows import Await, CallRequest, Flow, SendFlow
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
 from flux0.testing.contract.byte_server import ByteServer
@@ -234,7 +234,7 @@ async def test_message_within_the_middleware_of_a_message_of_its_session_is_reje
 ) -> None:
     transport = turns(1)
 
-    def send_twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def send_twice(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         with pytest.raises(Flux0Error, match=ALREADY_SENDING) as caught:
             flux0.sessions.create_event(session_id="s", content="Hi")
         assert caught.value.sent == "no"
@@ -251,7 +251,7 @@ async def test_message_within_the_middleware_of_a_message_of_its_session_is_reje
 async def test_awaited_message_within_a_message_of_its_session_is_rejected(mode: Mode) -> None:
     transport = turns(1)
 
-    def send_twice(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def send_twice(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         yield Await(begin(flux0), "middleware")
         return (yield from send(request))
 

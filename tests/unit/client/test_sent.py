@@ -32,7 +32,7 @@ from flux0 import (
     StreamInterrupted,
     TransportTimeout,
 )
-from flux0.flows import Flow, SendFlow
+from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.ports import Request, Response
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
@@ -182,7 +182,7 @@ async def test_sent_is_maybe_if_an_earlier_attempt_may_have_been_sent(way: Way) 
     """The last attempt was rejected. `sent` is "maybe", for the caller and for middleware."""
     seen: list[Sent] = []
 
-    def look(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def look(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         try:
             return (yield from send(request))
         except Flux0Error as error:
@@ -206,7 +206,7 @@ async def test_sent_of_an_error_from_another_call_in_a_middleware(way: Way, *, a
     status_code = 404 if after else 503
     other = APIError("another call", status_code=status_code, body="", headers=Headers())
 
-    def fail(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def fail(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         if after:
             yield from send(request)
         raise other

@@ -15,8 +15,8 @@ import pytest
 from flux0 import Flux0, RetryConfig
 from flux0.client.session_queue import SessionQueue, SessionQueues, ThreadSender
 from flux0.domain.errors import ConnectError
-from flux0.flows import Flow, SendFlow
-from flux0.ports import Request, Response
+from flux0.flows import CallRequest, Flow, SendFlow
+from flux0.ports import Response
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.forking import in_child
@@ -121,7 +121,7 @@ async def test_equal_session_ids_of_different_servers_do_not_wait_for_each_other
 ) -> None:
     transport = script(*[scripted_response(chunk("a"), headers=SSE) for _ in range(2)])
 
-    def send_to_another_server(request: Request, send: SendFlow) -> Flow[Response[Any]]:
+    def send_to_another_server(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         if request.url.startswith(SERVER):
             # Sending to the same server would raise an error, because this message is being sent.
             flux0.sessions.create_event(session_id="s", content="Hi", server_url=OTHER_SERVER)

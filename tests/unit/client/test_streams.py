@@ -20,9 +20,9 @@ from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stored_models import Events, Participant
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
+from flux0.flows import CallRequest
 from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
-from flux0.ports import Request
 from flux0.runtime.time import SystemTime
 from support.in_memory import (
     CORRELATION_ID,
@@ -47,7 +47,7 @@ BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
 def unobserved() -> TurnReport:
     """Return the report of a turn without observers."""
-    request = Request("POST", "", Headers())
+    request = CallRequest("POST", "", Headers())
     return TurnReport(Observers((), SystemTime()), request, "s", Participant())
 
 

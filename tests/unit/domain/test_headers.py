@@ -15,9 +15,8 @@ from flux0.domain import arguments
 from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import BackoffStrategy
-from flux0.flows import chain
+from flux0.flows import CallRequest, chain
 from flux0.middleware.headers import ComputedHeaders
-from flux0.ports import Request
 from flux0.testing import FakeTransport
 from support.driving import Time, drive_sync
 from support.in_memory import in_both_loops, in_every_mode, script, scripted_response
@@ -127,10 +126,10 @@ def test_values_that_may_be_credentials_are_hidden(name: str) -> None:
 
 # --- computed headers
 
-REQUEST = Request("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kept"))))
+REQUEST = CallRequest("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", "kept"))))
 
 
-def sent(values: dict[str, Callable[[], Any]], request: Request = REQUEST) -> Request:
+def sent(values: dict[str, Callable[[], Any]], request: CallRequest = REQUEST) -> CallRequest:
     """Send a request with computed headers, and return the request that the transport received."""
     transport = script(scripted_response())
     drive_sync(chain([ComputedHeaders(values)])(request), transport, Time())

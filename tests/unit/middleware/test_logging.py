@@ -11,14 +11,14 @@ from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError
 from flux0.domain.headers import Headers
-from flux0.flows import chain
+from flux0.flows import CallRequest, chain
 from flux0.middleware.logging import Logging
 from flux0.middleware.responses import ResponsePolicy
-from flux0.ports import Request, Response
+from flux0.ports import Response
 from support.driving import Time
 from support.in_memory import JSON, SSE, script, scripted_response
 
-REQUEST = Request("GET", "http://h:1/api/sessions?agent_id=1", Headers())
+REQUEST = CallRequest("GET", "http://h:1/api/sessions?agent_id=1", Headers())
 
 
 @define
@@ -39,7 +39,7 @@ class Clock(Time):
         return self.now
 
 
-def log_of(request: Request, outcome: Response[Any] | BaseException) -> list[str]:
+def log_of(request: CallRequest, outcome: Response[Any] | BaseException) -> list[str]:
     """Return the lines that are logged for one exchange."""
     logger = RecordingLogger()
     layers = chain([Logging(logger, Clock()), ResponsePolicy(JsonCodec(), 10**6)])

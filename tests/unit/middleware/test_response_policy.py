@@ -13,19 +13,19 @@ from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
 from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
-from flux0.flows import chain
+from flux0.flows import CallRequest, chain
 from flux0.middleware.responses import ResponsePolicy
-from flux0.ports import Request, Response
+from flux0.ports import Response
 from support.driving import Time
 from support.in_memory import JSON, SSE, Step, response_from, script, tape
 
-REQUEST = Request("GET", "http://127.0.0.1:8080/api/agents", Headers())
+REQUEST = CallRequest("GET", "http://127.0.0.1:8080/api/agents", Headers())
 LIMIT = 100_000
 TEXT = {"content-type": "text/plain; charset=utf-8"}
 HTML = {"content-type": "text/html"}
 
 
-def send(response: Response[Any], request: Request = REQUEST) -> Response[Any]:
+def send(response: Response[Any], request: CallRequest = REQUEST) -> Response[Any]:
     """Send a request through the middleware to a transport that returns `response`."""
     send_flow = chain([ResponsePolicy(JsonCodec(), LIMIT)])
     return Driver(script(response), Time()).run(send_flow(request))

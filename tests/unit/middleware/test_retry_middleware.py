@@ -18,10 +18,10 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, chain
+from flux0.flows import CallRequest, Flow, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
-from flux0.ports import Request, Response
+from flux0.ports import Response
 from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
     SSE,
@@ -37,7 +37,7 @@ from support.transports import Mode
 LIMIT = 1000
 STEADY = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
 NO_WAIT = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
-GET = Request("GET", "http://h/api/agents", Headers(), operation="agents.list", retries=STEADY)
+GET = CallRequest("GET", "http://h/api/agents", Headers(), operation="agents.list", retries=STEADY)
 POST = evolve(GET, method="POST", operation="agents.create")
 TURN = evolve(POST, operation="sessions.create_event", stream=True)
 
@@ -52,18 +52,18 @@ class Policy:
     jitter: float = 1.0
     reported: list[RetryDetails] = field(factory=list[RetryDetails])
 
-    def flow(self, request: Request) -> Flow[Response[Any]]:
+    def flow(self, request: CallRequest) -> Flow[Response[Any]]:
         self.time.random = self.jitter
         retry = Retry(self.budget, self.time, self.reported.append)
         return chain([retry, ResponsePolicy(JsonCodec(), LIMIT)])(request)
 
-    async def send(self, mode: Mode, request: Request) -> Any:
+    async def send(self, mode: Mode, request: CallRequest) -> Any:
         return await drive(mode, self.flow(request), self.transport, self.time)
 
-    def send_sync(self, request: Request) -> Any:
+    def send_sync(self, request: CallRequest) -> Any:
         return drive_sync(self.flow(request), self.transport, self.time)
 
-    async def fails(self, mode: Mode, request: Request) -> errors.Flux0Error:
+    async def fails(self, mode: Mode, request: CallRequest) -> errors.Flux0Error:
         with pytest.raises(errors.Flux0Error) as caught:
             await self.send(mode, request)
         return caught.value

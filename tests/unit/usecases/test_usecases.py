@@ -18,8 +18,8 @@ from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.stored_models import ContentPart
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, send_once
-from flux0.ports import Request, Response, Timeout
+from flux0.flows import CallRequest, Flow, send_once
+from flux0.ports import Response, Timeout
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
 from support.in_memory import SSE, play, scripted_response, sent
@@ -55,7 +55,7 @@ CALL = ApiCall(
 )
 
 
-def run(flow: Flow[Any], data: object, status: int = 200) -> tuple[Request, Any]:
+def run(flow: Flow[Any], data: object, status: int = 200) -> tuple[CallRequest, Any]:
     """Run a flow whose only request gets a JSON response; return the request and the result."""
     body = json.dumps(data).encode()
     effects, result = play(flow, Response(status, Headers(), body))
@@ -63,7 +63,7 @@ def run(flow: Flow[Any], data: object, status: int = 200) -> tuple[Request, Any]
     return sent(send), result
 
 
-def body_of(request: Request) -> Any:
+def body_of(request: CallRequest) -> Any:
     assert request.body is not None
     return json.loads(request.body)
 

@@ -15,6 +15,7 @@ from attrs import define
 
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
+from flux0.flows import CallRequest
 from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
 from flux0.runtime.event_loop import Loop
 from flux0.testing.cassettes.cassette import (
@@ -182,8 +183,9 @@ class ReplayTransport(SharedTransport):
         no_response = exchange.response is None
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
-        if request.deadline is not None and request.deadline.left(self.clock.now()) < 0:
-            return request.deadline.exceeded()  # The recorded call was cancelled at its deadline.
+        deadline = request.deadline if isinstance(request, CallRequest) else None
+        if deadline is not None and deadline.left(self.clock.now()) < 0:
+            return deadline.exceeded()  # The recorded call was cancelled at its deadline.
         return AssertionError(
             f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
             f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
