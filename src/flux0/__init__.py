@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from flux0.adapters.urllib3.requests_transport import RequestsTransport as RequestsTransport
     from flux0.adapters.urllib3.transport import Urllib3Transport as Urllib3Transport
+    from flux0.client.background_turns import BackgroundTurns as BackgroundTurns
     from flux0.client.conversation import (
         AsyncConversation as AsyncConversation,
         Conversation as Conversation,
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
         RetryDetails as RetryDetails,
     )
     from flux0.models import *  # noqa: F403 - all its names are public names of flux0
+    from flux0.turn_store import TurnStore as TurnStore
+    from flux0.turns.background_turn import BackgroundTurn as BackgroundTurn
+    from flux0.turns.memory_store import MemoryTurnStore as MemoryTurnStore
 
 # Maps each module to its public names, except the names of `flux0.models`.
 _NAMES = {
@@ -57,6 +61,7 @@ _NAMES = {
     "adapters.httpx": ["AsyncHttpClient", "HttpClient", "Httpx2Transport", "HttpxTransport"],
     "adapters.urllib3.requests_transport": ["RequestsTransport"],
     "adapters.urllib3.transport": ["Urllib3Transport"],
+    "client.background_turns": ["BackgroundTurns"],
     "client.conversation": ["AsyncConversation", "Conversation"],
     "client.flux0": ["Flux0"],
     "client.json_form": ["from_dict", "to_dict", "to_json"],
@@ -64,6 +69,9 @@ _NAMES = {
     "domain.headers": ["Headers"],
     "domain.messages.accumulator": ["MessageAccumulator"],
     "domain.retrying": ["BackoffStrategy", "RetryConfig", "RetryDetails"],
+    "turn_store": ["TurnStore"],
+    "turns.background_turn": ["BackgroundTurn"],
+    "turns.memory_store": ["MemoryTurnStore"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 # Maps each transport whose HTTP library may not be installed to this library. An extra with the

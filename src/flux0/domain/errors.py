@@ -341,13 +341,10 @@ class TurnTooLarge(StreamError):
 
 
 class TurnRunning(Flux0Error):
-    """A background turn of the session is running, and `running="refuse"` was passed.
+    """A background turn of the session is running, or did not end in time after it was stopped.
 
-    The message was not sent. Send it after the turn, or stop the turn.
+    If `BackgroundTurns.start` raised this error, the message was not sent.
     """
-
-    def __init__(self) -> None:
-        super().__init__("the message was not sent: a turn of the session is running")
 
 
 class TurnStoreError(Flux0Error):

@@ -73,12 +73,16 @@ class ChunkEvent(Extensible):
     metadata: Mapping[str, Any]
     timestamp: float | None = None
 
-    def to_sse(self) -> bytes:
-        """Encode the event as in the server's stream, including the members in `extra`."""
+    def to_sse(self, id: str | None = None) -> bytes:
+        """Encode the event as in the server's stream, including the members in `extra`.
+
+        Args:
+            id: The field `id` of the encoded event. By default, the event has no such field.
+        """
         data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
         data["patches"] = [patch.to_json() for patch in self.patches]
         data["metadata"] = dict(self.metadata)
-        return _encoded(self.event, with_extra(data, data.pop("extra")))
+        return _encoded(self.event, with_extra(data, data.pop("extra")), id)
 
 
 @frozen
@@ -101,8 +105,12 @@ class StatusEvent(Extensible):
         """The status in `data`."""
         return self.data.status
 
-    def to_sse(self) -> bytes:
-        """Encode the event as in the server's stream, including the members in `extra`."""
+    def to_sse(self, id: str | None = None) -> bytes:
+        """Encode the event as in the server's stream, including the members in `extra`.
+
+        Args:
+            id: The field `id` of the encoded event. By default, it is the id of the event.
+        """
         offset, details = self.data.acknowledged_offset, self.data.data
         status = {
             "type": self.data.type,
@@ -118,7 +126,7 @@ class StatusEvent(Extensible):
             "data": with_extra(status, self.data.extra),
             "metadata": None if self.metadata is None else dict(self.metadata),
         }
-        return _encoded(self.event, with_extra(data, self.extra), self.id)
+        return _encoded(self.event, with_extra(data, self.extra), self.id if id is None else id)
 
 
 @frozen
@@ -131,15 +139,19 @@ class UnknownEvent:
     data: str
     id: str = ""
 
-    def to_sse(self) -> bytes:
-        """Encode the event as in the server's stream."""
-        return _framed(self.event, self.data, self.id or None)
+    def to_sse(self, id: str | None = None) -> bytes:
+        """Encode the event as in the server's stream.
+
+        Args:
+            id: The field `id` of the encoded event. By default, it is the id of the event.
+        """
+        return _framed(self.event, self.data, id or self.id or None)
 
 
 StreamEvent: TypeAlias = ChunkEvent | StatusEvent | UnknownEvent
 
 
-def _encoded(name: str, data: dict[str, Any], id: str | None = None) -> bytes:
+def _encoded(name: str, data: dict[str, Any], id: str | None) -> bytes:
     from flux0.domain.json_text import json_text  # noqa: PLC0415 - not needed for the import
 
     return _framed(name, json_text(data), id)

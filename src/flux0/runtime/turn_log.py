@@ -114,9 +114,13 @@ class TurnLog:
         return bool(self._ends)
 
     def append(self, event: bytes) -> None:
-        """Add an event: a complete server-sent event, with its number as the field `id`."""
-        self._kept[1].append(event)
-        self._add_size(len(event))
+        """Add an event: a complete server-sent event, with its number as the field `id`.
+
+        Does nothing if the turn has ended.
+        """
+        if not self._ends:
+            self._kept[1].append(event)
+            self._add_size(len(event))
 
     def extend(self, number: int, events: Sequence[bytes]) -> None:
         """Add copies of events from another process. `number` is the number of the first one.

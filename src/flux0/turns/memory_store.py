@@ -56,7 +56,7 @@ class MemoryTurnStore(TurnStore):
             kept = turns.get(session_id)
             running = None if kept is None or kept.log.is_ended else kept.log
             if running is not None and refuse:
-                raise TurnRunning
+                raise TurnRunning("a turn of the session is running")
             self._add(session_id, log)
             return running
 

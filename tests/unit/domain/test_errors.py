@@ -55,7 +55,6 @@ FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
     errors.StreamError: lambda kind: kind("problem"),
     errors.EventTooLarge: lambda kind: kind(16),
     errors.TurnTooLarge: lambda kind: kind(16),
-    errors.TurnRunning: lambda kind: kind(),
     errors.DecodeError: lambda kind: kind("problem", field="data[0].id", body="{"),
     errors.ResponseTooLarge: lambda kind: kind(16),
     errors.InvalidArgument: lambda kind: kind("agent_id", "must not be empty"),

@@ -1,0 +1,332 @@
+"""Background turns: turns that are read to their end, also if no reader is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
+
+from flux0.client.conversation import AsyncConversation, Conversation
+from flux0.client.options import TurnOptions, show_options
+from flux0.client.turn_reading import TaskReading, ThreadReading, TurnReading
+from flux0.client.uncopyable import Uncopyable
+from flux0.domain import arguments
+from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument, TurnRunning
+from flux0.domain.timeouts import duration
+from flux0.runtime.event_loop import has_ended
+from flux0.runtime.processes import PerProcess
+from flux0.runtime.time import SystemTime
+from flux0.runtime.turn_log import TurnLog
+from flux0.turn_store import TurnStore
+from flux0.turns.background_turn import BackgroundTurn
+from flux0.turns.memory_store import MemoryTurnStore
+from flux0.turns.turn_relay import wait_for_end, wait_for_end_async
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
+R = TypeVar("R", ThreadReading, TaskReading)
+
+DEFAULT_MAX_TURN_BYTES: Final = 16 * 1024 * 1024
+# The longest time in seconds to wait until a turn that was stopped has ended.
+_MAX_STOP_SECONDS: Final = 10.0
+# Seconds between two checks whether event loops have ended. An event loop does not notify other
+# threads when it ends.
+_CHECK_SECONDS: Final = 0.5
+
+_STOPPED: Final = "the turn was stopped"
+_ANOTHER_MESSAGE: Final = (
+    "the turn was stopped by another message on its session: a session has one turn at a time"
+)
+_CLOSED: Final = "this BackgroundTurns is closed"
+
+
+class _OwnTurns:
+    """The running turns that this process reads."""
+
+    def __init__(self) -> None:
+        self._readings: dict[TurnReading[Any], None] = {}
+        self._is_watching = False
+        self._time = SystemTime()
+
+    def add(self, reading: TurnReading[Any]) -> None:
+        self._readings[reading] = None
+        if isinstance(reading, TaskReading):
+            self._watch()
+
+    def remove(self, reading: TurnReading[Any]) -> None:
+        self._readings.pop(reading, None)
+
+    def running(self) -> tuple[TurnReading[Any], ...]:
+        return tuple(self._readings.copy())
+
+    def _watch(self) -> None:
+        if not self._is_watching:
+            self._is_watching = True
+            self._time.alarm(monotonic() + _CHECK_SECONDS, self._check_loops)
+
+    def _check_loops(self) -> None:
+        self._is_watching = False
+        readings = [each for each in self.running() if isinstance(each, TaskReading)]
+        ended = {loop for loop in {each.loop for each in readings} if has_ended(loop)}
+        for reading in readings:
+            if reading.loop in ended:
+                reading.lose()
+        if readings:
+            self._watch()
+
+
+class _Claim:
+    """The claim of a new turn on its session.
+
+    If an async caller is cancelled, `take` continues in its thread. Then `take` undoes the claim.
+    """
+
+    def __init__(self, store: TurnStore, session_id: str, log: TurnLog, refuse: bool) -> None:
+        self._store = store
+        self._session_id = session_id
+        self._log = log
+        self._refuse = refuse
+        self._previous: TurnLog | None = None
+
+    def take(self) -> TurnLog | None:
+        """Claim the session, and stop its running turn. Return the turn that was stopped."""
+        self._previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
+        if self._log.is_ended:
+            self.undo()
+        elif self._previous is not None:
+            self._previous.stop(_ANOTHER_MESSAGE)
+        return self._previous
+
+    def undo(self) -> None:
+        self._store.release(self._session_id, self._log, self._previous)
+
+
+@final
+@show_options
+class BackgroundTurns(Uncopyable):
+    """Reads turns to their end in the background, for readers that come and go.
+
+        turns = BackgroundTurns()
+        turn = turns.start(conversation, "Hello")
+        for piece in turn.relay():  # closing the relay does not end the turn
+            print(piece)
+
+    A session has at most one running turn. Processes that share a store know the turns of all: a
+    reader can join a turn, or stop it, in any of these processes.
+
+    Sync methods take a `Conversation`, and read its turn in a daemon thread. Async methods take an
+    `AsyncConversation`, and read its turn in a task of the running event loop, under asyncio or
+    trio. Both kinds of readers can read each turn. If the event loop or the process ends before the
+    turn, the relays end with a `ReaderLost`.
+
+    The session id identifies a turn. Use one `BackgroundTurns` for each server. If several of them
+    share a Redis, use different prefixes.
+
+    Call `close` or `close_async` before the process or the event loop ends.
+
+    Args:
+        store: Where the turns are known: in this process by default (`MemoryTurnStore`), or in all
+            processes that use the same Redis (`RedisTurnStore`). It must not be shared with another
+            `BackgroundTurns`, which would close it.
+        max_turn_bytes: The size limit of the kept events of one turn. Default: 16 MiB. When a turn
+            exceeds it, its oldest events are dropped, and the turn continues. A reader that has
+            still to read a dropped event gets a `TurnTooLarge`.
+    """
+
+    def __init__(
+        self, store: TurnStore | None = None, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
+    ) -> None:
+        kind: type[Any] = TurnStore
+        self._store: TurnStore = (
+            MemoryTurnStore() if store is None else arguments.instance("store", kind, store)
+        )
+        self._max_bytes = arguments.integer("max_turn_bytes", max_turn_bytes, smallest=1)
+        self._own = PerProcess(_OwnTurns)
+        self._is_closed = False
+
+    def start(
+        self,
+        conversation: Conversation,
+        content: str,
+        *,
+        running: Literal["stop", "refuse"] = "stop",
+        **options: Unpack[TurnOptions],
+    ) -> BackgroundTurn:
+        """Send a message, and read the turn to its end in the background.
+
+        The options are the same as for `Conversation.send`.
+
+        Args:
+            conversation: The conversation of the session.
+            content: The text of the message.
+            running: What to do if a background turn of the session is running, in any process that
+                shares the store. `"stop"` stops that turn, waits until it has ended, and then sends
+                the message; `"refuse"` raises `TurnRunning`.
+
+        Raises:
+            TurnRunning: A turn is running, and `running` is `"refuse"`, or the turn did not end
+                within 10 s after it was stopped. The message was not sent.
+            TurnStoreError: The store cannot be used. The message was not sent.
+            ClientClosed: This `BackgroundTurns` is closed. The message was not sent.
+            Flux0Error: The errors of `Conversation.send`.
+        """
+        arguments.instance("conversation", Conversation, conversation)
+        reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
+        with _undone_on_error(reading, claim):
+            previous = claim.take()
+            if previous is not None:
+                _check_ended(wait_for_end(previous, _MAX_STOP_SECONDS))
+            reading.start(conversation.send(content, **options))
+        return BackgroundTurn(conversation.session_id, reading.log)
+
+    async def start_async(
+        self,
+        conversation: AsyncConversation,
+        content: str,
+        *,
+        running: Literal["stop", "refuse"] = "stop",
+        **options: Unpack[TurnOptions],
+    ) -> BackgroundTurn:
+        """The async version of `start`."""
+        arguments.instance("conversation", AsyncConversation, conversation)
+        reading, claim = self._prepare(TaskReading, conversation.session_id, running)
+        with _undone_on_error(reading, claim):
+            previous = await self._run(claim.take)
+            if previous is not None:
+                _check_ended(await wait_for_end_async(previous, _MAX_STOP_SECONDS))
+            reading.start(await conversation.send(content, **options))
+        return BackgroundTurn(conversation.session_id, reading.log)
+
+    def join(self, session_id: str) -> BackgroundTurn | None:
+        """Return the running turn of a session, or the last turn if it is still kept.
+
+        The store keeps a turn for a while after its end (`keep_seconds`). Return None if there is
+        no such turn: then the server may have stored the reply. Before you join a session whose id
+        comes from a browser, check that it belongs to the user (`Conversation.belongs_to_user`).
+
+        Raises:
+            TurnStoreError: The store cannot be used.
+        """
+        log = self._store.find(arguments.identifier("session_id", session_id))
+        return None if log is None else BackgroundTurn(session_id, log)
+
+    async def join_async(self, session_id: str) -> BackgroundTurn | None:
+        """The async version of `join`."""
+        return await self._run(partial(self.join, session_id))
+
+    def stop(self, session_id: str) -> bool:
+        """Stop the running turn of a session, and wait until it has ended.
+
+        Stopping a turn closes its stream, which cancels the agent. All relays of the turn end with
+        a `TurnStopped`, in all processes. Return False if no turn was running.
+
+        Raises:
+            TurnRunning: The turn did not end within 10 s.
+            TurnStoreError: The store cannot be used.
+        """
+        log = self._stop(session_id)
+        if log is not None:
+            _check_ended(wait_for_end(log, _MAX_STOP_SECONDS))
+        return log is not None
+
+    async def stop_async(self, session_id: str) -> bool:
+        """The async version of `stop`."""
+        log = await self._run(partial(self._stop, session_id))
+        if log is not None:
+            _check_ended(await wait_for_end_async(log, _MAX_STOP_SECONDS))
+        return log is not None
+
+    def close(self, *, drain_seconds: float = 0.0) -> None:
+        """Wait for the running turns of this process, then stop them, and close the store.
+
+        The relays of the turns that are stopped end with a `ClientClosed`. Later calls of `start`
+        raise `ClientClosed`. In async code, call `close_async`.
+
+        Args:
+            drain_seconds: The longest time in seconds to wait for the turns.
+        """
+        readings = self._begin_close()
+        ends = monotonic() + drain_seconds
+        for reading in readings:
+            wait_for_end(reading.log, ends - monotonic())
+        _stop_all(readings)
+        ends = monotonic() + _MAX_STOP_SECONDS
+        for reading in readings:
+            wait_for_end(reading.log, ends - monotonic())
+        self._store.close()
+
+    async def close_async(self, *, drain_seconds: float = 0.0) -> None:
+        """The async version of `close`."""
+        readings = self._begin_close()
+        ends = monotonic() + drain_seconds
+        for reading in readings:
+            await wait_for_end_async(reading.log, ends - monotonic())
+        _stop_all(readings)
+        ends = monotonic() + _MAX_STOP_SECONDS
+        for reading in readings:
+            await wait_for_end_async(reading.log, ends - monotonic())
+        await self._run(self._store.close)
+
+    def _prepare(self, kind: type[R], session_id: str, running: str) -> tuple[R, _Claim]:
+        if running not in {"stop", "refuse"}:
+            raise InvalidArgument("running", f'must be "stop" or "refuse", not {running!r}')
+        own = self._own.get()
+        reading = kind(self._create_log, own.remove)
+        own.add(reading)
+        if self._is_closed:  # Check it after `add`: otherwise, `close` may not find the turn.
+            own.remove(reading)
+            raise ClientClosed(_CLOSED)
+        return reading, _Claim(self._store, session_id, reading.log, running == "refuse")
+
+    def _create_log(self, stop: Callable[[str], object]) -> TurnLog:
+        return TurnLog(os.urandom(12).hex(), self._max_bytes, stop)
+
+    def _stop(self, session_id: str) -> TurnLog | None:
+        log = self._store.find(arguments.identifier("session_id", session_id))
+        if log is None or log.is_ended:
+            return None
+        log.stop(_STOPPED)
+        return log
+
+    def _begin_close(self) -> tuple[TurnReading[Any], ...]:
+        self._is_closed = True
+        return self._own.get().running()
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        if not self._store.blocking:
+            return function()
+        from flux0.runtime.threads import run_in_thread  # noqa: PLC0415 - loads anyio
+
+        return await run_in_thread(function)
+
+
+@contextmanager
+def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Iterator[None]:
+    """Return a context manager. If its block raises, the turn ends, and its claim is undone."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Flux0Error):
+            problem = f"the message could not be sent: {type(error).__name__}"
+            reading.stop(Flux0Error(problem))
+        else:
+            reading.stop(error)
+        reading.end()
+        claim.undo()
+        raise
+
+
+def _stop_all(readings: Iterable[TurnReading[Any]]) -> None:
+    for reading in readings:
+        reading.stop(ClientClosed(_CLOSED))
+
+
+def _check_ended(is_ended: bool) -> None:
+    if not is_ended:
+        limit = duration(_MAX_STOP_SECONDS)
+        raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")

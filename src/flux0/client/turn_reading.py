@@ -1,0 +1,162 @@
+"""Reads the stream of a background turn into its log, in a thread or in a task."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
+from threading import Thread
+from typing import Final, Generic, TypeVar
+
+from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.domain.errors import Flux0Error, ReaderLost, TurnStopped
+from flux0.domain.stream_events import StreamEvent
+from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task
+from flux0.runtime.turn_log import LogEnd, TurnLog
+
+S = TypeVar("S", EventStream, AsyncEventStream)
+
+_LOOP_ENDED: Final = "the event loop that read the background turn has ended"
+
+
+class TurnReading(ABC, Generic[S]):
+    """The reading of one background turn. Its methods can be called in any thread.
+
+    Args:
+        log: Creates the log of the turn, with the function that stops the turn.
+        on_end: A function that is called at the end of the turn, possibly by a finalizer.
+
+    Attributes:
+        log: The log of the turn.
+        loop: The event loop that reads the stream; None if a thread reads it.
+    """
+
+    loop: Loop | None = None
+
+    def __init__(
+        self,
+        create_log: Callable[[Callable[[str], object]], TurnLog],
+        on_end: Callable[[TurnReading[S]], object],
+    ) -> None:
+        self.log: TurnLog = create_log(lambda reason: self.stop(TurnStopped(reason)))
+        self._on_end: Callable[[TurnReading[S]], object] = on_end
+        self._stream: S | None = None
+        self._stopped: Flux0Error | None = None
+
+    def start(self, stream: S) -> None:
+        """Start to read `stream`, in another thread or task."""
+        self._stream = stream
+        self._start(stream)
+        # `stop` may have been called before the stream was known.
+        if self._stopped is not None:
+            self.stop(self._stopped)
+
+    def stop(self, error: Flux0Error) -> None:
+        """Close the stream. `error` is the end of the turn. Does nothing after the end.
+
+        If the message is still being sent, its stream is closed later, by `start`.
+        """
+        self._stopped = self._stopped or error
+        if self._stream is not None:
+            self._close(self._stream, error.problem)
+
+    def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
+        """End the turn."""
+        self._stream = None
+        self.log.finish(LogEnd(self._stopped or error, finished))
+        self._on_end(self)
+
+    def _append(self, event: StreamEvent) -> None:
+        self.log.append(event.to_sse(str(self.log.last + 1)))
+
+    @contextmanager
+    def _reading(self, stream: S) -> Iterator[None]:
+        """Return a context manager. The end of its block is the end of the turn."""
+        try:
+            yield
+        except Flux0Error as error:
+            self.end(error)
+        except Exception as error:
+            logging.getLogger("flux0").exception("the background turn could not be read")
+            problem = f"reading the background turn raised {type(error).__name__}; see the log"
+            failure = Flux0Error(problem)
+            failure.__cause__ = error
+            self.end(failure)
+        except BaseException:  # The event loop cancels its tasks when it ends.
+            self.end(ReaderLost(_LOOP_ENDED))
+            raise
+        else:
+            self.end(finished=stream.finished)
+
+    @abstractmethod
+    def _start(self, stream: S) -> None:
+        """Start to read `stream`, in another thread or task."""
+
+    @abstractmethod
+    def _close(self, stream: S, reason: str) -> None:
+        """Close `stream`, and end the turn."""
+
+
+class ThreadReading(TurnReading[EventStream]):
+    """Reads a turn in a daemon thread."""
+
+    def _start(self, stream: EventStream) -> None:
+        run = partial(copy_context().run, self._read, stream)
+        Thread(target=run, name="flux0-background-turn", daemon=True).start()
+
+    def _read(self, stream: EventStream) -> None:
+        with self._reading(stream), stream:
+            for event in stream:
+                self._append(event)
+            stream.confirm()
+
+    def _close(self, stream: EventStream, reason: str) -> None:
+        # Do not wait for the thread: in some transports, only the idle timeout ends its read.
+        try:
+            stream.close(reason)
+        finally:
+            self.end()
+
+
+class TaskReading(TurnReading[AsyncEventStream]):
+    """Reads a turn in a task of the event loop that was running at its creation."""
+
+    def __init__(
+        self,
+        create_log: Callable[[Callable[[str], object]], TurnLog],
+        on_end: Callable[[TurnReading[AsyncEventStream]], object],
+    ) -> None:
+        super().__init__(create_log, on_end)
+        self.loop = running_loop()
+
+    def lose(self) -> None:
+        """End the turn, because its event loop has ended without ending its tasks."""
+        self._stopped = self._stopped or ReaderLost(_LOOP_ENDED)
+        if self._stream is not None:
+            self._stream.close_soon(_LOOP_ENDED)
+        self.end()
+
+    def _start(self, stream: AsyncEventStream) -> None:
+        # Keep a reference to the task: an event loop has only weak references to its tasks.
+        self._task = start_task(partial(self._read, stream))
+
+    async def _read(self, stream: AsyncEventStream) -> None:
+        with self._reading(stream):
+            async with stream:
+                async for event in stream:
+                    self._append(event)
+                await stream.confirm()
+
+    def _close(self, stream: AsyncEventStream, reason: str) -> None:
+        async def close() -> None:
+            try:
+                await stream.close_async(reason)
+            finally:
+                self.end()
+
+        if is_stopped(self.loop) or not schedule_close(self.loop, close):
+            stream.close_soon(reason)
+            self.end()

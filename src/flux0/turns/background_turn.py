@@ -1,0 +1,160 @@
+"""One background turn, as its readers see it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import chain
+from typing import final
+
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
+from flux0.domain import arguments
+from flux0.domain.enums import SessionStatus
+from flux0.domain.errors import AgentError, InvalidArgument, StreamError
+from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.messages.history import Reply
+from flux0.domain.messages.tool_calls import joined_tool_calls
+from flux0.domain.stream_events import StatusEvent
+from flux0.runtime.turn_log import TurnLog
+from flux0.turns.turn_relay import LogReader, relay, relay_async
+
+# Last-Event-ID may come from any client. Longer numbers are slow to convert.
+_MAX_DIGITS = 18
+
+
+@final
+class BackgroundTurn:
+    """A turn that is read to its end in the background. `BackgroundTurns` returns it.
+
+    Any number of readers, in threads and in tasks of any event loop, can relay the turn or wait for
+    its reply, at different speeds. No reader delays or ends the turn.
+
+    Attributes:
+        session_id: The id of the session.
+        id: The id of the turn, unique in all processes.
+    """
+
+    def __init__(self, session_id: str, log: TurnLog) -> None:
+        self.session_id: str = session_id
+        self.id: str = log.turn_id
+        self._log = log
+
+    def __repr__(self) -> str:
+        state = "running" if self.is_running else "ended"
+        return f"<BackgroundTurn {state}, {self._log.last} events, session={self.session_id!r}>"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the turn is still being read."""
+        return not self._log.is_ended
+
+    def relay(
+        self, *, after: int | str | None = None, heartbeat_ms: int | None = 15_000
+    ) -> Iterator[bytes]:
+        """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
+
+        The bytes are the same as of `EventStream.relay`, except that the field `id` of each event
+        is the number of the event in the turn, from 1. A browser sends the last number back in the
+        header `Last-Event-ID`. If the turn fails or is stopped, the last event is named `error`,
+        and its data is JSON with the `type` and the `message` of the error.
+
+        Closing the iterator has no effect on the turn.
+
+        Args:
+            after: Begin after the event with this number of the same turn. By default, begin with
+                the first event. A string, such as the value of `Last-Event-ID`, is converted.
+            heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
+                comment keeps proxies from closing the connection. None means no comments.
+
+        Raises:
+            InvalidArgument: `after` is not the number of an event.
+        """
+        heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
+        return relay(self._log, _number(after), heartbeat)
+
+    def relay_async(
+        self, *, after: int | str | None = None, heartbeat_ms: int | None = 15_000
+    ) -> AsyncIterator[bytes]:
+        """The async version of `relay`."""
+        heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
+        return relay_async(self._log, _number(after), heartbeat)
+
+    def wait(self) -> Reply:
+        """Wait until the turn has ended, and return the reply of the agent.
+
+        Raises:
+            AgentError: The agent reported an error.
+            TurnStopped: The turn was stopped.
+            ReaderLost: The process, or the event loop, that read the turn has ended.
+            TurnTooLarge: Events were dropped before this call could read them (`max_turn_bytes`).
+            ClientClosed: The client or the stream of the turn was closed.
+            StreamError: The stream of the turn failed.
+            DecodeError: An event is not valid JSON or has the wrong shape.
+        """
+        reader, reply = LogReader(self._log), _ReplyBuilder()
+        while (events := reader.read()) is not None:
+            if events:
+                reply.feed(events)
+            else:
+                reader.wait(None)
+        return reply.finish(reader)
+
+    async def wait_async(self) -> Reply:
+        """The async version of `wait`."""
+        reader, reply = LogReader(self._log), _ReplyBuilder()
+        while (events := reader.read()) is not None:
+            if events:
+                reply.feed(events)
+            else:
+                await reader.wait_async(None)
+        return reply.finish(reader)
+
+
+class _ReplyBuilder:
+    """Builds the reply from the encoded events of a turn, which another process may have read."""
+
+    def __init__(self) -> None:
+        # The stream has already checked the size of each event.
+        self._parser = SSEParser(max_event_bytes=None)
+        self._codec = JsonCodec()
+        self._accumulator = MessageAccumulator()
+        self._correlation_id: str | None = None
+        self._event_count = 0
+
+    def feed(self, events: Iterable[bytes]) -> None:
+        for raw in chain.from_iterable(map(self._parser.feed, events)):
+            event = self._codec.decode_event(raw)
+            self._event_count += 1
+            self._correlation_id = getattr(event, "correlation_id", self._correlation_id)
+            if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
+                raise self._with_turn(AgentError(event.data.data))
+            self._accumulator.feed(event)
+
+    def finish(self, reader: LogReader) -> Reply:
+        error = reader.error
+        if isinstance(error, StreamError):
+            raise self._with_turn(error)
+        if error is not None:
+            raise error
+        messages = self._accumulator.finish()
+        end = reader.log.end
+        return Reply(messages, joined_tool_calls(messages), end is not None and end.finished)
+
+    def _with_turn(self, error: StreamError) -> StreamError:
+        """Add the details of the turn to an error that has none, because it has no stream."""
+        if not error.event_count:
+            error.correlation_id = self._correlation_id
+            error.event_count = self._event_count
+            error.messages = self._accumulator.messages
+            error.sent = "yes" if self._event_count else "maybe"
+        return error
+
+
+def _number(after: int | str | None) -> int:
+    if after is None or after == "":
+        return 0
+    if isinstance(after, str) and after.isascii() and after.isdigit() and len(after) <= _MAX_DIGITS:
+        return int(after)
+    if isinstance(after, int) and not isinstance(after, bool) and after >= 0:
+        return after
+    raise InvalidArgument("after", f"must be the number of an event, not {after!r:.100}")

@@ -1,0 +1,132 @@
+"""Reads the log of a background turn, in threads and in tasks of any event loop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from functools import partial
+from time import monotonic
+from typing import Final
+
+from flux0.domain.errors import Flux0Error
+from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
+from flux0.runtime.turn_log import TurnLog
+from flux0.runtime.waker import Waker
+
+# Do not add a blank line: @microsoft/fetch-event-source would report the comment as an empty
+# message.
+HEARTBEAT: Final = b": heartbeat\n"
+_FOREVER: Final = -1.0
+
+
+class LogReader:
+    """A position in the log of a turn.
+
+    Args:
+        log: The log of the turn.
+        after: The number of the event before the first event to read.
+
+    Attributes:
+        log: The log of the turn.
+        position: The number of the last event that was read.
+        error: The error that ended reading; None before the end, or after an end without an error.
+    """
+
+    def __init__(self, log: TurnLog, after: int = 0) -> None:
+        self.log: TurnLog = log
+        self.position: int = after
+        self.error: Flux0Error | None = None
+
+    def read(self) -> Sequence[bytes] | None:
+        """Return the next events. They are empty if there is none yet, and None at the end."""
+        end = self.log.end  # Get the end first: after the end, no event is added.
+        try:
+            events = self.log.read(self.position)
+        except Flux0Error as error:
+            self.error = error.with_traceback(None)
+            return None
+        if not events and end is not None:
+            # The error has the number after the last event. If `position` is larger, the error was
+            # read before.
+            self.error = end.error if self.position <= self.log.last else None
+            return None
+        self.position += len(events)
+        return events
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait until `read` returns events or the end; return False after `seconds`."""
+        waker = Waker()
+        cancel = self.log.on_change(waker.wake)
+        try:
+            return self._has_more() or waker.wait(_FOREVER if seconds is None else seconds)
+        finally:
+            cancel()
+
+    async def wait_async(self, seconds: float | None) -> bool:
+        """The async version of `wait`."""
+        anyio = load_anyio()
+        changed = anyio.Event()
+        cancel = self.log.on_change(partial(call_soon, running_loop(), changed.set))
+        try:
+            if not self._has_more():
+                with anyio.move_on_after(seconds):
+                    await changed.wait()
+            return self._has_more()
+        finally:
+            cancel()
+
+    def _has_more(self) -> bool:
+        return self.log.last > self.position or self.log.is_ended
+
+
+def wait_for_end(log: TurnLog, seconds: float) -> bool:
+    """Wait until the turn has ended; return False if it is running after `seconds`."""
+    ends = monotonic() + seconds
+    while not log.is_ended and (left := ends - monotonic()) > 0:
+        LogReader(log, log.last).wait(left)
+    return log.is_ended
+
+
+async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
+    """The async version of `wait_for_end`."""
+    with load_anyio().move_on_after(seconds):
+        while not log.is_ended:
+            await LogReader(log, log.last).wait_async(None)
+    return log.is_ended
+
+
+def relay(log: TurnLog, after: int, heartbeat: float | None) -> Iterator[bytes]:
+    """Yield the encoded events of a turn, and a comment after `heartbeat` seconds without events.
+
+    If the turn has failed, the last event describes the error. Closing the iterator, or deleting
+    it, has no effect on the turn.
+    """
+    reader = LogReader(log, after)
+    while (events := reader.read()) is not None:
+        if events:
+            yield from events
+        elif not reader.wait(heartbeat):
+            yield HEARTBEAT
+    if reader.error is not None:
+        yield _error_event(reader, reader.error)
+
+
+async def relay_async(log: TurnLog, after: int, heartbeat: float | None) -> AsyncIterator[bytes]:
+    """The async version of `relay`."""
+    reader = LogReader(log, after)
+    while (events := reader.read()) is not None:
+        for event in events:
+            yield event
+        if not events and not await reader.wait_async(heartbeat):
+            yield HEARTBEAT
+    if reader.error is not None:
+        yield _error_event(reader, reader.error)
+
+
+def _error_event(reader: LogReader, error: Flux0Error) -> bytes:
+    """Return an event named `error`. If `error` has ended the turn, the event has a number."""
+    import json  # noqa: PLC0415 - errors are rare
+
+    data = json.dumps({"type": type(error).__name__, "message": error.problem})
+    is_end = reader.log.is_ended and reader.position == reader.log.last
+    number = f"id: {reader.position + 1}\n" if is_end else ""
+    return f"event: error\n{number}data: {data}\n\n".encode()
