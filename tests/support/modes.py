@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import trio
 
-from flux0 import AsyncEventStream, EventStream, Flux0
+from flux0 import AsyncEventStream, BackgroundTurn, BackgroundTurns, EventStream, Flux0
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.resources import AgentsResource, SessionsResource
 from support.transports import Mode
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
+F = TypeVar("F", Flux0, BackgroundTurns)
 
 Test = Callable[[], Coroutine[Any, Any, None]]
 
@@ -77,9 +78,14 @@ async def at_once(mode: Mode, *tests: Test) -> None:
                 tasks.start_soon(test)
 
 
-def in_mode(mode: Mode, flux0: Flux0) -> Flux0:
-    """Return `flux0`; in the mode "sync", a wrapper whose `_async` methods call sync methods."""
-    return cast("Flux0", _SyncWrapper(flux0)) if mode == "sync" else flux0
+def in_mode(mode: Mode, real: F) -> F:
+    """Return `real`; in the mode "sync", a wrapper whose `_async` methods call sync methods."""
+    return cast("F", _SyncWrapper(real)) if mode == "sync" else real
+
+
+def unwrapped(value: Any) -> Any:
+    """Return the object that `in_mode` has wrapped, or `value` itself."""
+    return getattr(value, "_real", value)
 
 
 class _SyncWrapper:
@@ -94,7 +100,7 @@ class _SyncWrapper:
             return _wrap(member)
 
         def call(*args: Any, **options: Any) -> Any:
-            return _wrap(member(*args, **options))
+            return _wrap(member(*map(unwrapped, args), **options))
 
         async def call_async(*args: Any, **options: Any) -> Any:
             return call(*args, **options)
@@ -129,6 +135,8 @@ class _SyncWrapper:
 # Classes with sync methods, and the classes with the corresponding async methods.
 _ASYNC: Mapping[type, type] = {
     Flux0: Flux0,
+    BackgroundTurns: BackgroundTurns,
+    BackgroundTurn: BackgroundTurn,
     AgentsResource: AgentsResource,
     SessionsResource: SessionsResource,
     EventStream: AsyncEventStream,

@@ -109,7 +109,7 @@ class _Claim:
 @final
 @show_options
 class BackgroundTurns(Uncopyable):
-    """Reads turns to their end in the background, for readers that come and go.
+    """Reads turns to their end in the background, also without a reader of their relays.
 
         turns = BackgroundTurns()
         turn = turns.start(conversation, "Hello")
@@ -121,7 +121,7 @@ class BackgroundTurns(Uncopyable):
 
     Sync methods take a `Conversation`, and read its turn in a daemon thread. Async methods take an
     `AsyncConversation`, and read its turn in a task of the running event loop, under asyncio or
-    trio. Both kinds of readers can read each turn. If the event loop or the process ends before the
+    trio. Sync and async code can join each turn. If the event loop or the process ends before the
     turn, the relays end with a `ReaderLost`.
 
     The session id identifies a turn. Use one `BackgroundTurns` for each server. If several of them

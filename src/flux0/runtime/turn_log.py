@@ -88,7 +88,7 @@ class TurnLog:
         # The number of the oldest kept event, and the kept events. Both change together.
         self._kept: tuple[int, list[bytes]] = (1, [])
         self._size = 0
-        # Several threads may add an end at the same time. Only the first one counts.
+        # Several threads may add an end at the same time. The first one takes precedence.
         self._ends: list[LogEnd] = []
         self._wakers: dict[object, Callable[[], object]] = {}
 

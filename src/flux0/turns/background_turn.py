@@ -16,7 +16,7 @@ from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stream_events import StatusEvent
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.turn_relay import LogReader, relay, relay_async
+from flux0.turns.turn_relay import AsyncRelay, LogReader, relay
 
 # Last-Event-ID may come from any client. Longer numbers are slow to convert.
 _MAX_DIGITS = 18
@@ -77,7 +77,7 @@ class BackgroundTurn:
     ) -> AsyncIterator[bytes]:
         """The async version of `relay`."""
         heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
-        return relay_async(self._log, _number(after), heartbeat)
+        return AsyncRelay(self._log, _number(after), heartbeat)
 
     def wait(self) -> Reply:
         """Wait until the turn has ended, and return the reply of the agent.

@@ -110,16 +110,40 @@ def relay(log: TurnLog, after: int, heartbeat: float | None) -> Iterator[bytes]:
         yield _error_event(reader, reader.error)
 
 
-async def relay_async(log: TurnLog, after: int, heartbeat: float | None) -> AsyncIterator[bytes]:
-    """The async version of `relay`."""
-    reader = LogReader(log, after)
-    while (events := reader.read()) is not None:
-        for event in events:
-            yield event
-        if not events and not await reader.wait_async(heartbeat):
-            yield HEARTBEAT
-    if reader.error is not None:
-        yield _error_event(reader, reader.error)
+class AsyncRelay(AsyncIterator[bytes]):
+    """The async version of `relay`.
+
+    It is not an async generator, because an event loop warns about async generators that were not
+    closed. An `AsyncRelay` has nothing to close.
+    """
+
+    def __init__(self, log: TurnLog, after: int, heartbeat: float | None) -> None:
+        self._reader = LogReader(log, after)
+        self._heartbeat = heartbeat
+        self._pieces: Iterator[bytes] = iter(())
+        self._is_ended = False
+
+    async def __anext__(self) -> bytes:
+        reader = self._reader
+        while True:
+            for piece in self._pieces:
+                return piece
+            if self._is_ended:
+                raise StopAsyncIteration
+            events = reader.read()
+            if events is None:
+                self._is_ended = True
+                if reader.error is not None:
+                    return _error_event(reader, reader.error)
+            elif events:
+                self._pieces = iter(events)
+            elif not await reader.wait_async(self._heartbeat):
+                return HEARTBEAT
+
+    async def aclose(self) -> None:
+        """End the iteration, as the same method of an async generator."""
+        self._pieces = iter(())
+        self._is_ended = True
 
 
 def _error_event(reader: LogReader, error: Flux0Error) -> bytes:

@@ -1,0 +1,673 @@
+"""`BackgroundTurns`: starting, joining, stopping and closing background turns."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import re
+import threading
+from collections.abc import AsyncIterator, Iterable
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from flux0 import (
+    AgentError,
+    AsyncConversation,
+    BackgroundTurn,
+    BackgroundTurns,
+    ClientClosed,
+    ConnectError,
+    Flux0,
+    Flux0Error,
+    InvalidArgument,
+    MemoryTurnStore,
+    ReaderLost,
+    StreamInterrupted,
+    TurnRunning,
+    TurnStopped,
+    TurnStore,
+)
+from flux0.client import background_turns
+from flux0.ports import Request, Response
+from flux0.runtime.event_loop import running_loop
+from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.testing import (
+    AgentReply,
+    AgentStep,
+    CallTool,
+    Fail,
+    FakeTransport,
+    Gate,
+    GiveResult,
+    Reason,
+    Refuse,
+    Report,
+    Say,
+    Truncate,
+)
+from support.forking import in_child
+from support.in_memory import in_both_loops, in_every_mode
+from support.modes import at_once, in_mode, run, unwrapped
+from support.transports import ASYNC, SYNC, Mode
+
+TIMEOUT = 20.0
+ANOTHER_MESSAGE = "stopped by another message on its session"
+TOOL = CallTool("weather", {"city": "SF"})
+TURN: list[AgentStep] = [
+    Report("processing"),
+    Reason("Hm"),
+    TOOL,
+    GiveResult(TOOL, "é"),
+    Say("Sunny.", pieces=3),
+]
+
+
+class Server:
+    """A fake, its client, and background turns. Everything has async methods in every mode."""
+
+    def __init__(
+        self, mode: Mode, reply: AgentReply = "Hi", store: TurnStore | None = None, **options: Any
+    ) -> None:
+        self.mode: Mode = mode
+        self.fake = FakeTransport(reply)
+        self.transport = Held(self.fake)
+        self.client = in_mode(mode, Flux0(transport=self.transport))
+        self.real = BackgroundTurns(store, **options)
+        self.turns = in_mode(mode, self.real)
+
+    async def conversation(self) -> AsyncConversation:
+        return await self.client.conversation_async(agent=self.fake.agent_id)
+
+    def stored_texts(self, conversation: AsyncConversation) -> list[str]:
+        """Return the texts of the agent that the fake has stored."""
+        with Flux0(transport=self.fake) as client:
+            history = client.conversation(session=conversation.session_id).history()
+        return [event.text for event in history if event.source == "ai_agent"]
+
+
+class Held:
+    """A transport that holds messages while `is_open` is not set."""
+
+    def __init__(self, fake: FakeTransport) -> None:
+        self._fake = fake
+        self.time = fake.clock
+        self.is_open = threading.Event()
+        self.is_open.set()
+        self.holds = False
+
+    def send(self, request: Request) -> Response[Any]:
+        if request.stream:
+            self.holds = not self.is_open.is_set()
+            assert self.is_open.wait(TIMEOUT)
+        return self._fake.send(request)
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        while request.stream and not self.is_open.is_set():
+            self.holds = True
+            await anyio.sleep(0.001)
+        return await self._fake.send_async(request)
+
+    def close(self) -> None:
+        self._fake.close()
+
+    async def close_async(self) -> None:
+        await self._fake.close_async()
+
+
+async def pause(mode: Mode) -> None:
+    """Let other threads or tasks run."""
+    if mode == "sync":
+        threading.Event().wait(0.001)
+    else:
+        await anyio.sleep(0.001)
+
+
+async def reached(mode: Mode, gate: Gate) -> None:
+    while not gate.reached:
+        await pause(mode)
+
+
+def relays(turn: BackgroundTurn, number: int) -> list[AsyncIterator[bytes]]:
+    return [turn.relay_async() for _ in range(number)]
+
+
+async def close(relay: Any) -> None:
+    """Close a relay as a web server does."""
+    real = unwrapped(relay)
+    if hasattr(real, "aclose"):
+        await real.aclose()
+    else:
+        real.close()
+
+
+async def joined_turn(server: Server, conversation: AsyncConversation) -> BackgroundTurn:
+    turn = await server.turns.join_async(conversation.session_id)
+    assert turn is not None
+    return turn
+
+
+def error_free(piece: bytes) -> bool:
+    return not piece.startswith(b"event: error\n")
+
+
+async def gathered(pieces: AsyncIterator[bytes]) -> list[bytes]:
+    return [piece async for piece in pieces]
+
+
+def without_numbers(pieces: Iterable[bytes]) -> list[bytes]:
+    """Return the events without their field `id`, after checking that the ids count from 1."""
+    for number, piece in enumerate(pieces, 1):
+        assert re.findall(rb"^id: (.*)$", piece, re.MULTILINE) == [str(number).encode()]
+    return [re.sub(rb"^id:.*\n", b"", piece, flags=re.MULTILINE) for piece in pieces]
+
+
+def error_in(piece: bytes) -> tuple[str, str]:
+    """Return the type and the message of an event named `error`."""
+    assert piece.startswith(b"event: error\n")
+    data = json.loads(piece.split(b"data: ")[1])
+    return data["type"], data["message"]
+
+
+@in_every_mode
+async def test_turn_is_read_to_its_end_without_a_reader(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, [Say("It is"), gate, Say("sunny.")])
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    assert turn.is_running
+    gate.open()
+    while server.real._own.get().running():
+        await pause(mode)
+    assert server.stored_texts(conversation) == ["It is", "sunny."]
+    server.fake.assert_no_open_streams()
+
+
+@in_every_mode
+async def test_relay_has_the_bytes_of_a_stream_and_numbers_as_ids(mode: Mode) -> None:
+    server = Server(mode, TURN)
+    conversation = await server.conversation()
+    async with await conversation.send("Hi") as stream:
+        expected = [re.sub(rb"id:.*\n", b"", event.to_sse()) async for event in stream]
+    server.fake.script(TURN)
+    turn = await server.turns.start_async(conversation, "Hi")
+    pieces = without_numbers(await gathered(turn.relay_async()))
+
+    def normal(piece: bytes) -> bytes:
+        return re.sub(rb'("[a-z_]*id": ")[^"]*|[0-9.]{8,}', rb"\1", piece)
+
+    assert list(map(normal, pieces)) == list(map(normal, expected))
+
+
+@in_every_mode
+async def test_closing_a_relay_does_not_end_the_turn(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, [Say("It is"), gate, Say("sunny.")])
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    unread, first = relays(turn, 2)
+    await close(unread)
+    assert error_free(await anext(first))
+    await close(first)
+    assert turn.is_running
+    gate.open()
+    assert (await turn.wait_async()).text == "It is\nsunny."
+
+
+@in_every_mode
+async def test_relays_continue_after_a_number_and_at_different_speeds(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, [Say("abc", pieces=3), gate, Say("def", pieces=3)])
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    slow, fast = relays(turn, 2)
+    begin = [await anext(slow), await anext(fast), await anext(fast)]
+    gate.open()
+    whole = [*begin[1:], *await gathered(fast)]
+    assert not turn.is_running
+    assert [begin[0], *await gathered(slow)] == whole
+    assert without_numbers(whole)
+    for after, rest in ((None, whole), ("", whole), (0, whole), ("2", whole[2:]), (6, [])):
+        assert await gathered(turn.relay_async(after=after)) == rest
+
+
+@in_every_mode
+async def test_join_returns_the_running_or_kept_turn_until_keep_seconds_have_passed(
+    mode: Mode,
+) -> None:
+    gate, now = Gate(), [1000.0]
+    store = MemoryTurnStore(keep_seconds=60, clock=lambda: now[0])
+    server = Server(mode, ["a", gate, "b"], store)
+    conversation = await server.conversation()
+    assert await server.turns.join_async(conversation.session_id) is None
+
+    turn = await server.turns.start_async(conversation, "Hi")
+    joined = await joined_turn(server, conversation)
+    assert (joined.id, joined.session_id) == (turn.id, conversation.session_id)
+    assert joined.is_running
+    gate.open()
+    assert (await joined.wait_async()).text == "a\nb"
+
+    now[0] += 60
+    kept = await joined_turn(server, conversation)
+    assert (await kept.wait_async()).text == "a\nb"
+    now[0] += 0.1
+    assert await server.turns.join_async(conversation.session_id) is None
+
+
+@in_every_mode
+async def test_stop_ends_all_relays_with_the_same_error(mode: Mode) -> None:
+    server = Server(mode, [Say("abc", pieces=3), Gate()])
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    first, second = relays(turn, 2)
+    for _ in range(3):
+        await anext(first)
+
+    assert await server.turns.stop_async(conversation.session_id)
+    (last,) = await gathered(first)
+    assert error_in(last) == ("TurnStopped", "the turn was stopped")
+    assert b"\nid: 4\n" in last
+    assert (await gathered(second))[3:] == [last]
+    assert await gathered(turn.relay_async(after=3)) == [last]
+    assert await gathered(turn.relay_async(after=4)) == []
+    server.fake.assert_no_open_streams()
+    with pytest.raises(TurnStopped) as caught:
+        await turn.wait_async()
+    assert caught.value.correlation_id
+    assert (caught.value.event_count, caught.value.sent) == (3, "yes")
+
+    assert not await server.turns.stop_async(conversation.session_id)
+    assert not await server.turns.stop_async("unknown")
+
+
+@in_every_mode
+async def test_second_message_stops_the_running_turn(mode: Mode) -> None:
+    server = Server(mode)
+    server.fake.script(["a", Gate()], "b")
+    conversation = await server.conversation()
+    first = await server.turns.start_async(conversation, "Hi")
+    second = await server.turns.start_async(conversation, "Hi again")
+
+    kind, message = error_in((await gathered(first.relay_async()))[-1])
+    assert kind == "TurnStopped"
+    assert ANOTHER_MESSAGE in message
+    assert (await second.wait_async()).text == "b"
+    assert (await joined_turn(server, conversation)).id == second.id
+
+
+@in_every_mode
+async def test_second_message_is_refused_while_a_turn_is_running(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, ["a", gate, "b"])
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    sent = len(server.fake.calls)
+    with pytest.raises(TurnRunning) as caught:
+        await server.turns.start_async(conversation, "Hi again", running="refuse")
+    assert caught.value.sent == "no"
+    assert len(server.fake.calls) == sent
+
+    gate.open()
+    assert (await turn.wait_async()).text == "a\nb"
+    again = await server.turns.start_async(conversation, "Hi again", running="refuse")
+    assert (await again.wait_async()).text == "a\nb"
+
+
+@in_every_mode
+async def test_plain_message_on_the_session_ends_the_background_turn(mode: Mode) -> None:
+    server = Server(mode)
+    server.fake.script(["a", Gate()], "b")
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    async with await conversation.send("Hi again") as stream:
+        await stream.final_messages()
+
+    kind, message = error_in((await gathered(turn.relay_async()))[-1])
+    assert kind == "ClientClosed"
+    assert "closed by another message on its session" in message
+
+
+@in_every_mode
+async def test_closing_the_client_ends_its_background_turns(mode: Mode) -> None:
+    server = Server(mode, ["a", Gate()])
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    await server.client.close_async()
+    kind, message = error_in((await gathered(turn.relay_async()))[-1])
+    assert kind == "ClientClosed"
+    assert message == "this Flux0 client is closed: create a new client"
+    with pytest.raises(ClientClosed):
+        await turn.wait_async()
+
+
+@in_every_mode
+async def test_close_stops_the_turns_and_rejects_later_messages(mode: Mode) -> None:
+    server = Server(mode, ["a", Gate()])
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    await server.turns.close_async()
+    assert error_in((await gathered(turn.relay_async()))[-1]) == (
+        "ClientClosed",
+        "this BackgroundTurns is closed",
+    )
+    sent = len(server.fake.calls)
+    with pytest.raises(ClientClosed, match="BackgroundTurns is closed"):
+        await server.turns.start_async(conversation, "Hi")
+    assert len(server.fake.calls) == sent
+    assert await server.turns.join_async(conversation.session_id) is None
+    await server.turns.close_async()
+
+
+@in_every_mode
+async def test_close_waits_for_running_turns_up_to_drain_seconds(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, [Say("a"), gate, Say("b")])
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    await reached(mode, gate)
+    threading.Timer(0.05, gate.open).start()
+    await server.turns.close_async(drain_seconds=TIMEOUT)
+    assert (await turn.wait_async()).text == "a\nb"
+
+
+@in_every_mode
+async def test_message_that_could_not_be_sent_leaves_no_turn(mode: Mode) -> None:
+    server = Server(mode)
+    conversation = await server.conversation()
+    server.fake.inject(Refuse(), times=3)
+    with pytest.raises(ConnectError) as caught:
+        await server.turns.start_async(conversation, "Hi")
+    assert caught.value.sent == "no"
+    assert await server.turns.join_async(conversation.session_id) is None
+
+    server.fake.reset()
+    turn = await server.turns.start_async(await server.conversation(), "Hi", running="refuse")
+    assert (await turn.wait_async()).text == "Hi"
+
+
+@in_every_mode
+async def test_errors_of_the_turn_are_raised_by_wait_and_relayed_last(mode: Mode) -> None:
+    server = Server(mode, ["a", "b"])
+    conversation = await server.conversation()
+    server.fake.inject(Truncate(after_events=1))
+    turn = await server.turns.start_async(conversation, "Hi")
+    with pytest.raises(StreamInterrupted) as caught:
+        await turn.wait_async()
+    assert caught.value.correlation_id
+    assert [message.text for message in caught.value.messages] == ["a"]
+    first, last = await gathered(turn.relay_async())
+    assert error_in(last)[0] == "StreamInterrupted"
+    assert error_free(first)
+
+
+@in_every_mode
+async def test_error_of_the_agent_is_raised_by_wait_and_is_an_event_of_the_relay(
+    mode: Mode,
+) -> None:
+    server = Server(mode, ["a", Fail({"code": 7}), "b"])
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    with pytest.raises(AgentError) as caught:
+        await turn.wait_async()
+    assert caught.value.data == {"code": 7}
+    assert [message.text for message in caught.value.messages] == ["a"]
+    assert len(without_numbers(await gathered(turn.relay_async()))) == 3
+
+
+@in_every_mode
+async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mode) -> None:
+    server = Server(mode, ["a", Gate()])
+    conversation = await server.conversation()
+    results: list[Any] = []
+
+    async def send() -> None:
+        results.append(await server.turns.start_async(conversation, "Hi"))
+
+    async def stop() -> None:
+        while not server.transport.holds:
+            await pause(mode)
+        log = server.real._store.find(conversation.session_id)
+        assert log is not None
+        log.stop("the reason")
+        server.transport.is_open.set()
+
+    server.transport.is_open.clear()
+    await at_once(mode, send, stop)
+    kind, message = error_in((await gathered(results[0].relay_async()))[-1])
+    assert (kind, message) == ("TurnStopped", "the reason")
+    server.fake.assert_no_open_streams()
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_message_is_not_sent_if_the_running_turn_does_not_end(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_turns, "_MAX_STOP_SECONDS", 0.01)
+    run(mode, partial(start_after_a_turn_that_does_not_end, mode))
+
+
+async def start_after_a_turn_that_does_not_end(mode: Mode) -> None:
+    store, reasons = MemoryTurnStore(), list[str]()
+    server = Server(mode, store=store)
+    conversation = await server.conversation()
+    stuck = TurnLog("stuck", 1000, reasons.append)
+    store.claim(conversation.session_id, stuck, refuse=True)
+    sent = len(server.fake.calls)
+    with pytest.raises(TurnRunning, match=r"did not end within 0\.01 s after it was stopped"):
+        await server.turns.start_async(conversation, "Hi")
+    with pytest.raises(TurnRunning):
+        await server.turns.stop_async(conversation.session_id)
+    assert len(server.fake.calls) == sent
+    assert len(reasons) == 2
+    assert (await joined_turn(server, conversation)).id == "stuck"
+    stuck.finish(LogEnd())
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_exception_of_user_code_ends_the_turn_and_is_logged(
+    mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(mode, partial(fail_in_user_code, mode))
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+async def fail_in_user_code(mode: Mode) -> None:
+    def fail(_: object) -> Any:
+        yield "a"
+        raise ZeroDivisionError("a bug")
+
+    server = Server(mode, fail)
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    with pytest.raises(Flux0Error, match="raised ZeroDivisionError") as caught:
+        await turn.wait_async()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert error_in((await gathered(turn.relay_async()))[-1])[0] == "Flux0Error"
+    assert "a bug" not in error_in((await gathered(turn.relay_async()))[-1])[1]
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_end_of_the_event_loop_ends_its_turns(mode: Mode) -> None:
+    turns: list[BackgroundTurn] = []
+    server = Server(mode, ["a", Gate()])
+
+    async def start() -> None:
+        conversation = await server.conversation()
+        turns.append(await server.turns.start_async(conversation, "Hi"))
+        await anext(turns[0].relay_async())
+
+    run(mode, start)
+    assert error_in(list(turns[0].relay())[-1]) == (
+        "ReaderLost",
+        "the event loop that read the background turn has ended",
+    )
+    with pytest.raises(ReaderLost):
+        turns[0].wait()
+    server.fake.assert_no_open_streams()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None:
+    server = Server("asyncio", ["a", Gate()])
+    loop = asyncio.new_event_loop()
+
+    async def start() -> BackgroundTurn:
+        turn = await server.turns.start_async(await server.conversation(), "Hi")
+        if reads:
+            await anext(turn.relay_async())
+        return turn
+
+    turn = loop.run_until_complete(start())
+    conversation = server.real._store.find(turn.session_id)
+    loop.close()
+    assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
+    assert conversation is not None
+    gc.collect()
+
+
+def test_stop_ends_the_turn_of_a_loop_that_does_not_run() -> None:
+    server = Server("asyncio", ["a", Gate()])
+    loop = asyncio.new_event_loop()
+
+    async def start() -> BackgroundTurn:
+        return await server.turns.start_async(await server.conversation(), "Hi")
+
+    turn = loop.run_until_complete(start())
+    assert server.real.stop(turn.session_id)
+    assert error_in(list(turn.relay())[-1])[0] == "TurnStopped"
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+@in_both_loops
+async def test_unreferenced_turns_are_read_to_their_end(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, [Say("a"), gate, Say("b")])
+    conversation = await server.conversation()
+    await server.turns.start_async(conversation, "Hi")
+    del server.real, server.turns
+    await reached(mode, gate)
+    gc.collect()
+    gate.open()
+    while len(server.stored_texts(conversation)) < 2:
+        await pause(mode)
+
+
+class BlockingStore(TurnStore):
+    """A store whose methods must not be called in the event loop, because they may block."""
+
+    def __init__(self) -> None:
+        self._store = MemoryTurnStore()
+        self.entered = threading.Event()
+        self.is_open = threading.Event()
+        self.is_open.set()
+
+    def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
+        self._check()
+        return self._store.claim(session_id, log, refuse=refuse)
+
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+        self._store.release(session_id, log, previous)
+
+    def find(self, session_id: str) -> TurnLog | None:
+        self._check()
+        return self._store.find(session_id)
+
+    def close(self) -> None:
+        self._check()
+        self._store.close()
+
+    def _check(self) -> None:
+        with pytest.raises(RuntimeError):
+            running_loop()
+        self.entered.set()
+        assert self.is_open.wait(TIMEOUT)
+
+
+@in_both_loops
+async def test_store_that_may_block_is_called_in_threads(mode: Mode) -> None:
+    server = Server(mode, ["a", Gate()], BlockingStore())
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    assert (await joined_turn(server, conversation)).id == turn.id
+    assert await server.turns.stop_async(conversation.session_id)
+    await server.turns.close_async()
+
+
+@in_both_loops
+async def test_cancelled_start_leaves_no_turn(mode: Mode) -> None:
+    store = BlockingStore()
+    server = Server(mode, store=store)
+    conversation = await server.conversation()
+    store.is_open.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.turns.start_async, conversation, "Hi")
+        await anyio.to_thread.run_sync(store.entered.wait)
+        tasks.cancel_scope.cancel()
+    sent = len(server.fake.calls)
+    store.is_open.set()
+    while not await claimed_and_released(server, conversation):
+        await pause(mode)
+    assert len(server.fake.calls) == sent
+
+    server.transport.is_open.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.turns.start_async, conversation, "Hi")
+        while not server.transport.holds:
+            await pause(mode)
+        tasks.cancel_scope.cancel()
+    assert await server.turns.join_async(conversation.session_id) is None
+
+
+async def claimed_and_released(server: Server, conversation: AsyncConversation) -> bool:
+    return await server.turns.join_async(conversation.session_id) is None
+
+
+def test_forked_child_does_not_inherit_turns() -> None:
+    gate = Gate()
+    server = Server("sync", ["a", gate, "b"])
+    real = server.client._real  # type: ignore[attr-defined]
+    conversation = real.conversation(agent=server.fake.agent_id)
+    turn = server.real.start(conversation, "Hi")
+    while not gate.reached:
+        threading.Event().wait(0.001)
+
+    def use_in_child() -> None:
+        assert server.real.join(conversation.session_id) is None
+        assert error_in(list(turn.relay())[-1])[0] == "ReaderLost"
+        server.fake.script("c")
+        assert server.real.start(conversation, "Hi").wait().text == "c"
+        server.real.close()
+
+    in_child(use_in_child)
+    gate.open()
+    assert turn.wait().text == "a\nb"
+
+
+@in_every_mode
+async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: Mode) -> None:
+    server = Server(mode)
+    conversation = await server.conversation()
+    sent = len(server.fake.calls)
+    other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
+    wrong = await other.conversation_async(session=conversation.session_id)
+    for arguments, match in (
+        ({"conversation": wrong}, "conversation must be a "),
+        ({"running": "wait"}, "running must be"),
+    ):
+        with pytest.raises(InvalidArgument, match=match):
+            await server.turns.start_async(
+                **{"conversation": unwrapped(conversation), "content": "Hi", **arguments}
+            )
+    for method in (server.turns.join_async, server.turns.stop_async):
+        with pytest.raises(InvalidArgument, match="session_id"):
+            await method(wrong)
+    assert len(server.fake.calls) == sent
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [({"store": {}}, "store must be a TurnStore"), ({"max_turn_bytes": 0}, "max_turn_bytes")],
+)
+def test_invalid_options_are_rejected(options: Any, match: str) -> None:
+    with pytest.raises(InvalidArgument, match=match):
+        BackgroundTurns(**options)

@@ -1,0 +1,159 @@
+"""The log of a background turn: its numbers, its limit, its end, and its readers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from flux0.domain.errors import (
+    DecodeError,
+    EventTooLarge,
+    Flux0Error,
+    ReaderLost,
+    StreamInterrupted,
+    TurnTooLarge,
+)
+from flux0.runtime.turn_log import LogEnd, TurnLog
+
+
+def new_log(max_bytes: int = 100) -> TurnLog:
+    return TurnLog("turn-1", max_bytes, lambda _: None)
+
+
+def event(number: int) -> bytes:
+    return f"{number:010d}".encode()
+
+
+def test_oldest_events_are_dropped_until_half_of_the_limit_is_left() -> None:
+    log = new_log(max_bytes=100)
+    for number in range(1, 11):
+        log.append(event(number))
+    assert (log.first, log.last, len(log.read(0))) == (1, 10, 10)
+
+    log.append(event(11))
+    assert (log.first, log.last) == (7, 11)
+    assert list(log.read(6)) == [event(number) for number in range(7, 12)]
+    with pytest.raises(TurnTooLarge, match=r"larger than 100 bytes \(max_turn_bytes\)") as caught:
+        log.read(5)
+    assert caught.value.limit == 100
+
+
+def test_newest_event_is_kept_even_if_it_is_larger_than_the_limit() -> None:
+    log = new_log(max_bytes=5)
+    for number in (1, 2):
+        log.append(event(number))
+        assert list(log.read(number - 1)) == [event(number)]
+    assert (log.first, log.last) == (2, 2)
+
+
+def test_copied_events_with_a_gap_replace_older_events() -> None:
+    log = new_log()
+    log.extend(1, [event(1), event(2)])
+    log.extend(3, [event(3)])
+    assert (log.first, log.last) == (1, 3)
+    log.extend(7, [event(7), event(8)])
+    assert (log.first, log.last) == (7, 8)
+    assert list(log.read(6)) == [event(7), event(8)]
+    with pytest.raises(TurnTooLarge):
+        log.read(3)
+
+
+def test_events_after_the_end_and_a_second_end_are_ignored() -> None:
+    log, ends = new_log(), list[str]()
+    log.on_end = lambda: ends.append("end")
+    log.append(event(1))
+    first = LogEnd(finished=True)
+    log.finish(first)
+    log.append(event(2))
+    log.finish(LogEnd(Flux0Error("too late")))
+
+    assert log.end is first
+    assert log.last == 1
+    assert ends == ["end"]
+
+
+def test_each_change_wakes_each_waiting_reader_once() -> None:
+    log, woken = new_log(), list[str]()
+    log.on_change(lambda: woken.append("first"))
+    cancel = log.on_change(lambda: woken.append("cancelled"))
+    cancel()
+    cancel()
+    log.append(event(1))
+    log.append(event(2))
+    assert woken == ["first"]
+
+    cancel = log.on_change(lambda: woken.append("second"))
+    log.finish(LogEnd())
+    cancel()
+    assert woken == ["first", "second"]
+
+
+def test_threads_that_read_during_writing_lose_and_repeat_nothing() -> None:
+    log, number = new_log(max_bytes=10**6), 2000
+    results: list[list[bytes]] = []
+
+    def read() -> None:
+        events: list[bytes] = []
+        while len(events) < number:
+            changed = threading.Event()
+            cancel = log.on_change(changed.set)
+            if not (more := log.read(len(events))):
+                assert changed.wait(20)
+            cancel()
+            events.extend(more)
+        results.append(events)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for each in range(1, number + 1):
+        log.append(event(each))
+    for thread in threads:
+        thread.join(20)
+    assert results == [[event(each) for each in range(1, number + 1)]] * 4
+
+
+def interrupted() -> StreamInterrupted:
+    error = StreamInterrupted("the connection failed")
+    error.correlation_id, error.event_count, error.sent = "RID(1)", 3, "yes"
+    error.attach_request("sessions.create_event", "POST", "http://127.0.0.1")
+    error.attach_stream((), list)
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        interrupted(),
+        EventTooLarge(7),
+        DecodeError("not JSON", field="a", body="b"),
+        ReaderLost("gone"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_error_at_the_end_survives_json(error: Any) -> None:
+    copy = LogEnd.from_json(LogEnd(error).to_json()).error
+    assert type(copy) is type(error)
+    assert str(copy) == str(error)
+    shared = {"_list_stored", "messages"}
+    assert {name: value for name, value in vars(copy).items() if name not in shared} == {
+        name: value for name, value in vars(error).items() if name not in shared
+    }
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_end_without_an_error_survives_json(finished: bool) -> None:
+    end = LogEnd(finished=finished)
+    assert LogEnd.from_json(end.to_json()) == end
+
+
+@pytest.mark.parametrize("name", ["UserError", "Any", "escaped", "TYPE_CHECKING", "Exception"])
+def test_error_of_an_unknown_class_becomes_a_flux0_error(name: str) -> None:
+    data = json.loads(LogEnd(Flux0Error("a problem")).to_json())
+    data["error"]["type"] = name
+    error = LogEnd.from_json(json.dumps(data).encode()).error
+    assert type(error) is Flux0Error
+    assert error.problem == "a problem"
