@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from threading import Lock, Thread
+from threading import Thread
 from typing import TypeVar
 
 from attrs import evolve
@@ -80,24 +80,21 @@ class _SendCall:
     def __init__(self, transport: Transport, request: Request) -> None:
         self._transport = transport
         self._request = evolve(request, interrupt=Interrupt())
-        self._lock = Lock()
         self._abandoned = False
         self._response: Response[ByteStream] | None = None
 
     def __call__(self) -> Response[ByteStream]:
-        response = self._transport.send(self._request)
-        with self._lock:
-            self._response = response
-            abandoned = self._abandoned
-        if abandoned:
+        # `abandon` may be called by the garbage collector, so no lock is used. The order of
+        # assignments and checks, here and in `abandon`, ensures that the response is closed.
+        response = self._response = self._transport.send(self._request)
+        if self._abandoned:
             response.body.close()
         return response
 
     def abandon(self) -> None:
         """Interrupt the call if it is still running; close its response now, or when it arrives."""
-        with self._lock:
-            self._abandoned = True
-            response = self._response
+        self._abandoned = True
+        response = self._response
         if response is None:
             self._request.interrupt.fire()
         else:
