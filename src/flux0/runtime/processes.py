@@ -12,6 +12,7 @@ import sys
 from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from os import getpid
 from threading import Lock, RLock
 from typing import Final, Generic, TypeVar, final
@@ -64,24 +65,19 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
     return False
 
 
-def call_with_lock(lock: Lock | RLock, act: Callable[[], object]) -> None:
-    """Call `act` while `lock` is held, without waiting for `lock`.
+def call_with_lock(lock: Lock | RLock, act: Callable[[], object], *, wait: bool = False) -> None:
+    """Call `act` while holding `lock`. Unless `wait`, never wait for `lock`.
 
     If `lock` is held, a new thread waits for `lock`, and calls `act`. Safe in signal handlers and
     finalizers, which may run in the thread that holds `lock`.
     """
-
-    def wait_and_call() -> None:
-        with lock:
+    if lock.acquire(blocking=wait):
+        try:
             act()
-
-    if not lock.acquire(blocking=False):
-        run_in_new_thread(wait_and_call)
-        return
-    try:
-        act()
-    finally:
-        lock.release()
+        finally:
+            lock.release()
+    else:
+        run_in_new_thread(partial(call_with_lock, lock, act, wait=True))
 
 
 class PerProcess(Generic[T]):

@@ -312,7 +312,6 @@ class OpenBodies:
 
     def close(self) -> None:
         """Close all tracked bodies."""
-        for reference in self._references.copy():
-            body = reference()
-            if body is not None:
-                body.close()
+        bodies = [reference() for reference in self._references.copy()]
+        for body in filter(None, bodies):
+            body.close()
