@@ -85,8 +85,9 @@ def watched(make: Callable[[], Any]) -> type[Any]:
 
 watch = Watch()
 # Replace the locks of all modules that are imported from now on.
-vars(threading).update(Lock=watched(threading.Lock), RLock=watched(threading.RLock))
-vars(functools).update(RLock=threading.RLock)
+modules: Any = [threading, functools]
+modules[0].Lock, modules[0].RLock = watched(threading.Lock), watched(threading.RLock)
+modules[1].RLock = threading.RLock
 
 import flux0  # noqa: E402
 from flux0.runtime.processes import fork_lock  # noqa: E402

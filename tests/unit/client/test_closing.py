@@ -187,7 +187,11 @@ async def test_signal_handler_that_closes_the_client_ends_a_reader_of_the_same_t
         flux0 = in_mode(way.mode, real)
         stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
         await anext(stream)
-        previous = signal.signal(signal.SIGUSR1, lambda *_: real.close())
+
+        def close_client(*_: object) -> None:
+            real.close()
+
+        previous = signal.signal(signal.SIGUSR1, close_client)
         sending = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
         sending.start()
         try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
@@ -101,8 +100,6 @@ class AsyncSource(_AnySource, Protocol):
 class _Reader:
     """The state of a body, and the decompression of its pieces."""
 
-    _end_lock: AbstractContextManager[Any] = nullcontext()  # Only sync bodies need a lock.
-
     def __init__(self, source: _AnySource) -> None:
         self._translate_error = source.translate_error
         self._decoder = decoder_for(source.coding)
@@ -138,9 +135,11 @@ class _Reader:
             raise EOFError
         if decoder is not None:
             decoder.end()
-        with self._end_lock:
-            self.finished = True
+        self._mark_finished()
         return None
+
+    def _mark_finished(self) -> None:
+        self.finished = True
 
     def _error_to_raise(
         self, error: BaseException, timeout: float | None, *, closed: bool
@@ -221,7 +220,11 @@ class SyncReader(_Reader):
         # The connection of a finished body may serve the next request, so it must not be shut down.
         # Therefore this lock is held while `finished` is set, and while the connection is shut
         # down.
-        self._end_lock: Lock = Lock()
+        self._end_lock = Lock()
+
+    def _mark_finished(self) -> None:
+        with self._end_lock:
+            super()._mark_finished()
 
     def read(self, timeout: float | None) -> bytes | None:
         """Return the next piece, or None at the end of the body; see `ByteStream.read`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty
 from threading import Event
@@ -139,7 +139,7 @@ def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -
             return slots.get()
 
     with ThreadPoolExecutor(1) as threads, Urllib3Exchange(get("http://h")) as exchange:
-        waiting = []
+        waiting: list[Future[object]] = []
 
         def interrupt() -> None:
             waiting.append(threads.submit(wait_in_another_thread))
