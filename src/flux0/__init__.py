@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Httpx2Transport as Httpx2Transport,
         HttpxTransport as HttpxTransport,
     )
+    from flux0.adapters.redis.store import RedisTurnStore as RedisTurnStore
     from flux0.adapters.urllib3.requests_transport import RequestsTransport as RequestsTransport
     from flux0.adapters.urllib3.transport import Urllib3Transport as Urllib3Transport
     from flux0.client.background_turns import BackgroundTurns as BackgroundTurns
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "adapters.aiohttp.transport": ["AiohttpTransport"],
     "adapters.httpx": ["AsyncHttpClient", "HttpClient", "Httpx2Transport", "HttpxTransport"],
+    "adapters.redis.store": ["RedisTurnStore"],
     "adapters.urllib3.requests_transport": ["RequestsTransport"],
     "adapters.urllib3.transport": ["Urllib3Transport"],
     "client.background_turns": ["BackgroundTurns"],

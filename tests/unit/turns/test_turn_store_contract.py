@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 from attrs import define, field, frozen
 
+from flux0.adapters.redis.store import RedisTurnStore
 from flux0.domain.errors import StreamIdleTimeout, TurnRunning, TurnTooLarge
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.runtime.waker import Waker
 from flux0.turn_store import TurnStore
 from flux0.turns.memory_store import MemoryTurnStore
+from support.redis_server import is_installed, redis_server
 
 KEEP_SECONDS = 300.0
 SESSION = "session-1"
@@ -41,7 +43,31 @@ def memory_stores() -> Iterator[Stores]:
     store.close()
 
 
-MAKERS: dict[str, Callable[[], AbstractContextManager[Stores]]] = {"memory": memory_stores}
+@contextmanager
+def redis_stores() -> Iterator[Stores]:
+    """Two stores with threads and connections of their own, as in two processes."""
+    if not is_installed():
+        pytest.skip("redis-server is not installed")
+    with redis_server() as server, server.client() as client:
+
+        def let_expire() -> None:
+            for key in client.scan_iter():
+                assert 0 < client.pttl(key) <= (KEEP_SECONDS + 1) * 1000
+            client.flushall()
+
+        first, second = (
+            RedisTurnStore.from_url(server.url, keep_seconds=KEEP_SECONDS, lease_seconds=1.0)
+            for _ in range(2)
+        )
+        yield Stores(first, second, let_expire)
+        first.close()
+        second.close()
+
+
+MAKERS: dict[str, Callable[[], AbstractContextManager[Stores]]] = {
+    "memory": memory_stores,
+    "redis": redis_stores,
+}
 
 
 @pytest.fixture(params=MAKERS)
@@ -229,6 +255,8 @@ def test_ended_turn_is_not_found_again_after_its_successor_is_released(stores: S
     second.log.finish(LogEnd())
     stores.second.release(SESSION, second.log, previous)
 
+    # `release` does not wait, but later calls of the same process see its effect.
+    assert stores.second.find(SESSION) is None
     assert stores.first.find(SESSION) is None
 
 

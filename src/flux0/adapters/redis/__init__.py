@@ -1,0 +1,1 @@
+"""The store of background turns in Redis or Valkey."""

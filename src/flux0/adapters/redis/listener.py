@@ -1,0 +1,80 @@
+"""A thread that waits for messages of other processes."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections.abc import Callable
+from threading import Thread
+from typing import final
+
+from flux0.adapters.redis.commands import as_bytes
+from flux0.adapters.redis.worker import RedisClient
+from flux0.runtime.waker import Waker
+
+
+@final
+class Listener:
+    """Receives the messages of one channel, in a daemon thread with one connection.
+
+    Args:
+        client: The client of Redis.
+        channel: The name of the channel.
+        on_message: A function that is called with each message. The message is None if messages may
+            have been lost: after each connection and after each failure.
+        on_tick: A function that is called regularly.
+        tick_seconds: The longest time in seconds between two of these calls.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        channel: str,
+        on_message: Callable[[str | None], object],
+        on_tick: Callable[[], object],
+        tick_seconds: float,
+    ) -> None:
+        self._client = client
+        self._channel = channel
+        self._on_message = on_message
+        self._on_tick = on_tick
+        self._tick_seconds = tick_seconds
+        self._is_stopped = False
+        self._stopped = Waker()
+        self._started = allocate_lock()
+        self._thread = Thread(target=self._run, name="flux0-redis-listener", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, unless it was started before."""
+        if self._started.acquire(blocking=False):
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the next message, or after `tick_seconds`."""
+        self._is_stopped = True
+        self._stopped.wake()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(self._tick_seconds)
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            try:
+                self._receive()
+            except Exception:  # noqa: BLE001 - the client may be of another library
+                self._on_message(None)
+                self._on_tick()
+                self._stopped.wait(self._tick_seconds)
+
+    def _receive(self) -> None:
+        subscriber = self._client.pubsub()
+        try:
+            subscriber.subscribe(self._channel)
+            while not self._is_stopped:
+                message = subscriber.get_message(timeout=self._tick_seconds)
+                self._on_tick()
+                if message is not None:
+                    is_message = message["type"] == "message"
+                    self._on_message(as_bytes(message["data"]).decode() if is_message else None)
+        finally:
+            subscriber.close()

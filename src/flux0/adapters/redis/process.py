@@ -1,0 +1,161 @@
+"""The turns of one process, and its threads."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from os import urandom
+from typing import Final, final
+
+from attrs import evolve
+
+from flux0.adapters.redis.commands import Commands, Lease, TurnName, as_text, stop_request
+from flux0.adapters.redis.followed import FollowedTurn
+from flux0.adapters.redis.listener import Listener
+from flux0.adapters.redis.published import PublishedTurn
+from flux0.adapters.redis.worker import Job, RedisClient, Steps, T, Worker
+from flux0.domain.errors import ClientClosed, TurnRunning, TurnStoreError
+from flux0.runtime.turn_log import TurnLog
+
+_CLOSED: Final = "the store of background turns is closed"
+
+
+@final
+class StoreProcess:
+    """The turns that one process reads or follows.
+
+    The methods whose result is `Steps` run in the thread of the worker.
+    """
+
+    def __init__(
+        self, client: RedisClient, prefix: str, keep_seconds: float, lease_seconds: float
+    ) -> None:
+        self._lease = Lease(lease_seconds)
+        self._commands = Commands(prefix, urandom(12).hex(), keep_seconds, self._lease)
+        tick_seconds = self._lease.renew_seconds
+        self._worker = Worker(client, tick_seconds)
+        self._listener = Listener(
+            client, self._commands.channel, self._on_message, self._check_failure, tick_seconds
+        )
+        self._published: dict[str, PublishedTurn] = {}
+        self._followed: dict[str, FollowedTurn] = {}
+        self._is_started = False
+        self._is_closed = False
+
+    def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
+        """Make `log` the turn of the session; see `TurnStore.claim`."""
+        return self._call(self._claim(self._name(session_id, log.turn_id), log, refuse))
+
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+        """Undo `claim`; see `TurnStore.release`."""
+        published = self._published.get(log.turn_id)
+        if published is not None:
+            published.is_released = True
+        id_ = "" if previous is None or previous.is_ended else previous.turn_id
+        name = self._name(session_id, log.turn_id)
+        self._worker.submit_steps(self._release(name, self._name(session_id, id_)))
+
+    def find(self, session_id: str) -> TurnLog | None:
+        """Return the turn of the session; see `TurnStore.find`."""
+        return self._call(self._find(self._commands.session(session_id)))
+
+    def close(self) -> None:
+        """Publish the ends of the turns, end the copies of other turns, and end the threads."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for followed in self._followed.copy().values():
+            followed.give_up(ClientClosed(_CLOSED))
+        if self._is_started:
+            with suppress(TurnStoreError):
+                self._worker.call(self._finish())
+            self._listener.join()
+
+    def _call(self, steps: Steps[T]) -> T:
+        if self._is_closed:
+            raise TurnStoreError(_CLOSED)
+        self._is_started = True
+        self._listener.start()
+        return self._worker.call(steps)
+
+    def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
+        expected = evolve(name, id=as_text((yield self._commands.find(name.session))))
+        while True:
+            claim = self._commands.claim(name, log.max_bytes, expected, refuse=refuse)
+            result, value = yield claim
+            if as_text(result) != "changed":
+                break
+            expected = evolve(name, id=as_text(value))
+        if as_text(result) == "running":
+            raise TurnRunning
+        published = PublishedTurn(
+            name, log, self._commands, self._worker, self._lease, self._published
+        )
+        # The caller may have been cancelled in the meantime.
+        published.is_released = log.is_ended
+        self._published[name.id] = published
+        self._worker.submit(published)
+        previous = (yield from self._join(expected)) if value else None
+        return None if previous is None or previous.is_ended else previous
+
+    def _release(self, name: TurnName, previous: TurnName) -> Steps[None]:
+        yield self._commands.release(name, previous)
+
+    def _find(self, session: str) -> Steps[TurnLog | None]:
+        id_ = as_text((yield self._commands.find(session)))
+        return (yield from self._join(TurnName(session, id_))) if id_ else None
+
+    def _join(self, name: TurnName) -> Steps[TurnLog | None]:
+        """Return the log of a turn, which this process reads, follows, or begins to follow."""
+        log = self._known_log(name.id)
+        if log is None:
+            reply = yield self._commands.read(name, 1)
+            # Another call may have begun to follow the turn in the meantime.
+            log = self._known_log(name.id)
+            if log is None and reply:
+                log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))
+                followed = FollowedTurn(
+                    name, log, self._commands, self._worker, self._lease, self._followed
+                )
+                self._followed[name.id] = followed
+                if followed.update(reply):
+                    self._worker.submit(followed)
+        return log
+
+    def _known_log(self, turn_id: str) -> TurnLog | None:
+        if (published := self._published.get(turn_id)) is not None:
+            return published.log
+        followed = self._followed.get(turn_id)
+        return None if followed is None or followed.has_given_up else followed.log()
+
+    def _stop(self, name: TurnName, reason: str) -> None:
+        self._call(self._request_stop(name, reason))
+
+    def _request_stop(self, name: TurnName, reason: str) -> Steps[None]:
+        yield self._commands.stop(name, stop_request(reason))
+
+    def _finish(self) -> Steps[None]:
+        """Publish the ends of the turns, and end both threads."""
+        try:
+            for published in tuple(self._published.values()):
+                yield from published.steps()
+            self._listener.stop()
+            yield self._commands.wake_listener()
+        finally:
+            self._worker.stop()
+
+    def _on_message(self, turn_id: str | None) -> None:
+        """Check a turn after a message about it, or all turns if messages may have been lost."""
+        turns: dict[str, Job] = {**self._published.copy(), **self._followed.copy()}
+        for id_ in turns if turn_id is None else turns.keys() & {turn_id}:
+            self._worker.submit(turns[id_])
+
+    def _check_failure(self) -> None:
+        """End the copies if the worker has been waiting for Redis for too long."""
+        seconds = self._worker.sending_seconds
+        if seconds >= self._lease.total_seconds:
+            for followed in self._followed.copy().values():
+                followed.check_failure(seconds)
+
+    def _name(self, session_id: str, turn_id: str) -> TurnName:
+        return TurnName(self._commands.session(session_id), turn_id)

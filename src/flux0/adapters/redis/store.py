@@ -1,0 +1,129 @@
+"""A store of background turns in Redis or Valkey."""
+
+from __future__ import annotations
+
+from inspect import isclass, iscoroutinefunction
+from typing import Final, final
+
+from flux0.adapters.redis.process import StoreProcess
+from flux0.adapters.redis.worker import RedisClient
+from flux0.domain import arguments
+from flux0.domain.errors import InvalidArgument, MissingDependency
+from flux0.runtime.processes import PerProcess
+from flux0.runtime.turn_log import TurnLog
+from flux0.turn_store import TurnStore
+
+_MIN_LEASE_SECONDS: Final = 0.1
+
+
+@final
+class RedisTurnStore(TurnStore):
+    """Shares background turns between all processes that use the same Redis or Valkey.
+
+        turns = BackgroundTurns(RedisTurnStore.from_url("redis://127.0.0.1:6379/0"))
+
+    Args:
+        client: A sync client, such as `redis.Redis`, `redis.RedisCluster` or `valkey.Valkey`.
+        prefix: The start of all keys and channels.
+        keep_seconds: The time in seconds for which a turn is kept after its end.
+        lease_seconds: The time in seconds after which readers in other processes notice that the
+            reading process has ended, or that Redis cannot be reached.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        *,
+        prefix: str = "flux0:",
+        keep_seconds: float = 300.0,
+        lease_seconds: float = 5.0,
+    ) -> None:
+        _check_client(client)
+        arguments.optional_text("prefix", arguments.instance("prefix", str, prefix))
+        arguments.interval("keep_seconds", keep_seconds)
+        if arguments.interval("lease_seconds", lease_seconds) < _MIN_LEASE_SECONDS:
+            problem = f"must be at least {_MIN_LEASE_SECONDS}, not {lease_seconds!r}"
+            raise InvalidArgument("lease_seconds", problem)
+        self._client = client
+        self._owns_client = False
+        self._process = PerProcess(
+            lambda: StoreProcess(client, prefix, keep_seconds, lease_seconds)
+        )
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        prefix: str = "flux0:",
+        keep_seconds: float = 300.0,
+        lease_seconds: float = 5.0,
+    ) -> RedisTurnStore:
+        """Create a store with its own client; needs the package `redis`.
+
+        Args:
+            url: The URL of Redis or Valkey, such as `rediss://user:password@host:6379/0`.
+            prefix: The start of all keys and channels.
+            keep_seconds: The time in seconds for which a turn is kept after its end.
+            lease_seconds: The time in seconds after which readers in other processes notice that
+                the reading process has ended, or that Redis cannot be reached.
+        """
+        try:
+            from redis import Redis  # noqa: PLC0415 - optional, and slow to import
+            from redis.backoff import NoBackoff  # noqa: PLC0415
+            from redis.retry import Retry  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            problem = "RedisTurnStore needs the package redis: pip install 'flux0-client[redis]'"
+            raise MissingDependency(problem) from error
+        arguments.text("url", url)
+        timeout = lease_seconds / 2
+        try:
+            client = Redis.from_url(
+                url,
+                socket_timeout=timeout,
+                socket_connect_timeout=timeout,
+                health_check_interval=lease_seconds,
+                retry=Retry(NoBackoff(), 1),
+            )
+        except ValueError:
+            problem = "must be like redis://127.0.0.1:6379/0"
+            raise InvalidArgument("url", problem) from None
+        store = cls(client, prefix=prefix, keep_seconds=keep_seconds, lease_seconds=lease_seconds)
+        store._owns_client = True
+        return store
+
+    def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
+        """Make `log` the turn of the session; see `TurnStore.claim`."""
+        return self._process.get().claim(session_id, log, refuse=refuse)
+
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+        """Undo `claim`; see `TurnStore.release`."""
+        self._process.get().release(session_id, log, previous)
+
+    def find(self, session_id: str) -> TurnLog | None:
+        """Return the turn of the session that is running or kept; see `TurnStore.find`."""
+        return self._process.get().find(session_id)
+
+    def close(self) -> None:
+        """Publish the ends of the turns, and end the threads."""
+        self._process.get().close()
+        if self._owns_client:
+            self._client.close()
+
+
+def _check_client(client: object) -> None:
+    if isinstance(client, str):
+        raise InvalidArgument("client", "is a str: call RedisTurnStore.from_url(url)")
+    if isclass(client):
+        name = client.__name__
+        raise InvalidArgument("client", f"is the class {name}: pass {name}()")
+    command = getattr(client, "execute_command", None)
+    if iscoroutinefunction(command):
+        problem = (
+            "is an async client: pass a sync client, such as redis.Redis. Async code never waits "
+            "for it, because threads use it"
+        )
+        raise InvalidArgument("client", problem)
+    if command is None or not hasattr(client, "pubsub"):
+        kind = type(client).__name__
+        raise InvalidArgument("client", f"must be a client such as redis.Redis, not {kind}")

@@ -1,0 +1,213 @@
+"""A thread that sends all commands of one process to Redis."""
+
+from __future__ import annotations
+
+from _thread import allocate_lock
+from collections.abc import Generator, Sequence
+from queue import Empty, SimpleQueue
+from threading import Thread
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+from flux0.adapters.redis.commands import Command
+from flux0.domain.errors import Flux0Error, TurnStoreError
+from flux0.runtime.waker import Waker
+
+T = TypeVar("T")
+
+# Yields commands, and receives their replies.
+Steps: TypeAlias = "Generator[Command, Any, T]"
+
+# The longest time in seconds for which a caller waits for Redis.
+_MAX_CALL_SECONDS: Final = 10.0
+_NEVER: Final = float("inf")
+
+
+class RedisClient(Protocol):
+    """A sync client of Redis, Redis Cluster or Valkey, such as `redis.Redis`."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command, and return its reply."""
+
+    def pipeline(self, transaction: bool = ...) -> Any:
+        """Return an object that sends several commands at once."""
+
+    def pubsub(self) -> Any:
+        """Return an object that subscribes to channels."""
+
+    def close(self) -> Any:
+        """Close all connections."""
+
+
+class Job(Protocol):
+    """Work that sends commands.
+
+    Attributes:
+        is_repeated: Whether the job is started again by a timer. While Redis cannot be reached,
+            such a job is started only by timers.
+    """
+
+    is_repeated: bool
+
+    def steps(self) -> Steps[None]:
+        """Yield commands, and receive their replies, or the exceptions of the client.
+
+        It runs in the thread of the worker, and must not raise.
+        """
+        ...
+
+
+class _Call(Generic[T]):
+    """Work whose result another thread waits for."""
+
+    is_repeated: bool = False
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self._done = Waker()
+        self._results: list[T] = []
+        self._error: Exception | None = None
+
+    def steps(self) -> Steps[None]:
+        try:
+            self._results.append((yield from self._steps))
+        except Exception as error:  # noqa: BLE001 - raised in the thread of the caller
+            self._error = error
+        self._done.wake()
+
+    def wait(self) -> T:
+        if not self._done.wait(_MAX_CALL_SECONDS):
+            raise TurnStoreError(f"Redis did not respond within {_MAX_CALL_SECONDS:.0f} s")
+        if isinstance(self._error, Flux0Error):
+            raise self._error
+        if self._error is not None:
+            problem = f"Redis cannot be used: {type(self._error).__name__}: {self._error}"
+            raise TurnStoreError(problem) from self._error
+        return self._results[0]
+
+
+class Worker:
+    """Runs all jobs in one thread, and sends the commands of all running jobs in one pipeline.
+
+    A single thread needs one connection, and its jobs need no locks. It is a daemon thread, which
+    starts with the first call.
+
+    Args:
+        client: The client of Redis.
+        retry_seconds: Seconds between two attempts to reach Redis.
+    """
+
+    def __init__(self, client: RedisClient, retry_seconds: float) -> None:
+        self._client = client
+        self._retry_seconds = retry_seconds
+        self._retry_at = 0.0
+        self._inbox: SimpleQueue[Job] = SimpleQueue()
+        self._running: dict[Job, tuple[Steps[None], Command]] = {}
+        # When to start repeated jobs, and the earliest of these times.
+        self._timers: dict[Job, float] = {}
+        self._next_timer = _NEVER
+        self._sending_since: float | None = None
+        self._is_stopped = False
+        self._started = allocate_lock()
+        self._thread = Thread(target=self._run, name="flux0-redis", daemon=True)
+
+    @property
+    def sending_seconds(self) -> float:
+        """The time in seconds since the worker waits for replies. Safe in any thread."""
+        since = self._sending_since
+        return 0.0 if since is None else monotonic() - since
+
+    def submit(self, job: Job) -> None:
+        """Start a job soon, unless it is running. Safe in any thread and in finalizers."""
+        self._inbox.put(job)
+
+    def submit_steps(self, steps: Steps[object]) -> None:
+        """Run steps as a job, and ignore its result."""
+        self.submit(_Call(steps))
+
+    def call(self, steps: Steps[T]) -> T:
+        """Run steps as a job, wait for their end, and return their result.
+
+        Raises:
+            TurnStoreError: Redis cannot be used.
+        """
+        call = _Call(steps)
+        self.submit(call)
+        if self._started.acquire(blocking=False):
+            self._thread.start()
+        return call.wait()
+
+    def set_timer(self, job: Job, seconds: float) -> None:
+        """Start the job after `seconds`. This replaces its previous timer."""
+        moment = monotonic() + seconds
+        self._timers[job] = moment
+        self._next_timer = min(self._next_timer, moment)
+
+    def cancel_timer(self, job: Job) -> None:
+        """Cancel the timer of the job, if there is one."""
+        self._timers.pop(job, None)
+
+    def stop(self) -> None:
+        """End the thread when no job is running. A job calls this method."""
+        self._is_stopped = True
+
+    def _run(self) -> None:
+        while self._running or not self._is_stopped:
+            for job in self._next_jobs():
+                if job not in self._running:
+                    self._continue(job, job.steps(), None)
+            sent = tuple(self._running.items())
+            self._running.clear()
+            replies = self._send([command for _, (_, command) in sent])
+            for (job, (steps, _)), reply in zip(sent, replies, strict=True):
+                self._continue(job, steps, reply)
+
+    def _next_jobs(self) -> dict[Job, None]:
+        """Return the submitted jobs, and the jobs whose time has come. Wait if no job is running.
+
+        A job that is running already needs no second start: its next command is sent after this
+        call, so that the command has the effect for which the job was submitted.
+        """
+        jobs: dict[Job, None] = {}
+        try:
+            if not self._running:
+                wait = max(self._next_timer - monotonic(), 0.0)
+                jobs[self._inbox.get(timeout=None if wait == _NEVER else wait)] = None
+            while True:
+                jobs[self._inbox.get_nowait()] = None
+        except Empty:
+            pass
+        now = monotonic()
+        if now < self._retry_at:
+            for job in [job for job in jobs if job.is_repeated]:
+                del jobs[job]
+                self.set_timer(job, self._retry_at - now)
+        if now >= self._next_timer:
+            for job in [job for job, moment in self._timers.items() if moment <= now]:
+                del self._timers[job]
+                jobs[job] = None
+            self._next_timer = min(self._timers.values(), default=_NEVER)
+        return jobs
+
+    def _send(self, commands: list[Command]) -> Sequence[object]:
+        if not commands:
+            return ()
+        self._sending_since = monotonic()
+        try:
+            pipeline = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipeline.execute_command(*command)
+            replies: Sequence[object] = pipeline.execute(raise_on_error=False)
+        except Exception as error:  # noqa: BLE001 - the client may be of another library
+            replies = [error] * len(commands)
+        self._sending_since = None
+        is_failing = all(isinstance(reply, Exception) for reply in replies)
+        self._retry_at = monotonic() + self._retry_seconds if is_failing else 0.0
+        return replies
+
+    def _continue(self, job: Job, steps: Steps[None], reply: object) -> None:
+        try:
+            command = steps.throw(reply) if isinstance(reply, Exception) else steps.send(reply)
+        except StopIteration:
+            return
+        self._running[job] = steps, command
