@@ -87,7 +87,7 @@ class StoreProcess:
                 break
             expected = evolve(name, id=as_text(value))
         if as_text(result) == "running":
-            raise TurnRunning
+            raise TurnRunning("a turn of the session is running")
         published = PublishedTurn(
             name, log, self._commands, self._worker, self._lease, self._published
         )
