@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("tests/unit", "src/flux0/testing")
 

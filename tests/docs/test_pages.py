@@ -11,7 +11,6 @@ import pytest
 import flux0
 import flux0.models
 
-pytestmark = pytest.mark.once
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 

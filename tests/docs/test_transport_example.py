@@ -19,7 +19,6 @@ def loaded(name: str, source: str) -> ModuleType:
 
 
 # Enough to show that the example passes each test. The built-in transports run all parameters.
-pytestmark = pytest.mark.thin(4)
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setitem(sys.modules, "h11_transport", loaded("h11_transport", TRANSPORT))

@@ -22,7 +22,6 @@ PAGE = (Path(__file__).parents[2] / "docs/how-to/notebooks.md").read_text("utf-8
 TIMEOUT = 30.0
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # The programs warn.
 ]
 

@@ -15,7 +15,6 @@ from support.fake_over_http import FakeOverHTTP
 from support.npm import is_npm_installed, npm_install
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
     pytest.mark.skipif(not is_npm_installed(), reason="npm is not installed"),
 ]

@@ -26,7 +26,6 @@ from support.fake_over_http import FakeOverHTTP
 from support.web_example import web_example
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
 ]
 

@@ -27,7 +27,6 @@ _GATE_TIMEOUT_SECONDS = 0.3
 _SETTLE_SECONDS = 0.1
 _READS = "read", "read_one", "close"
 
-pytestmark = pytest.mark.slow
 
 _names = count()
 

@@ -36,7 +36,6 @@ from support.sending import over
 from support.transports import LIBRARIES, Way
 from support.unreachable import unreachable_address
 
-pytestmark = pytest.mark.slow
 TABLE = Path(__file__).parents[3] / "docs" / "errors.md"
 ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
 

@@ -51,7 +51,6 @@ for greenlet in greenlets:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "transport", ["session", "manager", *(TRANSPORTS[way.transport][0] for way in SYNC_WAYS)]
 )

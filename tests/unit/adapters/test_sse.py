@@ -293,7 +293,6 @@ def bytes_allocated(pieces: list[bytes]) -> int:
     return total
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("measure", [steps, bytes_allocated])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_cost_is_linear_in_the_bytes(

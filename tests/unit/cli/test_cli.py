@@ -44,7 +44,6 @@ from flux0.testing import (
 from support.fake_over_http import FakeOverHTTP
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
-pytestmark = pytest.mark.slow
 PYTHON = (sys.executable,)
 
 WEATHER = CallTool("get_weather", {"location": "SF"})

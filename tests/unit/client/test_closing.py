@@ -203,7 +203,6 @@ async def test_signal_handler_that_closes_the_client_ends_a_reader_of_the_same_t
         await call_blocking(way.mode, server.wait_until_closed)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
 def test_close_does_not_wait_for_a_lock_that_a_call_holds(way: Way) -> None:
     """A signal handler or a finalizer could close the client in the thread of the call."""

@@ -147,7 +147,6 @@ async def error_of(flux0: Flux0, call: Callable[[Flux0], Coroutine[Any, Any, Non
     return caught.value
 
 
-@pytest.mark.thin(3)  # Each way has a third of the rows, and each row a third of the ways.
 @over(*WAYS)
 @pytest.mark.parametrize("row", ROWS, ids=str)
 async def test_sent_depends_on_the_responses(way: Way, row: Row) -> None:

@@ -33,7 +33,6 @@ from support.transports import SYNC_WAYS, TRANSPORTS, Way
 
 # Python warns about a fork in a process with threads, and the test server runs threads.
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
     pytest.mark.usefixtures("little_garbage"),
 ]

@@ -16,7 +16,6 @@ from support.over_httpx import HttpxContract
 from support.sending import get
 
 # The adapter is the same as for httpx, which runs all parameters.
-pytestmark = pytest.mark.thin(4)
 
 
 class TestHttpx2Transport(HttpxContract, TransportContract):

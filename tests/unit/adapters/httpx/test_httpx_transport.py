@@ -40,7 +40,6 @@ class TestAsyncHttpxTransport(HttpxContract, AsyncTransportContract):
     transport: ClassVar[type[HttpxTransport]] = HttpxTransport
 
 
-@pytest.mark.thin(4)  # The adapter is the same as under asyncio, which runs all parameters.
 class TestTrioHttpxTransport(HttpxContract, AsyncTransportContract):
     backends: ClassVar[tuple[str, ...]] = ("trio",)
     transport: ClassVar[type[HttpxTransport]] = HttpxTransport

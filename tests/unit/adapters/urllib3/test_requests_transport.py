@@ -40,7 +40,6 @@ from support.secured import Secured
 from support.sending import OK, Pieces, fetch_sync, get, post
 
 
-@pytest.mark.thin(4)  # Most of the adapter is the adapter of urllib3, which runs all parameters.
 class TestRequestsTransport(TransportContract):
     def make_transport(self) -> RequestsTransport:
         return RequestsTransport()

@@ -445,7 +445,6 @@ HEADER = chunk(add("/tool_calls/0", tool_call(args=[])))
 TEXT = chunk(add("/-", "word "))
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("start", "event", "reads_messages"),
     [

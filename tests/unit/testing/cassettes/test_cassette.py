@@ -238,7 +238,6 @@ def test_written_exchanges_are_read_unchanged(exchanges: list[RecordedExchange])
 # --- writing
 
 
-@pytest.mark.once
 def test_cost_of_append_does_not_depend_on_the_file_size(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     file = CassetteFile(path)

@@ -733,7 +733,6 @@ def test_pieces_of_interleaved_streams_are_recorded_separately(mode: Mode, path:
 # --- cost
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("scrub", [None, str.upper, partial(re.sub, "xx", "*")])
 def test_cost_of_a_turn_is_linear(path: Path, scrub: Callable[[str], str] | None) -> None:
     def cost(events: int) -> int:

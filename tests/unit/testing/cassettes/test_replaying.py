@@ -687,7 +687,6 @@ def test_threads_can_share_a_loose_replay(path: Path) -> None:
     replay.assert_all_used()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("matching", ["strict", "loose"])
 def test_cost_is_linear(path: Path, matching: Matching) -> None:
     def cost(exchanges: int, pieces: int) -> int:

@@ -389,7 +389,6 @@ def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
 # --- cost
 
 
-@pytest.mark.once
 def test_cost_of_a_turn_is_linear_in_its_events() -> None:
     def cost(events: int) -> int:
         fake = FakeTransport([Say("x" * events, pieces=events)])

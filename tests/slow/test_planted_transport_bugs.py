@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import gc
 import sys
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from importlib.resources import files
 from itertools import count
-from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import pytest
 from attrs import frozen
 
-import flux0.testing.contract
-from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract, TransportContract
 from support.transports_page import CONTRACT, TRANSPORT
 
 pytest_plugins = ["pytester"]
 # Broken transports leave connections open.
-pytestmark = [
-    pytest.mark.once,
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 # The example of a transport, and its contract tests, with shorter waits than in the docs.
@@ -461,18 +450,6 @@ def test_bug_in_a_transport_is_detected(pytester: pytest.Pytester, bug: Bug, tes
     assert failures(pytester, bug.inserted(), IMPATIENT_CONTRACT, "-x", "-o", only)
 
 
-def test_each_assertion_says_what_is_required() -> None:
-    folder = Path(str(files(flux0.testing.contract)))
-    trees = [ast.parse(path.read_text("utf-8")) for path in folder.glob("*.py")]
-    asserts = [
-        ast.unparse(node)
-        for tree in trees
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assert) and node.msg is None
-    ]
-    assert asserts == ["assert found is not None"]  # In `class_of`. It never fails.
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -527,31 +504,3 @@ def test_slow_calls_do_not_count_as_hung(
     monkeypatch.setattr("flux0.testing.contract.base.monotonic", partial(next, times))
     only = "python_functions=test_every_status_is_returned"
     assert failures(pytester, FAST_EXAMPLE, FAST_CONTRACT, "-o", only) == 0
-
-
-@pytest.mark.parametrize("contract", [TransportContract, AsyncTransportContract])
-@pytest.mark.parametrize(
-    ("method", "arguments"), [("make_transport", ()), ("make_trusting_transport", ("ca.pem",))]
-)
-def test_missing_method_of_a_subclass_is_named(
-    contract: type[Any], method: str, arguments: tuple[str, ...]
-) -> None:
-    with pytest.raises(NotImplementedError, match=rf"{contract.__name__} must define {method}\(\)"):
-        getattr(contract(), method)(*arguments)
-
-
-def test_missing_make_limited_transport_is_named() -> None:
-    class Limited(LimitedPoolContract, TransportContract):
-        pass
-
-    with pytest.raises(NotImplementedError, match="Limited must define make_limited"):
-        Limited().make_limited_transport()
-
-
-@pytest.mark.parametrize("contract", [TransportContract, AsyncTransportContract])
-def test_no_test_overrides_another(contract: type[Any]) -> None:
-    names = Counter(
-        name for part in contract.__mro__ for name in vars(part) if name.startswith("test_")
-    )
-    assert len(names) > 50
-    assert {name: count for name, count in names.items() if count > 1} == {}

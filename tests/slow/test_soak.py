@@ -12,7 +12,6 @@ import pytest
 
 from support.transports import WAYS, Way
 
-pytestmark = pytest.mark.slow
 SECONDS = os.environ.get("FLUX0_SOAK_SECONDS", "0.2")
 SEEDS = range(int(os.environ.get("FLUX0_SOAK_SEEDS", "1")))
 RUNS = [(way, seed) for way in WAYS for seed in SEEDS]

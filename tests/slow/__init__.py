@@ -1,0 +1,1 @@
+"""Tests of `flux0.usecases`."""
