@@ -27,7 +27,7 @@ def test_random_turns_leak_nothing_and_are_sent_once(way: Way, seed: int) -> Non
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[1],
         env={**environment, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
     assert (finished.returncode, finished.stderr) == (0, "")
