@@ -95,7 +95,7 @@ def test_ctrl_c_before_a_call_gets_a_slot_does_not_affect_another_response(
         with before(GETS, press_ctrl_c), pytest.raises(KeyboardInterrupt):
             transport.send(get(server.url))
         server.release()
-        assert list(body) == [b"first", b"second"]
+        assert b"".join(body) == b"firstsecond"
         assert fetch_sync(transport, get(server.url)) == b"ok"
 
 
