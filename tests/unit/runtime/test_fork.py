@@ -246,7 +246,8 @@ class Finder:
 
 
 retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0, 0))
-client = flux0.Flux0(sys.argv[1], transport=getattr(flux0, sys.argv[2])(), retry_config=retries)
+url, transport = sys.argv[1:]
+client = flux0.Flux0(url, transport=getattr(flux0, transport)(), retry_config=retries)
 sys.meta_path.insert(0, Finder())
 """
 SYNC_CALLS = """
@@ -254,7 +255,7 @@ def begin():
     return client.sessions.create_event(session_id="s", content="Hi")
 
 
-client.agents.list(extra_query={"new": "1"})
+client.agents.list(extra_query={"new": "1"}, server_url=url.replace("//", "//name:password@"))
 for id_ in range(3):
     with suppress(flux0.Flux0Error):
         client.agents.retrieve(agent_id=f"agent{id_}")
