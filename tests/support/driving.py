@@ -10,6 +10,7 @@ from attrs import define, field
 
 from flux0 import ports
 from flux0.client.drivers import AsyncDriver, Driver
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
 from flux0.ports import Request, Response
 from support.in_memory import Script
@@ -54,13 +55,21 @@ class Slow(Script):
         return super().send(request)
 
 
-def drive_sync(flow: Flow[Any], transport: Script, time: Time) -> Any:
+def drive_sync(
+    flow: Flow[Any], transport: Script, time: ports.Time, deadline: Deadline | None = None
+) -> Any:
     """Drive a flow with the sync driver, and return its result."""
-    return Driver(transport, time).run(flow)
+    return Driver(transport, time).run(flow, deadline)
 
 
-async def drive(mode: Mode, flow: Flow[Any], transport: Script, time: Time) -> Any:
+async def drive(
+    mode: Mode,
+    flow: Flow[Any],
+    transport: Script,
+    time: ports.Time,
+    deadline: Deadline | None = None,
+) -> Any:
     """Drive a flow in any mode, and return its result."""
     if mode == "sync":
-        return drive_sync(flow, transport, time)
-    return await AsyncDriver(transport, time).run(flow)
+        return drive_sync(flow, transport, time, deadline)
+    return await AsyncDriver(transport, time).run(flow, deadline)

@@ -9,9 +9,9 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from attrs import evolve
 
 from flux0.client.drivers import AsyncDriver, Driver
-from flux0.client.open_calls import OpenCalls
 from flux0.client.open_turns import OpenTurns
 from flux0.client.options import CallOptions, check_names
+from flux0.client.running_calls import RunningCalls
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
 from flux0.domain.headers import Headers
@@ -55,10 +55,10 @@ class Caller:
         self.observers: Observers = observers
         self._default_call = default_call
         self._is_view = False
-        self._open_calls = OpenCalls()
-        self.open_turns: OpenTurns = OpenTurns(self._open_calls, time.monotonic)
-        self._driver = None if transport is None else Driver(transport, time, self._open_calls)
-        self._async_driver = AsyncDriver(async_transport, time, self._open_calls)
+        self._calls = RunningCalls()
+        self.open_turns: OpenTurns = OpenTurns(self._calls, time.monotonic)
+        self._driver = None if transport is None else Driver(transport, time, self._calls)
+        self._async_driver = AsyncDriver(async_transport, time, self._calls)
 
     def run(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
@@ -79,7 +79,7 @@ class Caller:
 
         The options are the items of `TurnOptions`. Raises `ClientClosed` after `close`.
         """
-        self._open_calls.check()
+        self._calls.check()
         call = self._settings(**options) if options else self._default_call
         limit = call.limit
         if limit is None:
@@ -147,7 +147,7 @@ class Caller:
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
-        return self._open_calls.closed
+        return self._calls.closed
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
         """Run `flow` over the sync transport. It must end before `deadline`."""
@@ -166,7 +166,7 @@ class Caller:
         """Close the sync transport and all streams, and end all calls with `ClientClosed`."""
         if self._is_view:
             return
-        self._open_calls.close()
+        self._calls.close()
         # First mark the streams as closed. Otherwise, closing the connections would make their
         # readers raise transport errors instead of ClientClosed.
         self.open_turns.mark_closed()

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Final, TypeAlias
 from weakref import WeakValueDictionary
 
-from flux0.client.open_calls import CLIENT_CLOSED, OpenCalls
+from flux0.client.running_calls import CLIENT_CLOSED, RunningCalls
 from flux0.client.session_queue import (
     Sender,
     SessionKey,
@@ -75,11 +75,11 @@ class OpenTurns:
     for messages of its own session.
 
     Args:
-        calls: The open calls of the client.
+        calls: The running calls of the client.
         clock: The clock of deadlines.
     """
 
-    def __init__(self, calls: OpenCalls, clock: Callable[[], float]) -> None:
+    def __init__(self, calls: RunningCalls, clock: Callable[[], float]) -> None:
         self._calls = calls
         self._clock = clock
         self._queues = SessionQueues()
@@ -160,7 +160,7 @@ class OpenTurns:
 
     def _wait(self, queue: SessionQueue, sender: ThreadSender, limit: _Limit) -> None:
         seconds, error = limit
-        with self._calls.wake_on_close(sender.wake):
+        with self._calls.start(wake=sender.wake):
             sender.wait(seconds)
         self._calls.check()
         if not queue.is_first(sender):
@@ -168,7 +168,7 @@ class OpenTurns:
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
         seconds, error = limit
-        with load_anyio().move_on_after(seconds), self._calls.wake_on_close(sender.wake):
+        with load_anyio().move_on_after(seconds), self._calls.start(wake=sender.wake):
             await sender.wait()
         self._calls.check()
         if not queue.is_first(sender):
@@ -208,7 +208,7 @@ class OpenTurns:
         schedule_close(stream.loop, close)
         seconds, error = limit
         ends = monotonic() + seconds
-        with self._calls.wake_on_close(waker.wake):
+        with self._calls.start(wake=waker.wake):
             while not (waker.wait(_CHECK_SECONDS) or has_ended(stream.loop)):
                 if monotonic() > ends:
                     raise error

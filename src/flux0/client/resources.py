@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
-from flux0.client.open_calls import CLIENT_CLOSED
 from flux0.client.opening import AsyncOpening
 from flux0.client.options import CallOptions, TurnOptions, show_options
+from flux0.client.running_calls import CLIENT_CLOSED
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable

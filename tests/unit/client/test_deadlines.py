@@ -64,12 +64,10 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
     config = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
     layers = chain([Retry(RetryBudget(), time, lambda _: None), lambda request, _: fetch(request)])
 
-    response = await drive(
-        mode,
-        layers(evolve(REQUEST, retries=config, deadline=Deadline(time.now + 9, 9))),
-        transport,
-        time,
-    )
+    deadline = Deadline(time.now + 9, 9)
+    request = evolve(REQUEST, retries=config, deadline=deadline)
+
+    response = await drive(mode, layers(request), transport, time, deadline)
 
     assert response.body == b"ok"
     assert [request.timeout.read for request in transport.requests] == [9.0, 6.0, 3.0]
@@ -86,9 +84,9 @@ async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
     late_end = tape(b"whole", after(time, 3.0, None))
 
     for recorded in (slow, late_end):
-        flow = fetch(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
+        deadline = Deadline(time.now + 2.5, 2.5)
         with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await drive(mode, flow, script(response_from(recorded)), time)
+            await drive(mode, fetch(REQUEST), script(response_from(recorded)), time, deadline)
         assert recorded.releases
 
     assert slow.reads == 3
@@ -98,9 +96,9 @@ async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
 async def test_each_read_of_a_body_is_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
     time = Time()
     recorded = tape(*(after(time, 1.0, b"x") for _ in range(2)))
-    limited = evolve(REQUEST, timeout=Timeout(read=2), deadline=Deadline(time.now + 2.5, 2.5))
+    request, deadline = evolve(REQUEST, timeout=Timeout(read=2)), Deadline(time.now + 2.5, 2.5)
 
-    response = await drive(mode, fetch(limited), script(response_from(recorded)), time)
+    response = await drive(mode, fetch(request), script(response_from(recorded)), time, deadline)
 
     assert response.body == b"xx"
     assert recorded.timeouts == [2.0, 1.5, 0.5]
@@ -115,9 +113,9 @@ async def test_read_that_ends_at_the_deadline_raises_the_error_of_the_deadline(m
         raise ReadTimeout("no data received within 2 s") from OSError("timed out")
 
     for limit, message in ((2.0, "the call took longer than 2 s"), (2.5, "no data received")):
-        flow = fetch(evolve(REQUEST, deadline=Deadline(time.now + limit, limit)))
+        transport, deadline = script(scripted_response(expire)), Deadline(time.now + limit, limit)
         with pytest.raises(ReadTimeout, match=message) as caught:
-            await drive(mode, flow, script(scripted_response(expire)), time)
+            await drive(mode, fetch(REQUEST), transport, time, deadline)
         assert isinstance(caught.value.__cause__, OSError)
 
 
@@ -125,10 +123,10 @@ async def test_read_that_ends_at_the_deadline_raises_the_error_of_the_deadline(m
 async def test_error_status_is_raised_if_its_body_exceeds_the_deadline(mode: Mode) -> None:
     time = Time()
     recorded = tape(after(time, 3.0, b'{"detail": "late"}'))
-    flow = fetch(evolve(REQUEST, deadline=Deadline(time.now + 2.5, 2.5)))
+    transport, deadline = script(response_from(recorded, status=503)), Deadline(time.now + 2, 2)
 
     with pytest.raises(ServerError, match="503: Service Unavailable"):
-        await drive(mode, flow, script(response_from(recorded, status=503)), time)
+        await drive(mode, fetch(REQUEST), transport, time, deadline)
 
     assert recorded.releases
 
@@ -266,7 +264,7 @@ def test_timeout_error_of_transport_is_kept_after_the_deadline() -> None:
     transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
 
     with pytest.raises(PoolTimeout):
-        drive_sync(fetch(evolve(REQUEST, deadline=Deadline(time.now + 1, 1))), transport, time)
+        drive_sync(fetch(REQUEST), transport, time, Deadline(time.now + 1, 1))
 
 
 def test_sync_wait_for_body_ends_at_timeout_ms() -> None:

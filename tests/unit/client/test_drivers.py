@@ -46,10 +46,15 @@ class Clock(Time):
 
 
 async def drive(
-    mode: Mode, flow: Flow[Any], transport: Script, *, times: Iterable[float] = (0.0,)
+    mode: Mode,
+    flow: Flow[Any],
+    transport: Script,
+    *,
+    times: Iterable[float] = (0.0,),
+    deadline: Deadline | None = None,
 ) -> Any:
     """Drive a flow to its end with a `Clock`."""
-    return await driving.drive(mode, flow, transport, Clock(times))
+    return await driving.drive(mode, flow, transport, Clock(times), deadline)
 
 
 @in_every_mode
@@ -136,7 +141,7 @@ async def test_body_without_a_method_to_read_it_is_a_type_error(mode: Mode) -> N
 
 
 def fetch(request: CallRequest) -> Flow[object]:
-    """Send a request and read its response, both before the deadline of the request."""
+    """Send a request and read its response."""
     response: Response[Any] = yield Send(request)
     return (yield ReadBody(request, response, 100))
 
@@ -144,10 +149,10 @@ def fetch(request: CallRequest) -> Flow[object]:
 @in_every_mode
 async def test_timeouts_are_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
     given = Timeout(connect=1, read=60, write=None, pool=None)
-    request = evolve(REQUEST, timeout=given, deadline=Deadline(105.0, 5.0))
+    flow, deadline = fetch(evolve(REQUEST, timeout=given)), Deadline(105.0, 5.0)
     transport = script(scripted_response(b"x"))
 
-    assert await drive(mode, fetch(request), transport, times=[100.0]) == b"x"
+    assert await drive(mode, flow, transport, times=[100.0], deadline=deadline) == b"x"
 
     (sent,) = transport.requests
     assert sent.timeout == Timeout(connect=1, read=5, write=5, pool=5)
@@ -158,9 +163,7 @@ async def test_request_is_not_sent_after_the_deadline(mode: Mode) -> None:
     transport = script()
 
     with pytest.raises(ReadTimeout, match=r"the call took longer than 5 s \(timeout_ms\)"):
-        await drive(
-            mode, fetch(evolve(REQUEST, deadline=Deadline(5.0, 5.0))), transport, times=[5.0]
-        )
+        await drive(mode, fetch(REQUEST), transport, times=[5.0], deadline=Deadline(5.0, 5.0))
 
     assert transport.requests == []
 
@@ -170,7 +173,7 @@ def test_response_after_the_deadline_is_closed() -> None:
     driver = Driver(script(response_from(late)), Clock([0.0, 6.0]))
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
-        driver.run(fetch(evolve(REQUEST, deadline=Deadline(5.0, 5.0))))
+        driver.run(fetch(REQUEST), Deadline(5.0, 5.0))
 
     assert late.reads == 0
     assert late.releases
@@ -184,7 +187,7 @@ async def test_async_read_is_cancelled_at_the_deadline(mode: Mode) -> None:
     driver = AsyncDriver(transport, Clock([0.0]))
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
-        await driver.run(fetch(evolve(REQUEST, deadline=deadline)), deadline)
+        await driver.run(fetch(REQUEST), deadline)
 
     assert hanging.releases
 
@@ -197,7 +200,7 @@ async def test_cancelled_read_closes_the_body_and_raises_no_timeout(mode: Mode) 
         transport = script(response_from(hanging))
 
         with scope:
-            await drive(mode, fetch(evolve(REQUEST, deadline=deadline)), transport)
+            await drive(mode, fetch(REQUEST), transport, deadline=deadline)
 
         assert scope.cancelled_caught
         assert hanging.releases

@@ -13,8 +13,8 @@ import pytest
 from attrs import define, field
 
 from flux0 import AsyncEventStream, EventStream, Flux0, HttpxTransport, RetryConfig
-from flux0.client.open_calls import OpenCalls
 from flux0.client.open_turns import OpenTurns
+from flux0.client.running_calls import RunningCalls
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -311,7 +311,7 @@ class AlmostClosed:
 
 
 def test_streams_can_be_opened_while_the_client_is_closed() -> None:
-    open_turns = OpenTurns(OpenCalls(), monotonic)
+    open_turns = OpenTurns(RunningCalls(), monotonic)
     streams = [AlmostClosed(open_turns) for _ in range(3)]
     for number, stream in enumerate(streams):
         open_turns.add(("", str(number)), cast("Any", stream))

@@ -1,0 +1,164 @@
+"""The running calls of a client. Each call can be cancelled, and records whether it was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from attrs import define, field
+
+from flux0.domain.errors import ClientClosed, Flux0Error, Sent, TransportError, TransportTimeout
+from flux0.domain.http import is_rejected
+from flux0.domain.timeouts import Deadline
+from flux0.flows import CallRequest, Effect, Send
+from flux0.ports import Response, Time
+from flux0.runtime.processes import PerProcess
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
+
+CLIENT_CLOSED = "this Flux0 client is closed: create a new client"
+
+
+def _do_nothing() -> None:
+    pass
+
+
+class RunningCalls:
+    """The running calls of one client. Closing the client cancels them.
+
+    Each process has its own calls, so closing a client in a forked child does not cancel calls of
+    the parent.
+
+    Attributes:
+        closed: whether the client was closed.
+    """
+
+    def __init__(self) -> None:
+        self.closed: bool = False
+        # A call is added and removed by one operation of a `dict`, which is atomic: a lock could be
+        # held by the thread that a signal handler or a finalizer interrupts to close the client.
+        self._calls: PerProcess[dict[RunningCall, None]] = PerProcess(dict)
+
+    def check(self) -> None:
+        """Raise `ClientClosed` if the client was closed."""
+        if self.closed:
+            raise ClientClosed(CLIENT_CLOSED)
+
+    def start(
+        self, deadline: Deadline | None = None, wake: Callable[[], object] = _do_nothing
+    ) -> RunningCall:
+        """Return a new call, a context manager. `wake` ends its first wait; see `on_cancel`.
+
+        Entering the context manager raises `ClientClosed` if the client is closed.
+        """
+        return RunningCall(self, self._calls.get(), deadline, wake)
+
+    def close(self) -> None:
+        """Cancel all calls. Later calls raise `ClientClosed`."""
+        self.closed = True
+        for call in tuple(self._calls.get()):
+            call.cancel()
+
+
+@define(eq=False)
+class RunningCall:
+    """A call that any thread can cancel between the start and the end of its `with` block.
+
+    The call waits in one operation at a time, such as reading a body. `on_cancel` sets the function
+    that ends this wait.
+
+    Attributes:
+        deadline: The deadline of the call; None if it has no `timeout_ms`.
+    """
+
+    _calls: RunningCalls
+    _running: dict[RunningCall, None]
+    deadline: Deadline | None
+    _wake: Callable[[], object] = _do_nothing
+    _stop_alarm: Callable[[], object] = field(default=_do_nothing, init=False)
+    _cancelled: bool = field(default=False, init=False)
+    _sent: Sent = field(default="no", init=False)
+    _request: CallRequest | None = field(default=None, init=False)
+
+    def __enter__(self) -> Self:
+        self._running[self] = None
+        # `RunningCalls.close` may have run before this call was added. Then it did not cancel it.
+        if self._calls.closed:
+            del self._running[self]
+            self._calls.check()
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._stop_alarm()
+        del self._running[self]
+        if isinstance(error, Flux0Error):
+            error.sent = self._sent
+
+    def cancel(self) -> None:
+        """End the current wait. Later calls of `on_cancel` and `check` raise an error.
+
+        Safe in any thread, in signal handlers and in finalizers.
+        """
+        self._cancelled = True
+        self._wake()
+
+    def cancel_at(self, moment: float, time: Time) -> None:
+        """Call `cancel` in another thread when `time.monotonic()` reaches `moment`."""
+        self._stop_alarm = time.alarm(moment, self.cancel)
+
+    def on_cancel(self, wake: Callable[[], object]) -> None:
+        """Set the function that ends the next wait. Raises an error if the call was cancelled.
+
+        `wake` must not block or raise, and must have no effect after the end of the wait.
+        """
+        self._wake = wake
+        self.check()
+
+    def check(self) -> None:
+        """Raise an error if the call was cancelled."""
+        if self._cancelled:
+            raise self._reason()
+
+    def succeeded(self, effect: Effect, outcome: T) -> T:
+        """Return the result of an effect, after recording whether a request was sent."""
+        if isinstance(effect, Send) and isinstance(outcome, Response):
+            self._record(effect, rejected=is_rejected(outcome.status_code))
+        return outcome
+
+    def failed(self, effect: Effect, error: BaseException) -> BaseException:
+        """Return the error of an effect, after recording whether a request was sent.
+
+        If the transport failed because the call was cancelled, the returned error says so. A
+        timeout of the transport at the deadline is returned, because it names the operation that
+        took too long.
+        """
+        cancelled = self._cancelled and not isinstance(error, TransportTimeout)
+        if isinstance(error, (TransportError, ClientClosed)) and (cancelled or self._calls.closed):
+            reason = self._reason()
+            reason.__cause__, reason.sent = error.__cause__ or error, error.sent
+            error = reason
+        if isinstance(effect, Send):
+            self._record(effect, rejected=isinstance(error, Flux0Error) and error.sent == "no")
+        return error
+
+    def ended(self) -> Flux0Error:
+        """Return the error of a call whose task was cancelled."""
+        error = self._reason()
+        if (request := self._request) is not None:
+            error.attach_request(request.operation, request.method, request.url)
+            error.attempts = request.attempt
+        error.sent = self._sent
+        return error
+
+    def _record(self, effect: Send, *, rejected: bool) -> None:
+        self._request = effect.request
+        if not rejected:
+            self._sent = "maybe"
+
+    def _reason(self) -> Flux0Error:
+        if self.deadline is None or self._calls.closed:
+            return ClientClosed(CLIENT_CLOSED)
+        return self.deadline.exceeded()
