@@ -211,12 +211,13 @@ def _limit(
 
 def _limited(request: CallRequest, deadline: Deadline | None, time: Time) -> CallRequest:
     """Return `request`, with its timeouts limited to the time until the deadline."""
-    if deadline is None:
+    left = _limit(None, deadline, time, "no")
+    if left is None:
         return request
     timeout = request.timeout
     timeouts = (timeout.connect, timeout.read, timeout.write, timeout.pool)
-    limited = Timeout(*(_limit(each, deadline, time, "no") for each in timeouts))
-    return evolve(request, timeout=limited)
+    limited = (left if each is None else min(each, left) for each in timeouts)
+    return evolve(request, timeout=Timeout(*limited))
 
 
 def _not_an_effect(value: object) -> TypeError:
