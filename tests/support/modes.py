@@ -106,7 +106,7 @@ class _SyncWrapper:
             return call(*args, **options)
 
         method = getattr(_ASYNC[type(self._real)], name)
-        opens = inspect.signature(method).return_annotation == "AsyncOpening"
+        opens = inspect.signature(method).return_annotation == "UnawaitedTurn"
         awaited = opens or inspect.iscoroutinefunction(inspect.unwrap(method))
         return call_async if awaited else call
 

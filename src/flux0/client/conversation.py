@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, final
 
 from flux0.client.caller import Caller
-from flux0.client.opening import AsyncOpening, Opening
 from flux0.client.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.client.resources import SessionsResource
 from flux0.client.streams import AsyncEventStream, EventStream
+from flux0.client.unawaited import Unawaited, UnawaitedTurn
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
@@ -152,7 +152,7 @@ class Conversation(_ConversationBase):
 class AsyncConversation(_ConversationBase):
     """The async version of `Conversation`. Create it with `Flux0.conversation_async`."""
 
-    def send(self, content: str, **options: Unpack[TurnOptions]) -> AsyncOpening:
+    def send(self, content: str, **options: Unpack[TurnOptions]) -> UnawaitedTurn:
         """The async version of `Conversation.send`.
 
         Await the result to get the stream, or use the result directly in `async with`.
@@ -201,7 +201,7 @@ class AsyncConversation(_ConversationBase):
 
 
 @final
-class ConversationOpening(Opening[AsyncConversation]):
+class UnawaitedConversation(Unawaited[AsyncConversation]):
     """A conversation that is not open yet: await the object to get the conversation."""
 
     _problem = (

@@ -11,7 +11,7 @@ from flux0.client.caller import Caller
 from flux0.client.conversation import (
     AsyncConversation,
     Conversation,
-    ConversationOpening,
+    UnawaitedConversation,
     conversation_caller,
 )
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
@@ -236,7 +236,7 @@ class Flux0(Uncopyable):
             session = sessions.create(agent_id=str(known.id), title=title, **options)
         return Conversation(caller, session, user)
 
-    @ConversationOpening.returned_by
+    @UnawaitedConversation.returned_by
     async def conversation_async(
         self,
         *,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
-from flux0.client.opening import AsyncOpening
 from flux0.client.options import CallOptions, TurnOptions, show_options
 from flux0.client.running_calls import CLIENT_CLOSED
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.turn_report import TurnReport
+from flux0.client.unawaited import UnawaitedTurn
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
@@ -228,7 +228,7 @@ class SessionsResource(_Resource):
             stream.close(CLIENT_CLOSED)
         return stream
 
-    @AsyncOpening.returned_by
+    @UnawaitedTurn.returned_by
     async def create_event_async(
         self,
         *,

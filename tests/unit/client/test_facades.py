@@ -51,13 +51,13 @@ def test_sync_and_async_methods_have_matching_signatures(
 ) -> None:
     assert async_method is not None, "the method has no async version"
     one, other = inspect.signature(method), inspect.signature(async_method)
-    opens = other.return_annotation == "AsyncOpening"
+    opens = other.return_annotation == "UnawaitedTurn"
     assert inspect.iscoroutinefunction(inspect.unwrap(async_method)) is not opens
     assert not inspect.iscoroutinefunction(method)
 
     assert list(other.parameters.values()) == list(one.parameters.values())
     expected = ASYNC_NAMES.get(one.return_annotation, one.return_annotation)
-    returned = other.return_annotation.replace("AsyncOpening", "AsyncEventStream")
+    returned = other.return_annotation.replace("UnawaitedTurn", "AsyncEventStream")
     assert returned == expected
 
 

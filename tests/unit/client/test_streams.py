@@ -11,9 +11,9 @@ from typing import Any, TypeVar, cast
 import anyio
 import pytest
 
-from flux0.client.opening import AsyncOpening
 from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.turn_report import TurnReport
+from flux0.client.unawaited import UnawaitedTurn
 from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
 from flux0.domain.headers import Headers
@@ -446,5 +446,5 @@ def test_repr_of_a_turn_that_was_not_awaited_says_to_await_it() -> None:
     async def begin() -> Any: ...
 
     coroutine = begin()
-    assert "await it, or use it in async with" in repr(AsyncOpening(coroutine))
+    assert "await it, or use it in async with" in repr(UnawaitedTurn(coroutine))
     coroutine.close()

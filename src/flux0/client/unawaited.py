@@ -17,7 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Opening(Coroutine[Any, Any, T], Generic[T]):
+class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     """A coroutine that raises a clear error if `await` is missing.
 
     Without this class, calling `send("Hello")` on a conversation that was not awaited would call
@@ -83,7 +83,7 @@ class Opening(Coroutine[Any, Any, T], Generic[T]):
 
 
 @final
-class AsyncOpening(Opening[AsyncEventStream]):
+class UnawaitedTurn(Unawaited[AsyncEventStream]):
     """A turn that has not begun: await the object to get the stream, or use `async with`."""
 
     _problem = (

@@ -46,17 +46,17 @@ async def test_missing_await_is_named_in_the_error(mode: Mode) -> None:
 
 
 def test_missing_await_in_sync_code_is_named_in_the_error() -> None:
-    opening = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
+    unawaited = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
     with pytest.raises(TypeError, match="await it"):
-        next(opening)  # type: ignore[call-overload]
-    opening.close()
+        next(unawaited)  # type: ignore[call-overload]
+    unawaited.close()
 
 
 @pytest.mark.parametrize("name", ["__reduce__", "__len__", "nonsense"])
 def test_coroutine_has_only_the_attributes_of_every_object(name: str) -> None:
-    opening = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
-    assert hasattr(opening, name) is hasattr(object(), name)
-    opening.close()
+    unawaited = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
+    assert hasattr(unawaited, name) is hasattr(object(), name)
+    unawaited.close()
 
 
 def test_result_that_is_never_awaited_causes_a_warning() -> None:
@@ -70,11 +70,11 @@ def test_result_that_is_never_awaited_causes_a_warning() -> None:
 @in_both_loops
 async def test_result_can_be_awaited_once(mode: Mode) -> None:
     async with Flux0(transport=FakeTransport()) as client:
-        opening = client.conversation_async(agent=await client.agents.first_async())
-        conversation = await opening
+        unawaited = client.conversation_async(agent=await client.agents.first_async())
+        conversation = await unawaited
         assert isinstance(conversation, AsyncConversation)
         with pytest.raises(RuntimeError, match="already awaited"):
-            await opening
+            await unawaited
         assert isinstance(await conversation.send("Hi"), AsyncEventStream)
 
 
