@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 T = TypeVar("T")
-F = TypeVar("F", Flux0, BackgroundTurns)
+F = TypeVar("F", Flux0, BackgroundTurns, BackgroundTurn)
 
 Test = Callable[[], Coroutine[Any, Any, None]]
 

@@ -507,7 +507,8 @@ def test_end_of_the_event_loop_ends_its_turns(mode: Mode) -> None:
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None:
-    server = Server("asyncio", ["a", Gate()])
+    gate = Gate()
+    server = Server("asyncio", ["a", gate])
     loop = asyncio.new_event_loop()
 
     async def start() -> BackgroundTurn:
@@ -517,10 +518,43 @@ def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None
         return turn
 
     turn = loop.run_until_complete(start())
-    conversation = server.real._store.find(turn.session_id)
+    loop.set_exception_handler(lambda *_: None)  # asyncio would report the open task.
     loop.close()
     assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
-    assert conversation is not None
+    gate.open()
+    gc.collect()
+
+
+def test_message_that_a_closed_loop_was_sending_leaves_no_running_turn() -> None:
+    """The turn of another loop continues."""
+    gate = Gate()
+    server = Server("asyncio", ["a", gate, "b"])
+    loop = asyncio.new_event_loop()
+    server.transport.is_open.clear()
+
+    async def begin() -> tuple[str, asyncio.Task[BackgroundTurn]]:
+        conversation = await server.conversation()
+        sending = asyncio.create_task(server.turns.start_async(conversation, "Hi"))
+        while not server.transport.holds:
+            await asyncio.sleep(0.001)
+        return conversation.session_id, sending
+
+    session_id, sending = loop.run_until_complete(begin())
+    loop.set_exception_handler(lambda *_: None)  # asyncio would report the open task.
+    loop.close()
+    server.transport.is_open.set()
+
+    async def join_while_another_turn_is_running() -> None:
+        turn = await server.turns.start_async(await server.conversation(), "Hi")
+        joined = await server.turns.join_async(session_id)
+        assert joined is not None
+        with pytest.raises(ReaderLost):
+            await joined.wait_async()
+        gate.open()
+        assert (await turn.wait_async()).text == "a\nb"
+
+    asyncio.run(join_while_another_turn_is_running())
+    del sending
     gc.collect()
 
 

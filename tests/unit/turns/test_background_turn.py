@@ -1,0 +1,113 @@
+"""`BackgroundTurn`: its reply, its arguments, and its repr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from flux0 import BackgroundTurn, InvalidArgument
+from flux0.domain.errors import ClientClosed, StreamInterrupted, TurnStopped, TurnTooLarge
+from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
+from support.fakes import turn as fake_turn
+from support.in_memory import CORRELATION_ID, chunk, frame, in_every_mode, status
+from support.modes import in_mode
+from support.transports import Mode
+
+
+def background_turn(
+    events: Iterable[bytes], end: LogEnd | None = None, max_bytes: int = 10_000
+) -> BackgroundTurn:
+    log = TurnLog("turn-1", max_bytes, lambda _: None)
+    for event in events:
+        log.append(event)
+    if end is not None:
+        log.finish(end)
+    return BackgroundTurn("session-1", log)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_reply_equals_the_reply_of_a_stream(finished: bool) -> None:
+    tool = CallTool("weather", {"city": "SF"})
+    fake = FakeTransport([Reason("Hm"), tool, GiveResult(tool, "é"), Say("Sunny.", pieces=3)])
+    events, _ = fake_turn(fake)
+    logged = [event.to_sse(str(number)) for number, event in enumerate(events, 1)]
+    reply = background_turn(logged, LogEnd(finished=finished)).wait()
+
+    assert reply.text == "Sunny."
+    assert [(call.tool_name, call.args) for call in reply.tool_calls] == [
+        ("weather", {"city": "SF"})
+    ]
+    assert len(reply.messages) == 4
+    assert reply.finished is finished
+
+
+@in_every_mode
+async def test_error_without_details_gets_the_details_of_the_turn(mode: Mode) -> None:
+    """The error may come from another process, or from code that does not know the stream."""
+    events = [status("typing"), chunk("a"), frame("note", {})]
+    turn = in_mode(mode, background_turn(events, LogEnd(TurnStopped("the turn was stopped"))))
+    for _ in range(2):
+        with pytest.raises(TurnStopped) as caught:
+            await turn.wait_async()
+        assert caught.value.correlation_id == CORRELATION_ID
+        assert (caught.value.event_count, caught.value.sent) == (3, "yes")
+        assert [message.text for message in caught.value.messages] == ["a"]
+
+
+def test_error_before_the_first_event_may_have_been_sent() -> None:
+    with pytest.raises(TurnStopped) as caught:
+        background_turn([], LogEnd(TurnStopped("the turn was stopped"))).wait()
+    assert (caught.value.sent, caught.value.correlation_id) == ("maybe", None)
+
+
+def test_error_with_details_keeps_them() -> None:
+    error = StreamInterrupted("gone")
+    error.correlation_id, error.event_count = "other", 7
+    with pytest.raises(StreamInterrupted) as caught:
+        background_turn([chunk("a")], LogEnd(error)).wait()
+    assert caught.value is error
+    assert (error.correlation_id, error.event_count) == ("other", 7)
+
+
+def test_other_errors_are_raised_unchanged() -> None:
+    error = ClientClosed("closed")
+    with pytest.raises(ClientClosed) as caught:
+        background_turn([], LogEnd(error)).wait()
+    assert caught.value is error
+
+
+def test_reply_of_a_turn_whose_first_events_were_dropped_is_an_error() -> None:
+    events = [chunk(str(number)) for number in range(100)]
+    turn = background_turn(events, LogEnd(), max_bytes=2000)
+    with pytest.raises(TurnTooLarge, match="larger than 2,000 bytes"):
+        turn.wait()
+
+
+@pytest.mark.parametrize(
+    "after", [-1, True, 1.0, "x", "-1", "1.0", " 1", "٣", "9" * 19, b"1", "1" * 5000]
+)
+def test_invalid_number_after_which_to_begin_is_rejected(after: Any) -> None:
+    turn = background_turn([chunk("a")], LogEnd())
+    for relay in (turn.relay, turn.relay_async):
+        with pytest.raises(InvalidArgument, match="after must be the number of an event") as caught:
+            relay(after=after)
+        assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("heartbeat_ms", [0, -1, True, "1"])
+def test_invalid_heartbeat_ms_is_rejected(heartbeat_ms: Any) -> None:
+    turn = background_turn([])
+    for relay in (turn.relay, turn.relay_async):
+        with pytest.raises(InvalidArgument, match="heartbeat_ms"):
+            relay(heartbeat_ms=heartbeat_ms)
+
+
+def test_repr_shows_the_state_and_the_session() -> None:
+    turn = background_turn([chunk("a")])
+    assert repr(turn) == "<BackgroundTurn running, 1 events, session='session-1'>"
+    assert turn.is_running
+    turn._log.finish(LogEnd())
+    assert repr(turn) == "<BackgroundTurn ended, 1 events, session='session-1'>"

@@ -1,0 +1,44 @@
+"""`MemoryTurnStore`: what the contract of stores does not test."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+from flux0 import MemoryTurnStore
+from flux0.runtime.turn_log import LogEnd, TurnLog
+
+
+def new_log() -> TurnLog:
+    return TurnLog("turn-1", 1000, lambda _: None)
+
+
+def test_expired_turns_are_removed_when_later_turns_start() -> None:
+    now = [1000.0]
+    store = MemoryTurnStore(keep_seconds=60, clock=lambda: now[0])
+    logs = [new_log() for _ in range(3)]
+    for number, log in enumerate(logs):
+        store.claim(f"session-{number}", log, refuse=True)
+    for log in logs[:2]:
+        log.finish(LogEnd())
+    references = [weakref.ref(log) for log in logs]
+    del logs, log
+
+    now[0] += 60
+    store.claim("another", new_log(), refuse=True)
+    gc.collect()
+    assert all(reference() for reference in references)
+    now[0] += 30
+    store.claim("another", new_log(), refuse=False)
+    gc.collect()
+    assert [reference() is None for reference in references] == [True, True, False]
+    assert store.find("session-2") is references[2]()
+
+
+def test_claim_can_be_released_after_the_store_was_closed() -> None:
+    store, log = MemoryTurnStore(), new_log()
+    store.claim("session", log, refuse=True)
+    store.close()
+    log.finish(LogEnd())
+    store.release("session", log, None)
+    assert store.find("session") is None
