@@ -157,6 +157,11 @@ class TurnLog:
             raise TurnTooLarge(self.max_bytes)
         return events[after - first + 1 :]
 
+    def has_more(self, after: int) -> bool:
+        """Return whether `read(after)` is complete or not empty, so that it need not wait."""
+        first, events = self._kept
+        return first + len(events) - 1 > after or bool(self._ends)
+
     def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
         """Call `wake` once, after the next change. Return a function that cancels the call.
 

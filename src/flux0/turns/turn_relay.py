@@ -35,6 +35,7 @@ class LogReader:
         self.log: TurnLog = log
         self.position: int = after
         self.error: Flux0Error | None = None
+        self._waker = Waker()
 
     def read(self) -> Sequence[bytes] | None:
         """Return the next events. They are empty if there is none yet, and None at the end."""
@@ -53,11 +54,15 @@ class LogReader:
         return events
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait until `read` returns events or the end; return False after `seconds`."""
-        waker = Waker()
-        cancel = self.log.on_change(waker.wake)
+        """Wait until `read` returns events or the end; return False after `seconds`.
+
+        Rarely, it returns True too early.
+        """
+        cancel = self.log.on_change(self._waker.wake)
         try:
-            return self._has_more() or waker.wait(_FOREVER if seconds is None else seconds)
+            return self.log.has_more(self.position) or self._waker.wait(
+                _FOREVER if seconds is None else seconds
+            )
         finally:
             cancel()
 
@@ -67,15 +72,12 @@ class LogReader:
         changed = anyio.Event()
         cancel = self.log.on_change(partial(call_soon, running_loop(), changed.set))
         try:
-            if not self._has_more():
+            if not self.log.has_more(self.position):
                 with anyio.move_on_after(seconds):
                     await changed.wait()
-            return self._has_more()
+            return self.log.has_more(self.position)
         finally:
             cancel()
-
-    def _has_more(self) -> bool:
-        return self.log.last > self.position or self.log.is_ended
 
 
 def wait_for_end(log: TurnLog, seconds: float) -> bool:
