@@ -214,7 +214,7 @@ create_connection(
     "applies the timeout of the first read to all reads": Bug(
         {"connection.timeout = timeout\n": "connection.timeout = FIRST.setdefault(self, timeout)\n"}
         | {"PIECE_BYTES = 65536\n": "PIECE_BYTES = 65536\nFIRST = {}\n"},
-        ("test_each_read_has_its_own_timeout", "test_each_read_over_tls_has_its_own_timeout"),
+        ("test_each_read_has_its_own_timeout",),
     ),
     "applies the read timeout of the request to a body": Bug(
         {"        self._connection.timeout = timeout\n": ""},

@@ -109,27 +109,19 @@ def check(value: object, required: object, subject: str) -> None:
 
 
 def fails(
-    call: Callable[[], object], *kinds: type[TransportError], caused: bool = True
+    call: Callable[[], object], kind: type[TransportError], *, caused: bool = True
 ) -> TransportError:
-    """Assert that `call` raises an error whose class is one of `kinds`, and return the error.
+    """Assert that `call` raises an error of the class `kind`, and return the error.
 
     If `caused` is true, the error must be raised `from` an exception of the HTTP library.
     """
     with pytest.raises(TransportError) as caught:
         call()
-    error = caught.value
-    assert type(error) in kinds, f"raised {error!r}, expected {' or '.join(map(_name, kinds))}"
-    assert str(error), f"{type(error).__name__} has no message"
-    if caused:
-        cause = error.__cause__
-        assert isinstance(cause, Exception), (
-            "the `__cause__` of the error must be the exception of the HTTP library"
-        )
-        assert not isinstance(cause, TransportError), (
-            "the cause must be the exception of the HTTP library"
-        )
+    error, cause = caught.value, caught.value.__cause__
+    assert type(error) is kind, f"raised {error!r}, expected {kind.__name__}"
+    assert str(error), f"{kind.__name__} has no message"
+    has_cause = isinstance(cause, Exception) and not isinstance(cause, TransportError)
+    assert has_cause or not caused, (
+        "the `__cause__` of the error must be the exception of the HTTP library"
+    )
     return error
-
-
-def _name(kind: type) -> str:
-    return kind.__name__

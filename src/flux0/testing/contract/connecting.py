@@ -18,7 +18,15 @@ from attrs import evolve
 from flux0.domain import errors
 from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, fails
 from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get
-from flux0.testing.contract.responses import Disconnect, Sleep, WaitForRelease, Write, http_response
+from flux0.testing.contract.responses import (
+    FRAMINGS,
+    Disconnect,
+    Framing,
+    Sleep,
+    WaitForRelease,
+    Write,
+    http_response,
+)
 
 _SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=EXPIRY)
 
@@ -78,7 +86,7 @@ class ConnectContract(Contract):
 
 
 class TLSContract(Contract):
-    """Over TLS, the transport verifies certificates. Apart from that, it behaves as without TLS."""
+    """Over TLS, certificates are verified. Reading and closing a body work as without TLS."""
 
     def make_trusting_transport(self, ca_file: str) -> Any:
         """Return a new transport that trusts the authorities in the PEM file `ca_file`."""
@@ -159,12 +167,15 @@ class TLSContract(Contract):
         fails(response.read, errors.ConnectionInterrupted)
         server.wait_until_closed()
 
-    def test_each_read_over_tls_has_its_own_timeout(
-        self, trusting: Harness, tls: ssl.SSLContext
+    @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+    @pytest.mark.parametrize("framing", FRAMINGS)
+    def test_each_read_has_its_own_timeout(
+        self, trusting: Harness, tls: ssl.SSLContext, framing: Framing, *, over_tls: bool
     ) -> None:
         """The timeout of a read may be longer or shorter than the timeouts of earlier reads."""
         pieces = b"first", Sleep(2 * SHORT), b"second", WaitForRelease(), b"third"
-        _, response = trusting.exchange(http_response(*pieces, framing="chunked"), tls=tls)
+        steps = http_response(*pieces, framing=framing)
+        _, response = trusting.exchange(steps, tls=tls if over_tls else None, stream=True)
         check(response.read(5, timeout=SHORT), b"first", "the first piece")
         check(response.read(6), b"second", "the second piece")
         fails(lambda: response.read(timeout=EXPIRY), errors.ReadTimeout)

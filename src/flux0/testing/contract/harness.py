@@ -78,20 +78,21 @@ class ReceivedResponse:
         self._body: Any = head.body
         self._run = run
 
-    def start_read(self, timeout: float | None = LONG) -> Pending[bytes | None]:
+    def start_read(self) -> Pending[bytes | None]:
         """Start a call that reads the next piece of the body; its result is None at the end."""
-        return self._run(partial(self._body.read_async, timeout))
+        return self._run(partial(self._body.read_async, LONG))
 
-    def read(self, size: int | None = None, timeout: float | None = LONG) -> bytes:
+    def read(self, size: int | None = None, timeout: float = LONG) -> bytes:
         """Read pieces until they contain at least `size` bytes; by default, read the whole body.
 
-        `timeout` is the limit for each read.
+        `timeout` is the limit for all reads together: each read gets the time that is left.
         """
 
         async def pieces() -> bytes:
-            data = b""
+            data, end = b"", monotonic() + timeout
             while size is None or len(data) < size:
-                piece: bytes | None = await self._body.read_async(timeout)
+                left = max(end - monotonic(), _SHORTEST)
+                piece: bytes | None = await self._body.read_async(left)
                 if piece is None:
                     break
                 data += piece
@@ -99,22 +100,6 @@ class ReceivedResponse:
 
         read: bytes = self._run(pieces).outcome()
         return read
-
-    def read_content(self, timeout: float) -> bytes | None:
-        """Skip empty pieces, and return the first other piece, or None at the end of the body.
-
-        `timeout` is the limit for all reads together: each read gets the time that is left.
-        """
-
-        async def content() -> bytes | None:
-            end = monotonic() + timeout
-            piece: bytes | None = b""
-            while piece == b"":
-                piece = await self._body.read_async(max(end - monotonic(), _SHORTEST))
-            return piece
-
-        received: bytes | None = self._run(content).outcome()
-        return received
 
     def close(self) -> None:
         """Close the body."""
