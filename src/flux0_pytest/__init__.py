@@ -22,11 +22,8 @@ if TYPE_CHECKING:
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
 _MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
+# The arguments of each marker.
 _MARKERS = {
-    "flux0_fake(used=True, expected=True, streams=True)": "choose the checks after the test",
-    "flux0_cassette(path=None, **options)": "path and options of flux0_cassette",
-}
-_ARGUMENTS = {
     "flux0_fake": ("used", "expected", "streams"),
     "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
 }
@@ -44,8 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
-    for name, description in _MARKERS.items():
-        config.addinivalue_line("markers", f"{name}: {description}")
+    for name, arguments in _MARKERS.items():
+        signature = f"{name}({', '.join(f'{each}=' for each in arguments)})"
+        config.addinivalue_line("markers", f"{signature}: options of the fixture {name}")
 
 
 @pytest.hookimpl(hookwrapper=True)  # Old versions of pytest do not support `wrapper`.
@@ -78,7 +76,7 @@ def _options(request: pytest.FixtureRequest, marker: str) -> dict[str, Any]:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Reject unknown arguments of the markers."""
-    for name, known in _ARGUMENTS.items():
+    for name, known in _MARKERS.items():
         for marker in item.iter_markers(name):
             unknown = [*(set(marker.kwargs) - set(known)), *marker.args[known[0] == "path" :]]
             if unknown:
