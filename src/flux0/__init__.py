@@ -112,7 +112,7 @@ def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
     """Return a class that raises `MissingDependency` when it is instantiated.
 
     `inspect` and `from flux0 import *` access all public names. Therefore, accessing a transport
-    must not raise, even if the HTTP library of the transport is not installed.
+    must not raise, even if its HTTP library is not installed.
     """
     from flux0.adapters.shared.misplaced import not_installed  # noqa: PLC0415 - imports the errors
 

@@ -34,7 +34,7 @@ def main() -> None:
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
         # If the output is a closed pipe, rich and typer raise SystemExit(1) instead of
-        # BrokenPipeError, which is the context of the SystemExit.
+        # BrokenPipeError, which is its context.
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise

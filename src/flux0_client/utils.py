@@ -1,4 +1,4 @@
-"""The classes of the retry policy. The earlier, generated client had them in this module."""
+"""The retry policy. The generated client had its classes in a module of this name."""
 
 from flux0 import BackoffStrategy, RetryConfig
 

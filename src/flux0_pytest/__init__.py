@@ -75,7 +75,7 @@ def _options(request: pytest.FixtureRequest, marker: str) -> dict[str, Any]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Reject unknown arguments of the markers."""
+    """Reject unknown arguments of markers."""
     for name, known in _MARKERS.items():
         for marker in item.iter_markers(name):
             unknown = [*(set(marker.kwargs) - set(known)), *marker.args[known[0] == "path" :]]
@@ -156,12 +156,12 @@ def flux0_cassette_transport() -> Callable[[], Any] | None:
 def flux0_cassette(
     request: pytest.FixtureRequest, flux0_cassette_transport: Callable[[], Any] | None
 ) -> Iterator[RecordingTransport | ReplayTransport]:
-    """A transport that replays or records the cassette of the test; see `flux0.testing.cassette`.
+    """A transport that replays or records the test's cassette; see `flux0.testing.cassette`.
 
-    The cassette is the file `cassettes/MODULE/CLASS.TEST.json` in the folder of the test. The
-    marker `flux0_cassette` sets another path, relative to that folder. A recording is kept if the
-    test passes. When replaying, the fixture raises an error if an exchange of the cassette was not
-    used.
+    The cassette is the file `cassettes/MODULE/CLASS.TEST.json` next to the test module. The marker
+    `flux0_cassette` sets another path, relative to the module's folder. A recording is kept if the
+    test passes. When replaying, the fixture raises an error if a test that passed has not used an
+    exchange.
     """
     from flux0.testing import CassetteError, ReplayTransport, cassette  # noqa: PLC0415
     from flux0.testing.cassettes.cassette import how_to_record  # noqa: PLC0415

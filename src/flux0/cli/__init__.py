@@ -1,1 +1,1 @@
-"""The command `flux0-client`, which needs the packages of the extra `cli`."""
+"""The command `flux0-client`, which needs the extra `cli`."""

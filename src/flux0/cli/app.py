@@ -64,9 +64,9 @@ def root(_: typer.Context, *, _version: Annotated[bool, _VERSION] = False) -> No
 
 
 _MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
-_AGENT = "Id of the agent. Default: the only agent of the server."
-_SESSION = "Id of the session to continue. Default: a new session."
-_TYPE = "Type of the agent: use the first agent of this type, or create it."
+_AGENT = "Id of the agent. Default: the server's only agent."
+_SESSION = "Id of a session to continue. Default: a new session."
+_TYPE = "Agent type: use the first agent of this type, or create it."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 
 # Do not break a sentence into lines: typer removes line breaks from the first paragraph only.
@@ -99,7 +99,7 @@ def chat(
 ) -> None:
     """Send messages to an agent, and show its turns.
 
-    With MESSAGE or piped input, send one message. With `--lines`, send each line of the input as a
+    With MESSAGE or piped input, send one message. With `--lines`, send each piped line as a
     message. Without MESSAGE, if the input is a terminal, send each message that the user types.
     """
     if sum(choice is not None for choice in (agent, agent_type, session)) > 1:
@@ -163,8 +163,8 @@ def serve_demo(
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
     """Return a decorator that adds a command to `group`.
 
-    The command calls the decorated function, and shows the models that the function returns. The
-    command has the common options, and the parameters of the function except `flux0`.
+    The command calls the decorated function, and shows the models that the function returns. It has
+    the common options, and the function's parameters except `flux0`.
     """
 
     def register(get: Callable[..., Listed]) -> None:
@@ -192,7 +192,7 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
 
 _EVENT_TYPE = "List only events of this type; may be repeated."
 _SOURCE = "List only events from this source."
-_TURN = "List only events of the turn with this correlation id."
+_TURN = "List only events with this correlation id, from one turn."
 _FROM = "List only events with this offset or a higher one."
 
 
@@ -223,7 +223,7 @@ def events(
 
 @_query(agents, "list")
 def list_agents(flux0: Flux0) -> Listed:
-    """List all agents of the server."""
+    """List the server's agents."""
     return flux0.agents.list()
 
 
@@ -233,7 +233,7 @@ def get_agent(flux0: Flux0, agent: AgentId) -> Listed:
     return flux0.agents.retrieve(agent_id=agent)
 
 
-_PURPOSE = "Description of the agent and its purpose."
+_PURPOSE = "Description: the purpose of the agent."
 
 
 @_query(agents, "create")
@@ -260,7 +260,7 @@ def list_sessions(
         str | None, option("--agent", "ID", "List only sessions with this agent.")
     ] = None,
 ) -> Listed:
-    """List the sessions of the user."""
+    """List the user's sessions."""
     return flux0.sessions.list(agent_id=agent)
 
 
@@ -293,7 +293,7 @@ def _client(
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Open a client with the common options of the command."""
+    """Open a client with the command's common options."""
     server, user, timeout, header, _ = context.obj
     with (
         _exit_codes(explain),

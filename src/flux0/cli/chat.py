@@ -29,7 +29,7 @@ _EXIT_COMMANDS = {"exit", "quit"}
 def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
     """Return the messages to send, from the argument MESSAGE and the piped input.
 
-    If `lines` is True, each line of the input is a message. Otherwise there is one message:
+    If `lines` is True, each line is a message. Otherwise there is one message:
     `message`, or the piped input, or both with a blank line between them.
     """
     stream = standard_input()
@@ -135,7 +135,7 @@ class Chat:
             return False
 
     def _show_history(self) -> None:
-        """Write the previous messages of the session."""
+        """Write the session's previous messages."""
         history = self._conversation.history()
         for number, event in enumerate(history):
             if isinstance(event, Event) and event.source == EventSource.USER:
@@ -151,7 +151,7 @@ class Chat:
         self._output.json({"event": event.event, **turn, **to_dict(event)})
 
     def _read_messages(self) -> Iterator[str]:
-        """Yield each typed line until "exit", "quit" or the end of the input."""
+        """Yield each typed line until "exit", "quit" or the input's end."""
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
             import_module("readline")  # With readline, `input` supports editing and a history.

@@ -17,8 +17,8 @@ MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 _ID_LENGTH = 10
-# Maps arguments of the client to their names on the command line. Each other argument has an option
-# of the same name.
+# Maps the client's arguments to their names on the command line. Other arguments are the names of
+# options.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "headers": "--header",

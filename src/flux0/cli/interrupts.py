@@ -15,7 +15,7 @@ _WAITS: Final = (0.05, 0.2, 1.0)  # Seconds before each SIGURG.
 
 @contextmanager
 def waking_on_ctrl_c() -> Generator[None, None, None]:
-    """In the `with` block, ensure that Ctrl-C ends a blocking call of the main thread.
+    """In the `with` block, ensure that Ctrl-C ends a blocking call in the main thread.
 
     Python checks for signals before a system call, and when a signal interrupts the call. If Ctrl-C
     is pressed after the first check but before the call starts, Python would handle it only after

@@ -21,11 +21,11 @@ def argument(metavar: str, help: str) -> Any:
     return typer.Argument(metavar=metavar, help=help)
 
 
-_SERVER = f"URL of the server. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
+_SERVER = f"Server URL. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
 _USER = "Name of the user who owns the sessions. Default: the anonymous user."
 _HEADER = "Header field to send; may be repeated. FLUX0_TOKEN is sent as a bearer token."
 _TIMEOUT = "Longest time for a request with all its retries, or for the start of a turn."
-_JSON = "Print JSON in the format of the server; for a turn, one line for each event."
+_JSON = "Print JSON in the server's format; for a turn, one line for each event."
 
 # The options of all commands that connect to a server, written before or after the command.
 Server = Annotated[str | None, option("--server-url", "URL", _SERVER)]

@@ -21,7 +21,7 @@ BOLD = Style(bold=True)
 RED = Style(color="red", bold=True)
 
 _GAP = "  "  # The space between two columns of a table.
-# The smallest width of the last column of a table, in terminal cells. Its text is wrapped.
+# The smallest width of a table's last column, in terminal cells. Its text is wrapped.
 _MIN_LAST_COLUMN = 11
 
 
@@ -38,8 +38,8 @@ def one_line(text: str) -> str:
 class Output:
     """Writes text to standard output or standard error.
 
-    Styles and line wrapping are used only on a terminal. `is_terminal` is False for a pipe or a
-    file.
+    Lines are wrapped only on a terminal. `is_terminal` is False for a pipe or a file. Styles follow
+    rich's rules, such as NO_COLOR and FORCE_COLOR.
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
@@ -50,9 +50,9 @@ class Output:
         color_system = self._console.color_system or ""
         self._color_system = COLOR_SYSTEMS.get(color_system) if has_controls else None
         self._indent = ""  # The indentation after a line break in the current text.
-        self._line = ""  # The current line of the terminal, without its mark or indentation.
+        self._line = ""  # The terminal's current line, without its mark or indentation.
         self._line_is_open = False
-        self._block = ("", "")  # The kind and the message id of the current block.
+        self._block = ("", "")  # The current block's kind and message id.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
         """Begin a block on a new line.
@@ -77,7 +77,7 @@ class Output:
         """Append text, and flush the output.
 
         If there is a `mark`, such as "> ", write the mark and the text on a new line, and indent
-        further lines by the width of the mark. Control characters, except line breaks and tabs, are
+        further lines by the mark's width. Control characters, except line breaks and tabs, are
         escaped.
         """
         if mark:
@@ -99,9 +99,9 @@ class Output:
     ) -> None:
         """Write a table. `columns` maps the name of each column to its importance.
 
-        On a narrow terminal, the least important columns are left out, and the text of the last
+        On a narrow terminal, the least important columns are left out, and the text in the last
         column is wrapped. A row with only one cell is written as a heading. If `head` is False, the
-        names of the columns are not written.
+        column names are not written.
         """
         lines = [tuple(map(one_line, row)) for row in ([tuple(columns)] if head else []) + [*rows]]
         widths = [
@@ -129,9 +129,9 @@ class Output:
     def _wrap(self, text: str) -> str:
         """Return `text` with line breaks between words, in the form to append to the current line.
 
-        The last word of the current line may continue in `text`. If the whole word does not fit
-        into this line, the result contains an escape sequence that erases the first part of the
-        word, and then the whole word on the next line.
+        The current line's last word may continue in `text`. If the whole word does not fit into
+        this line, the result contains an escape sequence that erases the word's first part, and
+        then the whole word on the next line.
         """
         if not self._wraps:
             return text.replace("\n", f"\n{self._indent}")

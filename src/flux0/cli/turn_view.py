@@ -35,14 +35,13 @@ class TurnView:
         self._aside = aside
         self._last_call = ""
         self._current = ""  # The id of the message that the last chunk event belongs to.
-        # The text that was written for each part. The keys are the message id and the index of the
-        # part.
+        # The text that was written for each part. The keys are a message id and the part's index.
         self._shown: dict[tuple[str, int], str] = {}
         # Whether a tool call or tool result was not written yet, because it is incomplete.
         self._is_waiting = False
 
     def user(self, text: str) -> None:
-        """Write a message of the user."""
+        """Write the user's message."""
         self._aside.begin_block("user")
         self._aside.write(text, BOLD, mark="> ")
 
@@ -70,7 +69,7 @@ class TurnView:
         self._aside.write(descriptions.describe_status(status, data), style, mark="· ")
 
     def finish(self, turn: EventStream | MessageAccumulator | None = None) -> None:
-        """Write the rest of the turn, and prepare for the next turn."""
+        """Write the turn's rest, and prepare for the next turn."""
         try:
             if turn is not None:
                 self._show_new(turn, is_complete=True)
@@ -103,7 +102,7 @@ class TurnView:
 
         Other patches are fragments of structured content, or of tool calls that were already
         written. For these patches, do not read `turn.messages`: it rebuilds the message, and the
-        cost grows with the length of the message.
+        cost grows with the message's length.
         """
         if patch.path.startswith(_TOOLS):
             return self._is_waiting or not isinstance(patch.value, str)

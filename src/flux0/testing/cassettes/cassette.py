@@ -37,7 +37,7 @@ _ABSENT: Final = object()  # Marks an absent value; None is a JSON value.
 
 
 class CassetteError(Flux0Error):
-    """A cassette is missing, damaged, of another version, or is being recorded already."""
+    """A cassette is missing, damaged, a folder, of another version, or being recorded already."""
 
 
 def _bytes_of(content: Content) -> bytes:
@@ -55,7 +55,7 @@ class Content:
     """A body or a piece of a body, stored as JSON, as text or in base64.
 
     Attributes:
-        json, text, base64: The stored form. Exactly one of the three is set.
+        json, text, base64: The stored form; exactly one is set.
         after: When the piece arrived, in seconds after the response head.
         data: The bytes.
     """
@@ -117,8 +117,8 @@ class RecordedExchange:
         end: "whole", "closed", or the name of an error; see `WHOLE`, `CLOSED` and `ERRORS`.
         after: When the exchange ended, in seconds after the response head, or after the request if
             there is no response.
-        number: The position of the request in the order of sending. In the file, exchanges are in
-            the order in which they ended.
+        number: The request's position in the order of sending. In the file, exchanges are in the
+            order in which they ended.
     """
 
     request: RecordedRequest
@@ -159,8 +159,7 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-# The unfinished recordings of this process, by path. Two recordings of the same file would
-# overwrite each other.
+# The unfinished recordings of this process, by path. Two recordings would overwrite each other.
 _recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
 
 
@@ -194,7 +193,7 @@ class CassetteFile:
         return os.path.normcase(os.path.realpath(self._path))
 
     def append(self, exchange: RecordedExchange) -> None:
-        """Append an exchange. The cost does not depend on the size of the file."""
+        """Append an exchange. The cost does not depend on the file's size."""
         if self._written is None:
             suffix = f"{os.getpid()}.new" if self._deferred else "new"
             new_path = self._path.with_name(f"{self._path.name}.{suffix}")
@@ -209,8 +208,8 @@ class CassetteFile:
     def defer(self) -> Callable[[bool], None]:
         """Return a function that ends the recording. From now on, `finish` does nothing.
 
-        If the argument of the function is True, the recording replaces the old cassette. If False,
-        the recording is deleted.
+        If its argument is True, the recording replaces the old cassette. If False, the recording is
+        deleted.
         """
         self._deferred = True
         return self._settle
@@ -221,7 +220,7 @@ class CassetteFile:
         If the recording failed, keep the old cassette and return the text of a warning.
 
         Args:
-            error: The name of the exception that ended the recording, if there was one.
+            error: The exception that ended the recording, by name; empty if there was none.
         """
         if self._deferred:
             return None
@@ -267,7 +266,7 @@ class CassetteFile:
 
 
 def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
-    """Return the names of the transport errors in `exchanges`, and the statuses of 400 or more."""
+    """Return the transport errors in `exchanges` by name, and the statuses of 400 or more."""
     found: set[str] = set()
     for exchange in exchanges:
         if exchange.end in ERRORS:

@@ -16,7 +16,7 @@ _NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # The largest number of characters of a value in an error message.
 _MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument of a call.
-_CONTEXT: Final = 30  # The characters that are shown on each side of the first difference.
+_CONTEXT: Final = 30  # Characters that are shown before and after the first difference.
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:

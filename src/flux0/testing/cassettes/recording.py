@@ -48,17 +48,18 @@ class RecordingTransport:
 
     Sync and async calls are supported if the other transport supports them. The cassette contains
     no values of header fields that may be credentials, and no host, user name or password of a URL.
-    Everything else is recorded unchanged, except for the strings that `scrub` replaces.
+    The JSON of a request may be formatted in another way, and `scrub` replaces strings. Everything
+    else is recorded unchanged.
 
     If the cassette exists, the recording is written to `NAME.new`, and `close` replaces the old
-    cassette. The old cassette is kept if an exception ends the `with` block of the client. It is
-    also kept if the recording has a transport error, or a status of 400 or more, that the old
-    cassette does not contain.
+    cassette. The old cassette is kept if an exception ends the client's `with` block. It is also
+    kept if the recording has a transport error, or a status of 400 or more, that the old cassette
+    does not contain.
 
     Args:
         transport: The transport that sends the requests, such as an `HttpxTransport`. Closing the
             `RecordingTransport` closes it, too.
-        path: The path of the cassette. Missing folders are created.
+        path: The cassette's path. Missing folders are created.
         scrub: A function that is called with each string in a path, a query or a body, and returns
             the string to record instead.
 
@@ -95,7 +96,7 @@ class RecordingTransport:
         return f"RecordingTransport({self.transport!r})"
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` over the other transport and record the exchange; see `Transport.send`."""
+        """Send `request` over the other transport, and record the exchange."""
         with self._start(request) as exchange:
             response = self.transport.send(request)
         return exchange.record_response(response)
@@ -126,9 +127,9 @@ class RecordingTransport:
     def defer(self) -> Callable[[bool], None]:
         """Return a function that ends the recording, which `close` then no longer does.
 
-        If the argument of the function is True, the recording replaces the old cassette. If False,
-        the recording is deleted. Until the function is called, the recording is in a separate file
-        next to the cassette, even after `close`.
+        If its argument is True, the recording replaces the old cassette. If False, the recording is
+        deleted. Until the function is called, the recording is in a separate file next to the
+        cassette, even after `close`.
         """
         return self._file.defer()
 
@@ -191,7 +192,7 @@ class _OpenExchange:
         if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        elif error is not None:  # Not an error of the transport, but, for example, a cancellation.
+        elif error is not None:  # For example a cancellation.
             self.end(CLOSED, error)
 
     def record_response(self, response: Response[Any]) -> Response[Any]:

@@ -71,7 +71,7 @@ class _ReplayedBody(FakeBody):
 
 
 class NotRecorded(AssertionError):
-    """A request matches no exchange of the cassette."""
+    """A request matches no exchange in the cassette."""
 
     __module__ = "flux0.testing"  # pytest prints the module of an exception.
 
@@ -79,14 +79,15 @@ class NotRecorded(AssertionError):
 class ReplayTransport(SharedTransport):
     """Replays the exchanges of a cassette, for sync and async calls.
 
-    Responses and errors are the same as in the recording, and take the same time on the simulated
-    clock of this transport. No call waits in real time. The timeouts of requests are ignored.
+    Responses are the same as in the recording, and errors have the same classes. Both take the same
+    time on this transport's simulated clock. Without `sleep`, no call waits in real time. The
+    timeouts of requests are ignored, except `timeout_ms`.
 
     A request matches a recorded request with the same method, path, query and body. Bodies are
     compared as JSON. Header fields are not compared.
 
     Args:
-        path: The path of the cassette.
+        path: The cassette's path.
         matching: "strict" requires the recorded order of requests; "loose" allows any order. With
             "loose", a request that was recorded once may be sent any number of times. A request
             that was recorded n times may be sent n times.
@@ -137,7 +138,7 @@ class ReplayTransport(SharedTransport):
         return f"ReplayTransport({str(self._path)!r})"
 
     def assert_all_used(self) -> None:
-        """Raise AssertionError if an exchange of the cassette was not replayed."""
+        """Raise AssertionError if an exchange in the cassette was not replayed."""
         unused = [str(replay) for replay in self._replays if not replay.done]
         if unused:
             raise AssertionError(
@@ -151,7 +152,7 @@ class ReplayTransport(SharedTransport):
         request: Request,
         loop: Loop | None,  # noqa: ARG002 - only a fake runs an agent in it
     ) -> Waits[Response[FakeBody]]:
-        """Return the recorded response to `request`; see `SharedTransport.respond`."""
+        """See `SharedTransport.respond`."""
         with self._lock:
             sent_request = recorded_request(request, self._scrub)
             replay = self._find(sent_request, self._key(sent_request))
@@ -251,8 +252,7 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # Start the simulated clock at the time of the client's clock, because the deadlines of
-        # requests are times of the client's clock.
+        # The simulated clock starts at the time of the client's clock, which deadlines refer to.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:
@@ -280,14 +280,14 @@ def cassette(
     """Return a transport that replays the cassette, or a transport that records it.
 
     Args:
-        path: The path of the cassette.
+        path: The cassette's path.
         transport: A function that returns the transport for recording. The default is
             `HttpxTransport`.
         mode: "once" replays the cassette if it exists, and records it otherwise. "none" always
             replays, "all" always records. "new_episodes" replays the requests that the cassette
             contains, in any order, and appends the others to it. The default is "none" if the
             environment variable `CI` is set, and "once" otherwise.
-        matching: Whether the order of the requests is checked; see `ReplayTransport`.
+        matching: Whether the order of requests is checked; see `ReplayTransport`.
         match: A function that returns the part of a call to compare; see `ReplayTransport`.
         scrub: A function that replaces secrets; see `RecordingTransport`.
     """

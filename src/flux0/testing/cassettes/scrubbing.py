@@ -36,7 +36,7 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
     """Scrub each string if the body is JSON, else each line.
 
-    In a line with the JSON data of an event, only the strings of the JSON are scrubbed. If a body
+    In a line with an event's JSON data, only the strings of the JSON are scrubbed. If a body
     has several pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
@@ -97,7 +97,7 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
     """Return (place, event, patch) for each patch in `line` that has a string as its value.
 
-    `line` contains one event. The place is the message id and the path of the patch, as JSON.
+    `line` contains one event. The place is the message id and the patch's path, as JSON.
     """
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []

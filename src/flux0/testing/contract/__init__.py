@@ -1,8 +1,8 @@
 """The transport contract: tests that each transport must pass, including your own.
 
-In a test module, subclass `TransportContract` or `AsyncTransportContract`. The name of the class
-must start with `Test`. Define how to create the transport, and how to create a transport that
-trusts a certificate authority::
+In a test module, subclass `TransportContract` or `AsyncTransportContract`, with a name that starts
+with `Test`. Define how to create the transport, and how to create a transport that trusts a
+certificate authority::
 
     class TestMyTransport(TransportContract):
         def make_transport(self) -> MyTransport:
@@ -43,7 +43,7 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    # pytest runs the tests of the first base class last. These tests are slow, so they run last.
+    # pytest runs the first base class last. Its tests are slow, so they run last.
     IdleContract,
     HeadContract,
     BodyContract,

@@ -1,4 +1,4 @@
-"""The base class of all parts of the contract: it provides the test harness and the timeouts."""
+"""The base class for all parts of the contract, with the test harness and the timeouts."""
 
 # ruff: noqa: S101 - a test suite asserts
 
@@ -30,13 +30,12 @@ _TIME_BUDGET = pytest.StashKey[float]()
 
 
 class Contract(ABC):
-    """The settings, fixtures and methods that all parts of the contract share."""
+    """Settings, fixtures and methods for all parts of the contract."""
 
     # The backends in which each test runs once: `THREADS` for a sync transport, or anyio's names of
     # event loops, such as "asyncio", for an async transport.
     backends: ClassVar[tuple[str, ...]]
-    # Seconds after which a call of the transport counts as hung. When the tests of a class have
-    # waited `3 * timeout` seconds for hung calls, the remaining tests fail immediately.
+    # Seconds after which a call counts as hung; see `hang_timeout`.
     timeout: ClassVar[float] = DEFAULT_TIMEOUT
 
     def make_transport(self) -> Any:
@@ -65,8 +64,8 @@ class Contract(ABC):
     def hang_timeout(self, request: pytest.FixtureRequest) -> Iterator[float]:
         """Seconds after which a call counts as hung: `timeout`.
 
-        When the tests of a class have waited `3 * timeout` seconds for hung calls, each further
-        test fails without running.
+        When the tests in a class have waited `3 * timeout` seconds for hung calls, each further
+        test fails without running, so that a broken transport does not waste hours.
         """
         stash = class_of(request).stash
         if stash.setdefault(_TIME_BUDGET, 3 * self.timeout) <= 0:
@@ -94,7 +93,7 @@ class Contract(ABC):
 
 
 def class_of(request: pytest.FixtureRequest) -> pytest.Class:
-    """Return pytest's node for the class of the running test. All tests of a class share it."""
+    """Return pytest's node for the class that contains the running test."""
     node: pytest.Item = request.node
     found = node.getparent(pytest.Class)
     assert found is not None
@@ -113,7 +112,7 @@ def fails(
 ) -> TransportError:
     """Assert that `call` raises an error of the class `kind`, and return the error.
 
-    If `caused` is true, the error must be raised `from` an exception of the HTTP library.
+    If `caused` is true, the error must be raised `from` the HTTP library's exception.
     """
     with pytest.raises(TransportError) as caught:
         call()
@@ -121,7 +120,5 @@ def fails(
     assert type(error) is kind, f"raised {error!r}, expected {kind.__name__}"
     assert str(error), f"{kind.__name__} has no message"
     has_cause = isinstance(cause, Exception) and not isinstance(cause, TransportError)
-    assert has_cause or not caused, (
-        "the `__cause__` of the error must be the exception of the HTTP library"
-    )
+    assert has_cause or not caused, "the error's `__cause__` must be the HTTP library's exception"
     return error

@@ -77,13 +77,13 @@ class BodyContract(Contract):
     def test_body_is_returned_unchanged(
         self, harness: Harness, framing: Framing, body: str, *, gzip: bool, stream: bool
     ) -> None:
-        """`Response.close_delimited` is True only if the end of the connection ends the body."""
+        """`Response.close_delimited` is True only if the connection's end ends the body."""
         steps = http_response(*_BODIES[body], framing=framing, gzip=gzip)
         steps = byte_by_byte(steps) if body == "byte-by-byte" else steps
         _, response = harness.exchange(steps, stream=stream)
         is_close_delimited = framing == "close-delimited"
         check(response.head.close_delimited, is_close_delimited, "Response.close_delimited")
-        # Compare outside of the assertion: pytest needs minutes for a diff of long bodies.
+        # Compare before the assertion: pytest needs minutes for a diff of long bodies.
         same = response.read() == b"".join(_BODIES[body])
         assert same, "the received body differs from the sent body"
 
@@ -93,7 +93,7 @@ class BodyContract(Contract):
     def test_pieces_are_yielded_when_they_arrive(
         self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
-        """The transport does not wait for the next piece or for the end of the body."""
+        """The transport does not wait for the next piece or for the body's end."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing=framing, gzip=gzip)
         server, response = harness.read_first(steps, stream=stream)
         server.release()
@@ -171,7 +171,7 @@ class BodyContract(Contract):
         server, response = harness.read_first(steps, stream=stream)
         server.release()
         cause = fails(response.read, error, caused=False).__cause__
-        assert cause is not None, "the error must be raised from the exception of the HTTP library"
+        assert cause is not None, "the error must be raised from the HTTP library's exception"
         server.wait_until_closed()
 
     # --- limits

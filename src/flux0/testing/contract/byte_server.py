@@ -263,7 +263,7 @@ class _Conversation:
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
-    # Call the method of the base class: SSLSocket.shutdown() would remove the TLS layer, although
+    # Call the base class's method: SSLSocket.shutdown() would remove the TLS layer, although
     # another thread may be reading.
     with suppress(OSError):
         socket.socket.shutdown(connection, how)

@@ -62,7 +62,7 @@ class ConnectContract(Contract):
     def test_each_address_of_a_host_is_tried(
         self, harness: Harness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The first address of the host refuses the connection; the second address accepts it."""
+        """The host's first address refuses the connection; the second address accepts it."""
         server = harness.serve(http_response(b"ok"))
         resolve = socket.getaddrinfo
 
@@ -75,14 +75,14 @@ class ConnectContract(Contract):
         check(harness.fetch(get(f"http://two.invalid:{server.port}")), b"ok", "the body")
 
     def test_ipv6_host_has_brackets(self, harness: Harness) -> None:
-        """The `host` header repeats the brackets of the URL (RFC 9110, section 7.2)."""
+        """The `host` header repeats the URL's brackets (RFC 9110, section 7.2)."""
         try:
             server = harness.serve(http_response(b"ok"), host="::1")
         except OSError:  # pragma: no cover - depends on the machine
             pytest.skip("this machine has no IPv6")
         check(harness.fetch(get(server.url)), b"ok", "the body")
         host = server.requests[0].headers["host"]
-        assert host == f"[::1]:{server.port}", "the host header must have the host of the URL"
+        assert host == f"[::1]:{server.port}", "the host header must have the URL's host"
 
 
 class TLSContract(Contract):
@@ -230,7 +230,7 @@ class LimitedPoolContract(Contract):
         check(limited.fetch(get(server.url)), b"firstsecond", "the body")
 
     def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
-        """An unreferenced body must not occupy the only connection of the pool forever."""
+        """An unreferenced body must not occupy the pool's only connection forever."""
         server = limited.serve(http_response(b"first", WaitForRelease(), framing="chunked"))
         for _ in range(3):
             limited.send(get(server.url, stream=True)).drop(in_cycle=False)

@@ -42,7 +42,7 @@ _PARTIAL_HEAD = Write(b"HTTP/1.1 200 OK\r\nContent-")
 _MANY = 20
 _MOMENTS = range(0, 150, 2)
 
-# Maps the name of a failure to the steps of the server, which has read the whole request, and to
+# Maps the name of a failure to the server's steps after it has read the whole request, and to
 # the error that the transport must raise.
 _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "closed": ((Disconnect(),), errors.ConnectionInterrupted),
@@ -89,7 +89,7 @@ class SendOnceContract(Contract):
         server.wait_until_closed()
 
     def test_request_is_sent_once_if_writing_fails(self, harness: Harness) -> None:
-        """The server may have read enough of the request to act on it."""
+        """The server may have read enough to act on the request."""
         server = harness.serve(on_connect=(Receive(), Reset()))
         with pytest.raises(errors.ConnectionInterrupted):
             harness.send(post(server.url, bytes(16_000_000)))
@@ -137,9 +137,7 @@ class SendOnceContract(Contract):
         response = harness.send(post(server.url))
         check(response.head.status_code, 302, "the status")
         check(response.head.headers.get("location"), location, "the location header")
-        assert response.read() in (b"moved", b""), (
-            "the body must be the body of the redirect, or empty"
-        )
+        assert response.read() in (b"moved", b""), "the body must be the redirect's body, or empty"
         assert _posts(server) == 1, "the request was not sent exactly once"
 
 
@@ -150,7 +148,7 @@ class ReleaseContract(Contract):
     def test_finished_body_releases_its_connection_for_reuse(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """After the end of the body, calls of `close` have no effect."""
+        """After the body's end, `close` has no effect."""
         server = harness.serve(http_response(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             response = harness.send(get(server.url, stream=stream))
@@ -225,7 +223,7 @@ class ReleaseContract(Contract):
     def test_connection_with_surplus_bytes_is_not_reused(
         self, harness: Harness, hang_timeout: float, surplus: str
     ) -> None:
-        """Surplus bytes after a response must not become part of the next response."""
+        """Surplus bytes must not become part of another response."""
         arrived = Event()
         server = harness.serve(
             (*_SURPLUS[surplus], Signal(arrived), WaitForRelease()), http_response(b"second")
@@ -258,7 +256,7 @@ class ReleaseContract(Contract):
     def test_garbage_collection_at_any_moment_does_not_deadlock(
         self, harness: Harness, backend: str, hang_timeout: float
     ) -> None:
-        """The garbage collector may run in a thread that holds the lock of the pool.
+        """The garbage collector may run in a thread that holds the pool's lock.
 
         Closing the connection of an unreferenced body must not wait for this lock.
         """
@@ -364,7 +362,8 @@ def _posts(server: ByteServer) -> int:
 def _run_in_child(work: Callable[[], object], timeout: float) -> None:
     """Assert that `work` ends in a child process without an error.
 
-    A timer kills the child after `timeout` seconds; `work` can restart the timer.
+    A deadlock in a finalizer would also block this process at a later garbage collection. A timer
+    kills the child after `timeout` seconds; `work` can restart the timer.
     """
     with warnings.catch_warnings():
         # Python 3.12 warns if a process with running threads is forked. Ignore the warning, because
@@ -374,7 +373,7 @@ def _run_in_child(work: Callable[[], object], timeout: float) -> None:
     if child == 0:  # pragma: no cover - coverage is measured only in the parent
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills the child even in a deadlock.
         signal.setitimer(signal.ITIMER_REAL, timeout)
-        gc.freeze()  # The child must not run finalizers of the parent's objects.
+        gc.freeze()  # The child must not run finalizers for the parent's objects.
         try:
             work()
         except BaseException:  # noqa: BLE001 - the child must never run the parent's code

@@ -1,7 +1,7 @@
 """The test harness, with which the same test checks sync and async transports.
 
-The test itself runs in the main thread. Each call of the transport runs in a worker thread or in
-an event loop, as in an application. If a call hangs, the test fails instead of hanging too.
+The test itself runs in the main thread. The transport is called in worker threads or in an event
+loop, as in an application. If a call hangs, the test fails instead of hanging too.
 """
 
 # ruff: noqa: S101 - a test suite asserts
@@ -55,7 +55,7 @@ class Pending(Generic[T]):
     timeout: float
 
     def outcome(self) -> T:
-        """Wait for the result of the call, or raise its error. Fail if the call hangs."""
+        """Wait for the result, or raise the error. Fail if the call hangs."""
         wait([self.future], self.timeout)
         assert self.future.done(), (
             f"the transport hangs: the call did not end within {self.timeout:.1f} s"
@@ -68,10 +68,7 @@ class Pending(Generic[T]):
 
 
 class ReceivedResponse:
-    """A response of the transport, whose body has not been read yet.
-
-    `head` is the `Response` of the transport without the body.
-    """
+    """A response whose body has not been read yet. `head` is the `Response` without the body."""
 
     def __init__(self, head: Response[Any], run: Callable[[Work[Any]], Pending[Any]]) -> None:
         self.head: Response[None] = evolve(head, body=None)
@@ -79,7 +76,7 @@ class ReceivedResponse:
         self._run = run
 
     def start_read(self) -> Pending[bytes | None]:
-        """Start a call that reads the next piece of the body; its result is None at the end."""
+        """Start a call that reads the next piece; its result is None at the end."""
         return self._run(partial(self._body.read_async, LONG))
 
     def read(self, size: int | None = None, timeout: float = LONG) -> bytes:
@@ -102,7 +99,7 @@ class ReceivedResponse:
         return read
 
     def close(self) -> None:
-        """Close the body."""
+        """See `AsyncByteStream.close_async`."""
         self._run(self._body.close_async).outcome()
 
     def detach(self, *, in_cycle: bool = False) -> Any:
@@ -145,7 +142,7 @@ class Harness:
         return Pending(self._start(call), self._timeout)
 
     def serve(self, *responses: ServerSteps, **options: Any) -> ByteServer:
-        """Start a `ByteServer` that runs until the end of the test."""
+        """Start a `ByteServer` that runs until the test ends."""
         return self.servers.enter_context(ByteServer(*responses, timeout=self._timeout, **options))
 
     def listen(self) -> tuple[socket.socket, str]:
@@ -173,7 +170,7 @@ class Harness:
         return server, self.send(get(server.url, **options))
 
     def read_first(self, steps: ServerSteps, **options: Any) -> tuple[ByteServer, ReceivedResponse]:
-        """Call `exchange`, and read the first bytes of the body, which must be `first`."""
+        """Call `exchange`, and read the beginning of the body, which must be `first`."""
         server, response = self.exchange(steps, **options)
         first = response.read(5)
         assert first == b"first", f"the body must begin with b'first', not {first!r}"

@@ -45,13 +45,13 @@ class HeadContract(Contract):
         check(received.target, target, "the received target")
         check(received.body, body, "the received body")
         lengths = received.headers.get_all("content-length")
-        check(lengths, (str(len(body)),), "the content-length headers of the request")
+        check(lengths, (str(len(body)),), "the request's content-length headers")
         assert "transfer-encoding" not in received.headers, (
             "the request must have a content-length instead of a transfer-encoding"
         )
 
     def test_large_body_is_sent_completely(self, harness: Harness) -> None:
-        """The operating system may accept only a part of the body at a time."""
+        """The operating system may accept only a part of a body at a time."""
         server = harness.serve(_OK)
         body = bytes(range(256)) * 32_000
         harness.fetch(post(server.url, body))
@@ -63,10 +63,10 @@ class HeadContract(Contract):
         server = harness.serve(_OK)
         harness.fetch(post(server.url, b""))
         lengths = server.requests[0].headers.get_all("content-length")
-        check(lengths, ("0",), "the content-length headers of the request")
+        check(lengths, ("0",), "the request's content-length headers")
 
     def test_default_headers_are_sent_once(self, harness: Harness) -> None:
-        """A field of the request replaces the default field of the HTTP library."""
+        """The request's field replaces the HTTP library's default field."""
         server = harness.serve(_OK)
         harness.fetch(get(server.url))
         own = Headers((("accept-encoding", "gzip"),))
@@ -75,7 +75,7 @@ class HeadContract(Contract):
             names = [name.lower() for name, _ in received.headers.pairs]
             assert len(names) == len(set(names)), f"a field was sent twice: {sorted(names)}"
         sent = server.requests[1].headers.get_all("accept-encoding")
-        assert sent == ("gzip",), "accept-encoding must have the value of the request"
+        assert sent == ("gzip",), "accept-encoding must have the request's value"
 
     @pytest.mark.parametrize("method", ["GET", "POST"])
     def test_request_without_a_body_announces_none(self, harness: Harness, method: str) -> None:
@@ -112,7 +112,7 @@ class HeadContract(Contract):
         """Values are sent and returned in Latin-1. They may be empty (RFC 9110, section 5.5)."""
         server = harness.serve(http_response(b"ok", headers=[("X-Name", value)]))
         response = harness.send(evolve(get(server.url), headers=Headers((("x-name", value),))))
-        check(response.head.headers.get("x-name"), value, "the header of the response")
+        check(response.head.headers.get("x-name"), value, "the response header")
         check(response.read(), b"ok", "the body")
         check(server.requests[0].headers.get("x-name"), value, "the received header")
 
@@ -182,7 +182,7 @@ class HeadContract(Contract):
         headers = response.head.headers
         check(headers.get("x-request-id"), "7", "the header")
         check(headers.get("X-REQUEST-ID"), "7", "the header by a name in upper case")
-        check(headers.get_all("SET-COOKIE"), ("a=1, b", "c=2"), "the values of the repeated header")
+        check(headers.get_all("SET-COOKIE"), ("a=1, b", "c=2"), "the values of a repeated header")
         assert response.head.raw_response is not None, "raw_response must be the library's response"
         check(response.read(), b"", "the body")
 

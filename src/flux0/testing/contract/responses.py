@@ -35,7 +35,7 @@ class Sleep:
 
 @frozen
 class Receive:
-    """Wait for the first bytes of the next request."""
+    """Wait for the beginning of a further request."""
 
 
 @frozen
@@ -72,7 +72,7 @@ def http_response(
         pieces: The body. `WaitForRelease` and `Sleep` delay the pieces after them.
         status: The status code and the reason phrase.
         headers: Further header fields. Fields such as `content-length` are added automatically.
-        framing: How the client finds the end of the body.
+        framing: How the client finds the body's end.
         gzip: Compress the body, so that each piece can be decompressed when it arrives.
     """
     parts = list(_gzipped(pieces) if gzip else pieces)

@@ -51,7 +51,7 @@ _WITHOUT_CONTENT: dict[str, ServerSteps] = {
 
 
 class TimeoutContract(Contract):
-    """If the server sends or reads nothing, the timeouts of the request expire."""
+    """If the server sends or reads nothing, the timeouts of requests and reads expire."""
 
     @streams
     def test_read_timeout_limits_the_wait_for_headers(
@@ -162,7 +162,7 @@ class InterruptContract(Contract):
 class BackgroundCalls:
     """The calls that `IdleContract` has started in one backend; they run during its tests.
 
-    At `end`, `idle_test_seconds` have passed. `pooled` is the server of the call "pooled".
+    At `end`, `idle_test_seconds` have passed. `pooled` is the server for the call "pooled".
     """
 
     harness: Harness
@@ -187,7 +187,7 @@ class IdleContract(Contract):
 
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
-        """The calls of each backend. They are started before the first test of the class."""
+        """The calls of each backend. They are started before the class's first test."""
         shared = class_of(request)
         if _CALLS not in shared.stash:
             ending = ExitStack()
@@ -231,7 +231,7 @@ class IdleContract(Contract):
     def test_timeout_none_waits_without_limit(
         self, background: dict[str, BackgroundCalls], backend: str, call: str
     ) -> None:
-        """A timeout of None is not replaced by a default timeout of the HTTP library."""
+        """A timeout of None is not replaced by the HTTP library's default timeout."""
         here = background[backend]
         assert here.is_pending_at_end(call), (
             f"{call} ended early: {here.calls[call].future.exception()!r}"

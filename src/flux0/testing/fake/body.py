@@ -1,4 +1,4 @@
-"""The response bodies of in-memory transports, and the base class of these transports."""
+"""In-memory transports: their base class, and their response bodies."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class FakeBody:
     _end: BodyEnd | None = field(default=None, init=False)
 
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end of the body; see `ByteStream.read`.
+        """See `ByteStream.read`. The timeout expires on the fake's clock.
 
-        The timeout expires on the fake's clock. If `timeout` is None, a read that would never end
-        raises AssertionError. If it is infinite, such a read waits in real time.
+        If `timeout` is None, a read that would never end raises AssertionError. If it is infinite,
+        such a read waits in real time.
         """
         return perform(self._read(timeout), self._clock)
 
@@ -117,17 +117,17 @@ class SharedTransport(Shared):
 
     @abstractmethod
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the response to `request`. `loop` is the running event loop; None in sync code."""
+        """Return the response to `request`. `loop` is the running event loop, if there is one."""
 
     def send(self, request: Request) -> Response[FakeBody]:
-        """Return the response to `request`; see `Transport.send`."""
+        """See `Transport.send`."""
         return perform(self.respond(request, None), self.clock)
 
     def close(self) -> None:
         """Do nothing: like a real server, the transport outlives its clients."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Return the response to `request`; see `AsyncTransport.send_async`."""
+        """See `AsyncTransport.send_async`."""
         await sleep(0)
         response = await perform_async(self.respond(request, running_loop()), self.clock)
         response.body.end_if_unread = "closed"
@@ -138,7 +138,7 @@ class SharedTransport(Shared):
         self.close()
 
     def for_client(self) -> ClientTransport:
-        """Return a view of this transport for one client."""
+        """See `Shared.for_client`."""
         return ClientTransport(self)
 
 
@@ -154,7 +154,7 @@ class ClientTransport(SharedTransport):
         return repr(self._shared)
 
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the response of the shared transport, and track its body."""
+        """Forward the request, and track the body."""
         response = yield from self._shared.respond(request, loop)
         self._bodies.add(response.body)
         return response

@@ -27,7 +27,7 @@ class CallResponse:
 
     Attributes:
         status_code: the HTTP status.
-        headers: the header fields of the response.
+        headers: the header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON. It is None for a stream or
             an empty body.
     """
@@ -42,12 +42,12 @@ class ReceivedCall:
     """A request that a fake received.
 
     Attributes:
-        operation: the name of the API operation, such as `sessions.create_event`; empty if the
-            request matches no operation.
+        operation: the API operation, such as `sessions.create_event`; empty if the request matches
+            no operation.
         method: the HTTP method.
         path: the percent-decoded path.
         query: the decoded query parameters.
-        headers: the header fields of the request.
+        headers: the header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON; None if the body is empty.
         arguments: the parameters from the path, the query and the body, by name. Query parameters
             are strings.
@@ -67,7 +67,7 @@ class ReceivedCall:
 
     @property
     def user(self) -> str | None:
-        """The user from the cookie `flux0_user_sub`; None if there is no such cookie."""
+        """The user from the last cookie `flux0_user_sub`; None if there is no such cookie."""
         return user_of(self.headers)
 
     @property

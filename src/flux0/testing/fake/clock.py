@@ -1,7 +1,7 @@
 """The clock of a fake server, and the functions that perform waits in sync and async code.
 
-The fake's logic is written only once, as generators. A generator yields a `Wait` when it has to
-wait. `perform` runs a generator in sync code, `perform_async` in async code.
+Like a flow of the core, the fake's logic is a generator that yields a `Wait` instead of waiting.
+`perform` runs it in sync code, `perform_async` in async code.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Wait:
     """A wait until a moment on the clock, or for a change that `FakeClock.notify` reports.
 
     Attributes:
-        moment: the end of the wait, in seconds since 1970. If None, the wait ends when the number
-            of changes exceeds `seen`.
+        moment: when the wait ends, in seconds since 1970. If None, it ends when the number of
+            changes exceeds `seen`.
         seen: the number of changes that the caller has already handled.
         is_timeout: whether a timeout expires at `moment`. Such a wait moves the clock even with
             `moves_by_itself=False`.
-        real_timeout: the limit of a wait for a change, in real seconds.
+        real_timeout: the longest wait for a change, in real seconds.
     """
 
     moment: float | None = None
@@ -54,9 +54,9 @@ class ClockStandsStill(AssertionError):
 
 
 class FakeClock(Time):
-    """A simulated clock: waits take no real time.
+    """A simulated clock: waits take no real time, unless you pass `sleep`.
 
-    When the clock reaches the end of an agent's pause, the agent continues.
+    The thread that moves the clock to the end of an agent's pause also runs the agent.
 
     Args:
         start: the initial time, in seconds since 1970 (UTC). The default is 2026-01-01.
@@ -92,7 +92,7 @@ class FakeClock(Time):
     monotonic = now
 
     def utc_now(self) -> datetime:
-        """Return the date and time in UTC."""
+        """Return the time as a `datetime` in UTC."""
         return datetime.fromtimestamp(self._now, timezone.utc)
 
     def sleep(self, seconds: float) -> None:
@@ -104,11 +104,11 @@ class FakeClock(Time):
         await self.wait_async(Wait(self._now + seconds))
 
     def jitter(self) -> float:
-        """Return the next number from 0 to 1 of a fixed sequence."""
+        """Return a number from 0 to 1. The sequence is the same in each run."""
         return self._random.random()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by `seconds`, and run the agents whose pauses end in this time."""
+        """Move the clock by `seconds`, and run the agents whose pauses end in this time."""
         self._move_to(self._now + seconds)
 
     def call_at(self, moment: float, act: Callable[[], object]) -> None:
@@ -195,10 +195,7 @@ class FakeClock(Time):
 
 
 def perform(waits: Waits[T], clock: FakeClock) -> T:
-    """Run the generator `waits` in sync code, and return its result.
-
-    Each time the generator yields a `Wait`, wait on the clock and then resume the generator.
-    """
+    """Run the generator `waits`, wait on `clock` for each `Wait`, and return the result."""
     with closing(waits):
         try:
             while True:
@@ -209,10 +206,7 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 
 
 async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
-    """Run the generator `waits` in async code, and return its result.
-
-    Like `perform`, but the waits do not block the event loop.
-    """
+    """The async version of `perform`: waits do not block the event loop."""
     # If the task is cancelled, close the generator at once, so that the fake ends the call.
     with closing(waits):
         try:
@@ -226,5 +220,5 @@ async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
 def _gate_not_opened(wait: Wait) -> AssertionError:
     return AssertionError(
         f"an agent waited at a Gate that was not opened within {wait.real_timeout:g} s: "
-        "call open() on the gate, from another thread or task than the reader of the stream"
+        "call open() on the gate, in another thread or task than the stream's reader"
     )

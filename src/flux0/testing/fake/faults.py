@@ -33,12 +33,11 @@ class Respond:
 
     Attributes:
         status_code: the HTTP status.
-        detail: the value of `detail` in the JSON body. The default is the phrase of the status,
-            such as "Service Unavailable"; for 500, the default body is the plain text that the
-            flux0 server sends.
-        retry_after: the value of the `retry-after` header: seconds, or an HTTP date.
-        headers: more header fields; they replace default fields of the same name.
-        body: the bytes of the body, instead of the JSON with `detail`.
+        detail: the member `detail` of the JSON body. The default is the phrase for the status, such
+            as "Service Unavailable"; for 500, the default body is the server's plain text.
+        retry_after: the header `retry-after`: seconds, or an HTTP date.
+        headers: more header fields; they replace default fields with the same name.
+        body: the whole body in bytes, instead of the JSON with `detail`.
     """
 
     status_code: int
@@ -68,7 +67,7 @@ class Refuse:
     """The connection cannot be established. Nothing is sent, so the client may retry.
 
     Attributes:
-        raises: the class of the error, such as `ConnectTimeout` or `TLSError`.
+        raises: a class of errors, such as `ConnectTimeout` or `TLSError`.
     """
 
     raises: type[ConnectError] = ConnectError
@@ -103,7 +102,7 @@ class Delay:
     The call raises `ReadTimeout` if its read timeout expires first.
 
     Attributes:
-        seconds: the delay, in seconds of the fake's clock.
+        seconds: the delay on the fake's clock.
     """
 
     seconds: float
@@ -127,8 +126,8 @@ class Stall(_Cutoff):
     response.
 
     Attributes:
-        after_events: the number of events of the body that are sent before the stall.
-        after_bytes: the number of bytes of the body that are sent before the stall.
+        after_events: the number of events in the body before the stall.
+        after_bytes: the number of bytes in the body before the stall.
     """
 
 
@@ -137,8 +136,8 @@ class Truncate(_Cutoff):
     """The connection is closed within the body, by default before its first byte.
 
     Attributes:
-        after_events: the number of events of the body that are sent before the end.
-        after_bytes: the number of bytes of the body that are sent before the end.
+        after_events: the number of events in the body before its end.
+        after_bytes: the number of bytes in the body before its end.
         clean: whether the body ends without a transport error, as if it were complete.
     """
 
@@ -154,9 +153,10 @@ def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:
 
 @frozen
 class Split:
-    """The body arrives in pieces of the given sizes.
+    """The body arrives in pieces of these sizes.
 
-    A piece can contain several events, but never spans a pause of the agent.
+    A piece can contain several events, but no pause: before the agent waits, a smaller piece with
+    the rest is sent.
 
     Attributes:
         sizes: the number of bytes of each piece, or several numbers that are used in rotation.

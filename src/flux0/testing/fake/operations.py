@@ -1,4 +1,4 @@
-"""The operations of the server's API: their routes, and the checks of their parameters."""
+"""The operations of the server's API, with their routes and parameters."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FILTERS = Form(items=_TYPE, query={"min_offset": integer, "source": _SOURCE})
 
 
 class Operation(NamedTuple):
-    """An operation. `FakeServer` has a method of the same name, with `_` instead of the dot."""
+    """An operation. `FakeServer._agents_list` handles "agents.list", and so on."""
 
     name: str
     method: str
@@ -45,8 +45,7 @@ class Operation(NamedTuple):
         return re.match(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.route) + "$", path)
 
 
-# In the same order as in the server. If no operation with the requested path has the method, the
-# 405 response contains the method of the first operation with this path.
+# In the server's order. A 405 response contains the method of the first operation with this path.
 OPERATIONS = (
     Operation("agents.create", "POST", "/api/agents", _NEW_AGENT),
     Operation("agents.retrieve", "GET", "/api/agents/{agent_id}"),
@@ -80,7 +79,7 @@ class Target:
         path: the percent-decoded path, without a prefix before `/api`.
         arguments: the parameters in the path.
         query: the parameters in the query. If a parameter is repeated, it has its last value.
-        allowed: the methods that the path allows, if the method of the request is not one of them.
+        allowed: the methods that the path allows, if the request has another method.
     """
 
     user: str | None
@@ -92,7 +91,7 @@ class Target:
 
 
 def target_from(request: Request) -> Target:
-    """Return the target of a request."""
+    """Find the operation of a request."""
     url = urlsplit(request.url)
     path = _PREFIX.sub("", unquote(url.path), count=1)
     query = dict(parse_qsl(url.query, keep_blank_values=True))

@@ -1,4 +1,4 @@
-"""A flux0 server in memory that returns the same responses as the released server."""
+"""A flux0 server in memory. The integration tests compare it with the released server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FakeServer:
         self.store = FakeStore(self._clock.now)
 
     def respond(self, request: Request) -> Response[Any]:
-        """Return the server's response to `request`."""
+        """Handle a request as the released server does."""
         try:
             try:
                 response = self._route(request)
@@ -54,8 +54,8 @@ class FakeServer:
     def on_closed_early(self, turn: FakeTurn) -> None:
         """Cancel a turn, because the stream of `turn` was closed before its end.
 
-        Like the real server, cancel the latest turn of the session, even if it is not `turn`. If
-        the agent has already completed `turn`, cancel nothing.
+        Like the real server, cancel the session's latest turn, even if it is not `turn`. If the
+        agent has already completed `turn`, cancel nothing.
         """
         if not turn.completed:
             self._cancel_turn(turn.message.session_id)

@@ -21,13 +21,12 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import SharedTransport
 
-_POLL_SECONDS = 0.05  # The longest time in seconds until `shutdown` takes effect.
-_BLOCK_BYTES = 65536
+_POLL_SECONDS = 0.05  # `shutdown` takes effect within this time.
+_BLOCK_BYTES = 65536  # Most requests arrive in one block.
 # h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
-# For 422, use the phrase of Python 3.13, on which the real server runs. Older versions of Python
-# have another phrase.
+# The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
 
 
@@ -80,7 +79,7 @@ class _Handler(BaseRequestHandler):
     request: socket
 
     def setup(self) -> None:
-        """Prepare the connection."""
+        """Prepare the connection: TCP_NODELAY sends each event at once."""
         self.request.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
 
@@ -122,7 +121,7 @@ class _Handler(BaseRequestHandler):
         )
 
     def _receive(self) -> object:
-        """Return the next h11 event; None if the client has closed the connection."""
+        """Wait for the next h11 event; None if the client has closed the connection."""
         while (event := self.http.next_event()) is h11.NEED_DATA:
             if not (data := self.request.recv(_BLOCK_BYTES)):
                 return None

@@ -1,8 +1,4 @@
-"""The steps of a fake agent's turn, and the types of replies that define an agent.
-
-`StepExpander` expands steps such as `Say` into the steps of the server's protocol, such as
-`SendChunk`.
-"""
+"""The steps of a fake agent's turn, and the types of replies that define an agent."""
 
 from __future__ import annotations
 
@@ -52,15 +48,15 @@ class Say(_TextStep):
     """Stream a message and store it.
 
     Attributes:
-        text: the text of the message; not empty.
+        text: the content; not empty.
         pieces: the number of chunk events that the text is split into.
-        pause: seconds of the fake's clock between two pieces.
+        pause: seconds between two pieces, on the fake's clock.
     """
 
 
 @frozen
 class Reason(_TextStep):
-    """Stream reasoning and store it. The attributes are the same as for `Say`."""
+    """Stream reasoning and store it, with the same attributes as `Say`."""
 
 
 @frozen(eq=False)
@@ -68,7 +64,7 @@ class CallTool:
     """Request a tool call. Two steps are equal only if they are the same object.
 
     Attributes:
-        name: the name of the tool.
+        name: the tool.
         args: the arguments, as JSON.
         id: the id that connects the call and its result. By default, each call gets a new id.
     """
@@ -83,7 +79,7 @@ class GiveResult:
     """Send the result of a tool call.
 
     Attributes:
-        call: the `CallTool` step that the result belongs to.
+        call: the `CallTool` step.
         result: any JSON value.
     """
 
@@ -102,7 +98,7 @@ class Report:
         status: a `SessionStatus`, or another string.
         data: any JSON value; None omits it.
         event_id: the id of the status event, or of the message that is ready.
-        acknowledged_offset: the offset of the event that the agent has handled; None omits it.
+        acknowledged_offset: the offset up to which the agent has handled events; None omits it.
     """
 
     status: SessionStatus | str
@@ -117,14 +113,14 @@ class LangChainReport(Report):
 
 @frozen
 class Fail:
-    """Report the status `error`, with any JSON value as `data`. Later steps still run."""
+    """Report the status `error`, with any JSON value as `data`. Further steps still run."""
 
     data: Any = None
 
 
 @frozen
 class Pause:
-    """Wait for `seconds` of the fake's clock."""
+    """Wait for `seconds` on the fake's clock."""
 
     seconds: float = field(validator=_not_negative)
 
@@ -135,7 +131,7 @@ class Gate:
     While an agent waits, the fake still handles other calls, and its clock can move.
 
     Args:
-        timeout: the limit of the wait, in real seconds. After this time, reading the agent's stream
+        timeout: the longest wait, in real seconds. After this time, reading the agent's stream
             raises AssertionError.
 
     Attributes:
@@ -189,9 +185,9 @@ class SendChunk:
     `Report("ready", event_id=...)` stores the message.
 
     Attributes:
-        event_id: the id of the message.
+        event_id: identifies the message.
         patches: the operations, as in the server's JSON.
-        seq: the sequence number of the chunk.
+        seq: the sequence number.
         metadata: further metadata, in addition to `agent_id` and `agent_name`. A value of None
             removes the key.
     """
@@ -224,14 +220,12 @@ class UserMessage:
     """The user's message of one turn, as a fake agent receives it.
 
     Attributes:
-        content: the text of the message.
-        session_id: the id of the session.
-        user_id: the id of the user who owns the session.
-        agent_id: the id of the agent.
-        agent_name: the name of the agent.
-        agent_type: the type of the agent.
-        correlation_id: the id that all events of the turn share.
-        stored: a function that returns the stored events of the session. `history` uses it.
+        content: the text.
+        session_id: the session that the message belongs to.
+        user_id: the user who owns the session.
+        agent_id: the agent that replies; `agent_name` and `agent_type` describe it.
+        correlation_id: the id that all events in the turn share.
+        stored: returns the session's stored events, for `history`.
     """
 
     content: str
@@ -245,7 +239,7 @@ class UserMessage:
 
     @property
     def history(self) -> tuple[Event, ...]:
-        """The events that were stored in the session before this message, oldest first."""
+        """The session's events from before this message, oldest first."""
         own = self.correlation_id
         return tuple(takewhile(lambda event: event.correlation_id != own, self.stored()))
 
@@ -285,9 +279,10 @@ _Patches: TypeAlias = list[dict[str, Any]]
 
 
 class StepExpander:
-    """Expands the steps of one turn into steps of the server's protocol.
+    """Expands steps such as `Say` into steps of the server's protocol, such as `SendChunk`.
 
-    `next_number` returns the next number for a kind of object: "message", "run" or "call".
+    Each turn has its own expander. `next_number` numbers objects of a kind: "message", "run" or
+    "call".
     """
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
@@ -295,7 +290,7 @@ class StepExpander:
         self._call_ids: dict[CallTool, str] = {}
 
     def expand(self, step: AgentStep) -> Iterable[PlainStep]:
-        """Yield the protocol steps of `step`."""
+        """Yield the protocol steps of one step."""
         match step:
             case Say() | Reason() | CallTool() | GiveResult():
                 event_id, seq = f"m{self._next_number('message'):09}", count()
@@ -314,7 +309,7 @@ class StepExpander:
                 yield step
 
     def _langchain(self, run: LangChain) -> Iterable[PlainStep]:
-        """Yield the steps that the LangChain adapter of flux0-stream 0.1.0b2 sends (measured)."""
+        # As the LangChain adapter of flux0-stream 0.1.0b2 sends them (measured).
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
         def status(name: SessionStatus) -> Report:
@@ -371,8 +366,8 @@ def _add_patch(path: str, value: Any) -> dict[str, Any]:
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
     """Yield the patches of a tool call: the call, then the JSON of its arguments in two pieces.
 
-    `index` is the position of the call in a `LangChain` message; None for other messages. In
-    `LangChain` messages, a separate patch sets the name of the tool.
+    `index` is the call's position in a `LangChain` message, where a separate patch sets the tool's
+    name; None for other messages.
     """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 JSONObject: TypeAlias = dict[str, Any]
 
-# The order of the members in the data of message and tool events.
+# The member order in the data of message and tool events.
 _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
@@ -44,7 +44,7 @@ class FakeStore:
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
         # Maps event ids to unfinished messages. As in the real server, all sessions share this map.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
-        # Maps the value of the cookie `flux0_user_sub` to the id of the user.
+        # Maps each value of the cookie `flux0_user_sub` to the user's id.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._now = now
@@ -61,8 +61,8 @@ class FakeStore:
     def created_at(self, moment: float | None = None) -> str:
         """Return `moment`, by default the current time, as text in the server's format.
 
-        If this time is not later than the result of the previous call, return a slightly later
-        time.
+        Times are distinct and increase, as on the real server, so that code can sort by them,
+        although the fake's clock stands still between two waits: return a later time, if necessary.
         """
         requested = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
         self._last_created_at = max(requested, self._last_created_at + _TICK)
@@ -93,7 +93,7 @@ class FakeStore:
     ) -> None:
         """Store an event in the turn of `message`.
 
-        If `data` is None, listing the events of the session fails.
+        If `data` is None, listing the session's events fails.
         """
         events = self.events[message.session_id]
         events.append(
@@ -114,8 +114,8 @@ class FakeStore:
         """Apply a chunk to its message, and return whether the server streams the chunk.
 
         The server drops a chunk with a patch that cannot be applied. It also drops a chunk whose
-        `seq` does not follow the `seq` of the last streamed chunk, unless one of its patches
-        appends to a list. Observed with flux0-stream 0.1.0b2.
+        `seq` does not follow the last streamed `seq`, unless one of its patches appends to a list.
+        Observed with flux0-stream 0.1.0b2.
         """
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
@@ -150,7 +150,7 @@ def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
 
 
 def status_data(reported: Report) -> JSONObject | None:
-    """Return the data of the event that stores a status; None if the status is unknown."""
+    """Return the event data for a status; None if the status is unknown."""
     if reported.status not in set(SessionStatus):
         return None
     return {
@@ -163,7 +163,7 @@ def status_data(reported: Report) -> JSONObject | None:
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:
-    """Return the data of the event that stores an agent's message; None if it is invalid."""
+    """Return the event data for an agent's message; None if it is invalid."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     data = message.data

@@ -53,21 +53,21 @@ class _PlannedFaults:
 class FakeTransport(SharedTransport):
     """A `Transport` and an `AsyncTransport` that simulate a flux0 server in memory.
 
-    Responses, including errors, are the same as from the released server. Any number of clients,
-    threads and tasks can use a fake at once. A sync agent starts in the thread that sends the
-    message. After a pause, it continues in the thread that moves the clock.
+    It returns the bytes of the released server, with a few differences (see docs/testing.md). Any
+    number of clients, threads and tasks can use a fake at once. A sync agent starts in the thread
+    that sends the message. After a pause, it continues in the thread that moves the clock.
 
     Args:
         reply: the default reply of agents: a string, a step of `flux0.testing`, an iterable of
             both, or a sync or async function that takes a `UserMessage` and returns or yields them.
-        agent_id: the id of the first agent, 10 characters long. By default, the fake creates one.
-        agent_name: the name of the first agent.
+        agent_id: the first agent's id, 10 characters long. By default, the fake creates one.
+        agent_name: the first agent's name.
         agent_types: the agent types that the server supports. The first agent has the first type.
-        clock: the clock of the fake. The default is a `FakeClock` on which waits take no real time.
+        clock: a clock for all waits. By default, they take no real time.
 
     Attributes:
-        agent_id: the id of the first agent.
-        clock: the clock of the fake.
+        agent_id: the first agent's id.
+        clock: the clock for all waits.
 
     Raises:
         InvalidArgument: `agent_types` is empty, or `agent_id` has a wrong length.
@@ -91,8 +91,8 @@ class FakeTransport(SharedTransport):
         self._lock = RLock()
         self._agent = as_agent(reply)
         self._agent_name = agent_name
-        # The bodies that were neither read to their end nor closed: maps the iterator over the
-        # pieces of a body to the call and the turn of the body.
+        # The bodies that were neither read to their end nor closed: maps the iterator over a body's
+        # pieces to its call and its turn.
         self._open: dict[Iterator[bytes | Wait], tuple[ReceivedCall, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -103,7 +103,7 @@ class FakeTransport(SharedTransport):
     def reset(self) -> None:
         """Delete sessions, calls, scripts, faults and expectations, and close open streams.
 
-        The first agent and the time of the clock are kept.
+        The first agent and the clock's time are kept.
         """
         with self._lock:
             for body in tuple(self._bodies):
@@ -122,7 +122,7 @@ class FakeTransport(SharedTransport):
             self.agent_id = agent["id"]
 
     def script(self, *replies: AgentReply) -> None:
-        """Use each of `replies` for one of the next turns, in the order in which turns start."""
+        """Use one reply for each further turn, in the order in which turns start."""
         with self._lock:
             self._scripts.extend(map(as_agent, replies))
 
@@ -134,12 +134,12 @@ class FakeTransport(SharedTransport):
         after: int = 0,
         when: Callable[[ReceivedCall], object] | None = None,
     ) -> None:
-        """Apply all of `faults` to each of the next `times` matching calls.
+        """Apply all `faults` to each of the next `times` matching calls.
 
         If several injections match a call, the oldest is used.
 
         Args:
-            faults: the faults, such as `Respond(503)`.
+            faults: such as `Respond(503)`.
             times: the number of calls to which the faults apply.
             operation: the operation of matching calls, such as `sessions.create_event`. By
                 default, calls of all operations match.
@@ -161,7 +161,8 @@ class FakeTransport(SharedTransport):
         """Expect one call of an operation with at least these arguments.
 
         Expected calls may happen in any order. After the first `expect`, a call that was not
-        expected raises AssertionError. Use the argument names of the HTTP API: `type`, not `type_`.
+        expected raises AssertionError. Arguments have the names of the HTTP API: `type`, not
+        `type_`.
 
         Raises:
             InvalidArgument: the operation does not exist.
@@ -230,8 +231,8 @@ class FakeTransport(SharedTransport):
         """Return a context manager for code that creates its own clients.
 
         Within its `with` block, a `Flux0` that is created without the arguments `transport` and
-        `client` uses the fake, in all threads and tasks of the process. Entering the context
-        manager returns the fake.
+        `client` uses the fake, in all threads and tasks. Entering the context manager returns the
+        fake.
         """
         from flux0.client.transports import default_transport  # noqa: PLC0415 - rarely needed
 
@@ -253,7 +254,7 @@ class FakeTransport(SharedTransport):
         return serve(self, port, origins)
 
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the response to `request`; see `SharedTransport.respond`."""
+        """See `SharedTransport.respond`."""
         with self._lock:
             received, number = self._calls, len(self._calls)
             call = calls.call_from(request, self.clock.now())
@@ -319,10 +320,7 @@ class FakeTransport(SharedTransport):
     def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Apply the faults that take effect before or after the server acts on the request.
-
-        If `acted` is False, the server has not acted on the request yet: apply the faults that take
-        effect before. If `acted` is True, apply the faults that take effect afterwards.
+        """Apply the faults that take effect before (or, if `acted`, after) the server acts.
 
         Return the response of a `Respond` fault; None if there is no such fault.
         """

@@ -1,9 +1,10 @@
-"""One turn of a fake agent: its steps are converted to stream bytes and to stored events.
+"""One turn of a fake agent: its steps become stream bytes and stored events.
 
-As on the real server, the agent does not wait for the reader of the stream. It runs as soon as the
-message is sent, up to its next pause or gate, and continues as the clock moves. Its events are
-stored when it produces them. If `_MAX_UNREAD` events are unread, the agent waits for the reader. It
-fails after `_MAX_SILENT_STEPS` steps in a row that neither send an event nor wait.
+As on the real server, the agent does not wait for the stream's reader. It runs as soon as the
+message is sent, up to its next pause or gate, and continues when the clock has passed the pause or
+the gate is open. Its events are stored when it produces them. If `_MAX_UNREAD` events are unread,
+the agent waits for the reader. It fails after `_MAX_SILENT_STEPS` steps in a row that neither send
+an event nor wait.
 """
 
 from __future__ import annotations
@@ -25,15 +26,14 @@ from flux0.testing.fake import steps
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
-# The number of unread events at which the agent waits for the reader. Measured: the real server ran
-# a turn with 5,000 unread events without waiting.
+# The agent waits at this number of unread events. The real server did not wait at 5,000 (measured).
 _MAX_UNREAD = 10_000
 # The largest number of steps in a row that neither send an event nor wait.
 _MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
 _NEEDS_LOOP = (
     "an agent that awaits needs an event loop: "
-    "use the async methods of the client, such as create_event_async"
+    "use async methods of the client, such as create_event_async"
 )
 
 
@@ -67,9 +67,9 @@ class FakeTurn:
     _used_up: bool = field(default=False, init=False)
     # The number of steps since the agent last sent an event or waited.
     _silent_steps: int = field(default=0, init=False)
-    # The time of the agent's next event.
+    # When the agent's next event happens.
     _time: float = field(init=False)
-    # The time of the clock when the last step ended and the function of the agent continued.
+    # When the last step ended, so that the agent's own code continued.
     _continued_at: float = field(init=False)
     _output: deque[bytes | Exception] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
@@ -210,7 +210,7 @@ class FakeTurn:
         self._continued_at = self._clock.now()
 
     def _fail(self, error: Exception) -> None:
-        """Record an exception of the agent. Reading the stream will raise it."""
+        # Reading the stream will raise the error.
         with self._lock:
             self.error = error
             self._output.append(error)
@@ -264,7 +264,7 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Encode `data`, not the `ChunkEvent`, which would reorder the members of the patches.
+            # Encode `data`, not the `ChunkEvent`: it would reorder the members of each patch.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:

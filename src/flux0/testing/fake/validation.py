@@ -1,4 +1,4 @@
-"""The request checks of the released server, with FastAPI's rules and pydantic's messages.
+"""The released server's checks of requests, with FastAPI's rules and pydantic's messages.
 
 Observed with flux0-api 0.1.0b3, FastAPI 0.165 and pydantic 2.14.
 """
@@ -107,12 +107,12 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 class Form:
     """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
-    members: Mapping[str, Check] | None = None  # The checks of the members of a JSON object.
-    items: Check | None = None  # The check of the items of a JSON array, which may be missing.
+    members: Mapping[str, Check] | None = None  # For a JSON object.
+    items: Check | None = None  # For the items of a JSON array. The whole array may be missing.
     query: Mapping[str, Check] = field(factory=dict[str, Check])
 
     def read(self, request: Request, arguments: Mapping[str, str], query: Mapping[str, str]) -> Any:
-        """Return the parsed body; raise `RequestRejected` with all problems of the request."""
+        """Return the parsed body; raise `RequestRejected` with all problems."""
         body: Any = _body_of(request) if self.members or self.items else _NO_BODY
         queries = ((name, query[name]) for name in self.query if name in query)
         checked = (

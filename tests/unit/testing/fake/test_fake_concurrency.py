@@ -485,8 +485,8 @@ class Later:
 @pytest.mark.parametrize(
     ("wait", "message"),
     [
-        (Later, "use the async methods of the client"),
-        (partial(asyncio.sleep, 0), "use the async methods of the client"),
+        (Later, "use async methods of the client"),
+        (partial(asyncio.sleep, 0), "use async methods of the client"),
         (partial(asyncio.sleep, 1), "no running event loop"),
         (partial(anyio.sleep, 1), "async"),
         (partial(trio.sleep, 1), "async"),
