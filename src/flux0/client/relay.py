@@ -7,14 +7,15 @@ separate thread or task reads the stream, so that comments can be sent while it 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Final
 
-from flux0.domain.errors import Flux0Error, StreamInUse
+from flux0.domain.errors import Flux0Error
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
+from flux0.runtime.processes import start_thread
 
 # Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
 # uses, would report the comment as an empty message.
@@ -26,15 +27,45 @@ _STOP: Final = False
 
 
 def relay(
-    stream: Iterable[StreamEvent], close: Callable[[], object], heartbeat: float | None
+    start: Callable[[], Iterator[StreamEvent]],
+    close: Callable[[], object],
+    is_read: Callable[[], bool],
+    heartbeat: float | None,
 ) -> Iterator[bytes]:
-    """Yield the events of `stream`, and a comment after each `heartbeat` seconds without events.
+    """Return an iterator over encoded events, with a comment after `heartbeat` seconds without one.
 
     If reading raises a `Flux0Error`, the last event describes the error. Other exceptions are
     re-raised. Closing the iterator closes the stream, and does not wait for the reading thread. If
-    reading raises `StreamInUse`, the stream stays open for its other reader.
+    another reader uses the stream, the iterator yields an error, and the stream stays open.
+
+    Args:
+        start: Becomes the reader of the stream, and returns its events.
+        close: Closes the stream.
+        is_read: Returns whether the stream has a reader.
+        heartbeat: The time without events after which a comment is yielded; None for no comments.
     """
-    is_reader = True
+    pieces = _relay(start, close, is_read, heartbeat)
+    next(pieces)  # Otherwise, closing the iterator before the first piece would do nothing.
+    return pieces
+
+
+def _relay(
+    start: Callable[[], Iterator[StreamEvent]],
+    close: Callable[[], object],
+    is_read: Callable[[], bool],
+    heartbeat: float | None,
+) -> Iterator[bytes]:
+    try:
+        yield b""
+    except GeneratorExit:
+        if not is_read():
+            close()
+        raise
+    try:
+        events = start()
+    except Flux0Error as error:
+        yield error_event(error)
+        return
     # The garbage collector may close this generator in any thread, even inside a call of a queue.
     # The methods of `SimpleQueue` are reentrant, so this is safe.
     pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
@@ -44,22 +75,24 @@ def relay(
         permits.put(_ADD)
 
     def read() -> None:
-        nonlocal is_reader
         end: Exception | None = None
         try:
-            for event in stream:
+            for event in events:
                 if not permits.get():
                     return
                 pieces.put(event.to_sse())
         except Flux0Error as error:
-            is_reader = not isinstance(error, StreamInUse)
             pieces.put(error_event(error))
         except Exception as error:  # noqa: BLE001 - raised below, in the thread of the web server
             end = error
         pieces.put(end)
 
-    Thread(target=read, name="flux0-relay", daemon=True).start()
     try:
+        try:
+            start_thread(read, "flux0-relay")
+        except Flux0Error as error:
+            yield error_event(error)
+            return
         while True:
             try:
                 piece = pieces.get(timeout=heartbeat)
@@ -73,34 +106,59 @@ def relay(
             yield piece
     finally:
         permits.put(_STOP)
-        if is_reader:
-            close()
+        close()
 
 
-async def relay_async(
-    stream: AsyncIterable[StreamEvent],
+def relay_async(
+    start: Callable[[], AsyncIterator[StreamEvent]],
     close: Callable[[], Awaitable[object]],
+    close_soon: Callable[[], object],
+    is_read: Callable[[], bool],
     heartbeat: float | None,
 ) -> AsyncIterator[bytes]:
     """The async version of `relay`."""
+    pieces = _relay_async(start, close, close_soon, is_read, heartbeat)
+    with suppress(StopIteration):  # The first step awaits nothing.
+        pieces.asend(None).send(None)
+    return pieces
+
+
+async def _relay_async(
+    start: Callable[[], AsyncIterator[StreamEvent]],
+    close: Callable[[], Awaitable[object]],
+    close_soon: Callable[[], object],
+    is_read: Callable[[], bool],
+    heartbeat: float | None,
+) -> AsyncGenerator[bytes, None]:
+    try:
+        yield b""
+    except GeneratorExit:
+        if not is_read():
+            close_soon()
+        raise
     import anyio  # noqa: PLC0415 - slow to import; httpx requires it
 
+    try:
+        events = start()
+    except Flux0Error as error:
+        yield error_event(error)
+        return
+    is_started = False
     sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
 
     async def read() -> None:
-        is_reader = True
+        nonlocal is_started
+        is_started = True
         async with sender:
             try:
-                async for event in stream:
+                async for event in events:
                     await sender.send(event.to_sse())
             except Flux0Error as error:
-                is_reader = not isinstance(error, StreamInUse)
                 await sender.send(error_event(error))
             except Exception as error:  # noqa: BLE001 - raised below, in the task of the web server
                 await sender.send(error)
             finally:
-                if is_reader:
-                    await close()
+                await close()
 
     # Use no task group: a task group must be closed by the task that opened it, but the web server
     # may close this generator in another task.
@@ -119,6 +177,8 @@ async def relay_async(
     finally:
         cancel()
         receiver.close()
+        if not is_started:  # asyncio does not start a task that was cancelled before its start.
+            close_soon()
 
 
 def error_event(error: Flux0Error) -> bytes:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from operator import length_hint
 from threading import Lock
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
+from weakref import ref
 
+from flux0.client.life_cycle import LifeCycle, State, Step
+from flux0.client.turn_content import TurnContent
 from flux0.client.turn_report import TurnReport
 from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import SessionStatus
-from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
+from flux0.domain.errors import (
+    AgentError,
+    ClientClosed,
+    Flux0Error,
+    StreamError,
+    StreamInUse,
+    TransportError,
+)
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
@@ -18,14 +29,36 @@ from flux0.domain.messages.history import answer_of, joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
 from flux0.domain.safe_text import escaped
 from flux0.domain.stored_models import Events, Participant, ToolCall
-from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.observers import TurnEnd
 from flux0.ports import Response
 from flux0.usecases.turn import Turn
 
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
-CLOSED_EARLY = "the stream was closed before its end"
+CLOSED_EARLY: Final = "the stream was closed before its end"
+READABLE: Final = (State.OPEN, State.ENTERED)
+_CONNECTED: Final = (State.OPEN, State.ENTERED, State.CLOSING)
+# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
+_NO_WAIT: Final = False
+
+
+class Reader:
+    """A loop that reads a stream, together with the loops inside it.
+
+    While a loop refers to its reader, other threads and tasks cannot read the stream.
+
+    Attributes:
+        owner: The thread or task that runs the loop.
+    """
+
+    __slots__ = ("__weakref__", "owner")
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+
+
+def _no_reader() -> None:
+    """Return None, like a reference to a reader that no longer exists."""
 
 
 class StreamState(Uncopyable):
@@ -50,36 +83,32 @@ class StreamState(Uncopyable):
         self._list_stored = list_stored
         self._clock = report.clock
         self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
-        self._accumulator = accumulator
-        self._text = ""  # The text that the last event appended to the answer.
-        self._status: SessionStatus | str | None = None
-        self._agent_error: StatusEvent | None = None
-        self._batch: Iterator[StreamEvent] = iter(())
-        self._entered = False
-        self._closed = ""  # The reason why the stream was closed; empty while it is open.
-        self._ended = False
-        self._released = False  # Whether the connection was released.
-        self._reader_lock = Lock()
+        self._content = TurnContent(accumulator)
+        self._life = LifeCycle()
+        self._reader: Callable[[], Reader | None] = _no_reader
+        self._reading = Lock()  # Held while the next piece of the body is read.
         self._report = report
-        # Whether `_report_end` must call the observers later: True if the garbage collector may be
-        # calling `_report_end`, because observers may wait for locks.
-        self._report_later = False
         self._bind(response.body)
+
+    @staticmethod
+    @abstractmethod
+    def _running() -> object:
+        """Return the running thread or task."""
 
     @abstractmethod
     def _bind(self, body: Any) -> None:
         """Store the functions that read and close `body`."""
 
+    @abstractmethod
+    def _drop_body(self) -> None:
+        """Remove the references to the body, so that its finalizer releases the connection."""
+
     def __del__(self) -> None:
         if self._report.seconds is None:
-            self._report_later = True
-            self._report_end()
+            self._close_from_finalizer(CLOSED_EARLY)
 
     def __repr__(self) -> str:
-        failed = self._turn.failure is not None
-        state = (
-            "failed" if failed else "ended" if self._ended else "closed" if self._closed else "open"
-        )
+        state = self._life.current.state.value
         turn = "" if self.correlation_id is None else f" of {escaped(self.correlation_id)}"
         return f"<{type(self).__name__} {state}, {self.event_count} events{turn}>"
 
@@ -110,29 +139,33 @@ class StreamState(Uncopyable):
           chunk.
         - `"interrupted"`: reading raised an error.
         """
-        if self._turn.failure is not None:
+        state = self._life.current.state
+        if state is State.FAILED:
             return "interrupted"
-        if not self._ended:
+        if state is not State.ENDED:
             return None
         return "confirmed" if self._is_provable else "unconfirmed"
 
     @property
     def is_open(self) -> bool:
         """Whether the stream still has its connection: it has not ended, failed or been closed."""
-        return not (self._ended or self._released)
+        return self._life.current.state in _CONNECTED
 
     @property
     def is_being_read(self) -> bool:
         """Whether a thread or a task is waiting for the next event."""
-        return self._reader_lock.locked()
+        return self._reading.locked()
 
     @property
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages of the turn, built from the events yielded so far.
 
         A tool call is included even if its arguments are incomplete; then `args` is a string.
+
+        Any thread can use this attribute while another thread reads the stream. A signal handler
+        that has interrupted a use of this attribute gets an empty tuple.
         """
-        return self._accumulator.messages
+        return self._content.messages
 
     @property
     def answer(self) -> str:
@@ -150,7 +183,8 @@ class StreamState(Uncopyable):
     @property
     def status(self) -> SessionStatus | str | None:
         """The status in the last `StatusEvent` that was yielded; None if there was none."""
-        return self._status
+        self._content.fold()
+        return self._content.status
 
     @property
     def error(self) -> AgentError | None:
@@ -175,7 +209,7 @@ class StreamState(Uncopyable):
         Before the first chunk, it is the agent that you passed to `conversation`, or the agent of
         the session that you passed; None if you passed only the id of a session.
         """
-        chunks = self._accumulator.first_chunks
+        chunks = self._content.first_chunks
         if not chunks:
             known = self._report.agent
             return None if known.id is None else known
@@ -194,30 +228,37 @@ class StreamState(Uncopyable):
 
     def mark_closed(self, reason: str) -> None:
         """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""
-        self._closed = self._closed or reason
+        self._life.move(Step(State.CLOSING, reason))
 
-    def _fold(self, event: StreamEvent) -> None:
-        """Update the messages, the status and the agent error with `event`."""
-        if type(event) is StatusEvent:
-            self._text = ""
-            self._status = event.data.status
-            if self._status == SessionStatus.ERROR:
-                self._agent_error = event
+    def _mark_released(self) -> None:
+        """Record that the connection of a closed stream was released."""
+        self._life.move(Step(State.CLOSED, self._life.current.reason))
+
+    def _close_from_finalizer(self, reason: str) -> None:
+        self.mark_closed(reason)
+        self._drop_body()
+        self._mark_released()
+        self._report_end(later=True)
+
+    def _report_end(self, *, later: bool = False) -> None:
+        """Report the end of the turn, unless it was reported already.
+
+        Pass `later` if the garbage collector may be calling: observers may wait for locks.
+        """
+        self._report.mark_ended()
+        if later or self._content.is_interrupted:
+            self._report.postpone(self._report_end)
         else:
-            self._text = self._accumulator.feed(event)
-
-    def _report_end(self) -> None:
-        """Report the end of the turn, unless it was reported already."""
-        self._report.end(self._describe_end, later=self._report_later)
+            self._report.end(self._describe_end)
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent
         # Do not use `self.messages`: the user gets these objects, and an observer may change them.
-        messages = self._accumulator.finish(partial=True) if with_messages else ()
-        times = {chunk.event_id: chunk.timestamp for chunk in self._accumulator.first_chunks}
+        messages = self._content.finish(partial=True) if with_messages else ()
+        times = {chunk.event_id: chunk.timestamp for chunk in self._content.first_chunks}
         return TurnEnd(
             ending=self.ending or "closed",
-            error=self._turn.failure,
+            error=self._life.current.failure,
             # Do not use `self.error`: it refers to this stream, and an observer may store it.
             agent_error=self._reported_error(),
             session_id=self.session_id,
@@ -232,7 +273,8 @@ class StreamState(Uncopyable):
         )
 
     def _reported_error(self) -> AgentError | None:
-        event = self._agent_error
+        self._content.fold()
+        event = self._content.agent_error
         return None if event is None else self._turn.attach_request(AgentError(event.data.data))
 
     def _raise_agent_error(self) -> None:
@@ -248,35 +290,113 @@ class StreamState(Uncopyable):
 
     def _enter(self) -> None:
         self._raise_failure()
-        self._entered = True
+        self._life.move(Step(State.ENTERED))
 
     def _raise_failure(self) -> None:
         """Raise an error if the turn has failed, or if the stream was closed before its end."""
-        failure = self._turn.failure
-        if failure is not None:
+        step = self._life.current
+        if (failure := step.failure) is not None:
             if isinstance(failure, StreamError):
                 failure.attach_stream(self.messages, self._stored)
             raise failure
-        if self._closed and not self._ended:
-            raise self._client_closed()
+        if step.reason:
+            raise self._client_closed(step.reason)
 
-    def _client_closed(self) -> ClientClosed:
-        return self._turn.attach_request(ClientClosed(self._closed))
+    def _client_closed(self, reason: str) -> ClientClosed:
+        return self._turn.attach_request(ClientClosed(reason))
+
+    # --- the reader
+
+    def _claim(self, owner: object) -> Reader:
+        """Return the reader for a loop that `owner` starts.
+
+        Raises `StreamInUse` if another thread or task reads the stream.
+        """
+        reader = self._reader_of(owner)
+        if reader is None:
+            if not self._reading.acquire(_NO_WAIT):
+                raise self._in_use()
+            try:
+                reader = self._reader_of(owner) or Reader(owner)
+                self._reader = ref(reader)
+            finally:
+                self._reading.release()
+        return reader
+
+    def _reader_of(self, owner: object) -> Reader | None:
+        """Return the current reader; raise `StreamInUse` if it does not belong to `owner`."""
+        reader = self._reader()
+        # `asyncio.wait_for` of Python 3.11 runs each read in a task of its own.
+        if reader is None or reader.owner == owner or getattr(reader.owner, "done", bool)():
+            return reader
+        raise self._in_use()
+
+    def _check_reader(self) -> None:
+        """Raise `StreamInUse` if another thread or task runs a loop."""
+        if self._reader() is not None:
+            self._reader_of(self._running())
+
+    def _has_unread(self) -> bool:
+        """Return whether another thread has received events since the last check.
+
+        Raise `StreamInUse` if another thread has started a loop."""
+        self._check_reader()
+        return length_hint(self._content.unread) > 0
+
+    def _is_readable(self) -> bool:
+        """Return whether the turn continues. Raise an error if it failed or was closed."""
+        if self._life.current.state in READABLE:
+            return True
+        self._raise_failure()
+        return False
+
+    def _finish(self, last: Step) -> None:
+        """Record the last step of a stream whose connection was released, and report the end."""
+        self._life.move(last)
+        self._content.fold()
+        self._report_end()
+
+    def _is_read(self) -> bool:
+        """Return whether a loop or a call of `next` reads the stream."""
+        return self._reader() is not None or self._reading.locked()
+
+    def _is_left(self) -> bool:
+        """Return whether the stream must be closed: after the last loop, without a `with` block."""
+        return self._life.current.state is not State.ENTERED and not self._is_read()
+
+    def _last_text(self) -> str:
+        """Return the text that the last event appended to the answer, or raise an `AgentError`."""
+        content = self._content
+        content.fold()
+        if content.agent_error is not None:
+            self._raise_agent_error()
+        return content.text
+
+    def _in_use(self) -> StreamInUse:
+        return self._turn.attach_request(StreamInUse())
+
+    # --- the end of the turn
+
+    def _fail(self, failure: Flux0Error) -> None:
+        self._life.move(Step(State.FAILED, failure=failure))
 
     def _compare_with_stored(self, stored: Events) -> None:
         """Mark the turn as interrupted unless the server has stored all received messages."""
-        if joined_history(stored, self._accumulator.finish()) != joined_history(stored, ()):
-            self._turn.mark_interrupted(
-                "the stream ended, but the server has not stored all its messages"
-            )
+        if joined_history(stored, self._content.finish()) != joined_history(stored, ()):
+            problem = "the stream ended, but the server has not stored all its messages"
+            self._fail(self._turn.mark_interrupted(problem))
+
+    def _not_comparable(self, error: Flux0Error) -> None:
+        """Mark the turn as interrupted, because `error` was raised instead of the stored events."""
+        problem = f"the stream ended, but the stored events could not be listed: {error}"
+        self._fail(self._turn.mark_interrupted(problem))
 
     def _needs_check(self) -> bool:
         """Return whether `confirm` must compare the messages with the stored events.
 
         If the end is unconfirmed, log a warning. If the stream has not ended, raise an error.
         """
-        self._raise_failure()
-        if not self._ended:
+        if self._is_readable():
             problem = (
                 "the stream has not been read to its end yet: read all events before confirm()"
             )
@@ -284,32 +404,36 @@ class StreamState(Uncopyable):
         if self.ending != "unconfirmed":
             return False
         self._report.unconfirmed_end()
-        return bool(self._accumulator.finish())
+        return bool(self._content.finish())
 
-    def _feed_turn(self, data: bytes | None, began: float) -> bool:
-        """Feed `data`, a piece of the body or None for its end. Return whether the turn ended.
+    def _feed_turn(self, data: bytes | None, began: float) -> Step | None:
+        """Feed `data`, a piece of the body or None for its end.
 
-        `began` is the time when the wait for `data` began.
+        `began` is the time when the wait for `data` began. Return the last step of the stream, or
+        None if the turn continues.
         """
         if data is None:
-            # If another thread or task closes the body, some transports end it without an error.
-            if self._closed:
-                raise self._client_closed()
             self._turn.on_end()
-            self._ended = self._turn.failure is None
+            if self._turn.failure is None:
+                return Step(State.ENDED)
         else:
             events = self._turn.feed(data)
             if not events:
                 self._turn.add_wait(self._clock() - began)
-            elif self._report.seconds_to_first_event is None:
-                self._report.first_event()
-            self._batch = iter(events)
-        return self._ended or self._turn.failure is not None
+            else:
+                self._content.add(events, len(data))
+                if self._report.seconds_to_first_event is None:
+                    self._report.first_event()
+        failure = self._turn.failure
+        return None if failure is None else Step(State.FAILED, failure=failure)
 
-    def _on_transport_error(self, error: TransportError) -> None:
-        if self._closed:  # The error occurred because another thread or task closed the stream.
-            raise self._client_closed() from error
+    def _on_transport_error(self, error: TransportError) -> Step | None:
+        """Return the last step of the stream."""
+        if reason := self._life.current.reason:  # Another thread or task has closed the stream.
+            raise self._client_closed(reason) from error
         self._turn.on_transport_error(error)
+        failure = self._turn.failure
+        return None if failure is None else Step(State.FAILED, failure=failure)
 
 
 def _is_behind_proxy(headers: Headers) -> bool:

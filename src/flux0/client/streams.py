@@ -8,26 +8,25 @@ loop early closes the connection.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from threading import Lock, get_ident
+from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
-from attrs import define
-
+from flux0.client.life_cycle import Step
 from flux0.client.options import CallOptions, show_options
-from flux0.client.stream_state import CLOSED_EARLY, StreamState
+from flux0.client.stream_state import CLOSED_EARLY, READABLE, Reader, StreamState
 from flux0.domain import arguments
-from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
+from flux0.domain.errors import AgentError, Flux0Error, StreamInUse, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import Events
-from flux0.domain.stream_events import StreamEvent
+from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
-from flux0.runtime.event_loop import Loop, running_loop
+from flux0.runtime.event_loop import Loop, running_loop, running_task
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
-
 # The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
 _NO_WAIT: Final = False
 
@@ -59,6 +58,8 @@ class EventStream(StreamState):
         ClientClosed: The stream was closed before its end.
     """
 
+    _running = staticmethod(get_ident)
+
     def _bind(self, body: ByteStream) -> None:
         self._read = body.read
         self._close_body = body.close
@@ -69,40 +70,59 @@ class EventStream(StreamState):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After a GeneratorExit, the garbage collector may be closing a generator that contains
-        # the `with` block. Then observers must be called later, because they may wait for locks.
-        self._report_later = kind is GeneratorExit
-        self.close()
+        # the `with` block.
+        self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        fold = self._fold
-        is_reader = True
+        return self._iterate()
+
+    def _iterate(self, reader: Reader | None = None, *, is_text: bool = False) -> Iterator[Any]:
+        """Yield the events that were not read yet, or their text.
+
+        `reader` is None if the caller has no reader.
+        """
+        content, later = self._content, False
+        take, fold = content.take, content.fold
+        if is_text:
+            try:
+                yield ""
+            except GeneratorExit:
+                if self._is_left():
+                    self._close(later=True)
+                raise
+        reader = reader or self._claim(self._running())
         try:
             while True:
-                # All `for` loops share `_batch`, so the next loop continues after this event.
-                for event in self._batch:
-                    fold(event)
-                    yield event
-                if not self._advance():
+                # All loops share `unread`, so the next loop continues after the last event.
+                if is_text:
+                    for event in content.unread:
+                        take(event)
+                        fold()
+                        if content.agent_error is not None:
+                            self._raise_agent_error()
+                        if content.text:
+                            yield content.text
+                else:
+                    for event in content.unread:
+                        take(event)
+                        yield event
+                if not self._advance(False):
                     return
-        except StreamInUse:
-            is_reader = False
-            raise
         except GeneratorExit:
-            # The garbage collector may be closing this generator. Then observers must be called
-            # later, because they may wait for locks.
-            self._report_later = not self._entered
+            later = True  # The garbage collector may be closing this generator.
             raise
         finally:
-            # Inside a `with` block, the stream stays open until the end of the block.
-            if is_reader and not self._entered:
-                self.close()
+            del reader  # A traceback may keep this frame.
+            if self._is_left():
+                self._close(later=later)
 
     def __next__(self) -> StreamEvent:
+        self._check_reader()
         while True:
-            for event in self._batch:
-                self._fold(event)
+            for event in self._content.unread:
+                self._content.take(event)
                 return event
-            if not self._advance():
+            if not self._advance(True):
                 raise StopIteration
 
     def text(self) -> Iterator[str]:
@@ -114,10 +134,9 @@ class EventStream(StreamState):
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
         """
-        for _ in self:
-            self._raise_agent_error()
-            if self._text:
-                yield self._text
+        texts = self._iterate(is_text=True)
+        next(texts)  # Otherwise, closing the iterator before the first text would do nothing.
+        return texts
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read the stream to its end, and return the messages and tool results of the turn.
@@ -129,10 +148,11 @@ class EventStream(StreamState):
         Raises the errors of `text` and `confirm`.
         """
         self._raise_agent_error()
-        for _ in self:
-            self._raise_agent_error()
+        for event in self:
+            if type(event) is StatusEvent:
+                self._raise_agent_error()
         self.confirm()
-        return self._accumulator.finish()
+        return self._content.finish()
 
     def confirm(self) -> None:
         """Check the end of a stream that was read to its end.
@@ -153,9 +173,7 @@ class EventStream(StreamState):
             try:
                 self._compare_with_stored(self.stored_events())
             except Flux0Error as error:
-                self._turn.mark_interrupted(
-                    f"the stream ended, but the stored events could not be listed: {error}"
-                )
+                self._not_comparable(error)
             self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
@@ -171,10 +189,13 @@ class EventStream(StreamState):
         """
         from flux0.client.relay import relay  # noqa: PLC0415 - rarely needed
 
-        # Pass `_release` instead of `close`: the garbage collector may close the iterator, and
-        # `close` calls the observers, which may wait for locks. The reading thread calls the
-        # observers later.
-        return relay(self, self._release, arguments.optional_seconds("heartbeat_ms", heartbeat_ms))
+        return relay(
+            lambda: self._iterate(self._claim(object())),  # The reading thread is the owner.
+            # The garbage collector may close the iterator.
+            partial(self._close, later=True),
+            self._is_read,
+            arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
+        )
 
     def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """Request the events of this turn that the server has stored so far.
@@ -194,35 +215,46 @@ class EventStream(StreamState):
         Args:
             reason: The message of the `ClientClosed` that a reader of the stream gets.
         """
-        self._release(reason)
-        self._report_end()
+        self._close(reason)
 
-    def _release(self, reason: str = CLOSED_EARLY) -> None:
+    def _close(self, reason: str = CLOSED_EARLY, *, later: bool = False) -> None:
         self.mark_closed(reason)
         self._close_body()
-        self._released = True
+        self._mark_released()
+        self._report_end(later=later)
 
-    def _advance(self) -> bool:
-        """Read the next piece of the body. Return False if the turn has already ended."""
-        if not self._reader_lock.acquire(_NO_WAIT):
-            raise self._turn.attach_request(StreamInUse())
+    def _drop_body(self) -> None:
+        self._pieces = iter(())
+        self._close_body = _do_nothing
+
+    def _advance(self, alone: bool) -> bool:
+        """Receive the next events. Return False if the turn has already ended.
+
+        `alone` is True for a call of `next`.
+        """
+        if not self._reading.acquire(_NO_WAIT):
+            raise self._in_use()
         try:
-            if self._closed or self._ended or self._turn.failure is not None:
+            if alone and self._has_unread():
+                return True
+            if self._life.current.state not in READABLE:
                 self._raise_failure()
                 return False
             began = self._clock()
-            piece = self._read(self._turn.timeout)
-            last = self._feed_turn(piece, began)
-        except TransportError as error:
-            self._on_transport_error(error)
-            last = True
+            try:
+                last = self._feed_turn(self._read(self._turn.timeout), began)
+            except TransportError as error:
+                last = self._on_transport_error(error)
+            if last is not None:
+                self._close_body()
+                self._finish(last)
+        except StreamInUse:
+            raise
         except BaseException:
             self.close()
             raise
         finally:
-            self._reader_lock.release()
-        if last:
-            self.close()
+            self._reading.release()
         return True
 
 
@@ -233,6 +265,8 @@ class AsyncEventStream(StreamState):
 
     Use the stream in `async with`, and iterate with `async for`. Only one task can read at a time.
     """
+
+    _running = staticmethod(running_task)
 
     def _bind(self, body: AsyncByteStream) -> None:
         self._read = body.read_async
@@ -248,29 +282,23 @@ class AsyncEventStream(StreamState):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        if self._entered:
-            return self
-        return _ClosingIterator(self.__anext__, self._close_unless_entered, self._reader_lock)
+        return _Loop(self._next, self._leave)
 
-    async def __anext__(self) -> StreamEvent:
-        while True:
-            for event in self._batch:
-                self._fold(event)
-                return event
-            if not await self._advance():
-                raise StopAsyncIteration
+    def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
+        return self._next(None)
 
     def text(self) -> AsyncIterator[str]:
         """The async version of `EventStream.text`."""
-        return _ClosingIterator(self._next_text, self._close_unless_entered, self._reader_lock)
+        return _Loop(self._next_text, self._leave, is_pending=True)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """The async version of `EventStream.final_messages`."""
         self._raise_agent_error()
-        async for _ in self:
-            self._raise_agent_error()
+        async for event in self:
+            if type(event) is StatusEvent:
+                self._raise_agent_error()
         await self.confirm()
-        return self._accumulator.finish()
+        return self._content.finish()
 
     async def confirm(self) -> None:
         """The async version of `EventStream.confirm`."""
@@ -278,9 +306,7 @@ class AsyncEventStream(StreamState):
             try:
                 self._compare_with_stored(await self.stored_events())
             except Flux0Error as error:
-                self._turn.mark_interrupted(
-                    f"the stream ended, but the stored events could not be listed: {error}"
-                )
+                self._not_comparable(error)
             self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
@@ -288,7 +314,11 @@ class AsyncEventStream(StreamState):
         from flux0.client.relay import relay_async  # noqa: PLC0415 - rarely used
 
         return relay_async(
-            self, self.close_async, arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
+            lambda: _Loop(self._next, self._leave, self._claim(object())),
+            self.close_async,
+            self.close_soon,
+            self._is_read,
+            arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
         )
 
     async def stored_events(self, **options: Unpack[CallOptions]) -> Events:
@@ -300,38 +330,8 @@ class AsyncEventStream(StreamState):
         """The async version of `EventStream.close`."""
         self.mark_closed(reason)
         await self._close_body()
-        self._released = True
+        self._mark_released()
         self._report_end()
-
-    async def _next_text(self) -> str:
-        while True:
-            await self.__anext__()
-            self._raise_agent_error()
-            if self._text:
-                return self._text
-
-    async def _advance(self) -> bool:
-        """Read the next piece of the body. Return False if the turn has already ended."""
-        if not self._reader_lock.acquire(_NO_WAIT):
-            raise self._turn.attach_request(StreamInUse())
-        try:
-            if self._closed or self._ended or self._turn.failure is not None:
-                self._raise_failure()
-                return False
-            began = self._clock()
-            piece = await self._read(self._turn.timeout)
-            last = self._feed_turn(piece, began)
-        except TransportError as error:
-            self._on_transport_error(error)
-            last = True
-        except BaseException:
-            await self.close_async()
-            raise
-        finally:
-            self._reader_lock.release()
-        if last:
-            await self.close_async()
-        return True
 
     def close_soon(self, reason: str = CLOSED_EARLY) -> None:
         """Close the stream without awaiting. The event loop releases the connection soon.
@@ -341,44 +341,133 @@ class AsyncEventStream(StreamState):
         Args:
             reason: The message of the `ClientClosed` that a reader of the stream gets.
         """
-        if not self._released:
-            self.mark_closed(reason)
-            self._released = True
-            # Delete the only references to the body, so that its finalizer releases the connection.
-            del self._read
-            self._close_body = _close_nothing
-            # The garbage collector may be calling this method, so observers must be called later.
-            self._report_later = True
-            self._report_end()
+        if self.is_open:
+            self._close_from_finalizer(reason)
 
-    def _close_unless_entered(self) -> None:
-        if not self._entered:
+    def _drop_body(self) -> None:
+        self._pieces = _EmptyBody()
+        self._close_body = _close_nothing
+
+    def _leave(self) -> None:
+        if self._is_left():
             self.close_soon()
 
+    async def _next(self, loop: _Loop[Any] | None) -> StreamEvent:
+        """Return the next event for `loop`, or for a call of `anext` if `loop` is None."""
+        if loop is None:
+            self._check_reader()
+        elif loop.reader is None:
+            loop.is_pending = False
+            loop.reader = self._claim(self._running())
+        try:
+            while True:
+                for event in self._content.unread:
+                    self._content.take(event)
+                    return event
+                if not await self._advance(loop is None):
+                    raise StopAsyncIteration
+        except StreamInUse:  # Another task uses the same loop.
+            raise
+        except BaseException:
+            if loop is not None:
+                loop.end()
+            raise
 
-@define(eq=False, repr=False)
-class _ClosingIterator(Generic[T]):
-    """The iterator of one `async for` loop. Its finalizer closes the stream.
+    async def _next_text(self, loop: _Loop[str]) -> str:
+        while True:
+            await self._next(loop)
+            try:
+                text = self._last_text()
+            except AgentError:
+                loop.end()
+                raise
+            if text:
+                return text
 
-    If the iterator raised `StreamInUse`, the stream stays open for its other reader.
+    async def _advance(self, alone: bool) -> bool:
+        """The async version of `EventStream._advance`."""
+        if not self._reading.acquire(_NO_WAIT):
+            raise self._in_use()
+        try:
+            if alone and self._has_unread():
+                return True
+            if self._life.current.state not in READABLE:
+                self._raise_failure()
+                return False
+            began = self._clock()
+            try:
+                last = self._feed_turn(await self._read(self._turn.timeout), began)
+            except TransportError as error:
+                last = self._on_transport_error(error)
+            if last is not None:
+                await self._close_body()
+                self._finish(last)
+        except StreamInUse:
+            raise
+        except BaseException:
+            await self.close_async()
+            raise
+        finally:
+            self._reading.release()
+        return True
+
+
+class _Loop(Generic[T]):
+    """The iterator of one `async for` loop. When it is unreferenced, the loop has ended.
+
+    Args:
+        step: Returns the next value.
+        leave: Closes the stream if no other loop reads it, except in a `with` block.
+        reader: The reader of the loop; None before the first step and after the end.
+        is_pending: Whether to call `leave` even if the loop never starts.
     """
 
-    _advance: Callable[[], Coroutine[Any, Any, T]]
-    _close: Callable[[], None]
-    _reader_lock: Lock
-    _in_use: bool = False
+    def __init__(
+        self,
+        step: Callable[[_Loop[T]], Coroutine[Any, Any, T]],
+        leave: Callable[[], None],
+        reader: Reader | None = None,
+        *,
+        is_pending: bool = False,
+    ) -> None:
+        self._step = step
+        self._leave = leave
+        self.reader: Reader | None = reader
+        self.is_pending: bool = is_pending
 
     def __aiter__(self) -> AsyncIterator[T]:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, T]:
-        self._in_use = self._reader_lock.locked()
-        return self._advance()
+        return self._step(self)
+
+    def end(self) -> None:
+        """End the loop."""
+        if self.is_pending or self.reader is not None:
+            self.is_pending, self.reader = False, None
+            self._leave()
+
+    async def aclose(self) -> None:
+        """End the loop."""
+        self.end()
 
     def __del__(self) -> None:
-        if not self._in_use:
-            self._close()
+        self.end()
+
+
+class _EmptyBody:
+    """The pieces of a body that was dropped."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        raise StopAsyncIteration
+
+
+def _do_nothing() -> None:
+    """Do nothing. This function replaces `close` of a body that was dropped."""
 
 
 async def _close_nothing() -> None:
-    """Do nothing. After `close_soon`, this function replaces `close_async` of the body."""
+    """The async version of `_do_nothing`."""

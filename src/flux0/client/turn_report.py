@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import Lock
+from typing import Final
 
 from flux0.domain.stored_models import Participant
 from flux0.flows import CallRequest
@@ -12,63 +14,89 @@ from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
 from flux0.runtime.processes import OwnerProcess
 
+# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
+_NO_WAIT: Final = False
+
 
 class TurnReport:
     """Reports one turn to the observers. Its times are measured from its creation.
+
+    One thread may receive the first event while another thread closes the stream. Then one of them
+    makes both reports, in their order. The other thread does not wait, because observers may wait
+    for locks.
 
     Attributes:
         session_id: The id of the session.
         agent: The agent; None if only the first chunk event names it.
         clock: Returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
-        seconds: The time until the end of the turn; None before the end.
     """
 
     def __init__(
         self, observers: Observers, request: CallRequest, session_id: str, agent: Participant
     ) -> None:
         self._observers = observers
-        self._request = request
+        self._call = request.call
         self.clock: Callable[[], float] = observers.clock
         self._start = self.clock()
-        self._once = Lock()
         self._owner = OwnerProcess()
         self.session_id: str = session_id
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
-        self.seconds: float | None = None
+        # The times at which threads have ended the turn. Only the first one counts.
+        self._ends: list[float] = []
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._reporting = Lock()
+        self._is_complete = False
         observers.flush()
+
+    @property
+    def seconds(self) -> float | None:
+        """The time until the end of the turn; None before the end."""
+        return self._ends[0] if self._ends else None
 
     def unconfirmed_end(self) -> None:
         """Log a warning that the end of the turn is not confirmed, once for each client."""
         self._observers.unconfirmed_end()
 
     def first_event(self) -> None:
-        """Report the first event of the turn to the observers."""
-        self.seconds_to_first_event = self.clock() - self._start
-        self._observers.first_event(self._request.call, self.seconds_to_first_event)
+        """Report the first event of the turn to the observers, unless the end was reported."""
+        self.seconds_to_first_event = seconds = self.clock() - self._start
+        self._waiting.append(partial(self._observers.first_event, self._call, seconds))
+        self._report()
 
-    def end(self, describe: Callable[[bool], TurnEnd], *, later: bool) -> None:
+    def mark_ended(self) -> None:
+        """Record the time of the end, unless it was recorded already. Safe in finalizers."""
+        self._ends.append(self.clock() - self._start)
+
+    def postpone(self, report_end: Callable[[], None]) -> None:
+        """Call `report_end` at the next call of the client. Safe in finalizers."""
+        self._observers.postpone(report_end)
+
+    def end(self, describe: Callable[[bool], TurnEnd]) -> None:
         """Report the end of the turn, unless the end was reported already.
 
         A forked child does not report the turns of its parent, because the parent reports them.
 
         Args:
             describe: Returns the `TurnEnd`, which contains the messages if the argument is True.
-            later: Pass True if the garbage collector may be calling. Then the observers are called
-                later, because they may wait for locks.
         """
-        if not self._once.acquire(blocking=False):
-            return
-        self.seconds = self.clock() - self._start
-        observers = self._observers
-        if later or observers.is_turn_observed():
-            report = partial(self._report, describe(bool(observers)))
-            if later:
-                observers.postpone(report)
-            else:
-                report()
+        self._waiting.append(partial(self._report_end, describe))
+        self._report()
 
-    def _report(self, turn: TurnEnd) -> None:
-        if not self._owner.is_inherited():
-            self._observers.turn_ended(self._request.call, turn)
+    def _report(self) -> None:
+        # Check again after the release: another thread may have added a report before it.
+        while self._waiting and self._reporting.acquire(_NO_WAIT):
+            try:
+                while self._waiting:
+                    report = self._waiting.popleft()
+                    if not self._is_complete:
+                        report()
+            finally:
+                self._reporting.release()
+
+    def _report_end(self, describe: Callable[[bool], TurnEnd]) -> None:
+        self._is_complete = True
+        observers = self._observers
+        if not self._owner.is_inherited() and observers.is_turn_observed():
+            observers.turn_ended(self._call, describe(bool(observers)))

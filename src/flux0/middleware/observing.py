@@ -122,8 +122,8 @@ class Observers:
         self._postponed.append(report)
 
     def flush(self) -> None:
-        """Call the functions that `postpone` has stored."""
-        while self._postponed:
+        """Call the functions that `postpone` has stored, except those that they add."""
+        for _ in range(len(self._postponed)):
             with suppress(IndexError):  # Another thread may have removed the last item.
                 self._postponed.popleft()()
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from os import getpid
-from threading import Lock, RLock
+from threading import Lock, RLock, Thread
 from typing import Final, Generic, TypeVar, final
 
-from flux0.domain.errors import ConnectionInterrupted
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
 
 T = TypeVar("T")
 
@@ -78,6 +78,16 @@ def call_with_lock(lock: Lock | RLock, act: Callable[[], object], *, wait: bool 
             lock.release()
     else:
         run_in_new_thread(partial(call_with_lock, lock, act, wait=True))
+
+
+def start_thread(
+    act: Callable[[], object], name: str, failure: type[TransportError] = ConnectError
+) -> None:
+    """Call `act` in a new daemon thread. Raise `failure` if the process cannot start a thread."""
+    try:
+        Thread(target=act, name=name, daemon=True).start()
+    except RuntimeError as error:
+        raise failure(f"no thread could be started: {error}") from error
 
 
 class PerProcess(Generic[T]):

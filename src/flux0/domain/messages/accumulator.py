@@ -167,19 +167,17 @@ class _MessageBuilder:
         This is faster than `apply`. Return the text that was added to the answer. If the chunk is
         of another kind or exceeds the budget, change nothing and return None.
         """
-        operation, root = operations[0] if len(operations) == 1 else None, self._root
-        if (
-            operation is None
-            or operation.path != "/-"
-            or operation.op != "add"
-            or type(operation.value) is not str
-            or type(root) is not TextList
-        ):
+        root = self._root
+        if type(root) is not TextList or len(operations) != 1:
             return None
-        text, budget = operation.value, self._budget
-        if len(text) > budget.remaining:
+        operation = operations[0]
+        text = operation.value
+        if operation.path != "/-" or operation.op != "add" or type(text) is not str:
             return None
-        budget.remaining -= len(text)
+        budget, length = self._budget, len(text)
+        if length > budget.remaining:
+            return None
+        budget.remaining -= length
         root.append(text)
         self._stale = True
         return "" if self._is_reasoning else text

@@ -1,0 +1,88 @@
+"""The state of one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Final
+
+from attrs import define, field
+
+from flux0.domain.errors import Flux0Error
+
+
+class State(Enum):
+    """A state of a stream. In the states CLOSED, ENDED and FAILED, its connection is released.
+
+    state            next state    when
+    OPEN             ENTERED       a `with` block begins: leaving a loop no longer closes the stream
+    OPEN, ENTERED    CLOSING       the stream or its client is closed, or a loop was left in OPEN
+    OPEN, ENTERED    ENDED         the body ended after a complete event
+    OPEN, ENTERED    FAILED        an event is invalid or too large, no event was received within
+                                   the idle timeout, the connection failed, or the body ended in the
+                                   middle of an event
+    CLOSING          CLOSED        the connection was released
+    ENDED            FAILED        the server has not stored all messages of the turn
+    """
+
+    OPEN = "open"
+    ENTERED = "open in a with block"
+    CLOSING = "closing"
+    CLOSED = "closed"
+    ENDED = "ended"
+    FAILED = "failed"
+
+
+_NEXT: Final[Mapping[State, tuple[State, ...]]] = {
+    State.OPEN: (State.ENTERED, State.CLOSING, State.ENDED, State.FAILED),
+    State.ENTERED: (State.CLOSING, State.ENDED, State.FAILED),
+    State.CLOSING: (State.CLOSED,),
+    State.CLOSED: (),
+    State.ENDED: (State.FAILED,),
+    State.FAILED: (),
+}
+
+
+@define(eq=False)
+class Step:
+    """A state that a stream has reached.
+
+    Attributes:
+        state: The state.
+        reason: Why the stream was closed; empty in other states.
+        failure: Why the stream failed; None in other states.
+    """
+
+    state: State
+    reason: str = ""
+    failure: Flux0Error | None = None
+    # Several threads may add a step at the same time. Only the first one counts.
+    next: list[Step] = field(factory=list["Step"], init=False)
+
+
+class LifeCycle:
+    """The states that one stream has reached.
+
+    The reader, other threads, signal handlers and finalizers may change the state at the same time.
+    A change takes no lock: it appends to a list, which is a single operation for Python.
+    """
+
+    def __init__(self) -> None:
+        self._current = Step(State.OPEN)
+
+    @property
+    def current(self) -> Step:
+        """The last step."""
+        step = self._current
+        while step.next:
+            step = step.next[0]
+        self._current = step
+        return step
+
+    def move(self, step: Step) -> bool:
+        """Add `step`. Return False if `State` does not allow it, or another step was first."""
+        while step.state in _NEXT[(current := self.current).state]:
+            current.next.append(step)
+            if current.next[0] is step:
+                return True
+        return False
