@@ -29,6 +29,7 @@ from flux0.domain.messages.history import answer_of, joined_history
 from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
 from flux0.domain.safe_text import escaped
 from flux0.domain.stored_models import Events, Participant, ToolCall
+from flux0.domain.stream_events import StreamEvent
 from flux0.observers import TurnEnd
 from flux0.ports import Response
 from flux0.usecases.turn import Turn
@@ -36,7 +37,7 @@ from flux0.usecases.turn import Turn
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
 CLOSED_EARLY: Final = "the stream was closed before its end"
-READABLE: Final = (State.OPEN, State.ENTERED)
+_READABLE: Final = (State.OPEN, State.ENTERED)
 _CONNECTED: Final = (State.OPEN, State.ENTERED, State.CLOSING)
 # The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
 _NO_WAIT: Final = False
@@ -337,15 +338,16 @@ class StreamState(Uncopyable):
             self._reader_of(self._running())
 
     def _has_unread(self) -> bool:
-        """Return whether another thread has received events since the last check.
+        """Return whether another thread has received events meanwhile.
 
-        Raise `StreamInUse` if another thread has started a loop."""
+        Raise `StreamInUse` if another thread has started a loop meanwhile.
+        """
         self._check_reader()
         return length_hint(self._content.unread) > 0
 
     def _is_readable(self) -> bool:
         """Return whether the turn continues. Raise an error if it failed or was closed."""
-        if self._life.current.state in READABLE:
+        if self._life.current.state in _READABLE:
             return True
         self._raise_failure()
         return False
@@ -364,9 +366,10 @@ class StreamState(Uncopyable):
         """Return whether the stream must be closed: after the last loop, without a `with` block."""
         return self._life.current.state is not State.ENTERED and not self._is_read()
 
-    def _last_text(self) -> str:
-        """Return the text that the last event appended to the answer, or raise an `AgentError`."""
+    def _take_text(self, event: StreamEvent) -> str:
+        """Return the text that `event` appends to the answer, or raise an `AgentError`."""
         content = self._content
+        content.take(event)
         content.fold()
         if content.agent_error is not None:
             self._raise_agent_error()
@@ -377,19 +380,14 @@ class StreamState(Uncopyable):
 
     # --- the end of the turn
 
-    def _fail(self, failure: Flux0Error) -> None:
+    def _interrupt(self, problem: str) -> None:
+        failure = self._turn.interrupted(f"the stream ended, but {problem}")
         self._life.move(Step(State.FAILED, failure=failure))
 
     def _compare_with_stored(self, stored: Events) -> None:
-        """Mark the turn as interrupted unless the server has stored all received messages."""
+        """Fail the turn unless the server has stored all received messages."""
         if joined_history(stored, self._content.finish()) != joined_history(stored, ()):
-            problem = "the stream ended, but the server has not stored all its messages"
-            self._fail(self._turn.mark_interrupted(problem))
-
-    def _not_comparable(self, error: Flux0Error) -> None:
-        """Mark the turn as interrupted, because `error` was raised instead of the stored events."""
-        problem = f"the stream ended, but the stored events could not be listed: {error}"
-        self._fail(self._turn.mark_interrupted(problem))
+            self._interrupt("the server has not stored all its messages")
 
     def _needs_check(self) -> bool:
         """Return whether `confirm` must compare the messages with the stored events.
@@ -413,27 +411,22 @@ class StreamState(Uncopyable):
         None if the turn continues.
         """
         if data is None:
-            self._turn.on_end()
-            if self._turn.failure is None:
-                return Step(State.ENDED)
-        else:
-            events = self._turn.feed(data)
-            if not events:
-                self._turn.add_wait(self._clock() - began)
-            else:
-                self._content.add(events, len(data))
-                if self._report.seconds_to_first_event is None:
-                    self._report.first_event()
-        failure = self._turn.failure
+            failure = self._turn.on_end()
+            return Step(State.ENDED) if failure is None else Step(State.FAILED, failure=failure)
+        events, failure = self._turn.feed(data)
+        if events:
+            self._content.add(events, len(data))
+            if self._report.seconds_to_first_event is None:
+                self._report.first_event()
+        elif failure is None:
+            failure = self._turn.add_wait(self._clock() - began)
         return None if failure is None else Step(State.FAILED, failure=failure)
 
-    def _on_transport_error(self, error: TransportError) -> Step | None:
+    def _on_transport_error(self, error: TransportError) -> Step:
         """Return the last step of the stream."""
         if reason := self._life.current.reason:  # Another thread or task has closed the stream.
             raise self._client_closed(reason) from error
-        self._turn.on_transport_error(error)
-        failure = self._turn.failure
-        return None if failure is None else Step(State.FAILED, failure=failure)
+        return Step(State.FAILED, failure=self._turn.on_transport_error(error))
 
 
 def _is_behind_proxy(headers: Headers) -> bool:

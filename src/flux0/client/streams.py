@@ -8,15 +8,15 @@ loop early closes the connection.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, final
 
-from flux0.client.life_cycle import Step
 from flux0.client.options import CallOptions, show_options
-from flux0.client.stream_state import CLOSED_EARLY, READABLE, Reader, StreamState
+from flux0.client.stream_state import CLOSED_EARLY, Reader, StreamState
 from flux0.domain import arguments
-from flux0.domain.errors import AgentError, Flux0Error, StreamInUse, TransportError
+from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
@@ -26,7 +26,6 @@ from flux0.runtime.event_loop import Loop, running_loop, running_task
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-T = TypeVar("T")
 # The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
 _NO_WAIT: Final = False
 
@@ -74,55 +73,28 @@ class EventStream(StreamState):
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        return self._iterate()
+        return self._events()
 
-    def _iterate(self, reader: Reader | None = None, *, is_text: bool = False) -> Iterator[Any]:
-        """Yield the events that were not read yet, or their text.
-
-        `reader` is None if the caller has no reader.
-        """
-        content, later = self._content, False
-        take, fold = content.take, content.fold
-        if is_text:
-            try:
-                yield ""
-            except GeneratorExit:
-                if self._is_left():
-                    self._close(later=True)
-                raise
-        reader = reader or self._claim(self._running())
-        try:
+    def _events(self, reader: Reader | None = None) -> Iterator[StreamEvent]:
+        content = self._content
+        take = content.take
+        with self._loop(reader):
             while True:
                 # All loops share `unread`, so the next loop continues after the last event.
-                if is_text:
-                    for event in content.unread:
-                        take(event)
-                        fold()
-                        if content.agent_error is not None:
-                            self._raise_agent_error()
-                        if content.text:
-                            yield content.text
-                else:
-                    for event in content.unread:
-                        take(event)
-                        yield event
-                if not self._advance(False):
+                for event in content.unread:
+                    take(event)
+                    yield event
+                if not self._advance():
                     return
-        except GeneratorExit:
-            later = True  # The garbage collector may be closing this generator.
-            raise
-        finally:
-            del reader  # A traceback may keep this frame.
-            if self._is_left():
-                self._close(later=later)
 
     def __next__(self) -> StreamEvent:
         self._check_reader()
+        content = self._content
         while True:
-            for event in self._content.unread:
-                self._content.take(event)
+            for event in content.unread:
+                content.take(event)
                 return event
-            if not self._advance(True):
+            if not self._advance(alone=True):
                 raise StopIteration
 
     def text(self) -> Iterator[str]:
@@ -134,9 +106,23 @@ class EventStream(StreamState):
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
         """
-        texts = self._iterate(is_text=True)
+        texts = self._texts()
         next(texts)  # Otherwise, closing the iterator before the first text would do nothing.
         return texts
+
+    def _texts(self) -> Iterator[str]:
+        try:
+            yield ""
+        except GeneratorExit:
+            self._leave(later=True)
+            raise
+        with self._loop():
+            while True:
+                for event in self._content.unread:
+                    if text := self._take_text(event):
+                        yield text
+                if not self._advance():
+                    return
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read the stream to its end, and return the messages and tool results of the turn.
@@ -173,7 +159,7 @@ class EventStream(StreamState):
             try:
                 self._compare_with_stored(self.stored_events())
             except Flux0Error as error:
-                self._not_comparable(error)
+                self._interrupt(f"the stored events could not be listed: {error}")
             self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
@@ -190,7 +176,7 @@ class EventStream(StreamState):
         from flux0.client.relay import relay  # noqa: PLC0415 - rarely needed
 
         return relay(
-            lambda: self._iterate(self._claim(object())),  # The reading thread is the owner.
+            lambda: self._events(self._claim(object())),
             # The garbage collector may close the iterator.
             partial(self._close, later=True),
             self._is_read,
@@ -224,21 +210,37 @@ class EventStream(StreamState):
         self._report_end(later=later)
 
     def _drop_body(self) -> None:
-        self._pieces = iter(())
-        self._close_body = _do_nothing
+        self._read, self._close_body = _read_nothing, _do_nothing
 
-    def _advance(self, alone: bool) -> bool:
+    @contextmanager
+    def _loop(self, reader: Reader | None = None) -> Iterator[None]:
+        """Read the stream in a `with` block. Create a reader unless `reader` is passed."""
+        reader = reader or self._claim(get_ident())
+        later = False
+        try:
+            yield
+        except GeneratorExit:
+            later = True  # The garbage collector may be closing the generator of the loop.
+            raise
+        finally:
+            del reader
+            self._leave(later=later)
+
+    def _leave(self, *, later: bool) -> None:
+        if self._is_left():
+            self._close(later=later)
+
+    def _advance(self, *, alone: bool = False) -> bool:
         """Receive the next events. Return False if the turn has already ended.
 
-        `alone` is True for a call of `next`.
+        Pass `alone` if the caller has no reader.
         """
         if not self._reading.acquire(_NO_WAIT):
             raise self._in_use()
         try:
             if alone and self._has_unread():
                 return True
-            if self._life.current.state not in READABLE:
-                self._raise_failure()
+            if not self._is_readable():
                 return False
             began = self._clock()
             try:
@@ -248,7 +250,7 @@ class EventStream(StreamState):
             if last is not None:
                 self._close_body()
                 self._finish(last)
-        except StreamInUse:
+        except StreamInUse:  # The stream stays open for the other reader.
             raise
         except BaseException:
             self.close()
@@ -269,7 +271,7 @@ class AsyncEventStream(StreamState):
     _running = staticmethod(running_task)
 
     def _bind(self, body: AsyncByteStream) -> None:
-        self._read = body.read_async
+        self._read: Callable[[float | None], Awaitable[bytes | None]] = body.read_async
         self._close_body: Callable[[], Awaitable[None]] = body.close_async
         self.loop: Loop = running_loop()
         self.thread: int = get_ident()
@@ -289,7 +291,7 @@ class AsyncEventStream(StreamState):
 
     def text(self) -> AsyncIterator[str]:
         """The async version of `EventStream.text`."""
-        return _Loop(self._next_text, self._leave, is_pending=True)
+        return _Loop(self._next, self._leave, is_text=True)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """The async version of `EventStream.final_messages`."""
@@ -306,7 +308,7 @@ class AsyncEventStream(StreamState):
             try:
                 self._compare_with_stored(await self.stored_events())
             except Flux0Error as error:
-                self._not_comparable(error)
+                self._interrupt(f"the stored events could not be listed: {error}")
             self._raise_failure()
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
@@ -314,7 +316,7 @@ class AsyncEventStream(StreamState):
         from flux0.client.relay import relay_async  # noqa: PLC0415 - rarely used
 
         return relay_async(
-            lambda: _Loop(self._next, self._leave, self._claim(object())),
+            lambda: _Loop(self._next, self._leave, reader=self._claim(object())),
             self.close_async,
             self.close_soon,
             self._is_read,
@@ -345,54 +347,48 @@ class AsyncEventStream(StreamState):
             self._close_from_finalizer(reason)
 
     def _drop_body(self) -> None:
-        self._pieces = _EmptyBody()
-        self._close_body = _close_nothing
+        self._read, self._close_body = _read_nothing_async, _do_nothing_async
 
     def _leave(self) -> None:
         if self._is_left():
             self.close_soon()
 
-    async def _next(self, loop: _Loop[Any] | None) -> StreamEvent:
-        """Return the next event for `loop`, or for a call of `anext` if `loop` is None."""
+    async def _next(self, loop: _Loop | None) -> Any:
+        """Return the next value for `loop`, or for a call of `anext` if `loop` is None."""
         if loop is None:
             self._check_reader()
         elif loop.reader is None:
             loop.is_pending = False
-            loop.reader = self._claim(self._running())
+            loop.reader = self._claim(running_task())
+        content, is_text = self._content, loop is not None and loop.is_text
         try:
             while True:
-                for event in self._content.unread:
-                    self._content.take(event)
-                    return event
-                if not await self._advance(loop is None):
-                    raise StopAsyncIteration
+                for event in content.unread:
+                    if not is_text:
+                        content.take(event)
+                        return event
+                    if text := self._take_text(event):
+                        return text
+                if not await self._advance(alone=loop is None):
+                    break
         except StreamInUse:  # Another task uses the same loop.
             raise
         except BaseException:
             if loop is not None:
                 loop.end()
             raise
+        if loop is not None:
+            loop.end()
+        raise StopAsyncIteration
 
-    async def _next_text(self, loop: _Loop[str]) -> str:
-        while True:
-            await self._next(loop)
-            try:
-                text = self._last_text()
-            except AgentError:
-                loop.end()
-                raise
-            if text:
-                return text
-
-    async def _advance(self, alone: bool) -> bool:
+    async def _advance(self, *, alone: bool) -> bool:
         """The async version of `EventStream._advance`."""
         if not self._reading.acquire(_NO_WAIT):
             raise self._in_use()
         try:
             if alone and self._has_unread():
                 return True
-            if self._life.current.state not in READABLE:
-                self._raise_failure()
+            if not self._is_readable():
                 return False
             began = self._clock()
             try:
@@ -400,9 +396,11 @@ class AsyncEventStream(StreamState):
             except TransportError as error:
                 last = self._on_transport_error(error)
             if last is not None:
-                await self._close_body()
-                self._finish(last)
-        except StreamInUse:
+                try:
+                    await self._close_body()
+                finally:  # The task may be cancelled meanwhile.
+                    self._finish(last)
+        except StreamInUse:  # The stream stays open for the other reader.
             raise
         except BaseException:
             await self.close_async()
@@ -412,33 +410,35 @@ class AsyncEventStream(StreamState):
         return True
 
 
-class _Loop(Generic[T]):
+class _Loop:
     """The iterator of one `async for` loop. When it is unreferenced, the loop has ended.
 
     Args:
         step: Returns the next value.
-        leave: Closes the stream if no other loop reads it, except in a `with` block.
+        leave: Closes the stream after its last loop, except in a `with` block.
         reader: The reader of the loop; None before the first step and after the end.
-        is_pending: Whether to call `leave` even if the loop never starts.
+        is_text: Whether the values are the texts of the answer.
     """
 
     def __init__(
         self,
-        step: Callable[[_Loop[T]], Coroutine[Any, Any, T]],
+        step: Callable[[_Loop], Coroutine[Any, Any, Any]],
         leave: Callable[[], None],
-        reader: Reader | None = None,
         *,
-        is_pending: bool = False,
+        reader: Reader | None = None,
+        is_text: bool = False,
     ) -> None:
         self._step = step
         self._leave = leave
         self.reader: Reader | None = reader
-        self.is_pending: bool = is_pending
+        self.is_text: bool = is_text
+        # An iterator over the text closes the stream even if the loop never starts.
+        self.is_pending: bool = is_text
 
-    def __aiter__(self) -> AsyncIterator[T]:
+    def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
-    def __anext__(self) -> Coroutine[Any, Any, T]:
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
         return self._step(self)
 
     def end(self) -> None:
@@ -455,19 +455,20 @@ class _Loop(Generic[T]):
         self.end()
 
 
-class _EmptyBody:
-    """The pieces of a body that was dropped."""
+# These functions replace the methods of a body that was dropped.
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
 
-    async def __anext__(self) -> bytes:
-        raise StopAsyncIteration
+def _read_nothing(timeout: float | None) -> bytes | None:  # noqa: ARG001 - the name is part of the port
+    return None
 
 
 def _do_nothing() -> None:
-    """Do nothing. This function replaces `close` of a body that was dropped."""
+    pass
 
 
-async def _close_nothing() -> None:
-    """The async version of `_do_nothing`."""
+async def _read_nothing_async(_: float | None) -> bytes | None:
+    return None
+
+
+async def _do_nothing_async() -> None:
+    pass

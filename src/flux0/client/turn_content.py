@@ -100,7 +100,7 @@ class TurnContent:
                     result = get()
                 self._is_folding = False
         except BaseException:
-            # Ctrl-C may interrupt this method at any place, even between `acquire` and the next line.
+            # Ctrl-C may interrupt this method at any place, even right after `acquire`.
             self._is_folding = False
             with suppress(RuntimeError):  # This thread does not hold the lock.
                 self._lock.release()
@@ -109,5 +109,5 @@ class TurnContent:
         return result
 
     def _wait(self) -> bool:
-        """Wait for the lock. Return False if it is never released, because the process has forked."""
+        """Wait for the lock. Return False in a forked child, where it may never be released."""
         return not self._process.is_inherited() and self._lock.acquire()

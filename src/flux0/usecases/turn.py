@@ -1,19 +1,8 @@
-"""The stream of a turn as a state machine without I/O.
+"""The stream of a turn without I/O.
 
-The inputs are the bytes of the body, the waits for them, the end of the body, or a transport error.
-The outputs are events, and at most one failure. The streams in `flux0.client.streams` do the I/O.
-
-    state     input               next state   when
-    OPEN      feed                OPEN         all complete events in the bytes are valid
-    OPEN      feed                FAILED       an event is invalid or too large; earlier events are
-                                               returned first
-    OPEN      add_wait            FAILED       the idle timeout expired
-    OPEN      on_end              FINISHED     the body ended after a complete event
-    OPEN      on_end              FAILED       the body ended in the middle of an event
-    OPEN      on_transport_error  FAILED       the connection failed, or the read timeout expired
-    FINISHED  mark_interrupted    FAILED       the server has not stored all messages of the turn
-
-The state is FAILED if `failure` is not None. The streams record whether the state is FINISHED.
+The inputs are the bytes of the body, the waits for them, the end of the body, and errors of the
+transport. The outputs are events, and the failure that ends the turn. The streams in
+`flux0.client.streams` do the I/O; the states of a stream are in `flux0.client.life_cycle`.
 """
 
 from __future__ import annotations
@@ -40,7 +29,7 @@ E = TypeVar("E", bound=Flux0Error)
 
 
 class Turn:
-    """The state of one turn while its stream is read.
+    """Parses and decodes the stream of one turn, until a failure.
 
     Args:
         parser: parses the bytes into server-sent events.
@@ -53,8 +42,6 @@ class Turn:
         timeout: the timeout of the next read: the rest of the idle timeout.
         correlation_id: the id of the turn; None until an event with an id was received.
         event_count: the number of events so far.
-        failure: the error of the stream; None if the turn has not failed. The stream first yields
-            all events that were received before the error, and then raises the error.
     """
 
     def __init__(
@@ -67,13 +54,11 @@ class Turn:
         self.timeout: float = idle_timeout
         self.correlation_id: str | None = None
         self.event_count: int = 0
-        self.failure: Flux0Error | None = None
 
-    def feed(self, data: bytes) -> Sequence[StreamEvent]:
-        """Return the events that `data` completes.
+    def feed(self, data: bytes) -> tuple[Sequence[StreamEvent], Flux0Error | None]:
+        """Return the events that `data` completes, and the failure after these events.
 
-        The caller must process these events first, and then check `failure`. If there are no
-        events, the caller must call `add_wait`.
+        If there are no events, the caller must call `add_wait`.
         """
         events: list[StreamEvent] = []
         failure: DecodeError | EventTooLarge | None = None
@@ -88,43 +73,44 @@ class Turn:
         if self.correlation_id is None:
             ids = (getattr(event, "correlation_id", None) for event in events)
             self.correlation_id = next((id_ for id_ in ids if id_ is not None), None)
-        if failure is not None:
-            self._set_failure(failure)
-        return events
+        return events, None if failure is None else self.attach_request(failure)
 
-    def add_wait(self, seconds: float) -> None:
+    def add_wait(self, seconds: float) -> StreamIdleTimeout | None:
         """Record how long the reader waited for data that completed no event.
 
         The idle timeout limits the sum of all waits since the last event. Comments and partial
         events do not reset the sum, because they do not show that the agent is running.
         """
         self.timeout -= seconds
-        if self.timeout <= 0 and self.failure is None:
-            self._fail_idle()
+        return self._idle_failure() if self.timeout <= 0 else None
 
-    def on_end(self) -> None:
-        """Handle the end of the body. The turn fails if the body ends in the middle of an event."""
-        self.feed(b"")  # Some parsers raise `EventTooLarge` only in the next call.
-        if self.failure is None and self._parser.pending:
-            self.mark_interrupted("the stream ended in the middle of an event")
+    def on_end(self) -> Flux0Error | None:
+        """Return the failure if the body ends in the middle of an event."""
+        # Some parsers raise `EventTooLarge` only in the next call.
+        _, failure = self.feed(b"")
+        if failure is None and self._parser.pending:
+            failure = self.interrupted("the stream ended in the middle of an event")
+        return failure
 
-    def on_transport_error(self, error: TransportError) -> None:
-        """Handle an error of the transport while the body is read."""
-        if isinstance(error, ReadTimeout):
-            failure = self._fail_idle()
-        else:
-            failure = self.mark_interrupted(f"the stream was interrupted: {error}")
+    def on_transport_error(self, error: TransportError) -> StreamError:
+        """Return the failure for an error of the transport while the body is read."""
+        failure = (
+            self._idle_failure()
+            if isinstance(error, ReadTimeout)
+            else self.interrupted(f"the stream was interrupted: {error}")
+        )
         failure.__cause__ = error.__cause__ or error
+        return failure
 
-    def mark_interrupted(self, problem: str) -> StreamError:
-        """Fail the turn because its stream ended too early, and return the failure."""
-        return self._set_failure(StreamInterrupted(f"{problem} {self._so_far()}"))
+    def interrupted(self, problem: str) -> StreamInterrupted:
+        """Return the failure of a turn whose stream ended too early."""
+        return self.attach_request(StreamInterrupted(f"{problem} {self._so_far()}"))
 
-    def _fail_idle(self) -> StreamError:
+    def _idle_failure(self) -> StreamIdleTimeout:
         waited = duration(self._idle_timeout)
         limit = f"no event for {waited} (idle timeout; set stream_idle_timeout_ms)"
         cause = "the agent may have crashed, or another client may use the session"
-        return self._set_failure(StreamIdleTimeout(f"{limit}; {cause} {self._so_far()}"))
+        return self.attach_request(StreamIdleTimeout(f"{limit}; {cause} {self._so_far()}"))
 
     def attach_request(self, error: E) -> E:
         """Add the request to `error`, and the turn to a `StreamError`. Return `error`."""
@@ -133,10 +119,6 @@ class Turn:
         if isinstance(error, StreamError):
             error.correlation_id, error.event_count = self.correlation_id, self.event_count
         return error
-
-    def _set_failure(self, failure: E) -> E:
-        self.failure = self.attach_request(failure)
-        return failure
 
     def _so_far(self) -> str:
         turn = "" if self.correlation_id is None else f" of turn {self.correlation_id}"
