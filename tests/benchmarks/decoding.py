@@ -63,7 +63,7 @@ def parse(effort: Effort) -> Iterator[Case]:
 
 def _decode(pieces: Iterable[bytes]) -> object:
     feed = SSEParser().feed
-    return [event for piece in pieces for event in feed(piece)]
+    return [event for piece in pieces for event in feed(piece)[0]]
 
 
 def _peers() -> dict[str, Decoder]:
@@ -110,7 +110,7 @@ def typed(effort: Effort) -> Iterator[Case]:
 
     def ours(events: list[bytes]) -> object:
         feed = Turn(SSEParser(), codec, REQUEST, 600.0).feed
-        return [event for piece in events for event in feed(piece)]
+        return [event for piece in events for event in feed(piece)[0]]
 
     def loads(texts: list[str]) -> object:
         return [json.loads(text) for text in texts]

@@ -27,17 +27,12 @@ def turn_after(data: bytes) -> Turn:
 
 @pytest.mark.parametrize("rest", [b"event: chunk\n", b"data: {}\n", b"x", chunk("b")[:-1]])
 def test_end_in_the_middle_of_an_event_is_an_interruption(rest: bytes) -> None:
-    turn = turn_after(chunk("a") + rest)
+    failure = turn_after(chunk("a") + rest).on_end()
 
-    turn.on_end()
-
-    failure = turn.failure
     assert isinstance(failure, errors.StreamInterrupted)
     assert "ended in the middle of an event" in str(failure)
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 1)
-    complete = turn_after(chunk("a") + b": bye\n")
-    complete.on_end()
-    assert complete.failure is None, "a comment is not an event"
+    assert turn_after(chunk("a") + b": bye\n").on_end() is None, "a comment is not an event"
 
 
 def test_first_event_with_an_id_sets_the_correlation_id() -> None:
@@ -52,19 +47,16 @@ def test_first_event_with_an_id_sets_the_correlation_id() -> None:
 
 
 @pytest.mark.parametrize("next_data", [None, b"x"])
-def test_too_large_event_fails_the_turn_after_earlier_events_are_returned(
+def test_too_large_event_is_a_failure_after_earlier_events_are_returned(
     next_data: bytes | None,
 ) -> None:
     turn = new_turn(max_event_bytes=1000)
 
-    events = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
+    events, failure = turn.feed(chunk("a") + chunk("b") + b"data: " + b"x" * 2000)
     assert values(events) == ["a", "b"], "the earlier events are returned"
-    if next_data is None:
-        turn.on_end()
-    else:
-        assert turn.feed(next_data) == []
+    assert failure is None
+    failure = turn.on_end() if next_data is None else turn.feed(next_data)[1]
 
-    failure = turn.failure
     assert isinstance(failure, errors.EventTooLarge)
     assert (failure.limit, failure.correlation_id, failure.event_count) == (1000, CORRELATION_ID, 2)
     assert "1,000 bytes" in str(failure)
@@ -85,9 +77,8 @@ def test_transport_error_becomes_idle_timeout_or_interruption(
     turn = turn_after(chunk("a") + chunk("b"))
     error = kind("reset by peer")
 
-    turn.on_transport_error(error)
+    failure = turn.on_transport_error(error)
 
-    failure = turn.failure
     assert isinstance(failure, expected)
     assert failure.__cause__ is error
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
@@ -112,23 +103,21 @@ def test_timeout_of_a_read_is_the_rest_of_the_idle_timeout() -> None:
         (event[5:] + event[:5], 0.25, 5.0),
         (b"", 1.0, 4.0),
     ):
-        if not turn.feed(piece):
-            turn.add_wait(waited)
+        events, failure = turn.feed(piece)
+        if not events:
+            failure = turn.add_wait(waited)
+        assert failure is None
         assert turn.timeout == left
-
-    assert turn.failure is None
 
 
 def test_comments_do_not_reset_the_idle_timeout() -> None:
     turn = new_turn(idle=5)
 
-    assert turn.feed(b": keep-alive\n") == []
-    turn.add_wait(3)
-    assert len(turn.feed(chunk("a"))) == 1
-    for _ in range(2):
-        assert turn.failure is None
-        assert turn.feed(b": keep-alive\n") == []
-        turn.add_wait(2.5)
+    assert turn.feed(b": keep-alive\n") == ([], None)
+    assert turn.add_wait(3) is None
+    assert len(turn.feed(chunk("a"))[0]) == 1
+    assert turn.add_wait(2.5) is None
+    failure = turn.add_wait(2.5)
 
-    assert isinstance(turn.failure, errors.StreamIdleTimeout)
-    assert f"(after 1 event of turn {CORRELATION_ID})" in str(turn.failure)
+    assert isinstance(failure, errors.StreamIdleTimeout)
+    assert f"(after 1 event of turn {CORRELATION_ID})" in str(failure)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from attrs import frozen
 
-from flux0.domain.messages.finalizing import REASONING, TurnMessage, finalize
+from flux0.domain.messages.finalizing import REASONING, TurnMessage, finalize, is_stored
 from flux0.domain.messages.json_patch import (
     JSON,
     VALUE_SIZE,
@@ -68,7 +68,9 @@ class MessageAccumulator:
 
         If a chunk appends strings to a message, the result is these strings, joined. If a chunk
         replaces the whole text of a message with a longer text that starts with the old text, the
-        result is the added text. For all other events, such as reasoning, the result is "".
+        result is the added text. For all other events, such as reasoning, the result is "". It is
+        also "" for a message whose first chunk does not name the agent, because the server does not
+        store this message.
 
         The cost depends on the size of the event, not on the length of the message. The docstring
         of `apply_operation` lists the exceptions.
@@ -150,11 +152,11 @@ class MessageAccumulator:
 class _MessageBuilder:
     """Builds one message from its chunks."""
 
-    __slots__ = ("_budget", "_is_reasoning", "_message", "_root", "_stale", "first")
+    __slots__ = ("_budget", "_is_answer", "_message", "_root", "_stale", "first")
 
     def __init__(self, first: ChunkEvent, budget: MemoryBudget) -> None:
         self.first = first
-        self._is_reasoning = first.metadata.get("kind") == REASONING
+        self._is_answer = is_stored(first) and first.metadata.get("kind") != REASONING
         self._budget = budget
         # The JSON document of the message; a `TextList` if all operations have appended strings.
         self._root: JSON | TextList = None
@@ -180,7 +182,7 @@ class _MessageBuilder:
         budget.remaining -= length
         root.append(text)
         self._stale = True
-        return "" if self._is_reasoning else text
+        return text if self._is_answer else ""
 
     def apply(self, operation: JSONPatchOperation) -> str:
         """Apply one operation, and return the text that the operation appends to the answer."""
@@ -195,16 +197,16 @@ class _MessageBuilder:
         if operation.path == "" and operation.op in {"add", "replace"}:
             before, after = _text(root), _text(self._root)
             added = after[len(before) :] if after.startswith(before) else ""
-        return "" if self._is_reasoning else added
+        return added if self._is_answer else ""
 
     def message(self) -> TurnMessage | None:
         """Return the message so far, or None if the server would store nothing for it."""
         if self._stale:
-            self._stale = False
             # Drop the old message first: CPython appends to a string without copying it only if
             # there is no other reference to the string.
             self._message = None
             self._message = self.finalized(partial=True)
+            self._stale = False
         return self._message
 
     def finalized(self, *, partial: bool) -> TurnMessage | None:

@@ -54,6 +54,11 @@ class TurnMessage(HasMessageData):
         return EventSource.AI_AGENT
 
 
+def is_stored(first: ChunkEvent) -> bool:
+    """Return whether the server stores the message: its first chunk must name the agent."""
+    return "agent_name" in first.metadata
+
+
 def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMessage | None:
     """Return the event that the server stores for a message, or None if it stores nothing.
 
@@ -64,7 +69,7 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
             not valid JSON become a string in `args`. If False, the result is None for such
             arguments, because the server stores nothing.
     """
-    if not root or "agent_name" not in first.metadata:
+    if not root or not is_stored(first):
         return None
     try:
         data, metadata = _finalized(first, root, partial=partial)
