@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from threading import Thread
 from typing import TypeVar
 
 from attrs import evolve
 
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
 from flux0.ports import AsyncByteStream, ByteStream, Interrupt, Request, Response, Transport
 from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
+from flux0.runtime.processes import start_thread
 
 T = TypeVar("T")
 
 
-async def run_in_thread(function: Callable[[], T]) -> T:
+async def run_in_thread(
+    function: Callable[[], T], failure: type[TransportError] = ConnectError
+) -> T:
     """Return the result of `function`, called in a new daemon thread.
 
-    If the caller is cancelled, the thread continues, and its result is dropped.
+    If the caller is cancelled, the thread continues, and its result is dropped. If no thread can be
+    started, `failure` is raised.
 
     The worker threads of anyio are not suitable, because the interpreter waits for them at exit.
     """
@@ -34,7 +38,7 @@ async def run_in_thread(function: Callable[[], T]) -> T:
             errors.append(error)
         call_soon(loop, done.set)
 
-    Thread(target=copy_context().run, args=(work,), name="flux0-call", daemon=True).start()
+    start_thread(partial(copy_context().run, work), "flux0-call", failure)
     await done.wait()
     if errors:
         raise errors.pop()
@@ -71,7 +75,10 @@ class ThreadedTransport:
 
     async def close_async(self) -> None:
         """Close the sync transport."""
-        await run_in_thread(self._transport.close)
+        try:
+            await run_in_thread(self._transport.close)
+        except ConnectError:
+            self._transport.close()
 
 
 class _SendCall:
@@ -109,7 +116,7 @@ class _ThreadedBody:
 
     async def read_async(self, timeout: float | None) -> bytes | None:
         try:
-            return await run_in_thread(partial(self._body.read, timeout))
+            return await run_in_thread(partial(self._body.read, timeout), ConnectionInterrupted)
         except BaseException:
             # After a cancellation, the thread is still reading. It ends when the body is closed.
             self._body.close()
