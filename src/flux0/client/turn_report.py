@@ -71,7 +71,8 @@ class TurnReport:
 
     def postpone(self, report_end: Callable[[], None]) -> None:
         """Call `report_end` at the next call of the client. Safe in finalizers."""
-        self._observers.postpone(report_end)
+        if self._observers.is_turn_observed():
+            self._observers.postpone(report_end)
 
     def end(self, describe: Callable[[bool], TurnEnd]) -> None:
         """Report the end of the turn, unless the end was reported already.
