@@ -82,6 +82,25 @@ def starlette() -> Post:
     return post
 
 
+def background() -> Post:
+    names = load("docs/how-to/background-turns.md", "turns = BackgroundTurns()\n\n")
+    page = TestClient(names["app"])
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        users = {} if user is None else {names["current_user"]: lambda: user}
+        names["app"].dependency_overrides = users
+        statuses, bodies = set[int](), list[bytes]()
+        # The routes that join and stop a turn have the same check.
+        for method, path in (("POST", "messages?text=Hi"), ("GET", "turn"), ("DELETE", "turn")):
+            response = page.request(method, f"/sessions/{session_id}/{path}")
+            statuses.add(response.status_code)
+            bodies.append(response.content)
+        assert statuses in ({200, 204}, {401}, {404})
+        return min(statuses), b"".join(bodies)
+
+    return post
+
+
 def flask() -> Post:
     app: Flask = load(
         "docs/how-to/web.md", "from flask import Flask, Response, abort, request, session"
@@ -155,7 +174,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.parametrize("sample", [example, starlette, flask, django, wsgi])
+@pytest.mark.parametrize("sample", [example, starlette, background, flask, django, wsgi])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[], Post]
 ) -> None:

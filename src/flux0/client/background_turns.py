@@ -250,8 +250,8 @@ class BackgroundTurns(Uncopyable):
         Args:
             drain_seconds: The longest time in seconds to wait for the turns.
         """
+        ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
         readings = self._begin_close()
-        ends = monotonic() + drain_seconds
         for reading in readings:
             wait_for_end(reading.log, ends - monotonic())
         _stop_all(readings)
@@ -262,8 +262,8 @@ class BackgroundTurns(Uncopyable):
 
     async def close_async(self, *, drain_seconds: float = 0.0) -> None:
         """The async version of `close`."""
+        ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
         readings = self._begin_close()
-        ends = monotonic() + drain_seconds
         for reading in readings:
             await wait_for_end_async(reading.log, ends - monotonic())
         _stop_all(readings)

@@ -41,12 +41,18 @@ class BackgroundTurn:
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "ended"
-        return f"<BackgroundTurn {state}, {self._log.last} events, session={self.session_id!r}>"
+        return f"<BackgroundTurn {state}, {self.event_count} events, session={self.session_id!r}>"
 
     @property
     def is_running(self) -> bool:
         """Whether the turn is still being read."""
         return not self._log.is_ended
+
+    @property
+    def event_count(self) -> int:
+        """The number of events so far, including an event `error` at the end of the relays."""
+        end = self._log.end
+        return self._log.last + (end is not None and end.error is not None)
 
     def relay(
         self, *, after: int | str | None = None, heartbeat_ms: int | None = 15_000

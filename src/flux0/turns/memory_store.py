@@ -10,6 +10,7 @@ from typing import final
 
 from attrs import define
 
+from flux0.domain import arguments
 from flux0.domain.errors import TurnRunning
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.turn_log import TurnLog
@@ -40,7 +41,7 @@ class MemoryTurnStore(TurnStore):
     def __init__(
         self, *, keep_seconds: float = 300.0, clock: Callable[[], float] = monotonic
     ) -> None:
-        self._keep_seconds = keep_seconds
+        self._keep_seconds = arguments.interval("keep_seconds", keep_seconds)
         self._clock = clock
         self._next_cleaning = 0.0
         self._turns: PerProcess[dict[str, _Kept]] = PerProcess(dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
+from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Final
 
@@ -84,7 +85,7 @@ def wait_for_end(log: TurnLog, seconds: float) -> bool:
     """Wait until the turn has ended; return False if it is running after `seconds`."""
     ends = monotonic() + seconds
     while not log.is_ended and (left := ends - monotonic()) > 0:
-        LogReader(log, log.last).wait(left)
+        LogReader(log, log.last).wait(min(left, TIMEOUT_MAX))
     return log.is_ended
 
 
