@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 from typing_extensions import assert_never, assert_type
@@ -13,11 +13,16 @@ from flux0 import (
     Agents,
     AsyncConversation,
     AsyncEventStream,
+    BackgroundTurn,
+    BackgroundTurns,
     ChunkEvent,
     Conversation,
     EventStream,
     Flux0,
+    MemoryTurnStore,
     MessageData,
+    RedisTurnStore,
+    Reply,
     StatusData,
     StatusEvent,
     StreamEvent,
@@ -82,6 +87,24 @@ async def async_calls_return_models(client: Flux0) -> None:
         async for event in stream:
             assert_type(event, StreamEvent)
     client.agents.list_async().data  # type: ignore[attr-defined] # pyright: ignore  # noqa: B018
+
+
+def background_turns_have_relays_and_replies(conversation: Conversation) -> None:
+    turns = BackgroundTurns(MemoryTurnStore(keep_seconds=60))
+    turn = turns.start(conversation, "Hi", running="refuse", timeout_ms=1000)
+    assert_type(turn, BackgroundTurn)
+    assert_type(turn.relay(after="7"), Iterator[bytes])
+    assert_type(turn.wait(), Reply)
+    assert_type(turns.join("session"), BackgroundTurn | None)
+
+
+async def async_background_turns_have_relays_and_replies(conversation: AsyncConversation) -> None:
+    turns = BackgroundTurns(RedisTurnStore.from_url("redis://127.0.0.1"))
+    turn = await turns.start_async(conversation, "Hi")
+    assert_type(turn.relay_async(), AsyncIterator[bytes])
+    assert_type(await turn.wait_async(), Reply)
+    assert_type(await turns.stop_async("session"), bool)
+    turns.start(conversation, "Hi")  # type: ignore[arg-type] # pyright: ignore
 
 
 class OwnTransport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -306,7 +306,7 @@ class BackgroundTurns(Uncopyable):
 
 
 @contextmanager
-def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Iterator[None]:
+def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None, None, None]:
     """Return a context manager. If its block raises, the turn ends, and its claim is undone."""
     try:
         yield

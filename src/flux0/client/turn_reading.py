@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
@@ -73,7 +73,7 @@ class TurnReading(ABC, Generic[S]):
         self.log.append(event.to_sse(str(self.log.last + 1)))
 
     @contextmanager
-    def _reading(self, stream: S) -> Iterator[None]:
+    def _reading(self, stream: S) -> Generator[None, None, None]:
         """Return a context manager. The end of its block is the end of the turn."""
         try:
             yield

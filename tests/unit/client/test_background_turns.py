@@ -181,7 +181,7 @@ async def test_turn_is_read_to_its_end_without_a_reader(mode: Mode) -> None:
     turn = await server.turns.start_async(conversation, "Hi")
     assert turn.is_running
     gate.open()
-    while server.real._own.get().running():
+    while (await joined_turn(server, conversation)).is_running:
         await pause(mode)
     assert server.stored_texts(conversation) == ["It is", "sunny."]
     server.fake.assert_no_open_streams()
@@ -416,7 +416,8 @@ async def test_error_of_the_agent_is_raised_by_wait_and_is_an_event_of_the_relay
 
 @in_every_mode
 async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mode) -> None:
-    server = Server(mode, ["a", Gate()])
+    store = MemoryTurnStore()
+    server = Server(mode, ["a", Gate()], store)
     conversation = await server.conversation()
     results: list[Any] = []
 
@@ -426,7 +427,7 @@ async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mod
     async def stop() -> None:
         while not server.transport.holds:
             await pause(mode)
-        log = server.real._store.find(conversation.session_id)
+        log = store.find(conversation.session_id)
         assert log is not None
         log.stop("the reason")
         server.transport.is_open.set()
@@ -505,6 +506,10 @@ def test_end_of_the_event_loop_ends_its_turns(mode: Mode) -> None:
     server.fake.assert_no_open_streams()
 
 
+def ignore_open_tasks(_: object, __: object) -> None:
+    """An exception handler of asyncio, which reports open tasks of closed loops."""
+
+
 @pytest.mark.parametrize("reads", [True, False])
 def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None:
     gate = Gate()
@@ -518,7 +523,7 @@ def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None
         return turn
 
     turn = loop.run_until_complete(start())
-    loop.set_exception_handler(lambda *_: None)  # asyncio would report the open task.
+    loop.set_exception_handler(ignore_open_tasks)
     loop.close()
     assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
     gate.open()
@@ -540,7 +545,7 @@ def test_message_that_a_closed_loop_was_sending_leaves_no_running_turn() -> None
         return conversation.session_id, sending
 
     session_id, sending = loop.run_until_complete(begin())
-    loop.set_exception_handler(lambda *_: None)  # asyncio would report the open task.
+    loop.set_exception_handler(ignore_open_tasks)
     loop.close()
     server.transport.is_open.set()
 
@@ -659,8 +664,7 @@ async def claimed_and_released(server: Server, conversation: AsyncConversation) 
 def test_forked_child_does_not_inherit_turns() -> None:
     gate = Gate()
     server = Server("sync", ["a", gate, "b"])
-    real = server.client._real  # type: ignore[attr-defined]
-    conversation = real.conversation(agent=server.fake.agent_id)
+    conversation = Flux0(transport=server.fake).conversation(agent=server.fake.agent_id)
     turn = server.real.start(conversation, "Hi")
     while not gate.reached:
         threading.Event().wait(0.001)
@@ -684,14 +688,11 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     sent = len(server.fake.calls)
     other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
     wrong = await other.conversation_async(session=conversation.session_id)
-    for arguments, match in (
-        ({"conversation": wrong}, "conversation must be a "),
-        ({"running": "wait"}, "running must be"),
-    ):
-        with pytest.raises(InvalidArgument, match=match):
-            await server.turns.start_async(
-                **{"conversation": unwrapped(conversation), "content": "Hi", **arguments}
-            )
+    with pytest.raises(InvalidArgument, match="conversation must be a "):
+        await server.turns.start_async(wrong, "Hi")
+    wait: Any = "wait"
+    with pytest.raises(InvalidArgument, match="running must be"):
+        await server.turns.start_async(conversation, "Hi", running=wait)
     for method in (server.turns.join_async, server.turns.stop_async):
         with pytest.raises(InvalidArgument, match="session_id"):
             await method(wrong)

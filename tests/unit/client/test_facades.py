@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from flux0 import AsyncConversation, AsyncEventStream, Conversation, EventStream, Flux0
+from flux0 import (
+    AsyncConversation,
+    AsyncEventStream,
+    BackgroundTurn,
+    BackgroundTurns,
+    Conversation,
+    EventStream,
+    Flux0,
+)
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
 
@@ -35,7 +43,7 @@ def methods(kind: type[Any]) -> dict[str, Any]:
 RESOURCES: tuple[type[Any], ...] = (AgentsResource, SessionsResource)
 PAIRS = {
     f"{kind.__name__}.{name}": (method, getattr(kind, f"{name}_async", None))
-    for kind in (*RESOURCES, Flux0, HttpxTransport)
+    for kind in (*RESOURCES, Flux0, HttpxTransport, BackgroundTurns, BackgroundTurn)
     for name, method in methods(kind).items()
     # `with_options` sends no request, so it needs no async version.
     if not name.endswith("_async") and name != "with_options"
@@ -51,11 +59,14 @@ def test_sync_and_async_methods_have_matching_signatures(
 ) -> None:
     assert async_method is not None, "the method has no async version"
     one, other = inspect.signature(method), inspect.signature(async_method)
-    opens = other.return_annotation == "UnawaitedTurn"
+    opens = other.return_annotation in {"UnawaitedTurn", "AsyncIterator[bytes]"}
     assert inspect.iscoroutinefunction(inspect.unwrap(async_method)) is not opens
     assert not inspect.iscoroutinefunction(method)
 
-    assert list(other.parameters.values()) == list(one.parameters.values())
+    assert list(other.parameters.values()) == [
+        each.replace(annotation=ASYNC_NAMES.get(each.annotation, each.annotation))
+        for each in one.parameters.values()
+    ]
     expected = ASYNC_NAMES.get(one.return_annotation, one.return_annotation)
     returned = other.return_annotation.replace("UnawaitedTurn", "AsyncEventStream")
     assert returned == expected

@@ -135,12 +135,13 @@ def interrupted() -> StreamInterrupted:
     ids=lambda error: type(error).__name__,
 )
 def test_error_at_the_end_survives_json(error: Any) -> None:
-    copy = LogEnd.from_json(LogEnd(error).to_json()).error
+    copy: Any = LogEnd.from_json(LogEnd(error).to_json()).error
     assert type(copy) is type(error)
     assert str(copy) == str(error)
-    shared = {"_list_stored", "messages"}
-    assert {name: value for name, value in vars(copy).items() if name not in shared} == {
-        name: value for name, value in vars(error).items() if name not in shared
+    details: dict[str, Any] = vars(error)
+    names = details.keys() - {"_list_stored", "messages"}
+    assert {name: getattr(copy, name) for name in names} == {
+        name: getattr(error, name) for name in names
     }
 
 

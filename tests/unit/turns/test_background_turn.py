@@ -106,8 +106,15 @@ def test_invalid_heartbeat_ms_is_rejected(heartbeat_ms: Any) -> None:
 
 
 def test_repr_shows_the_state_and_the_session() -> None:
-    turn = background_turn([chunk("a")])
-    assert repr(turn) == "<BackgroundTurn running, 1 events, session='session-1'>"
-    assert turn.is_running
-    turn._log.finish(LogEnd())
-    assert repr(turn) == "<BackgroundTurn ended, 1 events, session='session-1'>"
+    running = background_turn([chunk("a")])
+    ended = background_turn([chunk("a")], LogEnd())
+    assert repr(running) == "<BackgroundTurn running, 1 events, session='session-1'>"
+    assert repr(ended) == "<BackgroundTurn ended, 1 events, session='session-1'>"
+    assert (running.is_running, ended.is_running) == (True, False)
+
+
+def test_event_count_includes_an_error_at_the_end() -> None:
+    assert background_turn([]).event_count == 0
+    assert background_turn([chunk("a")]).event_count == 1
+    assert background_turn([chunk("a")], LogEnd()).event_count == 1
+    assert background_turn([chunk("a")], LogEnd(ClientClosed("closed"))).event_count == 2

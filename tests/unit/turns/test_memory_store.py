@@ -17,12 +17,12 @@ def test_expired_turns_are_removed_when_later_turns_start() -> None:
     now = [1000.0]
     store = MemoryTurnStore(keep_seconds=60, clock=lambda: now[0])
     logs = [new_log() for _ in range(3)]
-    for number, log in enumerate(logs):
-        store.claim(f"session-{number}", log, refuse=True)
-    for log in logs[:2]:
-        log.finish(LogEnd())
-    references = [weakref.ref(log) for log in logs]
-    del logs, log
+    for number in range(3):
+        store.claim(f"session-{number}", logs[number], refuse=True)
+    logs[0].finish(LogEnd())
+    logs[1].finish(LogEnd())
+    references = [*map(weakref.ref, logs)]
+    del logs[:]
 
     now[0] += 60
     store.claim("another", new_log(), refuse=True)

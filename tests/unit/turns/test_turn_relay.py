@@ -7,6 +7,7 @@ import gc
 import json
 import threading
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,15 +31,29 @@ from support.transports import ASYNC, Mode
 TIMEOUT = 20.0
 
 
-def new_log(*events: bytes, max_bytes: int = 1000) -> TurnLog:
-    log = TurnLog("turn-1", max_bytes, lambda _: None)
+class WatchedLog(TurnLog):
+    """A log that knows the readers that wait for it."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__("turn-1", max_bytes, lambda _: None)
+        self.waiting: list[object] = []
+
+    def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
+        cancel_call, reader = super().on_change(wake), object()
+
+        def cancel() -> None:
+            self.waiting.remove(reader)
+            cancel_call()
+
+        self.waiting.append(reader)
+        return cancel
+
+
+def new_log(*events: bytes, max_bytes: int = 1000) -> WatchedLog:
+    log = WatchedLog(max_bytes)
     for event in events:
         log.append(event)
     return log
-
-
-def waiting(log: TurnLog) -> int:
-    return len(log._wakers)
 
 
 async def gathered(pieces: AsyncRelay) -> list[bytes]:
@@ -80,10 +95,10 @@ def test_relay_in_another_thread_is_woken_by_each_event_and_by_the_end() -> None
     with ThreadPoolExecutor(1) as threads:
         reading = threads.submit(list, relay(log, 0, None))
         for number in (b"1", b"2", b"3"):
-            while not waiting(log):
+            while not log.waiting:
                 threading.Event().wait(0.001)
             log.append(number)
-        while not waiting(log):
+        while not log.waiting:
             threading.Event().wait(0.001)
         log.finish(LogEnd(StreamIdleTimeout("no event")))
         *events, last = reading.result(TIMEOUT)
@@ -99,7 +114,7 @@ def test_task_is_woken_by_events_from_another_thread(mode: Mode) -> None:
 
     def write() -> None:
         for number in (b"1", b"2"):
-            while not waiting(log):
+            while not log.waiting:
                 threading.Event().wait(0.001)
             log.append(number)
         log.finish(LogEnd())
@@ -145,28 +160,30 @@ def test_relay_after_a_number_that_is_not_copied_yet_waits_for_the_next_number()
 
 
 def test_sync_wait_returns_at_once_if_an_event_was_added_after_the_last_read() -> None:
-    reader = LogReader(new_log(b"1"))
+    log = new_log(b"1")
+    reader = LogReader(log)
     assert reader.wait(None)
-    assert waiting(reader.log) == 0
+    assert not log.waiting
 
 
 @in_both_loops
 async def test_async_wait_returns_at_once_if_an_event_was_added_after_the_last_read(
     mode: Mode,
 ) -> None:
-    reader = LogReader(new_log(b"1"))
+    log = new_log(b"1")
+    reader = LogReader(log)
     assert await reader.wait_async(None)
-    assert waiting(reader.log) == 0
+    assert not log.waiting
 
 
 def test_unreferenced_sync_relays_leave_nothing_behind() -> None:
     log = new_log(b"1")
-    pieces: Any = [relay(log, 0, 0.001) for _ in range(3)]
-    for each in pieces[1:]:
-        assert [next(each), next(each)] == [b"1", HEARTBEAT]
+    pieces: list[Any] = [relay(log, 0, 0.001) for _ in range(3)]
+    assert [next(pieces[1]), next(pieces[2])] == [b"1"] * 2
+    assert [next(pieces[1]), next(pieces[2])] == [HEARTBEAT] * 2
     references = [weakref.ref(each) for each in pieces]
-    del pieces, each
-    assert waiting(log) == 0
+    del pieces
+    assert not log.waiting
     assert [reference() for reference in references] == [None] * 3
 
 
@@ -174,30 +191,33 @@ def test_unreferenced_sync_relays_leave_nothing_behind() -> None:
 async def test_unreferenced_and_cancelled_async_relays_leave_nothing_behind(mode: Mode) -> None:
     log = new_log(b"1")
     pieces = [AsyncRelay(log, 0, 0.001) for _ in range(3)]
-    for each in pieces[1:]:
-        for piece in (b"1", HEARTBEAT):
-            assert await anext(each) == piece
+    for expected in (b"1", HEARTBEAT):
+        assert await anext(pieces[1]) == await anext(pieces[2]) == expected
     references = [weakref.ref(each) for each in pieces]
-    del pieces, each
+    del pieces
     await anyio.sleep(0)  # The event loop refers to the last timeout until the next step.
     gc.collect()
     assert [reference() for reference in references] == [None] * 3
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(gathered, AsyncRelay(log, 0, None))
-        while not waiting(log):
+        while not log.waiting:
             await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
-    assert waiting(log) == 0
+    assert not log.waiting
+
+
+def ignore_open_tasks(_: object, __: object) -> None:
+    """An exception handler of asyncio, which reports open tasks of closed loops."""
 
 
 def test_waiting_relay_of_a_closed_loop_does_not_disturb_the_turn() -> None:
     log = new_log()
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)  # asyncio would report the open task.
+    loop.set_exception_handler(ignore_open_tasks)
     task = loop.create_task(gathered(AsyncRelay(log, 0, None)))
     loop.run_until_complete(asyncio.sleep(0.01))
-    assert waiting(log) == 1
+    assert len(log.waiting) == 1
     loop.close()
     log.append(b"1")
     log.finish(LogEnd())
@@ -211,7 +231,7 @@ def test_wait_for_end_returns_whether_the_turn_has_ended() -> None:
     assert not wait_for_end(log, -1)
     with ThreadPoolExecutor(1) as threads:
         waits = threads.submit(wait_for_end, log, TIMEOUT)
-        while not waiting(log):
+        while not log.waiting:
             threading.Event().wait(0.001)
         log.append(b"1")
         log.finish(LogEnd())
@@ -231,7 +251,7 @@ async def test_wait_for_end_async_returns_whether_the_turn_has_ended(mode: Mode)
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
-        while not waiting(log):
+        while not log.waiting:
             await anyio.sleep(0.001)
         log.append(b"1")
         log.finish(LogEnd())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
@@ -31,7 +31,7 @@ class Stores:
 
 
 @contextmanager
-def memory_stores() -> Iterator[Stores]:
+def memory_stores() -> Generator[Stores, None, None]:
     """A memory store serves one process, so both stores are the same."""
     now = [1000.0]
 
@@ -44,7 +44,7 @@ def memory_stores() -> Iterator[Stores]:
 
 
 @contextmanager
-def redis_stores() -> Iterator[Stores]:
+def redis_stores() -> Generator[Stores, None, None]:
     """Two stores with threads and connections of their own, as in two processes."""
     if not is_installed():
         pytest.skip("redis-server is not installed")
@@ -71,7 +71,7 @@ MAKERS: dict[str, Callable[[], AbstractContextManager[Stores]]] = {
 
 
 @pytest.fixture(params=MAKERS)
-def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
+def stores(request: pytest.FixtureRequest) -> Generator[Stores, None, None]:
     with MAKERS[request.param]() as made:
         yield made
 
