@@ -31,7 +31,7 @@ class CallRequest(Request):
     A transport sends only the fields of `Request`.
 
     Attributes:
-        operation: the name of the call in errors and traces, such as `agents.list`.
+        operation: the call's name in errors and traces, such as `agents.list`.
         route: the path with placeholders instead of ids.
         retries: the retry policy of this call; None means the default policy.
         attempt: the number of this attempt; the first is 1.
@@ -64,7 +64,7 @@ class ReadBody:
     """Reads the body of `response` to its end and closes it; the result is the body as bytes.
 
     Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if the read
-    timeout or the deadline of `request` expires.
+    timeout of `request` expires, or the deadline of the call.
     """
 
     request: CallRequest

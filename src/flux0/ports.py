@@ -29,10 +29,10 @@ class Timeout:
     Attributes:
         connect: the limit for connecting to the server. It includes attempts at all addresses of
             the server, and the TLS handshake.
-        read: the limit for each wait for the next bytes of the response head. The client passes the
-            timeout of each read of a body to `ByteStream.read`.
+        read: the limit for each wait for bytes of a response head. The client passes the timeout of
+            each read of a body to `ByteStream.read`.
         write: the limit for each wait until the server accepts the next bytes of the request.
-        pool: the limit for the wait until a connection of the pool is free.
+        pool: the limit for the wait for a free connection.
     """
 
     connect: float | None = 10.0
@@ -126,11 +126,11 @@ class ByteStream(Protocol):
     """
 
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next piece of the body as soon as its bytes arrive; None at the end.
+        """Return the body's next piece as soon as its bytes arrive; None at the end.
 
         A piece may be empty if the received bytes contain no content yet, for example the first
-        bytes of compressed data. The body ends when the framing of the response shows that it is
-        complete; a body that ends earlier raises an error.
+        bytes of compressed data. The body ends when its framing shows that it is complete; a body
+        that ends earlier raises an error.
 
         Args:
             timeout: the limit for this read in seconds, greater than 0; None means no limit.
@@ -249,7 +249,7 @@ class Transport(Protocol):
                 request was sent; subclasses are `ConnectTimeout`, `PoolTimeout` and `TLSError`.
                 After this error, the client retries even a POST. If the transport does not know
                 whether bytes were sent, it must raise `ConnectionInterrupted` instead.
-            ReadTimeout, WriteTimeout: the timeout of the request expired.
+            ReadTimeout, WriteTimeout: no data was received or sent within the timeout.
             ConnectionInterrupted: the connection was closed or reset before the head was complete.
             ProtocolError: the response is not valid HTTP.
         """
@@ -308,7 +308,7 @@ class EventStreamParser(Protocol):
 
     @property
     def pending(self) -> bool:
-        """Whether the last event of the input is incomplete: its final blank line is missing."""
+        """Whether the last event is incomplete: its final blank line is missing."""
         ...
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:

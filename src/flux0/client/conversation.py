@@ -26,13 +26,6 @@ _COOKIE = "flux0_user_sub"
 
 
 class _ConversationBase(Uncopyable):
-    """The base class of `Conversation` and `AsyncConversation`.
-
-    Attributes:
-        session_id: The id of the session.
-        session: The session that was created or passed; None if you passed a session id.
-    """
-
     def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
         self._caller = caller
         self._sessions = SessionsResource(caller)
@@ -64,7 +57,7 @@ class Conversation(_ConversationBase):
     """
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:
-        """Send a message and return the stream of the agent's turn.
+        """Send a message and return the stream of its turn.
 
         The options and errors are the same as for `client.sessions.create_event`.
         """
@@ -93,9 +86,9 @@ class Conversation(_ConversationBase):
         return joined_history(stored, live)
 
     def next_offset(self, **options: Unpack[CallOptions]) -> int:
-        """Return the offset that the next event of the session will have.
+        """Return the offset that the session's next event will have.
 
-        It is the largest offset of the stored events, plus one; 0 if no event is stored. Call this
+        It is the largest stored offset plus one; 0 if no event is stored. Call this
         method before you send a message, and keep the result: `find_turn` needs it to find the turn
         later. The method lists all events of the session.
         """
@@ -137,11 +130,11 @@ class Conversation(_ConversationBase):
         )
 
     def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
-        """Return whether the session is in the server's list of the user's sessions.
+        """Return whether the server lists the session for its user.
 
         Call this method before you use a session id from a browser. The server does not check the
         user: everyone who knows the id of a session can read the session and send messages to it.
-        If the conversation has no `user`, this method checks the sessions of the anonymous user.
+        If the conversation has no `user`, this method checks the anonymous user's sessions.
         """
         sessions = self._sessions.list(**options)
         return any(session.id == self.session_id for session in sessions)

@@ -1,8 +1,8 @@
 """The sync and the async driver, which perform the effects that flows describe.
 
-The sync driver blocks; the async driver awaits. Both end a call at its deadline, and when the
-client is closed. The async driver cancels the call. The sync driver closes the connection of the
-call from another thread, because read timeouts never expire while a server keeps sending bytes.
+Both end a call at its deadline, and when the client is closed. The async driver cancels the call.
+In a sync call, another thread ends the wait, for example by shutting the socket down, because read
+timeouts never expire while a server keeps sending bytes.
 """
 
 from __future__ import annotations
@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from attrs import evolve, field, frozen
 
 from flux0.client.running_calls import RunningCall, RunningCalls
-from flux0.domain.errors import (
-    Flux0Error,
-    InvalidArgument,
-    ReadTimeout,
-    ResponseTooLarge,
-    Sent,
-)
+from flux0.domain.errors import InvalidArgument, ReadTimeout, ResponseTooLarge, Sent
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, CallRequest, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Response, Time, Timeout, Transport
@@ -31,17 +25,15 @@ if TYPE_CHECKING:
     from anyio import CancelScope
 
 T = TypeVar("T")
-E = TypeVar("E", bound=Flux0Error)
 
-# The driver ends a call this many seconds after the deadline. The timeouts of the transport expire
-# at the deadline, so the transport raises its error first, which names the operation that
-# took too long.
+# The driver ends a call this many seconds after the deadline. The timeouts expire at the deadline,
+# so the transport raises its error first, which names the operation that took too long.
 _GRACE = 0.1
 
 
 @frozen(eq=False)
 class Driver:
-    """Runs flows over a sync transport: performs each effect, and sends its outcome to the flow."""
+    """Runs flows over a sync transport: performs their effects, and sends them the outcomes."""
 
     transport: Transport
     time: Time

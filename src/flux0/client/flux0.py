@@ -111,8 +111,8 @@ class Flux0(Uncopyable):
             64 MiB.
 
     Attributes:
-        agents: The agents of the server.
-        sessions: The sessions of the server and their events.
+        agents: The server's agents.
+        sessions: The server's sessions and their events.
     """
 
     agents: AgentsResource

@@ -36,9 +36,9 @@ def build_chain(
     debug_logger: DebugLogger | None,
     observers: Observers,
 ) -> SendFlow:
-    """Return the chain of middleware for all requests of a client.
+    """Return a function that sends a request through the layers of a client.
 
-    The layers are, from the outermost to the innermost: the user's middleware, retries, computed
+    They are, from the outermost to the innermost: the user's middleware, retries, computed
     headers, observers, the debug log and the response policy. The layers after the retries are
     called for each attempt.
     """
@@ -76,7 +76,6 @@ def split_headers(
 
 
 def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]:
-    """Return the user's middleware, each wrapped in checks of the response that it returns."""
     if callable(middleware) or not isinstance(middleware, Iterable):
         raise InvalidArgument("middleware", f"must be a list of functions: pass [{middleware!r}]")
     layers = tuple(cast("Iterable[Middleware]", middleware))

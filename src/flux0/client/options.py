@@ -19,8 +19,8 @@ class CallOptions(TypedDict, total=False):
         server_url: The URL of the server.
         timeout_ms: The longest time in milliseconds that the call may take, with all its retries.
             For a stream, the longest time until the response headers are received.
-        http_headers: Header fields to send in addition to the client's fields. They replace fields
-            of the client with the same name.
+        http_headers: Header fields to send in addition to the client's fields. They replace the
+            client's fields with the same name, except that cookies are joined.
         extra_query: Parameters to add to the query, for a server that is newer than this client.
         extra_body: Members to add to the JSON object in the request body, for a server that is
             newer than this client. Values are plain JSON or models.

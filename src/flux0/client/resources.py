@@ -36,17 +36,17 @@ class _Resource(Uncopyable):
 
 @show_options
 class AgentsResource(_Resource):
-    """The agents of the server, available as `client.agents`.
+    """The server's agents, available as `client.agents`.
 
     All methods accept the options of `flux0.client.options.CallOptions`, such as `timeout_ms` and
-    `http_headers`. They change the settings of the client for one call.
+    `http_headers`. They change the client's settings for one call.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
     """
 
     def list(self, **options: Unpack[CallOptions]) -> Agents:
-        """Return all agents of the server as a sequence. The server has no paging."""
+        """Return all agents as a sequence. The server has no paging."""
         return self._caller.run(agents.list_agents, options)
 
     async def list_async(self, **options: Unpack[CallOptions]) -> Agents:
@@ -56,7 +56,7 @@ class AgentsResource(_Resource):
     def first(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
-        """Return the first agent of the server that has this type and this name.
+        """Return the first agent that has this type and this name.
 
         Args:
             type_: The type of the agent, or None for any type.
@@ -113,13 +113,13 @@ class AgentsResource(_Resource):
 
 @show_options
 class SessionsResource(_Resource):
-    """The sessions of the server and their events, available as `client.sessions`.
+    """The server's sessions and their events, available as `client.sessions`.
 
     A session is one dialog with one agent. `Flux0.conversation` is the easier way to send messages
     and read replies.
 
     All methods accept the options of `flux0.client.options.CallOptions`, such as `timeout_ms` and
-    `http_headers`. They change the settings of the client for one call.
+    `http_headers`. They change the client's settings for one call.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
@@ -164,7 +164,7 @@ class SessionsResource(_Resource):
         )
 
     def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:
-        """Return the sessions of the current user.
+        """Return the current user's sessions.
 
         The server reads the user from the cookie `flux0_user_sub`, which you can send with
         `http_headers`. Without the cookie, all clients share one anonymous user.

@@ -131,9 +131,9 @@ class RunningCall:
     def failed(self, effect: Effect, error: BaseException) -> BaseException:
         """Return the error of an effect, after recording whether a request was sent.
 
-        If the transport failed because the call was cancelled, the returned error says so. A
-        timeout of the transport at the deadline is returned, because it names the operation that
-        took too long.
+        If the transport failed because the call was cancelled, the returned error says so. If a
+        timeout expired at the deadline, its error is returned: it names the operation that took too
+        long.
         """
         cancelled = self._cancelled and not isinstance(error, TransportTimeout)
         if isinstance(error, (TransportError, ClientClosed)) and (cancelled or self._calls.closed):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The transports of the active `default_transport` blocks. New clients use the last transport. All
+# One transport for each active block of `default_transport`. New clients use the last one. All
 # threads and tasks share the list, because the code under test may create clients in any thread.
 _default_transports: Final[list[Any]] = []
 
@@ -31,8 +31,8 @@ _default_transports: Final[list[Any]] = []
 def default_transport(transport: T) -> Generator[T, None, None]:
     """In the `with` block, make `transport` the default transport of new `Flux0` objects.
 
-    A `Flux0` that is created with one of the arguments `transport`, `async_transport`, `client` or
-    `async_client` does not use it. The block affects all threads and tasks of the process.
+    A `Flux0` that is created with `transport`, `async_transport`, `client` or `async_client` does
+    not use it. The block affects all threads and tasks of the process.
     `FakeTransport.installed` calls this function.
     """
     _default_transports.append(transport)
@@ -95,12 +95,10 @@ def time_source(transport: object) -> Time:
 
 
 def _for_client(transport: T) -> T:
-    """Return `transport`, or if it is `Shared`, its transport for this client."""
     return cast("T", transport.for_client()) if isinstance(transport, Shared) else transport
 
 
 def _httpx_transport(client: Any = None, async_client: Any = None) -> HttpxFamilyTransport:
-    """Return a transport for clients of httpx or httpx2, or for objects with the same methods."""
     from flux0.adapters.httpx import Httpx2Transport, HttpxTransport  # noqa: PLC0415 - loads httpx
 
     is_httpx2 = "httpx2" in (library_of(client), library_of(async_client))

@@ -63,7 +63,7 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         """Cancel the coroutine."""
         self._coroutine.close()
 
-    # Hide these methods from type checkers, so that they report a forgotten `await`.
+    # Hide these methods from type checkers, so that they report a missing `await`.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

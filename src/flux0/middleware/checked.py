@@ -1,4 +1,4 @@
-"""Checks of the user's middleware, and of the responses that the middleware returns."""
+"""Checks the user's middleware and the responses that it returns."""
 
 from __future__ import annotations
 

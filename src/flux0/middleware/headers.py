@@ -17,7 +17,7 @@ from flux0.ports import Response
 class ComputedHeaders:
     """Calls functions before each attempt, and sends their results as headers.
 
-    The functions run in the thread or task of the call and must not block for long. Async functions
+    The functions run in the call's thread or task and must not block for long. Async functions
     work only in async calls. Exceptions of the functions are re-raised unchanged; an invalid header
     value raises `InvalidArgument`. Headers that the user passes to a call replace computed headers.
     """

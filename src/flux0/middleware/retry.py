@@ -56,7 +56,7 @@ class Retry:
 
     A streaming request is retried only before its response head is received, and only if the server
     has certainly not acted on it; `retry_posts` does not change this. If all attempts fail, the
-    error of the last attempt is raised; its attribute `attempts` is the number of attempts.
+    last error is raised; its attribute `attempts` is the number of attempts.
     """
 
     _budget: RetryBudget
@@ -64,7 +64,7 @@ class Retry:
     _on_retry: Callable[[RetryDetails], None] | None
 
     def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        """Return the response of the first attempt that succeeds."""
+        """Send the request until an attempt succeeds, or the policy allows no other attempt."""
         start = self._time.monotonic()
         sent = False
         while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import copy_context
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attrs import evolve
 
@@ -64,14 +64,8 @@ class ThreadedTransport:
         except BaseException:
             call.abandon()
             raise
-        body = _ThreadedBody(response.body)
-        return Response(
-            response.status_code,
-            response.headers,
-            body,
-            response.raw_response,
-            response.close_delimited,
-        )
+        received: Any = response  # `evolve` cannot change the type of the body.
+        return evolve(received, body=_ThreadedBody(response.body))
 
     async def close_async(self) -> None:
         """Close the sync transport."""
@@ -109,8 +103,6 @@ class _SendCall:
 
 
 class _ThreadedBody:
-    """A response body that reads each piece in a thread."""
-
     def __init__(self, body: ByteStream) -> None:
         self._body = body
 

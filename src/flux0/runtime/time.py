@@ -14,13 +14,13 @@ from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
 from flux0.runtime.processes import PerProcess
 
-# The longest wait of the alarm thread, in seconds. On some systems, `Condition.wait` raises
+# Seconds after which the alarm thread wakes at the latest. On some systems, `Condition.wait` raises
 # OverflowError for much longer waits.
 _MAX_WAIT: Final = 3600.0
 
 
 class SystemTime(Time):
-    """The time of the system clock."""
+    """The system clock."""
 
     def __init__(self) -> None:
         self._alarms = PerProcess(_Alarms)
@@ -64,7 +64,8 @@ def _moment(alarm: tuple[object, tuple[float, Callable[[], object]]]) -> float:
 class _Alarms:
     """The alarms of one process, and the thread that calls them.
 
-    The thread starts with the first alarm and ends when no alarm is left.
+    One thread serves all alarms, because `threading.Timer` would start a thread for each call. It
+    starts with the first alarm, and ends when it wakes and no alarm is left.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class ApiCall:
         codec: encodes request bodies and decodes responses.
         server_url: the base URL, without a trailing slash and without credentials.
         login: an `authorization` header with the credentials in the server URL or `FLUX0_TOKEN`. An
-            `authorization` header in `headers` replaces it. None if a function of the user computes
+            `authorization` header in `headers` replaces it. None if a user's function computes
             the `authorization` header.
         headers: the headers of the client and of the call.
         timeout: the timeouts of each attempt.
