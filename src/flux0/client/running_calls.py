@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 from attrs import define, field
 
@@ -16,8 +16,6 @@ from flux0.runtime.processes import PerProcess
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-T = TypeVar("T")
 
 CLIENT_CLOSED = "this Flux0 client is closed: create a new client"
 
@@ -122,10 +120,11 @@ class RunningCall:
         if self._cancelled:
             raise self._reason()
 
-    def succeeded(self, effect: Effect, outcome: T) -> T:
+    def succeeded(self, effect: Effect, outcome: object) -> object:
         """Return the result of an effect, after recording whether a request was sent."""
-        if isinstance(effect, Send) and isinstance(outcome, Response):
-            self._record(effect, rejected=is_rejected(outcome.status_code))
+        if isinstance(effect, Send):
+            response = cast("Response[Any]", outcome)
+            self._record(effect, rejected=is_rejected(response.status_code))
         return outcome
 
     def failed(self, effect: Effect, error: BaseException) -> BaseException:
