@@ -16,10 +16,8 @@ from flux0.domain.errors import Flux0Error
 from flux0.domain.stream_events import StreamEvent
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import start_thread
+from flux0.turns.relay_format import HEARTBEAT, error_event
 
-# Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
-# uses, would report the comment as an empty message.
-HEARTBEAT: Final = b": heartbeat\n"
 _QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
 # Permits for the thread that reads the stream.
 _ADD: Final = True
@@ -179,11 +177,3 @@ async def _relay_async(
         receiver.close()
         if not is_started:  # asyncio does not start a task that was cancelled before its start.
             close_soon()
-
-
-def error_event(error: Flux0Error) -> bytes:
-    """Return an event named `error`, with the class and the message of the error as JSON."""
-    import json  # noqa: PLC0415 - errors are rare
-
-    data = json.dumps({"type": type(error).__name__, "message": error.problem})
-    return f"event: error\ndata: {data}\n\n".encode()

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
-from threading import Thread
 from typing import Final, Generic, TypeVar
 
 from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.domain.errors import Flux0Error, ReaderLost, TurnStopped
+from flux0.domain.errors import ConnectionInterrupted, Flux0Error, ReaderLost, TurnStopped
 from flux0.domain.stream_events import StreamEvent
+from flux0.middleware.logging import log_failed_background_turn
 from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task
+from flux0.runtime.processes import start_thread
 from flux0.runtime.turn_log import LogEnd, TurnLog
 
 S = TypeVar("S", EventStream, AsyncEventStream)
 
-_LOOP_ENDED: Final = "the event loop that read the background turn has ended"
+_LOST: Final = "the event loop or the thread that read the background turn has ended"
 
 
 class TurnReading(ABC, Generic[S]):
@@ -31,10 +31,7 @@ class TurnReading(ABC, Generic[S]):
 
     Attributes:
         log: The log of the turn.
-        loop: The event loop that reads the stream; None if a thread reads it.
     """
-
-    loop: Loop | None = None
 
     def __init__(
         self,
@@ -79,14 +76,14 @@ class TurnReading(ABC, Generic[S]):
             yield
         except Flux0Error as error:
             self.end(error)
-        except Exception as error:
-            logging.getLogger("flux0").exception("the background turn could not be read")
+        except Exception as error:  # noqa: BLE001 - user code can raise any exception
+            log_failed_background_turn(error)
             problem = f"reading the background turn raised {type(error).__name__}; see the log"
             failure = Flux0Error(problem)
             failure.__cause__ = error
             self.end(failure)
         except BaseException:  # The event loop cancels its tasks when it ends.
-            self.end(ReaderLost(_LOOP_ENDED))
+            self.end(ReaderLost(_LOST))
             raise
         else:
             self.end(finished=stream.finished)
@@ -105,7 +102,8 @@ class ThreadReading(TurnReading[EventStream]):
 
     def _start(self, stream: EventStream) -> None:
         run = partial(copy_context().run, self._read, stream)
-        Thread(target=run, name="flux0-background-turn", daemon=True).start()
+        # The message was sent, so the error must not be a ConnectError.
+        start_thread(run, "flux0-background-turn", ConnectionInterrupted)
 
     def _read(self, stream: EventStream) -> None:
         with self._reading(stream), stream:
@@ -122,7 +120,11 @@ class ThreadReading(TurnReading[EventStream]):
 
 
 class TaskReading(TurnReading[AsyncEventStream]):
-    """Reads a turn in a task of the event loop that was running at its creation."""
+    """Reads a turn in a task.
+
+    Attributes:
+        loop: The event loop of the task: the loop that was running at the creation.
+    """
 
     def __init__(
         self,
@@ -130,13 +132,14 @@ class TaskReading(TurnReading[AsyncEventStream]):
         on_end: Callable[[TurnReading[AsyncEventStream]], object],
     ) -> None:
         super().__init__(create_log, on_end)
-        self.loop = running_loop()
+        self.loop: Loop = running_loop()
+        self.log.loop = self.loop
 
     def lose(self) -> None:
         """End the turn, because its event loop has ended without ending its tasks."""
-        self._stopped = self._stopped or ReaderLost(_LOOP_ENDED)
+        self._stopped = self._stopped or ReaderLost(_LOST)
         if self._stream is not None:
-            self._stream.close_soon(_LOOP_ENDED)
+            self._stream.close_soon(_LOST)
         self.end()
 
     def _start(self, stream: AsyncEventStream) -> None:

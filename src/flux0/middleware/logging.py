@@ -130,6 +130,11 @@ def log_failed_observer(observer: object, error: Exception) -> None:
     )
 
 
+def log_failed_background_turn(error: Exception) -> None:
+    """Log an exception of user code that ended a background turn to the logger `flux0`."""
+    _logger().error("the background turn could not be read", exc_info=error)
+
+
 @cache
 def _logger() -> logging.Logger:
     """Return the logger `flux0`. `logging.getLogger` would acquire a lock for each call."""

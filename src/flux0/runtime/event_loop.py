@@ -141,6 +141,8 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
 
 def has_ended(loop: Loop) -> bool:
     """Return whether `loop` has ended and accepts no more callbacks."""
+    if hasattr(loop, "is_closed"):  # A stopped loop of asyncio would keep the callback.
+        return bool(loop.is_closed())
     return not call_soon(loop, _do_nothing)
 
 
@@ -155,7 +157,7 @@ def is_stopped(loop: Loop) -> bool:
 
 def is_blocked_by_caller(loop: Loop) -> bool:
     """Return whether `loop` cannot run callbacks before the caller returns."""
-    return _is_running(loop) or is_stopped(loop)
+    return is_current(loop) or is_stopped(loop)
 
 
 def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
@@ -179,7 +181,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         _gather(close)
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
-    if _is_running(loop):
+    if is_current(loop):
         # Create the task now and not in a callback: a loop that is about to end cancels all
         # existing tasks, but may drop callbacks.
         spawn()
@@ -333,7 +335,8 @@ def _close_dead_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]
             closing.close()
 
 
-def _is_running(loop: Loop) -> bool:
+def is_current(loop: Loop) -> bool:
+    """Return whether `loop` runs the caller."""
     try:
         return running_loop() is loop
     except RuntimeError:

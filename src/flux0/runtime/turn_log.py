@@ -77,6 +77,7 @@ class TurnLog:
         stop: The function that was passed.
         on_end: A function that is called once, at the end of the turn, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.
+        loop: The event loop that reads the turn; None if the loop is unknown, or a thread reads it.
     """
 
     def __init__(self, turn_id: str, max_bytes: int, stop: Callable[[str], object]) -> None:
@@ -84,6 +85,7 @@ class TurnLog:
         self.max_bytes: int = max_bytes
         self.stop: Callable[[str], object] = stop
         self.on_end: Callable[[], object] = _do_nothing
+        self.loop: object = None
         self._owner = OwnerProcess()
         # The number of the oldest kept event, and the kept events. Both change together.
         self._kept: tuple[int, list[bytes]] = (1, [])

@@ -9,14 +9,15 @@ from time import monotonic
 from typing import Final
 
 from flux0.domain.errors import Flux0Error
-from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
+from flux0.runtime.event_loop import call_soon, is_current, load_anyio, running_loop
 from flux0.runtime.turn_log import TurnLog
 from flux0.runtime.waker import Waker
+from flux0.turns.relay_format import HEARTBEAT, error_event
 
-# Do not add a blank line: @microsoft/fetch-event-source would report the comment as an empty
-# message.
-HEARTBEAT: Final = b": heartbeat\n"
 _FOREVER: Final = -1.0
+_OWN_LOOP: Final = (
+    "this call would block the event loop that reads the background turn: use the _async method"
+)
 
 
 class LogReader:
@@ -57,8 +58,11 @@ class LogReader:
     def wait(self, seconds: float | None) -> bool:
         """Wait until `read` returns events or the end; return False after `seconds`.
 
-        Rarely, it returns True too early.
+        Rarely, it returns True too early. Raises a `Flux0Error` if the wait would block the event
+        loop that reads the turn.
         """
+        if self.log.loop is not None and is_current(self.log.loop):
+            raise Flux0Error(_OWN_LOOP)
         cancel = self.log.on_change(self._waker.wake)
         try:
             return self.log.has_more(self.position) or self._waker.wait(
@@ -150,10 +154,6 @@ class AsyncRelay(AsyncIterator[bytes]):
 
 
 def _error_event(reader: LogReader, error: Flux0Error) -> bytes:
-    """Return an event named `error`. If `error` has ended the turn, the event has a number."""
-    import json  # noqa: PLC0415 - errors are rare
-
-    data = json.dumps({"type": type(error).__name__, "message": error.problem})
+    # If the error did not end the turn, its number would be the number of another event.
     is_end = reader.log.is_ended and reader.position == reader.log.last
-    number = f"id: {reader.position + 1}\n" if is_end else ""
-    return f"event: error\n{number}data: {data}\n\n".encode()
+    return error_event(error, reader.position + 1 if is_end else None)

@@ -499,7 +499,7 @@ def test_end_of_the_event_loop_ends_its_turns(mode: Mode) -> None:
     run(mode, start)
     assert error_in(list(turns[0].relay())[-1]) == (
         "ReaderLost",
-        "the event loop that read the background turn has ended",
+        "the event loop or the thread that read the background turn has ended",
     )
     with pytest.raises(ReaderLost):
         turns[0].wait()
@@ -706,3 +706,21 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
 def test_invalid_options_are_rejected(options: Any, match: str) -> None:
     with pytest.raises(InvalidArgument, match=match):
         BackgroundTurns(**options)
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> None:
+    server = Server(mode, ["a", Gate()])
+
+    async def call_sync_methods() -> None:
+        conversation = await server.conversation()
+        turn = await server.turns.start_async(conversation, "Hi")
+        assert error_free(await anext(turn.relay_async()))
+        relay = turn.relay()
+        assert error_free(next(relay))
+        for wait in (turn.wait, lambda: next(relay), lambda: server.real.stop(turn.session_id)):
+            with pytest.raises(Flux0Error, match="use the _async method"):
+                wait()
+        await server.turns.close_async()
+
+    run(mode, call_sync_methods)

@@ -16,8 +16,8 @@ import pytest
 
 from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.turns.relay_format import HEARTBEAT
 from flux0.turns.turn_relay import (
-    HEARTBEAT,
     AsyncRelay,
     LogReader,
     relay,
