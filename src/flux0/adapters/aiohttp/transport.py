@@ -111,7 +111,7 @@ class _Source:
     def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
         self.coding: str = response.headers.get("Content-Encoding", "")
         self._response, self._content, self._owner = response, response.content, owner
-        self._received = self._closed = False
+        self._received = False
         # None if aiohttp has received the whole body.
         self._connection = response.connection and cast("Any", response.connection).protocol
 
@@ -134,25 +134,18 @@ class _Source:
             data = self._content.read_nowait()
             self._content.set_exception(error)
             raised = exchange.without_secrets(error)
-        if raised is not None and (self._closed or not data):
+        if raised is not None and (self._response.closed or not data):
             # Raised outside of the `except` block, so that `__context__` has no secrets.
             raise raised
         self._received = True
         return data or None
 
-    async def finish(self) -> None:
-        """Return the connection to the pool."""
-        await self.close()
-
-    async def on_failure(self, _error: BaseException) -> None:
-        """Close the connection."""
-        await self.close()
-
     async def close(self) -> None:
         """Close the response, unless it has already released its connection."""
-        self._closed = True
         if not self._response.closed:
             self._response.close()
+
+    finish = close
 
     def close_from_finalizer(self, loop: Loop) -> None:
         """Close the response in its event loop, because a finalizer may run in any thread."""

@@ -128,12 +128,6 @@ class AsyncHttpxSource(_Source):
         """Return the connection to the pool."""
         await Uninterrupted(self._response.aclose())
 
-    async def on_failure(self, error: BaseException) -> None:
-        """Release the connection, unless the reader was cancelled."""
-        # If the task was cancelled, httpcore has already released the connection.
-        if isinstance(error, Exception):
-            await self.close()
-
     async def close(self) -> None:
         """Release the connection; see `AsyncSource.close`."""
         # If another task closes the response just after the reader received the last piece, the

@@ -81,10 +81,6 @@ class AsyncSource(_AnySource, Protocol):
         """The async version of `Source.finish`."""
         ...
 
-    async def on_failure(self, error: BaseException, /) -> None:
-        """Release the connection after `receive` has raised `error`."""
-        ...
-
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled. Further calls do nothing."""
         ...
@@ -181,7 +177,7 @@ class AsyncBody(_Reader):
                     await self._source.finish()
         except BaseException as error:
             closed = self._mark_closed()
-            await self._source.on_failure(error)
+            await self._source.close()
             translated = self._error_to_raise(error, timeout, closed=closed)
             if translated is None:
                 raise
