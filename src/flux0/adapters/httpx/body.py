@@ -72,7 +72,7 @@ class _Source:
         """Return the flux0 error for an error of the library; see `Source.translate_error`."""
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
-        errors = (exchange.httpx_module.RequestError, exchange.httpx_module.StreamError)
+        errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
         if isinstance(error, errors) or exchange.raised_by_httpcore(error):
             return exchange.to_transport_error(error)
         return None
@@ -100,11 +100,13 @@ class SyncHttpxSource(_Source):
     def finish(self) -> None:
         """Return the connection to the pool."""
         self._response.close()
+        self._exchange.leave()
 
     def release(self) -> None:
         """Close the response."""
         with suppress(Exception):  # Closing a connection that was shut down may fail.
             self._response.close()
+        self._exchange.leave()
 
 
 class AsyncHttpxSource(_Source):
@@ -126,7 +128,10 @@ class AsyncHttpxSource(_Source):
 
     async def finish(self) -> None:
         """Return the connection to the pool."""
-        await Uninterrupted(self._response.aclose())
+        try:
+            await Uninterrupted(self._response.aclose())
+        finally:
+            self._exchange.leave()
 
     async def close(self) -> None:
         """Release the connection; see `AsyncSource.close`."""
@@ -141,8 +146,11 @@ class AsyncHttpxSource(_Source):
             # the wait with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
-        with suppress(Exception):
-            await self._response.aclose()
+        try:
+            with suppress(Exception):
+                await self._response.aclose()
+        finally:
+            self._exchange.leave()
 
     def close_from_finalizer(self, loop: Loop) -> None:
         """Shut the connection down now, and release the connection later in `loop`.

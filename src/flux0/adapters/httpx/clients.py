@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import AsyncIterator, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cache, lru_cache, partial
-from operator import methodcaller
 from typing import Any, Final, cast
 
 from flux0.adapters.httpx.connections import AsyncBackend, current_exchange
-from flux0.adapters.httpx.pools import MAX_EXCHANGES, Pool, Pools
+from flux0.adapters.httpx.library import Library
+from flux0.adapters.httpx.pools import MAX_EXCHANGES, Place, Pools
 from flux0.adapters.httpx.sockets import SyncBackend
 from flux0.adapters.shared.bodies import OpenBodies
 from flux0.adapters.shared.failures import failure
-from flux0.adapters.shared.limits import (
-    MAX_IDLE_CONNECTIONS,
-    MAX_IDLE_SECONDS,
-)
+from flux0.adapters.shared.limits import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.domain.errors import ConnectError
 from flux0.ports import Timeout
 from flux0.runtime.event_loop import start_task
@@ -33,27 +30,28 @@ from flux0.runtime.processes import fork_lock
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-def track_client(client: Any, httpx_module: Any, httpcore_module: Any) -> Any:
+def track_client(client: Any, library: Library) -> Any:
     """Track the connections that the user's client will open, and return the client."""
-    if isinstance(client, (httpx_module.Client, httpx_module.AsyncClient)):
+    if isinstance(client, (library.httpx.Client, library.httpx.AsyncClient)):
         for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001 - no public way
-            track_transport(transport, httpx_module, httpcore_module)
+            track_transport(transport, library)
     return client
 
 
-def track_transport(transport: Any, httpx_module: Any, httpcore_module: Any) -> None:
+def track_transport(transport: Any, library: Library) -> None:
     """Track the connections that a transport of httpx will open.
 
     Pools of httpcore accept a network backend, but httpx has no argument for the backend. Therefore
     this function sets private attributes. Existing connections are not tracked. A custom transport
     of the user is left unchanged.
     """
-    if isinstance(transport, httpx_module.HTTPTransport):
-        transport._pool._network_backend = SyncBackend(httpcore_module)  # noqa: SLF001
-    elif isinstance(transport, httpx_module.AsyncHTTPTransport):
-        pool: Any = transport._pool  # noqa: SLF001
-        if not isinstance(pool._network_backend, AsyncBackend):  # noqa: SLF001
-            pool._network_backend = AsyncBackend(pool._network_backend, httpcore_module)  # noqa: SLF001
+    httpx, httpcore = library
+    backends = {httpx.HTTPTransport: SyncBackend, httpx.AsyncHTTPTransport: AsyncBackend}
+    for kind, backend in backends.items():
+        if isinstance(transport, kind):
+            pool: Any = transport._pool  # noqa: SLF001
+            if not isinstance(pool._network_backend, backend):  # noqa: SLF001
+                pool._network_backend = backend(pool._network_backend, httpcore)  # noqa: SLF001
 
 
 class _BuiltInClient:
@@ -63,11 +61,11 @@ class _BuiltInClient:
     a call.
     """
 
-    def __init__(self, httpx_module: Any, pools: Pools) -> None:
-        self._httpx_module = httpx_module
+    def __init__(self, library: Library, pools: Pools) -> None:
+        self._httpx_module = library.httpx
         self._pools = pools
         # Cache parsed URLs, because parsing takes a tenth of the time of a call.
-        self._parse_url = lru_cache(128)(httpx_module.URL)
+        self._parse_url = lru_cache(128)(library.httpx.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
         """Return a request of the HTTP library."""
@@ -76,23 +74,19 @@ class _BuiltInClient:
         return request(method, self._parse_url(url), extensions={"timeout": limits}, **options)
 
     @contextmanager
-    def _leave_on_error(self, pool: Pool, request: Any) -> Generator[None, None, None]:
+    def _exchange(self, place: Place, request: Any) -> Generator[None, None, None]:
+        """Free the place if the exchange in the `with` block fails, or when its body is released.
+
+        Set the attribute of an error that `httpx.Client` would set.
+        """
+        current_exchange.get().leave = partial(self._pools.leave, place)
         try:
             yield
         except BaseException as error:
-            self._pools.leave(pool)
+            self._pools.leave(place)
             if isinstance(error, self._httpx_module.RequestError):
-                cast("Any", error).request = request  # `httpx.Client` sets the attribute, too.
+                cast("Any", error).request = request
             raise
-
-    def _complete(self, response: Any, request: Any, pool: Pool) -> Any:
-        """Return the response with the attributes that `httpx.Client` would set.
-
-        When the response is closed, its place in `pool` becomes free.
-        """
-        response.request = request
-        response.stream = _stream_class(self._httpx_module)(response.stream, self._pools, pool)
-        return response
 
 
 class SyncBuiltInClient(_BuiltInClient):
@@ -101,10 +95,11 @@ class SyncBuiltInClient(_BuiltInClient):
     def send(self, request: Any, **_: object) -> Any:
         """Send a request, and return the response of the HTTP library."""
         timeout = request.extensions["timeout"]["pool"]
-        pool = self._pools.enter(timeout, current_exchange.get().interrupt)
-        with self._leave_on_error(pool, request):
-            response = pool.transport.handle_request(request)
-        return self._complete(response, request, pool)
+        place = self._pools.enter(timeout, current_exchange.get().interrupt)
+        with self._exchange(place, request):
+            response = place.pool.transport.handle_request(request)
+        response.request = request  # `httpx.Client` sets the attribute, too.
+        return response
 
     def close(self) -> None:
         """Close all connections; see `Pools.close`."""
@@ -116,50 +111,16 @@ class AsyncBuiltInClient(_BuiltInClient):
 
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request, and return the response of the HTTP library."""
-        pool = await self._pools.enter_async(request.extensions["timeout"]["pool"])
-        with self._leave_on_error(pool, request):
-            response = await pool.transport.handle_async_request(request)
-        return self._complete(response, request, pool)
+        place = await self._pools.enter_async(request.extensions["timeout"]["pool"])
+        with self._exchange(place, request):
+            response = await place.pool.transport.handle_async_request(request)
+        response.request = request
+        return response
 
     async def aclose(self) -> None:
         """Close all connections."""
         for transport in self._pools.transports():
             await transport.aclose()
-
-
-@cache
-def _stream_class(httpx_module: Any) -> type[Any]:
-    """Return the class of a response stream that frees its place in a pool when it is closed."""
-
-    class Stream(httpx_module.SyncByteStream, httpx_module.AsyncByteStream):  # type: ignore[misc]
-        def __init__(self, stream: Any, pools: Pools, pool: Pool) -> None:
-            self._stream = stream
-            self._pools = pools
-            self._places = [pool]  # Empty after `close`. `pop` is atomic, unlike an assignment.
-
-        def __iter__(self) -> Iterator[bytes]:
-            return iter(self._stream)
-
-        def __aiter__(self) -> AsyncIterator[bytes]:
-            return aiter(self._stream)
-
-        def close(self) -> None:
-            try:
-                self._stream.close()
-            finally:
-                self._leave()
-
-        async def aclose(self) -> None:
-            try:
-                await self._stream.aclose()
-            finally:
-                self._leave()
-
-        def _leave(self) -> None:
-            with suppress(IndexError):
-                self._pools.leave(self._places.pop())
-
-    return Stream
 
 
 class BuiltInClients:
@@ -171,8 +132,8 @@ class BuiltInClients:
         bodies: The open bodies of the sync clients.
     """
 
-    def __init__(self, httpx_module: Any, httpcore_module: Any, *, is_async: bool) -> None:
-        self._create = partial(_create_client, httpx_module, httpcore_module, is_async=is_async)
+    def __init__(self, library: Library, *, is_async: bool) -> None:
+        self._create = partial(_create_client, library, is_async=is_async)
         self.bodies: OpenBodies = OpenBodies()
         self._clients: dict[tuple[str | None, bool], Any] = {}
 
@@ -204,36 +165,32 @@ class BuiltInClients:
             await client.aclose()
 
 
-def _create_client(
-    httpx_module: Any, httpcore_module: Any, proxy: str | None, tls: bool, *, is_async: bool
-) -> SyncBuiltInClient | AsyncBuiltInClient:
-    limits = httpx_module.Limits(
+def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
+    limits = library.httpx.Limits(
         max_connections=None,  # `Pools` limits the number of connections.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )
-    kind = httpx_module.AsyncHTTPTransport if is_async else httpx_module.HTTPTransport
+    kind = library.httpx.AsyncHTTPTransport if is_async else library.httpx.HTTPTransport
 
     def make_transport() -> Any:
         try:
             # While OpenSSL reads certificates, it holds a lock. If the process was forked in this
             # time, the lock would stay locked in the child. `fork_lock` delays the fork.
             with fork_lock:
-                context = _tls_context(httpx_module) if tls else _EMPTY_CONTEXT
+                context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)
         # ImportError: SOCKS proxies need an extra, such as httpx[socks]. OSError: the certificates
         # could not be read.
         except (ImportError, OSError) as error:
             raise failure(ConnectError, error, Timeout()) from error
-        track_transport(transport, httpx_module, httpcore_module)
+        track_transport(transport, library)
         return transport
 
     if is_async:
         pools = Pools(make_transport, lambda unused: start_task(unused.aclose), MAX_EXCHANGES)
-        return AsyncBuiltInClient(httpx_module, pools)
-    return SyncBuiltInClient(
-        httpx_module, Pools(make_transport, methodcaller("close"), MAX_EXCHANGES)
-    )
+        return AsyncBuiltInClient(library, pools)
+    return SyncBuiltInClient(library, Pools(make_transport, kind.close, MAX_EXCHANGES))
 
 
 def _tls_context(httpx_module: Any) -> Any:

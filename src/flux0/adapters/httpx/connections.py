@@ -98,9 +98,6 @@ class HttpxConnection(ABC):
             return bool(surplus) or self._is_readable()
         return self._get_info(info)
 
-    def _bind(self, exchange: HttpxExchange) -> None:
-        exchange.connection = self
-
     def _next_to_send(self, buffer: bytes) -> bytes:
         """Return the bytes to send now.
 
@@ -114,7 +111,8 @@ class HttpxConnection(ABC):
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get(None)
             if exchange is not None:  # None if the user's code uses its client directly.
-                self._bind(exchange)
+                exchange.connection = self
+                exchange.bind_socket(self._get_info("socket"))
             if buffer.endswith(b"\r\n\r\n") and b" HTTP/1.1\r\n" in buffer:
                 self._unsent_head = buffer
                 return b""

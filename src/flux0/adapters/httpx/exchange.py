@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
+from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import (
     failure,
@@ -43,8 +45,8 @@ class HttpxExchange(Exchange):
     collection.
 
     Attributes:
-        httpx_module: The module `httpx` or `httpx2`.
-        httpcore_module: The module `httpcore` or `httpcore2`.
+        library: The library that sends the request.
+        leave: Frees the exchange's place in a pool of a built-in client. Further calls do nothing.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes of the response head and the interim responses so far.
         head_start: The first bytes of the response.
@@ -52,12 +54,10 @@ class HttpxExchange(Exchange):
         multiplexed: Whether other exchanges share the connection, as in HTTP/2.
     """
 
-    def __init__(
-        self, httpx_module: Any, httpcore_module: Any, built: Any, request: Request
-    ) -> None:
+    def __init__(self, library: Library, built: Any, request: Request) -> None:
         super().__init__(request)
-        self.httpx_module = httpx_module
-        self.httpcore_module = httpcore_module
+        self.library = library
+        self.leave: Callable[[], object] = lambda: None
         self.head_received: bool = False
         self.head_bytes: int = 0
         self.head_start: bytes = b""
@@ -111,7 +111,7 @@ class HttpxExchange(Exchange):
         )
         if length and coding and not self.multiplexed:
             problem = framing_problem(", ".join(length), ", ".join(coding))
-            raise self.httpcore_module.RemoteProtocolError(problem)
+            raise self.library.httpcore.RemoteProtocolError(problem)
 
     def bind_socket(self, sock: Any) -> None:
         """Shut down `sock`, the socket of the connection, when `interrupt.fire` is called."""
@@ -133,31 +133,21 @@ class HttpxExchange(Exchange):
 
         If the user's code raised the exception, return None. `built` is the request that was sent.
         """
-        httpcore_module, cause = self.httpcore_module, error.__cause__
-        from_httpcore = isinstance(
-            cause,
-            (
-                httpcore_module.TimeoutException,
-                httpcore_module.NetworkError,
-                httpcore_module.ProtocolError,
-                httpcore_module.ProxyError,
-                httpcore_module.UnsupportedProtocol,
-            ),
-        )
-        if isinstance(error, self.httpx_module.RequestError):
+        httpx, httpcore = self.library
+        cause = error.__cause__
+        if isinstance(error, httpx.RequestError):
             # A hook of the user may send other requests, so compare the requests. If httpcore
             # has reported no event, a custom transport may have raised the error. httpx itself
             # raises RemoteProtocolError for a redirect with an invalid `location`.
-            from_httpx = isinstance(error, self.httpx_module.RemoteProtocolError)
-            known = from_httpcore or from_httpx or not self._traced
-            raised_here = _request_of(error) is built and known
-        else:
-            raised_here = self.raised_by_httpcore(error)
-        if not raised_here:
+            from_httpcore = _package_of(cause) == httpcore.__name__
+            known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
+            if _request_of(error) is not built or (self._traced and not known):
+                return None
+        elif not self.raised_by_httpcore(error):
             return None
         # httpcore raises the errors in `before_events` before it reports an event or sends a byte.
         # For other errors without an event, assume that a custom transport sent the request.
-        before_events = (httpcore_module.PoolTimeout, httpcore_module.UnsupportedProtocol)
+        before_events = (httpcore.PoolTimeout, httpcore.UnsupportedProtocol)
         traced = self._traced or isinstance(cause, before_events)
         return self.to_transport_error(error, sent=self.sent or not traced)
 
@@ -170,17 +160,14 @@ class HttpxExchange(Exchange):
 
         `sent` is True if a byte of the request may have been sent.
         """
-        httpx_module = self.httpx_module
-        if not sent and (isinstance(error, httpx_module.ProxyError) or _is_from_socksio(error)):
+        httpx = self.library.httpx
+        if not sent and (isinstance(error, httpx.ProxyError) or _package_of(error) == "socksio"):
             return _proxy_failure(str(error))
         kind: type[TransportError] = ProtocolError
-        if isinstance(error, httpx_module.TimeoutException):
-            kinds = (
-                ((httpx_module.ReadTimeout, ReadTimeout), (httpx_module.WriteTimeout, WriteTimeout))
-                if sent
-                else ((httpx_module.PoolTimeout, PoolTimeout), (Exception, ConnectTimeout))
-            )
-            kind = next((to for raised, to in kinds if isinstance(error, raised)), TransportTimeout)
+        if isinstance(error, httpx.TimeoutException):
+            same_name = (ReadTimeout, WriteTimeout) if sent else (PoolTimeout,)
+            kind = TransportTimeout if sent else ConnectTimeout
+            kind = next((each for each in same_name if each.__name__ == type(error).__name__), kind)
         elif not sent:
             kind = TLSError if _is_tls_failure(error) else ConnectError
         elif self._is_interruption(error):
@@ -199,8 +186,8 @@ class HttpxExchange(Exchange):
 
     def _is_interruption(self, error: BaseException) -> bool:
         """Return whether the connection ended. Otherwise, `error` reports an invalid response."""
-        httpx_module = self.httpx_module
-        if isinstance(error, (httpx_module.NetworkError, httpx_module.ProxyError, OSError)):
+        httpx = self.library.httpx
+        if isinstance(error, (httpx.NetworkError, httpx.ProxyError, OSError)):
             return True
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
@@ -212,16 +199,15 @@ class HttpxExchange(Exchange):
         return self._traced and (self.head_received or not from_h11)
 
 
+def _package_of(error: object) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
 def _request_of(error: Any) -> object:
     try:
         return error.request
     except RuntimeError:  # The error has no request.
         return None
-
-
-def _is_from_socksio(error: BaseException) -> bool:
-    # The package may not be installed.
-    return type(error).__module__.startswith("socksio.")
 
 
 def _proxy_failure(message: str) -> ConnectError:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Lock
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from anyio import Event, move_on_after
 from attrs import define
@@ -38,9 +38,16 @@ class Pool:
 
 
 @define(eq=False)
-class _Waiter:
+class Place:
+    """The place of one exchange in a pool.
+
+    Attributes:
+        wake: Called when the place is in a pool.
+        pool: The pool; None while the exchange waits for a place, and after `Pools.leave`.
+    """
+
     wake: Callable[[], object]
-    pool: Pool | None = None
+    pool: Any = None
 
 
 class Pools:
@@ -52,7 +59,7 @@ class Pools:
     Args:
         make: Creates a transport of httpx.
         close: Closes a transport that no exchange uses any more.
-        limit: The largest number of open exchanges in one pool.
+        limit: The largest number of open exchanges in all pools together.
     """
 
     def __init__(self, make: Callable[[], Any], close: Callable[[Any], object], limit: int) -> None:
@@ -61,7 +68,7 @@ class Pools:
         self._free = limit
         self._lock = Lock()
         self._pools: list[Pool] = []
-        self._waiting: deque[_Waiter] = deque()
+        self._waiting: deque[Place] = deque()
         self._closed = False
 
     def transports(self) -> tuple[Any, ...]:
@@ -78,41 +85,49 @@ class Pools:
         for transport in self.transports():
             _close_idle(transport)
 
-    def enter(self, timeout: float | None, interrupt: Interrupt) -> Pool:
-        """Reserve a place for one exchange, waiting if necessary, and return its pool.
+    def enter(self, timeout: float | None, interrupt: Interrupt) -> Place:
+        """Reserve a place for one exchange, waiting if necessary.
 
         Raises:
             PoolTimeout: No place became free within `timeout` seconds.
             ConnectError: `interrupt.fire` was called during the wait.
         """
         waker = Waker()
-        waiter = self._add_waiter(waker.wake)
-        if waiter.pool is None:
-            with self._queued(waiter, timeout):
+        place = self._reserve(waker.wake)
+        if place.pool is None:
+            with self._queued(place, timeout):
                 interrupt.on_fire(waker.wake)
                 woken = waker.wait(TIMEOUT_MAX if timeout is None else timeout)
-                if woken and waiter.pool is None:
+                if woken and place.pool is None:
                     raise ConnectError("the wait for a connection was interrupted")
-        return cast("Pool", waiter.pool)
+        return place
 
-    async def enter_async(self, timeout: float | None) -> Pool:
+    async def enter_async(self, timeout: float | None) -> Place:
         """The async version of `enter`. The wait also ends if the task is cancelled."""
         event = Event()
-        waiter = self._add_waiter(event.set)
-        if waiter.pool is None:
-            with self._queued(waiter, timeout), move_on_after(timeout):
+        place = self._reserve(event.set)
+        if place.pool is None:
+            with self._queued(place, timeout), move_on_after(timeout):
                 await event.wait()
-        return cast("Pool", waiter.pool)
+        return place
 
-    def leave(self, pool: Pool) -> None:
-        """Free a place in `pool`. Close the pool if it is now unused, except the first pool."""
-        if self._closed:
-            _close_idle(pool.transport)
+    def leave(self, place: Place) -> None:
+        """Free a place. Close its pool if it is now unused, except the first pool.
+
+        If the place is not in a pool, it loses its position in the queue. Further calls do nothing.
+        """
         with self._lock:
+            pool, place.pool = place.pool, None
+            if pool is None:
+                if place in self._waiting:
+                    self._waiting.remove(place)
+                return
+            if self._closed:
+                _close_idle(pool.transport)
             if self._waiting:
-                waiter = self._waiting.popleft()
-                waiter.pool = pool
-                waiter.wake()
+                waiting = self._waiting.popleft()
+                waiting.pool = pool
+                waiting.wake()
                 return
             self._free += 1
             pool.open_exchanges -= 1
@@ -121,45 +136,34 @@ class Pools:
             self._pools.remove(pool)
         self._close(pool.transport)
 
-    def _add_waiter(self, wake: Callable[[], object]) -> _Waiter:
-        """Return a new waiter. It gets a place in a pool, or if no place is free, it is queued."""
-        waiter = _Waiter(wake)
+    def _reserve(self, wake: Callable[[], object]) -> Place:
+        """Return a new place. If no pool has a free place, the new place is queued."""
+        place = Place(wake)
         with self._lock:
-            if self._free:
-                free = (pool for pool in self._pools if pool.open_exchanges < _POOL_SIZE)
-                pool = next(free, None)
-                if pool is None:
-                    pool = Pool(self._make())
-                    self._pools.append(pool)
-                pool.open_exchanges += 1
-                self._free -= 1
-                waiter.pool = pool
-            else:
-                self._waiting.append(waiter)
-        return waiter
+            if not self._free:
+                self._waiting.append(place)
+                return place
+            free = (pool for pool in self._pools if pool.open_exchanges < _POOL_SIZE)
+            place.pool = next(free, None)
+            if place.pool is None:
+                place.pool = Pool(self._make())
+                self._pools.append(place.pool)
+            place.pool.open_exchanges += 1
+            self._free -= 1
+        return place
 
     @contextmanager
-    def _queued(self, waiter: _Waiter, timeout: float | None) -> Generator[None, None, None]:
-        """Clean up after the wait in the `with` block.
-
-        If the waiter has no place in a pool, remove it from the queue and raise `PoolTimeout`. If
-        the wait raised an error although the waiter has a place, free the place.
-        """
+    def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
+        """Raise `PoolTimeout` if the place is not in a pool after the wait in the `with` block."""
+        entered = False
         try:
             yield
-        except BaseException:
-            if self._stop_waiting(waiter):
-                self.leave(cast("Pool", waiter.pool))
-            raise
-        if not self._stop_waiting(waiter):
+            entered = place.pool is not None
+        finally:
+            if not entered:
+                self.leave(place)
+        if not entered:
             raise timed_out(PoolTimeout, timeout)
-
-    def _stop_waiting(self, waiter: _Waiter) -> bool:
-        """Return whether the waiter has a place in a pool. If not, remove it from the queue."""
-        with self._lock:
-            if waiter.pool is None:
-                self._waiting.remove(waiter)
-            return waiter.pool is not None
 
 
 def _close_idle(transport: Any) -> None:

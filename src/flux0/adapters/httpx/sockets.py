@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -23,7 +23,6 @@ from flux0.adapters.httpx.connections import (
     HttpxConnection,
     current_exchange,
 )
-from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.sending import WOULD_BLOCK, send_some, wait
@@ -42,10 +41,6 @@ class SyncConnection(HttpxConnection):
         super().__init__(httpcore_module, connect_by)
         self._sock = sock  # A socket, or `_NestedTLS`.
         self._owner = OwnerProcess()
-
-    def _bind(self, exchange: HttpxExchange) -> None:
-        super()._bind(exchange)
-        exchange.bind_socket(self._get_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return the next received bytes; `max_bytes` is the limit of a system call."""
@@ -182,6 +177,7 @@ class _NestedTLS:
 class SyncBackend:
     """A backend for the pools of httpcore (`httpcore.NetworkBackend`) with tracked connections."""
 
+    backend: Any
     httpcore_module: Any
 
     def connect_tcp(
@@ -205,22 +201,14 @@ class SyncBackend:
             sock = connector.connect(host, port)
         return SyncConnection(sock, self.httpcore_module, connect_by)
 
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> SyncConnection:
-        """Return a new connection to the server that listens at the Unix socket `path`."""
-        with _connect_errors(self.httpcore_module), ExitStack() as on_failure:
-            sock = on_failure.enter_context(socket.socket(socket.AF_UNIX))
-            for option in socket_options or ():
-                sock.setsockopt(*option)
-            sock.settimeout(timeout)
-            sock.connect(path)
-            on_failure.pop_all()
-        return SyncConnection(sock, self.httpcore_module)
+    def connect_unix_socket(self, **options: Any) -> SyncConnection:
+        """Return a new connection to the server that listens at a Unix socket."""
+        stream = self.backend.connect_unix_socket(**options)
+        return SyncConnection(stream.get_extra_info("socket"), self.httpcore_module)
 
     def sleep(self, seconds: float) -> None:
         """Wait for `seconds`. httpcore calls this method between its attempts to connect."""
-        time.sleep(seconds)
+        self.backend.sleep(seconds)
 
 
 @contextmanager

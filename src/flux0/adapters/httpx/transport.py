@@ -23,7 +23,6 @@ The exchange translates each exception of the HTTP library into an error of flux
 from __future__ import annotations
 
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from functools import cache, partial
 from inspect import iscoroutinefunction
@@ -34,10 +33,11 @@ from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.clients import BuiltInClients, track_client
 from flux0.adapters.httpx.connections import current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.bodies import AsyncBody, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
-from flux0.adapters.shared.misplaced import not_installed, refuse_misplaced, transport_repr
+from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain.errors import (
     ClientClosed,
@@ -89,37 +89,27 @@ class AsyncHttpClient(_BuildsRequests, Protocol):
         ...
 
 
-class HttpxFamilyTransport(ABC):
+class HttpxFamilyTransport:
     """The base class of `HttpxTransport` and `Httpx2Transport`."""
 
-    _library: ClassVar[str]
+    _name: ClassVar[str]
 
     def __init__(
         self, client: HttpClient | None = None, async_client: AsyncHttpClient | None = None
     ) -> None:
-        try:
-            httpx_module, httpcore_module = self._import_modules()
-        except ModuleNotFoundError as error:
-            raise not_installed(self._library) from error
-        _check_client("client", client, self._library, is_async=False)
-        _check_client("async_client", async_client, self._library, is_async=True)
-        self._httpx_module = httpx_module
-        self._httpcore_module = httpcore_module
-        self._client = track_client(client, httpx_module, httpcore_module)
-        self._async_client = track_client(async_client, httpx_module, httpcore_module)
-        self._proxies = EnvironmentProxies(self._library, _PROXY_SCHEMES)
-        create = partial(BuiltInClients, httpx_module, httpcore_module)
+        library = self._library = Library.load(self._name)
+        _check_client("client", client, self._name, is_async=False)
+        _check_client("async_client", async_client, self._name, is_async=True)
+        self._client = track_client(client, library)
+        self._async_client = track_client(async_client, library)
+        self._proxies = EnvironmentProxies(self._name, _PROXY_SCHEMES)
+        create = partial(BuiltInClients, library)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
         weakref.finalize(self, _close_clients, self._built_in_clients)
         self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
             partial(create, is_async=True), BuiltInClients.close_async
         )
-        self._request_body = _request_body_class(httpx_module.AsyncByteStream)
-
-    @staticmethod
-    @abstractmethod
-    def _import_modules() -> tuple[Any, Any]:
-        """Import and return the modules `httpx` and `httpcore`, or `httpx2` and `httpcore2`."""
+        self._request_body = _request_body_class(library.httpx.AsyncByteStream)
 
     def __repr__(self) -> str:
         return transport_repr(self, client=self._client, async_client=self._async_client)
@@ -209,29 +199,23 @@ class HttpxFamilyTransport(ABC):
         """Return the client, its request, and the exchange that records the request's progress."""
         if built_in is not None:
             client = built_in.get(request.url, self._proxies.proxy_for(request.url))
-        built = self._build_request(client, request)
-        exchange = HttpxExchange(self._httpx_module, self._httpcore_module, built, request)
-        return client, built, exchange
-
-    def _build_request(self, client: Any, request: Request) -> Any:
         if getattr(client, "is_closed", False):
             raise self._client_closed()
-        httpx_module, timeout, headers = self._httpx_module, request.timeout, request.headers
-        pairs = headers.pairs
-        if "accept-encoding" not in headers:
+        httpx, timeout, pairs = self._library.httpx, request.timeout, request.headers.pairs
+        if "accept-encoding" not in request.headers:
             pairs += (("accept-encoding", ACCEPT_ENCODING),)
         try:
             built: Any = client.build_request(
                 request.method,
                 request.url,
                 content=request.body,
-                headers=httpx_module.Headers(pairs, encoding="latin-1"),
+                headers=httpx.Headers(pairs, encoding="latin-1"),
                 timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
             )
         # UnicodeError: the host name is not valid.
-        except (httpx_module.InvalidURL, UnicodeError) as error:
+        except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
-        return built
+        return client, built, HttpxExchange(self._library, built, request)
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
         """Raise the flux0 error for an error of the HTTP library.
@@ -243,7 +227,7 @@ class HttpxFamilyTransport(ABC):
             TransportError: The HTTP library failed to send the request.
             ClientClosed: The client, or its event loop, is closed.
         """
-        if isinstance(error, self._httpx_module.HTTPStatusError):
+        if isinstance(error, self._library.httpx.HTTPStatusError):
             if error.request is built and not is_success(error.response.status_code):
                 return error.response
         elif isinstance(error, RuntimeError):
@@ -260,7 +244,7 @@ class HttpxFamilyTransport(ABC):
         return None
 
     def _client_closed(self) -> ClientClosed:
-        return ClientClosed(f"the {self._library} client or its event loop is closed")
+        return ClientClosed(f"the {self._name} client or its event loop is closed")
 
 
 class HttpxTransport(HttpxFamilyTransport):
@@ -281,14 +265,7 @@ class HttpxTransport(HttpxFamilyTransport):
         InvalidArgument: An argument is not a client of httpx.
     """
 
-    _library: ClassVar[str] = "httpx"
-
-    @staticmethod
-    def _import_modules() -> tuple[Any, Any]:
-        import httpcore  # noqa: PLC0415 - a program may use httpx2 only
-        import httpx  # noqa: PLC0415
-
-        return httpx, httpcore
+    _name: ClassVar[str] = "httpx"
 
 
 class Httpx2Transport(HttpxFamilyTransport):
@@ -309,14 +286,7 @@ class Httpx2Transport(HttpxFamilyTransport):
         InvalidArgument: An argument is not a client of httpx2.
     """
 
-    _library: ClassVar[str] = "httpx2"
-
-    @staticmethod
-    def _import_modules() -> tuple[Any, Any]:
-        import httpcore2  # noqa: PLC0415 - most programs use httpx only
-        import httpx2  # noqa: PLC0415
-
-        return httpx2, httpcore2
+    _name: ClassVar[str] = "httpx2"
 
 
 def _close_clients(built_in_clients: PerProcess[BuiltInClients]) -> None:

@@ -22,6 +22,7 @@ from hypothesis import given, strategies as st
 from flux0 import ClientClosed, Flux0
 from flux0.adapters.httpx.connections import AsyncConnection, current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.chunks import Chunks
 from flux0.domain.errors import (
     ConnectError,
@@ -378,7 +379,9 @@ def read_chunks(*received: bytes) -> list[bytes]:
             pieces.append(await connection.read(65536))
         return pieces
 
-    exchange = HttpxExchange(httpx, httpcore, httpx.Request("GET", "http://a"), get("http://a"))
+    exchange = HttpxExchange(
+        Library(httpx, httpcore), httpx.Request("GET", "http://a"), get("http://a")
+    )
     exchange.sent = True
     context = copy_context()
     context.run(current_exchange.set, exchange)

@@ -129,7 +129,8 @@ def test_connection_that_is_in_use_when_the_transport_is_closed_is_closed_later(
 def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
     closed: list[str] = []
     pools = Pools(lambda: "transport", closed.append, limit=1)
-    pool = pools.enter(None, Interrupt())
+    place = pools.enter(None, Interrupt())
+    pool = place.pool
 
     def press_ctrl_c(_: object) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -137,8 +138,8 @@ def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
     ctrl_c: Any = SimpleNamespace(on_fire=press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         pools.enter(None, ctrl_c)
-    pools.leave(pool)
-    assert pools.enter(0, Interrupt()) is pool
+    pools.leave(place)
+    assert pools.enter(0, Interrupt()).pool is pool
     assert closed == []
 
 
@@ -173,14 +174,15 @@ def test_cancelled_wait_for_a_place_keeps_no_place() -> None:
 
     async def run() -> None:
         pools = Pools(lambda: "transport", lambda _: None, limit=1)
-        pool = await pools.enter_async(None)
+        place = await pools.enter_async(None)
+        pool = place.pool
         waiting = asyncio.ensure_future(pools.enter_async(None))
         await asyncio.sleep(0)
-        pools.leave(pool)
+        pools.leave(place)
         waiting.cancel()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        assert await pools.enter_async(0) is pool
+        assert (await pools.enter_async(0)).pool is pool
 
     asyncio.run(run())
 

@@ -1,0 +1,28 @@
+"""The two libraries of this adapter, httpx and httpx2, which have the same interface."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from flux0.adapters.shared.misplaced import not_installed
+
+
+class Library(NamedTuple):
+    """One of the two libraries.
+
+    Attributes:
+        httpx: The module `httpx` or `httpx2`.
+        httpcore: The module `httpcore` or `httpcore2`.
+    """
+
+    httpx: Any
+    httpcore: Any
+
+    @classmethod
+    def load(cls, name: str) -> Library:
+        """Import the library. Raises `MissingDependency` if it is not installed."""
+        try:
+            return cls(import_module(name), import_module(name.replace("httpx", "httpcore")))
+        except ModuleNotFoundError as error:
+            raise not_installed(name) from error
