@@ -11,13 +11,9 @@ from typing import Final
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
-    ConnectTimeout,
-    PoolTimeout,
     ProtocolError,
-    ReadTimeout,
     TransportError,
     TransportTimeout,
-    WriteTimeout,
 )
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Timeout
@@ -43,18 +39,9 @@ def failure(
         head_received: Whether the response head was received before the error.
     """
     if issubclass(kind, TransportTimeout):
-        return timed_out(kind, _limit(kind, timeout))
+        name = kind.__name__.removesuffix("Timeout").lower()  # Such as "connect".
+        return timed_out(kind, getattr(timeout, name, None))
     return kind(_describe(kind, chain(error), head_received=head_received))
-
-
-def _limit(kind: type[TransportTimeout], timeout: Timeout) -> float | None:
-    limits: dict[type[TransportTimeout], float | None] = {
-        ConnectTimeout: timeout.connect,
-        PoolTimeout: timeout.pool,
-        ReadTimeout: timeout.read,
-        WriteTimeout: timeout.write,
-    }
-    return limits.get(kind)
 
 
 def refused_by_proxy(status: str) -> ConnectError:
