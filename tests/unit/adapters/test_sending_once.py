@@ -392,8 +392,8 @@ urllib3.connection.HTTPConnection = http.client.HTTPConnection = Recorder
 
 import flux0
 flux0.RequestsTransport(), flux0.Urllib3Transport()
-from flux0.adapters.urllib3.connection import TrackedConnection
-assert TrackedConnection.__bases__ == (own,)
+from flux0.adapters.urllib3.connection import Urllib3Connection
+assert Urllib3Connection.__bases__ == (own,)
 """
 
 

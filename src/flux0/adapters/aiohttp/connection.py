@@ -20,7 +20,7 @@ _HTTP: Final = b"HTTP/"
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 
-class TrackedConnection(ResponseHandler):
+class AiohttpConnection(ResponseHandler):
     """A connection of aiohttp that limits each wait and the overhead, and reports each failure.
 
     The overhead is the received bytes that are not content, such as chunk sizes. flux0 assigns this

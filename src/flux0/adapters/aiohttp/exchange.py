@@ -12,7 +12,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict  # aiohttp's own type of headers
 from yarl import URL  # aiohttp's own type of URL
 
-from flux0.adapters.aiohttp.connection import TrackedConnection
+from flux0.adapters.aiohttp.connection import AiohttpConnection
 from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
@@ -109,8 +109,8 @@ class AiohttpExchange(Exchange):
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
-        if not isinstance(protocol, TrackedConnection):
-            protocol.__class__ = TrackedConnection
+        if not isinstance(protocol, AiohttpConnection):
+            protocol.__class__ = AiohttpConnection
             if connection.transport is not None:
                 # uvloop has cached the methods of the old class, so set the protocol again.
                 connection.transport.set_protocol(protocol)

@@ -8,7 +8,7 @@ A call passes these steps:
    unchanged.
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
-3. `TrackedConnection` limits the wait for the response head, and rejects data that is not HTTP.
+3. `AiohttpConnection` limits the wait for the response head, and rejects data that is not HTTP.
 4. `_Source` receives the content. At the end of the body, aiohttp returns the connection to the
    pool. If the body is closed early, cancelled, interrupted or garbage-collected, the connection is
    aborted.

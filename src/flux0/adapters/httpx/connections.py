@@ -20,6 +20,7 @@ from attrs import frozen
 
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.chunks import Chunks
+from flux0.adapters.shared.connecting import MIN_SECONDS
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.shared.sending import REJECTION
 from flux0.runtime.event_loop import shielded
@@ -28,7 +29,6 @@ from flux0.runtime.event_loop import shielded
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
 READ_BYTES: Final = 64 * 1024
-MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
 # During a larger write, flux0 also reads, because the server may reject the request before it has
 # received the whole request.
 _LARGE_WRITE: Final = 64 * 1024

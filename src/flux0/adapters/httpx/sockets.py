@@ -18,14 +18,13 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 
 from flux0.adapters.httpx.connections import (
-    MIN_SECONDS,
     READ_BYTES,
     HttpxConnection,
     current_exchange,
 )
-from flux0.adapters.shared.connecting import Connector
+from flux0.adapters.shared.connecting import MIN_SECONDS, Connector
 from flux0.adapters.shared.exchange import shut_down
-from flux0.adapters.shared.sending import WOULD_BLOCK, send_some, wait
+from flux0.adapters.shared.sending import WOULD_BLOCK, send_all, wait
 from flux0.ports import Interrupt
 from flux0.runtime.processes import OwnerProcess
 
@@ -56,29 +55,23 @@ class SyncConnection(HttpxConnection):
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
-        unsent = memoryview(self._next_to_send(buffer))
-        httpcore, limit = self._httpcore_module, self._connect_limit(timeout)
+        data, limit, sock = self._next_to_send(buffer), self._connect_limit(timeout), self._sock
+        httpcore = self._httpcore_module
         with _translated_errors(httpcore.WriteTimeout, httpcore.WriteError):
-            while unsent:
-                unsent = unsent[self._send(unsent, limit) :]
+            if isinstance(sock, _NestedTLS):
+                sock.settimeout(limit)
+                sock.send_all(data)
+            else:
+                send_all(sock, data, limit, self._read_early)
 
-    def _send(self, unsent: memoryview, timeout: float | None) -> int:
-        """Send some bytes, or wait until more can be sent; return the number of sent bytes."""
-        sock = self._sock
-        if isinstance(sock, _NestedTLS):
-            sock.settimeout(timeout)
-            return sock.send(unsent)
-        sent, readable = send_some(sock, unsent, timeout, read=self._early_data is None)
-        if readable:
-            self._read_early()
-        return sent
-
-    def _read_early(self) -> None:
-        try:
-            self._early_data = self._sock.recv(READ_BYTES)
-        except WOULD_BLOCK:  # Only TLS messages without content were received.
-            return
-        self._raise_if_rejected()
+    def _read_early(self) -> bool:
+        if self._early_data is None:
+            try:
+                self._early_data = self._sock.recv(READ_BYTES)
+            except WOULD_BLOCK:  # Only TLS messages without content were received.
+                return False
+            self._raise_if_rejected()
+        return True
 
     def close(self) -> None:
         """Close the connection, and wake the thread that reads or writes."""
@@ -148,8 +141,10 @@ class _NestedTLS:
     def recv(self, size: int) -> bytes:
         return self._perform(partial(self.tls.read, size))
 
-    def send(self, data: memoryview) -> int:
-        return self._perform(partial(self.tls.write, data))
+    def send_all(self, data: bytes) -> None:
+        unsent = memoryview(data)
+        while unsent:
+            unsent = unsent[self._perform(partial(self.tls.write, unsent)) :]
 
     def _perform(self, operation: Callable[[], T]) -> T:
         """Call `operation` until it succeeds. Send and receive the bytes that TLS needs.

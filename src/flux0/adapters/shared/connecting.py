@@ -10,12 +10,14 @@ from errno import ECONNABORTED, EINPROGRESS, EWOULDBLOCK
 from functools import partial
 from selectors import EVENT_WRITE, DefaultSelector
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 
 from flux0.adapters.shared.exchange import shut_down
 from flux0.ports import Interrupt
+
+MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
 
 
 @frozen
@@ -51,46 +53,47 @@ class Connector:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         failures: list[OSError] = []
         try:
-            for tried, (family, kind, protocol, _, address) in enumerate(addresses):
-                share = None if end is None else (end - monotonic()) / (len(addresses) - tried)
+            for tried, (*kind, _, address) in enumerate(addresses):
+                share = None
+                if end is not None:
+                    share = max(end - monotonic(), MIN_SECONDS) / (len(addresses) - tried)
                 try:
-                    sock = self._connect((family, kind, protocol), address, share)
+                    with ExitStack() as on_failure:
+                        sock = on_failure.enter_context(self._make_socket(*kind))
+                        for option in self.options:
+                            sock.setsockopt(*option)
+                        if self.source_address is not None:
+                            sock.bind(self.source_address)
+                        self._connect(sock, address, share)
+                        on_failure.pop_all()
                 except OSError as error:
                     failures.append(error)
                     if self.interrupt.fired:
                         break
                 else:
-                    # A timeout of 0 would make the socket non-blocking.
-                    sock.settimeout(None if end is None else max(end - monotonic(), 0.001))
+                    sock.settimeout(None if end is None else max(end - monotonic(), MIN_SECONDS))
                     return sock
             raise failures[-1]
         finally:
             failures.clear()  # Break a reference cycle: the tracebacks refer to the list.
 
-    def _connect(
-        self, kind: tuple[int, int, int], address: Any, timeout: float | None
-    ) -> socket.socket:
-        with ExitStack() as on_failure:
-            sock = on_failure.enter_context(socket.socket(*kind))
-            for option in self.options:
-                sock.setsockopt(*option)
-            if self.source_address is not None:
-                sock.bind(self.source_address)
-            # The interrupt can only shut down a socket that has begun to connect. So begin without
-            # blocking, then register the socket with the interrupt, then wait.
-            sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
-            status = sock.connect_ex(address)
-            self.interrupt.on_fire(partial(shut_down, sock))
-            if status in (EINPROGRESS, EWOULDBLOCK):
-                with DefaultSelector() as selector:
-                    selector.register(sock, EVENT_WRITE)
-                    if not selector.select(timeout):
-                        raise TimeoutError
-                status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            # If the interrupt has shut the socket down, SO_ERROR is 0 on Linux. So set the error.
-            if self.interrupt.fired:
-                status = ECONNABORTED
-            if status:
-                raise OSError(status, os.strerror(status))
-            on_failure.pop_all()
-            return sock
+    def _make_socket(self, *kind: Any) -> socket.socket:
+        return socket.socket(*kind)
+
+    def _connect(self, sock: socket.socket, address: Any, timeout: float | None, /) -> None:
+        # The interrupt can only shut down a socket that has begun to connect. So begin without
+        # blocking, then register the socket with the interrupt, then wait.
+        sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
+        status = sock.connect_ex(address)
+        self.interrupt.on_fire(partial(shut_down, sock))
+        if status in (EINPROGRESS, EWOULDBLOCK):
+            with DefaultSelector() as selector:
+                selector.register(sock, EVENT_WRITE)
+                if not selector.select(timeout):
+                    raise TimeoutError
+            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        # If the interrupt has shut the socket down, SO_ERROR is 0 on Linux. So set the error.
+        if self.interrupt.fired:
+            status = ECONNABORTED
+        if status:
+            raise OSError(status, os.strerror(status))

@@ -6,6 +6,7 @@ import re
 import select
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any, Final
 
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -14,22 +15,24 @@ WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteErr
 REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
 
 
-def send_some(
-    sock: Any, unsent: memoryview, timeout: float | None, *, read: bool
-) -> tuple[int, bool]:
-    """Send some bytes, or wait until more can be sent.
+def send_all(sock: Any, data: bytes, timeout: float | None, receive: Callable[[], bool]) -> None:
+    """Send `data`. While the socket is readable, call `receive`, until it returns True.
 
-    Return the number of sent bytes and, if `read`, whether the socket is readable. After
-    `timeout` seconds, raise TimeoutError. The socket is non-blocking afterwards.
+    The socket is non-blocking afterwards.
+
+    Raises:
+        TimeoutError: The server accepted no data within `timeout` seconds.
     """
+    unsent, received = memoryview(data), False
     sock.settimeout(0)
-    try:
-        return sock.send(unsent), False
-    except WOULD_BLOCK:
-        readable, writable = wait(sock, timeout, read=read, write=True)
-    if not (readable or writable):
-        raise TimeoutError("timed out")
-    return 0, readable and read
+    while unsent:
+        try:
+            unsent = unsent[sock.send(unsent) :]
+        except WOULD_BLOCK:
+            readable, writable = wait(sock, timeout, read=not received, write=True)
+            if not (readable or writable):
+                raise TimeoutError("timed out") from None
+            received = received or (readable and receive())
 
 
 def wait(

@@ -19,7 +19,7 @@ from flux0.adapters.shared.failures import (
     proxy_unreachable,
     refused_by_proxy,
 )
-from flux0.adapters.urllib3.connection import TrackedConnection, Urllib3Exchange
+from flux0.adapters.urllib3.connection import Urllib3Connection, Urllib3Exchange
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -62,7 +62,7 @@ class Urllib3Source:
         encoded = isinstance(response, BaseHTTPResponse)
         self.coding: str = response.headers.get("content-encoding", "") if encoded else ""
         connection = getattr(response, "connection", None)
-        tracked = connection.last_response if isinstance(connection, TrackedConnection) else None
+        tracked = connection.last_response if isinstance(connection, Urllib3Connection) else None
         self._received = _read_by_library(response) if tracked is None else tracked.pieces()
         self._raw_socket = None if tracked is None else tracked.raw_socket
         self._response = response

@@ -10,21 +10,22 @@ from __future__ import annotations
 import socket
 import sys
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import urllib3
 import urllib3.connection
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from attrs import field, frozen
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from flux0.adapters.shared.connecting import Connector
-from flux0.adapters.shared.exchange import Exchange
+from flux0.adapters.shared.exchange import Exchange, shut_down
 from flux0.adapters.shared.failures import chain
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
-from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_some
+from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_all
 from flux0.adapters.urllib3.http_response import TrackedResponse
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
@@ -61,12 +62,34 @@ class Urllib3Exchange(Exchange):
         self.clear_interrupt()
 
 
-_MIN_SECONDS: Final = 0.001  # The shortest timeout: 0 would make a socket non-blocking.
-
 current_exchange: Final = ContextVar[Urllib3Exchange | None]("current_exchange", default=None)
 
 
-class TrackedConnection(HTTPConnection):
+@frozen
+class _SocksConnector(Connector):
+    """Opens a connection to `target` through a SOCKS proxy.
+
+    urllib3 would call `socks.create_connection`, which returns the socket only after the SOCKS
+    handshake. During the handshake, `Interrupt.fire` could not shut down the socket.
+    """
+
+    proxy: tuple[Any, ...] = field(kw_only=True)  # The arguments of `set_proxy`.
+    target: tuple[str, int] = field(kw_only=True)
+
+    def _make_socket(self, *kind: Any) -> socket.socket:
+        import socks  # type: ignore[import-untyped] # noqa: PLC0415 - PySocks is optional
+
+        sock: Any = socks.socksocket(*kind)
+        sock.set_proxy(*self.proxy)
+        return cast("socket.socket", sock)
+
+    def _connect(self, sock: socket.socket, _: Any, timeout: float | None, /) -> None:
+        sock.settimeout(timeout)
+        self.interrupt.on_fire(partial(shut_down, sock))
+        sock.connect(self.target)
+
+
+class Urllib3Connection(HTTPConnection):
     """A mixin for the connection class of a pool. It records the progress of each request.
 
     Attributes:
@@ -118,12 +141,9 @@ class TrackedConnection(HTTPConnection):
         exchange = current_exchange.get()
         if exchange is None:
             return super()._new_conn()
-        sock: Any
-        options: dict[str, Any] | None = getattr(self, "_socks_options", None)
-        if options is not None:
-            sock = self._connect_through_socks(exchange, options)
-        elif cast("Any", super()._new_conn).__func__ is HTTPConnection._new_conn:  # noqa: SLF001
-            sock = self._connect(exchange)
+        method = cast("Any", super()._new_conn).__func__
+        if method is HTTPConnection._new_conn or hasattr(self, "_socks_options"):  # noqa: SLF001
+            sock: Any = self._connect(exchange)
         else:  # The user's connection class overrides `_new_conn`.
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
@@ -136,60 +156,23 @@ class TrackedConnection(HTTPConnection):
         return sock
 
     def _connect(self, exchange: Urllib3Exchange) -> socket.socket:
-        connector = Connector(
-            exchange.timeout.connect,
-            exchange.interrupt,
-            self.socket_options or (),
-            self.source_address,
-        )
+        timeout, address = exchange.timeout.connect, (self._dns_host.strip("[]"), self.port)
+        settings = timeout, exchange.interrupt, self.socket_options or (), self.source_address
+        connector = Connector(*settings)
+        if options := getattr(self, "_socks_options", None):
+            target, address = address, (options["proxy_host"].strip("[]"), options["proxy_port"])
+            login = options["rdns"], options["username"], options["password"]
+            proxy = options["socks_version"], *address, *login
+            connector = _SocksConnector(*settings, proxy=proxy, target=target)
         try:
-            sock = connector.connect(self._dns_host.strip("[]"), self.port)
-        except OSError as error:
+            sock = connector.connect(*address)
+        except OSError as error:  # The errors of PySocks derive from OSError.
             exchange.dead_proxy = self.proxy and self.proxy.url
-            raise self._connect_error(error) from error
+            timed_out = isinstance(chain(error)[-1], TimeoutError)
+            kind = ConnectTimeoutError if timed_out else NewConnectionError
+            raise kind(self, str(error)) from error
         sys.audit("http.client.connect", self, self.host, self.port)
         return sock
-
-    def _connect_through_socks(self, exchange: Urllib3Exchange, options: dict[str, Any]) -> Any:
-        """Return a socket that is connected through a SOCKS proxy.
-
-        urllib3 would call `socks.create_connection`, which returns the socket only after the
-        SOCKS handshake. During the handshake, `Interrupt.fire` could not shut down the socket.
-        """
-        import socks  # type: ignore[import-untyped] # noqa: PLC0415 - PySocks is optional
-
-        proxy = options["proxy_host"].strip("[]"), options["proxy_port"]
-        login = options["rdns"], options["username"], options["password"]
-        limit = exchange.timeout.connect
-        end = None if limit is None else monotonic() + limit
-        try:
-            # Like PySocks, try each address family of the proxy.
-            kinds = [address[:3] for address in socket.getaddrinfo(*proxy, type=socket.SOCK_STREAM)]
-            while True:
-                sock: Any = socks.socksocket(*kinds.pop(0))
-                try:
-                    for option in self.socket_options or ():
-                        sock.setsockopt(*option)
-                    if end is not None:
-                        sock.settimeout(max(end - monotonic(), _MIN_SECONDS) / (len(kinds) + 1))
-                    sock.set_proxy(options["socks_version"], *proxy, *login)
-                    if self.source_address:
-                        sock.bind(self.source_address)
-                    exchange.shut_down_on_interrupt(sock)
-                    sock.connect((self.host.strip("[]"), self.port))
-                except OSError:  # The errors of PySocks derive from OSError.
-                    sock.close()
-                    if exchange.interrupt.fired or not kinds:
-                        raise
-                else:
-                    return sock
-        except OSError as error:
-            raise self._connect_error(error) from error
-
-    def _connect_error(self, error: OSError) -> HTTPError:
-        timed_out = isinstance(chain(error)[-1], TimeoutError)
-        kind = ConnectTimeoutError if timed_out else NewConnectionError
-        return kind(self, str(error))
 
     def request(self, *args: Any, **options: Any) -> None:
         """Connect if necessary, record that the request is being sent, and send it."""
@@ -206,30 +189,26 @@ class TrackedConnection(HTTPConnection):
     def send(self, data: Any) -> None:
         """Send a part of the request. If the server rejects the request meanwhile, stop sending."""
         exchange, sock = current_exchange.get(), self.sock
-        # `send_some` makes the socket non-blocking. This is impossible for an `SSLTransport` of
+        # `send_all` makes the socket non-blocking. This is impossible for an `SSLTransport` of
         # urllib3, the socket for TLS inside TLS.
         if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
             super().send(data)
-            return
-        unsent = memoryview(data)
-        while unsent:
-            read, limit = self._early_file is None, exchange.timeout.write
-            sent, readable = send_some(sock, unsent, limit, read=read)
-            unsent = unsent[sent:]
-            if readable:
-                self._read_early(sock)
+        else:
+            send_all(sock, data, exchange.timeout.write, partial(self._read_early, sock))
 
-    def _read_early(self, sock: socket.socket) -> None:
-        file = sock.makefile("rb")
-        try:
-            start = file.peek()
-        except WOULD_BLOCK:  # Only TLS messages without content were received.
-            file.close()
-            return
-        self._early_file = file
-        if REJECTION.match(start):
-            # urllib3 catches this error and reads the response.
-            raise BrokenPipeError("the server rejected the request early")
+    def _read_early(self, sock: socket.socket) -> bool:
+        if self._early_file is None:
+            file = sock.makefile("rb")
+            try:
+                start = file.peek()
+            except WOULD_BLOCK:  # Only TLS messages without content were received.
+                file.close()
+                return False
+            self._early_file = file
+            if REJECTION.match(start):
+                # urllib3 catches this error and reads the response.
+                raise BrokenPipeError("the server rejected the request early")
+        return True
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
         """Create the object that reads the response. http.client calls this for each request."""
@@ -258,8 +237,8 @@ def is_unmodified(connection_class: Any) -> bool:
 
 @cache
 def tracked_class(connection_class: Any) -> type[Any]:
-    """Return a subclass of the connection class that is also a `TrackedConnection`."""
-    return type("TrackedConnection", (TrackedConnection, connection_class), {})
+    """Return a subclass of the connection class that is also a `Urllib3Connection`."""
+    return type("Urllib3Connection", (Urllib3Connection, connection_class), {})
 
 
 def check_urllib3() -> None:

@@ -15,7 +15,7 @@ import urllib3
 
 from flux0.adapters.shared.limits import MAX_CONNECTIONS
 from flux0.adapters.urllib3.connection import (
-    TrackedConnection,
+    Urllib3Connection,
     current_exchange,
     is_unmodified,
     tracked_class,
@@ -38,7 +38,7 @@ def track(pool: Any) -> None:
     pool, flux0 does not know whether a request was sent.
     """
     connection_class: Any = pool.ConnectionCls
-    if issubclass(connection_class, TrackedConnection):
+    if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
         # A recorder has replaced the class attribute `ConnectionCls`. Delete the instance attribute

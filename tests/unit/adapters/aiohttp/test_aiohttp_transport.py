@@ -22,7 +22,7 @@ from aiohttp.client_proto import ResponseHandler
 from attrs import evolve
 
 from flux0 import Flux0
-from flux0.adapters.aiohttp.connection import TrackedConnection
+from flux0.adapters.aiohttp.connection import AiohttpConnection
 from flux0.adapters.aiohttp.transport import (
     AiohttpTransport,
     _make_session,  # pyright: ignore[reportPrivateUsage] - for a session with a small limit
@@ -329,7 +329,7 @@ def test_aiohttp_has_the_parts_that_the_adapter_replaces(*, users: bool) -> None
             response = await begun(transport, server.url)
             raw: Any = response.raw_response
             protocol = raw.connection.protocol
-            assert type(protocol) is TrackedConnection
+            assert type(protocol) is AiohttpConnection
             assert raw.connection.transport.get_protocol() is protocol
             server.release()
             assert await read(response.body) == b"second"
@@ -339,7 +339,7 @@ def test_aiohttp_has_the_parts_that_the_adapter_replaces(*, users: bool) -> None
     with ByteServer(HALF, OK) as server:
         asyncio.run(run(server))
         assert server.connections == 1
-    assert seen == ([ResponseHandler, TrackedConnection] if users else [])
+    assert seen == ([ResponseHandler, AiohttpConnection] if users else [])
 
 
 # --- requests
