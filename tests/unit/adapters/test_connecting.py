@@ -16,7 +16,7 @@ from attrs import evolve
 from requests.adapters import HTTPAdapter
 
 from flux0 import ClientClosed, Flux0, RequestsTransport, RetryConfig, Urllib3Transport
-from flux0.adapters.urllib3 import pools
+from flux0.adapters.urllib3 import transport
 from flux0.domain.errors import ConnectError, ConnectTimeout, PoolTimeout
 from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
@@ -152,7 +152,7 @@ def blocking_manager() -> Transport:
 @pytest.fixture(autouse=True)
 def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits the pools of the built-in manager to one connection."""
-    monkeypatch.setattr(pools, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
 
 
 over_blocking = pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
 from typing import Any, Final
 
@@ -52,7 +52,7 @@ class AiohttpExchange(Exchange):
                 data=BytesIO(body) if body and len(body) > _MAX_BYTES_BODY else body,
                 proxy=proxy,
                 middlewares=(self._call_middlewares, *users, self._call_aiohttp),
-                timeout=_client_timeout(self.timeout.connect),
+                timeout=aiohttp.ClientTimeout(connect=self.timeout.connect),
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=False,
@@ -119,11 +119,6 @@ class AiohttpExchange(Exchange):
         protocol.await_head(self.timeout.read)
         self.sent = True
         return await send(connection)
-
-
-@lru_cache(8)
-def _client_timeout(connect: float | None) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(connect=connect)
 
 
 class _StaleConnectionError(Exception):

@@ -57,12 +57,6 @@ Body = TypeVar("Body")
 _PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
 
-class HttpResponse(Protocol):
-    """A response of httpx or httpx2. `HttpClient.send` returns it."""
-
-    status_code: int
-
-
 class _BuildsRequests(Protocol):
     def build_request(
         self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
@@ -75,7 +69,7 @@ class _BuildsRequests(Protocol):
 class HttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.Client` or `httpx2.Client` that flux0 calls."""
 
-    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
+    def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
         """Send a request, and return the response of the HTTP library."""
         ...
 
@@ -84,7 +78,7 @@ class HttpClient(_BuildsRequests, Protocol):
 class AsyncHttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.AsyncClient` or `httpx2.AsyncClient` that flux0 calls."""
 
-    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> HttpResponse:
+    async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
         """Send a request, and return the response of the HTTP library."""
         ...
 

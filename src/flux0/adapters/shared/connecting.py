@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from errno import ECONNABORTED, EINPROGRESS, EWOULDBLOCK
 from functools import partial
-from selectors import EVENT_WRITE, DefaultSelector
 from time import monotonic
 from typing import Any, Final
 
 from attrs import frozen
 
 from flux0.adapters.shared.exchange import shut_down
+from flux0.adapters.shared.sending import wait
 from flux0.ports import Interrupt
 
 MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
@@ -87,10 +87,8 @@ class Connector:
         status = sock.connect_ex(address)
         self.interrupt.on_fire(partial(shut_down, sock))
         if status in (EINPROGRESS, EWOULDBLOCK):
-            with DefaultSelector() as selector:
-                selector.register(sock, EVENT_WRITE)
-                if not selector.select(timeout):
-                    raise TimeoutError
+            if wait(sock, timeout, write=True) == (False, False):
+                raise TimeoutError
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         # If the interrupt has shut the socket down, SO_ERROR is 0 on Linux. So set the error.
         if self.interrupt.fired:

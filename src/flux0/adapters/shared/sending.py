@@ -45,8 +45,10 @@ def wait(
     """
     try:
         if not hasattr(select, "poll"):  # Windows has no poll.
-            readable, writable, _ = select.select([sock] * read, [sock] * write, [], timeout)
-            return bool(readable), bool(writable)
+            # Windows reports a failure to connect as an exceptional condition.
+            reading, writing = [sock] * read, [sock] * write
+            readable, writable, failed = select.select(reading, writing, writing, timeout)
+            return bool(readable), bool(writable or failed)
         poll = select.poll()
         poll.register(sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
     except ValueError:  # A signal handler or another thread has closed the socket.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from math import inf
 from queue import Empty, Full
 from threading import TIMEOUT_MAX
 from time import monotonic
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
+from weakref import finalize
 
 import urllib3
 
-from flux0.adapters.shared.limits import MAX_CONNECTIONS
 from flux0.adapters.urllib3.connection import (
     Urllib3Connection,
     current_exchange,
@@ -23,20 +23,27 @@ from flux0.adapters.urllib3.connection import (
 from flux0.runtime.processes import call_with_lock
 from flux0.runtime.waker import Waker
 
-M = TypeVar("M", bound=urllib3.PoolManager)
-
 # Seconds between two checks of `interrupt.fired`, in a thread that waits for a slot of the user's
 # pool.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 
-def track(pool: Any) -> None:
+def track(pool: Any, size: int | None = None) -> None:
     """Make `pool` open tracked connections only, and close its idle untracked connections.
 
-    If a recorder such as vcrpy has replaced the connection class of the pool, the pool is not
-    changed, because the recorder may replay a response without sending the request. With such a
+    If a recorder such as vcrpy has replaced the pool's connection class, its connections are not
+    tracked, because the recorder may replay a response without sending the request. With such a
     pool, flux0 does not know whether a request was sent.
+
+    Args:
+        pool: A pool of urllib3.
+        size: The number of slots of a built-in pool; None for a pool of the user. Create a built-in
+            pool with `maxsize=1`, because urllib3 adds the slots to its queue one by one, and 1,000
+            slots would take longer than a call.
     """
+    if size is not None and isinstance(pool.pool, pool.QueueCls):
+        slots = pool.pool = Slots(size)
+        finalize(pool, slots.close)  # urllib3 does it for its queue, too.
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
@@ -46,11 +53,9 @@ def track(pool: Any) -> None:
         del pool.ConnectionCls
     elif is_unmodified(connection_class):
         pool.ConnectionCls = tracked_class(connection_class)
-        if pool.pool is None:  # The user has closed the pool.
-            return
-        if not isinstance(pool.pool, (Slots, _UserSlots)):
+        if isinstance(pool.pool, pool.QueueCls):
             pool.pool = _UserSlots(pool.pool)
-        if pool.num_connections:
+        if pool.num_connections and pool.pool is not None:  # None: the user has closed the pool.
             _close_idle(pool.pool)
 
 
@@ -75,13 +80,13 @@ class Slots:
     `Interrupt.fire` ends the wait for a slot.
 
     Args:
-        maxsize: The largest number of slots. urllib3 adds this number of free slots.
+        size: The number of slots.
     """
 
-    def __init__(self, maxsize: int) -> None:
-        self._maxsize = maxsize
+    def __init__(self, size: int) -> None:
+        self._size = size
         # Single operations of a `list` and of a `deque` are atomic.
-        self._slots: list[Any] = []
+        self._slots: list[Any] = [None] * size
         self._waiting: deque[Waker] = deque()
         self._closed = False
 
@@ -123,7 +128,7 @@ class Slots:
         If a call is interrupted by Ctrl-C before it gets a slot, urllib3 nevertheless returns a
         free slot. Therefore, a surplus slot is dropped, and its connection is closed.
         """
-        if len(self._slots) < self._maxsize:
+        if len(self._slots) < self._size:
             self._slots.append(slot)
             self._wake_next()
         elif slot is not None:
@@ -146,18 +151,6 @@ class Slots:
     def _wake_next(self) -> None:
         with suppress(IndexError):
             self._waiting.popleft().wake()
-
-
-class ManySlots(Slots):
-    """The `MAX_CONNECTIONS` slots of a pool that is created with `maxsize=1`.
-
-    Adding `MAX_CONNECTIONS` slots one by one would take longer than a call. Therefore, a new object
-    contains all slots except the one slot that urllib3 adds.
-    """
-
-    def __init__(self, maxsize: int) -> None:
-        super().__init__(MAX_CONNECTIONS)
-        self._slots += [None] * (MAX_CONNECTIONS - maxsize)
 
 
 class _UserSlots:
@@ -196,22 +189,6 @@ class _UserSlots:
                 slot.close()
 
 
-def with_slots(manager: M, slots: type[Any]) -> M:
-    """Replace the queues in the pools of a built-in manager by `slots`, and return `manager`."""
-    classes: dict[str, Any] = manager.pool_classes_by_scheme
-    manager.pool_classes_by_scheme = {
-        scheme: _pool_class(pool_class, cast("Any", slots))
-        for scheme, pool_class in classes.items()
-    }
-    return manager
-
-
-@cache
-def _pool_class(base: Any, slots: type[Any]) -> Any:
-    is_done = issubclass(base.QueueCls, Slots)
-    return base if is_done else type(base.__name__, (base,), {"QueueCls": slots})
-
-
 def close_pools(manager: urllib3.PoolManager) -> None:
     """Close the idle connections of a pool manager, and remove its pools. Never waits for a lock.
 
@@ -219,7 +196,7 @@ def close_pools(manager: urllib3.PoolManager) -> None:
     object refers to the pool, such as an exception that the user has stored.
 
     Args:
-        manager: A pool manager that `with_slots` has changed.
+        manager: A built-in pool manager; see `track`.
     """
     call_with_lock(manager.pools.lock, partial(_close_pools, manager))
 
@@ -230,5 +207,5 @@ def _close_pools(manager: urllib3.PoolManager) -> None:
     manager.clear()
     for pool in pools:
         slots, pool.pool = pool.pool, None  # From now on, urllib3 raises `ClosedPoolError`.
-        if slots is not None:  # Another thread may have closed the pool meanwhile.
+        if isinstance(slots, Slots):  # Otherwise, the pool was not used yet, or is closed.
             slots.close()

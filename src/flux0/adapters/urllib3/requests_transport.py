@@ -38,7 +38,7 @@ from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
 from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3
-from flux0.adapters.urllib3.pools import Slots, close_pools, track, with_slots
+from flux0.adapters.urllib3.pools import close_pools, track
 from flux0.domain.errors import (
     ConnectError,
     Flux0Error,
@@ -120,7 +120,7 @@ def _make_session() -> requests.Session:
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
     session.auth = lambda prepared: prepared  # If `auth` is None, requests reads .netrc.
     for prefix in ("https://", "http://"):
-        session.mount(prefix, _TrackingAdapter(pool_maxsize=MAX_IDLE_CONNECTIONS))
+        session.mount(prefix, _TrackingAdapter(pool_maxsize=1))  # See `track`.
     return session
 
 
@@ -200,13 +200,6 @@ def _prepare(session: requests.Session, request: Request) -> Any:
 class _TrackingAdapter(HTTPAdapter):
     """The adapter of the built-in session. Its pools have `Slots` and open tracked connections."""
 
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        with_slots(self.poolmanager, Slots)
-
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        return with_slots(super().proxy_manager_for(proxy, **options), Slots)
-
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
@@ -240,7 +233,7 @@ def _tracked_pool(
         adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
     except (HTTPError, OSError) as error:  # The errors of `requests` are OSErrors.
         raise failure(ConnectError, error, Timeout()) from error
-    track(pool)
+    track(pool, MAX_IDLE_CONNECTIONS if isinstance(adapter, _TrackingAdapter) else None)
     return pool
 
 

@@ -18,7 +18,8 @@ The steps of one request:
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -27,19 +28,19 @@ from urllib3.util import make_headers, parse_url
 
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
-from flux0.adapters.shared.limits import ACCEPT_ENCODING
+from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_CONNECTIONS
 from flux0.adapters.shared.misplaced import transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
 from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3
-from flux0.adapters.urllib3.pools import ManySlots, close_pools, track, with_slots
+from flux0.adapters.urllib3.pools import close_pools, track
 from flux0.domain.errors import ConnectError, mark_user_error
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response
 from flux0.runtime.processes import PerProcess, fork_lock
 
-_POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}  # See `ManySlots`.
+_POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}  # See `track`.
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
@@ -69,8 +70,7 @@ class Urllib3Transport:
 
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
-        connections = self._connections.get()
-        timeout = request.timeout
+        connections, timeout = self._connections.get(), request.timeout
         try:
             opener, target = connections.opener_for(request.url)
         except urllib3.exceptions.HTTPError as error:
@@ -83,10 +83,10 @@ class Urllib3Transport:
                     redirect=False,
                     assert_same_host=False,
                     body=request_body(request.body),
-                    headers=_headers(request, connections.manager),
+                    headers=_headers(request, opener.headers),
                     retries=_NO_RETRIES,
                     preload_content=False,
-                    timeout=_timeout(timeout.connect, timeout.read),
+                    timeout=urllib3.Timeout(connect=timeout.connect, read=timeout.read),
                     pool_timeout=timeout.pool,
                 )
             except Exception as error:
@@ -109,57 +109,49 @@ class _Connections:
     """The connections of one process.
 
     Attributes:
-        manager: The user's pool manager, or the built-in one.
         bodies: The bodies that are being read.
     """
 
     def __init__(self, user_manager: urllib3.PoolManager | None) -> None:
-        built_in = user_manager is None
-        if user_manager is None:
-            self.manager = with_slots(urllib3.PoolManager(**_POOL), ManySlots)
-        else:
-            self.manager = user_manager
         self.bodies = OpenBodies()
+        built_in = user_manager is None
         self._proxies = EnvironmentProxies("urllib3", PYSOCKS_SCHEMES) if built_in else None
-        self._proxy_managers: dict[str, urllib3.PoolManager] = {}
+        self._size = MAX_CONNECTIONS if built_in else None
+        # The keys are URLs of proxies; None for connections without a proxy.
+        self._managers: dict[str | None, Any] = {} if built_in else {None: user_manager}
         self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
     def close(self) -> None:
         self._last_pool = None
-        for manager in (self.manager, *self._proxy_managers.copy().values()):
+        for manager in self._managers.copy().values():
             close_pools(manager)
         self.bodies.close()
 
     def opener_for(self, url: str) -> tuple[Any, str]:
         """Return the object whose `urlopen` sends a request to `url`, and the URL for `urlopen`."""
-        parts = urlsplit(url)
-        manager = self._manager_for(url)
-        if manager is not self.manager or self._proxies is None:
-            track(manager.connection_from_url(url))
+        proxy = None if self._proxies is None else self._proxies.proxy_for(url)
+        manager: Any = self._managers.get(proxy)
+        if manager is None:
+            manager = self._managers.setdefault(proxy, _make_manager(proxy))
+        if proxy is not None or self._proxies is None:
+            track(manager.connection_from_url(url), self._size)
             return manager, url
         # Call the pool directly, because PoolManager.urlopen would parse the URL for each request.
+        parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last_pool
         if last is None or last[0] != origin:
             last = self._last_pool = origin, manager.connection_from_url(origin)
-        track(last[1])
+        track(last[1], self._size)
         path = parts.path or "/"
         return last[1], f"{path}?{parts.query}" if parts.query else path
 
-    def _manager_for(self, url: str) -> urllib3.PoolManager:
-        proxy = None if self._proxies is None else self._proxies.proxy_for(url)
-        if proxy is None:
-            return self.manager
-        manager = self._proxy_managers.get(proxy)
-        if manager is None:
-            manager = with_slots(_proxy_manager(proxy), ManySlots)
-            manager = self._proxy_managers.setdefault(proxy, manager)
-        return manager
 
-
-def _proxy_manager(proxy: str) -> urllib3.PoolManager:
-    parsed = parse_url(proxy)
+def _make_manager(proxy: str | None) -> urllib3.PoolManager:
+    parsed = parse_url(proxy or "")
     proxy_url = parsed._replace(auth=None).url
+    if proxy is None:
+        return urllib3.PoolManager(**_POOL)
     if proxy_url.startswith("socks"):
         with fork_lock:  # A forked child would inherit the locks of imported modules.
             from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
@@ -170,13 +162,8 @@ def _proxy_manager(proxy: str) -> urllib3.PoolManager:
     return urllib3.ProxyManager(proxy_url, proxy_headers=auth, **_POOL)
 
 
-@lru_cache(8)
-def _timeout(connect: float | None, read: float | None) -> urllib3.Timeout:
-    return urllib3.Timeout(connect=connect, read=read)
-
-
-def _headers(request: Request, manager: urllib3.PoolManager) -> dict[str, str]:
-    sources = manager.headers, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
+def _headers(request: Request, defaults: Mapping[str, str]) -> dict[str, str]:
+    sources = defaults, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
     # ProxyManager adds the fields Accept and Host, unless they are present with exactly these
     # names. Therefore use title case.
     headers = {name.title(): value for fields in sources for name, value in fields.items()}

@@ -17,9 +17,9 @@ import urllib3
 from attrs import evolve
 from requests.adapters import HTTPAdapter
 
-from flux0.adapters.urllib3 import pools
+from flux0.adapters.urllib3 import pools, transport as transport_module
 from flux0.adapters.urllib3.connection import Urllib3Exchange
-from flux0.adapters.urllib3.pools import ManySlots, Slots, close_pools, with_slots
+from flux0.adapters.urllib3.pools import Slots, close_pools
 from flux0.adapters.urllib3.requests_transport import RequestsTransport
 from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import PoolTimeout
@@ -73,7 +73,7 @@ def blocking_session() -> Transport:
 @pytest.fixture(params=[built_in, blocking_manager, blocking_session])
 def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Transport:
     """Return a transport whose pools have one slot."""
-    monkeypatch.setattr(pools, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(transport_module, "MAX_CONNECTIONS", 1)
     made: Transport = request.param()
     return made
 
@@ -102,7 +102,7 @@ def test_ctrl_c_before_a_call_gets_a_slot_does_not_affect_another_response(
 def test_built_in_pool_has_as_many_connections_as_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pools, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(transport_module, "MAX_CONNECTIONS", 3)
     with ByteServer(HALF) as server:
         transport = Urllib3Transport()
         request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=0.01))
@@ -120,8 +120,16 @@ def test_built_in_pool_has_as_many_connections_as_its_limit(
 # --- waiting for a slot
 
 
+def used_slots(size: int) -> Slots:
+    """Return slots that are all in use."""
+    slots = Slots(size)
+    for _ in range(size):
+        assert slots.get() is None
+    return slots
+
+
 def test_thread_waits_again_if_another_thread_takes_the_slot_first() -> None:
-    slots = Slots(1)
+    slots = used_slots(1)
 
     def put_and_take() -> None:
         slots.put(None)
@@ -132,7 +140,7 @@ def test_thread_waits_again_if_another_thread_takes_the_slot_first() -> None:
 
 
 def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -> None:
-    slots, next_waits = Slots(1), Event()
+    slots, next_waits = used_slots(1), Event()
 
     def wait_in_another_thread() -> object:
         with Urllib3Exchange(get("http://h")), before(WAITS, next_waits.set):
@@ -157,7 +165,7 @@ def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -
 
 def test_connection_that_is_returned_after_close_is_closed() -> None:
     with socket.socket() as idle, socket.socket() as used:
-        slots = Slots(2)
+        slots = used_slots(2)
         slots.put(idle)
         slots.close()
         slots.put(used)
@@ -166,7 +174,7 @@ def test_connection_that_is_returned_after_close_is_closed() -> None:
 
 def test_pool_that_is_already_closed_can_be_closed() -> None:
     """Another thread may close a pool while the transport is closed."""
-    manager = with_slots(urllib3.PoolManager(maxsize=1), ManySlots)
+    manager = urllib3.PoolManager(maxsize=1)
     manager.connection_from_url("http://127.0.0.1:1").close()
     close_pools(manager)
     assert not manager.pools
