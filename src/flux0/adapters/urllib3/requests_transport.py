@@ -172,7 +172,7 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
         finally:
             # Break a reference cycle: the response refers to the hooks, which refer to `recorder`.
             recorder.response = None
-    recorder.restore_location(response)
+    response.headers.update(recorder.location)
     return response
 
 
@@ -241,15 +241,17 @@ class _HookRecorder:
     """Adds a hook before the user's hooks, and a hook after the user's hooks.
 
     The first hook records the response. If an error is raised afterwards, a hook of the user may
-    have raised it. The last hook removes the `location` header until `restore_location` is called.
+    have raised it. The last hook removes the header `location`, because with this header,
+    `requests` would read the whole body and close the response.
 
     Attributes:
         response: The response that the adapter returned, or None.
+        location: The removed headers.
     """
 
     def __init__(self, prepared: requests.PreparedRequest) -> None:
         self.response: requests.Response | None = None
-        self._location: str | None = None
+        self.location: dict[str, str] = {}
         hooks: list[Any] = prepared.hooks["response"]
         hooks.insert(0, self._record)
         hooks.append(self._hide_location)
@@ -258,13 +260,8 @@ class _HookRecorder:
         self.response = response
 
     def _hide_location(self, response: requests.Response, **_: Any) -> None:
-        # If the response had this header, `requests` would read the whole body and close the
-        # response.
-        self._location = response.headers.pop("location", None)
-
-    def restore_location(self, response: requests.Response) -> None:
-        if self._location is not None:
-            response.headers["location"] = self._location
+        if "location" in response.headers:
+            self.location["location"] = response.headers.pop("location")
 
 
 def _raw_response(response: requests.Response) -> Any:
