@@ -172,19 +172,15 @@ def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
 
 
 def _tuple(made: Converter, kind: Any) -> Hook:
-    item_kind = get_args(kind)[0]
-    item = made.get_structure_hook(item_kind)
-    list_kind: Any = list.__class_getitem__(item_kind)
-    # The explaining converter calls cattrs' hook for lists, because the errors of this hook contain
-    # the index of the wrong item. The hook accepts any iterable, so `structure` checks the type.
-    as_list = made.get_structure_hook(list_kind) if made.detailed_validation else None
+    # The errors of cattrs' hook for lists contain the index of the wrong item. The hook accepts any
+    # iterable, so `structure` checks the type.
+    list_kind: Any = list.__class_getitem__(get_args(kind)[0])
+    as_list = made.get_structure_hook(list_kind)
 
     def structure(value: Any, _: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise TypeMismatch("a list", value)
-        if as_list is not None:
-            return tuple(as_list(value, list_kind))
-        return tuple([item(each, item_kind) for each in value])  # pyright: ignore[reportUnknownVariableType]
+        return tuple(as_list(value, list_kind))
 
     return structure
 

@@ -119,7 +119,7 @@ class _Reader:
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
 
-        If `data` is None, the body has ended. Then set `finished`, and return None.
+        If `data` is None, the body has ended. Then return None, if the body is complete.
         """
         decoder = self._decoder
         if data is not None:
@@ -131,22 +131,20 @@ class _Reader:
             raise EOFError
         if decoder is not None:
             decoder.end()
-        self._mark_finished()
         return None
 
-    def _mark_finished(self) -> None:
-        self.finished = True
-
-    def _error_to_raise(
+    def _raise_translated(
         self, error: BaseException, timeout: float | None, *, closed: bool
-    ) -> TransportError | None:
-        """Return the error to raise in place of `error`; None to raise `error` itself.
+    ) -> None:
+        """Raise the flux0 error for `error`, if there is one.
 
         `closed` is True if the body was already closed when the error was raised.
         """
         if closed and isinstance(error, Exception):
-            return ConnectionInterrupted("the body was closed while it was read")
-        return self._translate_error(error, timeout)
+            raise ConnectionInterrupted("the body was closed while it was read") from error
+        translated = self._translate_error(error, timeout)
+        if translated is not None:
+            raise translated from error
 
 
 class AsyncBody(_Reader):
@@ -173,15 +171,14 @@ class AsyncBody(_Reader):
                     raise
                 piece = self._decode(data)
                 if piece is None:
+                    self.finished = True
                     self._finalizer.detach()
                     await self._source.finish()
         except BaseException as error:
             closed = self._mark_closed()
             await self._source.close()
-            translated = self._error_to_raise(error, timeout, closed=closed)
-            if translated is None:
-                raise
-            raise translated from error
+            self._raise_translated(error, timeout, closed=closed)
+            raise
         finally:
             self._read_lock.release()
         return piece
@@ -218,10 +215,6 @@ class SyncReader(_Reader):
         # down.
         self._end_lock = Lock()
 
-    def _mark_finished(self) -> None:
-        with self._end_lock:
-            super()._mark_finished()
-
     def read(self, timeout: float | None) -> bytes | None:
         """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
         self._owner.check()
@@ -236,16 +229,16 @@ class SyncReader(_Reader):
                     raise
                 piece = self._decode(data)
                 if piece is None:
+                    with self._end_lock:
+                        self.finished = True
                     self._source.finish()
         except BaseException as error:
             closed = self._mark_closed()
             self._released = True
             self._source.shut_down()
             self._source.release()
-            translated = self._error_to_raise(error, timeout, closed=closed)
-            if translated is None:
-                raise
-            raise translated from error
+            self._raise_translated(error, timeout, closed=closed)
+            raise
         finally:
             self._read_lock.release()
             # Another thread may have called `close` while this thread held the read lock.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from ipaddress import ip_address, ip_network
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from flux0.adapters.shared.failures import unusable_proxy
@@ -51,25 +51,17 @@ class EnvironmentProxies:
         return self._proxies[origin]
 
     def _find(self, origin: str) -> str | None:
-        try:
-            server = urlsplit(origin)
-            host, port = server.hostname or "", server.port
-        except ValueError:
-            return None  # The URL is invalid. The HTTP library raises an error later.
-        proxies = getproxies()
+        server, proxies = _parse(origin), getproxies()
+        if server is None:  # The HTTP library raises an error later.
+            return None
         proxy = proxies.get(server.scheme) or proxies.get("all")
-        if not proxy or _is_direct(host, port, proxies.get("no", "")):
+        if not proxy or _is_direct(server, proxies.get("no", "")):
             return None
         if "://" not in proxy:
             proxy = f"http://{proxy}"
         scheme, _, rest = proxy.partition("://")
         login, at, place = rest.rpartition("@")
-        try:
-            usable = scheme.lower() in self._schemes and bool(urlsplit(proxy).hostname)
-            usable = usable and urlsplit(proxy).port != 0
-        except ValueError:
-            usable = False
-        if not usable:
+        if _parse(proxy) is None or scheme.lower() not in self._schemes:
             raise unusable_proxy(
                 f"{self._library} cannot use the proxy {scheme}://{place} from the environment: "
                 "use a URL such as http://proxy:8080"
@@ -89,22 +81,27 @@ class EnvironmentProxies:
         return f"{scheme}://{login}:@{place}" if at and ":" not in login else proxy
 
 
-def _is_direct(host: str, port: int | None, exceptions: str) -> bool:
+def _parse(url: str) -> SplitResult | None:
+    """Return the parts of a URL; None if it is not valid or has no host."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0:
+            return parts
+    return None
+
+
+def _is_direct(server: SplitResult, exceptions: str) -> bool:
     """Return whether a server is excluded from the proxy by `NO_PROXY` or by the system."""
-    host = host.rstrip(".")
-    place = host if port is None else f"{host}:{port}"
+    host = (server.hostname or "").rstrip(".")
+    place = host if server.port is None else f"{host}:{server.port}"
     if proxy_bypass(place):
         return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        address = None
     # Accept IPv6 addresses in brackets, and host names with a dot at the end.
     for exception in re.sub(r"[\[\]]", "", exceptions.lower()).split(","):
         name = exception.strip().strip(".")
         if name and (f".{host}".endswith(f".{name}") or place == name):
             return True
-        with suppress(ValueError):  # `name` is a host name, not an IP network.
-            if address is not None and address in ip_network(name, strict=False):
+        with suppress(ValueError):  # `host` is not an address, or `name` is not a network.
+            if ip_address(host) in ip_network(name, strict=False):
                 return True
     return False
