@@ -111,12 +111,10 @@ class OpenTelemetry(Observer):
         """Start the span of a call or of a turn."""
         server, name, kind = _server(call), call.operation, SpanKind.INTERNAL
         attributes = server | _known(
-            {
-                "flux0.operation": call.operation,
-                "gen_ai.conversation.id": call.session_id,
-                "gen_ai.agent.id": call.agent_id,
-                "gen_ai.agent.name": call.agent_name,
-            }
+            ("flux0.operation", call.operation),
+            ("gen_ai.conversation.id", call.session_id),
+            ("gen_ai.agent.id", call.agent_id),
+            ("gen_ai.agent.name", call.agent_name),
         )
         if call.starts_turn:
             name, kind = _turn_name(call.agent_name), SpanKind.CLIENT
@@ -133,11 +131,9 @@ class OpenTelemetry(Observer):
         """Start the span of an attempt, and return header fields that propagate its context."""
         observed = self._calls[call]
         attributes = observed.server | _known(
-            {
-                "http.request.method": call.method,
-                "url.full": call.url,
-                "http.request.resend_count": number - 1 or None,
-            }
+            ("http.request.method", call.method),
+            ("url.full", call.url),
+            ("http.request.resend_count", number - 1 or None),
         )
         name, kind = f"{call.method} {call.route}", SpanKind.CLIENT
         span = self._tracer.start_span(name, observed.context, kind, attributes)
@@ -151,7 +147,7 @@ class OpenTelemetry(Observer):
         """End the span of an attempt, and record its duration."""
         observed = self._calls[call]
         context.detach(observed.attempt_token)
-        status = _known({"http.response.status_code": attempt.status_code})
+        status = _known(("http.response.status_code", attempt.status_code))
         observed.attempt.set_attributes(status)
         outcome = status | self._end_span(observed.attempt, _failure(attempt.error))
         attributes = {"http.request.method": call.method, **observed.server, **outcome}
@@ -179,13 +175,11 @@ class OpenTelemetry(Observer):
         observed = self._calls.pop(call)
         span, end = observed.span, observed.start + round(turn.seconds * 1e9)
         attributes = _known(
-            {
-                "gen_ai.agent.id": turn.agent_id,
-                "gen_ai.agent.name": turn.agent_name,
-                "flux0.turn.ending": turn.ending,
-                "flux0.turn.correlation_id": turn.correlation_id,
-                "flux0.turn.event_count": turn.event_count,
-            }
+            ("gen_ai.agent.id", turn.agent_id),
+            ("gen_ai.agent.name", turn.agent_name),
+            ("flux0.turn.ending", turn.ending),
+            ("flux0.turn.correlation_id", turn.correlation_id),
+            ("flux0.turn.event_count", turn.event_count),
         )
         span.set_attributes(attributes)
         span.update_name(_turn_name(turn.agent_name))
@@ -202,11 +196,9 @@ class OpenTelemetry(Observer):
         """Record the span of a tool call within the span of its turn."""
         call = timed.call
         attributes = _known(
-            {
-                "gen_ai.operation.name": "execute_tool",
-                "gen_ai.tool.name": call.tool_name,
-                "gen_ai.tool.call.id": call.tool_call_id,  # An agent may send null.
-            }
+            ("gen_ai.operation.name", "execute_tool"),
+            ("gen_ai.tool.name", call.tool_name),
+            ("gen_ai.tool.call.id", call.tool_call_id),  # An agent may send null.
         )
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
@@ -277,9 +269,9 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
 
 
-def _known(values: Mapping[str, str | int | None]) -> _Attributes:
+def _known(*attributes: tuple[str, str | int | None]) -> _Attributes:
     """Return the attributes whose values are not None."""
-    known = ((key, value) for key, value in values.items() if value is not None)
+    known = (attribute for attribute in attributes if attribute[1] is not None)
     return {key: value if type(value) is int else _utf8(value) for key, value in known}
 
 

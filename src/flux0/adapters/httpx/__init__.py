@@ -1,10 +1,8 @@
 """The transports over httpx and httpx2. Creating a transport imports its library."""
 
 from flux0.adapters.httpx.transport import (
-    AsyncHttpClient,
-    HttpClient,
-    Httpx2Transport,
-    HttpxTransport,
+    AsyncHttpClient as AsyncHttpClient,
+    HttpClient as HttpClient,
+    Httpx2Transport as Httpx2Transport,
+    HttpxTransport as HttpxTransport,
 )
-
-__all__ = ["AsyncHttpClient", "HttpClient", "Httpx2Transport", "HttpxTransport"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -81,10 +81,7 @@ class SyncConnection(HttpxConnection):
         self._sock.close()
 
     def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> SyncConnection:
         """Return a connection that uses TLS over this connection."""
         try:
@@ -176,21 +173,16 @@ class SyncBackend:
     httpcore_module: Any
 
     def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, **options: Any
     ) -> SyncConnection:
         """Return a new TCP connection; see `Connector`."""
         connect_by = None if timeout is None else time.monotonic() + timeout
-        exchange = current_exchange.get(None)
+        exchange, source = current_exchange.get(None), options.get("local_address")
         connector = Connector(
             timeout,
             Interrupt() if exchange is None else exchange.interrupt,
-            options=(*(socket_options or ()), _NO_DELAY),
-            source_address=None if local_address is None else (local_address, 0),
+            options=(*(options.get("socket_options") or ()), _NO_DELAY),
+            source_address=None if source is None else (source, 0),
         )
         with _connect_errors(self.httpcore_module):
             sock = connector.connect(host, port)

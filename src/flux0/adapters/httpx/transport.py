@@ -26,7 +26,7 @@ import weakref
 from collections.abc import AsyncIterator
 from functools import cache, partial
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.httpx.body import AsyncHttpxSource, SyncHttpxSource
 from flux0.adapters.httpx.cancellation import Uninterrupted
@@ -53,8 +53,6 @@ from flux0.runtime.event_loop import PerLoop, shielded
 from flux0.runtime.processes import PerProcess
 
 Body = TypeVar("Body")
-
-_PROXY_SCHEMES: Final = ("http", "https", "socks5", "socks5h")
 
 
 class _BuildsRequests(Protocol):
@@ -96,7 +94,8 @@ class HttpxFamilyTransport:
         _check_client("async_client", async_client, self._name, is_async=True)
         self._client = track_client(client, library)
         self._async_client = track_client(async_client, library)
-        self._proxies = EnvironmentProxies(self._name, _PROXY_SCHEMES)
+        schemes = "http", "https", "socks5", "socks5h"
+        self._proxies = EnvironmentProxies(self._name, schemes)
         create = partial(BuiltInClients, library)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
         weakref.finalize(self, _close_clients, self._built_in_clients)

@@ -1,5 +1,3 @@
-"""The codec, which converts between the server's JSON and models. It is based on cattrs."""
+"""The codec, which converts between the server's JSON and models."""
 
-from flux0.adapters.json.codec import JsonCodec
-
-__all__ = ["JsonCodec"]
+from flux0.adapters.json.codec import JsonCodec as JsonCodec

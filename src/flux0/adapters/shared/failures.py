@@ -18,7 +18,6 @@ from flux0.domain.errors import (
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Timeout
 
-_LOGIN_REQUIRED: Final = "407"
 _CLOSED: Final = "the server closed the connection before it was established"
 _TLS_CLOSED: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
@@ -46,9 +45,9 @@ def failure(
 
 def refused_by_proxy(status: str) -> ConnectError:
     """Return the error for a proxy that refused to connect and reported `status`."""
-    error = ConnectError(f"the proxy refused the connection: {status}")
-    error.permanent = status.startswith(_LOGIN_REQUIRED)
-    return error
+    problem = f"the proxy refused the connection: {status}"
+    needs_login = status.startswith("407")  # RFC 9110, section 15.5.8
+    return unusable_proxy(problem) if needs_login else ConnectError(problem)
 
 
 def login_rejected_by_proxy() -> ConnectError:

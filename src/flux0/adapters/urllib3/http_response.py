@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
@@ -115,7 +115,12 @@ class TrackedResponse(HTTPResponse):
                 self.length -= len(piece)
                 yield piece
         elif self.chunked:
-            surplus = yield from self._chunked_pieces()
+            chunks = Chunks()
+            while not chunks.ended:
+                yield chunks.feed(self._read())
+                if chunks.failure is not None:
+                    raise HTTPException(chunks.failure)
+            surplus = chunks.surplus
         else:
             while piece := self.fp.read1(_MAX_PIECE_BYTES):
                 yield piece
@@ -123,15 +128,6 @@ class TrackedResponse(HTTPResponse):
             shut_down(self.raw_socket)
         self.idle_since = monotonic()
         self.close()
-
-    def _chunked_pieces(self) -> Generator[bytes, None, bytes]:
-        """Yield the content of the chunks. Return the bytes that follow the end of the body."""
-        chunks = Chunks()
-        while not chunks.ended:
-            yield chunks.feed(self._read())
-            if chunks.failure is not None:
-                raise HTTPException(chunks.failure)
-        return chunks.surplus
 
     def _read(self) -> bytes:
         """Return the bytes received so far. Wait only if there are none."""

@@ -160,7 +160,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
                 raise  # A hook raised this error.
             if isinstance(error, requests.HTTPError) and error.response is not None:
                 return error.response  # A hook called raise_for_status.
-            if isinstance(error, exceptions.Timeout) and not _has_cause(error):
+            has_cause = any(isinstance(argument, Exception) for argument in error.args)
+            if isinstance(error, exceptions.Timeout) and not has_cause:
                 # An adapter of the user raised this error: it contains no error of urllib3, unlike
                 # the errors of requests' own HTTPAdapter.
                 raise failure(ReadTimeout, error, request.timeout) from error
@@ -203,8 +204,8 @@ class _TrackingAdapter(HTTPAdapter):
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
-        get = super().get_connection_with_tls_context
-        return _tracked_pool(self, get, request, verify=verify, proxies=proxies, cert=cert)
+        tls = {"verify": verify, "proxies": proxies, "cert": cert}
+        return _tracked_pool(self, super().get_connection_with_tls_context, request, tls)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -221,16 +222,14 @@ def _track_connections(session: requests.Session, prepared: Any, settings: Any) 
     if isinstance(adapter, HTTPAdapter) and not isinstance(adapter, _TrackingAdapter):
         _reject_retries(adapter)
         tls = {name: settings[name] for name in ("verify", "proxies", "cert")}
-        _tracked_pool(adapter, adapter.get_connection_with_tls_context, prepared, **tls)
+        _tracked_pool(adapter, adapter.get_connection_with_tls_context, prepared, tls)
 
 
-def _tracked_pool(
-    adapter: HTTPAdapter, get: Any, request: Any, *, verify: Any, proxies: Any, cert: Any
-) -> Any:
+def _tracked_pool(adapter: HTTPAdapter, get: Any, request: Any, tls: dict[str, Any]) -> Any:
     """Return the pool that `get` returns, after `track` has changed its connection class."""
     try:
-        pool = get(request, verify, proxies, cert)
-        adapter.cert_verify(pool, request.url, verify, cert)  # type: ignore[no-untyped-call]
+        pool = get(request, **tls)
+        adapter.cert_verify(pool, request.url, tls["verify"], tls["cert"])  # type: ignore[no-untyped-call]
     except (HTTPError, OSError) as error:  # The errors of `requests` are OSErrors.
         raise failure(ConnectError, error, Timeout()) from error
     track(pool, MAX_IDLE_CONNECTIONS if isinstance(adapter, _TrackingAdapter) else None)
@@ -290,7 +289,3 @@ def _is_about(error: BaseException, prepared: requests.PreparedRequest) -> bool:
         isinstance(error, exceptions.RequestException)
         and getattr(error.request, "url", None) == prepared.url
     )
-
-
-def _has_cause(error: Exception) -> bool:
-    return any(isinstance(each, Exception) for each in error.args)
