@@ -191,6 +191,7 @@ class IdleContract(Contract):
         shared = class_of(request)
         if _CALLS not in shared.stash:
             ending = ExitStack()
+            ending.callback(shared.stash.__delitem__, _CALLS)
             shared.addfinalizer(ending.close)
             shared.stash[_CALLS] = {each: self._start(each, ending) for each in self.backends}
         return shared.stash[_CALLS]
