@@ -40,10 +40,6 @@ if TYPE_CHECKING:
         to_dict as to_dict,
         to_json as to_json,
     )
-    from flux0.client.streams import (
-        AsyncEventStream as AsyncEventStream,
-        EventStream as EventStream,
-    )
     from flux0.domain.headers import Headers as Headers
     from flux0.domain.messages.accumulator import MessageAccumulator as MessageAccumulator
     from flux0.domain.retrying import (
@@ -55,6 +51,10 @@ if TYPE_CHECKING:
     from flux0.turn_store import TurnStore as TurnStore
     from flux0.turns.background_turn import BackgroundTurn as BackgroundTurn
     from flux0.turns.memory_store import MemoryTurnStore as MemoryTurnStore
+    from flux0.turns.streams import (
+        AsyncEventStream as AsyncEventStream,
+        EventStream as EventStream,
+    )
 
 # Maps each module to its public names, except the names of `flux0.models`.
 _NAMES = {
@@ -67,7 +67,7 @@ _NAMES = {
     "client.conversation": ["AsyncConversation", "Conversation"],
     "client.flux0": ["Flux0"],
     "client.json_form": ["from_dict", "to_dict", "to_json"],
-    "client.streams": ["AsyncEventStream", "EventStream"],
+    "turns.streams": ["AsyncEventStream", "EventStream"],
     "domain.headers": ["Headers"],
     "domain.messages.accumulator": ["MessageAccumulator"],
     "domain.retrying": ["BackoffStrategy", "RetryConfig", "RetryDetails"],

@@ -22,7 +22,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.stream_events import ChunkEvent
 from flux0.flows import CallRequest
 from flux0.ports import ServerSentEvent
-from flux0.usecases.turn import Turn
+from flux0.turns.turn import Turn
 
 REQUEST = CallRequest("POST", "http://127.0.0.1:8080/api/sessions/s/events/stream", Headers())
 _SIZES = {"300 B": 300, "2 kB": 2000, "1 MB": 1_000_000}

@@ -16,7 +16,7 @@ from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, Flow, Send
 from flux0.ports import Request, Response
-from flux0.usecases.turn import Turn
+from flux0.turns.turn import Turn
 from support.modes import run
 from support.transports import ASYNC, SYNC, Mode
 

@@ -10,12 +10,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
 
 from flux0.client.conversation import AsyncConversation, Conversation
-from flux0.client.options import TurnOptions, show_options
-from flux0.client.turn_reading import TaskReading, ThreadReading, TurnReading
-from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument, TurnRunning
 from flux0.domain.timeouts import duration
+from flux0.domain.uncopyable import Uncopyable
 from flux0.runtime.event_loop import has_ended
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
@@ -23,7 +21,9 @@ from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStore
 from flux0.turns.background_turn import BackgroundTurn
 from flux0.turns.memory_store import MemoryTurnStore
+from flux0.turns.turn_reading import TaskReading, ThreadReading, TurnReading
 from flux0.turns.turn_relay import wait_for_end, wait_for_end_async
+from flux0.usecases.options import TurnOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

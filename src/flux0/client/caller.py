@@ -9,9 +9,6 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from attrs import evolve
 
 from flux0.client.drivers import AsyncDriver, Driver
-from flux0.client.open_turns import OpenTurns
-from flux0.client.options import CallOptions, check_names
-from flux0.client.running_calls import RunningCalls
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
 from flux0.domain.headers import Headers
@@ -21,7 +18,10 @@ from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
 from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
+from flux0.turns.open_turns import OpenTurns
+from flux0.turns.running_calls import RunningCalls
 from flux0.usecases.call import ApiCall
+from flux0.usecases.options import CallOptions, check_names
 
 P = ParamSpec("P")
 T = TypeVar("T")

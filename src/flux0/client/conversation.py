@@ -6,17 +6,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, final
 
 from flux0.client.caller import Caller
-from flux0.client.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.client.resources import SessionsResource
-from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.client.unawaited import Unawaited, UnawaitedTurn
-from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, joined_history
 from flux0.domain.stored_models import Agent, Event, Participant, Session
+from flux0.domain.uncopyable import Uncopyable
+from flux0.turns.streams import AsyncEventStream, EventStream
+from flux0.usecases.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:

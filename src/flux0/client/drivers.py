@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from attrs import evolve, field, frozen
 
-from flux0.client.running_calls import RunningCall, RunningCalls
 from flux0.domain.errors import InvalidArgument, ReadTimeout, ResponseTooLarge, Sent
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, CallRequest, Effect, Flow, ReadBody, Send, Sleep
 from flux0.ports import AsyncTransport, ByteStream, Response, Time, Timeout, Transport
 from flux0.runtime.event_loop import StartLimit, call_soon, load_anyio, running_loop
 from flux0.runtime.waker import Waker
+from flux0.turns.running_calls import RunningCall, RunningCalls
 
 if TYPE_CHECKING:
     from anyio import CancelScope

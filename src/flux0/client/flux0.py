@@ -15,19 +15,19 @@ from flux0.client.conversation import (
     conversation_caller,
 )
 from flux0.client.layers import HeaderFunction, build_chain, split_headers
-from flux0.client.options import CallOptions, TurnOptions, check_names, show_options
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
-from flux0.client.uncopyable import Uncopyable
 from flux0.domain import arguments
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.domain.stored_models import Agent, Session
+from flux0.domain.uncopyable import Uncopyable
 from flux0.flows import Middleware
 from flux0.middleware.observing import Observers
 from flux0.observers import Observer
 from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.usecases.call import ApiCall
+from flux0.usecases.options import CallOptions, TurnOptions, check_names, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,7 +48,7 @@ _IMPORTED_IN_CALLS = (
     "base64",
     "email.utils",
     "flux0.client.json_form",
-    "flux0.client.relay",
+    "flux0.turns.relay",
     "flux0.runtime.threads",
     "http",
     "json",

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
-from flux0.client.options import CallOptions, TurnOptions, show_options
-from flux0.client.running_calls import CLIENT_CLOSED
-from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.client.turn_report import TurnReport
 from flux0.client.unawaited import UnawaitedTurn
-from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stored_models import Agent, Agents, Events, Session, Sessions
+from flux0.domain.uncopyable import Uncopyable
 from flux0.flows import CallRequest
+from flux0.turns.running_calls import CLIENT_CLOSED
+from flux0.turns.streams import AsyncEventStream, EventStream
+from flux0.turns.turn import Turn
+from flux0.turns.turn_report import TurnReport
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
-from flux0.usecases.turn import Turn
+from flux0.usecases.options import CallOptions, TurnOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +38,7 @@ class _Resource(Uncopyable):
 class AgentsResource(_Resource):
     """The server's agents, available as `client.agents`.
 
-    All methods accept the options of `flux0.client.options.CallOptions`, such as `timeout_ms` and
+    All methods accept the options of `flux0.usecases.options.CallOptions`, such as `timeout_ms` and
     `http_headers`. They change the client's settings for one call.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
@@ -118,7 +118,7 @@ class SessionsResource(_Resource):
     A session is one dialog with one agent. `Flux0.conversation` is the easier way to send messages
     and read replies.
 
-    All methods accept the options of `flux0.client.options.CallOptions`, such as `timeout_ms` and
+    All methods accept the options of `flux0.usecases.options.CallOptions`, such as `timeout_ms` and
     `http_headers`. They change the client's settings for one call.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the

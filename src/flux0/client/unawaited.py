@@ -7,8 +7,8 @@ from collections.abc import Callable, Coroutine, Generator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, final
 
-from flux0.client.streams import AsyncEventStream
 from flux0.runtime.event_loop import running_task
+from flux0.turns.streams import AsyncEventStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self

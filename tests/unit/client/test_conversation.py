@@ -30,7 +30,7 @@ from flux0.testing import (
 from support.in_memory import in_both_loops, in_every_mode, script, scripted_response as json_answer
 from support.modes import in_mode
 from support.transports import Mode
-from unit.client.test_streams import result_of
+from unit.turns.test_streams import result_of
 
 WEATHER = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [

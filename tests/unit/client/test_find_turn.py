@@ -34,7 +34,7 @@ from flux0.testing import (
 from support.in_memory import in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
-from unit.client.test_streams import result_of
+from unit.turns.test_streams import result_of
 
 POST = "sessions.create_event"
 LIST = "sessions.list_events"

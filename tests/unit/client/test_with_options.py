@@ -10,8 +10,8 @@ import pytest
 
 import flux0
 from flux0 import ClientClosed, Flux0, RetryConfig
-from flux0.client.options import TurnOptions
 from flux0.models import ConnectError
+from flux0.usecases.options import TurnOptions
 from support.in_memory import (
     SSE,
     chunk,

@@ -9,10 +9,6 @@ from threading import Lock
 from typing import Any, Final, Literal, TypeAlias
 from weakref import ref
 
-from flux0.client.life_cycle import LifeCycle, State, Step
-from flux0.client.turn_content import TurnContent
-from flux0.client.turn_report import TurnReport
-from flux0.client.uncopyable import Uncopyable
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import (
     AgentError,
@@ -30,9 +26,13 @@ from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
 from flux0.domain.safe_text import escaped
 from flux0.domain.stored_models import Events, Participant, ToolCall
 from flux0.domain.stream_events import StreamEvent
+from flux0.domain.uncopyable import Uncopyable
 from flux0.observers import TurnEnd
 from flux0.ports import Response
-from flux0.usecases.turn import Turn
+from flux0.turns.life_cycle import LifeCycle, State, Step
+from flux0.turns.turn import Turn
+from flux0.turns.turn_content import TurnContent
+from flux0.turns.turn_report import TurnReport
 
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 

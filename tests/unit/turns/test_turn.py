@@ -8,7 +8,7 @@ import pytest
 
 from flux0.domain import errors
 from flux0.domain.stream_events import ChunkEvent, StreamEvent
-from flux0.usecases.turn import Turn
+from flux0.turns.turn import Turn
 from support.in_memory import CORRELATION_ID, chunk, frame, new_turn
 
 UNKNOWN = frame("weather", {"sun": True})

@@ -11,8 +11,6 @@ from typing import Any, TypeVar, cast
 import anyio
 import pytest
 
-from flux0.client.streams import AsyncEventStream, EventStream
-from flux0.client.turn_report import TurnReport
 from flux0.client.unawaited import UnawaitedTurn
 from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
@@ -24,6 +22,8 @@ from flux0.flows import CallRequest
 from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
 from flux0.runtime.time import SystemTime
+from flux0.turns.streams import AsyncEventStream, EventStream
+from flux0.turns.turn_report import TurnReport
 from support.in_memory import (
     CORRELATION_ID,
     SSE,

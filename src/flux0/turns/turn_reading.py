@@ -9,13 +9,13 @@ from contextvars import copy_context
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, ReaderLost, TurnStopped
 from flux0.domain.stream_events import StreamEvent
 from flux0.middleware.logging import log_failed_background_turn
 from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task
 from flux0.runtime.processes import start_thread
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.turns.streams import AsyncEventStream, EventStream
 
 S = TypeVar("S", EventStream, AsyncEventStream)
 

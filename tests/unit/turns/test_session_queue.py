@@ -13,12 +13,12 @@ import anyio
 import pytest
 
 from flux0 import Flux0, RetryConfig
-from flux0.client.session_queue import SessionQueue, SessionQueues, ThreadSender
 from flux0.domain.errors import ConnectError
 from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.ports import Response
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
+from flux0.turns.session_queue import SessionQueue, SessionQueues, ThreadSender
 from support.forking import in_child
 from support.in_memory import (
     SSE,

@@ -30,8 +30,8 @@ from flux0.testing import AgentStep, CallTool, FakeTransport, Reason, Say
 from support.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
-from unit.client.test_streams import NO_EVENTS, open_sync, opened, result_of
 from unit.domain.messages.test_accumulator import CASES
+from unit.turns.test_streams import NO_EVENTS, open_sync, opened, result_of
 
 Case = dict[str, Any]
 

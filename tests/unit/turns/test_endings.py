@@ -25,7 +25,7 @@ from support.in_memory import (
 )
 from support.modes import in_mode
 from support.transports import Mode
-from unit.client.test_streams import result_of
+from unit.turns.test_streams import result_of
 
 
 def close_delimited(*pieces: bytes) -> Response[Any]:

@@ -2,7 +2,7 @@
 
 The inputs are the bytes of the body, the waits for them, the end of the body, and errors of the
 transport. The outputs are events, and the failure that ends the turn. The streams in
-`flux0.client.streams` do the I/O; the states of a stream are in `flux0.client.life_cycle`.
+`flux0.turns.streams` do the I/O; the states of a stream are in `flux0.turns.life_cycle`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, final
 
-from flux0.client.options import CallOptions, show_options
-from flux0.client.stream_state import CLOSED_EARLY, Reader, StreamState
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
@@ -22,6 +20,8 @@ from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
 from flux0.runtime.event_loop import Loop, running_loop, running_task
+from flux0.turns.stream_state import CLOSED_EARLY, Reader, StreamState
+from flux0.usecases.options import CallOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -173,7 +173,7 @@ class EventStream(StreamState):
             heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
                 comment keeps proxies from closing the connection. None means no comments.
         """
-        from flux0.client.relay import relay  # noqa: PLC0415 - rarely needed
+        from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
         return relay(
             lambda: self._events(self._claim(object())),
@@ -313,7 +313,7 @@ class AsyncEventStream(StreamState):
 
     def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
         """The async version of `EventStream.relay`."""
-        from flux0.client.relay import relay_async  # noqa: PLC0415 - rarely used
+        from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
         return relay_async(
             lambda: _Loop(self._next, self._leave, reader=self._claim(object())),

@@ -30,8 +30,8 @@ from flux0.testing import (
 from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
 from support.modes import in_mode
 from support.transports import Mode
-from unit.client.test_streams import open_async, open_sync
 from unit.domain.messages.test_accumulator import CASES
+from unit.turns.test_streams import open_async, open_sync
 
 HEARTBEAT = b": heartbeat\n"
 TOOL = CallTool("weather", {"city": "SF"})

@@ -13,8 +13,6 @@ import pytest
 from attrs import define, field
 
 from flux0 import AsyncEventStream, EventStream, Flux0, HttpxTransport, RetryConfig
-from flux0.client.open_turns import OpenTurns
-from flux0.client.running_calls import RunningCalls
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -27,6 +25,8 @@ from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
+from flux0.turns.open_turns import OpenTurns
+from flux0.turns.running_calls import RunningCalls
 from support.forking import in_child
 from support.in_memory import (
     SSE,

@@ -16,16 +16,6 @@ from time import monotonic
 from typing import Final, TypeAlias
 from weakref import WeakValueDictionary
 
-from flux0.client.running_calls import CLIENT_CLOSED, RunningCalls
-from flux0.client.session_queue import (
-    Sender,
-    SessionKey,
-    SessionQueue,
-    SessionQueues,
-    TaskSender,
-    ThreadSender,
-)
-from flux0.client.streams import AsyncEventStream, EventStream
 from flux0.domain.errors import Flux0Error, ReadTimeout, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
 from flux0.runtime.event_loop import (
@@ -38,6 +28,16 @@ from flux0.runtime.event_loop import (
 )
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
+from flux0.turns.running_calls import CLIENT_CLOSED, RunningCalls
+from flux0.turns.session_queue import (
+    Sender,
+    SessionKey,
+    SessionQueue,
+    SessionQueues,
+    TaskSender,
+    ThreadSender,
+)
+from flux0.turns.streams import AsyncEventStream, EventStream
 
 # If a call has no `timeout_ms`, its message waits at most this many seconds for each earlier
 # message in the queue.

@@ -23,7 +23,7 @@ from support.in_memory import SSE, Script, chunk, in_every_mode, script
 from support.modes import in_mode
 from support.sending import over
 from support.transports import WAYS, Mode, Way
-from unit.client.test_endings import close_delimited, stored
+from unit.turns.test_endings import close_delimited, stored
 
 
 async def started(mode: Mode, *responses: Response[Any]) -> tuple[BackgroundTurn, Script]:
