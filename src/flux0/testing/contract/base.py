@@ -8,7 +8,6 @@ import gc
 from abc import ABC
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from time import monotonic
 from typing import Any, ClassVar, Final
 
 import pytest
@@ -25,8 +24,6 @@ _MAX_SHOWN: Final = 300  # The largest number of characters of a value in a mess
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
-# The time budget of a test class: the seconds that its tests may still wait for hung calls.
-_TIME_BUDGET = pytest.StashKey[float]()
 
 
 class Contract(ABC):
@@ -35,23 +32,21 @@ class Contract(ABC):
     # The backends in which each test runs once: `THREADS` for a sync transport, or anyio's names of
     # event loops, such as "asyncio", for an async transport.
     backends: ClassVar[tuple[str, ...]]
-    # Seconds after which a call counts as hung; see `hang_timeout`.
+    # Seconds after which a call counts as hung, so that its test fails.
     timeout: ClassVar[float] = DEFAULT_TIMEOUT
 
     def make_transport(self) -> Any:
         """Return a new transport with its default settings."""
         raise NotImplementedError(f"{type(self).__name__} must define make_transport()")
 
-    def make_harness(
-        self, transport: Any, backend: str, timeout: float, ending: ExitStack
-    ) -> Harness:
+    def make_harness(self, transport: Any, backend: str, ending: ExitStack) -> Harness:
         """Return a harness for `transport`. When `ending` is closed, the harness is closed, too."""
         servers = ending.enter_context(ExitStack())
         if backend == THREADS:
-            harness = Harness(BlockingAsAsync(transport), run_in_thread, timeout, servers)
+            harness = Harness(BlockingAsAsync(transport), run_in_thread, self.timeout, servers)
         else:
-            start = ending.enter_context(event_loop(backend, timeout))
-            harness = Harness(transport, start, timeout, servers)
+            start = ending.enter_context(event_loop(backend, self.timeout))
+            harness = Harness(transport, start, self.timeout, servers)
         ending.callback(harness.close)
         return harness
 
@@ -61,43 +56,18 @@ class Contract(ABC):
             metafunc.parametrize("backend", self.backends)
 
     @pytest.fixture
-    def hang_timeout(self, request: pytest.FixtureRequest) -> Iterator[float]:
-        """Seconds after which a call counts as hung: `timeout`.
-
-        When the tests in a class have waited `3 * timeout` seconds for hung calls, each further
-        test fails without running, so that a broken transport does not waste hours.
-        """
-        stash = class_of(request).stash
-        if stash.setdefault(_TIME_BUDGET, 3 * self.timeout) <= 0:
-            problem = "not run: the transport hung in too many earlier tests; see their failures"
-            pytest.fail(problem, pytrace=False)
-        started = monotonic()
-        yield self.timeout
-        # On a busy machine, tests without a hung call are slow, too, but not as slow as `timeout`.
-        if (lost := monotonic() - started) >= self.timeout:
-            stash[_TIME_BUDGET] -= lost
-
-    @pytest.fixture
-    def new_harness(self, backend: str, hang_timeout: float) -> Iterator[Callable[[Any], Harness]]:
+    def new_harness(self, backend: str) -> Iterator[Callable[[Any], Harness]]:
         """A function that returns a new harness for a transport."""
         gc.freeze()  # Garbage collections are faster if they skip all existing objects.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
             ending.callback(gc.collect)  # Emits any ResourceWarning in this test, not later.
-            yield lambda transport: self.make_harness(transport, backend, hang_timeout, ending)
+            yield lambda transport: self.make_harness(transport, backend, ending)
 
     @pytest.fixture
     def harness(self, new_harness: Callable[[Any], Harness]) -> Harness:
         """A harness for the transport under test."""
         return new_harness(self.make_transport())
-
-
-def class_of(request: pytest.FixtureRequest) -> pytest.Class:
-    """Return pytest's node for the class that contains the running test."""
-    node: pytest.Item = request.node
-    found = node.getparent(pytest.Class)
-    assert found is not None
-    return found
 
 
 def check(value: object, required: object, subject: str) -> None:

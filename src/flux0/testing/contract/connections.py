@@ -221,7 +221,7 @@ class ReleaseContract(Contract):
 
     @pytest.mark.parametrize("surplus", _SURPLUS)
     def test_connection_with_surplus_bytes_is_not_reused(
-        self, harness: Harness, hang_timeout: float, surplus: str
+        self, harness: Harness, surplus: str
     ) -> None:
         """Surplus bytes must not become part of another response."""
         arrived = Event()
@@ -230,7 +230,7 @@ class ReleaseContract(Contract):
         )
         check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
-        assert arrived.wait(hang_timeout), "the server did not send the surplus bytes in time"
+        assert arrived.wait(self.timeout), "the server did not send the surplus bytes in time"
         check(harness.fetch(get(server.url)), b"second", "the body")
 
     def test_concurrent_requests_do_not_block_each_other(self, harness: Harness) -> None:
@@ -254,7 +254,7 @@ class ReleaseContract(Contract):
         check([pending.outcome() for pending in reading], [b"second"] * _MANY, "the bodies")
 
     def test_garbage_collection_at_any_moment_does_not_deadlock(
-        self, harness: Harness, backend: str, hang_timeout: float
+        self, harness: Harness, backend: str
     ) -> None:
         """The garbage collector may run in a thread that holds the pool's lock.
 
@@ -267,9 +267,9 @@ class ReleaseContract(Contract):
 
         def work() -> None:  # pragma: no cover - in the child
             ending = ExitStack()  # The stack is not closed: the child exits without cleanup.
-            harness = self.make_harness(self.make_transport(), backend, hang_timeout, ending)
+            harness = self.make_harness(self.make_transport(), backend, ending)
             for moment in _MOMENTS:
-                signal.setitimer(signal.ITIMER_REAL, hang_timeout)
+                signal.setitimer(signal.ITIMER_REAL, self.timeout)
                 gc.disable()
                 abandon(harness)
                 # The garbage collector runs when `moment` more objects have been created.
@@ -278,10 +278,10 @@ class ReleaseContract(Contract):
                 check(harness.fetch(get(server.url)), b"firstsecond", "the body")
             with ThreadPoolExecutor(2) as other_threads:
                 for _ in other_threads.map(abandon, [harness] * len(_MOMENTS)):
-                    signal.setitimer(signal.ITIMER_REAL, hang_timeout)
+                    signal.setitimer(signal.ITIMER_REAL, self.timeout)
                     check(harness.fetch(get(server.url)), b"firstsecond", "the body")
 
-        _run_in_child(work, hang_timeout)
+        _run_in_child(work, self.timeout)
 
     def test_closing_the_transport_closes_idle_connections(self, harness: Harness) -> None:
         """A second `close` has no effect. A later request succeeds or raises `ClientClosed`."""

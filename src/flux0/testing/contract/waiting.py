@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from functools import partial
 from gzip import compress
 from time import monotonic
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from attrs import evolve, frozen
 
 from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
-from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, class_of, fails, streams
+from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, Harness, Pending, get, post
 from flux0.testing.contract.responses import (
@@ -188,16 +188,17 @@ class IdleContract(Contract):
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
         """The calls of each backend. They are started before the class's first test."""
-        shared = class_of(request)
+        shared: Any = request.node.parent  # The test class.
         if _CALLS not in shared.stash:
             ending = ExitStack()
             ending.callback(shared.stash.__delitem__, _CALLS)
             shared.addfinalizer(ending.close)
             shared.stash[_CALLS] = {each: self._start(each, ending) for each in self.backends}
-        return shared.stash[_CALLS]
+        calls: dict[str, BackgroundCalls] = shared.stash[_CALLS]
+        return calls
 
     def _start(self, backend: str, ending: ExitStack) -> BackgroundCalls:
-        harness = self.make_harness(self.make_transport(), backend, self.timeout, ending)
+        harness = self.make_harness(self.make_transport(), backend, ending)
         body = harness.serve(http_response(WaitForRelease(), framing="chunked")).url
         pause = self.idle_test_seconds / 6
         slow = harness.serve(http_response(*(b"piece", Sleep(pause)) * 5, framing="chunked")).url
@@ -238,14 +239,12 @@ class IdleContract(Contract):
             f"{call} ended early: {here.calls[call].future.exception()!r}"
         )
 
-    @pytest.mark.usefixtures("hang_timeout")
     def test_whole_body_may_take_longer_than_the_timeout_of_each_read(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
         """Each read has the whole timeout that was passed to it."""
         check(background[backend].calls["slow-stream"].outcome(), b"piece" * 5, "the body")
 
-    @pytest.mark.usefixtures("hang_timeout")
     @pytest.mark.parametrize("call", ["paused-body", "paused-stream"])
     def test_read_timeout_of_the_request_does_not_apply_to_a_body(
         self, background: dict[str, BackgroundCalls], backend: str, call: str
@@ -253,7 +252,6 @@ class IdleContract(Contract):
         """The time between two pieces may exceed `Timeout.read`."""
         check(background[backend].calls[call].outcome(), b"firstsecond", "the body")
 
-    @pytest.mark.usefixtures("hang_timeout")
     def test_connection_idle_for_long_is_not_reused(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
