@@ -263,7 +263,7 @@ create_connection(
                 "interrupt.on_fire(Lock if connection._idle_since else connection.shut_down)"
             )
         },
-        ("test_interrupt_ends_the_wait_over_a_pooled_connection",),
+        ("test_interrupt_ends_the_wait_for_headers",),
     ),
     # --- concurrency
     "sends one request at a time": Bug(

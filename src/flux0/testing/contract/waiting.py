@@ -113,33 +113,23 @@ class InterruptContract(Contract):
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_sends", _ENDLESS_HEADS)
-    @pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
+    @pytest.mark.parametrize("fired", ["before", "meanwhile", "on-a-pooled-connection"])
     def test_interrupt_ends_the_wait_for_headers(
-        self, harness: Harness, server_sends: str, *, before: bool
+        self, harness: Harness, server_sends: str, fired: str
     ) -> None:
         """`Interrupt.fire` ends `send` with an error, even if `fire` was called before `send`."""
-        server = harness.serve(_ENDLESS_HEADS[server_sends])
+        pooled = fired == "on-a-pooled-connection"
+        server = harness.serve(*[http_response(b"ok")] * pooled, _ENDLESS_HEADS[server_sends])
+        if pooled:
+            check(harness.fetch(get(server.url)), b"ok", "the body")
         interrupt = Interrupt()
-        if before:
+        if fired == "before":
             interrupt.fire()
         sending = harness.start(evolve(get(server.url), interrupt=interrupt))
         if self.interruptible:
-            if not before:
-                server.wait_for_requests(1)
+            if fired != "before":
+                server.wait_for_requests(1 + pooled)
                 interrupt.fire()
-            with pytest.raises(TransportError):
-                sending.outcome()
-            server.wait_until_closed()
-
-    def test_interrupt_ends_the_wait_over_a_pooled_connection(self, harness: Harness) -> None:
-        """`Interrupt.fire` also ends the wait for a response over a reused connection."""
-        server = harness.serve(http_response(b"ok"), (WaitForRelease(),))
-        check(harness.fetch(get(server.url)), b"ok", "the body")
-        interrupt = Interrupt()
-        sending = harness.start(evolve(get(server.url), interrupt=interrupt))
-        if self.interruptible:
-            server.wait_for_requests(2)
-            interrupt.fire()
             with pytest.raises(TransportError):
                 sending.outcome()
             server.wait_until_closed()
