@@ -33,19 +33,18 @@ def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
     `message`, or the piped input, or both with a blank line between them.
     """
     stream = standard_input()
-    first = ""
-    rest: Iterable[str] = ()
     if lines:
-        stripped = (line.strip() for line in stream if not line.isspace())
-        first, rest = next(stripped, ""), stripped
-    elif message is None or message.strip():
-        piped = "" if stream.isatty() else stream.read().rstrip()
-        first = "\n\n".join(filter(None, (message, piped)))
+        messages: Iterator[str] = (line.strip() for line in stream if not line.isspace())
+    else:
+        is_blank = message is not None and not message.strip()
+        piped = "" if is_blank or stream.isatty() else stream.read().rstrip()
+        messages = iter(["\n\n".join(filter(None, (message, piped)))])
+    first = next(messages, "")
     if not first.strip():
         raise InvalidArgument(
             "message", "must not be empty: pass a message, or pipe text into the command"
         )
-    return chain([arguments.text("message", first)], rest)
+    return chain([arguments.text("message", first)], messages)
 
 
 def start_conversation(
