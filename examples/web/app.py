@@ -8,12 +8,14 @@ With a flux0 server:
 
     FLUX0_SERVER_URL=http://127.0.0.1:8080 python examples/web/app.py
 
+By default, turns are known in this process. If you run several, set FLUX0_REDIS_URL.
+
 `uv run examples/web/app.py` installs the packages first.
 """
 
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["fastapi", "flux0-client", "uvicorn"]
+# dependencies = ["fastapi", "flux0-client[redis]", "uvicorn"]
 # [tool.uv.sources]
 # flux0-client = { path = "../.." }
 # ///
@@ -27,13 +29,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
 from example_agent import in_memory_server
-from flux0 import AsyncConversation, Flux0, Flux0Error
+from flux0 import (
+    AsyncConversation,
+    BackgroundTurn,
+    BackgroundTurns,
+    Flux0,
+    Flux0Error,
+    RedisTurnStore,
+)
 from flux0.models import InvalidArgument
 
 STATIC = Path(__file__).parent / "static"
@@ -41,13 +50,16 @@ STATIC = Path(__file__).parent / "static"
 # One client for the process. It opens its first connection when it sends its first request.
 has_server = bool(os.environ.get("FLUX0_SERVER_URL"))
 client = Flux0() if has_server else Flux0(transport=in_memory_server())
+redis_url = os.environ.get("FLUX0_REDIS_URL")
+turns = BackgroundTurns(RedisTurnStore.from_url(redis_url) if redis_url else None)
 
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-    """Close the client when the application ends."""
+    """Stop the turns and close the client when the application ends."""
     async with client:
         yield
+        await turns.close_async()
 
 
 app = FastAPI(lifespan=lifespan)
@@ -98,10 +110,11 @@ async def start_session(user: User) -> dict[str, str]:
 
 
 @app.get("/sessions/{session_id}")
-async def stored_parts(conversation: OwnConversation) -> list[dict[str, str]]:
+async def stored_parts(conversation: OwnConversation, response: Response) -> list[dict[str, str]]:
     """Return the stored messages of a session, as the parts that `turn.js` builds from a stream."""
+    response.headers["cache-control"] = "no-store"
     return [
-        {"kind": kind, "text": text}
+        {"kind": kind, "text": text, "turn": event.correlation_id}
         for event in await conversation.history()
         for kind, text in parts_of(event)
     ]
@@ -123,7 +136,7 @@ def parts_of(event: Any) -> Iterator[tuple[str, str]]:
 class Message(BaseModel):
     """The body of a request that sends a message."""
 
-    text: Annotated[str, Field(min_length=1, max_length=10_000)]
+    text: Annotated[str, Field(pattern=r"\S", max_length=10_000)]
 
 
 EVENT_STREAM = {
@@ -135,13 +148,32 @@ EVENT_STREAM = {
 
 @app.post("/sessions/{session_id}/messages")
 async def send(conversation: OwnConversation, message: Message) -> StreamingResponse:
-    """Send a message to the agent, and stream its turn.
+    """Send a message to the agent, and stream its turn, which continues without the browser."""
+    return stream(await turns.start_async(conversation, message.text))
 
-    If the browser closes the connection, relay() closes the stream, and the server
-    cancels the agent.
-    """
-    stream = await conversation.send(message.text)
-    return StreamingResponse(stream.relay(), headers=EVENT_STREAM)
+
+@app.get("/sessions/{session_id}/turn")
+async def join(
+    conversation: OwnConversation,
+    last_event_id: Annotated[int | None, Header(ge=0)] = None,
+) -> Response:
+    """Stream the running turn, or the rest of a turn after an event; 204 if there is none."""
+    turn = await turns.join_async(conversation.session_id)
+    if turn is None or (last_event_id is None and not turn.is_running):
+        return Response(status_code=204, headers={"cache-control": "no-store"})
+    return stream(turn, last_event_id)
+
+
+@app.delete("/sessions/{session_id}/turn", status_code=204)
+async def stop(conversation: OwnConversation) -> None:
+    """Stop the running turn, in whichever process reads it."""
+    await turns.stop_async(conversation.session_id)
+
+
+def stream(turn: BackgroundTurn, after: int | None = None) -> StreamingResponse:
+    """Return a response with the events of a turn. The numbers of events belong to one turn."""
+    headers = {**EVENT_STREAM, "turn-id": turn.id}
+    return StreamingResponse(turn.relay_async(after=after), headers=headers)
 
 
 @app.exception_handler(Flux0Error)
@@ -154,4 +186,4 @@ async def show_error(_: Request, error: Flux0Error) -> JSONResponse:
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "8000"))
-    uvicorn.run(app, port=port, timeout_graceful_shutdown=3)
+    uvicorn.run(app, port=port, timeout_graceful_shutdown=1)

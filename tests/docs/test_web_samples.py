@@ -59,6 +59,10 @@ def example() -> Post:
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
         page.cookies = {} if user is None else {"guest": user}
         response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
+        if response.status_code in {401, 404}:  # The other routes have the same check.
+            path = f"/sessions/{session_id}/turn"
+            others = {page.request(method, path).status_code for method in ("GET", "DELETE")}
+            assert others == {response.status_code}
         return response.status_code, response.content
 
     return post

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,6 +25,8 @@ from flux0.testing import (
 )
 from support.browser import Browser, Page, find_browser
 from support.fake_over_http import FakeOverHTTP
+from support.redis_server import is_installed, redis_server
+from support.relay import Relay
 from support.web_example import web_example
 
 pytestmark = [
@@ -31,6 +35,14 @@ pytestmark = [
 
 IS_IDLE = "!document.getElementById('send').disabled"
 ERROR = "document.getElementById('error').textContent"
+RECORD_STATUS = """
+window.statuses = [];
+new MutationObserver((changes) => {
+  for (const { addedNodes } of changes) {
+    for (const { data } of addedNodes) window.statuses.push(data);
+  }
+}).observe(document.getElementById("status"), { childList: true });
+"""
 
 
 def send(page: Page, text: str) -> None:
@@ -47,6 +59,21 @@ def wait_for_text(page: Page, kind: str, text: str) -> None:
 
 def piece(text: str) -> SendChunk:
     return SendChunk("m1", [{"op": "add", "path": "/-", "value": text}])
+
+
+@contextmanager
+def second_tab(page: Page, browser: Browser, url: str | None = None) -> Generator[Page, None, None]:
+    """Open the chat of a page in another tab of the same visitor."""
+    with browser.page() as tab:
+        address = page.evaluate("location.href")
+        cookies = page.call("Network.getCookies")["cookies"]
+        tab.call("Network.setCookies", cookies=cookies)
+        tab.open(address if url is None else f"{url}?{urlsplit(address).query}")
+        yield tab
+
+
+def chat_of(page: Page) -> str:
+    return str(page.evaluate("document.getElementById('chat').innerText"))
 
 
 def test_text_streams_and_the_chat_continues_after_a_reload(
@@ -83,8 +110,118 @@ def test_stop_button_cancels_the_agent(
 
     wait_for_text(page, "stopped", "Stopped.")
     assert server.no_open_streams.wait(10)
+    page.wait_for(IS_IDLE)
+    assert page.evaluate("document.activeElement.id") == "text"
+    assert page.evaluate(ERROR) == ""
     send(page, "Hi")
     wait_for_text(page, "text", "Hello")
+
+
+def test_reload_in_the_middle_of_a_reply_continues_it(page: Page, fake: FakeTransport) -> None:
+    gate = Gate()
+    steps: list[AgentStep] = [Reason("Hm"), Say("First."), piece("Once "), gate, piece("upon")]
+    fake.script([*steps, Report("ready", event_id="m1")])
+    send(page, "Tell me a story")
+    wait_for_text(page, "text", "Once ")
+
+    page.open(page.evaluate("location.href"))
+
+    wait_for_text(page, "text", "Once ")
+    assert not page.evaluate(IS_IDLE)
+    gate.open()
+    wait_for_text(page, "text", "Once upon")
+    page.wait_for(IS_IDLE)
+    assert chat_of(page) == "Tell me a story\nHm\nFirst.\nOnce upon"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_two_tabs_show_the_same_turn_and_stop_ends_both(
+    processes: int, fake: FakeTransport, server: FakeOverHTTP, browser: Browser
+) -> None:
+    if processes == 2 and not is_installed():
+        pytest.skip("redis-server is not installed")
+    fake.script([piece("Once upon"), Gate()])
+    with ExitStack() as stack:
+        redis = stack.enter_context(redis_server()).url if processes == 2 else None
+        urls = [stack.enter_context(web_example(server.url, redis)) for _ in range(processes)]
+        page = stack.enter_context(browser.page())
+        page.open(urls[0])
+        send(page, "Tell me a story")
+        wait_for_text(page, "text", "Once upon")
+        tab = stack.enter_context(second_tab(page, browser, urls[-1]))
+        wait_for_text(tab, "text", "Once upon")
+
+        tab.click("#stop")
+
+        for each in (tab, page):
+            wait_for_text(each, "stopped", "Stopped.")
+            each.wait_for(IS_IDLE)
+            assert chat_of(each) == "Tell me a story\nOnce upon\nStopped."
+        assert server.no_open_streams.wait(10)
+
+
+def test_page_continues_the_reply_after_a_lost_connection(
+    browser: Browser, fake: FakeTransport, url: str
+) -> None:
+    gate = Gate()
+    fake.script([piece("Once "), gate, piece("upon"), Report("ready", event_id="m1")])
+    with Relay(urlsplit(url).port or 0) as relay, browser.page() as page:
+        page.open(relay.url)
+        send(page, "Tell me a story")
+        wait_for_text(page, "text", "Once ")
+        page.evaluate(RECORD_STATUS)
+
+        relay.cut_before(b"upon")
+        gate.open()
+
+        wait_for_text(page, "text", "Once upon")
+        page.wait_for(IS_IDLE)
+        assert "Reconnecting…" in page.evaluate("window.statuses")
+        assert chat_of(page) == "Tell me a story\nOnce upon"
+        assert page.evaluate(ERROR) == ""
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
+
+
+def test_blank_messages_are_not_sent_and_text_typed_meanwhile_is_kept(
+    page: Page, fake: FakeTransport
+) -> None:
+    send(page, "  ")
+    assert chat_of(page) == ""
+    assert "sessions.create_event" not in {call.operation for call in fake.calls}
+
+    gate = Gate()
+    fake.script([gate, piece("Hello")])
+    page.evaluate("document.getElementById('text').value = ''")
+    send(page, "Hi")
+    page.write("Next")
+    gate.open()
+    wait_for_text(page, "text", "Hello")
+    assert page.evaluate("document.getElementById('text').value") == "Next"
+
+
+def test_newest_text_is_visible_unless_the_user_has_scrolled_up(
+    page: Page, fake: FakeTransport
+) -> None:
+    page.resize(390, 500)
+    gates = Gate(), Gate()
+    lines = "line\n" * 40
+    fake.script([piece(lines), gates[0], piece(lines), gates[1], piece("End")])
+    send(page, "Hi")
+    wait_for_text(page, "text", lines)
+    hidden = (
+        "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight)"
+    )
+    hidden += "(document.getElementById('chat'))"
+    assert page.evaluate(hidden) < 2
+    assert page.evaluate("document.getElementById('stop').getBoundingClientRect().bottom") <= 500
+    gates[0].open()
+    wait_for_text(page, "text", lines * 2)
+    assert page.evaluate(hidden) < 2
+
+    page.evaluate("document.getElementById('chat').scrollTop = 100")
+    gates[1].open()
+    wait_for_text(page, "text", lines * 2 + "End")
+    assert page.evaluate("document.getElementById('chat').scrollTop") == 100
 
 
 @pytest.mark.parametrize(
@@ -111,6 +248,7 @@ def test_errors_are_visible(
     # If no event was received, the message stays in the input.
     kept = page.evaluate("document.getElementById('text').value")
     assert kept == ("Hi" if not steps else "")
+    assert page.evaluate("document.querySelector('.user.failed') !== null") == (not steps)
 
 
 @pytest.mark.parametrize("whose", ["another user's", "unknown"])

@@ -109,3 +109,16 @@ test("paths cannot change the prototypes of objects", async () => {
   await read(bodyOf(chunk(...paths.map((path) => add(path, 1)))));
   assert.equal({}.polluted, undefined);
 });
+
+test("a turn that was stopped has no error", async () => {
+  const stopped = 'id: 2\nevent: error\ndata: {"type": "TurnStopped", "message": "stopped"}\n\n';
+  const turn = await read(bodyOf(chunk(add("/-", "a")) + stopped));
+  assert.deepEqual(turn.parts.at(-1), { kind: "stopped", text: "Stopped." });
+  assert.equal(turn.error, "");
+});
+
+test("events have their numbers", async () => {
+  const ids = [];
+  for await (const { id } of readEvents(bodyOf("id: 7\nevent: new\ndata: 1\n\n"))) ids.push(id);
+  assert.deepEqual(ids, ["7"]);
+});

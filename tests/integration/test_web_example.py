@@ -18,7 +18,7 @@ def url(server: Flux0Server) -> Iterator[str]:
         yield url
 
 
-def test_turn_is_streamed_to_its_user_and_cancelled_when_the_browser_disconnects(
+def test_turn_continues_without_the_browser_until_its_user_stops_it(
     server: Flux0Server, url: str, fresh_name: str
 ) -> None:
     script = [{"text": "Hello"}, {"wait": fresh_name}]
@@ -32,8 +32,15 @@ def test_turn_is_streamed_to_its_user_and_cancelled_when_the_browser_disconnects
         with ada.stream("POST", path, json=message) as response:
             assert response.headers["content-type"].startswith("text/event-stream")
             assert any('"Hello"' in line for line in response.iter_lines())
+        turn = f"/sessions/{session}/turn"
+        with ada.stream("GET", turn) as response:
+            assert any('"Hello"' in line for line in response.iter_lines())
+        assert eve.delete(turn).status_code == 404
+        assert ada.delete(turn).status_code == 204
         server.wait_cancelled(fresh_name)
 
-        stored = ada.get(f"/sessions/{session}").json()
-        assert stored[0] == {"kind": "user", "text": message["text"]}
+        response = ada.get(f"/sessions/{session}")
+        assert response.headers["cache-control"] == "no-store"
+        stored = response.json()[0]
+        assert (stored["kind"], stored["text"]) == ("user", message["text"])
         assert eve.get(f"/sessions/{session}").status_code == 404

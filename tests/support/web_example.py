@@ -15,12 +15,13 @@ _ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
-def web_example(server_url: str | None) -> Generator[str, None, None]:
+def web_example(server_url: str | None, redis_url: str | None = None) -> Generator[str, None, None]:
     """Run the application on a free port, and yield its URL. Without a server, it uses a fake."""
     environment = {**os.environ, "PORT": "0"}
-    environment.pop("FLUX0_SERVER_URL", None)
-    if server_url is not None:
-        environment["FLUX0_SERVER_URL"] = server_url
+    for name, url in (("FLUX0_SERVER_URL", server_url), ("FLUX0_REDIS_URL", redis_url)):
+        environment.pop(name, None)
+        if url is not None:
+            environment[name] = url
     process = subprocess.Popen(
         [sys.executable, "examples/web/app.py"],
         cwd=_ROOT,

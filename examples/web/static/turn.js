@@ -1,6 +1,6 @@
 // Reads the turn of an agent: from the bytes of a response to texts and tool calls.
 
-/** Yield the server-sent events of `response.body`, each as {name, data}. */
+/** Yield the server-sent events of `response.body`, each as {id, name, data}. */
 export async function* readEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -19,15 +19,17 @@ function parseFrame(frame) {
     const [name] = line.split(":", 1); // Empty for comments, which keep the connection open.
     const value = line.slice(name.length + 1).replace(/^ /, "");
     if (name === "event") fields.event = value;
+    if (name === "id") fields.id = value;
     if (name === "data") fields.data.push(value);
   }
-  return { name: fields.event, data: JSON.parse(fields.data.join("\n")) };
+  return { id: fields.id, name: fields.event, data: JSON.parse(fields.data.join("\n")) };
 }
 
 /** The reply of the agent. Pass each event to `feed`, and show `parts`, `status` and `error`. */
 export class Turn {
   status = "";
   error = "";
+  isStopped = false;
   #messages = new Map(); // For each event_id, the kind and the document of the message.
 
   feed({ name, data }) {
@@ -38,6 +40,8 @@ export class Turn {
     } else if (name === "status") {
       this.status = data.data.status;
       if (this.status === "error") this.error = `The agent failed: ${asText(data.data.data ?? "no details")}`;
+    } else if (name === "error" && data.type === "TurnStopped") {
+      this.isStopped = true;
     } else if (name === "error") {
       this.error = data.message; // The connection between the application and the server failed.
     }
@@ -45,7 +49,8 @@ export class Turn {
 
   /** The parts of the reply so far, each as {kind, text}. */
   get parts() {
-    return [...this.#messages.values()].flatMap(({ kind, root }) => partsOf(kind, root));
+    const parts = [...this.#messages.values()].flatMap(({ kind, root }) => partsOf(kind, root));
+    return this.isStopped ? [...parts, { kind: "stopped", text: "Stopped." }] : parts;
   }
 }
 
