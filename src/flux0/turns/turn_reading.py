@@ -101,7 +101,11 @@ class ThreadReading(TurnReading[EventStream]):
     """Reads a turn in a daemon thread."""
 
     def _start(self, stream: EventStream) -> None:
-        run = partial(copy_context().run, self._read, stream)
+        context = copy_context()
+
+        def run() -> None:
+            context.run(self._read, stream)
+
         # The message was sent, so the error must not be a ConnectError.
         start_thread(run, "flux0-background-turn", ConnectionInterrupted)
 
@@ -134,6 +138,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
         super().__init__(create_log, on_end)
         self.loop: Loop = running_loop()
         self.log.loop = self.loop
+        # Keep a reference to the task: an event loop has only weak references to its tasks.
+        self._tasks: list[object] = []
 
     def lose(self) -> None:
         """End the turn, because its event loop has ended without ending its tasks."""
@@ -143,8 +149,7 @@ class TaskReading(TurnReading[AsyncEventStream]):
         self.end()
 
     def _start(self, stream: AsyncEventStream) -> None:
-        # Keep a reference to the task: an event loop has only weak references to its tasks.
-        self._task = start_task(partial(self._read, stream))
+        self._tasks.append(start_task(partial(self._read, stream)))
 
     async def _read(self, stream: AsyncEventStream) -> None:
         with self._reading(stream):

@@ -83,8 +83,8 @@ class Server:
     async def conversation(self) -> AsyncConversation:
         return await self.client.conversation_async(agent=self.fake.agent_id)
 
-    def stored_texts(self, conversation: AsyncConversation) -> list[str]:
-        """Return the texts of the agent that the fake has stored."""
+    def stored_by(self, conversation: AsyncConversation) -> list[str]:
+        """Return the text of each message of the agent that the fake has stored."""
         with Flux0(transport=self.fake) as client:
             history = client.conversation(session=conversation.session_id).history()
         return [event.text for event in history if event.source == "ai_agent"]
@@ -120,7 +120,7 @@ class Held:
 
 
 async def pause(mode: Mode) -> None:
-    """Let other threads or tasks run."""
+    """Wait shortly, so that other threads or tasks can run."""
     if mode == "sync":
         threading.Event().wait(0.001)
     else:
@@ -183,7 +183,7 @@ async def test_turn_is_read_to_its_end_without_a_reader(mode: Mode) -> None:
     gate.open()
     while (await joined_turn(server, conversation)).is_running:
         await pause(mode)
-    assert server.stored_texts(conversation) == ["It is", "sunny."]
+    assert server.stored_by(conversation) == ["It is", "sunny."]
     server.fake.assert_no_open_streams()
 
 
@@ -587,7 +587,7 @@ async def test_unreferenced_turns_are_read_to_their_end(mode: Mode) -> None:
     await reached(mode, gate)
     gc.collect()
     gate.open()
-    while len(server.stored_texts(conversation)) < 2:
+    while len(server.stored_by(conversation)) < 2:
         await pause(mode)
 
 

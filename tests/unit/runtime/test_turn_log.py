@@ -134,12 +134,11 @@ def interrupted() -> StreamInterrupted:
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_error_at_the_end_survives_json(error: Any) -> None:
+def test_error_at_the_end_survives_json(error: Flux0Error) -> None:
     copy: Any = LogEnd.from_json(LogEnd(error).to_json()).error
     assert type(copy) is type(error)
     assert str(copy) == str(error)
-    details: dict[str, Any] = vars(error)
-    names = details.keys() - {"_list_stored", "messages"}
+    names = set(vars(error)) - {"_list_stored", "messages"}
     assert {name: getattr(copy, name) for name in names} == {
         name: getattr(error, name) for name in names
     }

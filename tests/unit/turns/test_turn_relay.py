@@ -1,4 +1,4 @@
-"""Readers of a log: waiting, heartbeats, errors, and what unreferenced relays leave behind."""
+"""Readers of a log: waiting, heartbeats, errors, and unreferenced relays."""
 
 from __future__ import annotations
 
