@@ -175,7 +175,7 @@ class BackgroundTurns(Uncopyable):
             ClientClosed: This `BackgroundTurns` is closed. The message was not sent.
             Flux0Error: The errors of `Conversation.send`.
         """
-        arguments.instance("conversation", Conversation, conversation)
+        _check_conversation(Conversation, conversation, AsyncConversation, "start_async")
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
             previous = claim.take()
@@ -193,7 +193,7 @@ class BackgroundTurns(Uncopyable):
         **options: Unpack[TurnOptions],
     ) -> BackgroundTurn:
         """The async version of `start`."""
-        arguments.instance("conversation", AsyncConversation, conversation)
+        _check_conversation(AsyncConversation, conversation, Conversation, "start")
         reading, claim = self._prepare(TaskReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
             previous = await self._run(claim.take)
@@ -319,6 +319,13 @@ def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None
         reading.end()
         claim.undo()
         raise
+
+
+def _check_conversation(kind: type[Any], value: object, other: type[Any], method: str) -> None:
+    if isinstance(value, other):
+        problem = f"must be a {kind.__name__}, not {other.__name__}: call {method}"
+        raise InvalidArgument("conversation", problem)
+    arguments.instance("conversation", kind, value)
 
 
 def _stop_all(readings: Iterable[TurnReading[Any]]) -> None:

@@ -7,7 +7,8 @@ import gc
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Iterable
+import tracemalloc
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,7 @@ from flux0.testing import (
     Say,
     Truncate,
 )
+from support.cost import calls_made
 from support.forking import in_child
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import at_once, in_mode, run, unwrapped
@@ -688,8 +690,11 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     sent = len(server.fake.calls)
     other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
     wrong = await other.conversation_async(session=conversation.session_id)
-    with pytest.raises(InvalidArgument, match="conversation must be a "):
+    method = "call start_async" if mode == "sync" else "call start"
+    with pytest.raises(InvalidArgument, match=f"conversation must be a .*Conversation: {method}$"):
         await server.turns.start_async(wrong, "Hi")
+    with pytest.raises(InvalidArgument, match="conversation must be a .*Conversation, not Flux0"):
+        await server.turns.start_async(other, "Hi")
     wait: Any = "wait"
     with pytest.raises(InvalidArgument, match="running must be"):
         await server.turns.start_async(conversation, "Hi", running=wait)
@@ -724,3 +729,45 @@ def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> N
         await server.turns.close_async()
 
     run(mode, call_sync_methods)
+
+
+def test_relayed_event_costs_no_more_than_an_event_of_a_stream() -> None:
+    server = Server("asyncio", Say("x" * 300, pieces=300))
+
+    async def relay_stream(conversation: AsyncConversation) -> AsyncIterator[bytes]:
+        return (await conversation.send("Hi")).relay()
+
+    async def relay_background(conversation: AsyncConversation) -> AsyncIterator[bytes]:
+        return (await server.turns.start_async(conversation, "Hi")).relay_async()
+
+    async def run_turn(start: Callable[[Any], Coroutine[Any, Any, AsyncIterator[bytes]]]) -> None:
+        pieces = await start(await server.conversation())
+        assert len(await gathered(pieces)) == 300
+
+    costs = [
+        calls_made(partial(asyncio.run, run_turn(start)))
+        for start in (relay_stream, relay_background, relay_stream, relay_background)
+    ]
+    assert costs[3] <= costs[2]
+
+
+def test_memory_of_kept_turns_is_little_more_than_their_bytes() -> None:
+    server = Server("sync", Say("x" * 80, pieces=80))
+    client = Flux0(transport=server.fake)
+
+    def run_turn() -> int:
+        conversation = client.conversation(agent=server.fake.agent_id)
+        turn = server.real.start(conversation, "Hi")
+        turn.wait()
+        return sum(map(len, turn.relay()))
+
+    run_turn()
+    tracemalloc.start()
+    try:
+        kept = sum(run_turn() for _ in range(20))
+        server.fake.reset()
+        gc.collect()
+        memory, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert memory < 1.5 * kept
