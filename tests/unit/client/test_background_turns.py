@@ -690,10 +690,10 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     sent = len(server.fake.calls)
     other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
     wrong = await other.conversation_async(session=conversation.session_id)
-    method = "call start_async" if mode == "sync" else "call start"
-    with pytest.raises(InvalidArgument, match=f"conversation must be a .*Conversation: {method}$"):
+    hint = "call start_async" if mode == "sync" else "call start"
+    with pytest.raises(InvalidArgument, match=f"conversation must be a .*Conversation: {hint}$"):
         await server.turns.start_async(wrong, "Hi")
-    with pytest.raises(InvalidArgument, match="conversation must be a .*Conversation, not Flux0"):
+    with pytest.raises(InvalidArgument, match=r"conversation must be a .*Conversation, not "):
         await server.turns.start_async(other, "Hi")
     wait: Any = "wait"
     with pytest.raises(InvalidArgument, match="running must be"):
