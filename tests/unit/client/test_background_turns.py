@@ -689,7 +689,7 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     conversation = await server.conversation()
     sent = len(server.fake.calls)
     other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
-    wrong = await other.conversation_async(session=conversation.session_id)
+    wrong = unwrapped(await other.conversation_async(session=conversation.session_id))
     hint = "call start_async" if mode == "sync" else "call start"
     with pytest.raises(InvalidArgument, match=f"conversation must be a .*Conversation: {hint}$"):
         await server.turns.start_async(wrong, "Hi")
