@@ -240,7 +240,7 @@ class DecodeError(Flux0Error):
         shown = f" in {shown_json(body)[:_EXCERPT_LENGTH]!r}" if body else ""
         super().__init__(f"{where}{problem}{shown}")
         self.field = field
-        self.body = body[:_EXCERPT_LENGTH]
+        self.body: str = body[:_EXCERPT_LENGTH]
 
 
 class StreamError(Flux0Error):

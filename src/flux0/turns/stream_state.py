@@ -55,7 +55,7 @@ class Reader:
     __slots__ = ("__weakref__", "owner")
 
     def __init__(self, owner: object) -> None:
-        self.owner = owner
+        self.owner: object = owner
 
 
 def _no_reader() -> None:
