@@ -68,7 +68,7 @@ def second_tab(page: Page, browser: Browser, url: str | None = None) -> Generato
         address = page.evaluate("location.href")
         cookies = page.call("Network.getCookies")["cookies"]
         tab.call("Network.setCookies", cookies=cookies)
-        tab.open(address if url is None else f"{url}?{urlsplit(address).query}")
+        tab.open(address if url is None else f"{url}?{urlsplit(address).query}")  # pyright: ignore[reportUnknownMemberType]
         yield tab
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from attrs import define, field
@@ -36,7 +36,7 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def client(self) -> Redis:
-        return Redis.from_url(self.url)
+        return Redis.from_url(self.url)  # pyright: ignore[reportUnknownMemberType] - of redis
 
     def start(self) -> None:
         files = ["--save", "", "--appendonly", "no", "--dir", "/tmp"]  # noqa: S108 - writes nothing
@@ -70,7 +70,7 @@ class RedisServer:
         with self.client() as client:
             while True:
                 try:
-                    client.ping()
+                    client.ping()  # pyright: ignore[reportUnknownMemberType] - of redis
                 except NotConnected:
                     assert self._process is not None
                     assert self._process.poll() is None, "redis-server has ended"
@@ -81,7 +81,7 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(*options: str) -> Iterator[RedisServer]:
+def redis_server(*options: str) -> Generator[RedisServer, None, None]:
     """Run a Redis server on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         server = RedisServer(free.getsockname()[1], options)

@@ -7,7 +7,7 @@ loop early closes the connection.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
@@ -213,7 +213,7 @@ class EventStream(StreamState):
         self._read, self._close_body = _read_nothing, _do_nothing
 
     @contextmanager
-    def _loop(self, reader: Reader | None = None) -> Iterator[None]:
+    def _loop(self, reader: Reader | None = None) -> Generator[None, None, None]:
         """Read the stream in a `with` block. Create a reader unless `reader` is passed."""
         reader = reader or self._claim(get_ident())
         later = False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 import pytest
 from attrs import define, field, frozen
@@ -51,9 +52,10 @@ def redis_stores() -> Generator[Stores, None, None]:
     with redis_server() as server, server.client() as client:
 
         def let_expire() -> None:
-            for key in client.scan_iter():
+            keys = cast("Iterator[bytes]", client.scan_iter())  # pyright: ignore[reportUnknownMemberType]
+            for key in keys:
                 assert 0 < client.pttl(key) <= (KEEP_SECONDS + 1) * 1000
-            client.flushall()
+            client.flushall()  # pyright: ignore[reportUnknownMemberType]
 
         first, second = (
             RedisTurnStore.from_url(server.url, keep_seconds=KEEP_SECONDS, lease_seconds=1.0)

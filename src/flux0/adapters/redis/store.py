@@ -78,7 +78,7 @@ class RedisTurnStore(TurnStore):
         arguments.text("url", url)
         timeout = lease_seconds / 2
         try:
-            client = Redis.from_url(
+            client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - of redis
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
