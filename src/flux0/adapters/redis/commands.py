@@ -76,6 +76,7 @@ class Batch:
         events: The events, one after the other.
         kept: The number of the oldest event that is kept.
         end: The encoded end of the turn; empty if it has not ended.
+        is_cut: Whether more events are available.
     """
 
     sent: int
@@ -84,6 +85,7 @@ class Batch:
     events: bytes
     kept: int
     end: bytes
+    is_cut: bool
 
 
 @final

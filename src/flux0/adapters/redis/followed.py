@@ -69,10 +69,12 @@ class FollowedTurn:
             del log  # Keep no reference while Redis is asked: the copy may be unreferenced.
             try:
                 reply = yield self._commands.read(self.name, first)
+                has_more = self.update(reply)
             except Exception:  # noqa: BLE001 - the client may be of another library
                 self._record_failure()
                 return
-            if not self.update(reply):
+            self._failing_since = None
+            if not has_more:
                 return
         # A newer copy of the same turn may have replaced this copy.
         if log is None and self._followed.get(self.name.id) is self:
@@ -86,7 +88,6 @@ class FollowedTurn:
         log = self.log()
         if log is None:
             return True
-        self._failing_since = None
         lease_ms = 0
         if reply:
             _, last, end, lease_ms, entries = reply

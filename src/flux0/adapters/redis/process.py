@@ -13,10 +13,11 @@ from flux0.adapters.redis.commands import Commands, Lease, TurnName, as_text, st
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.listener import Listener
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import Job, RedisClient, Steps, T, Worker
+from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
 
+_RUNNING: Final = "a turn of the session is running"
 _CLOSED: Final = "the store of background turns is closed"
 
 
@@ -57,7 +58,13 @@ class StoreProcess:
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the turn of the session; see `TurnStore.find`."""
-        return self._call(self._find(self._commands.session(session_id)))
+        session = self._commands.session(session_id)
+        try:
+            return self._call(self._find(session))
+        except TurnStoreError:
+            if (log := self._own_running_log(session)) is None:
+                raise
+            return log
 
     def close(self) -> None:
         """Publish the ends of the turns, end the copies of other turns, and end the threads."""
@@ -79,6 +86,9 @@ class StoreProcess:
         return self._worker.call(steps)
 
     def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
+        own = self._own_running_log(name.session)  # Redis may have lost its data.
+        if own is not None and refuse:
+            raise TurnRunning(_RUNNING)
         expected = evolve(name, id=as_text((yield self._commands.find(name.session))))
         while True:
             claim = self._commands.claim(name, log.max_bytes, expected, refuse=refuse)
@@ -87,7 +97,7 @@ class StoreProcess:
                 break
             expected = evolve(name, id=as_text(value))
         if as_text(result) == "running":
-            raise TurnRunning("a turn of the session is running")
+            raise TurnRunning(_RUNNING)
         published = PublishedTurn(
             name, log, self._commands, self._worker, self._lease, self._published
         )
@@ -95,7 +105,7 @@ class StoreProcess:
         published.is_released = log.is_ended
         self._published[name.id] = published
         self._worker.submit(published)
-        previous = (yield from self._join(expected)) if value else None
+        previous = (yield from self._join(expected)) if value else own
         return None if previous is None or previous.is_ended else previous
 
     def _release(self, name: TurnName, previous: TurnName) -> Steps[None]:
@@ -122,6 +132,10 @@ class StoreProcess:
                     self._worker.submit(followed)
         return log
 
+    def _own_running_log(self, session: str) -> TurnLog | None:
+        logs = (own.log for own in self._published.copy().values() if own.name.session == session)
+        return next((log for log in logs if not log.is_ended), None)
+
     def _known_log(self, turn_id: str) -> TurnLog | None:
         if (published := self._published.get(turn_id)) is not None:
             return published.log
@@ -139,6 +153,8 @@ class StoreProcess:
         try:
             for published in tuple(self._published.values()):
                 yield from published.steps()
+                if published in self._published.values():
+                    return  # Redis cannot be reached.
             self._listener.stop()
             yield self._commands.wake_listener()
         finally:
@@ -146,9 +162,11 @@ class StoreProcess:
 
     def _on_message(self, turn_id: str | None) -> None:
         """Check a turn after a message about it, or all turns if messages may have been lost."""
-        turns: dict[str, Job] = {**self._published.copy(), **self._followed.copy()}
-        for id_ in turns if turn_id is None else turns.keys() & {turn_id}:
-            self._worker.submit(turns[id_])
+        for turns in (self._published, self._followed):
+            jobs = turns.copy().values() if turn_id is None else (turns.get(turn_id),)
+            for job in jobs:
+                if job is not None:
+                    self._worker.submit(job)
 
     def _check_failure(self) -> None:
         """End the copies if the worker has been waiting for Redis for too long."""

@@ -29,6 +29,7 @@ class PublishedTurn:
         published: The turns of this process. The turn removes itself when Redis has its end.
 
     Attributes:
+        name: The name of the turn.
         log: The log of the turn.
         is_released: Whether the session must not have this turn.
     """
@@ -44,9 +45,9 @@ class PublishedTurn:
         lease: Lease,
         published: dict[str, PublishedTurn],
     ) -> None:
+        self.name: TurnName = name
         self.log: TurnLog = log
         self.is_released: bool = False
-        self._name = name
         self._commands = commands
         self._worker = worker
         self._lease = lease
@@ -63,7 +64,7 @@ class PublishedTurn:
             batch = self._next_batch()
             try:
                 reply = yield self._commands.append(
-                    self._name,
+                    self.name,
                     self.log.max_bytes,
                     batch,
                     is_released=self.is_released,
@@ -76,9 +77,10 @@ class PublishedTurn:
             self._obey(as_bytes(reply[1]))
             if batch.end and self._sent == batch.last:
                 self._worker.cancel_timer(self)
-                self._published.pop(self._name.id, None)
+                self._published.pop(self.name.id, None)
                 return
-            if self._sent == self.log.last and not self.log.is_ended:
+            if self._sent == batch.last and not batch.is_cut:
+                # `_on_change` is called after the next event, or was called in the meantime.
                 self._worker.set_timer(self, self._lease.renew_seconds)
                 return
 
@@ -109,9 +111,9 @@ class PublishedTurn:
                 break
         events = b"".join(available[:count])
         last = after + count if count else self._sent
-        is_end = end is not None and count == len(available)
-        encoded_end = end.to_json() if end is not None and is_end else b""
-        return Batch(self._sent, after + 1, last, events, kept, encoded_end)
+        is_cut = count < len(available)
+        encoded_end = b"" if end is None or is_cut else end.to_json()
+        return Batch(self._sent, after + 1, last, events, kept, encoded_end, is_cut)
 
     def _obey(self, request: bytes) -> None:
         """Stop the turn if this was requested, and not before."""

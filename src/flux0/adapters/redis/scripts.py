@@ -65,6 +65,7 @@ local present = redis.call('GET', session)
 local stored = redis.call('HGET', info, 'last')
 if not stored then
   stored = '0'
+  redis.call('DEL', log)
   redis.call('HSET', info, 'process', process, 'max_bytes', max_bytes, 'last', stored)
   if present and present ~= id then redis.call('HSET', info, 'stop', replaced) end
 end

@@ -20,6 +20,9 @@ Steps: TypeAlias = "Generator[Command, Any, T]"
 
 # The longest time in seconds for which a caller waits for Redis.
 _MAX_CALL_SECONDS: Final = 10.0
+# The shortest time in seconds between two pipelines of repeated jobs. A pipeline for each event
+# would cost more than reading the event.
+_MIN_INTERVAL: Final = 0.005
 _NEVER: Final = float("inf")
 
 
@@ -43,8 +46,8 @@ class Job(Protocol):
     """Work that sends commands.
 
     Attributes:
-        is_repeated: Whether the job is started again by a timer. While Redis cannot be reached,
-            such a job is started only by timers.
+        is_repeated: Whether the job is started often. It is delayed by some milliseconds after
+            other jobs, and until the next attempt if Redis cannot be reached.
     """
 
     is_repeated: bool
@@ -100,7 +103,7 @@ class Worker:
     def __init__(self, client: RedisClient, retry_seconds: float) -> None:
         self._client = client
         self._retry_seconds = retry_seconds
-        self._retry_at = 0.0
+        self._not_before = 0.0
         self._inbox: SimpleQueue[Job] = SimpleQueue()
         self._running: dict[Job, tuple[Steps[None], Command]] = {}
         # When to start repeated jobs, and the earliest of these times.
@@ -178,10 +181,10 @@ class Worker:
         except Empty:
             pass
         now = monotonic()
-        if now < self._retry_at:
+        if now < self._not_before:
             for job in [job for job in jobs if job.is_repeated]:
                 del jobs[job]
-                self.set_timer(job, self._retry_at - now)
+                self.set_timer(job, self._not_before - now)
         if now >= self._next_timer:
             for job in [job for job, moment in self._timers.items() if moment <= now]:
                 del self._timers[job]
@@ -202,7 +205,7 @@ class Worker:
             replies = [error] * len(commands)
         self._sending_since = None
         is_failing = all(isinstance(reply, Exception) for reply in replies)
-        self._retry_at = monotonic() + self._retry_seconds if is_failing else 0.0
+        self._not_before = monotonic() + (self._retry_seconds if is_failing else _MIN_INTERVAL)
         return replies
 
     def _continue(self, job: Job, steps: Steps[None], reply: object) -> None:
