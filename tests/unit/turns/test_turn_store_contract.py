@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import pytest
 from attrs import define, field, frozen
+from redis import Redis, RedisCluster
 
 from flux0.adapters.redis.store import RedisTurnStore
 from flux0.domain.errors import StreamIdleTimeout, TurnRunning, TurnTooLarge
@@ -15,9 +18,10 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.runtime.waker import Waker
 from flux0.turn_store import TurnStore
 from flux0.turns.memory_store import MemoryTurnStore
-from support.redis_server import is_installed, redis_server
+from support.redis_server import is_installed, redis_cluster, redis_server
 
 KEEP_SECONDS = 300.0
+LEASE_SECONDS = 1.0
 SESSION = "session-1"
 TIMEOUT = 20.0
 
@@ -44,37 +48,74 @@ def memory_stores() -> Generator[Stores, None, None]:
     store.close()
 
 
+@frozen(slots=False)  # for cached_property
+class Servers:
+    """The Redis server and the Redis Cluster of all tests. They start at the first use."""
+
+    folder: Path
+    stack: ExitStack
+
+    @cached_property
+    def single(self) -> str:
+        return self.stack.enter_context(redis_server(self.folder)).url
+
+    @cached_property
+    def cluster(self) -> str:
+        return self.stack.enter_context(redis_cluster(self.folder)).url
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[Servers, None, None]:
+    with ExitStack() as stack:
+        yield Servers(tmp_path_factory.mktemp("redis"), stack)
+
+
 @contextmanager
-def redis_stores() -> Generator[Stores, None, None]:
+def redis_stores(make: Callable[[], Redis | RedisCluster]) -> Generator[Stores, None, None]:
     """Two stores with threads and connections of their own, as in two processes."""
-    if not is_installed():
-        pytest.skip("redis-server is not installed")
-    with redis_server() as server, server.client() as client:
+    with make() as first, make() as second:
+        first.flushall()
 
         def let_expire() -> None:
-            keys = cast("Iterator[bytes]", client.scan_iter())  # pyright: ignore[reportUnknownMemberType]
-            for key in keys:
-                assert 0 < client.pttl(key) <= (KEEP_SECONDS + 1) * 1000
-            client.flushall()  # pyright: ignore[reportUnknownMemberType]
+            for key in first.scan_iter():
+                assert 0 < cast("int", first.pttl(key)) <= (KEEP_SECONDS + LEASE_SECONDS) * 1000
+            first.flushall()
 
-        first, second = (
-            RedisTurnStore.from_url(server.url, keep_seconds=KEEP_SECONDS, lease_seconds=1.0)
-            for _ in range(2)
+        one, other = (
+            RedisTurnStore(client, keep_seconds=KEEP_SECONDS, lease_seconds=LEASE_SECONDS)
+            for client in (first, second)
         )
-        yield Stores(first, second, let_expire)
-        first.close()
-        second.close()
+        yield Stores(one, other, let_expire)
+        one.close()
+        other.close()
 
 
-MAKERS: dict[str, Callable[[], AbstractContextManager[Stores]]] = {
-    "memory": memory_stores,
-    "redis": redis_stores,
+def over_redis(servers: Servers) -> AbstractContextManager[Stores]:
+    return redis_stores(lambda: Redis.from_url(servers.single))
+
+
+def over_redis_with_decoded_replies(servers: Servers) -> AbstractContextManager[Stores]:
+    return redis_stores(lambda: Redis.from_url(servers.single, decode_responses=True))
+
+
+def over_redis_cluster(servers: Servers) -> AbstractContextManager[Stores]:
+    return redis_stores(lambda: RedisCluster.from_url(servers.cluster))
+
+
+MAKERS: dict[str, Callable[[Servers], AbstractContextManager[Stores]]] = {
+    "memory": lambda _: memory_stores()
 }
+if is_installed():
+    MAKERS |= {
+        "redis": over_redis,
+        "redis with decoded replies": over_redis_with_decoded_replies,
+        "redis cluster": over_redis_cluster,
+    }
 
 
 @pytest.fixture(params=MAKERS)
-def stores(request: pytest.FixtureRequest) -> Generator[Stores, None, None]:
-    with MAKERS[request.param]() as made:
+def stores(request: pytest.FixtureRequest, servers: Servers) -> Generator[Stores, None, None]:
+    with MAKERS[request.param](servers) as made:
         yield made
 
 

@@ -119,7 +119,7 @@ class FollowedTurn:
         now = monotonic()
         if self._failing_since is None:
             self._failing_since = now
-        self._worker.set_timer(self, self._lease.renew_seconds)
+        self._worker.retry(self)
         self.check_failure(now - self._failing_since)
 
     def _check_lease(self, seconds: float) -> None:

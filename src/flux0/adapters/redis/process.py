@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import partial
 from os import urandom
+from time import monotonic
 from typing import Final, final
 
 from attrs import evolve
 
-from flux0.adapters.redis.commands import Commands, Lease, TurnName, as_text, stop_request
+from flux0.adapters.redis.commands import Command, Commands, Lease, TurnName, as_text, stop_request
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.listener import Listener
 from flux0.adapters.redis.published import PublishedTurn
@@ -32,6 +33,7 @@ class StoreProcess:
         self, client: RedisClient, prefix: str, keep_seconds: float, lease_seconds: float
     ) -> None:
         self._lease = Lease(lease_seconds)
+        self._keep_seconds = keep_seconds
         self._commands = Commands(prefix, urandom(12).hex(), keep_seconds, self._lease)
         tick_seconds = self._lease.renew_seconds
         self._worker = Worker(client, tick_seconds)
@@ -53,8 +55,9 @@ class StoreProcess:
         if published is not None:
             published.is_released = True
         id_ = "" if previous is None or previous.is_ended else previous.turn_id
-        name = self._name(session_id, log.turn_id)
-        self._worker.submit_steps(self._release(name, self._name(session_id, id_)))
+        name, previous_name = (self._name(session_id, each) for each in (log.turn_id, id_))
+        command = self._commands.release(name, previous_name)
+        self._worker.submit(_Release(command, self._worker, self._keep_seconds))
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the turn of the session; see `TurnStore.find`."""
@@ -107,9 +110,6 @@ class StoreProcess:
         self._worker.submit(published)
         previous = (yield from self._join(expected)) if value else own
         return None if previous is None or previous.is_ended else previous
-
-    def _release(self, name: TurnName, previous: TurnName) -> Steps[None]:
-        yield self._commands.release(name, previous)
 
     def _find(self, session: str) -> Steps[TurnLog | None]:
         id_ = as_text((yield self._commands.find(session)))
@@ -177,3 +177,26 @@ class StoreProcess:
 
     def _name(self, session_id: str, turn_id: str) -> TurnName:
         return TurnName(self._commands.session(session_id), turn_id)
+
+
+@final
+class _Release:
+    """The release of a claim. It is repeated until it succeeds.
+
+    If Redis did not respond to a claim, it may still receive the claim later.
+    """
+
+    def __init__(self, command: Command, worker: Worker, seconds: float) -> None:
+        # The first attempt is not delayed, so that later calls see its effect.
+        self.is_repeated: bool = False
+        self._command = command
+        self._worker = worker
+        self._ends = monotonic() + seconds
+
+    def steps(self) -> Steps[None]:
+        try:
+            yield self._command
+        except Exception:  # noqa: BLE001 - the client may be of another library
+            self.is_repeated = True
+            if monotonic() < self._ends:
+                self._worker.retry(self)

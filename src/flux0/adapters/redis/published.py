@@ -71,7 +71,7 @@ class PublishedTurn:
                     replaced=self._replaced,
                 )
             except Exception:  # noqa: BLE001 - the client may be of another library
-                self._worker.set_timer(self, self._lease.renew_seconds)
+                self._worker.retry(self)
                 return
             self._sent = int(reply[0])
             self._obey(as_bytes(reply[1]))

@@ -124,10 +124,6 @@ class Worker:
         """Start a job soon, unless it is running. Safe in any thread and in finalizers."""
         self._inbox.put(job)
 
-    def submit_steps(self, steps: Steps[object]) -> None:
-        """Run steps as a job, and ignore its result."""
-        self.submit(_Call(steps))
-
     def call(self, steps: Steps[T]) -> T:
         """Run steps as a job, wait for their end, and return their result.
 
@@ -145,6 +141,10 @@ class Worker:
         moment = monotonic() + seconds
         self._timers[job] = moment
         self._next_timer = min(self._next_timer, moment)
+
+    def retry(self, job: Job) -> None:
+        """Start the job again after a failure."""
+        self.set_timer(job, self._retry_seconds)
 
     def cancel_timer(self, job: Job) -> None:
         """Cancel the timer of the job, if there is one."""

@@ -1,0 +1,185 @@
+"""Processes that share background turns over Redis."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from threading import Thread
+from time import monotonic
+from typing import Any, Concatenate, ParamSpec, TypeVar, final
+
+import anyio
+
+from flux0 import BackgroundTurns, RedisTurnStore
+from flux0.domain.errors import TurnStopped
+from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.turns.turn_relay import LogReader, wait_for_end
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+TIMEOUT = 30.0
+
+
+def event(turn_id: str, number: int) -> bytes:
+    return f"id: {number}\nevent: chunk\ndata: {turn_id}, event {number}\n\n".encode()
+
+
+def turn_bytes(turn_id: str, count: int) -> bytes:
+    """Return the events of a turn, as `Turns.append` adds them."""
+    return b"".join(event(turn_id, number) for number in range(1, count + 1))
+
+
+@final
+class Turns:
+    """The turns of one process."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        self.store: RedisTurnStore = RedisTurnStore.from_url(url, **options)
+        self.turns: BackgroundTurns = BackgroundTurns(self.store)
+        self.logs: dict[str, TurnLog] = {}
+        self.relays: dict[str, tuple[Thread, list[bytes]]] = {}
+
+    def claim(self, session_id: str, turn_id: str, *, refuse: bool = False) -> str | None:
+        """Start a turn that this process reads. Return the id of the turn that it replaces."""
+        log = TurnLog(turn_id, 10**9, lambda why: log.finish(LogEnd(TurnStopped(why))))
+        previous = self.store.claim(session_id, log, refuse=refuse)
+        self.logs[turn_id] = log
+        if previous is None:
+            return None
+        self.logs[previous.turn_id] = previous
+        return previous.turn_id
+
+    def append(self, turn_id: str, count: int) -> None:
+        """Add events to a turn that this process reads."""
+        log = self.logs[turn_id]
+        for _ in range(count):
+            log.append(event(turn_id, log.last + 1))
+
+    def append_to_all(self, turn_ids: list[str], count: int) -> None:
+        """Add events to several turns, by turns."""
+        for _ in range(count):
+            for turn_id in turn_ids:
+                self.append(turn_id, 1)
+
+    def finish(self, turn_id: str) -> None:
+        self.logs[turn_id].finish(LogEnd(finished=True))
+
+    def stop(self, turn_id: str, reason: str) -> None:
+        self.logs[turn_id].stop(reason)
+
+    def wait_for_end(self, turn_id: str) -> str:
+        """Return the class and the message of the error at the end of a turn."""
+        log = self.logs[turn_id]
+        assert wait_for_end(log, TIMEOUT), "the turn did not end"
+        assert log.end is not None
+        return "" if log.end.error is None else f"{type(log.end.error).__name__}: {log.end.error}"
+
+    def find(self, session_id: str) -> str | None:
+        """Return the id of the turn of a session."""
+        log = self.store.find(session_id)
+        if log is None:
+            return None
+        self.logs[log.turn_id] = log
+        return log.turn_id
+
+    def relay(self, session_id: str, readers: int) -> None:
+        """Join the turn of a session several times, at the same time, and begin to relay it."""
+        relayed: list[bytes] = []
+
+        async def read() -> None:
+            turn = await self.turns.join_async(session_id)
+            assert turn is not None
+            self.logs[turn.id] = turn._log
+            relayed.append(b"".join([piece async for piece in turn.relay_async(heartbeat_ms=None)]))
+
+        async def read_all() -> None:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(readers):
+                    tasks.start_soon(read)
+
+        thread = Thread(target=anyio.run, args=(read_all,), daemon=True)
+        thread.start()
+        self.relays[session_id] = thread, relayed
+
+    def wait_for_events(self, turn_id: str, count: int) -> None:
+        """Wait until this process has the events of a turn."""
+        limit = monotonic() + TIMEOUT
+        while turn_id not in self.logs:
+            assert monotonic() < limit
+        log = self.logs[turn_id]
+        while log.last < count:
+            assert LogReader(log, log.last).wait(TIMEOUT), "no event was received"
+            assert not log.is_ended
+
+    def relayed(self, session_id: str) -> Counter[bytes]:
+        """Wait for the end of all relays, and return how often each content was relayed."""
+        thread, relayed = self.relays[session_id]
+        thread.join(TIMEOUT)
+        assert not thread.is_alive(), "the relays did not end"
+        return Counter(relayed)
+
+
+@final
+class TurnProcess:
+    """A process with its own store."""
+
+    def __init__(self, url: str, options: dict[str, Any]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=_run, args=(other, url, options))
+        self._process.start()
+        other.close()
+
+    def call(
+        self, method: Callable[Concatenate[Turns, P], R], *args: P.args, **options: P.kwargs
+    ) -> R:
+        """Call a method of `Turns` in the process."""
+        self._connection.send((method.__name__, args, options))
+        assert self._connection.poll(2 * TIMEOUT), f"{method.__name__} did not return"
+        reply: tuple[R, Exception | None] = self._connection.recv()
+        result, error = reply
+        if error is not None:
+            raise error
+        return result
+
+    def kill(self) -> None:
+        """Kill the process, as `kill -9` does."""
+        self._process.kill()
+        self._process.join()
+
+    def close(self) -> None:
+        """Close the store, and end the process."""
+        if self._process.is_alive():
+            self._connection.send(None)
+            self._process.join(TIMEOUT)
+            assert self._process.exitcode == 0
+        self._connection.close()
+
+
+@contextmanager
+def turn_processes(count: int, url: str, **options: Any) -> Iterator[list[TurnProcess]]:
+    """Start processes with stores."""
+    processes = [TurnProcess(url, options) for _ in range(count)]
+    try:
+        yield processes
+    except BaseException:
+        for process in processes:
+            process.kill()
+        raise
+    for process in processes:
+        process.close()
+
+
+def _run(connection: Connection, url: str, options: dict[str, Any]) -> None:
+    turns = Turns(url, options)
+    while (request := connection.recv()) is not None:
+        name, args, named = request
+        try:
+            connection.send((getattr(turns, name)(*args, **named), None))
+        except Exception as error:  # noqa: BLE001 - raised again in the calling process
+            connection.send((None, error))
+    turns.store.close()
