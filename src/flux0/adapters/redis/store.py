@@ -13,6 +13,7 @@ from flux0.runtime.processes import PerProcess
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStore
 
+_MIN_KEEP_SECONDS: Final = 1.0
 _MIN_LEASE_SECONDS: Final = 0.1
 
 
@@ -39,11 +40,9 @@ class RedisTurnStore(TurnStore):
         lease_seconds: float = 5.0,
     ) -> None:
         _check_client(client)
-        arguments.optional_text("prefix", arguments.instance("prefix", str, prefix))
-        arguments.interval("keep_seconds", keep_seconds)
-        if arguments.interval("lease_seconds", lease_seconds) < _MIN_LEASE_SECONDS:
-            problem = f"must be at least {_MIN_LEASE_SECONDS}, not {lease_seconds!r}"
-            raise InvalidArgument("lease_seconds", problem)
+        arguments.text("prefix", prefix)
+        _check_seconds("keep_seconds", keep_seconds, _MIN_KEEP_SECONDS)
+        _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
         self._client = client
         self._owns_client = False
         self._process = PerProcess(
@@ -75,11 +74,11 @@ class RedisTurnStore(TurnStore):
         except ModuleNotFoundError as error:
             problem = "RedisTurnStore needs the package redis: pip install 'flux0-client[redis]'"
             raise MissingDependency(problem) from error
-        arguments.text("url", url)
+        _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
         timeout = lease_seconds / 2
         try:
             client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - of redis
-                url,
+                arguments.text("url", url),
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 health_check_interval=lease_seconds,
@@ -112,18 +111,23 @@ class RedisTurnStore(TurnStore):
 
 
 def _check_client(client: object) -> None:
+    name = type(client).__name__
     if isinstance(client, str):
-        raise InvalidArgument("client", "is a str: call RedisTurnStore.from_url(url)")
-    if isclass(client):
-        name = client.__name__
-        raise InvalidArgument("client", f"is the class {name}: pass {name}()")
-    command = getattr(client, "execute_command", None)
-    if iscoroutinefunction(command):
+        problem = "is a str: call RedisTurnStore.from_url(url)"
+    elif isclass(client):
+        problem = f"is the class {client.__name__}: pass {client.__name__}()"
+    elif not hasattr(client, "execute_command"):
+        problem = f"must be a sync client, such as redis.Redis, not {name}"
+    elif iscoroutinefunction(client.execute_command):
         problem = (
-            "is an async client: pass a sync client, such as redis.Redis. Async code never waits "
-            "for it, because threads use it"
+            f"is an async {name}: pass a sync client, such as redis.Redis. The store uses it in "
+            f"its own threads, so it does not block async code"
         )
-        raise InvalidArgument("client", problem)
-    if command is None or not hasattr(client, "pubsub"):
-        kind = type(client).__name__
-        raise InvalidArgument("client", f"must be a client such as redis.Redis, not {kind}")
+    else:
+        return
+    raise InvalidArgument("client", problem)
+
+
+def _check_seconds(argument: str, seconds: object, smallest: float) -> None:
+    if arguments.interval(argument, seconds) < smallest:
+        raise InvalidArgument(argument, f"must be at least {smallest:g}, not {seconds!r}")

@@ -203,20 +203,22 @@ def test_lost_connections_lose_no_event_and_no_stop(
 ) -> None:
     reader, follower = processes
     reader.call(Turns.claim, "connections session", "connections turn")
+    reader.call(Turns.append, "connections turn", 10)
     follower.call(Turns.relay, "connections session", 1)
+    follower.call(Turns.wait_for_events, "connections turn", 10)
     with server.client() as client:
         for _ in range(10):
             client.client_kill_filter(_type="normal")
             reader.call(Turns.append, "connections turn", 10)
             client.client_kill_filter(_type="pubsub")
             reader.call(Turns.append, "connections turn", 10)
-        follower.call(Turns.wait_for_events, "connections turn", 200)
+        follower.call(Turns.wait_for_events, "connections turn", 210)
         client.client_kill_filter(_type="pubsub")
     follower.call(Turns.stop, "connections turn", "the stop button")
 
     assert reader.call(Turns.wait_for_end, "connections turn") == "TurnStopped: the stop button"
     (content,) = follower.call(Turns.relayed, "connections session")
-    assert content.startswith(turn_bytes("connections turn", 200) + b"event: error\n")
+    assert content.startswith(turn_bytes("connections turn", 210) + b"event: error\n")
 
 
 def test_hundreds_of_relays_share_two_connections_of_their_process(

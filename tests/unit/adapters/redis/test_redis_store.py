@@ -1,0 +1,330 @@
+"""`RedisTurnStore`: its arguments, threads and connections, and failures of Redis."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from redis import Redis
+
+from flux0 import BackgroundTurns, Flux0, RedisTurnStore
+from flux0.domain.errors import (
+    ClientClosed,
+    InvalidArgument,
+    MissingDependency,
+    TurnRunning,
+    TurnStoreError,
+)
+from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.testing import FakeTransport
+from flux0.turns.turn_relay import LogReader, wait_for_end
+from support.forking import in_child
+from support.redis_server import RedisServer, redis_server, wait_until
+from support.turn_processes import event, turn_bytes
+
+TIMEOUT = 20.0
+LEASE_SECONDS = 1.0
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared: RedisServer) -> RedisServer:
+    with shared.client() as client:
+        client.flushall()
+    return shared
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Iterator[RedisTurnStore]:
+    made = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def other(server: RedisServer) -> Iterator[RedisTurnStore]:
+    made = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)
+    yield made
+    made.close()
+
+
+def new_log(turn_id: str = "turn") -> TurnLog:
+    return TurnLog(turn_id, 10**6, lambda _: None)
+
+
+def claimed(store: RedisTurnStore, session_id: str = "session", turn_id: str = "turn") -> TurnLog:
+    log = new_log(turn_id)
+    assert store.claim(session_id, log, refuse=True) is None
+    return log
+
+
+def wait_for_events(log: TurnLog, count: int) -> None:
+    while log.last < count:
+        assert LogReader(log, log.last).wait(TIMEOUT)
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("flux0-redis") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("client", "problem"),
+    [
+        ("redis://127.0.0.1", "is a str: call RedisTurnStore.from_url(url)"),
+        (Redis, "is the class Redis: pass Redis()"),
+        (redis.asyncio.Redis(), "is an async Redis: pass a sync client, such as redis.Redis"),
+        (object(), "must be a sync client, such as redis.Redis, not object"),
+    ],
+)
+def test_other_clients_are_rejected(client: Any, problem: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        RedisTurnStore(client)
+    assert raised.value.argument == "client"
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"prefix": 1}, "prefix must be a str, not int"),
+        ({"keep_seconds": 0}, "keep_seconds must be at least 1, not 0"),
+        ({"lease_seconds": 0.01}, "lease_seconds must be at least 0.1, not 0.01"),
+        ({"lease_seconds": "5"}, "lease_seconds must be a number"),
+    ],
+)
+def test_invalid_options_are_rejected(options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
+        RedisTurnStore.from_url("redis://127.0.0.1", **options)
+    with Redis() as client, pytest.raises(InvalidArgument, match=problem):
+        RedisTurnStore(client, **options)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:6379", "redis://127.0.0.1:secret", "http://a", "", 1])
+def test_invalid_url_is_rejected_without_showing_it(url: Any) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        RedisTurnStore.from_url(url)
+    assert raised.value.argument == "url"
+    assert "secret" not in str(raised.value)
+
+
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    with pytest.raises(MissingDependency) as raised:
+        RedisTurnStore.from_url("redis://127.0.0.1")
+    assert str(raised.value).endswith("needs the package redis: pip install 'flux0-client[redis]'")
+
+
+def test_message_is_not_sent_if_redis_cannot_be_reached(tmp_path: Path) -> None:
+    fake = FakeTransport("Hi")
+    with redis_server(tmp_path) as server, Flux0(transport=fake) as client:
+        turns = BackgroundTurns(RedisTurnStore.from_url(server.url))
+        conversation = client.conversation(agent=client.agents.first())
+        server.stop()
+        with pytest.raises(TurnStoreError) as raised:
+            turns.start(conversation, "Hello")
+        assert raised.value.sent == "no"
+        assert isinstance(raised.value.__cause__, redis.ConnectionError)
+        assert not client.sessions.list_events(session_id=conversation.session_id)
+        turns.close()
+
+
+def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server:
+        stores = [RedisTurnStore.from_url(server.url, lease_seconds=2.0) for _ in range(2)]
+        store, other = stores
+        log = claimed(store)
+        assert other.find("session") is not None
+        server.pause()
+        late = new_log("late")
+        with pytest.raises(TurnStoreError):
+            other.claim("session", late, refuse=False)
+        late.finish(LogEnd())
+        other.release("session", late, None)
+        server.resume()
+
+        wait_until(lambda: (found := other.find("session")) is not None and found.turn_id == "turn")
+        assert store.find("session") is log
+        with server.client() as client:
+            wait_until(lambda: client.get("flux0:{session}") == b"turn")
+        for each in stores:
+            each.close()
+
+
+def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    with server.client() as client:
+        client.flushall()
+    with pytest.raises(TurnRunning):
+        store.claim("session", new_log("turn-2"), refuse=True)
+    assert store.claim("session", new_log("turn-2"), refuse=False) is log
+
+
+def test_turn_is_stopped_if_another_turn_was_started_while_redis_had_no_data(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    reasons: list[str] = []
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        log.finish(LogEnd())
+
+    log = TurnLog("turn", 1000, stop)
+    assert store.claim("session", log, refuse=True) is None
+    with server.client() as client:
+        client.flushall()
+        claimed(other, turn_id="turn-2")
+
+    assert wait_for_end(log, TIMEOUT)
+    assert reasons == ["another turn of the session was started while Redis could not be reached"]
+
+
+def test_copy_ends_if_redis_no_longer_has_its_events(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    log.append(event("turn", 1))
+    copy = other.find("session")
+    assert copy is not None
+    wait_for_events(copy, 1)
+    with server.client() as client:
+        client.hset("flux0:{session}:turn:info", "last", 2)
+    assert wait_for_end(copy, TIMEOUT)
+    assert copy.end is not None
+    assert isinstance(copy.end.error, TurnStoreError)
+    assert copy.end.error.sent == "maybe"
+
+
+def test_invalid_data_in_redis_ends_the_copy(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    claimed(store)
+    copy = other.find("session")
+    assert copy is not None
+    with server.client() as client:
+        client.hset("flux0:{session}:turn:info", "end", "not JSON")
+    assert wait_for_end(copy, TIMEOUT)
+    assert copy.end is not None
+    assert isinstance(copy.end.error, TurnStoreError)
+
+
+def test_large_events_and_many_entries_arrive_complete(
+    store: RedisTurnStore, other: RedisTurnStore, server: RedisServer
+) -> None:
+    log = TurnLog("turn", 10**9, lambda _: None)
+    store.claim("session", log, refuse=True)
+    copy = other.find("session")
+    assert copy is not None
+    for number in range(1, 121):
+        log.append(event("turn", number))
+        wait_for_events(copy, number)  # The event has an entry of its own.
+    large = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(121, 200)]
+    for each in large:
+        log.append(each)
+    log.finish(LogEnd(finished=True))
+    with closing(RedisTurnStore.from_url(server.url)) as third:
+        late = third.find("session")
+        assert late is not None
+        for followed in (copy, late):
+            assert wait_for_end(followed, TIMEOUT)
+            assert b"".join(followed.read(0)) == turn_bytes("turn", 120) + b"".join(large)
+
+
+def test_unreferenced_copy_is_no_longer_followed(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    claimed(store)
+    copy = other.find("session")
+    followers = "flux0:{session}:turn:followers"
+    with server.client() as client:
+        assert client.scard(followers) == 1
+        del copy
+        gc.collect()
+        wait_until(lambda: client.scard(followers) == 0)
+    assert other.find("session") is not None
+
+
+def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisServer) -> None:
+    before = threads()
+    with server.client() as client:
+        stores = [RedisTurnStore.from_url(server.url), RedisTurnStore(client)]
+        log = claimed(stores[0])
+        copy = stores[1].find("session")
+        assert copy is not None
+        assert threads() == before + 4
+        log.append(event("turn", 1))
+        log.finish(LogEnd(finished=True))
+        stores[0].close()
+        stores[0].close()
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end == LogEnd(finished=True)
+
+        stores.append(RedisTurnStore(client))
+        running = claimed(stores[2], turn_id="running")
+        copy = stores[1].find("session")
+        assert copy is not None
+        stores[1].close()
+        assert copy.end is not None
+        assert isinstance(copy.end.error, ClientClosed)
+        running.finish(LogEnd())
+        stores[2].close()
+        assert threads() == before
+        with pytest.raises(TurnStoreError, match="is closed"):
+            stores[1].find("session")
+        assert client.ping()
+
+
+def test_store_without_a_turn_starts_no_thread() -> None:
+    before = threads()
+    store = RedisTurnStore.from_url("redis://127.0.0.1:1")
+    assert threads() == before
+    store.close()
+
+
+def test_threads_do_not_keep_the_process_running(server: RedisServer) -> None:
+    script = f"""
+from flux0 import RedisTurnStore
+from flux0.runtime.turn_log import TurnLog
+store = RedisTurnStore.from_url({server.url!r})
+store.claim("session", TurnLog("turn", 1000, print), refuse=True)
+print(store.find("session").turn_id)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "turn\n", "")
+
+
+def test_forked_child_has_its_own_threads_and_follows_the_turn_of_its_parent(
+    store: RedisTurnStore,
+) -> None:
+    log = claimed(store)
+    log.append(event("turn", 1))
+
+    def follow() -> None:
+        copy = store.find("session")
+        assert copy is not None
+        assert copy is not log
+        wait_for_events(copy, 1)
+        with pytest.raises(TurnRunning):
+            store.claim("session", new_log("turn-2"), refuse=True)
+        claimed(store, "session of the child")
+        store.close()
+
+    in_child(follow)
+    assert store.find("session") is log
