@@ -23,6 +23,7 @@ EXTRAS = {
     "cli": "import flux0.cli.app",
     "httpx2": "flux0.Httpx2Transport()",
     "opentelemetry": "import flux0.adapters.opentelemetry",
+    "redis": "flux0.RedisTurnStore.from_url('redis://127.0.0.1')",
     "requests": "flux0.RequestsTransport()",
     "urllib3": "flux0.Urllib3Transport()",
     "all": "import flux0.cli.app, flux0.testing",

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -80,7 +80,7 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
+def redis_server(folder: Path, *options: str) -> Generator[RedisServer, None, None]:
     """Run a Redis server on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         server = RedisServer(free.getsockname()[1], folder, options)
@@ -92,7 +92,7 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
 
 
 @contextmanager
-def redis_cluster(folder: Path) -> Iterator[RedisServer]:
+def redis_cluster(folder: Path) -> Generator[RedisServer, None, None]:
     """Run a cluster of three Redis servers; yield one of them."""
     with ExitStack() as stack:
         servers: list[RedisServer] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from threading import Thread
@@ -161,7 +162,9 @@ class TurnProcess:
 
 
 @contextmanager
-def turn_processes(count: int, url: str, **options: Any) -> Iterator[list[TurnProcess]]:
+def turn_processes(
+    count: int, url: str, **options: Any
+) -> Generator[list[TurnProcess], None, None]:
     """Start processes with stores."""
     processes = [TurnProcess(url, options) for _ in range(count)]
     try:
@@ -175,6 +178,7 @@ def turn_processes(count: int, url: str, **options: Any) -> Iterator[list[TurnPr
 
 
 def _run(connection: Connection, url: str, options: dict[str, Any]) -> None:
+    faulthandler.enable()
     turns = Turns(url, options)
     while (request := connection.recv()) is not None:
         name, args, named = request
