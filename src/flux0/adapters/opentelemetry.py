@@ -39,7 +39,7 @@ _Attributes: TypeAlias = "dict[str, str | int | float]"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Upper bounds of the histogram buckets in seconds, from the semantic conventions.
+# Upper bounds of histogram buckets in seconds, from the semantic conventions.
 _TURN_BUCKETS = tuple(0.01 * 2**power for power in range(14))
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _HISTOGRAMS = (
@@ -58,13 +58,13 @@ class _Observed:
     """The spans of a call in progress. A call that starts a turn lasts until the turn ends.
 
     Attributes:
-        span: the span of the call or turn.
+        span: the span for the call or turn.
         context: the context with this span.
         token: removes this context from the current contexts.
         start: the start of this span, in nanoseconds since 1970.
-        server: the attributes of the server, for spans and metrics.
-        attempt: the span of the attempt in progress.
-        attempt_token: removes the context of the attempt from the current contexts.
+        server: the server's attributes, for spans and metrics.
+        attempt: the span for the attempt in progress.
+        attempt_token: removes the attempt's context from the current contexts.
     """
 
     span: Span
@@ -81,9 +81,9 @@ class OpenTelemetry(Observer):
 
         Flux0(observers=[OpenTelemetry()])
 
-    The span of a turn starts when the message is sent, and ends when the stream ends, fails or is
-    closed. The headers of each request contain the context of its attempt, so that the spans of
-    the server become children of the span of the attempt.
+    A turn's span starts before the message is sent, and ends when the call fails, or when the
+    stream ends, fails or is closed. Each request contains the context of its attempt in its
+    headers, so that the server's spans become children of the attempt's span.
 
     Args:
         tracer_provider: Creates the tracer. Default: the global tracer provider of OpenTelemetry.
@@ -204,8 +204,8 @@ class OpenTelemetry(Observer):
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
             if call.result is not None:
                 attributes["gen_ai.tool.call.result"] = _json(call.result.data)
-        # The times come from the clock of the server, which may differ from the local clock. Limit
-        # them, so that the span is within the span of the turn.
+        # The times come from the server's clock, which may differ from the local clock. Limit them,
+        # so that the span is within the turn's span.
         duration = min(round((timed.seconds or 0) * 1e9), turn_end - turn.start)
         start = turn_end if timed.started_at is None else round(timed.started_at * 1e9)
         start = min(max(start, turn.start), turn_end - duration)
@@ -216,14 +216,14 @@ class OpenTelemetry(Observer):
     def _end_span(
         self, span: Span, error: BaseException | None, end: int | None = None
     ) -> _Attributes:
-        """Record the error in the span, and end the span. Return the attributes of the error."""
+        """Record the error in the span, and end the span. Return the error's attributes."""
         attributes: _Attributes = {}
         if error is not None:
             status = str(error.status_code) if isinstance(error, APIError) else None
             attributes["error.type"] = status or type(error).__qualname__
             span.set_attributes(attributes)
-            # flux0 wrote the messages of these classes. The messages of other errors may contain
-            # text of the agent or the server, which is recorded only if `contents` is True.
+            # flux0 wrote the messages of these classes. Messages of other errors may contain
+            # text from the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, _utf8(error) if shown else None)

@@ -25,11 +25,11 @@ _RETRY: Final = re.compile("0*([0-9]{1,640})")
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
-# The states of the parser. Each state describes the bytes that were received last.
+# The parser states. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
 _IN_LINE: Final = 2  # The last line is incomplete.
-_AFTER_LINE: Final = 3  # The last line of the block is complete, and was not blank.
+_AFTER_LINE: Final = 3  # The last line is complete, and was not blank.
 _AFTER_CR: Final = 4  # The last byte was a CR. A following LF belongs to the same line end.
 _FAILED: Final = 5  # An event was too large. The parser stays in this state.
 
@@ -38,7 +38,7 @@ class SSEParser:
     """An incremental parser of one event stream; an `EventStreamParser`.
 
     The events depend only on the bytes, not on how the bytes are split into calls of `feed`. `feed`
-    returns an event when it receives the CR or LF of the blank line. It does not wait for an LF
+    returns an event when it receives the CR or LF of a blank line. It does not wait for an LF
     after a CR. The parser stores the incomplete block and the last event id, and its cost is linear
     in the number of bytes. A `retry` field with more than 640 digits, not counting leading zeros,
     is ignored.
@@ -47,7 +47,7 @@ class SSEParser:
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
     one byte. If an event exceeds the limit, `feed` raises `EventTooLarge`, as do all later calls,
     and `pending` stays True. If complete events precede the large event in `data`, `feed` returns
-    these events, and the next call raises. To receive this error at the end of the input, call
+    these events, and the next call raises. To receive this error after the last bytes, call
     `feed(b"")` if `pending` is True.
 
     Raises:
@@ -61,7 +61,7 @@ class SSEParser:
         self._decoder = _EventDecoder()
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
-        # The incomplete block. Its lines end with LF, but the LF of the last line is not stored:
+        # The incomplete block. Its lines end with LF, but the last LF is not stored:
         # the state shows whether the last line is complete. The block is a bytearray, because
         # appending to a bytearray does not copy its content.
         self._block = bytearray()
@@ -107,7 +107,7 @@ class SSEParser:
         return self._feed_up_to_limit(data)
 
     def _skip_bom_or_lf(self, data: bytes) -> bytes:
-        """Return `data` without a BOM at the start of the stream, or without the LF after a CR."""
+        """Return `data` without a BOM at the stream's start, or without the LF after a CR."""
         if self._state == _FAILED:
             raise EventTooLarge(self._limit)
         if self._state == _START:
@@ -130,7 +130,7 @@ class SSEParser:
         return events
 
     def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
-        """Return the events of the complete blocks, and store the incomplete block."""
+        """Return the events in complete blocks, and store the incomplete block."""
         block = self._block
         if block and self._state != _IN_LINE:
             data = b"\n" + data
@@ -176,13 +176,13 @@ class SSEParser:
         return events
 
     def _find_excess(self, data: bytes) -> int:
-        """Return the position of the first byte that exceeds the limit of its block, or -1."""
+        """Return the position of the first byte that exceeds its block's limit, or -1."""
         start = 0
         for lines in data.split(b"\n\n"):
             block = lines.lstrip(b"\n")
             start += len(lines) - len(block)
             end = start + len(block)
-            # The LF at the end of the last line is a part of the size.
+            # The size includes the LF after the last line.
             if len(block) + (end < len(data)) > self._limit:
                 return start + self._limit
             start = end + 2
@@ -199,7 +199,7 @@ class _EventDecoder:
     def __init__(self) -> None:
         self.last_event_id = ""
         # Most blocks have the lines "event: NAME" and "data: ...", with the same NAME as before. To
-        # decode them faster, store the start of the last such block, and its name.
+        # decode them faster, store the last such block's start and name.
         self._common_start = b"event: message\ndata: "
         self._common_name = "message"
 

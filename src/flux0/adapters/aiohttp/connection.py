@@ -29,11 +29,11 @@ class AiohttpConnection(ResponseHandler):
     """
 
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
-    _limit: float = 0.0  # The limit of the current wait in seconds, if a task waits.
+    _limit: float = 0.0  # How long the waiting task waits, in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
     _content: aiohttp.StreamReader | None = None  # None until the response head is received.
     _content_bytes = _overhead = _unsent = 0
-    _head_start = _head_end = b""  # The first and the last received bytes of the heads.
+    _head_start = _head_end = b""  # The first and the last received bytes in heads.
     _poll: Any = None
 
     def is_stale(self) -> bool:
@@ -51,7 +51,7 @@ class AiohttpConnection(ResponseHandler):
     def await_head(self, limit: float | None) -> None:
         """Start to wait for a response head, at most `limit` seconds without progress.
 
-        There is progress when the server receives bytes of the request, or sends bytes.
+        There is progress when the server receives a part of the request, or sends bytes.
         """
         self._content, self._head_start, self._head_end = None, b"", b""
         self._content_bytes = self._overhead = self._unsent = 0
@@ -78,7 +78,7 @@ class AiohttpConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         if self._content is None and unsent != self._unsent:
-            # The server has received a part of the request.
+            # The server has received some bytes.
             self._unsent, self.deadline = unsent, now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))
@@ -138,7 +138,7 @@ class AiohttpConnection(ResponseHandler):
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
-        """Report a failure to the exchange and to the reader of the body."""
+        """Report a failure to the exchange and to the body's reader."""
         super().set_exception(exc, exc_cause or exc)
         content = self._content
         if content is not None and not content.is_eof() and content.exception() is None:

@@ -40,7 +40,7 @@ class AiohttpExchange(Exchange):
         headers = CIMultiDict(request.headers.pairs)
         self._authorization = headers.popall("authorization", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
-        # The argument `middlewares` replaces the middlewares of the session, so pass these, too.
+        # The argument `middlewares` replaces the session's middlewares, so pass these, too.
         # They have no public name.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
@@ -66,7 +66,7 @@ class AiohttpExchange(Exchange):
                 raised = errors.ClientClosed("the aiohttp session is closed")
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
-        raise raised  # Raised outside of the `except` block, so that `__context__` is unchanged.
+        raise raised  # Raised after the `except` block, so that `__context__` is unchanged.
 
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -84,7 +84,7 @@ class AiohttpExchange(Exchange):
                 raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
-        # Raised outside of the `except` block, so that `__context__` has no secrets.
+        # Raised after the `except` block, so that `__context__` has no secrets.
         raise raised
 
     async def _call_aiohttp(
@@ -112,7 +112,7 @@ class AiohttpExchange(Exchange):
         if not isinstance(protocol, AiohttpConnection):
             protocol.__class__ = AiohttpConnection
             if connection.transport is not None:
-                # uvloop has cached the methods of the old class, so set the protocol again.
+                # uvloop has cached the old class's methods, so set the protocol again.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError
@@ -126,7 +126,7 @@ class _StaleConnectionError(Exception):
 
 
 class _UserError(Exception):
-    """Wraps an error of the user's code that would make aiohttp send the request again."""
+    """Wraps an error from user code that would make aiohttp send the request again."""
 
 
 def translate(

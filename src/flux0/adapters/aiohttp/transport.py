@@ -4,14 +4,13 @@ A call passes these steps:
 
 1. `send_async` starts an `AiohttpExchange`, which calls `ClientSession.request`. The middlewares of
    the session run between two middlewares of flux0. The inner middleware records the errors of
-   aiohttp, and the outer middleware replaces them by flux0 errors. Errors of the user's code are
+   aiohttp, and the outer middleware replaces them by flux0 errors. Errors from user code are
    unchanged.
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
 3. `AiohttpConnection` limits the wait for the response head, and rejects data that is not HTTP.
-4. `_Source` receives the content. At the end of the body, aiohttp returns the connection to the
-   pool. If the body is closed early, cancelled, interrupted or garbage-collected, the connection is
-   aborted.
+4. `_Source` receives the content. At the end, aiohttp returns the connection to the pool. If the
+   body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class AiohttpTransport:
 
     Your session keeps its settings, cookies, middlewares and traces, and flux0 never closes it. It
     can only be used in the event loop that created it. Built-in sessions store no cookies, and use
-    the proxy settings of the environment. The connect timeout includes the wait for a free
+    the environment's proxy settings. The connect timeout includes the wait for a free
     connection.
     """
 
@@ -76,7 +75,7 @@ class AiohttpTransport:
         return Response(response.status, headers, body, response, not is_framed(response.headers))
 
     async def close_async(self) -> None:
-        """Close the built-in session of the running event loop. Your session stays open."""
+        """Close the running event loop's built-in session. Your session stays open."""
         await self._own_sessions.close_async()
 
 
@@ -125,7 +124,7 @@ class _Source:
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                # If a middleware of the user has read the body, `read` returns the body again.
+                # If the user's middleware has read the body, `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
             # Return the received data before raising the error. `read_nowait` would raise the
@@ -135,7 +134,7 @@ class _Source:
             self._content.set_exception(error)
             raised = exchange.without_secrets(error)
         if raised is not None and (self._response.closed or not data):
-            # Raised outside of the `except` block, so that `__context__` has no secrets.
+            # Raised after the `except` block, so that `__context__` has no secrets.
             raise raised
         self._received = True
         return data or None

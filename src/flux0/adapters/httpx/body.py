@@ -1,4 +1,4 @@
-"""The sources of the response bodies of httpx and httpx2."""
+"""The sources of response bodies over httpx and httpx2."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Source:
         response: httpx.Response,
         transport: object,
     ) -> None:
-        # A hook or a custom transport of the user may have read the body.
+        # The user's hook or custom transport may have read the body.
         self._already_read = response.is_stream_consumed
         # If a hook called `raise_for_status`, the response is closed, and no body can be read.
         unreadable = response.is_closed and not self._already_read
@@ -69,7 +69,7 @@ class _Source:
             self._timeouts["read"] = timeout
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
-        """Return the flux0 error for an error of the library; see `Source.translate_error`."""
+        """Translate an error from the library; see `Source.translate_error`."""
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)

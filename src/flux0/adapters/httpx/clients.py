@@ -1,7 +1,7 @@
 """The built-in clients of httpx and httpx2, and the tracking of connections.
 
 httpcore does not report which socket an exchange uses, or whether bytes are left after the end of a
-response. Therefore flux0 opens or wraps all connections, of built-in clients and of the user's
+response. Therefore flux0 opens or wraps the connections, for built-in clients and for the user's
 clients.
 """
 
@@ -42,8 +42,8 @@ def track_transport(transport: Any, library: Library) -> None:
     """Track the connections that a transport of httpx will open.
 
     Pools of httpcore accept a network backend, but httpx has no argument for the backend. Therefore
-    this function sets private attributes. Existing connections are not tracked. A custom transport
-    of the user is left unchanged.
+    this function sets private attributes. Existing connections are not tracked. The user's
+    custom transports are left unchanged.
     """
     httpx, httpcore = library
     backends = {httpx.HTTPTransport: SyncBackend, httpx.AsyncHTTPTransport: AsyncBackend}
@@ -57,18 +57,18 @@ def track_transport(transport: Any, library: Library) -> None:
 class _BuiltInClient:
     """A client over httpx without cookies, authentication or redirects.
 
-    `httpx.Client` checks for these features in each call. The checks take a quarter of the time of
-    a call.
+    `httpx.Client` checks for these features in each call. The checks take a quarter of the call's
+    time.
     """
 
     def __init__(self, library: Library, pools: Pools) -> None:
         self._httpx_module = library.httpx
         self._pools = pools
-        # Cache parsed URLs, because parsing takes a tenth of the time of a call.
+        # Cache parsed URLs, because parsing takes a tenth of a call's time.
         self._parse_url = lru_cache(128)(library.httpx.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
-        """Return a request of the HTTP library."""
+        """Create a request; see `HttpClient.build_request`."""
         limits = dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))
         request: Any = self._httpx_module.Request
         return request(method, self._parse_url(url), extensions={"timeout": limits}, **options)
@@ -93,7 +93,7 @@ class SyncBuiltInClient(_BuiltInClient):
     """The client of a transport for sync calls, if the user passed none."""
 
     def send(self, request: Any, **_: object) -> Any:
-        """Send a request, and return the response of the HTTP library."""
+        """Send a request; see `HttpClient.send`."""
         timeout = request.extensions["timeout"]["pool"]
         place = self._pools.enter(timeout, current_exchange.get().interrupt)
         with self._exchange(place, request):
@@ -110,7 +110,7 @@ class AsyncBuiltInClient(_BuiltInClient):
     """The client of a transport for async calls, if the user passed none."""
 
     async def send(self, request: Any, **_: object) -> Any:
-        """Send a request, and return the response of the HTTP library."""
+        """Send a request; see `AsyncHttpClient.send`."""
         place = await self._pools.enter_async(request.extensions["timeout"]["pool"])
         with self._exchange(place, request):
             response = await place.pool.transport.handle_async_request(request)
@@ -129,7 +129,7 @@ class BuiltInClients:
     Clients are created at their first use.
 
     Attributes:
-        bodies: The open bodies of the sync clients.
+        bodies: The sync clients' open bodies.
     """
 
     def __init__(self, library: Library, *, is_async: bool) -> None:
@@ -194,9 +194,10 @@ def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: 
 
 
 def _tls_context(httpx_module: Any) -> Any:
-    """Return the default TLS context of the HTTP library, which all clients of a process share.
+    """Return the HTTP library's default TLS context.
 
-    If an environment variable (`SSL_CERT_FILE`, `SSL_CERT_DIR` or `SSLKEYLOGFILE`) changes, a new
+    All clients in a process share it, because reading the certificates takes longer than a call. If
+    an environment variable (`SSL_CERT_FILE`, `SSL_CERT_DIR` or `SSLKEYLOGFILE`) changes, a new
     context is created.
     """
     files = (os.environ.get(name) for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"))

@@ -49,13 +49,13 @@ class HttpxConnection(ABC):
     surplus bytes, `get_extra_info("is_readable")` is True, and the pool closes the connection.
 
     A chunked body is decoded here, so its surplus bytes are known. `read` returns the content as
-    one chunk. This also saves 40 % of the cost of an event if many events arrive together, because
-    httpcore and its parser h11 take longer for a chunk than flux0 takes for an event.
+    one chunk. If many events arrive together, this also saves more than a third of an event's cost,
+    because httpcore and its parser h11 take longer for a chunk than flux0 takes for an event.
 
     Of other responses, `read` keeps the last received byte, and returns it at the next call.
-    Normally, the kept byte is the last byte of the response, and httpcore has to call `read` again
-    to get it. If httpcore finds the end of the response without this call, the kept byte is
-    surplus. `read` keeps no byte of a proxy's messages.
+    Normally, this byte completes the response, and httpcore has to call `read` again to get it. If
+    httpcore finds the end without this call, the kept byte is surplus. `read` keeps no byte of a
+    proxy's messages.
 
     Attributes:
         at_eof: Whether the server has closed the connection.
@@ -70,7 +70,7 @@ class HttpxConnection(ABC):
         self._connect_by = connect_by  # The connect deadline, as a time of `time.monotonic`.
         self.connecting: bool = True
         self._sending = False
-        # The limit of the wait for the current piece of a body, in seconds, and the moment of
+        # The limit for the current piece of a body, in seconds, and the moment of
         # `time.monotonic` when it expires: None before the first read of this piece.
         self._in_body = False
         self._piece_timeout: float | None = None
@@ -89,10 +89,10 @@ class HttpxConnection(ABC):
 
     @abstractmethod
     def _get_info(self, info: str) -> Any:
-        """Return the property of the connection with the name `info`, such as `socket`."""
+        """Return the property with the name `info`, such as `socket`."""
 
     def get_extra_info(self, info: str) -> Any:
-        """Return a property of the stream. `is_readable` is also True if `read` has kept bytes."""
+        """Return a property. `is_readable` is also True if `read` has kept surplus bytes."""
         if info == "is_readable":
             surplus = self._kept_byte or self._early_data or (self._chunks and self._chunks.surplus)
             return bool(surplus) or self._is_readable()
@@ -134,11 +134,11 @@ class HttpxConnection(ABC):
         self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the limit of the next read in seconds. `timeout` is the limit of httpcore.
+        """Return the next read's limit in seconds. `timeout` is the limit from httpcore.
 
         Raises:
             RemoteProtocolError: The bytes after the returned chunks are not valid chunks.
-            ReadTimeout: The limit of the current piece has expired.
+            ReadTimeout: The current piece did not arrive in time.
         """
         if self._chunks is not None and self._chunks.failure is not None:
             raise self._httpcore_module.RemoteProtocolError(self._chunks.failure)
@@ -167,7 +167,7 @@ class HttpxConnection(ABC):
         return self._on_received(data)
 
     def _on_received(self, data: bytes) -> bytes | None:
-        """Check received data, and return the bytes that `read` returns now; None to read on.
+        """Check received data, and return the bytes that `read` returns now; None to read again.
 
         Raises:
             RemoteProtocolError: The response is not HTTP, or the head together with the interim
@@ -193,7 +193,7 @@ class HttpxConnection(ABC):
         return data
 
     def _as_one_chunk(self, chunks: Chunks, data: bytes) -> bytes:
-        """Return the content of the chunks in `data` as one chunk, and the last chunk, if any."""
+        """Return the content in `data` as one chunk, followed by the last chunk, if any."""
         content = chunks.feed(data)
         chunk = b"%x\r\n%b\r\n" % (len(content), content) if content else b""
         return chunk + b"0\r\n\r\n" if chunks.ended else chunk
@@ -255,7 +255,7 @@ class AsyncConnection(HttpxConnection):
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                # Each checkpoint runs one step of the event loop. The first step starts to read.
+                # At each checkpoint, the event loop runs one step. The first step starts to read.
                 # The second step receives the data that has already arrived.
                 for _ in range(2):
                     await checkpoint()

@@ -40,7 +40,7 @@ _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
 
-    The request of the HTTP library refers to a method of the exchange, its trace function.
+    The HTTP library's request refers to a method of the exchange, its trace function.
     Therefore the exchange must not refer to the request: a reference cycle would delay garbage
     collection.
 
@@ -48,8 +48,8 @@ class HttpxExchange(Exchange):
         library: The library that sends the request.
         leave: Frees the exchange's place in a pool of a built-in client. Further calls do nothing.
         head_received: Whether the response head was received.
-        head_bytes: The number of bytes of the response head and the interim responses so far.
-        head_start: The first bytes of the response.
+        head_bytes: The number of bytes in interim responses and the response head so far.
+        head_start: The first received bytes.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
         multiplexed: Whether other exchanges share the connection, as in HTTP/2.
     """
@@ -103,7 +103,7 @@ class HttpxExchange(Exchange):
     def _check_framing(self, fields: list[tuple[bytes, bytes]]) -> None:
         """Raise `RemoteProtocolError` if a response has content-length and transfer-encoding.
 
-        The two fields may disagree about the end of the body. httpcore accepts such a response.
+        The two fields may imply different ends. httpcore accepts such a response.
         """
         length, coding = (
             [value.decode("latin-1") for field, value in fields if field.lower() == name]
@@ -114,7 +114,7 @@ class HttpxExchange(Exchange):
             raise self.library.httpcore.RemoteProtocolError(problem)
 
     def bind_socket(self, sock: Any) -> None:
-        """Shut down `sock`, the socket of the connection, when `interrupt.fire` is called."""
+        """Shut down `sock`, the connection's socket, when `interrupt.fire` is called."""
         if not self.multiplexed:
             self.shut_down_on_interrupt(sock)
 
@@ -136,7 +136,7 @@ class HttpxExchange(Exchange):
         httpx, httpcore = self.library
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
-            # A hook of the user may send other requests, so compare the requests. If httpcore
+            # The user's hook may send other requests, so compare the requests. If httpcore
             # has reported no event, a custom transport may have raised the error. httpx itself
             # raises RemoteProtocolError for a redirect with an invalid `location`.
             from_httpcore = _package_of(cause) == httpcore.__name__
@@ -156,9 +156,9 @@ class HttpxExchange(Exchange):
         return error is self.failure and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
-        """Return the flux0 error for an error of the HTTP library.
+        """Return the flux0 error for an error that the HTTP library raised.
 
-        `sent` is True if a byte of the request may have been sent.
+        `sent` is True if a part of the request may have been sent.
         """
         httpx = self.library.httpx
         if not sent and (isinstance(error, httpx.ProxyError) or _package_of(error) == "socksio"):
@@ -173,7 +173,7 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            return kind(str(error))  # A custom transport of the user wrote this message.
+            return kind(str(error))  # The user's custom transport wrote this message.
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
         if self._connecting_to not in (None, self._server_address()):
             return proxy_unreachable(translated, "{}:{}".format(*self._connecting_to))

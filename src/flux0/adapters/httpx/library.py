@@ -9,7 +9,7 @@ from flux0.adapters.shared.misplaced import not_installed
 
 
 class Library(NamedTuple):
-    """One of the two libraries.
+    """httpx or httpx2, with the package that opens its connections.
 
     Attributes:
         httpx: The module `httpx` or `httpx2`.

@@ -78,7 +78,7 @@ class Pools:
     def close(self) -> None:
         """Close the idle connections now, and the others when their exchanges end; for sync code.
 
-        A signal handler or a finalizer may call this method in a thread that holds a lock of the
+        A signal handler or a finalizer may call this method in a thread that holds a lock in the
         HTTP library. Therefore no lock is acquired, and no socket is closed while it is in use.
         """
         self._closed = True

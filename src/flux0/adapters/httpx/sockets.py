@@ -146,7 +146,7 @@ class _NestedTLS:
     def _perform(self, operation: Callable[[], T]) -> T:
         """Call `operation` until it succeeds. Send and receive the bytes that TLS needs.
 
-        The timeout of the socket limits all reads together, because a TLS record may arrive in
+        The socket's timeout limits all reads together, because a TLS record may arrive in
         several parts.
         """
         timeout = self.sock.gettimeout()

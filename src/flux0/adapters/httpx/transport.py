@@ -2,7 +2,7 @@
 
 A call passes these steps:
 
-1. `send` chooses the client: the user's client, or a built-in client for the proxy of the URL.
+1. `send` chooses the client: the user's client, or a built-in client for the URL's proxy.
 2. The client builds a request of httpx or httpx2. flux0 adds a trace function to this request. The
    trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`). During steps 3 to 6,
    `current_exchange` is this exchange.
@@ -12,12 +12,12 @@ A call passes these steps:
    error indicates that the server may have received the request.
 6. httpcore receives the response head: `head_received` is True. `send` returns the response.
 7. The caller pulls the body piece by piece, and flux0 decompresses each piece (`body.py`).
-8. At the end of the body, the connection returns to the pool. If surplus bytes were received, the
-   pool closes the connection.
+8. At the end, the connection returns to the pool. If surplus bytes were received, the pool closes
+   the connection.
 9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the connection
-   down.
+   down. Over HTTP/2, it does not, because other exchanges share the connection.
 
-The exchange translates each exception of the HTTP library into an error of flux0.
+The exchange translates exceptions from the HTTP library into flux0 errors.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class _BuildsRequests(Protocol):
     def build_request(
         self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
     ) -> Any:
-        """Return a request of the HTTP library, with the defaults of the client."""
+        """Create a request with the client's defaults."""
         ...
 
 
@@ -68,7 +68,7 @@ class HttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.Client` or `httpx2.Client` that flux0 calls."""
 
     def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
-        """Send a request, and return the response of the HTTP library."""
+        """Send a request that `build_request` has created."""
         ...
 
 
@@ -77,7 +77,7 @@ class AsyncHttpClient(_BuildsRequests, Protocol):
     """The methods of `httpx.AsyncClient` or `httpx2.AsyncClient` that flux0 calls."""
 
     async def send(self, request: Any, *, stream: bool, follow_redirects: bool) -> Any:
-        """Send a request, and return the response of the HTTP library."""
+        """Send a request that `build_request` has created."""
         ...
 
 
@@ -183,7 +183,7 @@ class HttpxFamilyTransport:
         return _to_response(response, body)
 
     async def close_async(self) -> None:
-        """Close the built-in clients of the running event loop. The user's client stays open."""
+        """Close the running event loop's built-in clients. The user's client stays open."""
         await self._built_in_async_clients.close_async()
 
     def _prepare(
@@ -211,7 +211,7 @@ class HttpxFamilyTransport:
         return client, built, HttpxExchange(self._library, built, request)
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
-        """Raise the flux0 error for an error of the HTTP library.
+        """Raise the flux0 error for an error that `client.send` raised.
 
         If a hook called `raise_for_status`, return the response. If the user's code raised `error`
         for another reason, return None: the caller must re-raise `error`.
@@ -246,8 +246,8 @@ class HttpxTransport(HttpxFamilyTransport):
     Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
     closes it. flux0 tracks the connections that your client opens after you pass it: a connection
     with surplus bytes is never reused. Built-in clients are created at the first use, and store no
-    cookies. The timeouts of the `Flux0` client replace the timeouts of your client. Redirects are
-    not followed.
+    cookies. Timeouts come from the `Flux0` client, not from your client. Redirects are not
+    followed.
 
     Args:
         client: An `httpx.Client`, for sync calls.
@@ -262,13 +262,9 @@ class HttpxTransport(HttpxFamilyTransport):
 
 
 class Httpx2Transport(HttpxFamilyTransport):
-    """Sends requests over httpx2, with your clients or with built-in clients.
+    """Sends requests over httpx2, in the same way as `HttpxTransport` over httpx.
 
-    Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
-    closes it. flux0 tracks the connections that your client opens after you pass it: a connection
-    with surplus bytes is never reused. Built-in clients are created at the first use, and store no
-    cookies. The timeouts of the `Flux0` client replace the timeouts of your client. Redirects are
-    not followed. httpx2 needs Python 3.11 or newer.
+    httpx2 needs Python 3.11 or newer.
 
     Args:
         client: An `httpx2.Client`, for sync calls.
@@ -324,8 +320,8 @@ def _to_response(response: Any, body: Body) -> Response[Body]:
 def _request_body_class(base: type[Any]) -> type[Any]:
     """Return a class for the bodies of async requests, derived from `base`.
 
-    `base` is `AsyncByteStream` of httpx or httpx2. The bodies of these libraries are async
-    generators. If sending fails, the generator stays suspended, and trio warns about it.
+    `base` is `AsyncByteStream` of httpx or httpx2. The libraries' own bodies are async generators.
+    If sending fails, the generator stays suspended, and trio warns about it.
     """
 
     class RequestBody(base):  # type: ignore[misc] # the class is not known

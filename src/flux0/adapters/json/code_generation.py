@@ -22,8 +22,8 @@ the fields `name: str` and `title: str | None = None`, the source code is simila
 it is not 2, the number of known keys, the JSON has unknown keys. These members are stored in
 `extra`. Counting is exact, because each known key is looked up, and faster than comparing all keys.
 
-The generated function takes half the time of the code that cattrs generates, which calls a function
-for each field. It converts plain values and nested models without calling the converter.
+The generated function is twice as fast as cattrs' function, which calls a function for each field.
+It converts plain values and nested models without calling the converter.
 
 A variable name such as `data_name` is the path of a value in the JSON. The variable holds the JSON
 value first, and after the conversion the value for the model.
@@ -83,7 +83,7 @@ def generate_hook(model: Any, find_hook: FindHook) -> Hook:
     TypeError without a message.
 
     Args:
-        model: The class of the model.
+        model: The model class.
         find_hook: Returns the converter's hook for a type. It is called during the generation, for
             types that the generated code cannot convert.
     """
@@ -161,7 +161,7 @@ def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHo
     lines, stores = [f"{count} = len({name})"], list[str]()
     if fields[0].default is not attrs.NOTHING:
         lines.append(f"if type({name}) is not dict: raise ValueError")
-    # If the first field is required, no check is needed: the first line or the look-up of the first
+    # If the first field is required, no check is needed: the first line or the look-up of this
     # field raises TypeError for JSON values other than objects.
     if type_tag(model) is not None:
         lines.append(f"if 'type' not in {name}: {count} += 1")

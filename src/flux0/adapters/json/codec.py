@@ -1,4 +1,4 @@
-"""The codec, which converts between the server's JSON and models."""
+"""The codec, which converts between the server's JSON and models. It is based on cattrs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
 
 
 class JsonCodec:
-    """The `Codec` of the flux0 server.
+    """A `Codec` that is based on cattrs.
 
     A fast converter builds the models. If it fails, a slower converter converts the JSON again, so
     that the error message can name the wrong value and the problem.

@@ -80,13 +80,13 @@ def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
 
 @cache
 def type_tag(kind: Any) -> str | None:
-    """Return the constant value of the key `type` in a model's JSON; None if it has no such key."""
+    """Return the constant `type` in a model's JSON; None if the JSON has no such key."""
     tag = getattr(kind, "type", None)
     return tag if type(tag) is str and getattr(kind, "type_in_json", True) else None
 
 
 @cache
 def known_keys(kind: Any) -> frozenset[str]:
-    """Return the JSON keys of the fields, and `type` if the model's JSON has this key."""
+    """Return the fields' JSON keys, and `type` if the model's JSON has this key."""
     keys = (key for _, key in json_keys(kind))
     return frozenset(keys if type_tag(kind) is None else (*keys, "type"))

@@ -31,7 +31,7 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 from flux0.domain.stored_models import EventData, MessageData, MessagePart, ToolData
 from flux0.domain.stream_events import StreamEvent
 
-# Maps each union of models to its models, by the value of the JSON key `type`.
+# Maps each union of models to its models, by the JSON key `type`.
 _BY_TYPE: dict[Any, dict[Any, Any]] = {
     union: {type_tag(kind): kind for kind in get_args(union) if attrs.has(kind)}
     for union in (MessagePart, EventData, MessageData | ToolData)
@@ -172,7 +172,7 @@ def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
 
 
 def _tuple(made: Converter, kind: Any) -> Hook:
-    # The errors of cattrs' hook for lists contain the index of the wrong item. The hook accepts any
+    # Errors from cattrs' hook for lists contain the index of the wrong item. The hook accepts any
     # iterable, so `structure` checks the type.
     list_kind: Any = list.__class_getitem__(get_args(kind)[0])
     as_list = made.get_structure_hook(list_kind)
@@ -188,7 +188,7 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 def _model(made: Converter, kind: Any) -> Hook:
     if is_plain(kind) and not made.detailed_validation:
         return generate_hook(kind, made.get_structure_hook)
-    # The hook of cattrs calls `__init__`, and so the checks of the class.
+    # cattrs' hook calls `__init__`, and so the class's checks.
     changes: Any = {name: override(rename=key) for name, key in json_keys(kind) if name != key}
     if is_extensible := issubclass(kind, Extensible):
         changes["extra"] = override(omit=True)
@@ -232,9 +232,9 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
 
 
 def _stream_event_class(data: Any) -> Any:
-    """Return the class of the stream event that plain JSON represents, as far as possible.
+    """Return the stream event class that plain JSON represents, as far as possible.
 
-    It is the class of the `type`, or else the class with most of its required members in `data`.
+    The `type` selects the class, or else the class with most of its required members in `data`.
     """
     members = cast("dict[str, Any]", data) if type(data) is dict else {}
 

@@ -17,7 +17,7 @@ from flux0.domain.errors import (
 from flux0.runtime.event_loop import Loop, running_loop
 from flux0.runtime.processes import OwnerProcess, run_in_new_thread
 
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
+# The argument `blocking` of `Lock.acquire`. Passed by name, it doubles the cost of `acquire`.
 _NO_WAIT: Final = False
 
 
@@ -26,13 +26,13 @@ class _AnySource(Protocol):
 
     @property
     def coding(self) -> str:
-        """The content coding of the received bytes; empty if they are not encoded."""
+        """The received bytes' content coding; empty if they are not encoded."""
         ...
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
-        """Return the flux0 error for an error of the HTTP library; None for other errors.
+        """Return the flux0 error for an error that the HTTP library raised; None for other errors.
 
-        `timeout` is the timeout of the read that raised the error.
+        `timeout` was passed to the read that raised the error.
         """
         ...
 
@@ -58,7 +58,7 @@ class Source(_AnySource, Protocol):
     def release(self) -> None:
         """Release the connection.
 
-        Implementations may acquire locks of the connection pool, but must not raise an exception.
+        Implementations may acquire the locks of a connection pool, but must not raise an exception.
         """
         ...
 
@@ -153,8 +153,8 @@ class AsyncBody(_Reader):
     def __init__(self, source: AsyncSource) -> None:
         super().__init__(source)
         self._source = source
-        # Use a finalizer, not __del__: the garbage collector may close the generators of the HTTP
-        # library before it calls __del__.
+        # Use a finalizer, not __del__: the garbage collector may close the library's generators
+        # before it calls __del__.
         self._finalizer = finalize(self, _close_source, source, running_loop(), OwnerProcess())
         self._finalizer.atexit = source.close_at_exit
 
@@ -199,7 +199,7 @@ def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
 class SyncReader(_Reader):
     """The state of a `SyncBody`. Other threads and the garbage collector may close it."""
 
-    # Readers that must never be freed. Freeing them would acquire locks of the connection pool. In
+    # Readers that must never be freed. Freeing them would acquire locks in the connection pool. In
     # a forked child, and while the interpreter exits, such a lock may belong to a thread that no
     # longer runs, so the lock is never released. The set is not a module global, because the
     # interpreter clears module globals while it exits.
@@ -216,7 +216,7 @@ class SyncReader(_Reader):
         self._end_lock = Lock()
 
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
+        """Return the next piece, or None at the end; see `ByteStream.read`."""
         self._owner.check()
         self._start_reading()
         try:
@@ -250,8 +250,8 @@ class SyncReader(_Reader):
         """Release the connection without waiting for a lock.
 
         A signal handler or the garbage collector may call this method in a thread that holds a lock
-        of the body or of the connection pool. Therefore a new thread does the work that may acquire
-        a lock of the pool.
+        of the body or of the connection pool. Therefore a new thread does the work for which the
+        pool may need its lock.
         """
         if self._owner.is_inherited():
             self._never_collected.add(self)
@@ -277,12 +277,12 @@ class SyncBody:
 
     def __init__(self, source: Source) -> None:
         self._reader = SyncReader(source)
-        # Use a finalizer, not __del__. Before __del__, the garbage collector may close the
-        # generators of the HTTP library, which acquires locks of the connection pool.
+        # Use a finalizer, not __del__. Before __del__, the garbage collector may close the HTTP
+        # library's generators, and closing them acquires locks in the connection pool.
         finalize(self, self._reader.close).atexit = False
 
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end of the body; see `ByteStream.read`."""
+        """Return the next piece, or None at the end; see `ByteStream.read`."""
         return self._reader.read(timeout)
 
     def close(self) -> None:

@@ -10,10 +10,10 @@ _MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
 _MAX_USUAL_LINE: Final = 18  # The length of a line with a chunk size of 16 digits and CRLF.
 _USUAL_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-# A chunk size with extensions. `int` alone would also accept signs and underscores.
+# A chunk size with extensions. `int` would also accept signs and underscores.
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)\s*(?:;.*)?", re.DOTALL)
 
-# The states of the parser, named after the bytes that are expected next.
+# The parser states, named after the bytes that are expected next.
 _SIZE_LINE: Final = 0
 _CONTENT: Final = 1
 _END_OF_CHUNK: Final = 2
@@ -27,7 +27,7 @@ class Chunks:
         ended: Whether the last chunk and the trailer were received.
         failure: The reason why the body is invalid, or None. First use the content that `feed`
             returned, then raise an error.
-        surplus: The bytes that were received after the end of the body.
+        surplus: The bytes that were received after the body.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class Chunks:
         self.surplus: bytes = b""
         self._state = _SIZE_LINE
         self._partial_line = b""
-        self._missing = 0  # The number of bytes of the current chunk that were not received yet.
+        self._missing = 0  # How many bytes of the current chunk were not received yet.
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:
-        """Parse the next received bytes, and return the content of the chunks in `data`."""
+        """Parse the next received bytes, and return their content without the framing."""
         if self._state == _SIZE_LINE and not self._partial_line:
             # Fast path: servers mostly send one complete chunk at a time.
             end = data.find(b"\r\n", 0, _MAX_USUAL_LINE)

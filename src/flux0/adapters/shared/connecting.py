@@ -39,13 +39,13 @@ class Connector:
     def connect(self, host: str, port: int) -> socket.socket:
         """Return a socket that is connected to `host`.
 
-        The addresses of the host are tried one after another, until a server accepts the
-        connection. Each attempt may use an equal share of the remaining time, so that one
-        unreachable address does not use up the timeout. The socket is returned with the remaining
+        The host's addresses are tried one after another, until a server accepts the connection.
+        Each attempt may use an equal share of the remaining time, so that one unreachable address
+        does not use up the timeout. The socket is returned with the remaining
         time as its timeout, for a TLS handshake or a proxy tunnel.
 
         Raises:
-            OSError: The error of the last address: a `TimeoutError` if the timeout expired, or a
+            OSError: The last address failed: a `TimeoutError` if the timeout expired, or a
                 `socket.gaierror` if the host is unknown.
             UnicodeError: The host name is not valid.
         """

@@ -36,7 +36,7 @@ class Decoder:
         self._coding = coding
         self._member: Any = None
         # If zlib finds an error in an input, it drops the valid content before the error. To return
-        # this content, the decoder decompresses the input a second time, from a copy of the zlib
+        # this content, the decoder decompresses the input a second time, from a copy of zlib's
         # state. Copying is slow, so the decoder copies the state once for many small inputs, and
         # stores these inputs.
         self._copy: Any = None
@@ -75,7 +75,7 @@ class Decoder:
             yield b""
 
     def end(self) -> None:
-        """Check at the end of the body that the compressed data is complete.
+        """Check that the compressed data is complete. Call this method at the end of the body.
 
         Raises:
             ConnectionInterrupted: The compressed data is truncated.
@@ -89,14 +89,14 @@ class Decoder:
             raise ProtocolError(
                 f"the content coding of the body must be gzip or deflate, not {self._coding!r}"
             )
-        # The low 4 bits of the first byte are 8 in the zlib format, and never 8 in valid raw data.
+        # In the zlib format, the first byte has 8 in its low 4 bits. Valid raw data never has.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
         # With 32 added, zlib itself detects whether the data is in the gzip or the zlib format.
         return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
-    """Return the valid content of the last input, up to the error.
+    """Return the content of the last input up to the error.
 
     `member` is a zlib decompressor that has not received `inputs` yet.
     """

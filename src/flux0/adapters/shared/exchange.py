@@ -36,10 +36,10 @@ class Exchange:
     adapter uses this record to choose the flux0 error.
 
     Attributes:
-        sent: Whether a byte of the request may have been sent.
+        sent: Whether a part of the request may have been sent.
         failure: The last exception that the library itself raised, or None. If an adapter catches
             any other exception, the user's code raised that exception.
-        timeout: The timeouts of the request.
+        timeout: The limits that the messages of timeout errors contain.
         interrupt: Ends the wait for the connection, or for the response head, when its method
             `fire` is called.
     """
@@ -54,7 +54,7 @@ class Exchange:
         """Shut `connection` down when `interrupt.fire` is called; see `shut_down`.
 
         The shutdown wakes the thread that waits for the response head. `connection` replaces the
-        connection of the previous call of this method.
+        connection that was passed before.
         """
         self.interrupt.on_fire(partial(shut_down, connection))
 

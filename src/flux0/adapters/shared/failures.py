@@ -1,4 +1,4 @@
-"""Creates transport errors, whose messages are the same for all HTTP libraries."""
+"""Creates transport errors. As far as possible, the messages do not depend on the HTTP library."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def failure(
     """Return a flux0 error of the class `kind` for an error of an HTTP library.
 
     Args:
-        kind: The class of the flux0 error.
-        error: The error of the HTTP library.
-        timeout: The timeouts of the request.
+        kind: The class of the returned error.
+        error: The HTTP library's error.
+        timeout: The timeouts. The message of a timeout error contains the limit that expired.
         head_received: Whether the response head was received before the error.
     """
     if issubclass(kind, TransportTimeout):
@@ -67,7 +67,7 @@ def proxy_unreachable(error: TransportError, proxy: str) -> TransportError:
 
     Args:
         error: The error that was raised when the library tried to connect to the proxy.
-        proxy: The URL of the proxy, or its host and port.
+        proxy: The proxy's URL, or its host and port.
     """
     address = proxy.rpartition("://")[2].rpartition("@")[2].rstrip("/")
     return type(error)(f"cannot connect to the proxy {address}: {error.problem}")
@@ -79,7 +79,7 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
         return ()
     inner = (
         getattr(error, "reason", None),
-        getattr(error, "socket_err", None),  # Errors of PySocks have the error of the socket.
+        getattr(error, "socket_err", None),  # PySocks stores the error of its socket here.
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
         error.__cause__,
@@ -123,7 +123,7 @@ def _interrupted(error: OSError | None, where: str) -> str:
 
 
 def _system(error: OSError) -> str:
-    """Return the message of an error of the operating system or of the TLS library."""
+    """Return the message for an error from the operating system or from TLS."""
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:

@@ -15,5 +15,5 @@ MAX_IDLE_SECONDS: Final = 4.0
 # The limit of received bytes that are not content. It applies to response heads, and separately
 # to the chunk framing of a body.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
-# The value of the request header `Accept-Encoding`: the codings that `decompression` supports.
+# The request header `Accept-Encoding`: the codings that `decompression` supports.
 ACCEPT_ENCODING: Final = "gzip, deflate"

@@ -36,7 +36,7 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
     """Raise `InvalidArgument` if `value` is a class, or an object of another HTTP library.
 
     Args:
-        argument: The name of the argument.
+        argument: The argument, such as `client`.
         value: The value that was passed.
         library: The HTTP library whose objects are allowed. The empty string allows no library.
     """
@@ -56,6 +56,6 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
 
 
 def transport_repr(transport: object, **clients: object) -> str:
-    """Return the repr of a transport, with the classes of the clients that the user passed."""
+    """Return the repr of a transport. It shows the class of each client that the user passed."""
     passed = (f"{name}=<{type(it).__name__}>" for name, it in clients.items() if it is not None)
     return f"{type(transport).__name__}({', '.join(passed)})"

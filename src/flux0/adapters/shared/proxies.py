@@ -1,7 +1,7 @@
-"""The proxy settings of the environment, such as `HTTPS_PROXY`.
+"""The environment's proxy settings, such as `HTTPS_PROXY`.
 
-All transports use these rules, because each HTTP library has different rules, and some libraries
-ignore the environment.
+All built-in clients use these rules, because each HTTP library has different rules, and some
+libraries ignore the environment.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class EnvironmentProxies:
     """Finds the proxy for each server, and caches it.
 
     The environment is read at the first request to each server: the variables `HTTP_PROXY`,
-    `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. On macOS and Windows, the settings of the system are
-    used, too.
+    `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`. On macOS and Windows, the system settings are used,
+    too.
 
     Args:
-        library: The name of the HTTP library that connects to the proxies.
+        library: The HTTP library that connects to the proxies.
         schemes: The URL schemes of proxies that the library supports.
     """
 
@@ -40,7 +40,7 @@ class EnvironmentProxies:
         self._proxies: dict[str, str | None] = {}
 
     def proxy_for(self, url: str) -> str | None:
-        """Return the URL of the proxy for a request to `url`; None if no proxy is set.
+        """Return the proxy's URL for a request to `url`; None if no proxy is set.
 
         Raises:
             ConnectError: The HTTP library cannot use the proxy.
@@ -67,7 +67,7 @@ class EnvironmentProxies:
                 "use a URL such as http://proxy:8080"
             )
         if scheme.lower().startswith("socks"):
-            # The extra `socks` of the library, such as httpx[socks], installs this module.
+            # The library's extra `socks`, such as httpx[socks], installs this module.
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
                 with fork_lock:  # A forked child would inherit the locks of imported modules.

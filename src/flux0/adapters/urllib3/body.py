@@ -1,4 +1,4 @@
-"""The bodies and the errors of the transports over `urllib3` and `requests`."""
+"""Bodies and errors of transports over `urllib3` and `requests`."""
 
 from __future__ import annotations
 
@@ -49,12 +49,11 @@ class Urllib3Source:
     """The `Source` of one response body.
 
     If the connection is not tracked (see `track`), the HTTP library itself reads the body. Then the
-    read timeout of the request limits each read, and `close` does not wake a thread that waits for
-    data.
+    request's read timeout limits each read, and `close` does not wake a thread that waits for data.
 
     Args:
         response: A response of urllib3, or a similar object. Its body must not be loaded yet.
-        read_timeout: The read timeout of the request.
+        read_timeout: The request's read timeout.
     """
 
     def __init__(self, response: Any, read_timeout: float | None) -> None:
@@ -100,7 +99,7 @@ class Urllib3Source:
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
-    # If a hook of the user has closed the response, `read1` would report a false end of the body.
+    # If the user's hook has closed the response, `read1` would report a false end.
     if response.closed:
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
@@ -125,15 +124,15 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
     dead_proxy = exchange.dead_proxy
     for each in errors:
-        # Compare the names of the classes, because PySocks may not be installed.
+        # Compare class names, because PySocks may not be installed.
         match f"{type(each).__module__}.{type(each).__name__}":
             case "socks.SOCKS5AuthError":
                 return login_rejected_by_proxy()
             case "socks.SOCKS4Error" | "socks.SOCKS5Error":
-                # An example of the message: "0x05: Connection refused".
+                # An example: "0x05: Connection refused".
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
             case "socks.ProxyConnectionError":
-                # The form of the message: "... SOCKS5 proxy 127.0.0.1:1080: ...".
+                # An example: "Error connecting to SOCKS5 proxy 127.0.0.1:1080: ...".
                 dead_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass

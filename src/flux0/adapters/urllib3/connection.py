@@ -1,8 +1,8 @@
 """Connections that record the progress of a request, for transports over `urllib3` and `requests`.
 
-The exceptions of these libraries do not show whether the request was sent, because the same classes
-are raised before and after that moment. Therefore a connection records its progress in the
-`Urllib3Exchange` of the current context.
+The exceptions from these libraries do not show whether the request was sent, because the same
+classes are raised before and after that moment. Therefore a connection records its progress in the
+current `Urllib3Exchange`.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Urllib3Exchange(Exchange):
     """The progress of one request. Inside the `with` block, the connection records it here.
 
     Attributes:
-        failure: The exception of the last failed attempt to connect, or None.
-        dead_proxy: The URL of the proxy that could not be reached, or None.
+        failure: The exception from the last failed attempt to connect, or None.
+        dead_proxy: The URL of a proxy that could not be reached, or None.
     """
 
     dead_proxy: str | None = None
@@ -102,7 +102,7 @@ class Urllib3Connection(HTTPConnection):
     _raw_socket: Any = None
     _duplicate: socket.socket | None = None
     _body_is_large = False
-    # The file to read the response from, if the response began before the end of the request.
+    # The file to read the response from, if it began before the request was sent completely.
     _early_file: Any = None
 
     @property
@@ -147,8 +147,8 @@ class Urllib3Connection(HTTPConnection):
         else:  # The user's connection class overrides `_new_conn`.
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
-        # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of the socket.
-        # A connection class of the user may return an object that is not a socket. It cannot be
+        # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of `sock`.
+        # The user's connection class may return an object that is not a socket. It cannot be
         # duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
@@ -237,7 +237,7 @@ def is_unmodified(connection_class: Any) -> bool:
 
 @cache
 def tracked_class(connection_class: Any) -> type[Any]:
-    """Return a subclass of the connection class that is also a `Urllib3Connection`."""
+    """Return a subclass of `connection_class` that is also a `Urllib3Connection`."""
     return type("Urllib3Connection", (Urllib3Connection, connection_class), {})
 
 

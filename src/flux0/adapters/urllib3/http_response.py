@@ -43,13 +43,12 @@ class TrackedResponse(HTTPResponse):
     """The response to one request.
 
     Args:
-        raw_socket: The socket of the connection. For TLS inside TLS, it is the TLS socket to the
-            proxy.
+        raw_socket: The connection's socket. For TLS inside TLS, it is the TLS socket to the proxy.
         sock: The object that http.client reads the response from.
 
     Attributes:
-        idle_since: The value of `time.monotonic()` at the end of the body. Before the end of the
-            body, the value at the creation of this object.
+        idle_since: The value of `time.monotonic()` when the body ended. Before, it is the value
+            from the creation of this object.
     """
 
     fp: Any
@@ -62,13 +61,13 @@ class TrackedResponse(HTTPResponse):
         self.raw_socket = raw_socket
         nested = isinstance(sock, SSLTransport)
         self._receive: Callable[[int], bytes] = partial(_receive, sock) if nested else sock.recv
-        # Whether `fp` may have buffered the start of the body while the head was read.
+        # Whether `fp` may have buffered a part of the body while it read the head.
         self._may_be_buffered = True
         self._is_early = False
         self.idle_since: float = monotonic()
 
     def read_early_file(self, file: Any) -> None:
-        """Read from `file`, because the response began before the end of the request."""
+        """Read from `file`, because the response began before the whole request was sent."""
         self.fp.close()
         self.fp, self._is_early = file, True
 
@@ -87,7 +86,7 @@ class TrackedResponse(HTTPResponse):
             super().begin()
         self.fp = file
         if self._is_early:
-            # Do not reuse the connection: the server may still expect the rest of the request.
+            # Do not reuse the connection: the server may still expect the remaining request.
             self.will_close = True
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
@@ -101,11 +100,11 @@ class TrackedResponse(HTTPResponse):
         return None if values is None else ", ".join(values)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes of the body as they are received, until the end of the body.
+        """Yield the bytes of the body as they are received.
 
         A piece is empty if the received bytes contain only chunk framing.
         """
-        if self.fp is None:  # A hook of the user has closed the response.
+        if self.fp is None:  # The user's hook has closed the response.
             raise IncompleteRead(b"")
         surplus = b""
         if self.length is not None:
@@ -167,13 +166,13 @@ def _receive(sock: Any, size: int) -> bytes:
 class _HeadReader:
     """A file for http.client that raises if a head is truncated, malformed or too large.
 
-    After a malformed line, http.client would read the remaining fields as a part of the body.
+    After a malformed line, http.client would read the remaining fields as body.
     """
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        # The pattern of the next line. None until the status line was read.
+        # The next line must match this pattern. None until the status line was read.
         self._valid_line: re.Pattern[bytes] | None = None
 
     def readline(self, limit: int) -> bytes:

@@ -23,8 +23,7 @@ from flux0.adapters.urllib3.connection import (
 from flux0.runtime.processes import call_with_lock
 from flux0.runtime.waker import Waker
 
-# Seconds between two checks of `interrupt.fired`, in a thread that waits for a slot of the user's
-# pool.
+# Seconds between two checks of `interrupt.fired`, while a thread waits for a slot in a user's pool.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 
@@ -37,8 +36,8 @@ def track(pool: Any, size: int | None = None) -> None:
 
     Args:
         pool: A pool of urllib3.
-        size: The number of slots of a built-in pool; None for a pool of the user. Create a built-in
-            pool with `maxsize=1`, because urllib3 adds the slots to its queue one by one, and 1,000
+        size: The number of slots of a built-in pool; None for a user's pool. Create a built-in pool
+            with `maxsize=1`, because urllib3 adds the slots to its queue one by one, and 1,000
             slots would take longer than a call.
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
@@ -157,8 +156,7 @@ class _UserSlots:
     """The queue of a user's pool. `Interrupt.fire` ends the wait for a slot.
 
     Args:
-        queue: The queue of the pool. Other threads may be waiting for this queue, so it stays in
-            use.
+        queue: The pool's queue. Other threads may be waiting for this queue, so it stays in use.
     """
 
     def __init__(self, queue: Any) -> None:

@@ -2,19 +2,19 @@
 
 The steps of one request:
 
-1. `RequestsTransport.send` prepares the request with the headers, cookies, parameters and
-   authentication of the session.
-2. The adapter of the session finds a pool. `track` changes the connection class of the pool, so
-   that connections record their progress in a `Urllib3Exchange`.
+1. `RequestsTransport.send` prepares the request with the session's headers, cookies, parameters and
+   authentication.
+2. The session's adapter finds a pool. `track` changes the pool's connection class, so that
+   connections record their progress in a `Urllib3Exchange`.
 3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
-4. `requests` calls the hooks of the session with the response. `_HookRecorder` has added two hooks.
-   The first hook records the response. The last hook removes the `location` header of the response:
-   otherwise, `requests` would prepare the redirect, and read the whole body for this purpose.
+4. `requests` calls the session's hooks with the response. `_HookRecorder` has added two hooks. The
+   first hook records the response. The last hook removes the `location` header: otherwise,
+   `requests` would prepare the redirect, and read the whole body for this purpose.
 5. `send` puts the `location` header back, so that the user can read it, and returns the response.
    The body has not been read yet, unless a hook has read the body.
 6. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
    `SyncBody` decodes them.
-7. At the end of the body, the connection returns to the pool. If the body is closed early, or after
+7. At the end, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
 """
 
@@ -58,7 +58,7 @@ class RequestsTransport:
 
     Your session is used with its proxies, certificates, authentication, cookies, headers, hooks and
     adapters, and is never closed. Exceptions from its hooks, authentication and adapters are
-    re-raised unchanged. flux0 tracks the connections of the session, in order to know whether a
+    re-raised unchanged. flux0 tracks the session's connections, in order to know whether a
     request was sent.
 
     The built-in session uses proxies and certificates from the environment. It reads no passwords
@@ -101,7 +101,7 @@ class _Connections:
 
     Attributes:
         session: The user's session, or the built-in one.
-        proxies: The proxy settings of the environment, for the built-in session.
+        proxies: The environment's proxy settings, for the built-in session.
         bodies: The bodies that are being read.
     """
 
@@ -162,8 +162,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
                 return error.response  # A hook called raise_for_status.
             has_cause = any(isinstance(argument, Exception) for argument in error.args)
             if isinstance(error, exceptions.Timeout) and not has_cause:
-                # An adapter of the user raised this error: it contains no error of urllib3, unlike
-                # the errors of requests' own HTTPAdapter.
+                # The user's adapter raised this error: it contains no error from urllib3, unlike
+                # errors from requests' own HTTPAdapter.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
@@ -189,17 +189,17 @@ def _prepare(session: requests.Session, request: Request) -> Any:
         raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    except Flux0Error as error:  # The authentication of the session raised this error.
+    except Flux0Error as error:  # The session's authentication raised this error.
         mark_user_error(error)
         raise
-    # A header field of the request overrides the authentication of the session.
+    # The request's header overrides the session's authentication.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
     return prepared
 
 
 class _TrackingAdapter(HTTPAdapter):
-    """The adapter of the built-in session. Its pools have `Slots` and open tracked connections."""
+    """The built-in session's adapter. Its pools have `Slots` and open tracked connections."""
 
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
@@ -214,7 +214,7 @@ class _TrackingAdapter(HTTPAdapter):
 
 
 def _track_connections(session: requests.Session, prepared: Any, settings: Any) -> None:
-    """Configure the pool of the user's adapter, so that it opens tracked connections."""
+    """Make the user's adapter open tracked connections."""
     try:
         adapter = session.get_adapter(prepared.url)
     except exceptions.InvalidSchema as error:
@@ -239,8 +239,8 @@ def _tracked_pool(adapter: HTTPAdapter, get: Any, request: Any, tls: dict[str, A
 class _HookRecorder:
     """Adds a hook before the user's hooks, and a hook after the user's hooks.
 
-    The first hook records the response. If an error is raised afterwards, a hook of the user may
-    have raised it. The last hook removes the header `location`, because with this header,
+    The first hook records the response. If an error is raised afterwards, a user's hook may have
+    raised it. The last hook removes the header `location`, because with this header,
     `requests` would read the whole body and close the response.
 
     Attributes:
@@ -266,8 +266,8 @@ class _HookRecorder:
 def _raw_response(response: requests.Response) -> Any:
     """Return the object that `Urllib3Source` reads the body from."""
     raw: Any = response.raw
-    # A hook may have read the body; only the private `_content` shows this. If the adapter is a
-    # class of the user, `raw` may be any file.
+    # A hook may have read the body; only the private `_content` shows this. If the adapter is the
+    # user's class, `raw` may be any file.
     if vars(response)["_content"] is not False or not hasattr(raw, "read1"):
         return HTTPResponse(BytesIO(response.content), preload_content=False)
     if hasattr(raw, "release_conn"):

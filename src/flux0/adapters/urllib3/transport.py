@@ -2,8 +2,8 @@
 
 The steps of one request:
 
-1. `Urllib3Transport.send` finds the pool of the server, or the manager of the proxy.
-2. `track` changes the connection class of the pool, so that connections record their progress in a
+1. `Urllib3Transport.send` finds the server's pool, or the proxy's manager.
+2. `track` changes the pool's connection class, so that connections record their progress in a
    `Urllib3Exchange`.
 3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
 4. The connection records that the request is being sent, and sends its head and body.
@@ -12,7 +12,7 @@ The steps of one request:
 6. `send` returns the response. The body has not been read yet.
 7. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
    `SyncBody` decodes them.
-8. At the end of the body, the connection returns to the pool. If the body is closed early, or after
+8. At the end, the connection returns to the pool. If the body is closed early, or after
    an error, the connection is closed.
 """
 
@@ -48,11 +48,11 @@ class Urllib3Transport:
     """Sends requests over urllib3, with your pool manager or a built-in pool manager.
 
     Your manager, such as a `ProxyManager`, is used with its proxy, certificates, limits and default
-    headers, and is never closed. flux0 tracks the connections of the manager, in order to know
+    headers, and is never closed. flux0 tracks the manager's connections, in order to know
     whether a request was sent.
 
-    The built-in manager reads the proxy settings of the environment before the first request to
-    each server. To ignore these settings, pass a `PoolManager()`.
+    The built-in manager reads the environment's proxy settings before the first request to each
+    server. To ignore these settings, pass a `PoolManager()`.
 
     The timeouts come from the request. The pool timeout has an effect only if the manager has
     `block=True`, as the built-in manager does. Redirects are not followed, and the retries of
