@@ -21,17 +21,13 @@ from attrs import frozen
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.connecting import MIN_SECONDS
-from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+from flux0.adapters.shared.limits import LARGE_REQUEST_BYTES, MAX_OVERHEAD_BYTES, READ_BYTES
 from flux0.adapters.shared.sending import REJECTION
 from flux0.runtime.event_loop import shielded
 
 # The exchange whose request the current thread or task is sending.
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
-READ_BYTES: Final = 64 * 1024
-# During a larger write, flux0 also reads, because the server may reject the request before it has
-# received the whole request.
-_LARGE_WRITE: Final = 64 * 1024
 _HTTP: Final = b"HTTP/"
 _SHOWN_BYTES: Final = 40
 # A valid head of a response that may have a body (RFC 9110, section 6.4.1).
@@ -240,7 +236,7 @@ class AsyncConnection(HttpxConnection):
         """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
         data = self._next_to_send(buffer)
         exchange = current_exchange.get(None)
-        if len(data) > _LARGE_WRITE and exchange is not None and not exchange.multiplexed:
+        if len(data) > LARGE_REQUEST_BYTES and exchange is not None and not exchange.multiplexed:
             await self._write_and_read(data, timeout)
         elif data:
             await self._stream.write(data, self._connect_limit(timeout))

@@ -18,12 +18,12 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 
 from flux0.adapters.httpx.connections import (
-    READ_BYTES,
     HttpxConnection,
     current_exchange,
 )
 from flux0.adapters.shared.connecting import MIN_SECONDS, Connector
 from flux0.adapters.shared.exchange import shut_down
+from flux0.adapters.shared.limits import READ_BYTES
 from flux0.adapters.shared.sending import WOULD_BLOCK, send_all, wait
 from flux0.ports import Interrupt
 from flux0.runtime.processes import OwnerProcess

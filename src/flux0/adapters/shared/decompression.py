@@ -12,7 +12,10 @@ from typing import Any, Final
 
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
+# The largest decompressed piece: a small input may decompress to a thousand times its size.
 _MAX_PIECE_BYTES: Final = 1 << 20
+# The decoder copies zlib's state once for this number of received bytes, because a copy takes
+# longer than decompressing an event.
 _MAX_KEPT_BYTES: Final = 16 * 1024
 _PLAIN: Final = frozenset({"", "identity"})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})

@@ -19,6 +19,7 @@ from flux0.adapters.shared.failures import (
     proxy_unreachable,
     refused_by_proxy,
 )
+from flux0.adapters.shared.limits import LARGE_REQUEST_BYTES, READ_BYTES
 from flux0.adapters.urllib3.connection import Urllib3Connection, Urllib3Exchange
 from flux0.domain.errors import (
     ConnectError,
@@ -33,16 +34,13 @@ from flux0.domain.errors import (
 )
 from flux0.ports import Timeout
 
-_MAX_PIECE_BYTES: Final = 64 * 1024
-_MAX_BLOCK_BYTES: Final = 64 * 1024
-
 
 def request_body(body: bytes | None) -> bytes | BytesIO | None:
     """Return a request body for urllib3: as bytes or, if the body is large, as a file.
 
     urllib3 sends a file in blocks. Then the write timeout limits each block, not the whole body.
     """
-    return body if body is None or len(body) <= _MAX_BLOCK_BYTES else BytesIO(body)
+    return body if body is None or len(body) <= LARGE_REQUEST_BYTES else BytesIO(body)
 
 
 class Urllib3Source:
@@ -103,7 +101,7 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
     if response.closed:
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
-    while piece := response.read1(_MAX_PIECE_BYTES, **options):
+    while piece := response.read1(READ_BYTES, **options):
         yield piece
 
 

@@ -21,11 +21,9 @@ from urllib3.util.ssltransport import SSLTransport
 
 from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.exchange import shut_down
-from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES, READ_BYTES
 from flux0.adapters.shared.sending import wait
 from flux0.domain.http import framing_problem
-
-_MAX_PIECE_BYTES: Final = 64 * 1024
 
 _NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALID_HEAD: Final = re.compile(
@@ -121,7 +119,7 @@ class TrackedResponse(HTTPResponse):
                     raise HTTPException(chunks.failure)
             surplus = chunks.surplus
         else:
-            while piece := self.fp.read1(_MAX_PIECE_BYTES):
+            while piece := self.fp.read1(READ_BYTES):
                 yield piece
         if surplus:  # Do not reuse the connection: `surplus` would be read as a response.
             shut_down(self.raw_socket)
@@ -135,7 +133,7 @@ class TrackedResponse(HTTPResponse):
             self._may_be_buffered = False
             data = self.fp.read1()  # `read1` returns all buffered bytes, if there are any.
         else:
-            data = self._receive(_MAX_PIECE_BYTES)  # `recv` is twice as fast as `fp.read1`.
+            data = self._receive(READ_BYTES)  # `recv` is twice as fast as `fp.read1`.
         if not data:
             raise IncompleteRead(b"")
         return data
