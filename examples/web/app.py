@@ -148,7 +148,7 @@ EVENT_STREAM = {
 
 @app.post("/sessions/{session_id}/messages")
 async def send(conversation: OwnConversation, message: Message) -> StreamingResponse:
-    """Send a message to the agent, and stream its turn, which continues without the browser."""
+    """Send a message, and stream the turn, which continues without the browser."""
     return stream(await turns.start_async(conversation, message.text))
 
 
@@ -157,7 +157,7 @@ async def join(
     conversation: OwnConversation,
     last_event_id: Annotated[int | None, Header(ge=0)] = None,
 ) -> Response:
-    """Stream the running turn, or the rest of a turn after an event; 204 if there is none."""
+    """Stream the running turn, or a turn after an event; 204 if there is none."""
     turn = await turns.join_async(conversation.session_id)
     if turn is None or (last_event_id is None and not turn.is_running):
         return Response(status_code=204, headers={"cache-control": "no-store"})
@@ -171,7 +171,7 @@ async def stop(conversation: OwnConversation) -> None:
 
 
 def stream(turn: BackgroundTurn, after: int | None = None) -> StreamingResponse:
-    """Return a response with the events of a turn. The numbers of events belong to one turn."""
+    """Return a response with the events of a turn, and the id of the turn."""
     headers = {**EVENT_STREAM, "turn-id": turn.id}
     return StreamingResponse(turn.relay_async(after=after), headers=headers)
 

@@ -1,9 +1,13 @@
 """The page of `examples/web`, in Chromium, with a fake server that these tests control."""
 
+# redis has incomplete types.
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -136,13 +140,17 @@ def test_reload_in_the_middle_of_a_reply_continues_it(page: Page, fake: FakeTran
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_two_tabs_show_the_same_turn_and_stop_ends_both(
-    processes: int, fake: FakeTransport, server: FakeOverHTTP, browser: Browser
+    processes: int,
+    fake: FakeTransport,
+    server: FakeOverHTTP,
+    browser: Browser,
+    tmp_path: Path,
 ) -> None:
     if processes == 2 and not is_installed():
         pytest.skip("redis-server is not installed")
     fake.script([piece("Once upon"), Gate()])
     with ExitStack() as stack:
-        redis = stack.enter_context(redis_server()).url if processes == 2 else None
+        redis = stack.enter_context(redis_server(tmp_path)).url if processes == 2 else None
         urls = [stack.enter_context(web_example(server.url, redis)) for _ in range(processes)]
         page = stack.enter_context(browser.page())
         page.open(urls[0])

@@ -1,5 +1,8 @@
 """Runs Redis servers on free ports of 127.0.0.1."""
 
+# redis has incomplete types.
+# pyright: reportOptionalSubscript=false, reportUnknownLambdaType=false, reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import shutil

@@ -94,7 +94,7 @@ class Turns:
         async def read() -> None:
             turn = await self.turns.join_async(session_id)
             assert turn is not None
-            self.logs[turn.id] = turn._log
+            self.logs[turn.id] = turn._log  # pyright: ignore[reportPrivateUsage]
             relayed.append(b"".join([piece async for piece in turn.relay_async(heartbeat_ms=None)]))
 
         async def read_all() -> None:

@@ -46,6 +46,8 @@ class TurnReport:
         # The times at which threads have ended the turn. Only the first one counts.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
+        # A finalizer must not ask for it: the first question imports the module logging.
+        self._is_observed = observers.is_turn_observed()
         self._reporting = Lock()
         self._is_complete = False
         observers.flush()
@@ -71,7 +73,7 @@ class TurnReport:
 
     def postpone(self, report_end: Callable[[], None]) -> None:
         """Call `report_end` at the next call of the client. Safe in finalizers."""
-        if self._observers.is_turn_observed():
+        if self._is_observed:
             self._observers.postpone(report_end)
 
     def end(self, describe: Callable[[bool], TurnEnd]) -> None:

@@ -1,12 +1,14 @@
 """The contract of stores: each test runs over every store, with two stores of two processes."""
 
+# redis has incomplete types.
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import cast
 
 import pytest
 from attrs import define, field, frozen
@@ -78,7 +80,7 @@ def redis_stores(make: Callable[[], Redis | RedisCluster]) -> Generator[Stores, 
 
         def let_expire() -> None:
             for key in first.scan_iter():
-                assert 0 < cast("int", first.pttl(key)) <= (KEEP_SECONDS + LEASE_SECONDS) * 1000
+                assert 0 < first.pttl(key) <= (KEEP_SECONDS + LEASE_SECONDS) * 1000
             first.flushall()
 
         one, other = (
@@ -106,11 +108,13 @@ MAKERS: dict[str, Callable[[Servers], AbstractContextManager[Stores]]] = {
     "memory": lambda _: memory_stores()
 }
 if is_installed():
-    MAKERS |= {
-        "redis": over_redis,
-        "redis with decoded replies": over_redis_with_decoded_replies,
-        "redis cluster": over_redis_cluster,
-    }
+    MAKERS.update(
+        {
+            "redis": over_redis,
+            "redis with decoded replies": over_redis_with_decoded_replies,
+            "redis cluster": over_redis_cluster,
+        }
+    )
 
 
 @pytest.fixture(params=MAKERS)

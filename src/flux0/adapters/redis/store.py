@@ -116,9 +116,9 @@ def _check_client(client: object) -> None:
         problem = "is a str: call RedisTurnStore.from_url(url)"
     elif isclass(client):
         problem = f"is the class {client.__name__}: pass {client.__name__}()"
-    elif not hasattr(client, "execute_command"):
+    elif (execute := getattr(client, "execute_command", None)) is None:
         problem = f"must be a sync client, such as redis.Redis, not {name}"
-    elif iscoroutinefunction(client.execute_command):
+    elif iscoroutinefunction(execute):
         problem = (
             f"is an async {name}: pass a sync client, such as redis.Redis. The store uses it in "
             f"its own threads, so it does not block async code"

@@ -1,5 +1,8 @@
 """Background turns in several processes that share a Redis."""
 
+# redis has incomplete types.
+# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,5 +1,8 @@
 """`RedisTurnStore`: its arguments, threads and connections, and failures of Redis."""
 
+# redis has incomplete types.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import gc
