@@ -56,7 +56,7 @@ class Step:
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # Several threads may add a step at the same time. Only the first one counts.
+    # Several threads may add a step at the same time. Only the first step is used.
     next: list[Step] = field(factory=list["Step"], init=False)
 
 

@@ -417,7 +417,7 @@ class _Loop:
         step: Returns the next value.
         leave: Closes the stream after its last loop, except in a `with` block.
         reader: The reader of the loop; None before the first step and after the end.
-        is_text: Whether the values are the texts of the answer.
+        is_text: Whether the values are pieces of the answer instead of events.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What the events of a turn contain, for the reader of its stream and for other threads."""
+"""The contents of a turn, for the reader of its stream and for other threads."""
 
 from __future__ import annotations
 
@@ -109,5 +109,5 @@ class TurnContent:
         return result
 
     def _wait(self) -> bool:
-        """Wait for the lock. Return False in a forked child, where it may never be released."""
+        """Wait for the lock. Return False in a forked child: the lock may never be released there."""
         return not self._process.is_inherited() and self._lock.acquire()

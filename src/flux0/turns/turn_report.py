@@ -43,7 +43,7 @@ class TurnReport:
         self.session_id: str = session_id
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
-        # The times at which threads have ended the turn. Only the first one counts.
+        # The times at which threads have ended the turn. Only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
         # A finalizer must not ask for it: the first question imports the module logging.

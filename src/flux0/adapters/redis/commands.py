@@ -177,7 +177,7 @@ def _run(script: str, keys: tuple[str, ...], *values: str | bytes | int) -> Comm
 
 
 def stop_request(reason: str) -> bytes:
-    """Return a request to stop. It has a unique start, so that requests can be told apart."""
+    """Return a request to stop. It has a unique start, so that equal reasons are separate requests."""
     return f"{urandom(8).hex()} {reason}".encode()
 
 
@@ -187,5 +187,5 @@ def as_bytes(value: bytes | str | None) -> bytes:
 
 
 def as_text(value: bytes | str | None) -> str:
-    """Return a value in a reply as a str; an empty one for None."""
+    """Return a value in a reply as a str; None becomes an empty str."""
     return as_bytes(value).decode()

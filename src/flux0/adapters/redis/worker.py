@@ -166,7 +166,7 @@ class Worker:
                 self._continue(job, steps, reply)
 
     def _next_jobs(self) -> dict[Job, None]:
-        """Return the submitted jobs, and the jobs whose time has come. Wait if no job is running.
+        """Return the submitted jobs, and the jobs that are due. Wait if no job is running.
 
         A job that is running already needs no second start: its next command is sent after this
         call, so that the command has the effect for which the job was submitted.
