@@ -122,7 +122,7 @@ class Observers:
         self._postponed.append(report)
 
     def flush(self) -> None:
-        """Call the functions that `postpone` has stored, except functions that these functions add."""
+        """Call the functions that `postpone` has stored before this call."""
         for _ in range(len(self._postponed)):
             with suppress(IndexError):  # Another thread may have removed the last item.
                 self._postponed.popleft()()

@@ -109,5 +109,5 @@ class TurnContent:
         return result
 
     def _wait(self) -> bool:
-        """Wait for the lock. Return False in a forked child: the lock may never be released there."""
+        """Wait for the lock. Return False in a forked child, which inherits the lock."""
         return not self._process.is_inherited() and self._lock.acquire()

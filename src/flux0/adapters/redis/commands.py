@@ -177,7 +177,7 @@ def _run(script: str, keys: tuple[str, ...], *values: str | bytes | int) -> Comm
 
 
 def stop_request(reason: str) -> bytes:
-    """Return a request to stop. It has a unique start, so that equal reasons are separate requests."""
+    """Return a request to stop. It has a unique start, so that two requests differ."""
     return f"{urandom(8).hex()} {reason}".encode()
 
 
