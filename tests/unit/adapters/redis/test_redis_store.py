@@ -189,7 +189,10 @@ def test_turn_is_stopped_if_another_turn_was_started_while_redis_had_no_data(
 
     log = TurnLog("turn", 1000, stop)
     assert store.claim("session", log, refuse=True) is None
+    log.append(event("turn", 1))
     with server.client() as client:
+        # Redis has all data of the turn, so the store sends nothing until it renews the lease.
+        wait_until(lambda: client.exists("flux0:{session}:turn:log") == 1)
         client.flushall()
         claimed(other, turn_id="turn-2")
 
