@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from threading import Thread
 from time import sleep
 
 import pytest
 
-from flux0 import AsyncEventStream, EventStream, Flux0, StreamInUse
+from flux0 import AsyncEventStream, ClientClosed, EventStream, Flux0, StreamInUse
+from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Gate, Say
 
 
@@ -84,3 +86,64 @@ def test_second_task_gets_stream_in_use_and_takes_no_event() -> None:
         assert stream.finished
 
     asyncio.run(read())
+
+
+def test_attributes_can_be_read_in_another_thread_while_the_stream_is_read() -> None:
+    """The other thread sees a beginning of the turn, and at the end the whole turn."""
+    pieces = [f"{number} " for number in range(2_000)]
+    stream = opened(FakeTransport([Say("".join(pieces), pieces=len(pieces))]))
+    reader = Thread(target=lambda: list(stream))
+    reader.start()
+    lengths: list[int] = []
+    while reader.is_alive():
+        assert "".join(pieces).startswith(stream.answer)
+        lengths.append(sum(len(message.text) for message in stream.messages))
+    reader.join()
+    assert lengths == sorted(lengths)
+    assert stream.answer == "".join(pieces)
+
+
+def test_relay_without_a_thread_ends_with_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = opened(FakeTransport([Say("Hello")]))
+
+    def fail(_: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Thread, "start", fail)
+        events = list(stream.relay())
+    assert len(events) == 1
+    assert b"event: error" in events[0]
+    assert b"no thread could be started" in events[0]
+    assert not stream.is_open
+
+
+class Ends(Observer):
+    """Records the reports of turns in their order."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def on_first_event(self, call: Call, seconds: float) -> None:
+        self.names.append("first event")
+
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        self.names.append("turn end")
+
+
+def test_end_of_a_turn_is_reported_once_if_another_thread_closes_the_stream() -> None:
+    for _ in range(50):
+        ends, fake = Ends(), FakeTransport([Say("word " * 200, pieces=200)])
+        client = Flux0(transport=fake, observers=[ends])
+        stream = client.conversation(agent=fake.agent_id).send("Hi")
+
+        def read(stream: EventStream = stream) -> None:
+            with suppress(ClientClosed):
+                list(stream)
+
+        reader = Thread(target=read)
+        reader.start()
+        stream.close()
+        reader.join()
+        client.close()
+        assert ends.names in (["first event", "turn end"], ["turn end"])
