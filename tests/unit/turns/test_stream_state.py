@@ -147,3 +147,38 @@ def test_end_of_a_turn_is_reported_once_if_another_thread_closes_the_stream() ->
         reader.join()
         client.close()
         assert ends.names in (["first event", "turn end"], ["turn end"])
+
+
+def test_loop_in_another_thread_takes_no_event_between_two_events_of_the_first_loop() -> None:
+    stream = opened(FakeTransport([Say("a b c", pieces=3)]))
+    loop = stream.text()
+    received = [next(loop)]
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            list(stream)
+        except StreamInUse as error:
+            errors.append(error)
+
+    second = Thread(target=read)
+    second.start()
+    second.join()
+    received.extend(loop)
+    assert len(errors) == 1
+    assert "".join(received) == "a b c"
+    assert stream.finished
+
+
+def test_second_relay_ends_with_an_error_event_and_the_first_relay_has_all_events() -> None:
+    gate = Gate()
+    stream = opened(FakeTransport([Say("a b c", pieces=3), gate, Say("d")]))
+    first = stream.relay()
+    events = [next(first)]
+    refused = list(stream.relay())
+    gate.open()
+    events.extend(first)
+    assert len(refused) == 1
+    assert b"StreamInUse" in refused[0]
+    assert sum(b"event: chunk" in event for event in events) == 4
+    assert stream.finished
