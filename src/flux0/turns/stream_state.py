@@ -327,22 +327,27 @@ class StreamState(Uncopyable):
     def _reader_of(self, owner: object) -> Reader | None:
         """Return the current reader; raise `StreamInUse` if it does not belong to `owner`."""
         reader = self._reader()
-        # `asyncio.wait_for` of Python 3.11 runs each read in a task of its own.
-        if reader is None or reader.owner == owner or getattr(reader.owner, "done", bool)():
-            return reader
-        raise self._in_use()
+        if reader is not None and reader.owner != owner:
+            # A task that has ended runs no loop: `asyncio.wait_for` of Python 3.11 runs each read
+            # in a task of its own.
+            if not getattr(reader.owner, "done", bool)():
+                raise self._in_use()
+            reader.owner = owner
+        return reader
 
     def _check_reader(self) -> None:
         """Raise `StreamInUse` if another thread or task runs a loop."""
         if self._reader() is not None:
             self._reader_of(self._running())
 
-    def _has_unread(self) -> bool:
-        """Return whether another thread has received events meanwhile.
+    def _has_unread(self, *, alone: bool) -> bool:
+        """Return whether another loop or another thread has received events meanwhile.
 
-        Raise `StreamInUse` if another thread has started a loop meanwhile.
+        `alone` is True for a call of `next` or `anext`. Raise `StreamInUse` if another thread has
+        started a loop meanwhile.
         """
-        self._check_reader()
+        if alone:
+            self._check_reader()
         return length_hint(self._content.unread) > 0
 
     def _is_readable(self) -> bool:

@@ -238,7 +238,7 @@ class EventStream(StreamState):
         if not self._reading.acquire(_NO_WAIT):
             raise self._in_use()
         try:
-            if alone and self._has_unread():
+            if self._has_unread(alone=alone):
                 return True
             if not self._is_readable():
                 return False
@@ -386,7 +386,7 @@ class AsyncEventStream(StreamState):
         if not self._reading.acquire(_NO_WAIT):
             raise self._in_use()
         try:
-            if alone and self._has_unread():
+            if self._has_unread(alone=alone):
                 return True
             if not self._is_readable():
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from threading import Thread
 from time import sleep
@@ -10,8 +11,11 @@ from time import sleep
 import pytest
 
 from flux0 import AsyncEventStream, ClientClosed, EventStream, Flux0, StreamInUse
+from flux0.domain.stream_events import StreamEvent
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Gate, Say
+from support.in_memory import chunk, tape
+from unit.turns.test_streams import open_async, open_sync, value_of
 
 
 def opened(fake: FakeTransport) -> EventStream:
@@ -182,3 +186,31 @@ def test_second_relay_ends_with_an_error_event_and_the_first_relay_has_all_event
     assert b"StreamInUse" in refused[0]
     assert sum(b"event: chunk" in event for event in events) == 4
     assert stream.finished
+
+
+def test_loop_that_is_kept_loses_no_events_of_a_later_piece() -> None:
+    """The loop still has the iterator of the first piece when another read receives the second."""
+    pieces = (chunk("a") + chunk("b"), chunk("c") + chunk("d") + chunk("e"), chunk("f"))
+    with open_sync(tape(*pieces)) as stream:
+        kept = iter(stream)
+        assert value_of(next(kept)) == "a"
+        assert [value_of(next(stream)) for _ in range(2)] == ["b", "c"]
+        assert value_of(next(kept)) == "d"
+        assert [value_of(event) for event in stream] == ["e", "f"]
+
+
+def test_loop_of_a_task_that_has_ended_is_continued_by_one_task_only() -> None:
+    async def read(loop: AsyncIterator[StreamEvent]) -> object:
+        return value_of(await anext(loop))
+
+    async def run() -> None:
+        async with open_async(tape(chunk("a") + chunk("b") + chunk("c"))) as stream:
+            kept = aiter(stream)
+            assert await asyncio.create_task(read(kept)) == "a"
+            async for event in stream:
+                assert value_of(event) == "b"
+                with pytest.raises(StreamInUse):
+                    await asyncio.create_task(read(aiter(stream)))
+                break
+
+    asyncio.run(run())
