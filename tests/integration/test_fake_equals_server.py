@@ -407,6 +407,7 @@ TOOL_RESULT = {**NAMES, "data": {"result": 1}}
         [Say("before"), FallSilent()],
         [raw(add("/-", "x"), event_id="a\nb"), Report("typing", event_id="a\nb")],
         [raw(add("/-", "x"), event_id=""), Report("ready"), Say("after")],
+        [Say("before"), Report("typing", event_id="\ud800"), Report("typing"), Say("after")],
     ],
     ids=str,
 )

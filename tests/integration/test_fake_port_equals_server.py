@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from support.fake_scripts import scripted_fake
@@ -152,6 +154,22 @@ def test_redirects_with_x_forwarded_proto(ports: Ports, scheme: str) -> None:
 )  # fmt: skip
 def test_messages_and_connections(ports: Ports, text: str) -> None:
     assert same(ports, text)
+
+
+def post(path: str, data: dict[str, str], fields: str) -> str:
+    body = json.dumps(data)
+    return request("POST", path, f"{fields}content-length: {len(body)}\r\n", body)
+
+
+def test_event_that_cannot_be_sent_closes_the_connection(ports: Ports) -> None:
+    agent = httpx.get(f"http://127.0.0.1:{ports[0]}/api/agents").json()["data"][0]
+    for port in ports:
+        exchange(port, post("/api/sessions", {"agent_id": agent["id"], "id": "0123456789"}, JSON))
+    script = json.dumps([{"status": "typing", "event_id": "\ud800"}, {"text": "after"}])
+    message = {"type": "message", "source": "user", "content": script}
+    keep_alive = JSON.replace("close", "keep-alive")
+    response = same(ports, post("/api/sessions/0123456789/events/stream", message, keep_alive))
+    assert response.endswith("chunked\r\n\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize("text", [request(), request("POST", fields=JSON + CHUNKED, body=CHUNKS)])

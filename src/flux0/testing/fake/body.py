@@ -32,11 +32,13 @@ class FakeBody:
     _pieces: Iterator[bytes | Wait]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], object]  # Called once, at the end.
+    # Called once, at the end. Returns whether the server closes the connection.
+    _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], bool]
     # The outcome that is recorded if the garbage collector frees the body before it was read
     # completely. For async code, it is "closed": if code leaves an `async for` loop early, Python
     # does not close the iterator, so the missing call of `close_async` is not an error.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
+    closes_connection: bool = field(default=False, init=False)
     _end: BodyEnd | None = field(default=None, init=False)
 
     def read(self, timeout: float | None) -> bytes | None:
@@ -90,7 +92,7 @@ class FakeBody:
             if self._end is not None:
                 return
             self._end = how
-            self._on_end(self._pieces, how)
+            self.closes_connection = self._on_end(self._pieces, how)
         self._clock.notify()
 
     def _next(self) -> bytes | Wait | None:

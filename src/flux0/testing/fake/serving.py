@@ -153,7 +153,7 @@ class _Handler(BaseRequestHandler):
             return False
         finally:
             body.close()
-        return self.http.our_state is h11.DONE
+        return self.http.our_state is h11.DONE and not body.closes_connection
 
     def _send_response(
         self, status: int, fields: Iterable[tuple[str, str]], body: Iterable[bytes] = ()

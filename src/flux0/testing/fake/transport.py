@@ -349,12 +349,13 @@ class FakeTransport(SharedTransport):
             yield Wait(self.clock.now() + timeout, is_timeout=True)
             raise timed_out(ReadTimeout, timeout)
 
-    def _on_body_end(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> None:
+    def _on_body_end(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> bool:
         _, turn = self._open[pieces]
         if how != "unclosed":
             del self._open[pieces]
         if how != "finished" and turn is not None:
             self._server.on_closed_early(turn)
+        return turn is not None and turn.closes_connection
 
 
 def _raise_if(heading: str, problems: list[str]) -> None:

@@ -59,6 +59,8 @@ class FakeTurn:
     _lock: AbstractContextManager[Any]
     # Whether the agent has ended the turn. If True, closing the stream cancels nothing.
     completed: bool = field(default=False, init=False)
+    # Whether the server closes the connection after the last byte.
+    closes_connection: bool = field(default=False, init=False)
     # The exception that the agent raised.
     error: Exception | None = field(default=None, init=False)
     # The number of steps that were run.
@@ -286,7 +288,11 @@ class FakeTurn:
             "data": {"type": "status", **without_nulls(data)},
             "metadata": None,
         }
-        self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
+        try:
+            self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
+        except UnicodeEncodeError:
+            # The id contains a lone surrogate. The real server ends the body, too.
+            self.completed = self.closes_connection = True
 
     def _send(self, event: bytes) -> None:
         if not self.completed:

@@ -97,6 +97,13 @@ def test_exception_of_an_agent_is_raised_by_the_stream(
     fake.assert_no_open_streams()
 
 
+def test_status_with_a_lone_surrogate_in_its_id_ends_the_stream() -> None:
+    fake, session_id, body = begin([Report("typing", event_id="\ud800"), Report("processing")])
+    assert list(body) == []
+    assert kinds(fake, session_id) == ["message", "typing"]
+    fake.assert_nothing_unexpected()
+
+
 # --- closing streams early
 
 
