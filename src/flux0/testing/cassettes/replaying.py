@@ -166,7 +166,7 @@ class ReplayTransport(SharedTransport):
         yield Wait(head_time)
         pieces = self._pieces(request, replay, response, head_time)
         headers = Headers(tuple(response.headers.items()))
-        body = _ReplayedBody(pieces, self.clock, self._lock, lambda _, __: None)
+        body = _ReplayedBody(pieces, self.clock, self._lock, lambda _, __: False)
         return Response(response.status_code, headers, body)
 
     def _pieces(
