@@ -1,19 +1,15 @@
 """Writes JSON text that is valid by RFC 8259, which has no NaN and no infinities.
 
 The server may send these numbers in a stream. For readers of flux0's output they become null, as in
-the server's lists of events and in JavaScript's `JSON.stringify`. In a request they are an error,
-because the server would store something else than the user has passed.
+the server's lists of events and in JavaScript's `JSON.stringify`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from math import isfinite
-from typing import Any, TypeAlias
-
-_JSON: TypeAlias = "float | str | list[_JSON] | dict[str, _JSON] | None"
+from typing import Any
 
 
 def json_text(
@@ -41,32 +37,6 @@ def json_text(
     except ValueError:
         text = json.dumps(value, default=default)
         return encode(json.loads(text, parse_constant=lambda _: None))
-
-
-def strict_json_text(value: Any) -> str:
-    """Return the JSON text of plain values, in ASCII and without spaces.
-
-    Raises:
-        ValueError: `value` contains NaN or an infinity. The message names the member.
-    """
-    try:
-        return _encoder(compact=True, ascii=True, indent=None, default=None)(value)
-    except ValueError:
-        for place, number in _non_finite(value, ""):
-            problem = f"has {number} at {place}: JSON has no NaN and no infinities"
-            raise ValueError(problem) from None
-        raise
-
-
-def _non_finite(value: _JSON, place: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _non_finite(item, f"{place}.{key}" if place else key)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _non_finite(item, f"{place}[{index}]")
-    elif isinstance(value, float) and not isfinite(value):
-        yield place, value
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from json.decoder import JSONDecoder
+from json import JSONDecoder, JSONEncoder
 from typing import Any, TypeVar, cast, get_args, get_origin
 
 from cattrs import transform_error
@@ -11,7 +11,6 @@ from cattrs import transform_error
 from flux0.adapters.json.plain import plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain.errors import DecodeError, InvalidArgument
-from flux0.domain.json_text import strict_json_text
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.ports import ServerSentEvent
 
@@ -21,6 +20,9 @@ T = TypeVar("T")
 # raises if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
+# NaN and infinities, which JSON does not have, are an error in a request: as null, the server would
+# store something else than the user has passed.
+_encoder = JSONEncoder(allow_nan=False, separators=(",", ":"))
 _decoder = JSONDecoder()
 # Decodes the JSON at a position of a string, and returns the value and its end.
 _scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
@@ -121,7 +123,7 @@ _EVENTS: dict[str, Any] = {
 
 
 def _encode(value: Any) -> bytes:
-    return strict_json_text(plain(value)).encode("ascii")
+    return _encoder.encode(plain(value)).encode("ascii")
 
 
 def _convert(convert: Callable[[Any], T], value: Any, argument: str) -> T:
@@ -129,8 +131,10 @@ def _convert(convert: Callable[[Any], T], value: Any, argument: str) -> T:
         return convert(value)
     except RecursionError as error:
         raise InvalidArgument(argument, "is nested too deeply") from error
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise InvalidArgument(argument, str(error)) from error
+    except ValueError as error:
+        raise InvalidArgument(argument, f"cannot be represented in JSON: {error}") from error
 
 
 def _load(text: str | bytes) -> Any:
