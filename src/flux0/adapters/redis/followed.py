@@ -136,7 +136,7 @@ class FollowedTurn:
             self._missing_since = now
         left = self._missing_since + self._lease.grace_seconds - now
         if left > 0:
-            self._worker.set_timer(self, left)
+            self._worker.set_timer(self, min(left, self._lease.renew_seconds))
         else:
             self.give_up(ReaderLost(_READER_LOST))
 

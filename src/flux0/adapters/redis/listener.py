@@ -1,10 +1,8 @@
-"""A thread that waits for messages of other processes."""
+"""The thread that waits for messages of other processes."""
 
 from __future__ import annotations
 
-from _thread import allocate_lock
 from collections.abc import Callable
-from threading import Thread
 from typing import final
 
 from flux0.adapters.redis.commands import as_bytes
@@ -14,7 +12,7 @@ from flux0.runtime.waker import Waker
 
 @final
 class Listener:
-    """Receives the messages of one channel, in a daemon thread with one connection.
+    """Receives the messages of one channel, over one connection.
 
     Args:
         client: The client of Redis.
@@ -40,24 +38,14 @@ class Listener:
         self._tick_seconds = tick_seconds
         self._is_stopped = False
         self._stopped = Waker()
-        self._started = allocate_lock()
-        self._thread = Thread(target=self._run, name="flux0-redis-listener", daemon=True)
-
-    def start(self) -> None:
-        """Start the thread, unless it was started before."""
-        if self._started.acquire(blocking=False):
-            self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after the next message, or after `tick_seconds`."""
+        """End `run` after the next message, or after `tick_seconds`."""
         self._is_stopped = True
         self._stopped.wake()
 
-    def join(self) -> None:
-        """Wait until the thread has ended."""
-        self._thread.join(self._tick_seconds)
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Receive messages until `stop` is called."""
         while not self._is_stopped:
             try:
                 self._receive()

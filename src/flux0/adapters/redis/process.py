@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from contextlib import suppress
 from functools import partial
 from os import urandom
+from threading import Thread
 from time import monotonic
 from typing import Final, final
 
@@ -42,8 +44,12 @@ class StoreProcess:
         )
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
-        self._is_started = False
         self._is_closed = False
+        self._threads = (
+            Thread(target=self._worker.run, name="flux0-redis", daemon=True),
+            Thread(target=self._listener.run, name="flux0-redis-listener", daemon=True),
+        )
+        self._start_once = allocate_lock()
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
         """Make `log` the turn of the session; see `TurnStore.claim`."""
@@ -76,17 +82,27 @@ class StoreProcess:
         self._is_closed = True
         for followed in self._followed.copy().values():
             followed.give_up(ClientClosed(_CLOSED))
-        if self._is_started:
+        if self._threads[0].is_alive():
             with suppress(TurnStoreError):
                 self._worker.call(self._finish())
-            self._listener.join()
+            self._threads[1].join(self._lease.renew_seconds)
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:
             raise TurnStoreError(_CLOSED)
-        self._is_started = True
-        self._listener.start()
+        self._start()
         return self._worker.call(steps)
+
+    def _start(self) -> None:
+        """Start the threads, unless they were started before."""
+        if self._start_once.acquire(blocking=False):
+            try:
+                for thread in self._threads:
+                    if thread.ident is None:
+                        thread.start()
+            except RuntimeError as error:
+                self._start_once.release()
+                raise TurnStoreError("the threads of the store cannot be started") from error
 
     def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
         own = self._own_running_log(name.session)  # Redis may have lost its data.
@@ -153,7 +169,7 @@ class StoreProcess:
         try:
             for published in tuple(self._published.values()):
                 yield from published.steps()
-                if published in self._published.values():
+                if published.log.is_ended and published in self._published.values():
                     return  # Redis cannot be reached.
             self._listener.stop()
             yield self._commands.wake_listener()

@@ -110,11 +110,11 @@ READ: Final = """
 local info, log, lease, followers = unpack(KEYS)
 local process, first, count, ttl_ms = unpack(ARGV)
 local max_bytes, last, turn_end = unpack(redis.call('HMGET', info, 'max_bytes', 'last', 'end'))
-if not max_bytes then return {} end
 if not turn_end then
   redis.call('SADD', followers, process)
   redis.call('PEXPIRE', followers, ttl_ms)
 end
+if not max_bytes then return {} end
 local entries = redis.call('XRANGE', log, first .. '-0', '+', 'COUNT', count)
 if tonumber(last) >= tonumber(first) and not (entries[1] and entries[1][1] == first .. '-0') then
   local before = redis.call('XREVRANGE', log, first .. '-0', '-', 'COUNT', 1)[1]

@@ -1,11 +1,9 @@
-"""A thread that sends all commands of one process to Redis."""
+"""The thread that sends all commands of one process to Redis."""
 
 from __future__ import annotations
 
-from _thread import allocate_lock
 from collections.abc import Generator, Sequence
 from queue import Empty, SimpleQueue
-from threading import Thread
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
@@ -92,8 +90,7 @@ class _Call(Generic[T]):
 class Worker:
     """Runs all jobs in one thread, and sends the commands of all running jobs in one pipeline.
 
-    A single thread needs one connection, and its jobs need no locks. It is a daemon thread, which
-    starts with the first call.
+    A single thread needs one connection, and its jobs need no locks.
 
     Args:
         client: The client of Redis.
@@ -111,8 +108,6 @@ class Worker:
         self._next_timer = _NEVER
         self._sending_since: float | None = None
         self._is_stopped = False
-        self._started = allocate_lock()
-        self._thread = Thread(target=self._run, name="flux0-redis", daemon=True)
 
     @property
     def sending_seconds(self) -> float:
@@ -132,15 +127,12 @@ class Worker:
         """
         call = _Call(steps)
         self.submit(call)
-        if self._started.acquire(blocking=False):
-            self._thread.start()
         return call.wait()
 
     def set_timer(self, job: Job, seconds: float) -> None:
         """Start the job after `seconds`. This replaces its previous timer."""
-        moment = monotonic() + seconds
-        self._timers[job] = moment
-        self._next_timer = min(self._next_timer, moment)
+        self._timers.pop(job, None)
+        self._set_earlier(job, monotonic() + seconds)
 
     def retry(self, job: Job) -> None:
         """Start the job again after a failure."""
@@ -154,7 +146,8 @@ class Worker:
         """End the thread when no job is running. A job calls this method."""
         self._is_stopped = True
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run jobs until `stop` is called."""
         while self._running or not self._is_stopped:
             for job in self._next_jobs():
                 if job not in self._running:
@@ -184,13 +177,17 @@ class Worker:
         if now < self._not_before:
             for job in [job for job in jobs if job.is_repeated]:
                 del jobs[job]
-                self.set_timer(job, self._not_before - now)
+                self._set_earlier(job, self._not_before)
         if now >= self._next_timer:
             for job in [job for job, moment in self._timers.items() if moment <= now]:
                 del self._timers[job]
                 jobs[job] = None
             self._next_timer = min(self._timers.values(), default=_NEVER)
         return jobs
+
+    def _set_earlier(self, job: Job, moment: float) -> None:
+        self._timers[job] = min(moment, self._timers.get(job, _NEVER))
+        self._next_timer = min(moment, self._next_timer)
 
     def _send(self, commands: list[Command]) -> Sequence[object]:
         if not commands:
