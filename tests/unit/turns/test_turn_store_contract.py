@@ -73,15 +73,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[Servers, None
 
 
 @contextmanager
-def redis_stores(make: Callable[[], Redis | RedisCluster]) -> Generator[Stores, None, None]:
+def redis_stores(
+    admin: Redis | RedisCluster, make: Callable[[], Redis | RedisCluster]
+) -> Generator[Stores, None, None]:
     """Two stores with threads and connections of their own, as in two processes."""
-    with make() as first, make() as second:
-        first.flushall()
+    with admin, make() as first, make() as second:
+        admin.flushall()
 
         def let_expire() -> None:
-            for key in first.scan_iter():
-                assert 0 < first.pttl(key) <= (KEEP_SECONDS + LEASE_SECONDS) * 1000
-            first.flushall()
+            for key in admin.scan_iter():
+                assert 0 < admin.pttl(key) <= (KEEP_SECONDS + LEASE_SECONDS) * 1000
+            admin.flushall()
 
         one, other = (
             RedisTurnStore(client, keep_seconds=KEEP_SECONDS, lease_seconds=LEASE_SECONDS)
@@ -93,15 +95,26 @@ def redis_stores(make: Callable[[], Redis | RedisCluster]) -> Generator[Stores, 
 
 
 def over_redis(servers: Servers) -> AbstractContextManager[Stores]:
-    return redis_stores(lambda: Redis.from_url(servers.single))
+    def connect() -> Redis:
+        return Redis.from_url(servers.single)
+
+    return redis_stores(connect(), connect)
 
 
 def over_redis_with_decoded_replies(servers: Servers) -> AbstractContextManager[Stores]:
-    return redis_stores(lambda: Redis.from_url(servers.single, decode_responses=True))
+    """The user has only the permissions that the documentation names."""
+    admin = Redis.from_url(servers.single)
+    rules = "~flux0:* &flux0:process:* +@connection +@pubsub +@read +@scripting +@write"
+    admin.execute_command("ACL SETUSER", "limited", "on", ">secret", *rules.split())
+    url = servers.single.replace("//", "//limited:secret@")
+    return redis_stores(admin, lambda: Redis.from_url(url, decode_responses=True, protocol=2))
 
 
 def over_redis_cluster(servers: Servers) -> AbstractContextManager[Stores]:
-    return redis_stores(lambda: RedisCluster.from_url(servers.cluster))
+    def connect() -> RedisCluster:
+        return RedisCluster.from_url(servers.cluster)
+
+    return redis_stores(connect(), connect)
 
 
 MAKERS: dict[str, Callable[[Servers], AbstractContextManager[Stores]]] = {

@@ -7,7 +7,6 @@ from typing import Final, final
 
 from flux0.adapters.redis.commands import Batch, Commands, Lease, TurnName, as_bytes, stop_request
 from flux0.adapters.redis.worker import Steps, Worker
-from flux0.domain.errors import TurnTooLarge
 from flux0.runtime.processes import run_in_new_thread
 from flux0.runtime.turn_log import TurnLog
 
@@ -61,8 +60,8 @@ class PublishedTurn:
         """Send all events that Redis does not have yet, and the end. Renew the lease."""
         while True:
             self._watch()
-            batch = self._next_batch()
             try:
+                batch = self._next_batch()
                 reply = yield self._commands.append(
                     self.name,
                     self.log.max_bytes,
@@ -95,14 +94,9 @@ class PublishedTurn:
 
     def _next_batch(self) -> Batch:
         end = self.log.end  # Get the end first: after the end, no event is added.
-        while True:
-            kept = self.log.first
-            after = max(self._sent, kept - 1)
-            try:
-                available = self.log.read(after)
-            except TurnTooLarge:  # Events were dropped in the meantime.
-                continue
-            break
+        kept = self.log.first
+        after = max(self._sent, kept - 1)
+        available = self.log.read(after)  # Raises an error if events were dropped since then.
         size = count = 0
         for event in available:
             size += len(event)

@@ -9,7 +9,7 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,12 @@ import pytest
 import redis
 import redis.asyncio
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.client import Pipeline
+from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore
+from flux0.adapters.redis import worker
 from flux0.domain.errors import (
     ClientClosed,
     InvalidArgument,
@@ -36,6 +40,21 @@ from support.turn_processes import event, turn_bytes
 
 TIMEOUT = 20.0
 LEASE_SECONDS = 1.0
+
+
+def nothing() -> None:
+    pass
+
+
+class Interrupted(Redis):
+    """Calls functions before it sends commands."""
+
+    actions: list[Callable[[], object]] | None = None
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        if self.actions:
+            self.actions.pop(0)()
+        return super().pipeline(transaction, shard_hint)
 
 
 @pytest.fixture(scope="module")
@@ -146,25 +165,26 @@ def test_message_is_not_sent_if_redis_cannot_be_reached(tmp_path: Path) -> None:
 
 
 def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as server:
-        stores = [RedisTurnStore.from_url(server.url, lease_seconds=2.0) for _ in range(2)]
-        store, other = stores
+    with (
+        redis_server(tmp_path) as server,
+        Interrupted(port=server.port, socket_timeout=0.5, retry=Retry(NoBackoff(), 0)) as client,
+        closing(RedisTurnStore.from_url(server.url)) as store,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as other,
+        server.client() as admin,
+    ):
         log = claimed(store)
-        assert other.find("session") is not None
-        server.pause()
         late = new_log("late")
+        # The claim is sent after the id of the present turn was received.
+        client.actions = [nothing, server.pause]
         with pytest.raises(TurnStoreError):
             other.claim("session", late, refuse=False)
         late.finish(LogEnd())
         other.release("session", late, None)
         server.resume()
 
-        wait_until(lambda: (found := other.find("session")) is not None and found.turn_id == "turn")
-        assert store.find("session") is log
-        with server.client() as client:
-            wait_until(lambda: client.get("flux0:{session}") == b"turn")
-        for each in stores:
-            each.close()
+        wait_until(lambda: bool(admin.exists("flux0:{session}:late:info")))
+        wait_until(lambda: admin.get("flux0:{session}") == b"turn")
+        log.finish(LogEnd())
 
 
 def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
@@ -179,7 +199,7 @@ def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
 
 
 def test_turn_is_stopped_if_another_turn_was_started_while_redis_had_no_data(
-    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+    server: RedisServer, other: RedisTurnStore
 ) -> None:
     reasons: list[str] = []
 
@@ -188,15 +208,17 @@ def test_turn_is_stopped_if_another_turn_was_started_while_redis_had_no_data(
         log.finish(LogEnd())
 
     log = TurnLog("turn", 1000, stop)
-    assert store.claim("session", log, refuse=True) is None
-    log.append(event("turn", 1))
-    with server.client() as client:
-        # Redis has all data of the turn, so the store sends nothing until it renews the lease.
-        wait_until(lambda: client.exists("flux0:{session}:turn:log") == 1)
-        client.flushall()
-        claimed(other, turn_id="turn-2")
+    with closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store:
+        assert store.claim("session", log, refuse=True) is None
+        log.append(event("turn", 1))
+        with server.client() as client:
+            # Redis has all data of the turn, so the store sends nothing until it renews the lease.
+            wait_until(lambda: client.exists("flux0:{session}:turn:log") == 1)
+            client.flushall()
+            claimed(other, turn_id="turn-2")
+        log.append(event("turn", 2))
 
-    assert wait_for_end(log, TIMEOUT)
+        assert wait_for_end(log, TIMEOUT)
     assert reasons == ["another turn of the session was started while Redis could not be reached"]
 
 
@@ -334,3 +356,62 @@ def test_forked_child_has_its_own_threads_and_follows_the_turn_of_its_parent(
 
     in_child(follow)
     assert store.find("session") is log
+
+
+def test_message_is_not_sent_if_the_threads_cannot_be_started(
+    store: RedisTurnStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(TurnStoreError) as raised:
+            store.claim("session", new_log(), refuse=True)
+    assert raised.value.sent == "no"
+    claimed(store)
+
+
+def test_turn_of_the_process_is_found_while_redis_cannot_be_reached(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)) as store,
+    ):
+        log = claimed(store)
+        server.stop()
+        assert store.find("session") is log
+        with pytest.raises(TurnStoreError):
+            store.find("another session")
+        log.finish(LogEnd())
+
+
+def test_caller_does_not_wait_longer_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 0.1)
+    with redis_server(tmp_path) as server:
+        patient = Redis(port=server.port, socket_timeout=None)
+        with patient, closing(RedisTurnStore(patient, lease_seconds=LEASE_SECONDS)) as store:
+            server.pause()
+            with pytest.raises(TurnStoreError, match="did not respond within"):
+                store.find("session")
+            server.resume()
+
+
+@pytest.mark.parametrize("refuse", [True, False])
+def test_two_claims_at_the_same_time(
+    server: RedisServer, other: RedisTurnStore, refuse: bool
+) -> None:
+    with Interrupted(port=server.port) as client, closing(RedisTurnStore(client)) as store:
+        faster: list[TurnLog] = []
+        client.actions = [nothing, lambda: faster.append(claimed(other, turn_id="faster"))]
+        log = new_log()
+        if refuse:
+            with pytest.raises(TurnRunning):
+                store.claim("session", log, refuse=True)
+        else:
+            previous = store.claim("session", log, refuse=False)
+            assert previous is not None
+            assert previous.turn_id == "faster"
+            log.finish(LogEnd())
+        faster[0].finish(LogEnd())
