@@ -104,8 +104,14 @@ def over_redis(servers: Servers) -> AbstractContextManager[Stores]:
 def over_redis_with_decoded_replies(servers: Servers) -> AbstractContextManager[Stores]:
     """The user has only the permissions that the documentation names."""
     admin = Redis.from_url(servers.single)
-    rules = "~flux0:* &flux0:process:* +@connection +@pubsub +@read +@scripting +@write"
-    admin.execute_command("ACL SETUSER", "limited", "on", ">secret", *rules.split())
+    admin.acl_setuser(
+        "limited",
+        enabled=True,
+        passwords=["+secret"],
+        keys=["flux0:*"],
+        channels=["flux0:process:*"],
+        categories=["+@connection", "+@pubsub", "+@read", "+@scripting", "+@write"],
+    )
     url = servers.single.replace("//", "//limited:secret@")
     return redis_stores(admin, lambda: Redis.from_url(url, decode_responses=True, protocol=2))
 

@@ -85,7 +85,8 @@ class StoreProcess:
         if self._threads[0].is_alive():
             with suppress(TurnStoreError):
                 self._worker.call(self._finish())
-            self._threads[1].join(self._lease.renew_seconds)
+            for thread in self._threads:
+                thread.join(self._lease.renew_seconds)
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:
