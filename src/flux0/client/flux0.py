@@ -147,7 +147,6 @@ class Flux0(Uncopyable):
         check_names(options, of_call=False)
         codec = JsonCodec()
         fixed, computed = split_headers({} if headers is None else headers)
-        limit = arguments.optional_seconds("timeout_ms", timeout_ms)
         idle = arguments.optional_seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
         retries = DEFAULT_RETRIES if retry_config is None else retry_config
         if server_url is None:
@@ -158,8 +157,9 @@ class Flux0(Uncopyable):
         transports = choose_transports(transport, async_transport, client, async_client)
         time = time_source(transports[0] or transports[1])
         observing = Observers(observers, time)
+        max_body = arguments.integer("max_body_bytes", max_body_bytes, smallest=1)
         send = build_chain(
-            codec, time, max_body_bytes, middleware, computed, on_retry, debug_logger, observing
+            codec, time, max_body, middleware, computed, on_retry, debug_logger, observing
         )
         default_call = ApiCall(
             send=send,
@@ -169,8 +169,7 @@ class Flux0(Uncopyable):
             headers=fixed,
             timeout=Timeout(),
             idle_timeout=DEFAULT_IDLE_TIMEOUT if idle is None else idle,
-            limit=limit,
-            max_body_bytes=arguments.integer("max_body_bytes", max_body_bytes, smallest=1),
+            limit=arguments.optional_seconds("timeout_ms", timeout_ms),
             max_event_bytes=arguments.integer("max_event_bytes", max_event_bytes, smallest=1),
             max_turn_bytes=arguments.integer("max_turn_bytes", max_turn_bytes, smallest=1),
             retries=arguments.instance("retry_config", RetryConfig, retries),

@@ -53,6 +53,8 @@ class APIError(Flux0Error):
             body was read already: use `body`.
     """
 
+    raw_response: Any = None
+
     def __init__(
         self,
         message: str,
@@ -69,9 +71,6 @@ class APIError(Flux0Error):
         self.body = body
         self.headers = headers
         self.raw_response = raw_response
-
-    def _picklable_state(self) -> dict[str, Any]:
-        return {**self.__dict__, "raw_response": None}
 
 
 class BadRequestError(APIError):

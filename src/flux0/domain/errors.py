@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
 
 _EXCERPT_LENGTH = 200  # An error shows at most this many characters of a body.
+# Attributes that refer to a connection or a client. Unpickled errors have their default, None.
+_NOT_PICKLED = frozenset({"raw_response", "_list_stored"})
 
 
 class Flux0Error(Exception):
@@ -67,10 +69,8 @@ class Flux0Error(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The parameters of __init__ differ between subclasses, so `restore` does not call it.
-        return restore, (type(self), self.args, self._picklable_state())
-
-    def _picklable_state(self) -> dict[str, Any]:
-        return dict(self.__dict__)
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
+        return restore, (type(self), self.args, state)
 
 
 def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
@@ -277,9 +277,6 @@ class StreamError(Flux0Error):
                 "cannot list the stored events: this error was unpickled or has no stream"
             )
         return self._list_stored(**options)
-
-    def _picklable_state(self) -> dict[str, Any]:
-        return {**self.__dict__, "_list_stored": None}
 
 
 class StreamInterrupted(StreamError):

@@ -40,7 +40,6 @@ class ApiCall:
         headers: the headers of the client and of the call.
         timeout: the timeouts of each attempt.
         idle_timeout: the longest time between two events of a stream, in seconds.
-        max_body_bytes: the size limit of a decoded response body that is not streamed.
         max_event_bytes: the size limit of one event of a stream.
         max_turn_bytes: the size limit of the messages that a stream builds from its events.
         retries: the retry policy.
@@ -61,7 +60,6 @@ class ApiCall:
     headers: Headers
     timeout: Timeout
     idle_timeout: float
-    max_body_bytes: int
     max_event_bytes: int
     max_turn_bytes: int
     retries: RetryConfig

@@ -47,7 +47,6 @@ CALL = ApiCall(
     headers=Headers((("user-agent", "test"),)),
     timeout=Timeout(read=7),
     idle_timeout=600,
-    max_body_bytes=1000,
     max_event_bytes=1000,
     max_turn_bytes=1000,
     retries=RetryConfig("none"),
