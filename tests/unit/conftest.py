@@ -26,6 +26,13 @@ def pytest_report_collectionfinish() -> list[str]:
     return lines if is_installed() else [*lines, NOT_INSTALLED]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected_garbage() -> Iterator[None]:
+    """Collect garbage after each module, so that a warning about garbage names its module."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture
 def little_garbage() -> Iterator[None]:
     """Make garbage collection fast: it ignores all objects that exist before the test."""
