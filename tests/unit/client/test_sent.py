@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
-from attrs import evolve, frozen
+from attrs import frozen
 
 from flux0 import (
     AgentError,
@@ -59,7 +59,6 @@ from support.sending import over
 from support.transports import WAYS, Mode, Way
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
-REPEATING = evolve(EAGER, retry_posts=True)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
 # Timeouts: SHORT for the timeout that must expire, LONG for all others.
@@ -174,28 +173,6 @@ async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
     error = await error_of(client(way, NOTHING_LISTENS), send)
     assert isinstance(error, InvalidArgument)
     assert error.sent == "no"
-
-
-@over(*WAYS)
-async def test_sent_is_maybe_if_an_earlier_attempt_may_have_been_sent(way: Way) -> None:
-    """The last attempt was rejected. `sent` is "maybe", for the caller and for middleware."""
-    seen: list[Sent] = []
-
-    def look(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        try:
-            return (yield from send(request))
-        except Flux0Error as error:
-            seen.append(error.sent)
-            raise
-
-    async def create(flux0: Flux0) -> None:
-        await flux0.sessions.create_async(agent_id="a", retries=REPEATING)
-
-    with ByteServer((Reset(),), returned(400)) as server:
-        error = await error_of(client(way, server.url, middleware=[look]), create)
-    assert isinstance(error, APIError)
-    assert (error.attempts, error.sent) == (2, "maybe")
-    assert seen == ["maybe"]
 
 
 @over(*WAYS)

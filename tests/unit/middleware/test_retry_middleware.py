@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeVar
 
 import pytest
 from attrs import define, evolve, field
@@ -18,7 +20,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import CallRequest, Flow, chain
+from flux0.flows import CallRequest, Flow, SendFlow, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Response
@@ -32,7 +34,10 @@ from support.in_memory import (
     scripted_response,
     tape,
 )
+from support.modes import in_mode
 from support.transports import Mode
+
+T = TypeVar("T")
 
 LIMIT = 1000
 STEADY = RetryConfig(backoff=BackoffStrategy(initial_interval=1000, exponent=1))
@@ -311,6 +316,31 @@ async def test_error_of_flux0_from_user_code_gets_no_request_and_is_not_retried(
     assert policy.attempts == [1]
 
 
+@in_every_mode
+async def test_sent_includes_earlier_attempts(mode: Mode) -> None:
+    """The server did not act on the last attempt. Outer middleware gets the same error."""
+    seen: list[errors.Sent] = []
+
+    def look(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+        try:
+            return (yield from send(request))
+        except errors.Flux0Error as error:
+            seen.append(error.sent)
+            raise
+
+    repeating = evolve(NO_WAIT, retry_posts=True, max_attempts=2)
+    for earlier, sent in (("refused", "no"), ("429", "no"), ("503", "maybe"), ("reset", "maybe")):
+        for last in (scripted_response(status=400), refused()):
+            first = {"refused": refused(), "reset": reset()}.get(earlier)
+            transport = script(first or scripted_response(status=int(earlier)), last)
+            flux0 = in_mode(mode, Flux0(transport=transport, middleware=[look]))
+
+            with pytest.raises(errors.Flux0Error) as caught:
+                await flux0.sessions.create_async(agent_id="a", retries=repeating)
+
+            assert (caught.value.attempts, caught.value.sent, seen.pop()) == (2, sent, sent)
+
+
 # --- reports of retries
 
 
@@ -396,14 +426,57 @@ def test_client_has_one_budget_for_all_calls() -> None:
     assert transport.responses == []
 
 
-def test_budget_is_thread_safe() -> None:
-    budget = RetryBudget(capacity=100, successes_per_retry=1)
+def with_other_thread(number: int, call: Callable[[], T]) -> list[T]:
+    """Return the results of two calls. The second runs before instruction `number` of the first.
 
-    def spend_and_refill(_: int) -> None:
-        for _ in range(allowed(budget, 50)):
-            budget.add_success()
+    The second call takes the place of another thread, which may run between any two instructions.
+    """
+    results: list[T] = []
+    instructions = count()
 
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(spend_and_refill, range(100)))
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(instructions) == number:
+            results.append(call())
+        return trace
 
-    assert allowed(budget, 200) == 100
+    before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 reads it when `settrace` is called.
+    sys.settrace(trace)
+    try:
+        results.append(call())
+    finally:
+        sys.settrace(before)
+    return results
+
+
+def test_two_threads_never_spend_the_same_retry() -> None:
+    for number in count():
+        results = with_other_thread(number, RetryBudget(capacity=1).spend)
+        assert sum(results) == 1
+        if len(results) == 1:
+            break
+    assert number > 5
+
+
+@pytest.mark.parametrize(("successes_per_retry", "retries"), [(1, 2), (2, 1)])
+def test_successes_in_two_threads_both_count(successes_per_retry: int, retries: int) -> None:
+    for number in count():
+        budget = RetryBudget(2, successes_per_retry)
+        assert allowed(budget, 2) == 2
+        was_interrupted = len(with_other_thread(number, budget.add_success)) == 2
+        if not was_interrupted:
+            break
+        assert allowed(budget, 3) == retries
+    assert number > 5
+
+
+def test_successes_in_two_threads_never_exceed_the_capacity() -> None:
+    for number in count():
+        budget = RetryBudget(capacity=1, successes_per_retry=1)
+        assert budget.spend()
+        was_interrupted = len(with_other_thread(number, budget.add_success)) == 2
+        assert allowed(budget, 3) == 1
+        if not was_interrupted:
+            break
+    assert number > 5
