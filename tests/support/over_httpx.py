@@ -58,13 +58,13 @@ class OverHttpx(Way):
         try:
             yield transport
         finally:
-            await sending.in_mode(self.mode, transport).close_async()
+            await sending.as_async(self.mode, transport).close_async()
             if client is not None:
                 await client.aclose() if hasattr(client, "aclose") else client.close()
 
     async def fetch(self, transport: Any, request: Request) -> tuple[int, bytes]:
         """Send a request, and return the status and the body of the response."""
-        response = await sending.in_mode(self.mode, transport).send_async(request)
+        response = await sending.as_async(self.mode, transport).send_async(request)
         return response.status_code, await sending.read(response.body)
 
     async def fetch_once(self, request: Request, **options: Any) -> tuple[int, bytes]:

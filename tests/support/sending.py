@@ -7,11 +7,10 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pytest
-from attrs import evolve
 
-from flux0.domain.headers import Headers
-from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Timeout, Transport
+from flux0.ports import AsyncByteStream, AsyncTransport, Request, Transport
 from flux0.runtime.threads import ThreadedTransport
+from flux0.testing.contract.harness import LONG, BlockingAsAsync
 from flux0.testing.contract.responses import (
     ServerSteps,
     Sleep,
@@ -22,10 +21,6 @@ from flux0.testing.contract.responses import (
 from support.modes import run
 from support.transports import Mode
 
-# The default timeouts of requests and reads. They are longer than any test waits, so that they do
-# not end a hung call.
-LONG = 60.0
-LONG_TIMEOUT = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 OK = http_response(b"ok")
 HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
 AGENTS = http_response(b'{"data": []}', headers=[("Content-Type", "application/json")])
@@ -68,16 +63,6 @@ def over(
         return parametrized
 
     return decorate
-
-
-def get(
-    url: str, *headers: tuple[str, str], stream: bool = False, timeout: Timeout = LONG_TIMEOUT
-) -> Request:
-    return Request("GET", url, Headers(headers), stream=stream, timeout=timeout)
-
-
-def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> Request:
-    return Request("POST", url, Headers(), body, timeout=timeout)
 
 
 class Pieces:
@@ -126,32 +111,8 @@ async def read(body: AsyncByteStream) -> bytes:
     return b"".join([piece async for piece in Pieces(body)])
 
 
-def in_mode(mode: Mode, transport: Any) -> AsyncTransport:
+def as_async(mode: Mode, transport: Any) -> AsyncTransport:
     """Return the async version of a transport. In the mode "sync", its calls block."""
     if mode == "sync":
-        return _Blocking(transport)
+        return BlockingAsAsync(transport)
     return transport if hasattr(transport, "send_async") else ThreadedTransport(transport)
-
-
-class _Blocking:
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-
-    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        response: Response[Any] = self._transport.send(request)
-        return evolve(response, body=_BlockingBody(response.body))
-
-    async def close_async(self) -> None:
-        self._transport.close()
-
-
-class _BlockingBody:
-    def __init__(self, body: Any) -> None:
-        self._body = body
-
-    async def read_async(self, timeout: float | None) -> bytes | None:
-        piece: bytes | None = self._body.read(timeout)
-        return piece
-
-    async def close_async(self) -> None:
-        self._body.close()

@@ -20,9 +20,10 @@ from flux0.adapters.urllib3 import transport
 from flux0.domain.errors import ConnectError, ConnectTimeout, PoolTimeout
 from flux0.ports import ByteStream, Request, Response, Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from flux0.testing.contract.responses import Receive, Signal, WaitForRelease
 from support.modes import call_blocking
-from support.sending import AGENTS, HALF, LONG_TIMEOUT, OK, Pieces, fetch_sync, get, over
+from support.sending import AGENTS, HALF, OK, Pieces, fetch_sync, over
 from support.socks_proxy import SocksProxy
 from support.transports import ASYNC_WAYS, SYNC_WAYS, Way
 from support.unreachable import resolve_to, unreachable_address

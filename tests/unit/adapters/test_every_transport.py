@@ -11,6 +11,7 @@ from attrs import evolve
 from flux0 import AsyncEventStream, Flux0, StreamIdleTimeout
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import get
 from flux0.testing.contract.responses import (
     Disconnect,
     Sleep,
@@ -26,7 +27,7 @@ from support import sending
 from support.in_memory import SSE, chunk
 from support.modes import call_blocking, in_mode, run
 from support.secured import Secured
-from support.sending import HALF, OK, Pieces, fetch, get, over
+from support.sending import HALF, OK, Pieces, fetch, over
 from support.transports import LIBRARIES, ONCE, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -44,7 +45,7 @@ async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> 
     beginning, end = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
     in_two_parts = (Write(beginning), WaitForRelease(), Write(end), WaitForRelease())
     with_length = (Write(to_bytes(OK) + SURPLUS), WaitForRelease())
-    transport = sending.in_mode(way.mode, way.make_transport())
+    transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(
         in_two_parts, http_response(b"second", framing="chunked"), with_length, OK
     ) as server:
@@ -60,7 +61,7 @@ async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> 
 
 @over(*ONCE)
 async def test_invalid_url_is_a_connect_error(way: Way) -> None:
-    transport = sending.in_mode(way.mode, way.make_transport())
+    transport = sending.as_async(way.mode, way.make_transport())
     for url in ("http://*/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/", "http:///"):
         with pytest.raises(ConnectError) as caught:
             await transport.send_async(get(url))
@@ -74,7 +75,7 @@ async def test_truncated_head_is_an_interruption(way: Way) -> None:
     cuts = [truncated((whole,), length) for length in range(size((whole,)))]
     # urllib3 reads a truncated content-length field, and may report that the field is invalid.
     kinds = (ConnectionInterrupted, *[ProtocolError] * (way.transport in ("requests", "urllib3")))
-    transport = sending.in_mode(way.mode, way.make_transport())
+    transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(*cuts) as server:
         for _ in cuts:
             with pytest.raises(kinds):
@@ -88,7 +89,7 @@ async def test_tls_connection_closed_within_a_body_is_an_interruption(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
-    transport = sending.in_mode(way.mode, way.make_transport())
+    transport = sending.as_async(way.mode, way.make_transport())
     steps = (*http_response(b"first", framing="chunked")[:2], Disconnect())
     with ByteServer(steps, tls=secured.server) as server:
         pieces = Pieces((await transport.send_async(get(server.url))).body)
@@ -100,7 +101,7 @@ async def test_tls_connection_closed_within_a_body_is_an_interruption(
 
 @over(*ONCE)
 async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it(way: Way) -> None:
-    transport = sending.in_mode(way.mode, way.make_transport())
+    transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(OK) as server:
         await fetch(transport, get(server.url))
         await fetch(transport, get(server.url, ("Accept-Encoding", "identity")))
@@ -112,7 +113,9 @@ async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it
 @over(*ONCE)
 async def test_body_can_be_read_after_its_transport_was_garbage_collected(way: Way) -> None:
     with ByteServer(HALF) as server:
-        response = await sending.in_mode(way.mode, way.make_transport()).send_async(get(server.url))
+        response = await sending.as_async(way.mode, way.make_transport()).send_async(
+            get(server.url)
+        )
         response = evolve(response, raw_response=None)
         gc.collect()
         pieces = Pieces(response.body)
@@ -126,7 +129,7 @@ async def test_body_can_be_read_after_its_transport_was_garbage_collected(way: W
 async def test_garbage_collected_transport_closes_its_connections(way: Way) -> None:
     with ByteServer(OK) as server:
         assert (
-            await fetch(sending.in_mode(way.mode, way.make_transport()), get(server.url)) == b"ok"
+            await fetch(sending.as_async(way.mode, way.make_transport()), get(server.url)) == b"ok"
         )
         gc.collect()
         await call_blocking(way.mode, server.wait_until_closed)
@@ -142,7 +145,7 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
     kept: list[Any] = []
 
     async def use() -> None:
-        transport = sending.in_mode(way.mode, way.make_transport())
+        transport = sending.as_async(way.mode, way.make_transport())
         body = (await transport.send_async(get(server.url, stream=True))).body
         pieces = Pieces(body)
         assert await anext(pieces) == b"first"
@@ -209,7 +212,7 @@ def test_client_may_have_many_open_streams(way: Way) -> None:
 @pytest.mark.parametrize("name", ["aiohttp", "httpx"])
 def test_transport_can_be_used_in_one_event_loop_after_another(name: str) -> None:
     ways = [way for way in LOOPS if way.transport == name] * 2
-    transport = sending.in_mode("asyncio", ways[0].make_transport())
+    transport = sending.as_async("asyncio", ways[0].make_transport())
 
     async def use() -> None:
         assert await fetch(transport, get(server.url)) == b"ok"

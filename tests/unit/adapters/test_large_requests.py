@@ -11,6 +11,7 @@ import pytest
 
 from flux0 import APIError, Flux0
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import post
 from flux0.testing.contract.responses import (
     Receive,
     WaitForRelease,
@@ -21,7 +22,7 @@ from flux0.testing.contract.responses import (
 from support import sending
 from support.modes import in_mode
 from support.secured import Secured
-from support.sending import OK, fetch, over, post
+from support.sending import OK, fetch, over
 from support.transports import ONCE, Way
 
 LARGE = 20_000_000
@@ -92,7 +93,7 @@ async def test_rejection_over_tls_is_an_api_error_and_ends_the_connection(
 @over(*ONCE)
 async def test_interim_response_does_not_stop_a_large_request(way: Way) -> None:
     interim = (Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)
-    transport, body = sending.in_mode(way.mode, way.make_transport()), b"x" * LARGE
+    transport, body = sending.as_async(way.mode, way.make_transport()), b"x" * LARGE
     with ByteServer(OK, on_connect=interim) as server:
         assert await fetch(transport, post(server.url, body)) == b"ok"
         assert server.requests[0].body == body
@@ -105,7 +106,7 @@ async def test_tls_messages_do_not_stop_a_large_request(
 ) -> None:
     """The server sends session tickets after the handshake, while the request is being sent."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
-    transport, body = sending.in_mode(way.mode, way.make_transport()), b"x" * LARGE
+    transport, body = sending.as_async(way.mode, way.make_transport()), b"x" * LARGE
     with ByteServer(OK, tls=secured.server) as server:
         assert await fetch(transport, post(server.url, body)) == b"ok"
         assert server.requests[0].body == body

@@ -33,6 +33,7 @@ from flux0.domain.errors import (
 )
 from flux0.ports import Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.harness import LONG, get
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -43,7 +44,7 @@ from flux0.testing.contract.responses import (
 )
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import HALF, LONG, OK, Pieces, fetch_sync, get, slow_tls_record
+from support.sending import HALF, OK, Pieces, fetch_sync, slow_tls_record
 
 SHORT_TIMEOUT = 0.3
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)

@@ -18,9 +18,9 @@ from flux0 import BackoffStrategy, Flux0, RequestsTransport, RetryConfig, Urllib
 from flux0.domain.errors import ConnectError, ConnectTimeout
 from flux0.ports import Transport
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.harness import LONG_TIMEOUT
+from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from support.modes import in_mode
-from support.sending import AGENTS, get, over
+from support.sending import AGENTS, over
 from support.socks_proxy import SocksProxy
 from support.transports import ONCE, Way
 

@@ -22,12 +22,13 @@ from attrs import define
 from flux0 import EventStream, Flux0, HttpxTransport
 from flux0.domain.errors import StreamInterrupted, StreamInUse
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.harness import get
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
 from support import at_locks
 from support.forking import in_child
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
-from support.sending import AGENTS, OK, fetch_sync, get
+from support.sending import AGENTS, OK, fetch_sync
 from support.socks_proxy import SocksProxy
 from support.transports import SYNC_WAYS, TRANSPORTS, Way
 

@@ -37,9 +37,11 @@ _SHORTEST: Final = 0.001  # The timeout of a read must be greater than 0.
 LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 
 
-def get(url: str, *, stream: bool = False, timeout: Timeout = LONG_TIMEOUT) -> Request:
-    """Return a GET request without header fields."""
-    return Request("GET", url, Headers(), stream=stream, timeout=timeout)
+def get(
+    url: str, *headers: tuple[str, str], stream: bool = False, timeout: Timeout = LONG_TIMEOUT
+) -> Request:
+    """Return a GET request."""
+    return Request("GET", url, Headers(headers), stream=stream, timeout=timeout)
 
 
 def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> Request:

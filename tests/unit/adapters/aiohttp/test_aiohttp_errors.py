@@ -28,8 +28,9 @@ from flux0.domain.errors import (
 from flux0.domain.headers import Headers
 from flux0.ports import Timeout
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
-from support.sending import OK, Pieces, fetch, get, post
+from support.sending import OK, Pieces, fetch
 
 SHORT = 0.2
 LARGE = bytes(1_000_000)

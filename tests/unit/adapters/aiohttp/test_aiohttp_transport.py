@@ -41,7 +41,7 @@ from flux0.ports import AsyncByteStream, Request, Response, Timeout
 from flux0.runtime.event_loop import PerLoop
 from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
-from flux0.testing.contract.harness import Harness
+from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -54,7 +54,7 @@ from flux0.testing.contract.responses import (
     to_bytes,
 )
 from support.secured import Secured
-from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch, get, post, read
+from support.sending import HALF, OK, Pieces, fetch, read
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 

@@ -12,8 +12,8 @@ from flux0 import Flux0, Httpx2Transport
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import ConnectError
 from flux0.testing.contract import AsyncTransportContract, TransportContract
+from flux0.testing.contract.harness import get
 from support.over_httpx import HttpxContract
-from support.sending import get
 
 # The adapter is the same as for httpx, which runs all parameters.
 

@@ -33,6 +33,7 @@ from flux0.domain.errors import (
     ReadTimeout,
 )
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -47,18 +48,7 @@ from support import modes, sending
 from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, OverHttpx
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import (
-    AGENTS,
-    LONG,
-    LONG_TIMEOUT,
-    OK,
-    Pieces,
-    fetch_sync,
-    get,
-    over,
-    post,
-    slow_tls_record,
-)
+from support.sending import AGENTS, OK, Pieces, fetch_sync, over, slow_tls_record
 from support.socks_proxy import SocksProxy
 from support.unreachable import resolve_to, unreachable_address
 
@@ -165,7 +155,7 @@ async def test_part_of_a_tls_record_through_a_proxy_with_tls_does_not_extend_the
         ByteServer(slow_tls_record(SHORT_TIMEOUT), tls=secured.server) as server,
     ):
         async with way.closing(client_of(way, proxy, secured)) as transport:
-            either = sending.in_mode(way.mode, transport)
+            either = sending.as_async(way.mode, transport)
             body = (await either.send_async(get(server.url))).body
             assert await body.read_async(LONG) == b"first"
             server.release()

@@ -23,11 +23,12 @@ from flux0.domain.errors import (
     TransportTimeout,
 )
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import http_response
 from support import sending
 from support.modes import run
 from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
-from support.sending import OK, get, over, post
+from support.sending import OK, over
 
 
 @over(*FAMILY)
@@ -223,7 +224,7 @@ async def test_users_client_stays_open_and_keeps_its_settings(way: OverHttpx) ->
             transport = way.transport_over(client)
             request = get(server.url, ("accept", "application/json"))
             assert await way.fetch(transport, request) == (200, b"ok")
-            await sending.in_mode(way.mode, transport).close_async()
+            await sending.as_async(way.mode, transport).close_async()
             del transport
         assert not client.is_closed
         if way.mode == "sync":  # The user's own requests reuse the connection.

@@ -20,10 +20,11 @@ from flux0.adapters.httpx.pools import Pools
 from flux0.domain.errors import PoolTimeout, ReadTimeout
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from flux0.testing.contract.responses import Disconnect, Signal, WaitForRelease, http_response
 from support import sending
 from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
-from support.sending import HALF, LONG_TIMEOUT, OK, fetch_sync, get, over
+from support.sending import HALF, OK, fetch_sync, over
 from support.soak import ANYIO_CLOSES_CANCELLED
 
 NO_WAIT = evolve(LONG_TIMEOUT, pool=0.05)
@@ -44,7 +45,7 @@ async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
     """A place becomes free at the end of a body, an error, `close` and garbage collection."""
     with ByteServer(HALF, OK, (Disconnect(),), OK, HALF, OK, HALF, OK) as server:
         async with way.closing(None) as transport:
-            send = sending.in_mode(way.mode, transport).send_async
+            send = sending.as_async(way.mode, transport).send_async
             body = (await send(get(server.url, stream=True))).body
             with pytest.raises(PoolTimeout, match=r"within 0\.05 s"):
                 await send(get(server.url, timeout=NO_WAIT))
@@ -68,7 +69,7 @@ async def test_connections_are_reused_while_many_streams_are_open(way: OverHttpx
     streams = 120
     with ByteServer(*[HALF] * streams, OK) as server:
         async with way.closing(None) as transport:
-            send = sending.in_mode(way.mode, transport).send_async
+            send = sending.as_async(way.mode, transport).send_async
             bodies = [(await send(get(server.url, stream=True))).body for _ in range(streams)]
             for _ in range(10):
                 assert await way.fetch(transport, get(server.url)) == (200, b"ok")

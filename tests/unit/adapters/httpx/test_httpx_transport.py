@@ -25,10 +25,11 @@ from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import WaitForRelease, Write, http_response, to_bytes
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
-from support.sending import HALF, OK, Pieces, fetch, fetch_sync, get, over, post
+from support.sending import HALF, OK, Pieces, fetch, fetch_sync, over
 
 
 class TestHttpxTransport(HttpxContract, TransportContract):

@@ -23,12 +23,13 @@ from flux0 import (
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain.errors import ConnectTimeout
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import Disconnect, Reset, ServerSteps, WaitForRelease, Write
 from support import sending
 from support.modes import in_mode
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import AGENTS, LONG_TIMEOUT, OK, fetch, fetch_sync, get, over, post
+from support.sending import AGENTS, OK, fetch, fetch_sync, over
 from support.transports import ONCE, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -245,7 +246,7 @@ async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
 ) -> None:
     no_data = does == (WaitForRelease(),)
     timeout = evolve(LONG_TIMEOUT, connect=0.2, read=0.2, pool=0.2) if no_data else LONG_TIMEOUT
-    transport = sending.in_mode(way.mode, way.make_transport())
+    transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(does) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
         with pytest.raises(ConnectError) as caught:

@@ -27,6 +27,7 @@ from flux0.domain.errors import (
 )
 from flux0.testing.contract import TransportContract
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import (
     FRAMINGS,
     Framing,
@@ -37,7 +38,7 @@ from flux0.testing.contract.responses import (
     to_bytes,
 )
 from support.secured import Secured
-from support.sending import OK, Pieces, fetch_sync, get, post
+from support.sending import OK, Pieces, fetch_sync
 
 
 class TestRequestsTransport(TransportContract):

@@ -26,7 +26,8 @@ from flux0.domain.errors import PoolTimeout
 from flux0.ports import Transport
 from flux0.runtime.waker import Waker
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
-from support.sending import HALF, LONG_TIMEOUT, OK, Pieces, fetch_sync, get
+from flux0.testing.contract.harness import LONG_TIMEOUT, get
+from support.sending import HALF, OK, Pieces, fetch_sync
 
 GETS: tuple[CodeType, ...] = tuple(
     kind.get.__code__

@@ -14,6 +14,7 @@ from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.harness import get
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -23,7 +24,7 @@ from flux0.testing.contract.responses import (
     head,
     http_response,
 )
-from support.sending import HALF, OK, Pieces, fetch_sync, get
+from support.sending import HALF, OK, Pieces, fetch_sync
 
 
 class TestUrllib3Transport(LimitedPoolContract, TransportContract):
