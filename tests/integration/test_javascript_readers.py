@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flux0 import Flux0
+from flux0.relay_format import HEARTBEAT
 from flux0.testing import FakeTransport, Gate, Report, Say, Truncate
-from flux0.turns.relay_format import HEARTBEAT
 from support.back_ends import asgi, wsgi
 from support.npm import npm_install, run_in
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import chain
 from typing import final
 
-from flux0.adapters.json import JsonCodec
-from flux0.adapters.sse import SSEParser
 from flux0.domain import arguments
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, InvalidArgument, StreamError
@@ -15,8 +12,9 @@ from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stream_events import StatusEvent
+from flux0.relay_format import FLUX0, RelayFormat, checked
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.turn_relay import AsyncRelay, LogReader, relay
+from flux0.turns.turn_relay import AsyncRelay, LogDecoder, LogReader, relay
 
 # Last-Event-ID may come from any client. Longer numbers are slow to convert.
 _MAX_DIGITS = 18
@@ -55,35 +53,44 @@ class BackgroundTurn:
         return self._log.last + (end is not None and end.error is not None)
 
     def relay(
-        self, *, after: int | str | None = None, heartbeat_ms: int | None = 15_000
+        self,
+        *,
+        after: int | str | None = None,
+        heartbeat_ms: int | None = 15_000,
+        format: RelayFormat = FLUX0,
     ) -> Iterator[bytes]:
         """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
-        The bytes are the same as of `EventStream.relay`, except that the field `id` of each event
-        is the number of the event in the turn, from 1. A browser sends the last number back in the
-        header `Last-Event-ID`. If the turn fails or is stopped, the last event is named `error`,
-        and its data is JSON with the `type` and the `message` of the error.
+        The bytes are the same as of `EventStream.relay`, except that in flux0's own format, the
+        field `id` of each event is the number of the event in the turn, from 1. A browser sends the
+        last number back in the header `Last-Event-ID`. If the turn fails or is stopped, the last
+        event is named `error`, and its data is JSON with the `type` and the `message` of the error.
 
         Closing the iterator has no effect on the turn.
 
         Args:
             after: Begin after the event with this number of the same turn. By default, begin with
-                the first event. A string, such as the value of `Last-Event-ID`, is converted.
-            heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
-                comment keeps proxies from closing the connection. None means no comments.
+                the first event. A string, such as the value of `Last-Event-ID`, is converted. The
+                numbers belong to flux0's own format: do not pass another `format` with `after`.
+            heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The
+                heartbeat keeps proxies from closing the connection. None means no heartbeats.
+            format: The relay format. By default, the format of the flux0 server.
 
         Raises:
-            InvalidArgument: `after` is not the number of an event.
+            InvalidArgument: `after` is not the number of an event, or was passed with a format
+                whose events have no numbers.
         """
-        heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
-        return relay(self._log, _number(after), heartbeat)
+        return relay(self._log, *_relay_arguments(after, heartbeat_ms, format))
 
     def relay_async(
-        self, *, after: int | str | None = None, heartbeat_ms: int | None = 15_000
+        self,
+        *,
+        after: int | str | None = None,
+        heartbeat_ms: int | None = 15_000,
+        format: RelayFormat = FLUX0,
     ) -> AsyncIterator[bytes]:
         """The async version of `relay`."""
-        heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
-        return AsyncRelay(self._log, _number(after), heartbeat)
+        return AsyncRelay(self._log, *_relay_arguments(after, heartbeat_ms, format))
 
     def wait(self) -> Reply:
         """Wait until the turn has ended, and return the reply of the agent.
@@ -120,16 +127,13 @@ class _ReplyBuilder:
     """Builds the reply from the encoded events of a turn, which another process may have read."""
 
     def __init__(self) -> None:
-        # The stream has already checked the size of each event.
-        self._parser = SSEParser(max_event_bytes=None)
-        self._codec = JsonCodec()
+        self._decoder = LogDecoder()
         self._accumulator = MessageAccumulator()
         self._correlation_id: str | None = None
         self._event_count = 0
 
     def feed(self, events: Iterable[bytes]) -> None:
-        for raw in chain.from_iterable(map(self._parser.feed, events)):
-            event = self._codec.decode_event(raw)
+        for event in self._decoder.decode(events):
             self._event_count += 1
             self._correlation_id = getattr(event, "correlation_id", self._correlation_id)
             if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
@@ -154,6 +158,16 @@ class _ReplyBuilder:
             error.messages = self._accumulator.messages
             error.sent = "yes" if self._event_count else "maybe"
         return error
+
+
+def _relay_arguments(
+    after: int | str | None, heartbeat_ms: int | None, format: RelayFormat
+) -> tuple[int, float | None, RelayFormat]:
+    heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
+    number = _number(after)
+    if number and format is not FLUX0:
+        raise InvalidArgument("after", "must be None: only flux0's own format numbers its events")
+    return number, heartbeat, checked(format)
 
 
 def _number(after: int | str | None) -> int:

@@ -1,22 +1,29 @@
-"""Forwards a turn to a browser, as server-sent events in the format of the flux0 server.
+"""Forwards a turn to a browser.
 
-If no event is received for a while, a comment is sent, which keeps proxies from closing the
-connection. If sending the comment fails, the web server knows that the browser has disconnected. A
-separate thread or task reads the stream, so that comments can be sent while it waits for events.
+If no event is received for a while, a heartbeat is sent, which keeps proxies from closing the
+connection. If sending the heartbeat fails, the web server knows that the browser has disconnected.
+A separate thread or task reads the stream, so that heartbeats can be sent while it waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+)
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
 
 from flux0.domain.errors import Flux0Error
 from flux0.domain.stream_events import StreamEvent
+from flux0.relay_format import RelayEncoder, RelayFormat
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import start_thread
-from flux0.turns.relay_format import HEARTBEAT, error_event
 
 _QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
 # Permits for the thread that reads the stream.
@@ -29,10 +36,11 @@ def relay(
     close: Callable[[], object],
     is_read: Callable[[], bool],
     heartbeat: float | None,
+    format: RelayFormat,
 ) -> Iterator[bytes]:
-    """Return an iterator over encoded events, with a comment after `heartbeat` seconds without one.
+    """Return an iterator over encoded events, with a heartbeat after seconds without an event.
 
-    If reading raises a `Flux0Error`, the last event describes the error. Other exceptions are
+    If reading raises a `Flux0Error`, the last piece describes the error. Other exceptions are
     re-raised. Closing the iterator closes the stream, and does not wait for the reading thread. If
     another reader uses the stream, the iterator yields an error, and the stream stays open.
 
@@ -40,9 +48,11 @@ def relay(
         start: Becomes the reader of the stream, and returns its events.
         close: Closes the stream.
         is_read: Returns whether the stream has a reader.
-        heartbeat: The time without events after which a comment is yielded; None for no comments.
+        heartbeat: The time without events after which a heartbeat is yielded; None for no
+            heartbeats.
+        format: Encodes the events.
     """
-    pieces = _relay(start, close, is_read, heartbeat)
+    pieces = _relay(start, close, is_read, heartbeat, format)
     next(pieces)  # Otherwise, closing the iterator before the first piece would do nothing.
     return pieces
 
@@ -52,6 +62,7 @@ def _relay(
     close: Callable[[], object],
     is_read: Callable[[], bool],
     heartbeat: float | None,
+    format: RelayFormat,
 ) -> Iterator[bytes]:
     try:
         yield b""
@@ -59,10 +70,11 @@ def _relay(
         if not is_read():
             close()
         raise
+    encoder = format.encoder()
     try:
         events = start()
     except Flux0Error as error:
-        yield error_event(error)
+        yield encoder.start() + encoder.error(error)
         return
     # The garbage collector may close this generator in any thread, even inside a call of a queue.
     # The methods of `SimpleQueue` are reentrant, so this is safe.
@@ -75,12 +87,10 @@ def _relay(
     def read() -> None:
         end: Exception | None = None
         try:
-            for event in events:
+            for piece in filter(None, _encoded(encoder, events)):
                 if not permits.get():
                     return
-                pieces.put(event.to_sse())
-        except Flux0Error as error:
-            pieces.put(error_event(error))
+                pieces.put(piece)
         except Exception as error:  # noqa: BLE001 - raised below, in the thread of the web server
             end = error
         pieces.put(end)
@@ -89,14 +99,14 @@ def _relay(
         try:
             start_thread(read, "flux0-relay")
         except Flux0Error as error:
-            yield error_event(error)
+            yield encoder.start() + encoder.error(error)
             return
         while True:
             try:
                 piece = pieces.get(timeout=heartbeat)
                 permits.put(_ADD)
             except Empty:
-                piece = HEARTBEAT
+                piece = encoder.heartbeat()
             if isinstance(piece, Exception):
                 raise piece
             if piece is None:
@@ -107,15 +117,25 @@ def _relay(
         close()
 
 
+def _encoded(encoder: RelayEncoder, events: Iterable[StreamEvent]) -> Iterator[bytes]:
+    try:
+        yield encoder.start()
+        yield from map(encoder.event, events)
+        yield encoder.end()
+    except Flux0Error as error:
+        yield encoder.error(error)
+
+
 def relay_async(
     start: Callable[[], AsyncIterator[StreamEvent]],
     close: Callable[[], Awaitable[object]],
     close_soon: Callable[[], object],
     is_read: Callable[[], bool],
     heartbeat: float | None,
+    format: RelayFormat,
 ) -> AsyncIterator[bytes]:
     """The async version of `relay`."""
-    pieces = _relay_async(start, close, close_soon, is_read, heartbeat)
+    pieces = _relay_async(start, close, close_soon, is_read, heartbeat, format)
     with suppress(StopIteration):  # The first step awaits nothing.
         pieces.asend(None).send(None)
     return pieces
@@ -127,6 +147,7 @@ async def _relay_async(
     close_soon: Callable[[], object],
     is_read: Callable[[], bool],
     heartbeat: float | None,
+    format: RelayFormat,
 ) -> AsyncGenerator[bytes, None]:
     try:
         yield b""
@@ -136,23 +157,25 @@ async def _relay_async(
         raise
     import anyio  # noqa: PLC0415 - slow to import; httpx requires it
 
+    encoder = format.encoder()
     try:
         events = start()
     except Flux0Error as error:
-        yield error_event(error)
+        yield encoder.start() + encoder.error(error)
         return
     is_started = False
     sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
+
+    async def send(piece: bytes) -> None:
+        if piece:
+            await sender.send(piece)
 
     async def read() -> None:
         nonlocal is_started
         is_started = True
         async with sender:
             try:
-                async for event in events:
-                    await sender.send(event.to_sse())
-            except Flux0Error as error:
-                await sender.send(error_event(error))
+                await _encode_async(encoder, events, send)
             except Exception as error:  # noqa: BLE001 - raised below, in the task of the web server
                 await sender.send(error)
             finally:
@@ -163,7 +186,7 @@ async def _relay_async(
     cancel = start_task(read)
     try:
         while True:
-            piece: bytes | Exception = HEARTBEAT
+            piece: bytes | Exception = encoder.heartbeat()
             try:
                 with anyio.move_on_after(heartbeat):
                     piece = await receiver.receive()
@@ -176,4 +199,19 @@ async def _relay_async(
         cancel()
         receiver.close()
         if not is_started:  # asyncio does not start a task that was cancelled before its start.
+            sender.close()
             close_soon()
+
+
+async def _encode_async(
+    encoder: RelayEncoder,
+    events: AsyncIterator[StreamEvent],
+    send: Callable[[bytes], Awaitable[None]],
+) -> None:
+    try:
+        await send(encoder.start())
+        async for event in events:
+            await send(encoder.event(event))
+        await send(encoder.end())
+    except Flux0Error as error:
+        await send(encoder.error(error))

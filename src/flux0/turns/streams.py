@@ -19,6 +19,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
+from flux0.relay_format import FLUX0, RelayFormat, checked
 from flux0.runtime.event_loop import Loop, running_loop, running_task
 from flux0.turns.stream_state import CLOSED_EARLY, Reader, StreamState
 from flux0.usecases.options import CallOptions, show_options
@@ -162,16 +163,19 @@ class EventStream(StreamState):
                 self._interrupt(f"the stored events could not be listed: {error}")
             self._raise_failure()
 
-    def relay(self, *, heartbeat_ms: int | None = 15_000) -> Iterator[bytes]:
+    def relay(
+        self, *, heartbeat_ms: int | None = 15_000, format: RelayFormat = FLUX0
+    ) -> Iterator[bytes]:
         """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
-        The events have the format of the flux0 server. If the stream fails, the last event is named
-        `error`, and its data is JSON with the `type` and the `message` of the error. Closing the
-        iterator closes the stream, which cancels the agent.
+        By default, the events have the format of the flux0 server. If the stream fails, the last
+        event is named `error`, and its data is JSON with the `type` and the `message` of the error.
+        Closing the iterator closes the stream, which cancels the agent.
 
         Args:
-            heartbeat_ms: Milliseconds without an event after which a comment is yielded. The
-                comment keeps proxies from closing the connection. None means no comments.
+            heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The
+                heartbeat keeps proxies from closing the connection. None means no heartbeats.
+            format: The relay format, such as `AiSdkFormat()` of `flux0.adapters.ui`.
         """
         from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
@@ -181,6 +185,7 @@ class EventStream(StreamState):
             partial(self._close, later=True),
             self._is_read,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
+            checked(format),
         )
 
     def stored_events(self, **options: Unpack[CallOptions]) -> Events:
@@ -311,7 +316,9 @@ class AsyncEventStream(StreamState):
                 self._interrupt(f"the stored events could not be listed: {error}")
             self._raise_failure()
 
-    def relay(self, *, heartbeat_ms: int | None = 15_000) -> AsyncIterator[bytes]:
+    def relay(
+        self, *, heartbeat_ms: int | None = 15_000, format: RelayFormat = FLUX0
+    ) -> AsyncIterator[bytes]:
         """The async version of `EventStream.relay`."""
         from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
@@ -321,6 +328,7 @@ class AsyncEventStream(StreamState):
             self.close_soon,
             self._is_read,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
+            checked(format),
         )
 
     async def stored_events(self, **options: Unpack[CallOptions]) -> Events:

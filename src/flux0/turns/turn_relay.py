@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Final
 
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import Flux0Error
+from flux0.domain.stream_events import StreamEvent
+from flux0.relay_format import FLUX0, RelayEncoder, RelayFormat
 from flux0.runtime.event_loop import call_soon, is_current, load_anyio, running_loop
 from flux0.runtime.turn_log import TurnLog
 from flux0.runtime.waker import Waker
-from flux0.turns.relay_format import HEARTBEAT, error_event
 
 _FOREVER: Final = -1.0
 _OWN_LOOP: Final = (
     "this call would block the event loop that reads the background turn: use the _async method"
 )
+
+
+class LogDecoder:
+    """Decodes the events of a log."""
+
+    def __init__(self) -> None:
+        # The stream has already checked the size of each event.
+        self._parser = SSEParser(max_event_bytes=None)
+        self._codec = JsonCodec()
+
+    def decode(self, events: Iterable[bytes]) -> Iterator[StreamEvent]:
+        """Yield the decoded events."""
+        return map(self._codec.decode_event, chain.from_iterable(map(self._parser.feed, events)))
 
 
 class LogReader:
@@ -101,20 +118,20 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-def relay(log: TurnLog, after: int, heartbeat: float | None) -> Iterator[bytes]:
-    """Yield the encoded events of a turn, and a comment after `heartbeat` seconds without events.
+def relay(
+    log: TurnLog, after: int, heartbeat: float | None, format: RelayFormat = FLUX0
+) -> Iterator[bytes]:
+    """Yield the encoded events of a turn, and a heartbeat after `heartbeat` seconds without events.
 
-    If the turn has failed, the last event describes the error. Closing the iterator, or deleting
+    If the turn has failed, the last piece describes the error. Closing the iterator, or deleting
     it, has no effect on the turn.
     """
-    reader = LogReader(log, after)
-    while (events := reader.read()) is not None:
-        if events:
-            yield from events
+    reader, encoder = LogReader(log, after), format.encoder()
+    for piece in _pieces(reader, encoder):
+        if piece is not None:
+            yield piece
         elif not reader.wait(heartbeat):
-            yield HEARTBEAT
-    if reader.error is not None:
-        yield _error_event(reader, reader.error)
+            yield encoder.heartbeat()
 
 
 class AsyncRelay(AsyncIterator[bytes]):
@@ -124,36 +141,42 @@ class AsyncRelay(AsyncIterator[bytes]):
     closed. An `AsyncRelay` has nothing to close.
     """
 
-    def __init__(self, log: TurnLog, after: int, heartbeat: float | None) -> None:
+    def __init__(
+        self, log: TurnLog, after: int, heartbeat: float | None, format: RelayFormat = FLUX0
+    ) -> None:
         self._reader = LogReader(log, after)
+        self._encoder = format.encoder()
         self._heartbeat = heartbeat
-        self._pieces: Iterator[bytes] = iter(())
-        self._is_ended = False
+        self._pieces: Iterator[bytes | None] = _pieces(self._reader, self._encoder)
 
     async def __anext__(self) -> bytes:
-        reader = self._reader
-        while True:
-            for piece in self._pieces:
+        for piece in self._pieces:
+            if piece is not None:
                 return piece
-            if self._is_ended:
-                raise StopAsyncIteration
-            events = reader.read()
-            if events is None:
-                self._is_ended = True
-                if reader.error is not None:
-                    return _error_event(reader, reader.error)
-            elif events:
-                self._pieces = iter(events)
-            elif not await reader.wait_async(self._heartbeat):
-                return HEARTBEAT
+            if not await self._reader.wait_async(self._heartbeat):
+                return self._encoder.heartbeat()
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """End the iteration, as the same method of an async generator."""
         self._pieces = iter(())
-        self._is_ended = True
 
 
-def _error_event(reader: LogReader, error: Flux0Error) -> bytes:
-    # If the error did not end the turn, its number would be the number of another event.
-    is_end = reader.log.is_ended and reader.position == reader.log.last
-    return error_event(error, reader.position + 1 if is_end else None)
+def _pieces(reader: LogReader, encoder: RelayEncoder) -> Iterator[bytes | None]:
+    """Yield the pieces of a relay; None if the caller must wait until the log has more events."""
+    decoder = None if encoder is FLUX0 else LogDecoder()
+    yield from filter(None, (encoder.start(),))
+    while (events := reader.read()) is not None:
+        if not events:
+            yield None
+        elif decoder is None:  # The events of the log have flux0's own format.
+            yield from events
+        else:
+            yield from filter(None, map(encoder.event, decoder.decode(events)))
+    if reader.error is None:
+        last = encoder.end()
+    else:
+        # If the error did not end the turn, its number would be the number of another event.
+        is_end = reader.log.is_ended and reader.position == reader.log.last
+        last = encoder.error(reader.error, reader.position + 1 if is_end else None)
+    yield from filter(None, (last,))

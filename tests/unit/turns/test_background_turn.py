@@ -14,6 +14,7 @@ from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from support.fakes import turn as fake_turn
 from support.in_memory import CORRELATION_ID, chunk, frame, in_every_mode, status
 from support.modes import in_mode
+from support.plain_format import PlainFormat
 from support.transports import Mode
 
 
@@ -103,6 +104,33 @@ def test_invalid_heartbeat_ms_is_rejected(heartbeat_ms: Any) -> None:
     for relay in (turn.relay, turn.relay_async):
         with pytest.raises(InvalidArgument, match="heartbeat_ms"):
             relay(heartbeat_ms=heartbeat_ms)
+
+
+async def relayed(turn: BackgroundTurn, mode: Mode) -> list[bytes]:
+    if mode == "sync":
+        return list(turn.relay(format=PlainFormat()))
+    return [piece async for piece in turn.relay_async(format=PlainFormat())]
+
+
+@in_every_mode
+async def test_format_encodes_the_turn_from_its_start(mode: Mode) -> None:
+    for error, last in ((None, b"end\n"), (TurnStopped("stopped"), b"TurnStopped 4\n")):
+        turn = background_turn([status("typing"), frame("note", {}), chunk("a")], LogEnd(error))
+        for _ in range(2):
+            assert await relayed(turn, mode) == [b"start\n", b"1 typing\n", b"3 a\n", last]
+
+
+def test_format_encodes_the_heartbeats() -> None:
+    pieces = background_turn([frame("note", {})]).relay(heartbeat_ms=1, format=PlainFormat())
+    assert [next(pieces), next(pieces)] == [b"start\n", b"alive\n"]
+
+
+def test_number_after_which_to_begin_is_rejected_for_a_format_without_numbers() -> None:
+    turn = background_turn([chunk("a")], LogEnd())
+    for relay in (turn.relay, turn.relay_async):
+        with pytest.raises(InvalidArgument, match="after must be None: only flux0's own format"):
+            relay(after="1", format=PlainFormat())
+        relay(after="", format=PlainFormat())
 
 
 def test_repr_shows_the_state_and_the_session() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import threading
@@ -29,8 +30,10 @@ from flux0.testing import (
 )
 from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
 from support.modes import in_mode
+from support.plain_format import PlainFormat
 from support.transports import Mode
 from unit.domain.messages.test_accumulator import CASES
+from unit.turns.test_background_turn import background_turn
 from unit.turns.test_streams import open_async, open_sync
 
 HEARTBEAT = b": heartbeat\n"
@@ -219,6 +222,32 @@ async def test_cancelling_the_relay_closes_the_stream(mode: Mode) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+def test_relay_whose_reader_is_cancelled_before_it_starts_closes_the_stream() -> None:
+    recorded = tape(chunk("a"), Hang())
+
+    async def serve() -> None:
+        relay = open_async(recorded).relay()
+        reading = asyncio.ensure_future(anext(relay))
+        # The loop calls it between the first step of the relay and the first step of its reader.
+        asyncio.get_running_loop().call_soon(cancel_all)
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        while not recorded.releases:
+            await asyncio.sleep(0)
+
+    def cancel_all() -> None:
+        main = asyncio.current_task()
+        for task in asyncio.all_tasks() - {main, serving[0]}:
+            task.cancel()
+
+    async def main() -> None:
+        serving.append(asyncio.ensure_future(serve()))
+        await serving[0]
+
+    serving: list[asyncio.Task[None]] = []
+    asyncio.run(main())
+
+
 def test_closing_the_relay_does_not_wait_for_its_reader() -> None:
     """In some transports, only the idle timeout ends a waiting read."""
     ended, finished = threading.Event(), threading.Event()
@@ -324,6 +353,64 @@ async def test_relay_yields_an_error_as_the_last_event(mode: Mode) -> None:
 def test_invalid_heartbeat_ms_is_rejected(heartbeat_ms: Any) -> None:
     with pytest.raises(InvalidArgument, match="heartbeat_ms"):
         open_sync(tape()).relay(heartbeat_ms=heartbeat_ms)
+
+
+@in_every_mode
+async def test_format_encodes_the_start_the_events_and_the_end(mode: Mode) -> None:
+    recorded = tape(status("typing") + frame("note", {}), chunk("a"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+
+    pieces = await gathered(stream.relay(heartbeat_ms=None, format=PlainFormat()))
+
+    assert pieces == [b"start\n", b"1 typing\n", b"3 a\n", b"end\n"]
+
+
+@in_every_mode
+async def test_format_encodes_an_error_instead_of_the_end(mode: Mode) -> None:
+    recorded = tape(chunk("a"), ConnectionInterrupted("gone"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+
+    pieces = await gathered(stream.relay(heartbeat_ms=None, format=PlainFormat()))
+
+    assert pieces == [b"start\n", b"1 a\n", b"StreamInterrupted None\n"]
+
+
+def test_format_encodes_an_error_before_the_first_event() -> None:
+    stream = open_sync(tape(chunk("a"), chunk("b")))
+    with stream:
+        loop = iter(stream)
+        next(loop)
+        assert b"".join(stream.relay(format=PlainFormat())) == b"start\nStreamInUse None\n"
+
+
+def test_format_encodes_the_heartbeats() -> None:
+    closing = threading.Event()
+
+    def idle() -> bytes:
+        assert closing.wait(20)
+        raise ConnectionInterrupted("the socket was shut down")
+
+    pieces = open_sync(tape(idle)).relay(heartbeat_ms=1, format=PlainFormat())
+    while next(pieces) != b"alive\n":
+        pass
+    closing.set()
+    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - as a web server does
+
+
+@in_both_loops
+async def test_format_encodes_the_heartbeats_of_an_async_relay(mode: Mode) -> None:
+    pieces: Any = open_async(tape(Hang())).relay(heartbeat_ms=1, format=PlainFormat())
+    while await anext(pieces) != b"alive\n":
+        pass
+    await pieces.aclose()
+
+
+@pytest.mark.parametrize("format", [None, "ai", PlainFormat])
+def test_invalid_format_is_rejected(format: Any) -> None:
+    with pytest.raises(InvalidArgument, match="format must be a RelayFormat, not"):
+        open_sync(tape()).relay(format=format)
+    with pytest.raises(InvalidArgument, match="format must be a RelayFormat, not"):
+        background_turn([]).relay(format=format)
 
 
 @in_every_mode

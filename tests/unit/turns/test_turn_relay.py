@@ -15,8 +15,8 @@ import anyio
 import pytest
 
 from flux0.domain.errors import StreamIdleTimeout
+from flux0.relay_format import HEARTBEAT
 from flux0.runtime.turn_log import LogEnd, TurnLog
-from flux0.turns.relay_format import HEARTBEAT
 from flux0.turns.turn_relay import (
     AsyncRelay,
     LogReader,

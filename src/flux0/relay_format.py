@@ -1,0 +1,105 @@
+"""The port of relay formats, and its first adapter: the events of the flux0 server."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, cast, final
+
+from flux0.domain import arguments
+from flux0.domain.errors import Flux0Error
+from flux0.domain.stream_events import StreamEvent
+
+# Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
+# uses, would report the comment as an empty message.
+HEARTBEAT: Final = b": heartbeat\n"
+
+
+class RelayEncoder(ABC):
+    """Encodes one turn for one relay. Each method returns the next bytes of the relay, if any.
+
+    A relay calls `start`, then `event` for each event, and at last `error` or `end`, in one thread
+    or task at a time.
+    """
+
+    def start(self) -> bytes:
+        """Return the bytes before the first event. By default, there are none."""
+        return b""
+
+    @abstractmethod
+    def event(self, event: StreamEvent) -> bytes:
+        """Encode the next event of the turn."""
+
+    @abstractmethod
+    def error(self, error: Flux0Error, number: int | None = None) -> bytes:
+        """Encode the error that ends the relay.
+
+        Args:
+            error: The error.
+            number: The number of the error in all relays of a background turn; None in relays of a
+                stream, or if the turn continues.
+        """
+
+    def heartbeat(self) -> bytes:
+        """Return bytes that show that the relay is alive. By default, they are a comment.
+
+        A relay may call this method while another thread calls another method.
+        """
+        return HEARTBEAT
+
+    def end(self) -> bytes:
+        """Return the bytes after the last event, if no error was raised. By default, none."""
+        return b""
+
+
+class RelayFormat(ABC):
+    """A protocol in which relays encode turns: see `EventStream.relay` and `BackgroundTurn.relay`.
+
+    Any number of relays can use one object at the same time.
+
+    Attributes:
+        headers: The header fields of the response.
+    """
+
+    headers: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "content-type": "text/event-stream",
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",  # nginx forwards each event at once.
+        }
+    )
+
+    @abstractmethod
+    def encoder(self) -> RelayEncoder:
+        """Return an encoder for one relay."""
+
+
+@final
+class Flux0Format(RelayFormat, RelayEncoder):
+    """The format of the flux0 server. It is its own encoder, because it has no state."""
+
+    def encoder(self) -> Flux0Format:
+        """Return this object."""
+        return self
+
+    def event(self, event: StreamEvent) -> bytes:
+        """Encode an event as in the server's stream."""
+        return event.to_sse()
+
+    def error(self, error: Flux0Error, number: int | None = None) -> bytes:
+        """Return an event named `error`, with the class and the message of the error as JSON."""
+        import json  # noqa: PLC0415 - errors are rare
+
+        field = "" if number is None else f"id: {number}\n"
+        data = json.dumps({"type": type(error).__name__, "message": error.problem})
+        return f"event: error\n{field}data: {data}\n\n".encode()
+
+
+FLUX0: Final = Flux0Format()
+
+
+def checked(format: object) -> RelayFormat:
+    """Return `format` if it is a `RelayFormat`."""
+    kind: type[Any] = RelayFormat
+    return cast("RelayFormat", arguments.instance("format", kind, format))
