@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from operator import length_hint
-from threading import Lock
 from typing import Any, Final, Literal, TypeAlias
-from weakref import ref
 
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import (
@@ -15,7 +12,6 @@ from flux0.domain.errors import (
     ClientClosed,
     Flux0Error,
     StreamError,
-    StreamInUse,
     TransportError,
 )
 from flux0.domain.headers import Headers
@@ -29,7 +25,8 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.domain.uncopyable import Uncopyable
 from flux0.observers import TurnEnd
 from flux0.ports import Response
-from flux0.turns.life_cycle import LifeCycle, State, Step
+from flux0.turns.life_cycle import READABLE, LifeCycle, State, Step
+from flux0.turns.reader import ReaderRole
 from flux0.turns.turn import Turn
 from flux0.turns.turn_content import TurnContent
 from flux0.turns.turn_report import TurnReport
@@ -37,29 +34,19 @@ from flux0.turns.turn_report import TurnReport
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
 CLOSED_EARLY: Final = "the stream was closed before its end"
-_READABLE: Final = (State.OPEN, State.ENTERED)
-_CONNECTED: Final = (State.OPEN, State.ENTERED, State.CLOSING)
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
-_NO_WAIT: Final = False
+_CONNECTED: Final = (*READABLE, State.CLOSING)
 
 
-class Reader:
-    """A loop that reads a stream, together with the loops inside it.
+class _NoBody:
+    """Replaces a body that was dropped."""
 
-    While a loop refers to its reader, other threads and tasks cannot read the stream.
+    def read(self, timeout: float | None) -> None: ...
 
-    Attributes:
-        owner: The thread or task that runs the loop.
-    """
+    async def read_async(self, timeout: float | None) -> None: ...
 
-    __slots__ = ("__weakref__", "owner")
+    def close(self) -> None: ...
 
-    def __init__(self, owner: object) -> None:
-        self.owner: object = owner
-
-
-def _no_reader() -> None:
-    """Return None, like a reference to a reader that no longer exists."""
+    async def close_async(self) -> None: ...
 
 
 class StreamState(Uncopyable):
@@ -86,8 +73,8 @@ class StreamState(Uncopyable):
         self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._content = TurnContent(accumulator)
         self._life = LifeCycle()
-        self._reader: Callable[[], Reader | None] = _no_reader
-        self._reading = Lock()  # Held while the next piece of the body is read.
+        self._role = ReaderRole(self._running, turn)
+        self._lock = self._role.lock
         self._report = report
         self._bind(response.body)
 
@@ -99,10 +86,6 @@ class StreamState(Uncopyable):
     @abstractmethod
     def _bind(self, body: Any) -> None:
         """Store the functions that read and close `body`."""
-
-    @abstractmethod
-    def _drop_body(self) -> None:
-        """Remove the references to the body, so that its finalizer releases the connection."""
 
     def __del__(self) -> None:
         if self._report.seconds is None:
@@ -155,7 +138,7 @@ class StreamState(Uncopyable):
     @property
     def is_being_read(self) -> bool:
         """Whether a thread or a task is waiting for the next event."""
-        return self._reading.locked()
+        return self._lock.locked()
 
     @property
     def messages(self) -> tuple[TurnMessage, ...]:
@@ -237,7 +220,7 @@ class StreamState(Uncopyable):
 
     def _close_from_finalizer(self, reason: str) -> None:
         self.mark_closed(reason)
-        self._drop_body()
+        self._bind(_NoBody())  # The finalizer of the real body releases the connection.
         self._mark_released()
         self._report_end(later=True)
 
@@ -306,53 +289,11 @@ class StreamState(Uncopyable):
     def _client_closed(self, reason: str) -> ClientClosed:
         return self._turn.attach_request(ClientClosed(reason))
 
-    # --- the reader
-
-    def _claim(self, owner: object) -> Reader:
-        """Return the reader for a loop that `owner` starts.
-
-        Raises `StreamInUse` if another thread or task reads the stream.
-        """
-        reader = self._reader_of(owner)
-        if reader is None:
-            if not self._reading.acquire(_NO_WAIT):
-                raise self._in_use()
-            try:
-                reader = self._reader_of(owner) or Reader(owner)
-                self._reader = ref(reader)
-            finally:
-                self._reading.release()
-        return reader
-
-    def _reader_of(self, owner: object) -> Reader | None:
-        """Return the current reader; raise `StreamInUse` if it does not belong to `owner`."""
-        reader = self._reader()
-        if reader is not None and reader.owner != owner:
-            # A task that has ended runs no loop: `asyncio.wait_for` of Python 3.11 runs each read
-            # in a task of its own.
-            if not getattr(reader.owner, "done", bool)():
-                raise self._in_use()
-            reader.owner = owner
-        return reader
-
-    def _check_reader(self) -> None:
-        """Raise `StreamInUse` if another thread or task runs a loop."""
-        if self._reader() is not None:
-            self._reader_of(self._running())
-
-    def _has_unread(self, *, alone: bool) -> bool:
-        """Return whether another loop or another thread has received events meanwhile.
-
-        `alone` is True for a call of `next` or `anext`. Raise `StreamInUse` if another thread has
-        started a loop meanwhile.
-        """
-        if alone:
-            self._check_reader()
-        return length_hint(self._content.unread) > 0
+    # --- reading
 
     def _is_readable(self) -> bool:
         """Return whether the turn continues. Raise an error if it failed or was closed."""
-        if self._life.current.state in _READABLE:
+        if self._life.current.state in READABLE:
             return True
         self._raise_failure()
         return False
@@ -363,13 +304,9 @@ class StreamState(Uncopyable):
         self._content.fold()
         self._report_end()
 
-    def _is_read(self) -> bool:
-        """Return whether a loop or a call of `next` reads the stream."""
-        return self._reader() is not None or self._reading.locked()
-
     def _is_left(self) -> bool:
         """Return whether the stream must be closed: after the last loop, without a `with` block."""
-        return self._life.current.state is not State.ENTERED and not self._is_read()
+        return self._life.current.state is not State.ENTERED and not self._role.is_taken
 
     def _take_text(self, event: StreamEvent) -> str:
         """Return the text that `event` appends to the answer, or raise an `AgentError`."""
@@ -379,9 +316,6 @@ class StreamState(Uncopyable):
         if content.agent_error is not None:
             self._raise_agent_error()
         return content.text
-
-    def _in_use(self) -> StreamInUse:
-        return self._turn.attach_request(StreamInUse())
 
     # --- the end of the turn
 
@@ -409,7 +343,7 @@ class StreamState(Uncopyable):
         self._report.unconfirmed_end()
         return bool(self._content.finish())
 
-    def _feed_turn(self, data: bytes | None, began: float) -> Step | None:
+    def _feed_turn(self, began: float, data: bytes | None) -> Step | None:
         """Feed `data`, a piece of the body or None for its end.
 
         `began` is the time when the wait for `data` began. Return the last step of the stream, or

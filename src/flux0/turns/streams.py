@@ -7,11 +7,11 @@ loop early closes the connection.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, final
 
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
@@ -21,14 +21,12 @@ from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
 from flux0.relay_format import FLUX0, RelayFormat, checked
 from flux0.runtime.event_loop import Loop, running_loop, running_task
-from flux0.turns.stream_state import CLOSED_EARLY, Reader, StreamState
+from flux0.turns.reader import NO_WAIT, AsyncLoop, Reader
+from flux0.turns.stream_state import CLOSED_EARLY, StreamState
 from flux0.usecases.options import CallOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
-_NO_WAIT: Final = False
 
 
 @final
@@ -82,20 +80,23 @@ class EventStream(StreamState):
         with self._loop(reader):
             while True:
                 # All loops share `unread`, so the next loop continues after the last event.
-                for event in content.unread:
+                unread = content.unread
+                for event in unread:
                     take(event)
                     yield event
-                if not self._advance():
+                if not self._advance(unread):
                     return
 
     def __next__(self) -> StreamEvent:
-        self._check_reader()
         content = self._content
         while True:
-            for event in content.unread:
+            if self._role.reader() is not None:
+                self._role.check()
+            unread = content.unread
+            for event in unread:
                 content.take(event)
                 return event
-            if not self._advance(alone=True):
+            if not self._advance(unread):
                 raise StopIteration
 
     def text(self) -> Iterator[str]:
@@ -119,10 +120,11 @@ class EventStream(StreamState):
             raise
         with self._loop():
             while True:
-                for event in self._content.unread:
+                unread = self._content.unread
+                for event in unread:
                     if text := self._take_text(event):
                         yield text
-                if not self._advance():
+                if not self._advance(unread):
                     return
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
@@ -180,10 +182,10 @@ class EventStream(StreamState):
         from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
         return relay(
-            lambda: self._events(self._claim(object())),
+            lambda: self._events(self._role.claim(object())),
             # The garbage collector may close the iterator.
             partial(self._close, later=True),
-            self._is_read,
+            lambda: self._role.is_taken,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
             checked(format),
         )
@@ -214,13 +216,10 @@ class EventStream(StreamState):
         self._mark_released()
         self._report_end(later=later)
 
-    def _drop_body(self) -> None:
-        self._read, self._close_body = _read_nothing, _do_nothing
-
     @contextmanager
     def _loop(self, reader: Reader | None = None) -> Generator[None, None, None]:
         """Read the stream in a `with` block. Create a reader unless `reader` is passed."""
-        reader = reader or self._claim(get_ident())
+        reader = reader or self._role.claim()
         later = False
         try:
             yield
@@ -235,33 +234,27 @@ class EventStream(StreamState):
         if self._is_left():
             self._close(later=later)
 
-    def _advance(self, *, alone: bool = False) -> bool:
-        """Receive the next events. Return False if the turn has already ended.
-
-        Pass `alone` if the caller has no reader.
-        """
-        if not self._reading.acquire(_NO_WAIT):
-            raise self._in_use()
+    def _advance(self, unread: object) -> bool:
+        """Receive the events after `unread`. Return False if the turn has already ended."""
+        if not self._lock.acquire(NO_WAIT):
+            raise self._role.in_use()
         try:
-            if self._has_unread(alone=alone):
+            if self._content.unread is not unread:  # Another loop or thread has received events.
                 return True
-            if not self._is_readable():
+            if not (self._life.is_readable or self._is_readable()):
                 return False
-            began = self._clock()
             try:
-                last = self._feed_turn(self._read(self._turn.timeout), began)
+                last = self._feed_turn(self._clock(), self._read(self._turn.timeout))
             except TransportError as error:
                 last = self._on_transport_error(error)
             if last is not None:
                 self._close_body()
                 self._finish(last)
-        except StreamInUse:  # The stream stays open for the other reader.
-            raise
         except BaseException:
             self.close()
             raise
         finally:
-            self._reading.release()
+            self._lock.release()
         return True
 
 
@@ -275,11 +268,14 @@ class AsyncEventStream(StreamState):
 
     _running = staticmethod(running_task)
 
-    def _bind(self, body: AsyncByteStream) -> None:
-        self._read: Callable[[float | None], Awaitable[bytes | None]] = body.read_async
-        self._close_body: Callable[[], Awaitable[None]] = body.close_async
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.loop: Loop = running_loop()
         self.thread: int = get_ident()
+
+    def _bind(self, body: AsyncByteStream) -> None:
+        self._read = body.read_async
+        self._close_body = body.close_async
 
     async def __aenter__(self) -> AsyncEventStream:
         self._enter()
@@ -289,14 +285,14 @@ class AsyncEventStream(StreamState):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return _Loop(self._next, self._leave)
+        return AsyncLoop(self._next, self._leave)
 
     def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
         return self._next(None)
 
     def text(self) -> AsyncIterator[str]:
         """The async version of `EventStream.text`."""
-        return _Loop(self._next, self._leave, is_text=True)
+        return AsyncLoop(self._next, self._leave, is_text=True)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """The async version of `EventStream.final_messages`."""
@@ -323,10 +319,10 @@ class AsyncEventStream(StreamState):
         from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
         return relay_async(
-            lambda: _Loop(self._next, self._leave, reader=self._claim(object())),
+            lambda: AsyncLoop(self._next, self._leave, reader=self._role.claim(object())),
             self.close_async,
             self.close_soon,
-            self._is_read,
+            lambda: self._role.is_taken,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
             checked(format),
         )
@@ -354,53 +350,47 @@ class AsyncEventStream(StreamState):
         if self.is_open:
             self._close_from_finalizer(reason)
 
-    def _drop_body(self) -> None:
-        self._read, self._close_body = _read_nothing_async, _do_nothing_async
-
     def _leave(self) -> None:
         if self._is_left():
             self.close_soon()
 
-    async def _next(self, loop: _Loop | None) -> Any:
+    async def _next(self, loop: AsyncLoop | None) -> Any:
         """Return the next value for `loop`, or for a call of `anext` if `loop` is None."""
-        if loop is None:
-            self._check_reader()
-        elif loop.reader is None:
+        if loop is not None and loop.reader is None:
             loop.is_pending = False
-            loop.reader = self._claim(running_task())
+            loop.reader = self._role.claim()
         content, is_text = self._content, loop is not None and loop.is_text
         try:
             while True:
-                for event in content.unread:
+                if loop is None and self._role.reader() is not None:
+                    self._role.check()
+                unread = content.unread
+                for event in unread:
                     if not is_text:
                         content.take(event)
                         return event
                     if text := self._take_text(event):
                         return text
-                if not await self._advance(alone=loop is None):
-                    break
+                if not await self._advance(unread):
+                    raise StopAsyncIteration  # noqa: TRY301 - the loop ends below
         except StreamInUse:  # Another task uses the same loop.
             raise
         except BaseException:
             if loop is not None:
                 loop.end()
             raise
-        if loop is not None:
-            loop.end()
-        raise StopAsyncIteration
 
-    async def _advance(self, *, alone: bool) -> bool:
+    async def _advance(self, unread: object) -> bool:
         """The async version of `EventStream._advance`."""
-        if not self._reading.acquire(_NO_WAIT):
-            raise self._in_use()
+        if not self._lock.acquire(NO_WAIT):
+            raise self._role.in_use()
         try:
-            if self._has_unread(alone=alone):
+            if self._content.unread is not unread:  # Another loop has received events.
                 return True
-            if not self._is_readable():
+            if not (self._life.is_readable or self._is_readable()):
                 return False
-            began = self._clock()
             try:
-                last = self._feed_turn(await self._read(self._turn.timeout), began)
+                last = self._feed_turn(self._clock(), await self._read(self._turn.timeout))
             except TransportError as error:
                 last = self._on_transport_error(error)
             if last is not None:
@@ -408,75 +398,9 @@ class AsyncEventStream(StreamState):
                     await self._close_body()
                 finally:  # The task may be cancelled meanwhile.
                     self._finish(last)
-        except StreamInUse:  # The stream stays open for the other reader.
-            raise
         except BaseException:
             await self.close_async()
             raise
         finally:
-            self._reading.release()
+            self._lock.release()
         return True
-
-
-class _Loop:
-    """The iterator of one `async for` loop. When it is unreferenced, the loop has ended.
-
-    Args:
-        step: Returns the next value.
-        leave: Closes the stream after its last loop, except in a `with` block.
-        reader: The reader of the loop; None before the first step and after the end.
-        is_text: Whether the values are pieces of the answer instead of events.
-    """
-
-    def __init__(
-        self,
-        step: Callable[[_Loop], Coroutine[Any, Any, Any]],
-        leave: Callable[[], None],
-        *,
-        reader: Reader | None = None,
-        is_text: bool = False,
-    ) -> None:
-        self._step = step
-        self._leave = leave
-        self.reader: Reader | None = reader
-        self.is_text: bool = is_text
-        # An iterator over the text closes the stream even if the loop never starts.
-        self.is_pending: bool = is_text
-
-    def __aiter__(self) -> AsyncIterator[Any]:
-        return self
-
-    def __anext__(self) -> Coroutine[Any, Any, Any]:
-        return self._step(self)
-
-    def end(self) -> None:
-        """End the loop."""
-        if self.is_pending or self.reader is not None:
-            self.is_pending, self.reader = False, None
-            self._leave()
-
-    async def aclose(self) -> None:
-        """End the loop."""
-        self.end()
-
-    def __del__(self) -> None:
-        self.end()
-
-
-# These functions replace the methods of a body that was dropped.
-
-
-def _read_nothing(timeout: float | None) -> bytes | None:  # noqa: ARG001 - the name is part of the port
-    return None
-
-
-def _do_nothing() -> None:
-    pass
-
-
-async def _read_nothing_async(_: float | None) -> bytes | None:
-    return None
-
-
-async def _do_nothing_async() -> None:
-    pass
