@@ -1,4 +1,4 @@
-"""The Python client of the flux0 agent server.
+"""The Python client for flux0 agent servers.
 
     with Flux0() as client:
         agents = client.agents.list()

@@ -1,4 +1,4 @@
-"""The entry point of the command line: `python -m flux0`, and the script `flux0-client`.
+"""The command line's entry point: `python -m flux0`, and the script `flux0-client`.
 
 This module imports only modules that Python loads when it starts. So `main` runs at once, and
 handles Ctrl-C while it imports all other modules.

@@ -1,8 +1,8 @@
 """Flows: generators that describe I/O but do not perform it, so sync and async code share them.
 
 A flow yields effects, such as `Send`. A driver (`flux0.client.drivers`) performs each effect. The
-result of the effect is the value of the `yield` expression. If the effect fails, the `yield`
-expression raises the error. Use cases and middleware are flows.
+`yield` expression then returns the effect's result, or raises its error. Use cases and middleware
+are flows.
 
 A middleware is a function `(request, send) -> Flow[Response]`. It may call `send` any number of
 times, always with `yield from`, and returns a response or raises.
@@ -64,7 +64,7 @@ class ReadBody:
     """Reads the body of `response` to its end and closes it; the result is the body as bytes.
 
     Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if the read
-    timeout of `request` expires, or the deadline of the call.
+    timeout of `request` expires, or the call's deadline.
     """
 
     request: CallRequest

@@ -25,22 +25,22 @@ TurnEnding: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted", "clos
 
 @frozen(eq=False)
 class Call:
-    """A call of the API.
+    """An API call.
 
     All methods of an observer get the same object for one call, so the object can be the key of a
     dict.
 
     Attributes:
-        operation: the name of the call, such as `agents.list`.
+        operation: the call's name, such as `agents.list`.
         method: the HTTP method.
         url: the URL, without credentials.
         route: the path with placeholders instead of ids.
-        session_id: the id of the session, if the call belongs to one; otherwise None.
-        agent_id: the id of the agent, if you passed an agent (or its id) or a `Session` object to
+        session_id: the session id, if the call belongs to a session; otherwise None.
+        agent_id: the agent's id, if you passed an agent (or its id) or a `Session` object to
             `conversation`; otherwise None.
-        agent_name: the name of the agent, if you passed an `Agent` object to `conversation`;
-            otherwise None.
-        content: the message of the user, if the call starts a turn; otherwise None.
+        agent_name: the agent's name, if you passed an `Agent` object to `conversation`; otherwise
+            None.
+        content: the user's message, if the call starts a turn; otherwise None.
     """
 
     operation: str
@@ -63,7 +63,7 @@ class AttemptEnd:
     """The end of one attempt. For a stream, an attempt ends when the response head was received.
 
     Attributes:
-        number: the number of the attempt; the first is 1.
+        number: the attempt's number; the first is 1.
         seconds: the duration.
         status_code: the HTTP status; None if no response was received.
         error: the exception, which is an `APIError` for an error status; None if the attempt
@@ -99,16 +99,16 @@ class TurnEnd:
             the value of `EventStream.ending`.
         error: the exception that reading the stream raised; None if reading did not fail.
         agent_error: the last error that the agent reported.
-        session_id: the id of the session.
-        correlation_id: the id of the turn; None if no status or chunk was received.
-        agent_id: the id of the agent, from the first chunk or the `Call`; None if it is unknown.
-        agent_name: the name of the agent, from the first chunk or the `Call`; None if unknown.
+        session_id: the session id.
+        correlation_id: the turn's id; None if no status or chunk was received.
+        agent_id: the agent's id, from the first chunk or the `Call`; None if unknown.
+        agent_name: the agent's name, from the first chunk or the `Call`; None if unknown.
         event_count: the number of events received.
         seconds_to_first_event: the time from sending the message to the first event; None if no
             event was received.
         seconds: the time from sending the message to the end.
-        messages: the messages and tool results of the turn that were received.
-        tool_calls: the tool calls of the turn that were received, with their durations.
+        messages: the messages and tool results that were received.
+        tool_calls: the tool calls that were received, with their durations.
     """
 
     ending: TurnEnding
@@ -154,8 +154,8 @@ class Observer:
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
         """Handle the end of a turn. This method is called once for each turn.
 
-        Usually, this method is called when the turn ends. It is called later, at the next call of
-        the client or when the client is closed, in two cases: if the garbage collector closes the
-        stream, and if your generator is closed while it is suspended in the `with` block of a sync
-        stream. In both cases a finalizer may be running, where an observer must not wait for locks.
+        Usually, this method is called when the turn ends. It is called later, at the client's next
+        call or when the client is closed, in two cases: if the garbage collector closes the stream,
+        and if your generator is closed while it is suspended in the `with` block of a sync stream.
+        In both cases a finalizer may be running, where an observer must not wait for locks.
         """

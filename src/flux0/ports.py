@@ -28,7 +28,7 @@ class Timeout:
 
     Attributes:
         connect: the limit for connecting to the server. It includes attempts at all addresses of
-            the server, and the TLS handshake.
+            the host, and the TLS handshake.
         read: the limit for each wait for bytes of a response head. The client passes the timeout of
             each read of a body to `ByteStream.read`.
         write: the limit for each wait until the server accepts the next bytes of the request.
@@ -45,8 +45,8 @@ class Timeout:
 class Interrupt:
     """Lets another thread stop a sync call that waits for a response head.
 
-    The client calls `fire` at the deadline of the call, or when the client is closed. If the call
-    runs in a thread for async code, `fire` is called when the async call is cancelled.
+    The client calls `fire` at the call's deadline, or when the client is closed. If the call runs
+    in a thread for async code, `fire` is called when the async call is cancelled.
 
     A transport that supports interrupts calls `on_fire` when it has a socket for the request. It
     calls `clear` when the response head was received or the exchange failed: afterwards, another
@@ -101,7 +101,7 @@ class Request:
         headers: the header fields.
         body: the content, or None.
         stream: if True, the body of a 2xx response is read piece by piece, as it arrives.
-        timeout: the timeouts of this attempt, limited to the time until the deadline of the call.
+        timeout: the timeouts of this attempt, limited to the time until the call's deadline.
         interrupt: stops the wait for the response head. Support by a sync transport is optional.
     """
 
@@ -121,8 +121,8 @@ class Request:
 class ByteStream(Protocol):
     """The decoded body of a response, which can be read once.
 
-    The connection is released at the end of the body, after an error, by `close`, or when no
-    reference to the stream is left.
+    The connection is released when the body ends, after an error, by `close`, or when no reference
+    to the stream is left.
     """
 
     def read(self, timeout: float | None) -> bytes | None:
@@ -138,7 +138,7 @@ class ByteStream(Protocol):
 
         Raises:
             ReadTimeout: no piece was received within `timeout`.
-            ConnectionInterrupted: the connection was closed or reset before the end of the body.
+            ConnectionInterrupted: the connection was closed or reset before the body's end.
             ProtocolError: the framing or the content coding is invalid.
         """
         ...
@@ -169,7 +169,7 @@ class Response(Generic[Body_co]):
         headers: the header fields.
         body: the content as bytes if the body was read completely. In a response from a transport,
             a `ByteStream` or `AsyncByteStream`, which must be read to its end or closed.
-        raw_response: the response object of the HTTP library.
+        raw_response: the HTTP library's response object.
         close_delimited: True if the body ends when the connection closes, as in HTTP/1.0. Such a
             body looks complete even if the server was killed.
     """
@@ -245,10 +245,10 @@ class Transport(Protocol):
         must not send the request again.
 
         Raises:
-            ConnectError: the connection could not be established, and certainly no byte of the
-                request was sent; subclasses are `ConnectTimeout`, `PoolTimeout` and `TLSError`.
-                After this error, the client retries even a POST. If the transport does not know
-                whether bytes were sent, it must raise `ConnectionInterrupted` instead.
+            ConnectError: the connection could not be established, and certainly no byte was sent;
+                subclasses are `ConnectTimeout`, `PoolTimeout` and `TLSError`. After this error, the
+                client retries even a POST. If the transport does not know whether bytes were sent,
+                it must raise `ConnectionInterrupted` instead.
             ReadTimeout, WriteTimeout: no data was received or sent within the timeout.
             ConnectionInterrupted: the connection was closed or reset before the head was complete.
             ProtocolError: the response is not valid HTTP.
@@ -324,8 +324,8 @@ class Codec(Protocol):
     """Decodes the server's JSON into models, and encodes models as JSON.
 
     Decoding raises `DecodeError` if the text is not JSON or if the JSON does not fit the model.
-    Unknown fields are stored in the attribute `extra` of the model, or ignored if the model has no
-    such attribute.
+    Unknown fields are stored in the model's attribute `extra`, or ignored if the model has no such
+    attribute.
     """
 
     def decode(self, model: type[T], body: bytes) -> T:

@@ -22,17 +22,17 @@ class TurnStore(ABC):
 
     @abstractmethod
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Make `log`, which has no events yet, the turn of the session, for all processes.
+        """Make `log`, which has no events yet, the session's turn, for all processes.
 
         From now on, the store copies the events and the end of `log` for other processes. It keeps
         an ended turn for a while.
 
         Returns:
             The turn that `log` has replaced, if that turn is still running. The caller stops that
-            turn, and waits until it has ended. None if no turn of the session was running.
+            turn, and waits until it has ended. None if the session had no running turn.
 
         Raises:
-            TurnRunning: A turn of the session is running, and `refuse` is True.
+            TurnRunning: A turn is running, and `refuse` is True.
             TurnStoreError: The store cannot be used. The session keeps its turn.
         """
 
@@ -40,14 +40,14 @@ class TurnStore(ABC):
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
         """Undo `claim`, because the message was not sent. `log` has an end, and no events.
 
-        If `previous`, the result of `claim`, is still running, it is the turn of the session again.
-        If another turn has replaced `log` in the meantime, that turn stays. This method never
-        blocks and never raises, also in an async task that was cancelled.
+        If `previous`, the result of `claim`, is still running, it is the session's turn again. If
+        another turn has replaced `log` in the meantime, that turn stays. This method never blocks
+        and never raises, also in an async task that was cancelled.
         """
 
     @abstractmethod
     def find(self, session_id: str) -> TurnLog | None:
-        """Return the turn of the session that is running or kept; None if there is none.
+        """Return the session's running or kept turn; None if there is none.
 
         If another process reads the turn, the result is a copy of its log, which grows until the
         turn has ended. If that process is killed, the copy ends with a `ReaderLost`. The callers of

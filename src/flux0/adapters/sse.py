@@ -1,4 +1,4 @@
-"""A parser of server-sent events, in bodies of the type `text/event-stream`.
+"""A parser of server-sent events, in bodies of type `text/event-stream`.
 
 Source: WHATWG HTML, section 9.2.6, "Interpreting an event stream". A block is a sequence of lines
 that ends with a blank line. Each block has at most one event. `SSEParser` splits the bytes into

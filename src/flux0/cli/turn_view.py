@@ -34,7 +34,7 @@ class TurnView:
         self._answer = answer
         self._aside = aside
         self._last_call = ""
-        self._current = ""  # The id of the message that the last chunk event belongs to.
+        self._current = ""  # The message id of the last chunk event.
         # The text that was written for each part. The keys are a message id and the part's index.
         self._shown: dict[tuple[str, int], str] = {}
         # Whether a tool call or tool result was not written yet, because it is incomplete.

@@ -120,9 +120,9 @@ class BackgroundTurns(Uncopyable):
     reader can join a turn, or stop it, in any of these processes.
 
     Sync methods take a `Conversation`, and read its turn in a daemon thread. Async methods take an
-    `AsyncConversation`, and read its turn in a task of the running event loop, under asyncio or
-    trio. Sync and async code can join each turn. If the event loop or the process ends before the
-    turn, the relays end with a `ReaderLost`.
+    `AsyncConversation`, and read its turn in a task of the running loop, under asyncio or trio.
+    Sync and async code can join each turn. If the event loop or the process ends before the turn,
+    the relays end with a `ReaderLost`.
 
     The session id identifies a turn. Use one `BackgroundTurns` for each server. If several of them
     share a Redis, use different prefixes.
@@ -133,7 +133,7 @@ class BackgroundTurns(Uncopyable):
         store: Where the turns are known: in this process by default (`MemoryTurnStore`), or in all
             processes that use the same Redis (`RedisTurnStore`). It must not be shared with another
             `BackgroundTurns`, which would close it.
-        max_turn_bytes: The size limit of the kept events of one turn. Default: 16 MiB. When a turn
+        max_turn_bytes: The size limit of all kept events of one turn. Default: 16 MiB. When a turn
             exceeds it, its oldest events are dropped, and the turn continues. A reader that has
             still to read a dropped event gets a `TurnTooLarge`.
     """
@@ -162,9 +162,9 @@ class BackgroundTurns(Uncopyable):
         The options are the same as for `Conversation.send`.
 
         Args:
-            conversation: The conversation of the session.
-            content: The text of the message.
-            running: What to do if a background turn of the session is running, in any process that
+            conversation: The session's conversation.
+            content: The message's text.
+            running: What to do if the session has a running background turn, in any process that
                 shares the store. `"stop"` stops that turn, waits until it has ended, and then sends
                 the message; `"refuse"` raises `TurnRunning`.
 
@@ -222,8 +222,8 @@ class BackgroundTurns(Uncopyable):
     def stop(self, session_id: str) -> bool:
         """Stop the running turn of a session, and wait until it has ended.
 
-        Stopping a turn closes its stream, which cancels the agent. All relays of the turn end with
-        a `TurnStopped`, in all processes. Return False if no turn was running.
+        Stopping a turn closes its stream, which cancels the agent. The turn's relays end with a
+        `TurnStopped`, in all processes. Return False if no turn was running.
 
         Raises:
             TurnRunning: The turn did not end within 10 s.
@@ -244,8 +244,8 @@ class BackgroundTurns(Uncopyable):
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Wait for the running turns of this process, then stop them, and close the store.
 
-        The relays of the turns that are stopped end with a `ClientClosed`. Later calls of `start`
-        raise `ClientClosed`. In async code, call `close_async`.
+        The relays of stopped turns end with a `ClientClosed`. Later calls of `start` raise
+        `ClientClosed`. In async code, call `close_async`.
 
         Args:
             drain_seconds: The longest time in seconds to wait for the turns.

@@ -1,4 +1,4 @@
-"""Converts the options of a call into an `ApiCall`, and drives the flow of the call."""
+"""Converts the options of a call into an `ApiCall`, and drives its flow."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Caller:
 
     @property
     def server_url(self) -> str:
-        """The URL of the server, without credentials."""
+        """The server's URL, without credentials."""
         return self._default_call.server_url
 
     @property

@@ -48,11 +48,11 @@ class Conversation(_ConversationBase):
         conversation = client.conversation(agent=agent)
         print(conversation.ask("Hello").text)
 
-    A session has one turn at a time: sending a message closes the open turn of the session, which
+    A session has one turn at a time: sending a message closes the session's open turn, which
     cancels the agent.
 
     Attributes:
-        session_id: The id of the session.
+        session_id: The session id.
         session: The session that was created or passed; None if you passed a session id.
     """
 
@@ -64,7 +64,7 @@ class Conversation(_ConversationBase):
         return self._sessions.create_event(session_id=self.session_id, content=content, **options)
 
     def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
-        """Send a message, read the turn to its end, and return the reply of the agent.
+        """Send a message, read the turn to its end, and return the agent's reply.
 
         Raises the errors of `send` and `EventStream.final_messages`.
         """
@@ -74,7 +74,7 @@ class Conversation(_ConversationBase):
     def history(
         self, live: Iterable[TurnMessage] = (), **options: Unpack[CallOptions]
     ) -> tuple[Event | TurnMessage, ...]:
-        """Return the stored messages and tool results of the session, in order.
+        """Return the session's stored messages and tool results, in order.
 
         Args:
             live: The messages of an open turn, from `stream.messages`. Messages that are not
@@ -88,9 +88,9 @@ class Conversation(_ConversationBase):
     def next_offset(self, **options: Unpack[CallOptions]) -> int:
         """Return the offset that the session's next event will have.
 
-        It is the largest stored offset plus one; 0 if no event is stored. Call this
-        method before you send a message, and keep the result: `find_turn` needs it to find the turn
-        later. The method lists all events of the session.
+        It is the largest stored offset plus one; 0 if no event is stored. Call this method before
+        you send a message, and keep the result: `find_turn` needs it to find the turn later. The
+        method lists all stored events.
         """
         return self._caller.run(next_offset, options, self.session_id)
 
@@ -115,10 +115,10 @@ class Conversation(_ConversationBase):
         is closed. The stored events do not show whether a reply is complete.
 
         Args:
-            content: The text of the message.
+            content: The message's text.
             since: The offset from which to search, from `next_offset`. Required with `content`,
                 because an older message may have the same text.
-            correlation_id: The correlation id of the turn.
+            correlation_id: The turn's correlation id.
             wait_ms: The longest time in milliseconds to wait until the message is stored. If it is
                 0, the events are listed only once.
 
@@ -219,7 +219,7 @@ def conversation_caller(
 ) -> tuple[Caller, Participant]:
     """Check the arguments of `Flux0.conversation`. Return its caller, and the agent if it is known.
 
-    The caller sends the cookie of the user, and reports the agent to the observers.
+    The caller sends the user's cookie, and reports the agent to the observers.
     """
     check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):

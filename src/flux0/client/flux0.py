@@ -75,7 +75,7 @@ class Flux0(Uncopyable):
     loop ends. flux0 never closes an HTTP client that you passed in.
 
     Args:
-        server_url: The URL of the server. Default: the environment variable `FLUX0_SERVER_URL`, or
+        server_url: The server's URL. Default: the environment variable `FLUX0_SERVER_URL`, or
             `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, its value is
             sent to this server as a bearer token, unless the URL or `headers` has credentials.
         transport: Sends the requests of sync methods. Without an async transport, it also sends the
@@ -104,7 +104,7 @@ class Flux0(Uncopyable):
         debug_logger: A logger for all requests and responses. Default: if the environment variable
             `FLUX0_DEBUG` is 1, the logger `flux0`; otherwise nothing is logged.
         max_event_bytes: The size limit of one event of a stream. Default: 16 MiB.
-        max_turn_bytes: The size limit of the messages that a stream builds from its events. The
+        max_turn_bytes: The size limit of all messages that a stream builds from its events. The
             docstring of `MessageAccumulator` says how the size is counted. Default: 64 MiB. When
             the limit is reached, events are still yielded, but no longer added to the messages.
         max_body_bytes: The size limit of a decoded response body that is not streamed. Default:
@@ -220,9 +220,9 @@ class Flux0(Uncopyable):
         Args:
             agent: The agent to talk to, or its id.
             session: The session to continue, or its id.
-            user: The name of the user, sent as the cookie `flux0_user_sub`. Allowed are printable
-                ASCII characters except spaces, quotes, commas, semicolons and backslashes. By
-                default, all clients share one anonymous user.
+            user: The user's name, sent as the cookie `flux0_user_sub`. Allowed are printable ASCII
+                characters except spaces, quotes, commas, semicolons and backslashes. By default,
+                all clients share one anonymous user.
             title: The title of a new session, at most 200 characters.
 
         Raises:

@@ -34,12 +34,12 @@ def from_dict(model: Any, data: object) -> Any:
     """Build a model from its JSON form, such as the result of `to_dict`.
 
     Args:
-        model: The class of the model. It can also be one of the unions `StreamEvent`, `EventData`
-            and `MessagePart`, or a list or tuple type, such as `list[StreamEvent]`.
+        model: The model class, a union (`StreamEvent`, `EventData` or `MessagePart`), or a list or
+            tuple type, such as `list[StreamEvent]`.
         data: The JSON form: dicts, lists and plain values.
 
     Raises:
-        DecodeError: The data does not have the shape of the model.
+        DecodeError: The data does not fit the model.
         InvalidArgument: `model` is not a model.
     """
     return _codec().from_dict(model, data)

@@ -70,7 +70,7 @@ def split_headers(
     computed = {name: value for name, value in headers.items() if callable(value)}
     names = arguments.headers("headers", dict.fromkeys(headers, ""))
     # Fixed headers replace computed headers. If the user passes a function for the user agent, do
-    # not add the default user agent: it would replace the result of the function.
+    # not add the default user agent: it would replace the function's result.
     defaults = Headers() if "user-agent" in names else _USER_AGENT
     return defaults.merge(arguments.headers("headers", fixed)), computed
 

@@ -1,4 +1,4 @@
-"""The resources of the client. Each use case has a sync and an async method."""
+"""The client's resources. Each use case has a sync and an async method."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class AgentsResource(_Resource):
         """Return the first agent that has this type and this name.
 
         Args:
-            type_: The type of the agent, or None for any type.
-            name: The name of the agent, or None for any name.
+            type_: The agent's type, or None for any type.
+            name: The agent's name, or None for any name.
 
         Raises:
-            AgentNotFound: No agent matches. The message lists the agents of the server.
+            AgentNotFound: No agent matches. The message lists the existing agents.
         """
         return self._caller.run(agents.first_agent, options, type_, name)
 
@@ -84,10 +84,9 @@ class AgentsResource(_Resource):
         """Create an agent and return it.
 
         Args:
-            name: The name of the agent, 1 to 100 characters.
-            type_: The type of the agent, 1 to 100 characters. The server must have an agent runner
-                for it.
-            description: A description of the agent for people.
+            name: The agent's name, 1 to 100 characters.
+            type_: The agent's type, 1 to 100 characters. The server must have a runner for it.
+            description: A description for people.
         """
         return self._caller.run(agents.create_agent, options, name, type_, description)
 
@@ -137,13 +136,13 @@ class SessionsResource(_Resource):
         """Create a session with an agent and return it.
 
         Args:
-            agent_id: The id of the agent. Raises `BadRequestError` if the agent does not exist.
+            agent_id: The agent's id. Raises `BadRequestError` if the agent does not exist.
             allow_greeting: Run the agent at once, so that it can greet the user. The server 0.1.0b4
                 neither streams nor stores this greeting.
-            id: The id of the session, exactly 10 characters. By default, the server chooses an id.
-                If a session with this id exists, the server 0.1.0b4 creates a second session with
-                the same id.
-            title: The title of the session, at most 200 characters.
+            id: The session id, exactly 10 characters. By default, the server chooses an id. If a
+                session with this id exists, the server 0.1.0b4 creates a second session with the
+                same id.
+            title: The session's title, at most 200 characters.
         """
         return self._caller.run(
             sessions.create_session, options, agent_id, allow_greeting, id, title
@@ -207,10 +206,10 @@ class SessionsResource(_Resource):
         received. `stream_idle_timeout_ms` limits the time between two events.
 
         Args:
-            session_id: The id of the session. Raises `BadRequestError` if it does not exist.
-            content: The text of the message, not empty.
-            type_: The type of the event. The server 0.1.0b4 accepts only messages.
-            source: The author of the event. The server 0.1.0b4 accepts only users.
+            session_id: The session id. Raises `BadRequestError` if it does not exist.
+            content: The message's text, not empty.
+            type_: The event's type. The server 0.1.0b4 accepts only messages.
+            source: The event's author. The server 0.1.0b4 accepts only users.
         """
         caller = self._caller
         call = caller.call(**options)
@@ -271,7 +270,7 @@ class SessionsResource(_Resource):
         """Return the stored events of a session that match all filters, ordered by offset.
 
         Args:
-            session_id: The id of the session. Raises `BadRequestError` if it does not exist.
+            session_id: The session id. Raises `BadRequestError` if it does not exist.
             min_offset: Return only events with this offset or a larger offset.
             source: Return only events from this source.
             correlation_id: Return only events of this turn.

@@ -32,8 +32,8 @@ def default_transport(transport: T) -> Generator[T, None, None]:
     """In the `with` block, make `transport` the default transport of new `Flux0` objects.
 
     A `Flux0` that is created with `transport`, `async_transport`, `client` or `async_client` does
-    not use it. The block affects all threads and tasks of the process.
-    `FakeTransport.installed` calls this function.
+    not use it. The block affects all threads and tasks. `FakeTransport.installed` calls this
+    function.
     """
     _default_transports.append(transport)
     try:
@@ -89,7 +89,7 @@ def choose_transports(
 
 
 def time_source(transport: object) -> Time:
-    """Return the `time` of the transport, or the system clock if the transport has no `time`."""
+    """Return the transport's `time`, or the system clock if the transport has no `time`."""
     own = getattr(transport, "time", None)
     return own if isinstance(own, Time) else SystemTime()
 

@@ -20,10 +20,10 @@ class ValidationError:
 
     Attributes:
         loc: the path to the invalid value, such as `("body", "name")`.
-        msg: the description of the problem.
+        msg: the problem, as text for people.
         type: the kind of problem, as a fixed string that code can compare.
         input: the invalid value.
-        ctx: details of the problem, such as the limit that was exceeded.
+        ctx: further details, such as the limit that was exceeded.
     """
 
     loc: tuple[str | int, ...]
@@ -45,12 +45,12 @@ class APIError(Flux0Error):
 
     Attributes:
         status_code: the HTTP status.
-        message: the server's error text; without it, the start of a plain-text body, or the name of
-            the status.
+        message: the server's error text; without it, the start of a plain-text body, or the status
+            name.
         body: the complete body as text.
-        headers: the header fields of the response.
-        raw_response: the response object of the HTTP library; None if the error was unpickled. Its
-            body was read already: use `body`.
+        headers: the response headers.
+        raw_response: the HTTP library's response object; None if the error was unpickled. Its body
+            was read already: use `body`.
     """
 
     raw_response: Any = None
@@ -90,7 +90,7 @@ class NotFoundError(APIError):
 
 
 class ConflictError(APIError):
-    """409: the request conflicts with the current state of the server."""
+    """409: the request conflicts with the server's current state."""
 
 
 class HTTPValidationError(APIError):

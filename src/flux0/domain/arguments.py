@@ -1,7 +1,7 @@
 """Checks of the arguments that users pass, before a request is sent.
 
 Each function returns the value in the form that the library uses. If the value is invalid, it
-raises `InvalidArgument` with the name of the argument and the values that are allowed.
+raises `InvalidArgument` with the argument's name and the values that are allowed.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def optional_seconds(argument: str, milliseconds: object) -> float | None:
 
 
 def server_url(url: object) -> tuple[str, Headers]:
-    """Return the base URL of the API, and the credentials in the URL as an authorization header.
+    """Return the API's base URL, and the credentials in the URL as an authorization header.
 
     The base URL has no trailing slash and no credentials, so logs and errors may show it.
     """

@@ -1,4 +1,4 @@
-"""Names that the server uses in its events. Later versions of the server may add names."""
+"""Names that the server uses in its events. Later server versions may add names."""
 
 from __future__ import annotations
 

@@ -22,16 +22,16 @@ class Flux0Error(Exception):
     """The base class of every error of this library.
 
     Attributes:
-        sent: whether the server accepted the request: "no" (certainly not), "yes" (an event of the
-            turn was received) or "maybe". After several attempts, "no" means that the server
-            certainly accepted none of them.
-        from_user_code: whether code of the user raised the error during the call: a hook, an
+        sent: whether the server accepted the request: "no" (certainly not), "yes" (an event was
+            received) or "maybe". After several attempts, "no" means that the server certainly
+            accepted none of them.
+        from_user_code: whether the user's code raised the error during the call: a hook, an
             authentication class, an adapter of `requests`, or a function that computes a header.
             After such an error, the call is not retried.
         operation: the call that failed, such as `agents.list`; empty if the call sent no request.
-        method: the method of the request.
-        url: the URL of the request, without credentials. The values of query parameters that flux0
-            does not know are hidden.
+        method: the HTTP method.
+        url: the request URL, without credentials. The values of query parameters that flux0 does
+            not know are hidden.
         attempts: the number of attempts, including the first.
     """
 
@@ -50,7 +50,7 @@ class Flux0Error(Exception):
 
     @property
     def problem(self) -> str:
-        """The error message without the method and the URL of the request.
+        """The error message without the method and the URL.
 
         It is one line: line breaks and other control characters are escaped.
         """
@@ -76,7 +76,7 @@ class Flux0Error(Exception):
 def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     """Return an error of class `cls` with these arguments and attributes."""
     error = cls.__new__(cls, *args)
-    # Call the __init__ of the built-in base class, because it may set attributes: for example,
+    # Call the built-in base class's __init__, because it may set attributes: for example,
     # ImportError.__init__ sets `msg`.
     super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
@@ -95,7 +95,7 @@ def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
 
 
 class InvalidArgument(Flux0Error, ValueError):
-    """An argument is invalid; the request was not sent. `argument` is the name of the argument."""
+    """An argument is invalid; the request was not sent. `argument` is its name."""
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(f"{argument} {problem}")
@@ -120,7 +120,7 @@ class MissingDependency(Flux0Error, ImportError):
 
 
 class AgentNotFound(Flux0Error, LookupError):
-    """No agent has the requested type and name. `agents` contains all agents of the server."""
+    """No agent has the requested type and name. `agents` contains all agents on the server."""
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
         existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
@@ -133,10 +133,10 @@ class AgentNotFound(Flux0Error, LookupError):
 
 
 class TransportError(Flux0Error):
-    """The exchange with the server failed. The class of the error gives the reason.
+    """The exchange with the server failed. The error class gives the reason.
 
     After a `ConnectError`, the request was certainly not sent. After any other transport error, the
-    server may have acted on the request. `__cause__` is the exception of the HTTP library.
+    server may have acted on the request. `__cause__` is the HTTP library's exception.
     """
 
     sent: Sent = "maybe"
@@ -156,9 +156,10 @@ class ConnectError(TransportError):
 
 
 class TLSError(ConnectError):
-    """The TLS handshake failed, for example because of the certificate. The request was not sent.
+    """The TLS handshake failed, for example because the certificate is not trusted.
 
-    Check that your HTTP client trusts the authority that issued the certificate.
+    The request was not sent. Check that your HTTP client trusts the authority that issued the
+    certificate.
     """
 
     permanent: bool = True
@@ -173,7 +174,7 @@ class ConnectTimeout(TransportTimeout, ConnectError):
 
 
 class PoolTimeout(TransportTimeout, ConnectError):
-    """No connection of the pool became free within the pool timeout. The request was not sent.
+    """No connection in the pool became free within the pool timeout. The request was not sent.
 
     Close streams that you do not need, or pass an HTTP client with a larger pool.
     """
@@ -189,7 +190,7 @@ class ReadTimeout(TransportTimeout):
 
 
 class WriteTimeout(TransportTimeout):
-    """The server did not accept the data of the request within the write timeout.
+    """The server did not accept the request's data within the write timeout.
 
     A part of the request was sent. The server may have acted on the request.
     """
@@ -210,7 +211,7 @@ class ProtocolError(TransportError):
 
 
 class ResponseTooLarge(Flux0Error):
-    """The body of a response has more than `limit` bytes (`max_body_bytes` of the client).
+    """A response body has more than `limit` bytes (the client's `max_body_bytes`).
 
     The server may have acted on the request.
     """
@@ -247,9 +248,9 @@ class StreamError(Flux0Error):
     """The stream of a turn failed. Do not send the message again: the server may process it twice.
 
     Attributes:
-        correlation_id: the id of the turn; None if no event with an id was received.
+        correlation_id: the turn's id; None if no event with an id was received.
         event_count: the number of received events.
-        messages: the messages of the turn that were received, even if incomplete.
+        messages: the messages that were received, even if incomplete.
     """
 
     sent: Sent = "maybe"
@@ -261,7 +262,7 @@ class StreamError(Flux0Error):
     def attach_stream(
         self, messages: tuple[TurnMessage, ...], list_stored: Callable[..., Any] | None
     ) -> None:
-        """Store the messages of the stream, and the function that `stored_events` calls."""
+        """Store the stream's messages, and the function that `stored_events` calls."""
         self.messages = messages
         self._list_stored = list_stored
 
@@ -304,7 +305,7 @@ class AgentError(StreamError):
 
 
 class EventTooLarge(StreamError):
-    """An event of the stream has more than `limit` bytes (`max_event_bytes` of the client)."""
+    """An event has more than `limit` bytes (the client's `max_event_bytes`)."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"an event of the stream is larger than {limit:,} bytes (max_event_bytes)")
@@ -318,7 +319,7 @@ class TurnStopped(StreamError):
 class ReaderLost(StreamError):
     """The process, or the event loop, that read a background turn has ended.
 
-    The server may have stored a part of the turn. Use `find_turn` to get it.
+    The server may have stored a part of it. Use `find_turn` to get this part.
     """
 
 
@@ -338,14 +339,14 @@ class TurnTooLarge(StreamError):
 
 
 class TurnRunning(Flux0Error):
-    """A background turn of the session is running, or did not end in time after it was stopped.
+    """A background turn is running in the session, or did not end in time after it was stopped.
 
     If `BackgroundTurns.start` raised this error, the message was not sent.
     """
 
 
 class TurnStoreError(Flux0Error):
-    """The store of background turns cannot be used; `__cause__` is the exception of its library.
+    """The store of background turns cannot be used; `__cause__` is its library's exception.
 
     If `BackgroundTurns.start` raised this error, the message was not sent.
     """

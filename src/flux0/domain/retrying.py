@@ -65,8 +65,8 @@ class RetryConfig:
         retry_connection_errors: whether to retry if the connection could not be established, or
             was interrupted.
         max_attempts: the largest number of attempts, including the first; None means no limit.
-        retry_posts: whether to retry a POST in the same cases as a GET. The server may then
-            process a POST twice. `retry_posts` has no effect on the messages of turns.
+        retry_posts: whether to retry a POST in the same cases as a GET. The server may then process
+            a POST twice. `retry_posts` has no effect on messages.
     """
 
     strategy: str = "backoff"
@@ -98,11 +98,11 @@ class RetryDetails:
 
     Attributes:
         operation: the call, such as `agents.list`.
-        method: the method of the request.
-        url: the URL of the request, without credentials.
+        method: the HTTP method.
+        url: the request URL, without credentials.
         attempt: the number of the attempt that failed; the first attempt is 1.
         delay_ms: the wait before the next attempt, in milliseconds.
-        cause: the error of the attempt that failed.
+        cause: the failed attempt's error.
     """
 
     operation: str
@@ -131,11 +131,11 @@ def wait_before_retry(
 
     Args:
         config: the retry policy.
-        error: the error of the attempt that failed.
+        error: the failed attempt's error.
         attempt: the number of the attempt that failed; the first attempt is 1.
         repeatable: whether it is harmless if the server processes the request twice.
         elapsed: the seconds since the first attempt started.
-        left: the seconds until the deadline of the call.
+        left: the seconds until the call's deadline.
         jitter: a random number from 0 to 1.
         now: the current time, for a `Retry-After` that is a date.
     """

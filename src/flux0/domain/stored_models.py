@@ -1,4 +1,4 @@
-"""The models of the server's resources: agents, sessions and the events of a session.
+"""The models of the server's resources: agents, sessions and events.
 
 All models are frozen attrs classes. A field of type `Any` holds plain JSON: None, bool, int, float,
 str, list or dict. The attribute `extra` has the JSON members that this version of flux0 does not
@@ -27,7 +27,7 @@ def aware(time: datetime) -> datetime:
 
 @frozen
 class Agent(Extensible):
-    """An agent of the server. `type` is the name of the agent runner on the server."""
+    """An agent of the server. `type` is the name of its agent runner on the server."""
 
     id: str
     name: str
@@ -154,7 +154,7 @@ class ToolResult(Extensible):
 class ToolCall(Extensible):
     """A tool call, with its result if the result is known.
 
-    `tool_call_id` is the same as in the `ToolCallPart` of the call.
+    `tool_call_id` is the same as in its `ToolCallPart`.
     """
 
     tool_call_id: str
@@ -202,8 +202,8 @@ class HasMessageData:
 class Event(HasMessageData, Extensible):
     """One stored event of a session.
 
-    All events of one turn have the same `correlation_id`. If flux0 does not know the type of the
-    data, `data` is the mapping that the server sent.
+    All events of one turn have the same `correlation_id`. If flux0 does not know the data's type,
+    `data` is the mapping that the server sent.
     """
 
     id: str

@@ -24,10 +24,10 @@ class JSONPatchOperation(Extensible):
     Agents normally send `add` and `replace`, but may send the other operations, too.
 
     Attributes:
-        op: the name of the operation.
-        path: the JSON Pointer of the target.
+        op: the operation, such as `add`.
+        path: a JSON Pointer to the target.
         value: plain JSON; None for operations without a value.
-        from_: the JSON Pointer of the source; only for `move` and `copy`.
+        from_: a JSON Pointer to the source; only for `move` and `copy`.
     """
 
     op: str
@@ -55,12 +55,12 @@ class ChunkEvent(Extensible):
     the order in which they arrive.
 
     Attributes:
-        correlation_id: the id of the turn.
-        event_id: the id of the message in this stream; the stored event has a different id.
+        correlation_id: the turn's id.
+        event_id: the message's id in this stream; the stored event has a different id.
         seq: a sequence number. Do not sort by it, because some agents always send 0.
-        patches: the operations to apply to the JSON document of the message.
-        metadata: the name and id of the agent, and further details from the agent.
-        timestamp: the time of the event in seconds since 1970, UTC.
+        patches: the operations to apply to the message's JSON document.
+        metadata: the agent's name and id, and further details from the agent.
+        timestamp: the event's time in seconds since 1970, UTC.
     """
 
     event: ClassVar[str] = "chunk"
@@ -77,7 +77,7 @@ class ChunkEvent(Extensible):
         """Encode the event as in the server's stream, including the members in `extra`.
 
         Args:
-            id: The field `id` of the encoded event. By default, the event has no such field.
+            id: The encoded event's field `id`. By default, the event has no such field.
         """
         data = asdict(self, recurse=False, filter=lambda _, value: value is not None)
         data["patches"] = [patch.to_json() for patch in self.patches]
@@ -87,10 +87,7 @@ class ChunkEvent(Extensible):
 
 @frozen
 class StatusEvent(Extensible):
-    """A change of the agent's status.
-
-    `id` is often empty. The stored event has a different id.
-    """
+    """A change in the agent's status. `id` is often empty. The stored event has a different id."""
 
     event: ClassVar[str] = "status"
     type: ClassVar[Literal["status"]] = "status"
@@ -131,7 +128,7 @@ class StatusEvent(Extensible):
 
 @frozen
 class UnknownEvent:
-    """An event with a name that flux0 does not know. `data` is the unparsed text of the event."""
+    """An event with a name that flux0 does not know. `data` is its unparsed text."""
 
     type: ClassVar[Literal["unknown"]] = "unknown"
     type_in_json: ClassVar[bool] = False

@@ -29,7 +29,7 @@ class Deadline:
 
     Attributes:
         moment: the deadline, as a value of `Time.monotonic()`.
-        limit: the `timeout_ms` of the call, converted to seconds for the error message.
+        limit: the call's `timeout_ms`, converted to seconds for the error message.
     """
 
     moment: float
@@ -47,7 +47,7 @@ class Deadline:
 
 
 def timed_out(kind: type[TransportTimeout], seconds: float | None) -> TransportTimeout:
-    """Return an error of the class `kind`. `seconds` is its limit; None if unknown."""
+    """Return an error of class `kind`. `seconds` is its limit; None if unknown."""
     limit = "" if seconds is None else f" within {duration(seconds)}"
     return kind(_EXPIRED.get(kind, "the request timed out{}").format(limit))
 

@@ -17,9 +17,9 @@ from flux0.ports import Response
 class ComputedHeaders:
     """Calls functions before each attempt, and sends their results as headers.
 
-    The functions run in the call's thread or task and must not block for long. Async functions
-    work only in async calls. Exceptions of the functions are re-raised unchanged; an invalid header
-    value raises `InvalidArgument`. Headers that the user passes to a call replace computed headers.
+    The functions run in the call's thread or task and must not block for long. Async functions work
+    only in async calls. Their exceptions are re-raised unchanged; an invalid header value raises
+    `InvalidArgument`. Headers that the user passes to a call replace computed headers.
     """
 
     def __init__(self, values: Mapping[str, Callable[[], str | Awaitable[str]]]) -> None:

@@ -47,7 +47,7 @@ class Observers:
         return bool(self._observers)
 
     def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
-        """Run the flow of a call, and report the start and the end of the call."""
+        """Run the flow of a call, and report its start and its end."""
         call = cast("Call", request.call)  # Not None, because the client has observers.
         start, error = self.clock(), None
         self.flush()
@@ -77,7 +77,7 @@ class Observers:
             return response
 
         attempt = chain(layers, record_status)
-        if (call := request.call) is None:  # The middleware of the user created `request`.
+        if (call := request.call) is None:  # The user's middleware created `request`.
             return (yield from attempt(request))
         number, error = request.attempt, None
         added = Headers()
@@ -143,7 +143,7 @@ class Observers:
         """Return the error to report to observers.
 
         At its deadline, an async call is cancelled, and then raises `Deadline.exceeded()`. After
-        the deadline, this error is therefore reported instead of the cancellation.
+        the deadline, this error therefore replaces the cancellation.
         """
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:

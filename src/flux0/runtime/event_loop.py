@@ -23,7 +23,7 @@ T = TypeVar("T")
 # Seconds from the garbage collection of a `PerLoop` to the closing of its resources.
 _CLOSE_DELAY = 0.1
 # Starting a call and opening its connection takes about a millisecond.
-_STARTED_PER_TURN = 50
+_STARTED_PER_ITERATION = 50
 
 Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a trio run.
 
@@ -40,11 +40,11 @@ async def sleep(seconds: float) -> None:
 
 
 class StartLimit:
-    """Limits how many calls start in one turn of the event loop.
+    """Limits how many calls start in one iteration of an event loop.
 
     If thousands of tasks make calls at once, the loop runs its other tasks between two groups of
-    `_STARTED_PER_TURN` calls. The calls start in the order of `wait`. If several loops share a
-    limit, they only wait for more turns than necessary.
+    `_STARTED_PER_ITERATION` calls. The calls start in the order of `wait`. If several loops share a
+    limit, they only wait for more iterations than necessary.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ class StartLimit:
         self._started_group = 0
 
     async def wait(self) -> None:
-        """Return in the turn in which the group of this call starts."""
-        group = next(self._numbers) // _STARTED_PER_TURN
+        """Return in the iteration in which this call's group starts."""
+        group = next(self._numbers) // _STARTED_PER_ITERATION
         try:
             for _ in range(group - self._started_group):
                 await sleep(0)
@@ -248,7 +248,7 @@ class PerLoop(Generic[T]):
 
     Args:
         make: a function that creates the resource.
-        close: an async function that closes the resource, called in the loop of the resource.
+        close: an async function that closes the resource, called in the resource's loop.
     """
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
@@ -261,7 +261,7 @@ class PerLoop(Generic[T]):
         weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
 
     async def get(self) -> T:
-        """Return the resource of the running loop."""
+        """Return the running loop's resource."""
         loop = running_loop()
         entry = self._entries.get(loop)
         if entry is not None:
@@ -274,7 +274,7 @@ class PerLoop(Generic[T]):
         return resource
 
     async def close_async(self) -> None:
-        """Close the resource of the running loop. Other resources are closed with their loops."""
+        """Close the running loop's resource. Other resources are closed with their loops."""
         await _close_entry(self._entries, running_loop(), self._close)
 
 
@@ -349,7 +349,7 @@ def _running_trio() -> Any:
     # While another thread imports trio, the module has no attribute `lowlevel` yet.
     if trio is not None and hasattr(trio, "lowlevel"):
         # Do not use `in_trio_run`: old versions of trio do not have it. In guest mode, it also
-        # returns True in asyncio tasks of the host loop.
+        # returns True in the host loop's asyncio tasks.
         with suppress(RuntimeError):
             trio.lowlevel.current_task()
             return trio

@@ -1,8 +1,8 @@
 """Resources, locks and threads that are safe when the process forks or exits.
 
 A forked child inherits the connections and locks of its parent. The child must not use the
-connections, because the parent still uses them. If another thread held a lock at the time of the
-fork, the lock is never released in the child.
+connections, because the parent still uses them. If another thread held a lock during the fork, the
+lock is never released in the child.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def start_thread(
 class PerProcess(Generic[T]):
     """One resource for each process, created at the first use.
 
-    A forked child keeps a reference to its parent's resource. Otherwise, the garbage collector of
-    the child would close the resource, which the parent still uses.
+    A forked child keeps a reference to its parent's resource. Otherwise, the child's garbage
+    collector would close the resource, which the parent still uses.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
@@ -105,7 +105,7 @@ class PerProcess(Generic[T]):
         self._resources: dict[int, T] = {}
 
     def get(self) -> T:
-        """Return the resource of the running process."""
+        """Return the running process's resource."""
         resource = self._resources.get(_running.id)
         if resource is None:
             # If another thread has stored a resource in the meantime, return that resource.
@@ -113,7 +113,7 @@ class PerProcess(Generic[T]):
         return resource
 
     def pop(self) -> T | None:
-        """Remove and return the resource of the running process; None if there is none.
+        """Remove and return the running process's resource; None if there is none.
 
         The next call of `get` creates a new resource.
         """

@@ -48,9 +48,9 @@ async def run_in_thread(
 class ThreadedTransport:
     """An async transport that runs each send and each read of a sync transport in a new thread.
 
-    A cancelled call returns at once. Its thread runs until `send` of the sync transport returns,
-    and then closes the response. If the sync transport supports `Request.interrupt`, `send` returns
-    at once, too. The threads do not keep the process from exiting.
+    A cancelled call returns at once. Its thread runs until the sync transport's `send` returns, and
+    then closes the response. If the sync transport supports `Request.interrupt`, `send` returns at
+    once, too. The threads do not keep the process from exiting.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -64,7 +64,7 @@ class ThreadedTransport:
         except BaseException:
             call.abandon()
             raise
-        received: Any = response  # `evolve` cannot change the type of the body.
+        received: Any = response  # `evolve` cannot change the body's type.
         return evolve(received, body=_ThreadedBody(response.body))
 
     async def close_async(self) -> None:

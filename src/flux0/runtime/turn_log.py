@@ -62,20 +62,20 @@ class TurnLog:
     One thread or task at a time appends events. Any number of threads, and tasks of any event
     loop, can read them. No method acquires a lock, so finalizers can call all methods.
 
-    If the events have more than `max_bytes`, the oldest events are dropped, at most until half of
-    the bytes are left. The newest event is always kept.
+    If the events have more than `max_bytes`, the oldest events are dropped, at most until half the
+    bytes are left. The newest event is always kept.
 
     Args:
-        turn_id: The id of the turn, unique in all processes.
+        turn_id: The turn's id, unique in all processes.
         max_bytes: The largest size of all kept events.
-        stop: A function that asks the reader of the turn to stop, for the reason in its argument.
-            It does not wait until the turn has ended. It may block if the store is `blocking`.
+        stop: A function that asks the turn's reader to stop, for the reason in its argument. It
+            does not wait until the turn has ended. It may block if the store is `blocking`.
 
     Attributes:
-        turn_id: The id of the turn.
+        turn_id: The turn's id.
         max_bytes: The largest size of all kept events.
         stop: The function that was passed.
-        on_end: A function that is called once, at the end of the turn, possibly by a finalizer. The
+        on_end: A function that is called once, when the turn ends, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.
         loop: The event loop that reads the turn; None if the loop is unknown, or a thread reads it.
     """
@@ -96,7 +96,7 @@ class TurnLog:
 
     @property
     def first(self) -> int:
-        """The number of the oldest event that is kept. It is 1 until events are dropped."""
+        """The number of the oldest kept event. It is 1 until events are dropped."""
         return self._kept[0]
 
     @property
@@ -125,7 +125,7 @@ class TurnLog:
             self._add_size(len(event))
 
     def extend(self, number: int, events: Sequence[bytes]) -> None:
-        """Add copies of events from another process. `number` is the number of the first one.
+        """Add copies of events from another process. `number` is the first event's number.
 
         If the events before `number` are missing in this log, all older events are dropped, because
         a reader must not miss an event without an error.
@@ -167,9 +167,9 @@ class TurnLog:
     def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
         """Call `wake` once, after the next change. Return a function that cancels the call.
 
-        `wake` is called in the thread of the change, possibly by a finalizer: it must return
-        quickly, and must not acquire a lock or raise. After `on_change`, check `end` and `read`
-        again before you wait, because the change may have happened before.
+        `wake` is called in the changing thread, possibly by a finalizer: it must return quickly,
+        and must not acquire a lock or raise. After `on_change`, check `end` and `read` again before
+        you wait, because the change may have happened before.
         """
         key, wakers = object(), self._wakers
         wakers[key] = wake

@@ -1,1 +1,1 @@
-"""The operations of the API. Each operation returns a flow, a generator that a driver runs."""
+"""The API operations. Each operation returns a flow, a generator that a driver runs."""

@@ -18,7 +18,7 @@ _AGENT = f"{_ROUTE}/{{agent_id}}"
 
 
 def list_agents(call: ApiCall) -> Flow[Agents]:
-    """Return all agents of the server; the server has no paging."""
+    """Return all agents; the server has no paging."""
     return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
 
 
@@ -56,8 +56,8 @@ def retrieve_agent(call: ApiCall, agent_id: str) -> Flow[Agent]:
 def with_name_hint(flow: Flow[T], agent_id: str) -> Flow[T]:
     """Run `flow`. If the server rejects the format of `agent_id`, add a hint to the error.
 
-    The usual cause is that the user has passed a name. Version 0.1.0b4 of the server accepts
-    only ids of 10 characters (measured).
+    The usual cause is that the user has passed a name. The server 0.1.0b4 accepts only ids of 10
+    characters (measured).
     """
     try:
         return (yield from flow)

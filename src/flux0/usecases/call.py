@@ -37,20 +37,20 @@ class ApiCall:
         login: an `authorization` header with the credentials in the server URL or `FLUX0_TOKEN`. An
             `authorization` header in `headers` replaces it. None if a user's function computes
             the `authorization` header.
-        headers: the headers of the client and of the call.
+        headers: the client's headers, joined with the call's headers.
         timeout: the timeouts of each attempt.
         idle_timeout: the longest time between two events of a stream, in seconds.
         max_event_bytes: the size limit of one event of a stream.
-        max_turn_bytes: the size limit of the messages that a stream builds from its events.
+        max_turn_bytes: the size limit of all messages that a stream builds from its events.
         retries: the retry policy.
         limit: the longest time that the call may take, with all its attempts, in seconds.
         deadline: the moment at which `limit` ends.
-        observe: runs the flow of a call, and reports the start and the end of the call to the
-            observers; None without observers.
+        observe: runs the flow of a call, and reports its start and its end to the observers; None
+            without observers.
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
-        agent: the agent of the conversation. Its id or its name is None if it is unknown.
-        cookie: a `cookie` header with the user of the conversation. No option replaces this cookie.
+        agent: the conversation's agent. Its id or its name is None if it is unknown.
+        cookie: a `cookie` header with the conversation's user. No option replaces this cookie.
     """
 
     _send: SendFlow = field(alias="send")
@@ -87,7 +87,7 @@ class ApiCall:
     ) -> CallRequest:
         """Return a request of this call; the placeholders in `route` are replaced by `ids`.
 
-        `content` is the message of the user, if the call starts a turn.
+        `content` is the user's message, if the call starts a turn.
 
         Raises:
             InvalidArgument: `extra_query` or `extra_body` contains a name that the request already

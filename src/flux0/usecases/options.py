@@ -16,7 +16,7 @@ class CallOptions(TypedDict, total=False):
 
     Attributes:
         retries: The retry policy.
-        server_url: The URL of the server.
+        server_url: The server's URL.
         timeout_ms: The longest time in milliseconds that the call may take, with all its retries.
             For a stream, the longest time until the response headers are received.
         http_headers: Header fields to send in addition to the client's fields. They replace the

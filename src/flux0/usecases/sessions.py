@@ -77,9 +77,9 @@ def list_events(
 ) -> Flow[Events]:
     """Return the stored events of a session that match all filters, in the order of their offsets.
 
-    Version 0.1.0b4 of the server reads `types` from the body of the GET request; later versions
-    read it from the query. Therefore, `types` is sent in the body and in the query. The returned
-    events are filtered by type again, in case the server ignores `types`.
+    The server 0.1.0b4 reads `types` from the body of a GET request; later versions read it from the
+    query. Therefore, `types` is sent in the body and in the query. The returned events are filtered
+    by type again, in case the server ignores `types`.
     """
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []
@@ -122,7 +122,7 @@ def create_event(
 
 
 def open_stream(call: ApiCall, request: CallRequest) -> Flow[Response[Any]]:
-    """Send a message and return the response; its body is the event stream of the turn."""
+    """Send a message and return the response; its body is the turn's event stream."""
     return call.perform(request, _event_stream)
 
 

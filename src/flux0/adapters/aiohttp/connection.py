@@ -51,7 +51,7 @@ class AiohttpConnection(ResponseHandler):
     def await_head(self, limit: float | None) -> None:
         """Start to wait for a response head, at most `limit` seconds without progress.
 
-        There is progress when the server receives a part of the request, or sends bytes.
+        There is progress when the server receives request data, or sends bytes.
         """
         self._content, self._head_start, self._head_end = None, b"", b""
         self._content_bytes = self._overhead = self._unsent = 0

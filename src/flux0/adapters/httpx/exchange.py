@@ -40,9 +40,8 @@ _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
 
-    The HTTP library's request refers to a method of the exchange, its trace function.
-    Therefore the exchange must not refer to the request: a reference cycle would delay garbage
-    collection.
+    The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
+    not refer to the request: a reference cycle would delay garbage collection.
 
     Attributes:
         library: The library that sends the request.
@@ -158,7 +157,7 @@ class HttpxExchange(Exchange):
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
         """Return the flux0 error for an error that the HTTP library raised.
 
-        `sent` is True if a part of the request may have been sent.
+        `sent` is True if any byte may have been sent.
         """
         httpx = self.library.httpx
         if not sent and (isinstance(error, httpx.ProxyError) or _package_of(error) == "socksio"):

@@ -1,4 +1,4 @@
-"""Generates a function for each model, which builds instances of the model from plain JSON.
+"""Generates a function for each model, which builds instances from plain JSON.
 
 The function is compiled from generated source code, as attrs does for `__init__`. For a model with
 the fields `name: str` and `title: str | None = None`, the source code is similar to this:

@@ -172,7 +172,7 @@ def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
 
 
 def _tuple(made: Converter, kind: Any) -> Hook:
-    # Errors from cattrs' hook for lists contain the index of the wrong item. The hook accepts any
+    # Errors from cattrs' hook for lists contain the wrong item's index. The hook accepts any
     # iterable, so `structure` checks the type.
     list_kind: Any = list.__class_getitem__(get_args(kind)[0])
     as_list = made.get_structure_hook(list_kind)

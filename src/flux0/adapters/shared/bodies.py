@@ -41,7 +41,7 @@ class Source(_AnySource, Protocol):
     """Receives one response body over an HTTP library."""
 
     def receive(self, timeout: float | None) -> bytes | None:
-        """Wait for the next bytes and return them; return None at the end of the body."""
+        """Wait for the next bytes and return them; return None at the body's end."""
         ...
 
     def finish(self) -> None:
@@ -127,7 +127,7 @@ class _Reader:
                 return data
             self._decoded = decoder.feed(data)
             return next(self._decoded, b"")
-        if self.closed:  # The HTTP library may report a false end of the body.
+        if self.closed:  # The HTTP library may report a false end.
             raise EOFError
         if decoder is not None:
             decoder.end()
@@ -250,7 +250,7 @@ class SyncReader(_Reader):
         """Release the connection without waiting for a lock.
 
         A signal handler or the garbage collector may call this method in a thread that holds a lock
-        of the body or of the connection pool. Therefore a new thread does the work for which the
+        of this object or the connection pool. Therefore a new thread does the work for which the
         pool may need its lock.
         """
         if self._owner.is_inherited():

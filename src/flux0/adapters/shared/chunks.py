@@ -1,4 +1,4 @@
-"""A parser of the chunked transfer coding (RFC 9112, section 7.1)."""
+"""A parser for the chunked transfer coding (RFC 9112, section 7.1)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Chunks:
         self.surplus: bytes = b""
         self._state = _SIZE_LINE
         self._partial_line = b""
-        self._missing = 0  # How many bytes of the current chunk were not received yet.
+        self._missing = 0  # How many bytes the current chunk still lacks.
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:

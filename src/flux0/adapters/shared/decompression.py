@@ -78,7 +78,7 @@ class Decoder:
             yield b""
 
     def end(self) -> None:
-        """Check that the compressed data is complete. Call this method at the end of the body.
+        """Check that the compressed data is complete. Call this method when the body has ended.
 
         Raises:
             ConnectionInterrupted: The compressed data is truncated.
@@ -99,7 +99,7 @@ class Decoder:
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
-    """Return the content of the last input up to the error.
+    """Return the last input's content up to the error.
 
     `member` is a zlib decompressor that has not received `inputs` yet.
     """

@@ -29,10 +29,10 @@ def failure(
     *,
     head_received: bool = False,
 ) -> TransportError:
-    """Return a flux0 error of the class `kind` for an error of an HTTP library.
+    """Return a flux0 error of class `kind` for an error of an HTTP library.
 
     Args:
-        kind: The class of the returned error.
+        kind: The returned error's class.
         error: The HTTP library's error.
         timeout: The timeouts. The message of a timeout error contains the limit that expired.
         head_received: Whether the response head was received before the error.

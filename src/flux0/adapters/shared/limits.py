@@ -20,7 +20,7 @@ MAX_OVERHEAD_BYTES: Final = 256 * 1024
 READ_BYTES: Final = 64 * 1024
 # While a larger request is sent, flux0 also reads, because the server may reject the request before
 # it has received the whole request. Smaller requests mostly need no wait: they fit into the buffers
-# of the system and of asyncio (64 KiB).
+# of the system and asyncio (64 KiB).
 LARGE_REQUEST_BYTES: Final = 64 * 1024
 # The request header `Accept-Encoding`: the codings that `decompression` supports.
 ACCEPT_ENCODING: Final = "gzip, deflate"

@@ -98,7 +98,7 @@ class TrackedResponse(HTTPResponse):
         return None if values is None else ", ".join(values)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the bytes of the body as they are received.
+        """Yield the body's bytes as they are received.
 
         A piece is empty if the received bytes contain only chunk framing.
         """

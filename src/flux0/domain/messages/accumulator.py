@@ -1,4 +1,4 @@
-"""Building the messages of a turn from the chunk events of its stream."""
+"""Building the messages of a turn from its chunk events."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ DEFAULT_MAX_TURN_BYTES = 64 * 1024 * 1024
 
 @frozen
 class PatchProblem:
-    """An operation that could not be applied. Later operations of the same chunk are skipped.
+    """An operation that could not be applied. Later operations in its chunk are skipped.
 
     Attributes:
-        event_id: the id of the message.
-        seq: the `seq` of the chunk.
-        index: the index of the operation in the chunk.
+        event_id: the message's id.
+        seq: the chunk's `seq`.
+        index: the operation's index in the chunk.
         operation: the operation.
         reason: why the operation could not be applied.
     """
@@ -50,11 +50,11 @@ class MessageAccumulator:
     the server applies each chunk completely.
 
     Args:
-        max_turn_bytes: the memory limit for all messages of the turn together. Each character
-            counts as 1 byte, and each JSON value as 64 additional bytes. Exception: if all chunks
-            of a message append strings to a list, these strings do not count 64 bytes. An operation
-            that would exceed the limit, or nest values more than 200 levels deep, is not applied
-            and is recorded in `problems`.
+        max_turn_bytes: the memory limit for all messages together. Each character counts as 1 byte,
+            and each JSON value as 64 additional bytes. Exception: if all chunks of a message append
+            strings to a list, these strings do not count 64 bytes. An operation that would exceed
+            the limit, or nest values more than 200 levels deep, is not applied and is recorded in
+            `problems`.
     """
 
     def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
@@ -67,16 +67,16 @@ class MessageAccumulator:
         """Apply one event, and return the text that the event appends to the answer.
 
         If a chunk appends strings to a message, the result is these strings, joined. If a chunk
-        replaces the whole text of a message with a longer text that starts with the old text, the
-        result is the added text. For all other events, such as reasoning, the result is "". It is
-        also "" for a message whose first chunk does not name the agent, because the server does not
-        store this message.
+        replaces a message's whole text with a longer text that starts with the old text, the result
+        is the added text. For all other events, such as reasoning, the result is "". It is also ""
+        for a message whose first chunk does not name the agent, because the server does not store
+        this message.
 
-        The cost depends on the size of the event, not on the length of the message. The docstring
-        of `apply_operation` lists the exceptions.
+        The cost depends on the event's size, not on the message's length. The docstring of
+        `apply_operation` lists the exceptions.
 
         If an operation cannot be applied, it is recorded in `problems`. As on the server, the
-        preceding operations of the chunk remain applied. If an operation is not a valid JSON Patch
+        chunk's preceding operations remain applied. If an operation is not a valid JSON Patch
         operation, no operation of its chunk is applied.
         """
         if not isinstance(event, ChunkEvent):
@@ -102,7 +102,7 @@ class MessageAccumulator:
         """The messages so far, in the order in which they started.
 
         A message that the server would not store yet is left out. But a tool call with incomplete
-        arguments is included, with the text of the arguments in `args`.
+        arguments is included, with the arguments' text in `args`.
 
         Only messages that changed since the last access are built again, at a cost proportional to
         the added text. If you keep a reference to the last result, the cost is proportional to the
@@ -158,7 +158,7 @@ class _MessageBuilder:
         self.first = first
         self._is_answer = is_stored(first) and first.metadata.get("kind") != REASONING
         self._budget = budget
-        # The JSON document of the message; a `TextList` if all operations have appended strings.
+        # The message's JSON document; a `TextList` if all operations have appended strings.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False

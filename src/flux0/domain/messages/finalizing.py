@@ -1,7 +1,7 @@
-"""Converting the JSON document of a message into the event that the server stores.
+"""Converting a message's JSON document into the event that the server stores.
 
-The patches of the chunk events build the document. The server converts it when the agent reports
-the status `ready`. The rules are the rules of the released server (flux0-stream 0.1.0b2).
+The chunk events' patches build the document. The server converts it when the agent reports the
+status `ready`. The rules are taken from the released server (flux0-stream 0.1.0b2).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flux0.domain.stored_models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# The value of `kind` in the metadata of chunks with reasoning.
+# `kind` in the metadata of chunks with reasoning.
 REASONING = "reasoning"
 
 
@@ -50,7 +50,7 @@ class TurnMessage(HasMessageData):
 
     @property
     def source(self) -> EventSource:
-        """The source of the event: always the agent."""
+        """The event's source: always the agent."""
         return EventSource.AI_AGENT
 
 
@@ -63,8 +63,8 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     """Return the event that the server stores for a message, or None if it stores nothing.
 
     Args:
-        first: the first chunk of the message; its metadata apply to the whole message.
-        root: the JSON document that the patches of the message built; it is not modified.
+        first: the first chunk; its metadata apply to the whole message.
+        root: the JSON document that the message's patches built; it is not modified.
         partial: whether the arguments of a tool call may be incomplete. If True, arguments that are
             not valid JSON become a string in `args`. If False, the result is None for such
             arguments, because the server stores nothing.

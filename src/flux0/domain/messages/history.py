@@ -11,7 +11,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stored_models import Event, ToolCall
 
-# The types of events with content. Status events only show the state of the agent.
+# The types of events with content. Status events only show the agent's state.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
 
 
@@ -21,9 +21,9 @@ class Reply:
 
     Attributes:
         messages: the messages and tool results, in order.
-        tool_calls: the tool calls of the agent, each with its result if the result is known.
-        finished: whether the end of the turn is confirmed. If False, the reply may be incomplete:
-            the server may have been killed, and a proxy may have hidden this.
+        tool_calls: the agent's tool calls, each with its result if the result is known.
+        finished: whether the turn's end is confirmed. If False, the reply may be incomplete: the
+            server may have been killed, and a proxy may have hidden this.
     """
 
     messages: tuple[TurnMessage, ...]
@@ -32,7 +32,7 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The text of the answer, without the reasoning; a line break separates messages."""
+        """The answer's text, without the reasoning; a line break separates messages."""
         return answer_of(self.messages)
 
     def __str__(self) -> str:
@@ -46,8 +46,8 @@ class StoredTurn:
     The stored events do not show whether the turn is complete, or whether the agent is running.
 
     Attributes:
-        message: the message of the user.
-        messages: the messages and tool results of the agent, in order.
+        message: the user's message.
+        messages: the agent's messages and tool results, in order.
     """
 
     message: Event
@@ -60,22 +60,22 @@ class StoredTurn:
 
     @property
     def offset(self) -> int:
-        """The offset of the user's message in the session."""
+        """The offset of the user's message."""
         return self.message.offset
 
     @property
     def text(self) -> str:
-        """The text of the answer so far, without the reasoning; see `Reply.text`."""
+        """The answer's text so far, without the reasoning; see `Reply.text`."""
         return answer_of(self.messages)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls of the agent, each with its result if the result is stored."""
+        """The agent's tool calls, each with its result if the result is stored."""
         return joined_tool_calls(self.messages)
 
 
 def answer_of(messages: Iterable[Event | TurnMessage]) -> str:
-    """Return the text of the messages, without the reasoning; a line break separates messages."""
+    """Return the messages' text, without the reasoning; a line break separates messages."""
     return "\n".join(message.text for message in messages if message.text)
 
 
@@ -102,7 +102,7 @@ def joined_history(
     events are compared by turn, type, data and metadata.
 
     Args:
-        stored: the stored events of the session.
+        stored: the session's stored events.
         live: the messages of a turn, built from its stream.
     """
     history = [event for event in stored if event.type in MESSAGE_TYPES]

@@ -38,8 +38,8 @@ class MemoryBudget:
     byte. When a value is removed, its size is added to `remaining`.
 
     A short operation can cause much work: `copy` duplicates a value, `move` measures the depth of a
-    value, and a large index fills a list. Therefore `remaining_work` limits the total work of the
-    turn. It starts with the same number of bytes as `remaining`, and is never refunded.
+    value, and a large index fills a list. Therefore `remaining_work` limits the turn's total work.
+    It starts with the same number of bytes as `remaining`, and is never refunded.
     """
 
     __slots__ = ("limit", "remaining", "remaining_work")
@@ -87,16 +87,16 @@ def check_operation(operation: JSONPatchOperation) -> None:
 
 
 def apply_operation(document: JSON, operation: JSONPatchOperation, budget: MemoryBudget) -> JSON:
-    """Apply one operation to `document` in place, and return the new root of the document.
+    """Apply one operation to `document` in place, and return the document's new root.
 
     If `document` is None, a new document is created. If parents of the operation's path are
-    missing, they are created first, by the rule of `_with_parents`. The value of the operation is
+    missing, they are created first, by the rule of `_with_parents`. The operation's value is
     copied.
 
     The cost is proportional to the sizes of the path, the value and the removed value, not to the
-    size of the document. There are three exceptions. The cost of `copy` is proportional to the
-    copied value, and the cost of `move` to a deeper level is proportional to the moved value. An
-    insertion into a list shifts the following items.
+    document's size. There are three exceptions. The cost of `copy` is proportional to the copied
+    value, and the cost of `move` to a deeper level is proportional to the moved value. An insertion
+    into a list shifts the following items.
 
     Raises:
         PatchError: the operation cannot be applied, or the document would be too large or too
@@ -284,7 +284,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # Pass 0 as the size of the value, because the budget already includes it.
+        # Pass 0 as the value's size, because the budget already includes it.
         _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):

@@ -10,7 +10,7 @@ _SEPARATOR = "\0"
 
 
 class TextList:
-    """A list of strings that needs little memory in addition to the characters of the strings."""
+    """A list of strings that needs little memory in addition to their characters."""
 
     __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent")
 
@@ -50,7 +50,7 @@ class TextList:
     def text(self) -> str:
         """Return all strings joined.
 
-        The cost is proportional to the length of the strings added since the last call. If there
+        The cost is proportional to the length of all strings added since the last call. If there
         are references to the last result, Python must copy it, and the cost is proportional to the
         length of all strings.
         """

@@ -12,14 +12,14 @@ from flux0.domain.stored_models import Event, MessageData, ToolCall, ToolData
 
 @frozen
 class TimedToolCall:
-    """A tool call of a turn, with its times on the clock of the server.
+    """A tool call of a turn, with its times on the server's clock.
 
     Attributes:
         call: the tool call, with its result if the result was received.
-        started_at: the time of the first chunk of the call, in seconds since 1970, UTC; None if the
+        started_at: the time of the call's first chunk, in seconds since 1970, UTC; None if the
             chunk has no timestamp.
-        seconds: the time from the first chunk of the call to the first chunk of its result; None
-            if there is no result, or one of the chunks has no timestamp.
+        seconds: the time from the call's first chunk to its result's first chunk; None if there is
+            no result, or one of these chunks has no timestamp.
     """
 
     call: ToolCall
