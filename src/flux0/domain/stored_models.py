@@ -8,21 +8,15 @@ know.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar, overload
 
-from attrs import field, frozen
+from attrs import frozen
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.extensible import Extensible
 
 T = TypeVar("T")
-
-
-def aware(time: datetime) -> datetime:
-    """Add the time zone UTC to a time without a time zone. Other values are returned unchanged."""
-    has_zone = getattr(time, "tzinfo", timezone.utc) is not None
-    return time if has_zone else time.replace(tzinfo=timezone.utc)
 
 
 @frozen
@@ -32,7 +26,7 @@ class Agent(Extensible):
     id: str
     name: str
     type: str
-    created_at: datetime = field(converter=aware)
+    created_at: datetime
     description: str | None = None
 
 
@@ -50,7 +44,7 @@ class Session(Extensible):
     id: str
     agent_id: str
     user_id: str
-    created_at: datetime = field(converter=aware)
+    created_at: datetime
     consumption_offsets: ConsumptionOffsets
     title: str | None = None
 
@@ -213,7 +207,7 @@ class Event(HasMessageData, Extensible):
     offset: int
     data: EventData
     deleted: bool
-    created_at: datetime = field(converter=aware)
+    created_at: datetime
     metadata: Mapping[str, Any] | None = None
 
 

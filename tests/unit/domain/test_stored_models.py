@@ -367,14 +367,6 @@ def test_times_are_encoded_in_the_form_of_the_server(offset: timedelta, text: st
     assert from_dict(Agent, encoded).created_at == moment
 
 
-def test_time_without_a_zone_is_utc_in_new_models_and_an_optional_time_may_be_none() -> None:
-    noon = datetime(2026, 1, 1, 12)
-
-    assert Agent("i", "n", "t", noon).created_at == noon.replace(tzinfo=timezone.utc)
-    converter: Any = attrs.fields(Agent).created_at.converter
-    assert converter(None) is None
-
-
 def some_agents(*names: str) -> Agents:
     moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
     return Agents(tuple(Agent(id=name, name=name, type="t", created_at=moment) for name in names))

@@ -42,7 +42,6 @@ from flux0.adapters.json.plain import json_keys, known_keys, type_tag
 from flux0.domain.enums import OpenEnum
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.json_patch import MAX_DEPTH, measure
-from flux0.domain.stored_models import aware
 
 Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
@@ -61,16 +60,13 @@ _PLAIN = {
 
 
 def is_plain(kind: Any) -> bool:
-    """Return whether `kind` is an attrs class whose `__init__` only stores its arguments.
-
-    The converter `aware` is allowed: it does not change the times that the codec decodes.
-    """
+    """Return whether `kind` is an attrs class whose `__init__` only stores its arguments."""
     if not attrs.has(kind) or hasattr(kind, "__attrs_post_init__"):
         return False
     return all(
         field.init
         and field.validator is None
-        and field.converter in (None, aware)
+        and field.converter is None
         and not isinstance(field.default, _FACTORY)
         for field in attrs.fields(kind)
     )
