@@ -111,7 +111,11 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
     }
     for name, check in checks.items():
         if _passed(request) and enabled.get(name, True):
-            check()
+            try:
+                check()
+            except AssertionError as error:
+                hint = f"to switch this check off: @pytest.mark.flux0_fake({name}=False)"
+                raise AssertionError(f"{error}\n{hint}") from None
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
-from starlette.authentication import AuthCredentials, SimpleUser
+from starlette.authentication import AuthCredentials, BaseUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 from sybil import Document, Example
@@ -69,10 +69,21 @@ def example() -> Post:
 
 
 def starlette() -> Post:
+    class User(BaseUser):
+        is_authenticated = True
+        display_name = "Ada Lovelace"  # Two users may have the same name.
+
+        def __init__(self, identity: str) -> None:
+            self._identity = identity
+
+        @property
+        def identity(self) -> str:
+            return self._identity
+
     class Login:
         async def authenticate(self, connection: HTTPConnection) -> Any:
             name = connection.headers.get("x-user")
-            return None if name is None else (AuthCredentials(["authenticated"]), SimpleUser(name))
+            return None if name is None else (AuthCredentials(["authenticated"]), User(name))
 
     app = load("README.md", "from starlette.applications import Starlette")["app"]
     app.add_middleware(AuthenticationMiddleware, backend=Login())
@@ -114,7 +125,7 @@ def flask() -> Post:
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
         with app.test_client() as page:
             with page.session_transaction() as session:
-                session["user"] = user
+                session["user_id"] = user
             response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
             return response.status_code, response.data
 

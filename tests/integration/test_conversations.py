@@ -101,6 +101,21 @@ async def test_interrupted_stream_has_its_messages_and_the_stored_events(
     assert events[1].data.parts == (ContentPart("Complete"),)
 
 
+async def test_user_name_may_have_any_characters(
+    make_client: MakeClient, server: Flux0Server, fresh_name: str
+) -> None:
+    names = ("Ada Lovelace", "José", "日本", 'a"b;c,d\\e', "100%", "100%25", "a\r\nb", " ")
+    ids: list[str] = []
+    async with make_client() as flux0:
+        for name in (*names, *names):
+            chat = await flux0.conversation_async(agent=server.agent_id, user=name + fresh_name)
+            assert await chat.belongs_to_user()
+            assert chat.session
+            ids.append(chat.session.user_id)
+    assert ids[: len(names)] == ids[len(names) :]
+    assert len(set(ids)) == len(names)
+
+
 async def test_conversation_belongs_to_one_user(
     make_client: MakeClient, server: Flux0Server
 ) -> None:

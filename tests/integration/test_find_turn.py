@@ -9,7 +9,7 @@ import pytest
 from attrs import frozen
 
 from flux0 import RetryConfig
-from flux0.models import Flux0Error
+from flux0.models import AgentError, Flux0Error, StatusData
 from integration.ways import few_ways
 from support.modes import MakeClient
 from support.relay import Relay
@@ -87,6 +87,24 @@ async def test_since_separates_turns_with_the_same_message(
     assert [turn and turn.text for turn in turns] == ["Hi"] * 3
     assert len({turn.correlation_id for turn in turns if turn}) == 3
     assert missing is None
+
+
+@few_ways
+async def test_stored_turn_has_the_error_that_the_agent_reported(
+    make_client: MakeClient, session_id: str
+) -> None:
+    scripts = [{"error": {"code": 7}}], [{"text": "Hm"}, {"error": None}], [{"text": "Hi"}]
+    failed, without_data, short = (content_of(*script) for script in scripts)
+    async with make_client() as flux0:
+        chat = await flux0.conversation_async(session=session_id)
+        for content in (failed, without_data):
+            with pytest.raises(AgentError):
+                await chat.ask(content)
+        await chat.ask(short)
+        turns = [await chat.find_turn(each, since=0) for each in (failed, without_data, short)]
+    errors = [turn.error for turn in turns if turn]
+    assert errors == [StatusData("error", data={"code": 7}), StatusData("error"), None]
+    assert [turn and turn.text for turn in turns] == ["", "Hm", "Hi"]
 
 
 @few_ways

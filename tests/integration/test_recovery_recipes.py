@@ -1,13 +1,14 @@
-"""The samples of the page "When the connection breaks" with the real server and real faults."""
+"""The recipes for failures, from the pages, with the real server and real faults."""
 
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from flux0.models import ConnectError, StreamIdleTimeout, StreamInterrupted
 from support.relay import Relay
 from support.server import Flux0Server, free_port
 
-PAGE = Path(__file__).parents[2] / "docs/when-the-connection-breaks.md"
-SAMPLES = [text.partition("```")[0] for text in PAGE.read_text("utf-8").split("```python\n")[1:]]
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / page for page in ("when-the-connection-breaks.md", "how-to/programs.md")]
+SAMPLES = [
+    text.partition("```")[0]
+    for page in PAGES
+    for text in page.read_text("utf-8").split("```python\n")[1:]
+]
 
 
 def recipe(name: str) -> str:
@@ -58,27 +64,53 @@ def client(server: Flux0Server) -> Iterator[Flux0]:
 
 # --- a web request
 
-INCOMPLETE = "The answer may be incomplete: "
+NOT_STORED = "Your message has not been stored by now. Do you want to send it again?"
+NO_ANSWER = "Your message was sent, but no answer is stored by now."
+INCOMPLETE = "The answer may be incomplete: One"
 CUTS = {
-    "before the request": (b"POST /api/sessions/", "Your message has not been stored by now."),
-    "before the response head": (b"content-type: text/event-stream", INCOMPLETE),
-    "before the first event": (b"event: chunk", INCOMPLETE),
-    "within the turn": (b'"value": "Two"', f"{INCOMPLETE}One"),
+    "before the request": (b"POST /api/sessions/", {NOT_STORED}),
+    "before the response head": (b"content-type: text/event-stream", {NO_ANSWER, INCOMPLETE}),
+    "before the first event": (b"event: chunk", {NO_ANSWER, INCOMPLETE}),
+    "within the turn": (b'"value": "Two"', {INCOMPLETE}),
 }
 
 
-@pytest.mark.parametrize(("marker", "result"), CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize(("marker", "results"), CUTS.values(), ids=CUTS)
 def test_web_request_never_sends_a_message_twice(
-    relay: Relay, client: Flux0, session_id: str, fresh_name: str, marker: bytes, result: str
+    relay: Relay, client: Flux0, session_id: str, fresh_name: str, marker: bytes, results: set[str]
 ) -> None:
     ask_once: Callable[[Conversation, str], str] = load("ask_once")
     content = content_of({"text": "One"}, {"text": "Two"}, {"wait": fresh_name})
     with Flux0(relay.url) as flux0:
         relay.cut_before(marker)
-        assert ask_once(flux0.conversation(session=session_id), content).startswith(result)
+        result = ask_once(flux0.conversation(session=session_id), content)
+    assert result.removesuffix("\nTwo") in results
     assert messages_of_user(client.conversation(session=session_id)) == (
-        [content] if result.startswith(INCOMPLETE) else []
+        [] if result == NOT_STORED else [content]
     )
+
+
+def test_web_request_reports_an_error_and_an_empty_answer_of_the_agent(
+    relay: Relay, client: Flux0, session_id: str, fresh_name: str
+) -> None:
+    ask_once: Callable[[Conversation, str], str] = load("ask_once")
+    failed = "The agent reported an error. Please ask again later."
+    conversation = client.conversation(session=session_id)
+    assert ask_once(conversation, content_of({"text": "Hm"}, {"error": "why"})) == failed
+    assert ask_once(conversation, content_of({"status": "typing"})) == "The agent gave no answer."
+    with Flux0(relay.url) as flux0:
+        relay.cut_before(b'"value": "Two"')
+        script = ({"status": "error"}, {"text": "One"}, {"text": "Two"}, {"wait": fresh_name})
+        assert ask_once(flux0.conversation(session=session_id), content_of(*script)) == failed
+
+
+def test_answer_is_complete_if_its_last_status_is_stored(client: Flux0, session_id: str) -> None:
+    is_complete: Callable[[StoredTurn | None], bool] = load("is_complete")
+    conversation = client.conversation(session=session_id)
+    last = {"status": "processing", "data": {"last": True}}
+    for script, complete in (([{"text": "Hi"}, last], True), ([{"text": "Hi"}], False)):
+        conversation.ask(content_of(*script))
+        assert is_complete(conversation.find_turn(content_of(*script), since=0)) is complete
 
 
 def test_web_request_that_fails_before_sending_stores_nothing(
@@ -166,6 +198,46 @@ def test_batch_that_is_killed_within_a_turn_continues_after_it(
 
     assert [turn.text for turn in answer_all(conversation, prompts)] == ["A", "B1", "C"]
     assert messages_of_user(conversation) == prompts
+
+
+# --- a queue
+
+RUN_JOB = """
+import sys
+client = Flux0(sys.argv[1])
+answer(sqlite3.connect(sys.argv[2]), "job", sys.argv[3], redelivered=False)
+"""
+
+
+@pytest.mark.parametrize("before_sending", [True, False])
+def test_queue_delivers_a_task_again_after_its_worker_was_killed(
+    server: Flux0Server, tmp_path: Path, fresh_name: str, *, before_sending: bool
+) -> None:
+    code = recipe("answer").partition("\nwith closing(")[0]
+    database = tmp_path / "jobs"
+    script: list[dict[str, Any]] = [{"text": "One"}]
+    script += [] if before_sending else [{"wait": fresh_name}]
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - the sample of our own page
+    with Flux0(server.url) as client, closing(sqlite3.connect(database)) as jobs:
+        jobs.execute(names["TABLE"])
+        names["client"] = client
+        content = content_of(*script)
+        if before_sending:
+            names["saved_session"](jobs, "job")
+        else:
+            arguments = [server.url, str(database), content]
+            with subprocess.Popen([sys.executable, "-c", code + RUN_JOB, *arguments]) as worker:
+                while not (saved := jobs.execute("SELECT session FROM jobs").fetchone()):
+                    assert worker.poll() is None
+                until_stored(client.conversation(session=saved[0]), content, "One")
+                worker.kill()
+            server.wait_cancelled(fresh_name)
+
+        for _ in range(2):
+            assert names["answer"](jobs, "job", content, redelivered=True).text == "One"
+        session_id, _ = names["saved_session"](jobs, "job")
+        assert messages_of_user(client.conversation(session=session_id)) == [content]
 
 
 # --- a restarted server

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _COOKIE = "flux0_user_sub"
+# RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
+# It allows `%`, too, which is encoded because other characters become `%` and their UTF-8 bytes.
+_IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
 
 
 class _ConversationBase(Uncopyable):
@@ -207,11 +210,14 @@ def user_headers(user: str | None) -> Headers:
     """Return the cookie that identifies the user to the server; no cookie if `user` is None.
 
     Raises:
-        InvalidArgument: `user` is empty or has characters that a cookie cannot contain.
+        InvalidArgument: `user` is empty.
     """
     if user is None:
         return Headers()
-    return Headers((("cookie", f"{_COOKIE}={arguments.user('user', user)}"),))
+    from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
+
+    name = quote(arguments.text("user", user), safe=_IN_COOKIES)
+    return Headers((("cookie", f"{_COOKIE}={name}"),))
 
 
 def conversation_caller(

@@ -220,9 +220,9 @@ class Flux0(Uncopyable):
         Args:
             agent: The agent to talk to, or its id.
             session: The session to continue, or its id.
-            user: The user's name, sent as the cookie `flux0_user_sub`. Allowed are printable ASCII
-                characters except spaces, quotes, commas, semicolons and backslashes. By default,
-                all clients share one anonymous user.
+            user: A name or id that never changes for this user, sent as the cookie
+                `flux0_user_sub`. Characters that a cookie cannot contain, such as spaces and `é`,
+                and `%` are percent-encoded. By default, all clients share one anonymous user.
             title: The title of a new session, at most 200 characters.
 
         Raises:

@@ -22,8 +22,6 @@ _LONGEST_INTERVAL_MS = 10**12
 # The server decodes a percent-encoded path before it selects the route. Therefore, an id with one
 # of these characters would select a different route.
 _NOT_IN_IDS = frozenset("/\\?#%")
-# RFC 6265, section 4.1.1, forbids these characters, and control characters, in cookie values.
-_NOT_IN_COOKIES = frozenset(' ",;\\')
 # RFC 9110 defines field names in section 5.6.2 and field values in section 5.5.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
@@ -55,15 +53,6 @@ def identifier(argument: str, value: object) -> str:
     if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
         problem = "must be printable, must not consist of dots, and must not contain / \\ ? # %"
         raise InvalidArgument(argument, f"{problem}: {checked!r}")
-    return checked
-
-
-def user(argument: str, value: object) -> str:
-    """Return `value` if it is a user name that can be sent in a cookie."""
-    checked = text(argument, value)
-    if not checked.isascii() or not checked.isprintable() or _NOT_IN_COOKIES & set(checked):
-        problem = "cannot be sent in a cookie: must be printable ASCII without spaces"
-        raise InvalidArgument(argument, f'{problem} and without " , ; \\: {checked!r}')
     return checked
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
-from flux0.domain.messages.history import MESSAGE_TYPES, StoredTurn, stored_turn
+from flux0.domain.messages.history import StoredTurn, stored_turn
 from flux0.flows import Flow, Sleep
 from flux0.usecases.call import ApiCall
 from flux0.usecases.sessions import list_events
@@ -44,7 +44,7 @@ def find_turn(
     left, interval = arguments.interval("wait_ms", wait_ms) / 1000, _FIRST_INTERVAL
     while True:
         events = yield from list_events(
-            call, session_id, min_offset=since, correlation_id=correlation_id, types=MESSAGE_TYPES
+            call, session_id, min_offset=since, correlation_id=correlation_id
         )
         turn = stored_turn(events, content)
         if turn is not None or left <= 0:

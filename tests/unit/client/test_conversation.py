@@ -151,6 +151,23 @@ async def test_error_for_a_name_as_agent_says_how_to_get_an_agent_by_name(mode: 
 
 
 @in_every_mode
+async def test_user_name_may_have_any_characters(mode: Mode) -> None:
+    names = ["Ada Lovelace", "José", "日本", 'a"b;c,d\\e', "100%", "100%25", "a\r\nb", " "]
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        for name in (*names, *names):
+            chat = await flux0.conversation_async(agent=fake.agent_id, user=name)
+            assert fake.calls[-1].user == name
+            assert await chat.belongs_to_user()
+            assert len(await flux0.sessions.list_async()) == 0
+
+    cookies = [call.headers["cookie"] for call in fake.calls if "cookie" in call.headers]
+    assert cookies[0] == "flux0_user_sub=Ada%20Lovelace"
+    assert {call.user for call in fake.calls} == {*names, None}
+
+
+@in_every_mode
 async def test_every_call_of_a_conversation_sends_the_user_cookie(mode: Mode) -> None:
     for user, cookie in (("ada", "flux0_user_sub=ada"), (None, None)):
         fake = FakeTransport()
@@ -182,14 +199,11 @@ async def test_each_user_name_is_a_separate_user(mode: Mode) -> None:
     assert len({getattr(chat.session, "user_id", "") for chat in chats}) == len(users)
 
 
-BAD_USERS: list[Any] = [
-    *("", " ", "a b", "a;b", "a,b", 'a"b', "a\\b", "a\r\nb", "a\tb", "a\x00", "\x7f", "é"),
-    *("\ud800", 7, b"ada", True, ["ada"]),
-]
+BAD_USERS: list[Any] = ["", "\ud800", 7, b"ada", True, ["ada"]]
 
 
 @in_every_mode
-async def test_user_name_with_characters_not_allowed_in_cookies_is_rejected(mode: Mode) -> None:
+async def test_user_that_is_not_a_nonempty_text_is_rejected(mode: Mode) -> None:
     fake = FakeTransport()
     ways: list[dict[str, Any]] = [
         {"agent": fake.agent_id},

@@ -10,23 +10,27 @@ import pytest
 from flux0 import AsyncConversation, Flux0, StoredTurn
 from flux0.domain.api_errors import BadRequestError
 from flux0.domain.errors import (
+    AgentError,
     ConnectionInterrupted,
     Flux0Error,
     InvalidArgument,
     StreamInterrupted,
     TransportTimeout,
 )
+from flux0.domain.stored_models import StatusData
 from flux0.ports import Response
 from flux0.testing import (
     CallTool,
     Delay,
     Drop,
+    Fail,
     FakeTransport,
     Fault,
     Gate,
     GiveResult,
     Pause,
     Reason,
+    Report,
     Respond,
     Say,
     Truncate,
@@ -90,6 +94,26 @@ async def test_find_turn_returns_the_message_and_the_reply(mode: Mode) -> None:
             turn.correlation_id
         }
         assert await chat.find_turn(correlation_id=turn.correlation_id) == turn
+
+
+@in_every_mode
+async def test_stored_turn_has_the_error_that_the_agent_reported(mode: Mode) -> None:
+    fake = FakeTransport()
+    fake.script([Say("Hm"), Fail("first"), Fail({"code": 7})], [Report("typing"), Say("Hi")])
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        caught = await fail_to_ask(chat, "Weather?")
+        await result_of(chat.ask("Hello"))
+        failed = found(await chat.find_turn("Weather?", since=0))
+        short = found(await chat.find_turn("Hello", since=0))
+
+    assert isinstance(caught, AgentError)
+    assert failed.error == StatusData("error", data={"code": 7})
+    assert failed.correlation_id == caught.correlation_id
+    assert (failed.text, len(failed.messages), len(failed.statuses)) == ("Hm", 1, 2)
+    assert short.error is None
+    assert [status.status for status in short.statuses] == ["typing"]
 
 
 @in_every_mode

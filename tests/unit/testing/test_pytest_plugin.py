@@ -128,7 +128,14 @@ def test_own_fixture_with_the_name_flux0_fake_is_checked(
     pytester.makepyfile(OWN_FAKE.format(argument=argument, fake=fake, type_=type_))
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(passed=2, errors=1)
-    assert result.stdout.str().count("E   AssertionError: not everything was used:") == 1
+    result.stdout.fnmatch_lines(
+        [
+            "E   AssertionError: some scripts, faults or expected calls were not used:",
+            "*script 1: no turn has used it",
+            "*to switch this check off: @pytest.mark.flux0_fake(used=False)",
+        ],
+        consecutive=True,
+    )
 
 
 def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
@@ -395,4 +402,4 @@ def test_samples_of_the_testing_page(
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
         # Starlette recommends httpx2, which needs Python 3.11.
         result = pytester.runpytest_inprocess("-W", "ignore:Using `httpx` with")
-    result.assert_outcomes(passed=13)  # Samples without tests run when they are imported.
+    result.assert_outcomes(passed=14)  # Samples without tests run when they are imported.

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from flux0.domain.enums import EventSource, EventType
+from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.stored_models import Event, ToolCall
+from flux0.domain.stored_models import Event, StatusData, ToolCall
 
 # The types of events with content. Status events only show the agent's state.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
@@ -48,10 +48,12 @@ class StoredTurn:
     Attributes:
         message: the user's message.
         messages: the agent's messages and tool results, in order.
+        statuses: the statuses that the agent reported, in order.
     """
 
     message: Event
     messages: tuple[Event, ...]
+    statuses: tuple[StatusData, ...] = ()
 
     @property
     def correlation_id(self) -> str:
@@ -73,6 +75,12 @@ class StoredTurn:
         """The agent's tool calls, each with its result if the result is stored."""
         return joined_tool_calls(self.messages)
 
+    @property
+    def error(self) -> StatusData | None:
+        """The agent's last status `error`, with its `data`; None if there is none by now."""
+        errors = (each for each in reversed(self.statuses) if each.status == SessionStatus.ERROR)
+        return next(errors, None)
+
 
 def answer_of(messages: Iterable[Event | TurnMessage]) -> str:
     """Return the messages' text, without the reasoning; a line break separates messages."""
@@ -84,11 +92,16 @@ def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | No
 
     If `content` is None, return the first turn. If no turn matches, return None.
     """
-    history = [event for event in events if event.type in MESSAGE_TYPES]
-    for message in history:
-        if message.source == EventSource.USER and content in (None, message.text):
-            turn = (event for event in history if event.correlation_id == message.correlation_id)
-            return StoredTurn(message, tuple(event for event in turn if event is not message))
+    stored = tuple(events)
+    for message in stored:
+        is_message = message.type == EventType.MESSAGE and message.source == EventSource.USER
+        if is_message and content in (None, message.text):
+            turn = [event for event in stored if event.correlation_id == message.correlation_id]
+            replies = tuple(
+                event for event in turn if event.type in MESSAGE_TYPES and event is not message
+            )
+            statuses = tuple(event.data for event in turn if isinstance(event.data, StatusData))
+            return StoredTurn(message, replies, statuses)
     return None
 
 

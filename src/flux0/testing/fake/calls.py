@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote
 
 from attrs import field, frozen
 
@@ -67,8 +68,9 @@ class ReceivedCall:
 
     @property
     def user(self) -> str | None:
-        """The user from the last cookie `flux0_user_sub`; None if there is no such cookie."""
-        return user_of(self.headers)
+        """The user from the last cookie `flux0_user_sub`, percent-decoded; None without one."""
+        user = user_of(self.headers)
+        return None if user is None else unquote(user)
 
     @property
     def name(self) -> str:

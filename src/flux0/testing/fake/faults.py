@@ -25,6 +25,7 @@ from flux0.domain.timeouts import timed_out
 from flux0.ports import Response, Timeout
 from flux0.testing.fake.calls import ReceivedCall, complete_response, internal_server_error
 from flux0.testing.fake.clock import Wait
+from flux0.testing.fake.turn import FakeTurn
 
 
 @frozen
@@ -169,17 +170,24 @@ Pieces: TypeAlias = Iterator[bytes | Wait]
 Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
 
 
-def with_faults(pieces: Pieces, faults: Iterable[Fault], call: ReceivedCall) -> Pieces:
-    """Return the pieces of a body, and the waits between them, with `faults` applied."""
+def with_faults(
+    pieces: Pieces, faults: Iterable[Fault], call: ReceivedCall, turn: FakeTurn | None
+) -> Pieces:
+    """Return the pieces of a body, and the waits between them, with `faults` applied.
+
+    If a `Stall` or a `Truncate` cuts the stream of `turn`, its further steps count as used.
+    """
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
             pieces = _split(pieces, fault.sizes)
         elif isinstance(fault, (Stall, Truncate)):
-            pieces = _cut_off(pieces, fault, call)
+            pieces = _cut_off(pieces, fault, call, turn)
     return pieces
 
 
-def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: ReceivedCall) -> Pieces:
+def _cut_off(
+    pieces: Pieces, fault: Stall | Truncate, call: ReceivedCall, turn: FakeTurn | None
+) -> Pieces:
     counts_bytes = fault.after_events is None
     limit = (fault.after_bytes if counts_bytes else fault.after_events) or 0
     left = limit
@@ -194,6 +202,8 @@ def _cut_off(pieces: Pieces, fault: Stall | Truncate, call: ReceivedCall) -> Pie
             piece = piece[:left] if counts_bytes else piece
             left -= len(piece) if counts_bytes else 1
         yield piece
+    if turn is not None:
+        turn.mark_used_up()
     if isinstance(fault, Stall):
         while True:
             yield Wait(inf)

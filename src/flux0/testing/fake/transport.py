@@ -122,7 +122,7 @@ class FakeTransport(SharedTransport):
             self.agent_id = agent["id"]
 
     def script(self, *replies: AgentReply) -> None:
-        """Use one reply for each further turn, in the order in which turns start."""
+        """Use each reply for one of the next turns, in order; later turns use the default reply."""
         with self._lock:
             self._scripts.extend(map(as_agent, replies))
 
@@ -191,9 +191,10 @@ class FakeTransport(SharedTransport):
         raise AssertionError(f"{expected} was not called\n{hint}")
 
     def assert_all_used(self) -> None:
-        """Raise AssertionError if a script, a fault or an expected call was not used up.
+        """Raise AssertionError if a script, a fault or an expected call was not used.
 
-        A script is used up when its agent has ended, or has reached a `FallSilent` or a `Fail`.
+        A script is used when its agent has ended, or has reached a `FallSilent` or a `Fail`, or
+        when a fault such as `Truncate` has cut its stream.
         """
         with self._lock:
             problems = [
@@ -205,7 +206,7 @@ class FakeTransport(SharedTransport):
             problems += [
                 f"expected but not called: {expected}" for expected in self._expected or ()
             ]
-        _raise_if("not everything was used:", problems)
+        _raise_if("some scripts, faults or expected calls were not used:", problems)
 
     def assert_nothing_unexpected(self) -> None:
         """Raise AssertionError if a call was not expected, or an agent raised an exception.
@@ -261,18 +262,20 @@ class FakeTransport(SharedTransport):
             received.append(call)
             self._check_expected(call)
             faults = self._pop_faults(call)
-        body = None
+        body = turn = None
         try:
             injected = yield from self._apply_faults(request, faults, acted=False)
             response = injected or self._server_response(request, loop)
             turn = response.body if isinstance(response.body, FakeTurn) else None
             content = b"" if turn else cast("bytes", response.body)
-            pieces = with_faults(iter(turn or filter(None, (content,))), faults, call)
+            pieces = with_faults(iter(turn or filter(None, (content,))), faults, call, turn)
             body = FakeBody(pieces, self.clock, self._lock, self._on_body_end)
             self._open[pieces] = call, turn
             self._bodies.add(body)
             yield from self._apply_faults(request, faults, acted=True)
         except BaseException as error:
+            if turn is not None:
+                turn.mark_used_up()
             if body is not None:
                 body.mark_ended("closed")
             if isinstance(error, TransportError):
@@ -353,7 +356,7 @@ class FakeTransport(SharedTransport):
         _, turn = self._open[pieces]
         if how != "unclosed":
             del self._open[pieces]
-        if how != "finished" and turn is not None:
+        if turn is not None:
             self._server.on_closed_early(turn)
         return turn is not None and turn.closes_connection
 

@@ -103,6 +103,10 @@ class FakeTurn:
                 raise outcome
             yield outcome
 
+    def mark_used_up(self) -> None:
+        """Count further steps as used, because a fault has cut the stream."""
+        self._used_up = True
+
     @property
     def unused_steps(self) -> str | None:
         """A sentence with the number of steps that the turn ran; None if its script is used up."""

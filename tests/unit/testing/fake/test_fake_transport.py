@@ -6,12 +6,13 @@ import gc
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from unittest.mock import ANY
 
 import pytest
 
 from flux0 import BackoffStrategy, ClientClosed, EventType, Flux0, RetryConfig
-from flux0.domain.errors import ConnectError, ConnectionInterrupted
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent
 from flux0.ports import Request
@@ -19,9 +20,12 @@ from flux0.testing import (
     AgentStep,
     CallResponse,
     CallTool,
+    Delay,
+    Drop,
     Fail,
     FakeTransport,
     FallSilent,
+    Fault,
     GiveResult,
     Pause,
     Reason,
@@ -31,6 +35,7 @@ from flux0.testing import (
     Say,
     Split,
     Stall,
+    Truncate,
 )
 from support.fakes import JSON, new_session, post, request
 from support.in_memory import in_both_loops, in_every_mode
@@ -130,6 +135,35 @@ def test_scripts_are_used_up_at_their_end_or_at_fail_or_fall_silent(
     fake.assert_all_used()
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Truncate(after_events=4), Truncate(after_events=4, clean=True), Stall(after_events=4)),
+        *(Drop(after_acting=True), Delay(31)),
+    ],
+    ids=repr,
+)
+def test_scripts_of_streams_that_a_fault_cuts_are_used_up(fault: Fault) -> None:
+    fake = FakeTransport()
+    fake.script([Say("One", pieces=3), Say("Two", pieces=2, pause=1), Say("Three")])
+    fake.inject(fault, operation="sessions.create_event")
+    with Flux0(transport=fake, timeout_ms=20_000) as flux0, suppress(Flux0Error):
+        list(flux0.conversation(agent=fake.agent_id).send("Hi"))
+    fake.assert_all_used()
+
+
+def test_scripts_are_not_used_up_if_the_reader_leaves_before_the_cut() -> None:
+    fake = FakeTransport()
+    fake.script([Say("One", pieces=2, pause=1), Say("Two")])
+    fake.inject(Truncate(after_events=2), operation="sessions.create_event")
+    with Flux0(transport=fake) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+        with conversation.send("Hi") as stream:
+            next(stream)
+    with pytest.raises(AssertionError, match="script 1: its turn stopped after 0 steps"):
+        fake.assert_all_used()
+
+
 def test_assert_all_used_lists_unused_scripts_faults_and_expectations() -> None:
     fake = FakeTransport()
     fake.script("used", [Report("typing"), Say("ab", pieces=2, pause=1), Say("Hi")], [], "not used")
@@ -145,7 +179,7 @@ def test_assert_all_used_lists_unused_scripts_faults_and_expectations() -> None:
     with pytest.raises(AssertionError) as caught:
         fake.assert_all_used()
     assert str(caught.value).splitlines() == [
-        "not everything was used:",
+        "some scripts, faults or expected calls were not used:",
         "script 2: its turn stopped after 1 step",
         "script 3: no turn has used it",
         "script 4: no turn has used it",
