@@ -33,8 +33,8 @@ def test_readme_links_to_existing_files_and_headings() -> None:
 
 
 def test_reference_contains_each_public_name() -> None:
-    page = (ROOT / "docs/reference/client.md").read_text("utf-8")
-    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", page, re.MULTILINE))
+    pages = "".join(page.read_text("utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
+    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$", pages, re.MULTILINE))
     on_other_pages = {"models", "__version__", *dir(flux0.models)}
     assert set(flux0.__all__) - on_other_pages <= shown
 
