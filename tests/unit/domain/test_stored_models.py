@@ -430,7 +430,7 @@ FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     float: st.floats(allow_nan=False, allow_infinity=False),
     type(None): st.none(),
-    datetime: st.datetimes(timezones=ZONES | st.just(timezone.utc) | st.none()),
+    datetime: st.datetimes(timezones=ZONES | st.just(timezone.utc)),
     Mapping[str, Any]: st.dictionaries(TEXT, JSON, max_size=3).filter(is_new),
     JSONPatchOperation: (
         st.builds(JSONPatchOperation, st.sampled_from(["add", "test", "new"]), TEXT, JSON)
