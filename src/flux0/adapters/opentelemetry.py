@@ -193,7 +193,6 @@ class OpenTelemetry(Observer):
         self._turn_seconds.record(turn.seconds, {**_INVOKE_AGENT, **observed.server, **outcome})
 
     def _record_tool_call(self, turn: _Observed, timed: TimedToolCall, turn_end: int) -> None:
-        """Record the span of a tool call within the span of its turn."""
         call = timed.call
         attributes = _known(
             ("gen_ai.operation.name", "execute_tool"),

@@ -134,7 +134,6 @@ class Chat:
             return False
 
     def _show_history(self) -> None:
-        """Write the session's previous messages."""
         history = self._conversation.history()
         for number, event in enumerate(history):
             if isinstance(event, Event) and event.source == EventSource.USER:

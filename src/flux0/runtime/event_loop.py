@@ -193,7 +193,6 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
 
 @coroutine
 def _suspend() -> Generator[None, None, None]:
-    """Suspend the calling coroutine until it is resumed."""
     yield
 
 

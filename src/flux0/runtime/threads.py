@@ -76,8 +76,6 @@ class ThreadedTransport:
 
 
 class _SendCall:
-    """A call of `Transport.send` in a thread."""
-
     def __init__(self, transport: Transport, request: Request) -> None:
         self._transport = transport
         self._request = evolve(request, interrupt=Interrupt())

@@ -68,7 +68,6 @@ class _BuiltInClient:
         self._parse_url = lru_cache(128)(library.httpx.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
-        """Create a request; see `HttpClient.build_request`."""
         limits = dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))
         request: Any = self._httpx_module.Request
         return request(method, self._parse_url(url), extensions={"timeout": limits}, **options)

@@ -220,7 +220,6 @@ def _proxy_failure(message: str) -> ConnectError:
 
 
 def _is_tls_failure(error: BaseException | None) -> bool:
-    """Return whether `error` was caused by a failure of TLS."""
     while error is not None:
         # Other subclasses of SSLError report that the connection was closed.
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):

@@ -150,8 +150,6 @@ class MessageAccumulator:
 
 
 class _MessageBuilder:
-    """Builds one message from its chunks."""
-
     __slots__ = ("_budget", "_is_answer", "_message", "_root", "_stale", "first")
 
     def __init__(self, first: ChunkEvent, budget: MemoryBudget) -> None:
