@@ -20,17 +20,18 @@ By default, turns are known in this process. If you run several, set FLUX0_REDIS
 # flux0-client = { path = "../.." }
 # ///
 
-import json
+import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import uvicorn
 from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, Field
 
@@ -42,10 +43,12 @@ from flux0 import (
     Flux0,
     Flux0Error,
     RedisTurnStore,
+    to_dict,
 )
 from flux0.models import InvalidArgument
 
 STATIC = Path(__file__).parent / "static"
+logger = logging.getLogger("uvicorn.error")
 
 # One client for the process. It opens its first connection when it sends its first request.
 has_server = bool(os.environ.get("FLUX0_SERVER_URL"))
@@ -67,9 +70,11 @@ app.mount("/static", StaticFiles(directory=STATIC))
 
 
 @app.get("/")
-async def page(request: Request) -> FileResponse:
+async def page(request: Request) -> HTMLResponse:
     """Return the page. A new visitor becomes a guest, whose name no other visitor can guess."""
-    response = FileResponse(STATIC / "index.html")
+    html = (STATIC / "index.html").read_text("utf-8")
+    # The suggestions are for the agent in memory.
+    response = HTMLResponse(html if has_server else html.replace('id="suggestions" hidden', ""))
     if "guest" not in request.cookies:
         name = secrets.token_urlsafe(16)
         response.set_cookie("guest", name, httponly=True, samesite="strict")
@@ -94,7 +99,7 @@ async def own_conversation(session_id: str, user: User) -> AsyncConversation:
     """
     conversation = await client.conversation_async(session=session_id, user=user)
     if not await conversation.belongs_to_user():
-        raise HTTPException(404, f"You have no chat with the id {session_id}.")
+        raise HTTPException(404, "You have no such chat. Start a new chat.")
     return conversation
 
 
@@ -110,27 +115,10 @@ async def start_session(user: User) -> dict[str, str]:
 
 
 @app.get("/sessions/{session_id}")
-async def stored_parts(conversation: OwnConversation, response: Response) -> list[dict[str, str]]:
-    """Return the stored messages of a session, as the parts that `turn.js` builds from a stream."""
+async def stored_events(conversation: OwnConversation, response: Response) -> Any:
+    """Return the stored messages and tool results of a session."""
     response.headers["cache-control"] = "no-store"
-    return [
-        {"kind": kind, "text": text, "turn": event.correlation_id}
-        for event in await conversation.history()
-        for kind, text in parts_of(event)
-    ]
-
-
-def parts_of(event: Any) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the text of each part of a stored event."""
-    if event.reasoning:
-        yield "reasoning", event.reasoning
-    if event.text:
-        yield "user" if event.source == "user" else "text", event.text
-    for call in event.tool_calls:
-        if event.type == "message":
-            yield "tool_call", f"{call.tool_name}({json.dumps(call.args)})"
-        elif call.result:
-            yield "tool_result", json.dumps(call.result.data)
+    return [to_dict(event) for event in await conversation.history()]
 
 
 class Message(BaseModel):
@@ -178,12 +166,27 @@ def stream(turn: BackgroundTurn, after: int | None = None) -> StreamingResponse:
 
 @app.exception_handler(Flux0Error)
 async def show_error(_: Request, error: Flux0Error) -> JSONResponse:
-    """Return an error of flux0 as JSON. Errors after the start of a stream are in the stream."""
-    advice = "" if error.sent == "no" else " Reload the page to see the messages that were stored."
-    status_code = 400 if isinstance(error, InvalidArgument) else 502
-    return JSONResponse({"detail": f"{error.problem}.{advice}"}, status_code)
+    """Log an error of flux0, and return advice. Errors after the first event are in the stream."""
+    logger.error("%s", error)
+    if isinstance(error, InvalidArgument):
+        return JSONResponse({"detail": "You have no such chat. Start a new chat."}, 404)
+    if error.sent == "no":
+        advice = "The agent cannot be reached. Try again in a few minutes."
+    else:
+        advice = "The connection to the agent failed. Reload the page to see the stored messages."
+    return JSONResponse({"detail": advice}, 502)
+
+
+class Server(uvicorn.Server):
+    """A web server that ends all turns on Ctrl-C. Otherwise, it would wait for their relays."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Close the client, which ends its turns, and then the server."""
+        client.close()
+        super().handle_exit(sig, frame)
 
 
 if __name__ == "__main__":
     port = int(os.environ.get("PORT", "8000"))
-    uvicorn.run(app, port=port, timeout_graceful_shutdown=1)
+    with suppress(KeyboardInterrupt):
+        Server(uvicorn.Config(app, port=port)).run()

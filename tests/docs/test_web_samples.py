@@ -213,9 +213,9 @@ def test_web_sample_rejects_the_sessions_of_other_users(
 @pytest.mark.parametrize(
     ("fault", "operation", "status", "problem"),
     [
-        (Refuse(), None, 502, "connection refused."),
-        (Respond(500), "sessions.create_event", 502, "Reload the page to see the messages"),
-        (None, None, 400, "session_id must be printable"),
+        (Refuse(), None, 502, "The agent cannot be reached."),
+        (Respond(500), "sessions.create_event", 502, "Reload the page to see the stored messages"),
+        (None, None, 404, "You have no such chat."),
     ],
 )
 def test_web_example_returns_errors_as_json(

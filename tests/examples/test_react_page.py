@@ -95,8 +95,8 @@ def test_component_shows_errors(react: Page, fake: FakeTransport) -> None:
     fake.script([Say("Half"), Fail("no model")])
     send(react, "Hi")
     alert = "document.querySelector('[role=alert]').textContent"
-    assert react.wait_for(alert) == "The agent failed: no model"
+    assert react.wait_for(alert).startswith("The agent could not finish its reply.")
     fake.reset()
     send(react, "Hi")
-    react.wait_for(f"{alert}.startsWith('You have no chat with the id')")
+    react.wait_for(f"{alert}.startsWith('You have no such chat.')")
     assert "sessions.create_event" not in {call.operation for call in fake.calls}

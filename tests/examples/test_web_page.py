@@ -29,6 +29,7 @@ from flux0.testing import (
 )
 from support.browser import Browser, Page, find_browser
 from support.fake_over_http import FakeOverHTTP
+from support.npm import is_npm_installed, npm_install
 from support.redis_server import is_installed, redis_server
 from support.relay import Relay
 from support.web_example import web_example
@@ -56,9 +57,8 @@ def send(page: Page, text: str) -> None:
 
 
 def wait_for_text(page: Page, kind: str, text: str) -> None:
-    page.wait_for(
-        f"[...document.querySelectorAll('.{kind}')].some((part) => part.textContent === {text!r})"
-    )
+    texts = f"[...document.querySelectorAll('.{kind} > span')].map((part) => part.textContent)"
+    page.wait_for(f"{texts}.includes({text!r})")
 
 
 def piece(text: str) -> SendChunk:
@@ -77,7 +77,9 @@ def second_tab(page: Page, browser: Browser, url: str | None = None) -> Generato
 
 
 def chat_of(page: Page) -> str:
-    return str(page.evaluate("document.getElementById('chat').innerText"))
+    """Return the texts of the chat, without the names of the speakers."""
+    texts = "[...document.querySelectorAll('#chat span')].map((part) => part.textContent)"
+    return "\n".join(page.evaluate(texts))
 
 
 def test_text_streams_and_the_chat_continues_after_a_reload(
@@ -94,12 +96,12 @@ def test_text_streams_and_the_chat_continues_after_a_reload(
     wait_for_text(page, "text", "Sunny <b>")
     page.wait_for(IS_IDLE)
 
-    chat = "How is the weather?\nHm\nget_weather({'city': 'SF'})\n16\nSunny <b>".replace("'", '"')
-    assert page.evaluate("document.getElementById('chat').innerText") == chat
+    chat = "How is the weather?\nHm\nget_weather({'city':'SF'})\n16\nSunny <b>".replace("'", '"')
+    assert chat_of(page) == chat
     assert page.evaluate("document.getElementById('text').value") == ""
     page.open(page.evaluate("location.href"))
     wait_for_text(page, "text", "Sunny <b>")
-    assert page.evaluate("document.getElementById('chat').innerText") == chat
+    assert chat_of(page) == chat
     assert page.hosts == {urlsplit(url).netloc}
 
 
@@ -235,11 +237,11 @@ def test_newest_text_is_visible_unless_the_user_has_scrolled_up(
 @pytest.mark.parametrize(
     ("faults", "steps", "shown"),
     [
-        ((), [Say("I will try."), Fail("no model")], "The agent failed: no model"),
-        ((), [Fail()], "The agent failed: no details"),
-        ((Truncate(after_events=1),), [Say("Hello", pieces=2)], "closed"),
-        ((Respond(503),), [], "503: Service Unavailable. Reload the page"),
-        ((Respond(429),), [], "429: Too Many Requests."),
+        ((), [Say("I will try."), Fail("no model")], "The agent could not finish its reply."),
+        ((), [Fail()], "The agent could not finish its reply."),
+        ((Truncate(after_events=1),), [Say("Hello", pieces=2)], "Reload the page"),
+        ((Respond(503),), [], "The connection to the agent failed. Reload the page"),
+        ((Respond(429),), [], "The agent cannot be reached. Try again in a few minutes."),
     ],
 )
 def test_errors_are_visible(
@@ -273,18 +275,77 @@ def test_session_of_another_user_is_refused(
 
     with browser.page() as other:
         other.open(f"{url}?session={session_id}")
-        assert other.wait_for(ERROR) == f"You have no chat with the id {session_id}."
+        assert other.wait_for(ERROR) == "You have no such chat. Start a new chat."
         send(other, "Let me in")
         other.wait_for(IS_IDLE)
-        assert other.wait_for(ERROR) == f"You have no chat with the id {session_id}."
+        assert other.wait_for(ERROR) == "You have no such chat. Start a new chat."
         assert "secret" not in other.text
 
     assert {call.operation for call in fake.calls[calls:]} == {"sessions.list"}
 
 
-def test_page_works_without_a_server(browser: Browser) -> None:
-    with web_example(None) as url, browser.page() as page:
-        page.open(url)
-        send(page, "What's the weather in Paris?")
-        wait_for_text(page, "tool_call", 'get_weather({"city": "Paris"})')
-        wait_for_text(page, "text", "It is 16 °C and foggy in Paris.")
+def test_page_works_without_a_server_and_shows_that_it_was_stopped(browser: Browser) -> None:
+    with browser.page() as page:
+        with web_example(None) as url:
+            page.open(url)
+            assert "Tell me a story" in page.text
+            send(page, "What's the weather in Paris?")
+            wait_for_text(page, "tool_call", 'get_weather({"city":"Paris"})')
+            wait_for_text(page, "text", "It is 16 °C and foggy in Paris.")
+            page.wait_for(IS_IDLE)
+            send(page, "Tell me a story")
+            page.wait_for("document.querySelector('#chat').innerText.includes('Once upon a')")
+        # Ctrl-C has stopped the application in the middle of the reply.
+        assert page.wait_for(ERROR) == "The application was stopped. Reload the page in a minute."
+
+
+def test_json_contents_and_lines_are_the_same_after_a_reload(
+    page: Page, fake: FakeTransport
+) -> None:
+    tool = CallTool("search", {"for": ["a", "b"]})
+    table = SendChunk("m1", [{"op": "add", "path": "/table", "value": [1, None]}])
+    ready = Report("ready", event_id="m1")
+    result = GiveResult(tool, {"found": ["é", 2]})
+    fake.script([tool, result, table, ready, Say("a\nb")])
+    page.click("#text")
+    page.write("One")
+    page.press_enter(shift=True)
+    page.write("Two")
+    page.press_enter()
+    wait_for_text(page, "text", "a\nb")
+    page.wait_for(IS_IDLE)
+    chat = chat_of(page)
+    assert chat.startswith("One\nTwo\n")
+    assert '{"table":[1,null]}' in chat
+
+    page.open(page.evaluate("location.href"))
+
+    wait_for_text(page, "text", "a\nb")
+    assert chat_of(page) == chat
+
+
+def test_screen_readers_announce_each_finished_piece_once(page: Page, fake: FakeTransport) -> None:
+    gate = Gate()
+    story = SendChunk("m2", [{"op": "add", "path": "/-", "value": "Once upon"}])
+    ready = Report("ready", event_id="m2")
+    fake.script([Reason("Hm"), Say("First.", pieces=3), story, gate, story, ready])
+    announced = "document.getElementById('finished').innerText.split(/\\n+/)"
+    send(page, "Tell me a story")
+    wait_for_text(page, "text", "Once upon")
+    assert page.evaluate(announced) == ["Agent, thinking: Hm", "Agent: First."]
+    gate.open()
+    page.wait_for(IS_IDLE)
+    assert page.evaluate(announced)[2:] == ["Agent: Once uponOnce upon"]
+
+
+@pytest.mark.skipif(not is_npm_installed(), reason="Node.js is not installed")
+def test_axe_finds_no_barrier(page: Page, fake: FakeTransport, tmp_path: Path) -> None:
+    npm_install("axe-core@4", folder=tmp_path)
+    tool = CallTool("search", {})
+    fake.script([Reason("Hm"), tool, GiveResult(tool, 1), Say("Hello"), Fail()])
+    send(page, "Hi")
+    page.wait_for(ERROR)
+    page.wait_for(IS_IDLE)
+    page.evaluate((tmp_path / "node_modules/axe-core/axe.min.js").read_text("utf-8"))
+    violations = page.evaluate("axe.run().then(({ violations }) => violations)")
+    assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == []

@@ -41,6 +41,6 @@ def test_turn_continues_without_the_browser_until_its_user_stops_it(
 
         response = ada.get(f"/sessions/{session}")
         assert response.headers["cache-control"] == "no-store"
-        stored = response.json()[0]
-        assert (stored["kind"], stored["text"]) == ("user", message["text"])
+        (part,) = response.json()[0]["data"]["parts"]
+        assert part["content"] == message["text"]
         assert eve.get(f"/sessions/{session}").status_code == 404

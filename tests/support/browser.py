@@ -202,10 +202,11 @@ class Page:
         """Insert text into the focused element."""
         self.call("Input.insertText", text=text)
 
-    def press_enter(self) -> None:
+    def press_enter(self, *, shift: bool = False) -> None:
         """Press the Enter key."""
+        key = {"key": "Enter", "code": "Enter", "text": "\r", "modifiers": 8 if shift else 0}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", text="\r")
+            self.call("Input.dispatchKeyEvent", type=kind, **key)
 
     def screenshot(self, path: Path) -> None:
         """Write a PNG of the whole page."""

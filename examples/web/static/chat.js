@@ -1,10 +1,14 @@
 // The page: sends messages, shows replies, and stops them.
 
-import { Turn, readEvents } from "./turn.js";
+import { Turn, readEvents, storedParts } from "./turn.js";
 
-const [chat, status, error, form, text, sendButton, stopButton] = [
-  "chat", "status", "error", "form", "text", "send", "stop",
+const [chat, finished, status, error, form, text, sendButton, stopButton] = [
+  "chat", "finished", "status", "error", "form", "text", "send", "stop",
 ].map((id) => document.getElementById(id));
+
+const SPEAKERS = {
+  user: "You", text: "Agent", reasoning: "Agent, thinking", tool_call: "Tool call", tool_result: "Tool result", stopped: "Chat",
+};
 
 // The id of the session is in the URL, so that the chat continues after a reload. The application
 // checks that the session belongs to the user.
@@ -16,6 +20,13 @@ form.addEventListener("submit", (event) => {
   if (!message.trim()) return;
   text.value = "";
   run(() => send(message));
+});
+
+// Enter sends the message, and Shift+Enter begins a new line.
+text.addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  if (!sendButton.disabled) form.requestSubmit();
 });
 
 stopButton.addEventListener("click", async () => {
@@ -33,7 +44,8 @@ if (sessionId) run(load);
 async function load() {
   const response = await call(`${path()}/turn`); // First: the turn may end meanwhile.
   const stored = await (await call(path())).json();
-  show(() => chat.replaceChildren(...stored.map(elementOf)));
+  const parts = stored.flatMap((event) => storedParts(event).map((part) => ({ ...part, turn: event.correlation_id })));
+  show(() => chat.replaceChildren(...parts.map(elementOf)));
   if (response.status !== 204) await follow(response);
 }
 
@@ -60,9 +72,9 @@ async function send(message) {
 /** Show the events of a turn. If the connection is lost, continue after the last event. */
 async function follow(response) {
   const turnId = response.headers.get("turn-id");
-  const reply = document.createElement("div");
-  chat.append(reply);
   const turn = new Turn();
+  let shown = [];
+  let announced = 0;
   let last = 0;
   while (response.headers.get("turn-id") === turnId) {
     try {
@@ -70,10 +82,15 @@ async function follow(response) {
         if (last === 0) removeStored(event.data.correlation_id);
         last = event.id ?? last;
         turn.feed(event);
-        show(() => reply.replaceChildren(...turn.parts.map(elementOf)));
+        const { parts } = turn;
+        show(() => (shown = replace(shown, parts.map(elementOf))));
+        // A part is finished if another part follows.
+        while (announced < parts.length - 1) announce(parts[announced++]);
         status.textContent = turn.status;
       }
+      turn.parts.slice(announced).forEach(announce);
       error.textContent = turn.error;
+      if (turn.error) console.error(turn.details);
       return;
     } catch (problem) {
       if (!(problem instanceof TypeError)) throw problem; // The connection is not the cause.
@@ -95,6 +112,20 @@ async function reconnect(last) {
     }
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
+}
+
+/** Replace the last elements of the chat. */
+function replace(before, after) {
+  for (const element of before) element.remove();
+  chat.append(...after);
+  return after;
+}
+
+/** Tell users of screen readers about a finished part. */
+function announce(part) {
+  const line = document.createElement("p");
+  line.textContent = `${SPEAKERS[part.kind]}: ${part.text}`;
+  finished.append(line);
 }
 
 /** Remove the parts of a turn that were stored, because its relay begins with the first event. */
@@ -142,7 +173,8 @@ async function call(path, options) {
   });
   if (response.ok) return response;
   const { detail } = await response.json().catch(() => ({}));
-  const message = typeof detail === "string" ? detail : `${response.status} ${response.statusText}`;
+  console.error(response.status, response.statusText, detail);
+  const message = typeof detail === "string" ? detail : "The application failed. Try again in a few minutes.";
   throw Object.assign(new Error(message), { status: response.status });
 }
 
@@ -150,13 +182,17 @@ function setBusy(busy) {
   sendButton.disabled = busy;
   stopButton.disabled = !busy;
   status.textContent = "";
-  if (busy) error.textContent = "";
+  if (!busy) return;
+  error.textContent = "";
+  finished.replaceChildren();
 }
 
-function elementOf(part) {
-  const element = document.createElement("div");
-  element.className = part.kind;
-  if (part.turn) element.dataset.turn = part.turn;
-  element.textContent = part.text; // Never innerHTML: the text of an agent is not trusted.
+function elementOf({ kind, text, turn }) {
+  const [element, speaker, content] = ["li", "b", "span"].map((name) => document.createElement(name));
+  element.className = kind;
+  if (turn) element.dataset.turn = turn;
+  speaker.textContent = SPEAKERS[kind];
+  content.textContent = text; // Never innerHTML: the text of an agent is not trusted.
+  element.append(speaker, content);
   return element;
 }

@@ -25,10 +25,13 @@ function parseFrame(frame) {
   return { id: fields.id, name: fields.event, data: JSON.parse(fields.data.join("\n")) };
 }
 
+const ERRORS = { ClientClosed: "The application was stopped. Reload the page in a minute." };
+
 /** The reply of the agent. Pass each event to `feed`, and show `parts`, `status` and `error`. */
 export class Turn {
   status = "";
-  error = "";
+  error = ""; // A sentence for the user.
+  details = ""; // The cause of the error, for developers.
   isStopped = false;
   #messages = new Map(); // For each event_id, the kind and the document of the message.
 
@@ -39,11 +42,15 @@ export class Turn {
       for (const patch of data.patches) message.root = applyPatch(message.root, patch);
     } else if (name === "status") {
       this.status = data.data.status;
-      if (this.status === "error") this.error = `The agent failed: ${asText(data.data.data ?? "no details")}`;
+      if (this.status === "error") {
+        this.error = "The agent could not finish its reply. Try again, or ask something else.";
+        this.details = asText(data.data.data ?? "no details");
+      }
     } else if (name === "error" && data.type === "TurnStopped") {
       this.isStopped = true;
     } else if (name === "error") {
-      this.error = data.message; // The connection between the application and the server failed.
+      this.error = ERRORS[data.type] ?? "The connection to the agent was lost. Reload the page to see the stored messages.";
+      this.details = data.message;
     }
   }
 
@@ -55,21 +62,39 @@ export class Turn {
 }
 
 function partsOf(kind, root) {
-  if (root?.tool_calls) {
-    const text = ({ tool_name = "", args }) => `${tool_name}(${asText(args)})`;
-    return root.tool_calls.map((call) => ({ kind: "tool_call", text: text(call) }));
-  }
-  if (root?.tool_call_results) {
-    const text = ({ data }) => JSON.stringify(data?.result ?? null);
-    return root.tool_call_results.map((call) => ({ kind: "tool_result", text: text(call) }));
-  }
-  return [{ kind: kind === "reasoning" ? "reasoning" : "text", text: asText(root) }];
+  if (root?.tool_calls) return root.tool_calls.map(callPart);
+  if (root?.tool_call_results) return root.tool_call_results.map(({ data }) => resultPart(data?.result));
+  return [textPart(kind === "reasoning" ? "reasoning" : "text", root)];
 }
+
+/** The parts of a stored event, as `Turn.parts` has them for a stream. */
+export function storedParts({ type, source, data }) {
+  if (type === "tool") return data.tool_calls.map(({ result }) => resultPart(result?.data));
+  return (data.parts ?? []).map((part) => {
+    if (part.type === "tool_call") return callPart(part);
+    if (part.type === "reasoning") return textPart("reasoning", part.reasoning);
+    return textPart(source === "user" ? "user" : "text", part.content);
+  });
+}
+
+const textPart = (kind, value) => ({ kind, text: asText(value) });
+const callPart = ({ tool_name = "", args }) => ({ kind: "tool_call", text: `${tool_name}(${asJson(args)})` });
+const resultPart = (value) => ({ kind: "tool_result", text: JSON.stringify(value ?? null) });
 
 /** Return a string, or an array of strings, as text, and other values as JSON. */
 function asText(value) {
   const pieces = [value].flat();
   return pieces.every((piece) => typeof piece === "string") ? pieces.join("") : JSON.stringify(value);
+}
+
+/** Return JSON, or JSON text, in one form. A stream has the arguments of a tool as text. */
+function asJson(value) {
+  const text = asText(value);
+  try {
+    return JSON.stringify(JSON.parse(text));
+  } catch {
+    return text; // Not complete yet.
+  }
 }
 
 /** Apply a JSON Patch operation (RFC 6902) to `root`, and return the new root. */
