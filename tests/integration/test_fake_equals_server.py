@@ -177,6 +177,7 @@ def test_sessions(servers: Servers) -> None:
     specs += [post(f"/api/sessions?allow_greeting={flag}", new) for flag in flags]
     specs += [
         post("/api/sessions?allow_greeting=x", {"agent_id": "short", "z": 1}),
+        post("/api/sessions", {**new, "metadata": {"a": 1}, "mode": "record"}),
         get("/api/sessions/SESSION"),
         get("/api/sessions/unknown-id"),
     ]

@@ -98,6 +98,23 @@ async def test_created_session_can_be_retrieved(
 
 
 @few_ways
+async def test_metadata_and_mode_are_rejected_by_the_released_server(
+    make_client: MakeClient, server: Flux0Server
+) -> None:
+    async with make_client() as flux0:
+        plain = await flux0.sessions.create_async(agent_id=server.agent_id)
+        with pytest.raises(HTTPValidationError) as caught:
+            await flux0.sessions.create_async(agent_id=server.agent_id, metadata={}, mode="record")
+        with pytest.raises(HTTPValidationError, match=r"body\.metadata: Extra inputs"):
+            await flux0.conversation_async(agent=server.agent_id, metadata={"a": 1})
+    assert (plain.metadata, plain.mode) == (None, None)
+    assert [(problem.loc, problem.type) for problem in caught.value.data.detail] == [
+        (("body", "metadata"), "extra_forbidden"),
+        (("body", "mode"), "extra_forbidden"),
+    ]
+
+
+@few_ways
 async def test_id_of_a_session_can_be_chosen_and_used_twice(
     make_client: MakeClient, server: Flux0Server
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
 from flux0.client.caller import Caller
@@ -221,16 +221,22 @@ def user_headers(user: str | None) -> Headers:
 
 
 def conversation_caller(
-    caller: Caller, agent: Any, session: Any, user: str | None, title: object, options: CallOptions
+    caller: Caller,
+    agent: Any,
+    session: Any,
+    user: str | None,
+    new: Mapping[str, object],
+    options: CallOptions,
 ) -> tuple[Caller, Participant]:
     """Check the arguments of `Flux0.conversation`. Return its caller, and the agent if it is known.
 
-    The caller sends the user's cookie, and reports the agent to the observers.
+    `new` has the fields of a new session. The returned caller sends the user's cookie, and reports
+    the agent to the observers.
     """
     check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or session must be passed, but not both")
-    for argument, value in {"title": title, **options}.items():
+    for argument, value in {**new, **options}.items():
         if session is not None and value is not None:
             problem = "is for a new session: it cannot be passed together with session"
             raise InvalidArgument(argument, problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from flux0.client.caller import Caller
 from flux0.client.conversation import (
@@ -208,6 +208,8 @@ class Flux0(Uncopyable):
         session: Session | str | None = None,
         user: str | None = None,
         title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        mode: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Conversation:
         """Start a conversation with an agent, or continue an existing session.
@@ -224,15 +226,18 @@ class Flux0(Uncopyable):
                 `flux0_user_sub`. Characters that a cookie cannot contain, such as spaces and `é`,
                 and `%` are percent-encoded. By default, all clients share one anonymous user.
             title: The title of a new session, at most 200 characters.
+            metadata: Data to store with a new session; see `client.sessions.create`.
+            mode: The mode of a new session; see `client.sessions.create`.
 
         Raises:
             BadRequestError: The agent does not exist. If the session does not exist, sending the
                 first message raises this error.
         """
-        caller, known = conversation_caller(self._caller, agent, session, user, title, options)
+        new: dict[str, Any] = {"title": title, "metadata": metadata, "mode": mode}
+        caller, known = conversation_caller(self._caller, agent, session, user, new, options)
         if session is None:
             sessions = SessionsResource(caller)
-            session = sessions.create(agent_id=str(known.id), title=title, **options)
+            session = sessions.create(agent_id=str(known.id), **new, **options)
         return Conversation(caller, session, user)
 
     @UnawaitedConversation.returned_by
@@ -243,13 +248,16 @@ class Flux0(Uncopyable):
         session: Session | str | None = None,
         user: str | None = None,
         title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        mode: str | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncConversation:
         """The async version of `conversation`. The returned conversation has async methods."""
-        caller, known = conversation_caller(self._caller, agent, session, user, title, options)
+        new: dict[str, Any] = {"title": title, "metadata": metadata, "mode": mode}
+        caller, known = conversation_caller(self._caller, agent, session, user, new, options)
         if session is None:
             sessions = SessionsResource(caller)
-            session = await sessions.create_async(agent_id=str(known.id), title=title, **options)
+            session = await sessions.create_async(agent_id=str(known.id), **new, **options)
         return AsyncConversation(caller, session, user)
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,8 @@ class SessionsResource(_Resource):
         allow_greeting: bool = False,
         id: str | None = None,
         title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        mode: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
         """Create a session with an agent and return it.
@@ -141,11 +143,16 @@ class SessionsResource(_Resource):
                 neither streams nor stores this greeting.
             id: The session id, exactly 10 characters. By default, the server chooses an id. If a
                 session with this id exists, the server 0.1.0b4 creates a second session with the
-                same id.
+                same id, and a newer server raises `ConflictError`.
             title: The session's title, at most 200 characters.
+            metadata: Data to store with the session, as plain JSON.
+            mode: The session's mode, such as `record`.
+
+        The server 0.1.0b4 does not know `metadata` and `mode`: it returns a 422 response, and the
+        call raises `HTTPValidationError`.
         """
         return self._caller.run(
-            sessions.create_session, options, agent_id, allow_greeting, id, title
+            sessions.create_session, options, agent_id, allow_greeting, id, title, metadata, mode
         )
 
     async def create_async(
@@ -155,11 +162,13 @@ class SessionsResource(_Resource):
         allow_greeting: bool = False,
         id: str | None = None,
         title: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        mode: str | None = None,
         **options: Unpack[CallOptions],
     ) -> Session:
         """The async version of `create`."""
         return await self._caller.run_async(
-            sessions.create_session, options, agent_id, allow_greeting, id, title
+            sessions.create_session, options, agent_id, allow_greeting, id, title, metadata, mode
         )
 
     def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:

@@ -39,7 +39,10 @@ class ConsumptionOffsets(Extensible):
 
 @frozen
 class Session(Extensible):
-    """A session: the conversation of one user with one agent."""
+    """A session: the conversation of one user with one agent.
+
+    The released server sends neither `metadata` nor `mode`; a newer server sends both.
+    """
 
     id: str
     agent_id: str
@@ -47,6 +50,8 @@ class Session(Extensible):
     created_at: datetime
     consumption_offsets: ConsumptionOffsets
     title: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    mode: str | None = None
 
 
 @frozen

@@ -87,7 +87,16 @@ class ChunkEvent(Extensible):
 
 @frozen
 class StatusEvent(Extensible):
-    """A change in the agent's status. `id` is often empty. The stored event has a different id."""
+    """A change in the agent's status.
+
+    Attributes:
+        id: often empty; the stored event has a different id.
+        correlation_id: the turn's id.
+        source: who changed the status.
+        data: the status, with details from the agent.
+        metadata: further details, or None.
+        timestamp: the event's time in seconds since 1970, UTC; None if the server does not send it.
+    """
 
     event: ClassVar[str] = "status"
     type: ClassVar[Literal["status"]] = "status"
@@ -96,6 +105,7 @@ class StatusEvent(Extensible):
     source: EventSource | str
     data: StatusData
     metadata: Mapping[str, Any] | None = None
+    timestamp: float | None = None
 
     @property
     def status(self) -> SessionStatus | str:
@@ -122,6 +132,7 @@ class StatusEvent(Extensible):
             "correlation_id": self.correlation_id,
             "data": with_extra(status, self.data.extra),
             "metadata": None if self.metadata is None else dict(self.metadata),
+            **({} if self.timestamp is None else {"timestamp": self.timestamp}),
         }
         return _encoded(self.event, with_extra(data, self.extra), self.id if id is None else id)
 

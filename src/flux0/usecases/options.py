@@ -73,8 +73,8 @@ _SHOWN = {
     **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
 }
 
-# Maps names from other libraries or newer servers, which flux0 does not accept, to suggestions for
-# the error message: the first for the arguments of `Flux0`, the second for the options of one call.
+# Maps names from other libraries, which flux0 does not accept, to suggestions for the error
+# message: the first for the arguments of `Flux0`, the second for the options of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),
@@ -83,7 +83,6 @@ _OTHER_NAMES = {
     "headers": ("headers", "http_headers"),
     "http_client": ("client", "Flux0(client=...)"),
     "max_retries": ("retry_config", "retries"),
-    "metadata": ("", 'extra_body={"metadata": ...}, for a server that is newer than flux0'),
     "timeout": ("timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
 }
 
@@ -91,8 +90,7 @@ _OTHER_NAMES = {
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:
     """Raise `TypeError` if `unknown` is not empty.
 
-    If the name is known from another library or a newer server, the error suggests the option of
-    flux0 to use instead.
+    If the name is known from another library, the error suggests flux0's option.
     """
     for name in unknown:
         ours = _OTHER_NAMES.get(name, ("", ""))[of_call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from attrs import evolve
@@ -23,18 +23,29 @@ _EVENTS = f"{_SESSION}/events"
 
 
 def create_session(
-    call: ApiCall, agent_id: str, allow_greeting: bool, id: str | None, title: str | None
+    call: ApiCall,
+    agent_id: str,
+    allow_greeting: bool,
+    id: str | None,
+    title: str | None,
+    metadata: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Flow[Session]:
     """Create a session with an agent and return it.
 
-    The call is not idempotent: if a session with this `id` exists, the server creates a
+    The call is not idempotent: if a session with this `id` exists, the released server creates a
     second session with the same `id`.
     """
-    body = {"agent_id": arguments.text("agent_id", agent_id)}
+    body: dict[str, Any] = {"agent_id": arguments.text("agent_id", agent_id)}
     if id is not None:
         body["id"] = arguments.identifier("id", id)
     if (checked := arguments.optional_text("title", title)) is not None:
         body["title"] = checked
+    if metadata is not None:
+        body["metadata"] = arguments.members("metadata", metadata)
+        call.codec.encode(body["metadata"], "metadata")  # The error names the argument.
+    if mode is not None:
+        body["mode"] = arguments.name("mode", mode)
     greeting = arguments.instance("allow_greeting", bool, allow_greeting)
     query = (("allow_greeting", "true"),) if greeting else ()
     request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)

@@ -356,23 +356,37 @@ async def test_options_of_conversation_are_sent_with_the_new_session_only(mode: 
 
     async with client(mode, fake) as flux0:
         with pytest.raises(HTTPValidationError, match=r"body\.metadata: Extra inputs"):
-            await flux0.conversation_async(agent=fake.agent_id, extra_body={"metadata": {}})
+            await flux0.conversation_async(agent=fake.agent_id, metadata={})
         chat = await flux0.conversation_async(agent=fake.agent_id, user="ada", **fields)
         await result_of(chat.ask("Hi"))
 
-        for name, value in {"title": "Rain", **fields}.items():
+        for name, value in {"title": "Rain", "metadata": {}, "mode": "auto", **fields}.items():
             options: dict[str, Any] = {name: value}
             with pytest.raises(InvalidArgument, match=f"{name} is for a new session"):
                 await flux0.conversation_async(session=chat.session_id, **options)
         for target in ({"agent": fake.agent_id}, {"session": chat.session_id}):
-            options = {**target, "metadata": {}}
-            with pytest.raises(TypeError, match=r"'metadata': use extra_body="):
+            options = {**target, "user_id": "ada"}
+            with pytest.raises(TypeError, match="unexpected keyword argument 'user_id'"):
                 await flux0.conversation_async(**options)
 
     _, created, sent = fake.calls
     assert (dict(created.query), created.headers["x-a"]) == ({"a": "b"}, "1")
     assert (dict(sent.query), "x-a" in sent.headers) == ({}, False)
     assert created.headers["cookie"] == sent.headers["cookie"] == "flux0_user_sub=ada"
+
+
+@in_every_mode
+async def test_metadata_and_mode_of_a_new_session_are_stored_by_a_newer_server(mode: Mode) -> None:
+    fake = FakeTransport(newer_server=True)
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(
+            agent=fake.agent_id, metadata={"theme": "dark"}, mode="manual"
+        )
+        stored = await flux0.sessions.retrieve_async(session_id=chat.session_id)
+
+    assert chat.session == stored
+    assert (stored.metadata, stored.mode, stored.extra) == ({"theme": "dark"}, "manual", {})
 
 
 @in_every_mode

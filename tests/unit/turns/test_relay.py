@@ -91,6 +91,7 @@ OFFSET = {
         *events_of(
             status("processing", {"detail": "x"}) + status("typing") + frame("status", OFFSET)
         ),
+        *events_of(frame("status", {**OFFSET, "timestamp": 1795559230.7})),
         UnknownEvent("note", "one\ntwo\n", "7"),
         UnknownEvent("message", ""),
     ],
@@ -135,7 +136,9 @@ def test_unknown_members_are_kept_by_to_sse_also_in_changed_and_unpickled_events
     data = {"type": "status", "status": "ok", "hint": [1]}
     for written in (
         frame("chunk", {**CHUNK, "patches": [patch], "mode": {"new": [1]}}),
-        frame("status", {**OFFSET, "data": data, "new": None}).replace(b"data:", b"id: x\ndata:"),
+        frame("status", {**OFFSET, "data": data, "timestamp": 1.5, "new": None}).replace(
+            b"data:", b"id: x\ndata:"
+        ),
     ):
         (event,) = events_of(written)
         assert event.to_sse() == written

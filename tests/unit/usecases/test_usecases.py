@@ -38,6 +38,8 @@ SESSION = {
     "created_at": "2026-11-24T22:38:57Z",
     "consumption_offsets": {"client": 0},
     "title": None,
+    "metadata": None,
+    "mode": None,
 }
 CALL = ApiCall(
     send=send_once,
@@ -135,6 +137,11 @@ FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
         (
             *("sessions.create", create_session(id="zv3h4j5Fjv", title="")),
             *(SESSIONS, {"agent_id": "a", "id": "zv3h4j5Fjv", "title": ""}, SESSION),
+        ),
+        (
+            *("sessions.create", create_session(metadata={"a": [1]}, mode="record")),
+            *(SESSIONS, {"agent_id": "a", "metadata": {"a": [1]}, "mode": "record"}),
+            {**SESSION, "metadata": {"a": [1]}, "mode": "record"},
         ),
         (
             *("sessions.list", sessions.list_sessions(CALL, agent_id=None)),
@@ -294,6 +301,9 @@ SURROGATE = "\ud800"
         (lambda: create_session(allow_greeting="yes"), "allow_greeting"),
         (lambda: create_session(id=""), "id"),
         (lambda: create_session(title=7), "title"),
+        (lambda: create_session(metadata=[("a", 1)]), "metadata"),
+        (lambda: create_session(metadata={"a": nan}), "metadata"),
+        (lambda: create_session(mode=""), "mode"),
         (lambda: sessions.list_sessions(CALL, agent_id=SURROGATE), "agent_id"),
         (lambda: sessions.retrieve_session(CALL, session_id="."), "session_id"),
         (lambda: list_events(session_id=None), "session_id"),

@@ -9,13 +9,22 @@ from http.cookies import SimpleCookie
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.ports import Request
-from flux0.testing.fake.validation import IS_ID, Form, choice, flag, integer, optional, text
+from flux0.testing.fake.validation import (
+    IS_ID,
+    Form,
+    choice,
+    flag,
+    integer,
+    mapping,
+    optional,
+    text,
+)
 
 _TYPE = choice(*(kind.value for kind in EventType))
 _SOURCE = choice(*(source.value for source in EventSource))
@@ -26,6 +35,15 @@ _NEW_AGENT = Form({"name": text(1, 100), "type": text(1, 100), "description": op
 _NEW_SESSION = Form(
     {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))},
     query={"allow_greeting": flag},
+)
+# The form of a server that is newer than the released server.
+NEWER_SESSION = evolve(
+    _NEW_SESSION,
+    members={
+        **(_NEW_SESSION.members or {}),
+        "metadata": optional(mapping),
+        "mode": optional(text()),
+    },
 )
 _MESSAGE = Form({"type": _TYPE, "source": _SOURCE, "content": optional(text())})
 # The released server reads `types` from the body, and ignores the query parameter `types`.

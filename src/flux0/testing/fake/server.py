@@ -16,7 +16,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 from flux0.testing.fake import calls
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.operations import Target, target_from
+from flux0.testing.fake.operations import NEWER_SESSION, Target, target_from
 from flux0.testing.fake.steps import UserMessage
 from flux0.testing.fake.store import FakeStore, JSONObject, models_of, without_nulls
 from flux0.testing.fake.turn import FakeTurn
@@ -30,6 +30,7 @@ class FakeServer:
     _agent_types: tuple[str, ...]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
+    _is_newer: bool
     store: FakeStore = field(init=False)
     # Maps the id of each session to its latest turn.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
@@ -38,7 +39,7 @@ class FakeServer:
         self.store = FakeStore(self._clock.now)
 
     def respond(self, request: Request) -> Response[Any]:
-        """Handle a request as the released server does."""
+        """Handle a request as the server does."""
         try:
             try:
                 response = self._route(request)
@@ -68,8 +69,11 @@ class FakeServer:
     def _route(self, request: Request) -> Response[Any]:
         target = target_from(request)
         if target.operation is not None:
-            given = target.operation.form.read(request, target.arguments, target.query)
-            handle = getattr(self, f"_{target.operation.name.replace('.', '_')}")
+            name, form = target.operation.name, target.operation.form
+            if self._is_newer and name == "sessions.create":
+                form = NEWER_SESSION
+            given = form.read(request, target.arguments, target.query)
+            handle = getattr(self, f"_{name.replace('.', '_')}")
             response: Response[Any] = handle(target, given)
             return response
         if target.allowed:
@@ -105,8 +109,18 @@ class FakeServer:
             "consumption_offsets": {"client": 0},
             "created_at": self.store.created_at(),
         }
-        self.store.sessions.append(session)  # Like the real server, accept an existing id.
+        if self._is_newer:
+            self._add_newer_fields(session, given)
+        self.store.sessions.append(session)  # Like the released server, accept an existing id.
         return _json(201, without_nulls(session))
+
+    def _add_newer_fields(self, session: JSONObject, given: JSONObject) -> None:
+        if any(session["id"] == other["id"] for other in self.store.sessions):
+            raise RequestRejected(409, f"Session with ID {session['id']} already exists")
+        session["metadata"], session["mode"] = given.get("metadata"), given.get("mode") or "auto"
+        if session["mode"] == "record":
+            recording = {"recording_id": self.store.new_id("recording")}
+            session["metadata"] = {**(session["metadata"] or {}), "recording": recording}
 
     def _sessions_retrieve(self, target: Target, _: Any) -> Response[bytes]:
         return _json(200, without_nulls(self._session(target, 404)))
@@ -149,7 +163,9 @@ class FakeServer:
         }
         store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
         self._cancel_turn(message.session_id)
-        turn = self._turns[message.session_id] = FakeTurn(message, store, self._clock, self._lock)
+        turn = self._turns[message.session_id] = FakeTurn(
+            message, store, self._clock, self._lock, self._is_newer
+        )
         content_type = ("content-type", "text/event-stream; charset=utf-8")
         return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)
 

@@ -64,6 +64,9 @@ class FakeTransport(SharedTransport):
         agent_name: the first agent's name.
         agent_types: the agent types that the server supports. The first agent has the first type.
         clock: a clock for all waits. By default, they take no real time.
+        newer_server: if True, follow the newest sources of the server, which are not released:
+            sessions have `metadata` and `mode`, an existing session id gets a 409 response, and
+            status events have a timestamp.
 
     Attributes:
         agent_id: the first agent's id.
@@ -81,7 +84,9 @@ class FakeTransport(SharedTransport):
         agent_name: str = "Fake",
         agent_types: Iterable[str] = ("fake",),
         clock: FakeClock | None = None,
+        newer_server: bool = False,
     ) -> None:
+        self._newer_server = newer_server
         self._types = tuple(agent_types)
         if not self._types:
             raise InvalidArgument("agent_types", "must not be empty")
@@ -116,7 +121,7 @@ class FakeTransport(SharedTransport):
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []
             self._planned: list[_PlannedFaults] = []
-            self._server = FakeServer(self._types, self.clock, self._lock)
+            self._server = FakeServer(self._types, self.clock, self._lock, self._newer_server)
             store = self._server.store
             agent = store.create_agent(self._agent_name, self._types[0], id=self.agent_id)
             self.agent_id = agent["id"]

@@ -57,6 +57,7 @@ class FakeTurn:
     _clock: FakeClock
     # The lock is held while a step takes effect, but not while the agent's own code runs.
     _lock: AbstractContextManager[Any]
+    _has_status_times: bool
     # Whether the agent has ended the turn. If True, closing the stream cancels nothing.
     completed: bool = field(default=False, init=False)
     # Whether the server closes the connection after the last byte.
@@ -291,6 +292,7 @@ class FakeTurn:
             "correlation_id": self.message.correlation_id,
             "data": {"type": "status", **without_nulls(data)},
             "metadata": None,
+            **({"timestamp": self._time} if self._has_status_times else {}),
         }
         try:
             self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())

@@ -25,6 +25,7 @@ _NO_TEXT: Final = "Input should be a valid string"
 MESSAGES: Mapping[str, str] = {
     "bool_parsing": "Input should be a valid boolean, unable to interpret input",
     "enum": "Input should be {expected}",
+    "dict_type": "Input should be a valid dictionary",
     "extra_forbidden": "Extra inputs are not permitted",
     "int_parsing": "Input should be a valid integer, unable to parse string as an integer",
     "int_parsing_size": "Unable to parse input string as an integer, exceeded maximum size",
@@ -98,6 +99,11 @@ def integer(text: str) -> Problem | None:
 def flag(text: str) -> Problem | None:
     """Check that a string is a boolean."""
     return None if text.lower() in _FLAGS else ("bool_parsing", {})
+
+
+def mapping(value: object) -> Problem | None:
+    """Check that a value is a JSON object."""
+    return None if isinstance(value, dict) else ("dict_type", {})
 
 
 IS_ID: Final = text(ID_LENGTH, ID_LENGTH)

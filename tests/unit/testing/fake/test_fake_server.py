@@ -12,7 +12,13 @@ import pytest
 
 from flux0 import Flux0
 from flux0.domain.headers import Headers
-from flux0.models import BadRequestError, HTTPValidationError, NotFoundError
+from flux0.models import (
+    BadRequestError,
+    ConflictError,
+    HTTPValidationError,
+    NotFoundError,
+    StatusEvent,
+)
 from flux0.ports import Request
 from flux0.testing import CallTool, FakeTransport, GiveResult, Pause, Report, Say
 from flux0.testing.fake.validation import MESSAGES
@@ -127,6 +133,47 @@ def test_create_list_and_retrieve_sessions() -> None:
         assert flux0.sessions.retrieve(session_id="my-session") == titled
         assert titled.consumption_offsets.client == 0
         assert not flux0.sessions.list_events(session_id=duplicate.id)
+
+
+def test_newer_server_rejects_an_existing_session_id() -> None:
+    fake = FakeTransport(newer_server=True)
+    with Flux0(transport=fake) as flux0:
+        flux0.sessions.create(agent_id=fake.agent_id, id="my-session")
+        with pytest.raises(ConflictError, match="Session with ID my-session already exists"):
+            flux0.sessions.create(agent_id=fake.agent_id, id="my-session", title="Second")
+        (session,) = flux0.sessions.list()
+    assert (session.title, session.metadata, session.mode) == (None, None, "auto")
+
+
+def test_newer_server_creates_a_recording_for_each_session_in_the_mode_record() -> None:
+    fake = FakeTransport(newer_server=True)
+    with Flux0(transport=fake) as flux0:
+        first, second = (
+            flux0.sessions.create(agent_id=fake.agent_id, mode="record", metadata=metadata)
+            for metadata in (None, {"theme": "dark"})
+        )
+    assert first.metadata == {"recording": {"recording_id": "r000000001"}}
+    assert second.metadata == {"theme": "dark", "recording": {"recording_id": "r000000002"}}
+
+
+def test_newer_server_checks_metadata_and_mode() -> None:
+    fake = FakeTransport(newer_server=True)
+    body = {"agent_id": fake.agent_id, "metadata": [1], "mode": 2}
+    response = ask(fake, "POST", "/api/sessions", body)
+    assert (response.status_code, response.detail) == (
+        422,
+        of(wrong("dict_type", "body.metadata", [1]), wrong("string_type", "body.mode", 2)),
+    )
+
+
+def test_newer_server_sends_the_time_of_each_status() -> None:
+    fake = FakeTransport([Report("typing"), Pause(5), Report("typing")], newer_server=True)
+    with Flux0(transport=fake) as flux0:
+        first, second = flux0.conversation(agent=fake.agent_id).send("Hi")
+    assert isinstance(first, StatusEvent)
+    assert isinstance(second, StatusEvent)
+    assert first.timestamp is not None
+    assert second.timestamp == first.timestamp + 5
 
 
 def test_list_sessions_filters_by_user_and_agent() -> None:
@@ -289,6 +336,9 @@ REJECTED: list[tuple[str, Any, Any]] = [
         wrong("string_too_short", "body.id", "s", min_length=10))),
     ("sessions", {"agent_id": UNKNOWN, "title": T201},
      of(wrong("string_too_long", "body.title", T201, max_length=200))),
+    ("sessions", {"agent_id": UNKNOWN, "metadata": {}, "mode": "record"},
+     of(wrong("extra_forbidden", "body.metadata", {}),
+        wrong("extra_forbidden", "body.mode", "record"))),
     ("sessions?allow_greeting=maybe", {},
      of(wrong("bool_parsing", "query.allow_greeting", "maybe"),
         wrong("missing", "body.agent_id", {}))),
