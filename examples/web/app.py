@@ -159,7 +159,7 @@ async def stop(conversation: OwnConversation) -> None:
 
 
 def stream(turn: BackgroundTurn, after: int | None = None) -> StreamingResponse:
-    """Return a response with the events of a turn, and the id of the turn."""
+    """Return a response with the events and the id of a turn."""
     headers = {**EVENT_STREAM, "turn-id": turn.id}
     return StreamingResponse(turn.relay_async(after=after), headers=headers)
 
