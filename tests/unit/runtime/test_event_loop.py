@@ -18,7 +18,14 @@ import pytest
 import trio
 
 from flux0 import AiohttpTransport, Flux0, HttpxTransport
-from flux0.runtime.event_loop import PerLoop, running_loop, schedule_close, shielded, sleep
+from flux0.runtime.event_loop import (
+    PerLoop,
+    has_ended,
+    running_loop,
+    schedule_close,
+    shielded,
+    sleep,
+)
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import SSE, chunk
@@ -63,6 +70,17 @@ def test_thread_without_asyncio_has_no_running_loop(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError):
         running_loop()
     assert "asyncio" not in sys.modules
+
+
+def test_loop_has_ended_after_its_last_task(run: Run) -> None:
+    loops: list[Any] = []
+
+    async def main() -> None:
+        loops.append(running_loop())
+        assert not has_ended(loops[0])
+
+    run(main)
+    assert has_ended(loops[0])
 
 
 def test_asyncio_needs_no_trio(monkeypatch: pytest.MonkeyPatch) -> None:

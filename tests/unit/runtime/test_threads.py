@@ -105,6 +105,18 @@ async def test_event_loop_keeps_running_while_the_transport_blocks(mode: Mode) -
 
 
 @in_both_loops
+async def test_transport_is_closed_although_no_thread_can_be_started(mode: Mode) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    library = Library(Watched())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        await ThreadedTransport(library).close_async()
+    assert library.closed_in == [threading.current_thread()]
+
+
+@in_both_loops
 async def test_many_calls_send_and_read_at_the_same_time(mode: Mode) -> None:
     together = threading.Barrier(MANY, timeout=TOO_LONG)
 
