@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from threading import Thread
-from time import monotonic
+from threading import Semaphore, Thread
 from typing import Any, Concatenate, ParamSpec, TypeVar, final
 
 import anyio
@@ -89,12 +88,14 @@ class Turns:
 
     def relay(self, session_id: str, readers: int) -> None:
         """Join the turn of a session several times, at the same time, and begin to relay it."""
+        joined = Semaphore(0)
         relayed: list[bytes] = []
 
         async def read() -> None:
             turn = await self.turns.join_async(session_id)
             assert turn is not None
             self.logs[turn.id] = turn._log  # pyright: ignore[reportPrivateUsage]
+            joined.release()
             relayed.append(b"".join([piece async for piece in turn.relay_async(heartbeat_ms=None)]))
 
         async def read_all() -> None:
@@ -105,12 +106,11 @@ class Turns:
         thread = Thread(target=anyio.run, args=(read_all,), daemon=True)
         thread.start()
         self.relays[session_id] = thread, relayed
+        for _ in range(readers):
+            assert joined.acquire(timeout=TIMEOUT), "the turn could not be joined"
 
     def wait_for_events(self, turn_id: str, count: int) -> None:
         """Wait until this process has the events of a turn."""
-        limit = monotonic() + TIMEOUT
-        while turn_id not in self.logs:
-            assert monotonic() < limit
         log = self.logs[turn_id]
         while log.last < count:
             assert LogReader(log, log.last).wait(TIMEOUT), "no event was received"

@@ -44,24 +44,21 @@ class Lease:
     Attributes:
         total_seconds: The longest time after which readers notice that the reading process has
             ended.
+        key_seconds: The time after which the key of a lease expires.
+        renew_seconds: The time between two renewals.
+        grace_seconds: The time for which the key may be missing, for example after Redis was
+            restarted.
     """
 
     total_seconds: float
+    key_seconds: float
+    renew_seconds: float
+    grace_seconds: float
 
-    @property
-    def key_seconds(self) -> float:
-        """The time after which the key of a lease expires."""
-        return self.total_seconds * 0.6
-
-    @property
-    def renew_seconds(self) -> float:
-        """The time between two renewals."""
-        return self.total_seconds * 0.2
-
-    @property
-    def grace_seconds(self) -> float:
-        """The time for which the key may be missing, for example after Redis was restarted."""
-        return self.total_seconds * 0.4
+    @classmethod
+    def of(cls, seconds: float) -> Lease:
+        """Return the times for `total_seconds`."""
+        return cls(seconds, seconds * 0.6, seconds * 0.2, seconds * 0.4)
 
 
 @final
@@ -104,6 +101,7 @@ class Commands:
         self._process = process
         self._keep_ms = round(keep_seconds * 1000)
         self._lease_ms = round(lease.key_seconds * 1000)
+        self._ttl_ms = self._keep_ms + self._lease_ms
         self._channels = f"{prefix}process:"
         self.channel: str = self._channels + process
 
@@ -160,10 +158,6 @@ class Commands:
     def wake_listener(self) -> Command:
         """Wake the thread that listens to the channel of this process."""
         return "PUBLISH", self.channel, ""
-
-    @property
-    def _ttl_ms(self) -> int:
-        return self._keep_ms + self._lease_ms
 
 
 # The largest number of entries that one command reads.

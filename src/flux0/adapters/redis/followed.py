@@ -8,8 +8,8 @@ from time import monotonic
 from typing import Any, Final, final
 from weakref import ref
 
-from flux0.adapters.redis.commands import Commands, Lease, TurnName, as_bytes
-from flux0.adapters.redis.worker import Steps, Worker
+from flux0.adapters.redis.commands import TurnName, as_bytes
+from flux0.adapters.redis.worker import Shared, Steps
 from flux0.domain.errors import Flux0Error, ReaderLost, TurnStoreError
 from flux0.runtime.turn_log import LogEnd, TurnLog
 
@@ -30,9 +30,7 @@ class FollowedTurn:
     Args:
         name: The name of the turn.
         log: The copy of its log. It grows until the turn has ended, or until it is unreferenced.
-        commands: Creates the commands of this process.
-        worker: Sends the commands.
-        lease: The times of the leases of all turns.
+        shared: The objects that all turns of this process share.
         followed: The turns that this process follows. The turn removes itself when its copy is
             unreferenced.
 
@@ -44,20 +42,14 @@ class FollowedTurn:
     is_repeated: bool = True
 
     def __init__(
-        self,
-        name: TurnName,
-        log: TurnLog,
-        commands: Commands,
-        worker: Worker,
-        lease: Lease,
-        followed: dict[str, FollowedTurn],
+        self, name: TurnName, log: TurnLog, shared: Shared, followed: dict[str, FollowedTurn]
     ) -> None:
-        self.log: Callable[[], TurnLog | None] = ref(log, lambda _: worker.submit(self))
+        self.log: Callable[[], TurnLog | None] = ref(log, lambda _: shared.worker.submit(self))
         self.name: TurnName = name
         self.has_given_up: bool = False
-        self._commands = commands
-        self._worker = worker
-        self._lease = lease
+        self._commands = shared.commands
+        self._worker = shared.worker
+        self._lease = shared.lease
         self._followed = followed
         self._failing_since: float | None = None
         self._missing_since: float | None = None
@@ -69,22 +61,22 @@ class FollowedTurn:
             del log  # Keep no reference while Redis is asked: the copy may be unreferenced.
             try:
                 reply = yield self._commands.read(self.name, first)
-                has_more = self.update(reply)
+                is_continued = self.update(reply)
             except Exception:  # noqa: BLE001 - the client may be of another library
                 self._record_failure()
                 return
             self._failing_since = None
-            if not has_more:
+            if not is_continued:
                 return
+        self._worker.cancel_timer(self)
         # A newer copy of the same turn may have replaced this copy.
         if log is None and self._followed.get(self.name.id) is self:
             del self._followed[self.name.id]
-            self._worker.cancel_timer(self)
             with suppress(Exception):  # After a failure, the key expires.
                 yield self._commands.leave(self.name)
 
     def update(self, reply: Any) -> bool:
-        """Add the events and the end in a reply to `Commands.read`. Return whether more follow."""
+        """Add the content of a reply to `Commands.read`. Return whether `steps` must continue."""
         log = self.log()
         if log is None:
             return True
@@ -98,7 +90,7 @@ class FollowedTurn:
                 return has_grown
             if end:
                 log.finish(LogEnd.from_json(as_bytes(end)))
-                return False
+                return True
         self._check_lease(lease_ms / 1000)
         return False
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
+from attrs import define, field
+
 from flux0.adapters.redis.commands import as_bytes
 from flux0.adapters.redis.worker import RedisClient
 from flux0.runtime.waker import Waker
 
 
 @final
+@define(eq=False)
 class Listener:
     """Receives the messages of one channel, over one connection.
 
@@ -23,21 +26,13 @@ class Listener:
         tick_seconds: The longest time in seconds between two of these calls.
     """
 
-    def __init__(
-        self,
-        client: RedisClient,
-        channel: str,
-        on_message: Callable[[str | None], object],
-        on_tick: Callable[[], object],
-        tick_seconds: float,
-    ) -> None:
-        self._client = client
-        self._channel = channel
-        self._on_message = on_message
-        self._on_tick = on_tick
-        self._tick_seconds = tick_seconds
-        self._is_stopped = False
-        self._stopped = Waker()
+    _client: RedisClient
+    _channel: str
+    _on_message: Callable[[str | None], object]
+    _on_tick: Callable[[], object]
+    _tick_seconds: float
+    _is_stopped: bool = False
+    _stopped: Waker = field(factory=Waker)
 
     def stop(self) -> None:
         """End `run` after the next message, or after `tick_seconds`."""

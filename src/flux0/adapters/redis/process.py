@@ -10,13 +10,13 @@ from threading import Thread
 from time import monotonic
 from typing import Final, final
 
-from attrs import evolve
+from attrs import define, evolve
 
 from flux0.adapters.redis.commands import Command, Commands, Lease, TurnName, as_text, stop_request
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.listener import Listener
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
+from flux0.adapters.redis.worker import RedisClient, Shared, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
 
@@ -34,19 +34,19 @@ class StoreProcess:
     def __init__(
         self, client: RedisClient, prefix: str, keep_seconds: float, lease_seconds: float
     ) -> None:
-        self._lease = Lease(lease_seconds)
+        self._client = client
         self._keep_seconds = keep_seconds
-        self._commands = Commands(prefix, urandom(12).hex(), keep_seconds, self._lease)
-        tick_seconds = self._lease.renew_seconds
-        self._worker = Worker(client, tick_seconds)
-        self._listener = Listener(
-            client, self._commands.channel, self._on_message, self._check_failure, tick_seconds
-        )
+        self._lease = lease = Lease.of(lease_seconds)
+        self._commands = Commands(prefix, urandom(12).hex(), keep_seconds, lease)
+        self._worker = Worker(client, lease.renew_seconds)
+        self._shared = Shared(self._commands, self._worker, lease)
+        channel, actions = self._commands.channel, (self._on_message, self._check_failure)
+        self._listener = Listener(client, channel, *actions, lease.renew_seconds)
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._is_closed = False
         self._threads = (
-            Thread(target=self._worker.run, name="flux0-redis", daemon=True),
+            Thread(target=self._run_worker, name="flux0-redis", daemon=True),
             Thread(target=self._listener.run, name="flux0-redis-listener", daemon=True),
         )
         self._start_once = allocate_lock()
@@ -63,7 +63,7 @@ class StoreProcess:
         id_ = "" if previous is None or previous.is_ended else previous.turn_id
         name, previous_name = (self._name(session_id, each) for each in (log.turn_id, id_))
         command = self._commands.release(name, previous_name)
-        self._worker.submit(_Release(command, self._worker, self._keep_seconds))
+        self._worker.submit(_Release(command, self._worker, monotonic() + self._keep_seconds))
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the turn of the session; see `TurnStore.find`."""
@@ -94,6 +94,10 @@ class StoreProcess:
         self._start()
         return self._worker.call(steps)
 
+    def retire(self) -> None:
+        """End the threads when no turn is running or followed. Safe in finalizers."""
+        self._worker.stop_when_idle()
+
     def _start(self) -> None:
         """Start the threads, unless they were started before."""
         if self._start_once.acquire(blocking=False):
@@ -118,9 +122,7 @@ class StoreProcess:
             expected = evolve(name, id=as_text(value))
         if as_text(result) == "running":
             raise TurnRunning(_RUNNING)
-        published = PublishedTurn(
-            name, log, self._commands, self._worker, self._lease, self._published
-        )
+        published = PublishedTurn(name, log, self._shared, self._published)
         # The caller may have been cancelled in the meantime.
         published.is_released = log.is_ended
         self._published[name.id] = published
@@ -141,9 +143,7 @@ class StoreProcess:
             log = self._known_log(name.id)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))
-                followed = FollowedTurn(
-                    name, log, self._commands, self._worker, self._lease, self._followed
-                )
+                followed = FollowedTurn(name, log, self._shared, self._followed)
                 self._followed[name.id] = followed
                 if followed.update(reply):
                     self._worker.submit(followed)
@@ -167,15 +167,17 @@ class StoreProcess:
 
     def _finish(self) -> Steps[None]:
         """Publish the ends of the turns, and end both threads."""
-        try:
-            for published in tuple(self._published.values()):
-                yield from published.steps()
-                if published.log.is_ended and published in self._published.values():
-                    return  # Redis cannot be reached.
-            self._listener.stop()
-            yield self._commands.wake_listener()
-        finally:
-            self._worker.stop()
+        for published in tuple(self._published.values()):
+            yield from published.steps()
+            if published.log.is_ended and published in self._published.values():
+                break  # Redis cannot be reached.
+        self._worker.stop()
+
+    def _run_worker(self) -> None:
+        self._worker.run()
+        self._listener.stop()
+        with suppress(Exception):  # The listener ends without a message, too, but later.
+            self._client.execute_command(*self._commands.wake_listener())
 
     def _on_message(self, turn_id: str | None) -> None:
         """Check a turn after a message about it, or all turns if messages may have been lost."""
@@ -197,18 +199,17 @@ class StoreProcess:
 
 
 @final
+@define(eq=False)
 class _Release:
     """The release of a claim. It is repeated until it succeeds.
 
     If Redis did not respond to a claim, it may still receive the claim later.
     """
 
-    def __init__(self, command: Command, worker: Worker, seconds: float) -> None:
-        # The first attempt is not delayed, so that later calls see its effect.
-        self.is_repeated: bool = False
-        self._command = command
-        self._worker = worker
-        self._ends = monotonic() + seconds
+    _command: Command
+    _worker: Worker
+    _ends: float
+    is_repeated: bool = False  # Later calls see the effect of the first attempt.
 
     def steps(self) -> Steps[None]:
         try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
 from typing import Final, final
 
-from flux0.adapters.redis.commands import Batch, Commands, Lease, TurnName, as_bytes, stop_request
-from flux0.adapters.redis.worker import Steps, Worker
+from attrs import define, field
+
+from flux0.adapters.redis.commands import Batch, TurnName, as_bytes, stop_request
+from flux0.adapters.redis.worker import Shared, Steps
 from flux0.runtime.processes import run_in_new_thread
 from flux0.runtime.turn_log import TurnLog
 
@@ -16,15 +19,14 @@ _REPLACED: Final = "another turn of the session was started while Redis could no
 
 
 @final
+@define(eq=False)
 class PublishedTurn:
     """A turn that this process reads. Its log is copied to Redis, in batches.
 
     Args:
         name: The name of the turn.
         log: The log of the turn.
-        commands: Creates the commands of this process.
-        worker: Sends the commands.
-        lease: The times of the leases of all turns.
+        shared: The objects that all turns of this process share.
         published: The turns of this process. The turn removes itself when Redis has its end.
 
     Attributes:
@@ -33,28 +35,16 @@ class PublishedTurn:
         is_released: Whether the session must not have this turn.
     """
 
+    name: TurnName
+    log: TurnLog
+    _shared: Shared
+    _published: dict[str, PublishedTurn]
+    is_released: bool = False
     is_repeated: bool = True
-
-    def __init__(
-        self,
-        name: TurnName,
-        log: TurnLog,
-        commands: Commands,
-        worker: Worker,
-        lease: Lease,
-        published: dict[str, PublishedTurn],
-    ) -> None:
-        self.name: TurnName = name
-        self.log: TurnLog = log
-        self.is_released: bool = False
-        self._commands = commands
-        self._worker = worker
-        self._lease = lease
-        self._published = published
-        self._sent = 0
-        self._is_watching = False
-        self._stop_request = b""
-        self._replaced = stop_request(_REPLACED)
+    _sent: int = 0
+    _is_watching: bool = False
+    _stop_request: bytes = b""
+    _replaced: bytes = field(factory=partial(stop_request, _REPLACED))
 
     def steps(self) -> Steps[None]:
         """Send all events that Redis does not have yet, and the end. Renew the lease."""
@@ -62,7 +52,7 @@ class PublishedTurn:
             self._watch()
             try:
                 batch = self._next_batch()
-                reply = yield self._commands.append(
+                reply = yield self._shared.commands.append(
                     self.name,
                     self.log.max_bytes,
                     batch,
@@ -70,17 +60,17 @@ class PublishedTurn:
                     replaced=self._replaced,
                 )
             except Exception:  # noqa: BLE001 - the client may be of another library
-                self._worker.retry(self)
+                self._shared.worker.retry(self)
                 return
             self._sent = int(reply[0])
             self._obey(as_bytes(reply[1]))
             if batch.end and self._sent == batch.last:
-                self._worker.cancel_timer(self)
+                self._shared.worker.cancel_timer(self)
                 self._published.pop(self.name.id, None)
                 return
             if self._sent == batch.last and not batch.is_cut:
                 # `_on_change` is called after the next event, or was called in the meantime.
-                self._worker.set_timer(self, self._lease.renew_seconds)
+                self._shared.worker.set_timer(self, self._shared.lease.renew_seconds)
                 return
 
     def _watch(self) -> None:
@@ -90,17 +80,15 @@ class PublishedTurn:
 
     def _on_change(self) -> None:
         self._is_watching = False
-        self._worker.submit(self)
+        self._shared.worker.submit(self)
 
     def _next_batch(self) -> Batch:
         end = self.log.end  # Get the end first: after the end, no event is added.
         kept = self.log.first
         after = max(self._sent, kept - 1)
         available = self.log.read(after)  # Raises an error if events were dropped since then.
-        size = count = 0
-        for event in available:
-            size += len(event)
-            count += 1
+        count = 0
+        for count, size in enumerate(accumulate(map(len, available)), 1):  # noqa: B007 - used below
             if size >= _BATCH_BYTES:
                 break
         events = b"".join(available[:count])

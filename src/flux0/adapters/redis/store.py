@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inspect import isclass, iscoroutinefunction
 from typing import Final, final
+from weakref import finalize
 
 from flux0.adapters.redis.process import StoreProcess
 from flux0.adapters.redis.worker import RedisClient
@@ -48,6 +49,7 @@ class RedisTurnStore(TurnStore):
         self._process = PerProcess(
             lambda: StoreProcess(client, prefix, keep_seconds, lease_seconds)
         )
+        finalize(self, _retire, self._process).atexit = False
 
     @classmethod
     def from_url(
@@ -104,10 +106,19 @@ class RedisTurnStore(TurnStore):
         return self._process.get().find(session_id)
 
     def close(self) -> None:
-        """Publish the ends of the turns, and end the threads."""
+        """Publish the ends of the turns, and end the threads.
+
+        Without this call, the threads end after the last turn of a garbage-collected store.
+        """
         self._process.get().close()
         if self._owns_client:
             self._client.close()
+
+
+def _retire(process: PerProcess[StoreProcess]) -> None:
+    unused = process.pop()
+    if unused is not None:
+        unused.retire()
 
 
 def _check_client(client: object) -> None:

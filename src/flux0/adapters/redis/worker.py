@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, final
 
-from flux0.adapters.redis.commands import Command
+from attrs import define, field, frozen
+
+from flux0.adapters.redis.commands import Command, Commands, Lease
 from flux0.domain.errors import Flux0Error, TurnStoreError
 from flux0.runtime.waker import Waker
 
@@ -58,16 +60,15 @@ class Job(Protocol):
         ...
 
 
+@define(eq=False)
 class _Call(Generic[T]):
     """Work whose result another thread waits for."""
 
+    _steps: Steps[T]
     is_repeated: bool = False
-
-    def __init__(self, steps: Steps[T]) -> None:
-        self._steps = steps
-        self._done = Waker()
-        self._results: list[T] = []
-        self._error: Exception | None = None
+    _done: Waker = field(factory=Waker)
+    _results: list[T] = field(factory=list[T])
+    _error: Exception | None = None
 
     def steps(self) -> Steps[None]:
         try:
@@ -85,6 +86,10 @@ class _Call(Generic[T]):
             problem = f"Redis cannot be used: {type(self._error).__name__}: {self._error}"
             raise TurnStoreError(problem) from self._error
         return self._results[0]
+
+
+def _no_steps() -> Steps[None]:
+    yield from ()
 
 
 class Worker:
@@ -108,6 +113,7 @@ class Worker:
         self._next_timer = _NEVER
         self._sending_since: float | None = None
         self._is_stopped = False
+        self._is_unused = False
 
     @property
     def sending_seconds(self) -> float:
@@ -143,12 +149,17 @@ class Worker:
         self._timers.pop(job, None)
 
     def stop(self) -> None:
-        """End the thread when no job is running. A job calls this method."""
+        """End `run` when no job is running. A job calls this method."""
         self._is_stopped = True
 
+    def stop_when_idle(self) -> None:
+        """End `run` when no job is running or has a timer. Safe in finalizers."""
+        self._is_unused = True
+        self.submit(_Call(_no_steps()))  # Wakes the thread.
+
     def run(self) -> None:
-        """Run jobs until `stop` is called."""
-        while self._running or not self._is_stopped:
+        """Run jobs until the end."""
+        while self._running or not (self._is_stopped or (self._is_unused and self._is_idle())):
             for job in self._next_jobs():
                 if job not in self._running:
                     self._continue(job, job.steps(), None)
@@ -157,6 +168,9 @@ class Worker:
             replies = self._send([command for _, (_, command) in sent])
             for (job, (steps, _)), reply in zip(sent, replies, strict=True):
                 self._continue(job, steps, reply)
+
+    def _is_idle(self) -> bool:
+        return not self._timers and self._inbox.empty()
 
     def _next_jobs(self) -> dict[Job, None]:
         """Return the submitted jobs, and the jobs that are due. Wait if no job is running.
@@ -211,3 +225,19 @@ class Worker:
         except StopIteration:
             return
         self._running[job] = steps, command
+
+
+@final
+@frozen
+class Shared:
+    """The objects that all turns of a process share.
+
+    Attributes:
+        commands: Creates the commands of this process.
+        worker: Sends the commands.
+        lease: The times of the leases of all turns.
+    """
+
+    commands: Commands
+    worker: Worker
+    lease: Lease

@@ -318,6 +318,25 @@ def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisSe
         assert client.ping()
 
 
+def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: RedisServer) -> None:
+    before = threads()
+    reading, following = (RedisTurnStore.from_url(server.url) for _ in range(2))
+    log = claimed(reading)
+    copy = following.find("session")
+    assert copy is not None
+    started = threads() - before
+    assert len(started) == 4
+    del reading, following
+    gc.collect()
+
+    log.append(event("turn", 1))
+    wait_for_events(copy, 1)
+    log.finish(LogEnd(finished=True))
+    assert wait_for_end(copy, TIMEOUT)
+    wait_until(lambda: not any(thread.is_alive() for thread in started))
+    assert list(copy.read(0)) == [event("turn", 1)]
+
+
 def test_store_without_a_turn_starts_no_thread() -> None:
     before = threads()
     store = RedisTurnStore.from_url("redis://127.0.0.1:1")
