@@ -18,6 +18,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import answer_of, joined_history
+from flux0.domain.messages.json_patch import copied
 from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
 from flux0.domain.safe_text import escaped
 from flux0.domain.stored_models import Events, Participant, ToolCall
@@ -259,7 +260,10 @@ class StreamState(Uncopyable):
     def _reported_error(self) -> AgentError | None:
         self._content.fold()
         event = self._content.agent_error
-        return None if event is None else self._turn.attach_request(AgentError(event.data.data))
+        if event is None:
+            return None
+        # Copy the data: an observer may change them, and the user gets `event`.
+        return self._turn.attach_request(AgentError(copied(event.data.data)))
 
     def _raise_agent_error(self) -> None:
         if (error := self.error) is not None:

@@ -316,6 +316,26 @@ async def test_observer_that_changes_a_turn_does_not_change_the_reply(mode: Mode
 
 
 @in_every_mode
+async def test_observer_that_changes_an_agent_error_does_not_change_the_users_error(
+    mode: Mode,
+) -> None:
+    class Redacts(Recorder):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            super().on_turn_end(call, turn)
+            assert turn.agent_error is not None
+            turn.agent_error.data.clear()
+
+    recorder, fake = Redacts(), FakeTransport([Fail({"detail": "no"})])
+    async with observed(mode, fake, recorder) as flux0:
+        conversation = await flux0.conversation_async(agent=fake.agent_id)
+        with pytest.raises(AgentError) as caught:
+            await conversation.ask("Hello")
+
+    assert (recorder.turn.agent_error or caught.value).data == {}
+    assert caught.value.data == {"detail": "no"}
+
+
+@in_every_mode
 async def test_interrupted_turn_reports_its_error_once(mode: Mode) -> None:
     recorder = Recorder()
     fault = Truncate(after_events=2)
