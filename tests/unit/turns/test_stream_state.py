@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from threading import Thread
 from time import sleep
 
 import pytest
 
-from flux0 import AsyncEventStream, ClientClosed, EventStream, Flux0, StreamInUse
+from flux0 import AsyncEventStream, EventStream, Flux0, StreamInUse
 from flux0.domain.stream_events import StreamEvent
-from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Gate, Say
 from support.in_memory import chunk, tape
 from unit.turns.test_streams import open_async, open_sync, value_of
@@ -120,37 +118,6 @@ def test_relay_without_a_thread_ends_with_an_error_event(monkeypatch: pytest.Mon
     assert b"event: error" in events[0]
     assert b"no thread could be started" in events[0]
     assert not stream.is_open
-
-
-class Ends(Observer):
-    """Records the reports of turns in their order."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def on_first_event(self, call: Call, seconds: float) -> None:
-        self.names.append("first event")
-
-    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
-        self.names.append("turn end")
-
-
-def test_end_of_a_turn_is_reported_once_if_another_thread_closes_the_stream() -> None:
-    for _ in range(50):
-        ends, fake = Ends(), FakeTransport([Say("word " * 200, pieces=200)])
-        client = Flux0(transport=fake, observers=[ends])
-        stream = client.conversation(agent=fake.agent_id).send("Hi")
-
-        def read(stream: EventStream = stream) -> None:
-            with suppress(ClientClosed):
-                list(stream)
-
-        reader = Thread(target=read)
-        reader.start()
-        stream.close()
-        reader.join()
-        client.close()
-        assert ends.names in (["first event", "turn end"], ["turn end"])
 
 
 def test_loop_in_another_thread_takes_no_event_between_two_events_of_the_first_loop() -> None:

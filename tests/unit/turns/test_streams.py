@@ -21,8 +21,10 @@ from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.flows import CallRequest
 from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
+from flux0.observers import Call, Observer
 from flux0.runtime.time import SystemTime
 from flux0.turns.streams import AsyncEventStream, EventStream
+from flux0.turns.turn import Turn
 from flux0.turns.turn_report import TurnReport
 from support.in_memory import (
     CORRELATION_ID,
@@ -45,20 +47,28 @@ NO_EVENTS = Events(())
 BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
 
 
-def unobserved() -> TurnReport:
-    """Return the report of a turn without observers."""
-    request = CallRequest("POST", "", Headers())
-    return TurnReport(Observers((), SystemTime()), request, "s", Participant())
+def report_to(*observers: Observer) -> TurnReport:
+    """Return the report of a turn to these observers."""
+    call = Call("sessions.create_event", "POST", "", "")
+    request = CallRequest("POST", "", Headers(), call=call)
+    return TurnReport(Observers(observers, SystemTime()), request, "s", Participant())
 
 
-def open_sync(recorded: Tape, asked: list[str] | None = None) -> EventStream:
+def open_sync(
+    recorded: Tape,
+    asked: list[str] | None = None,
+    *observers: Observer,
+    turn: Turn | None = None,
+) -> EventStream:
     def list_stored(correlation_id: str) -> Events:
         if asked is not None:
             asked.append(correlation_id)
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return EventStream(response, new_turn(), MessageAccumulator(), list_stored, unobserved())
+    return EventStream(
+        response, turn or new_turn(), MessageAccumulator(), list_stored, report_to(*observers)
+    )
 
 
 def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
@@ -68,7 +78,7 @@ def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStre
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, unobserved())
+    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, report_to())
 
 
 def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:

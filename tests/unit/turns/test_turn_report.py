@@ -1,0 +1,57 @@
+"""The reports of a turn, if another thread closes the stream during a read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from attrs import define, field
+
+from flux0 import EventStream
+from flux0.observers import Call, Observer, TurnEnd
+from support.in_memory import chunk, tape
+from unit.turns.test_streams import open_sync
+
+
+@define(eq=False)
+class Recorder(Observer):
+    """Records the names of the reports. The first event is recorded after `during` returned."""
+
+    during: Callable[[], object] = int
+    names: list[str] = field(factory=list[str])
+
+    def on_first_event(self, call: Call, seconds: float) -> None:
+        self.during()
+        self.names.append("first event")
+
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        self.names.append("turn end")
+
+
+def close_in_another_thread(stream: EventStream) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(stream.close).result(20)
+
+
+def test_first_event_is_reported_before_the_end() -> None:
+    """While an observer gets the first event, another thread closes the stream."""
+    recorder = Recorder()
+    stream = open_sync(tape(chunk("a")), None, recorder)
+    recorder.during = lambda: close_in_another_thread(stream)
+    next(stream)
+
+    assert recorder.names == ["first event", "turn end"]
+
+
+def test_first_event_is_not_reported_after_the_end() -> None:
+    """While the first event is received, another thread closes the stream."""
+
+    def piece() -> bytes:
+        close_in_another_thread(stream)
+        return chunk("a")
+
+    recorder = Recorder()
+    stream = open_sync(tape(piece), None, recorder)
+    next(stream)
+
+    assert recorder.names == ["turn end"]
