@@ -20,7 +20,7 @@ from flux0.ports import Transport
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from support.modes import in_mode
-from support.sending import AGENTS, over
+from support.sending import AGENTS, as_async, over
 from support.socks_proxy import SocksProxy
 from support.transports import ONCE, Way
 
@@ -30,8 +30,8 @@ EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 LOGIN_REJECTED = "the proxy rejected the login: set user and password in the proxy's URL"
 
 
-async def list_agents(way: Way, url: str, *, timeout_ms: int) -> None:
-    flux0 = Flux0(url, transport=way.make_transport(), retry_config=EAGER, timeout_ms=timeout_ms)
+async def list_agents(way: Way, url: str) -> None:
+    flux0 = Flux0(url, transport=way.make_transport(), retry_config=EAGER)
     async with in_mode(way.mode, flux0) as either:
         for _ in range(2):
             await either.agents.list_async()
@@ -58,7 +58,7 @@ async def test_requests_are_sent_through_the_proxy(
 ) -> None:
     with ByteServer(AGENTS) as server, SocksProxy(login=login) as proxy:
         in_environment(monkeypatch, proxy, "ada:s%40cret@" if login else "", scheme)
-        await list_agents(way, server.url, timeout_ms=60_000)
+        await list_agents(way, server.url)
         assert proxy.targets == ((server.host, server.port),)
 
 
@@ -70,7 +70,7 @@ async def test_rejected_login_is_a_connect_error_and_not_retried(
     with SocksProxy(login=("ada", "secret")) as proxy:
         in_environment(monkeypatch, proxy, login)
         with pytest.raises(ConnectError) as caught:
-            await list_agents(way, "http://127.0.0.1:9", timeout_ms=60_000)
+            await list_agents(way, "http://127.0.0.1:9")
         assert (caught.value.problem, caught.value.attempts) == (LOGIN_REJECTED, 1)
         assert proxy.accepted == 1
 
@@ -82,7 +82,7 @@ async def test_refused_connection_is_a_connect_error(
     with SocksProxy(refuse=True) as proxy:
         in_environment(monkeypatch, proxy)
         with pytest.raises(ConnectError, match="the proxy refused the connection:") as caught:
-            await list_agents(way, "http://127.0.0.1:9", timeout_ms=60_000)
+            await list_agents(way, "http://127.0.0.1:9")
         assert type(caught.value) is ConnectError
         assert "connection refused" in caught.value.problem.lower()
         assert "Connection(" not in caught.value.problem
@@ -92,8 +92,11 @@ async def test_refused_connection_is_a_connect_error(
 async def test_silent_proxy_is_a_connect_timeout(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     with SocksProxy(responds=False) as proxy:
         in_environment(monkeypatch, proxy)
-        with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.\d+ s"):
-            await list_agents(way, "http://127.0.0.1:9", timeout_ms=200)
+        transport = as_async(way.mode, way.make_transport())
+        timeout = evolve(LONG_TIMEOUT, connect=0.2)
+        with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.2 s"):
+            await transport.send_async(get("http://127.0.0.1:9", timeout=timeout))
+        await transport.close_async()
 
 
 @over(*WAYS)
@@ -102,7 +105,7 @@ async def test_dead_proxy_is_named(way: Way, monkeypatch: pytest.MonkeyPatch) ->
     with proxy:
         in_environment(monkeypatch, proxy, "ada:secret@")
     with pytest.raises(ConnectError) as caught:
-        await list_agents(way, "http://127.0.0.1:9", timeout_ms=60_000)
+        await list_agents(way, "http://127.0.0.1:9")
     assert caught.value.problem == (
         f"cannot connect to the proxy {proxy.address}: connection refused"
     )

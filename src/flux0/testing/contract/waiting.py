@@ -153,16 +153,23 @@ class BackgroundCalls:
     """The calls that `IdleContract` has started in one backend; they run during its tests.
 
     At `end`, `idle_test_seconds` have passed. `pooled` is the server for the call "pooled".
+    `ended` has the moments at which calls have ended.
     """
 
     harness: Harness
     pooled: ByteServer
     calls: dict[str, Pending[bytes]]
+    ended: dict[str, float]
     end: float
 
     def is_pending_at_end(self, call: str) -> bool:
-        """Wait until `end`, and return whether this call is still running."""
-        return self.calls[call].is_pending_after(max(0.0, self.end - monotonic()))
+        """Wait until `end`, and return whether this call was still running at that moment."""
+        is_pending = self.calls[call].is_pending_after(max(0.0, self.end - monotonic()))
+        return is_pending or self.ended.get(call, monotonic()) >= self.end
+
+
+def _record_end(ended: dict[str, float], name: str, _: object) -> None:
+    ended[name] = monotonic()
 
 
 _CALLS = pytest.StashKey[dict[str, BackgroundCalls]]()
@@ -210,14 +217,15 @@ class IdleContract(Contract):
             "pooled": get(pooled.url),
         }
         limits = {"body": None, "stream": None, "slow-stream": 3 * pause}
-        calls = {
-            name: harness.start_fetch(request, limits.get(name, LONG))
-            for name, request in requests.items()
-        }
+        calls, ended = dict[str, Pending[bytes]](), dict[str, float]()
+        for name, request in requests.items():
+            calls[name] = harness.start_fetch(request, limits.get(name, LONG))
+            calls[name].future.add_done_callback(partial(_record_end, ended, name))
         # Close the servers before the event loop: a TLS handshake cannot be cancelled, but it ends
         # when its server is closed.
         ending.callback(harness.servers.close)
-        return BackgroundCalls(harness, pooled, calls, monotonic() + self.idle_test_seconds)
+        end = monotonic() + self.idle_test_seconds
+        return BackgroundCalls(harness, pooled, calls, ended, end)
 
     @pytest.mark.parametrize("call", ["connect", "write", "head", "body", "stream"])
     def test_timeout_none_waits_without_limit(

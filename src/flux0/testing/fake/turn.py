@@ -191,6 +191,7 @@ class FakeTurn:
             self._fail(error)
         finally:
             if not self.completed:
+                self._running = True  # The garbage collector may be closing this coroutine.
                 self.cancel()
 
     async def _run_step(self, step: steps.AgentStep) -> None:

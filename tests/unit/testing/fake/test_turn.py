@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from itertools import chain, count, islice, repeat
@@ -413,3 +414,20 @@ def test_errors_from_a_fake_have_no_raw_response() -> None:
         flux0.agents.retrieve(agent_id="0123456789")
     assert caught.value.raw_response is None
     assert json.loads(caught.value.body)["detail"].endswith("not found")
+
+
+def test_waiting_agent_may_be_garbage_collected_before_its_stream() -> None:
+    """The garbage collector closes the oldest objects first, here the coroutine of the agent."""
+    ended: list[str] = []
+
+    def agent(_: UserMessage) -> Iterator[AgentStep]:
+        try:
+            yield Gate()
+        finally:
+            ended.append("agent")
+
+    cycle: list[Any] = [begin(agent)]
+    cycle.append(cycle)
+    del cycle
+    gc.collect()
+    assert ended == ["agent"]
