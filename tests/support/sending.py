@@ -7,8 +7,10 @@ from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pytest
+from attrs import evolve
 
-from flux0.ports import AsyncByteStream, AsyncTransport, Request, Transport
+from flux0.flows import CallRequest, Flow, Middleware, SendFlow
+from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Transport
 from flux0.runtime.threads import ThreadedTransport
 from flux0.testing.contract.harness import LONG, BlockingAsAsync
 from flux0.testing.contract.responses import (
@@ -63,6 +65,18 @@ def over(
         return parametrized
 
     return decorate
+
+
+def limiting(**timeouts: float) -> Middleware:
+    """Return a middleware that sets these timeouts of each request, in seconds.
+
+    A short `timeout_ms` also limits the whole call. On a busy machine, it may expire first.
+    """
+
+    def limit(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+        return (yield from send(evolve(request, timeout=evolve(request.timeout, **timeouts))))
+
+    return limit
 
 
 class Pieces:
