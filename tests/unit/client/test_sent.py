@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import anyio
 import pytest
-from attrs import frozen
 
 from flux0 import (
     AgentError,
@@ -24,7 +23,6 @@ from flux0 import (
     Flux0Error,
     Headers,
     InvalidArgument,
-    ProtocolError,
     ReadTimeout,
     RetryConfig,
     Sent,
@@ -40,7 +38,6 @@ from flux0.testing.contract.responses import (
     Reset,
     ServerSteps,
     WaitForRelease,
-    Write,
     http_response,
 )
 from support.in_memory import (
@@ -55,14 +52,13 @@ from support.in_memory import (
     status,
 )
 from support.modes import call_blocking, in_mode, run
-from support.sending import over
-from support.transports import WAYS, Mode, Way
+from support.sending import limiting, over
+from support.transports import ASYNC, LIBRARIES, SYNC, Mode, Way
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
-# Timeouts: SHORT for the timeout that must expire, LONG for all others.
-SHORT, LONG = 200, 60_000
+SHORT = 200  # A timeout in milliseconds that always expires.
 
 
 def turn(*pieces: bytes | WaitForRelease) -> ServerSteps:
@@ -72,61 +68,6 @@ def turn(*pieces: bytes | WaitForRelease) -> ServerSteps:
 
 def cut(*pieces: bytes) -> ServerSteps:
     return (*turn(*pieces)[:-1], Disconnect())
-
-
-def returned(code: int) -> ServerSteps:
-    return http_response(b"{}", status=f"{code} X")
-
-
-@frozen
-class Row:
-    """The responses of a server to a message, and the error that the client raises."""
-
-    name: str
-    responses: tuple[ServerSteps, ...]
-    error: type[Flux0Error]
-    sent: Sent
-    timeout_ms: int = LONG
-    idle_timeout_ms: int = LONG
-
-    def __str__(self) -> str:
-        return self.name
-
-
-REJECTED = (400, 401, 403, 404, 405, 409, 413, 422, 429)
-ROWS = [
-    *(Row(str(code), (returned(code),), APIError, "no") for code in REJECTED),
-    *(Row(str(code), (returned(code),), APIError, "maybe") for code in (307, 408, 500, 502, 503)),
-    Row("429 and then 503", (returned(429), returned(503)), APIError, "maybe"),
-    Row("429 and then 400", (returned(429), returned(400)), APIError, "no"),
-    Row("no response", (SILENT,), ReadTimeout, "maybe", SHORT),
-    Row("closed before the response", ((Disconnect(),),), ConnectionInterrupted, "maybe"),
-    Row("reset before the response", ((Reset(),),), ConnectionInterrupted, "maybe"),
-    Row("not HTTP", ((Write(b"SSH-2.0\r\n\r\n"), Disconnect()),), ProtocolError, "maybe"),
-    Row("not an event stream", (http_response(b"<html>"),), DecodeError, "maybe"),
-    Row("closed before an event", (cut(),), StreamInterrupted, "maybe"),
-    Row("closed after a comment", (cut(b": comment\n\n"),), StreamInterrupted, "maybe"),
-    Row("closed within an event", (cut(chunk("a")[:20]),), StreamInterrupted, "maybe"),
-    Row("closed after an event", (cut(chunk("a")),), StreamInterrupted, "yes"),
-    Row("idle", (turn(WaitForRelease()),), StreamIdleTimeout, "maybe", LONG, SHORT),
-    Row(
-        "idle after an event",
-        (turn(chunk("a"), WaitForRelease()),),
-        StreamIdleTimeout,
-        "yes",
-        LONG,
-        SHORT,
-    ),
-    Row("invalid event", (turn(b"event: chunk\ndata: {\n\n"),), DecodeError, "maybe"),
-    Row(
-        "invalid event after a valid event in one piece",
-        (turn(chunk("a") + b"event: chunk\ndata: {\n\n"),),
-        DecodeError,
-        "yes",
-    ),
-    Row("error of the agent", (turn(status("error", "boom")),), AgentError, "yes"),
-    Row("unknown event", (cut(frame("new", 1)),), StreamInterrupted, "yes"),
-]
 
 
 async def read_turn(flux0: Flux0) -> None:
@@ -146,72 +87,135 @@ async def error_of(flux0: Flux0, call: Callable[[Flux0], Coroutine[Any, Any, Non
     return caught.value
 
 
-@over(*WAYS)
-@pytest.mark.parametrize("row", ROWS, ids=str)
-async def test_sent_depends_on_the_responses(way: Way, row: Row) -> None:
-    with ByteServer(*row.responses) as server:
-        flux0 = client(
-            way, server.url, timeout_ms=row.timeout_ms, stream_idle_timeout_ms=row.idle_timeout_ms
-        )
-        error = await error_of(flux0, read_turn)
-    assert isinstance(error, row.error)
-    assert error.sent == row.sent
+FAILURES: dict[str, tuple[ServerSteps, type[Flux0Error], Sent]] = {
+    "rejected": (http_response(b"{}", status="400 Bad Request"), APIError, "no"),
+    "no response": ((WaitForRelease(),), ReadTimeout, "maybe"),
+    "closed before the response": ((Disconnect(),), ConnectionInterrupted, "maybe"),
+    "reset before the response": ((Reset(),), ConnectionInterrupted, "maybe"),
+    "closed before an event": (cut(), StreamInterrupted, "maybe"),
+    "closed within an event": (cut(chunk("a")[:20]), StreamInterrupted, "maybe"),
+    "closed after an event": (cut(chunk("a")), StreamInterrupted, "yes"),
+}
 
 
-@over(*WAYS)
+@over(*LIBRARIES)
+@pytest.mark.parametrize("name", FAILURES)
+async def test_sent_depends_on_the_failure(way: Way, name: str) -> None:
+    steps, kind, sent = FAILURES[name]
+    limits = [limiting(read=SHORT / 1000)] if kind is ReadTimeout else []
+    with ByteServer(steps) as server:
+        error = await error_of(client(way, server.url, middleware=limits), read_turn)
+    assert isinstance(error, kind)
+    assert error.sent == sent
+
+
+@pytest.mark.parametrize("mode", [*SYNC, *ASYNC])
+@pytest.mark.parametrize(
+    ("codes", "sent"),
+    [
+        *(([code], "no") for code in (400, 401, 403, 404, 405, 409, 413, 422, 429)),
+        *(([code], "maybe") for code in (307, 408, 500, 502, 503)),
+        ([429, 503], "maybe"),
+        ([429, 400], "no"),
+    ],
+    ids=str,
+)
+def test_sent_depends_on_the_status(mode: Mode, codes: list[int], sent: Sent) -> None:
+    responses = [scripted_response(b"{}", status=code) for code in codes * 3]
+    real = Flux0(transport=script(*responses), retry_config=EAGER)
+
+    async def test() -> None:
+        error = await error_of(in_mode(mode, real), read_turn)
+        assert isinstance(error, APIError)
+        assert error.sent == sent
+
+    run(mode, test)
+
+
+@in_every_mode
+async def test_sent_depends_on_the_events_before_the_failure(mode: Mode) -> None:
+    invalid = b"event: chunk\ndata: {\n\n"
+    silent = ReadTimeout("silent")
+    for pieces, kind, sent in (
+        ([b": comment\n\n", ConnectionInterrupted("x")], StreamInterrupted, "maybe"),
+        ([silent], StreamIdleTimeout, "maybe"),
+        ([chunk("a"), silent], StreamIdleTimeout, "yes"),
+        ([invalid], DecodeError, "maybe"),
+        ([chunk("a") + invalid], DecodeError, "yes"),
+        ([status("error", "boom")], AgentError, "yes"),
+        ([frame("new", 1), ConnectionInterrupted("x")], StreamInterrupted, "yes"),
+    ):
+        transport = script(scripted_response(*pieces, headers=SSE))
+        error = await error_of(in_mode(mode, Flux0(transport=transport)), read_turn)
+        assert isinstance(error, kind)
+        assert error.sent == sent
+
+
+@in_every_mode
+async def test_sent_of_a_response_that_is_no_event_stream_is_maybe(mode: Mode) -> None:
+    transport = script(scripted_response(b"<html>"))
+    error = await error_of(in_mode(mode, Flux0(transport=transport)), read_turn)
+    assert isinstance(error, DecodeError)
+    assert error.sent == "maybe"
+
+
+@over(*LIBRARIES)
 async def test_message_was_not_sent_if_the_connection_is_refused(way: Way) -> None:
     error = await error_of(client(way, NOTHING_LISTENS), read_turn)
     assert isinstance(error, ConnectError)
     assert (error.attempts, error.sent) == (3, "no")
 
 
-@over(*WAYS)
-async def test_message_was_not_sent_if_an_argument_is_invalid(way: Way) -> None:
+@in_every_mode
+async def test_message_was_not_sent_if_an_argument_is_invalid(mode: Mode) -> None:
     async def send(flux0: Flux0) -> None:
         await flux0.sessions.create_event_async(session_id="s", content="")
 
-    error = await error_of(client(way, NOTHING_LISTENS), send)
+    error = await error_of(in_mode(mode, Flux0(transport=script())), send)
     assert isinstance(error, InvalidArgument)
     assert error.sent == "no"
 
 
-@over(*WAYS)
-@pytest.mark.parametrize("after", [False, True], ids=["before sending", "after sending"])
-async def test_sent_of_an_error_from_another_call_in_a_middleware(way: Way, *, after: bool) -> None:
+@in_every_mode
+async def test_sent_of_an_error_from_another_call_in_a_middleware(mode: Mode) -> None:
     """`sent` of the error describes the call that raises the error, not the other call."""
-    status_code = 404 if after else 503
-    other = APIError("another call", status_code=status_code, body="", headers=Headers())
+    for after, status_code in ((False, 503), (True, 404)):
+        other = APIError("another call", status_code=status_code, body="", headers=Headers())
 
-    def fail(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        if after:
-            yield from send(request)
-        raise other
+        def fail(
+            request: CallRequest,
+            send: SendFlow,
+            after: bool = after,
+            other: APIError = other,
+        ) -> Flow[Response[Any]]:
+            if after:
+                yield from send(request)
+            raise other
 
-    with ByteServer(turn(chunk("a"))) as server:
-        error = await error_of(client(way, server.url, middleware=[fail]), read_turn)
-    assert error is other
-    assert error.sent == ("maybe" if after else "no")
+        transport = script(scripted_response(chunk("a"), headers=SSE))
+        real = Flux0(transport=transport, middleware=[fail])
+        error = await error_of(in_mode(mode, real), read_turn)
+        assert error is other
+        assert error.sent == ("maybe" if after else "no")
 
 
 # --- closing
 
 
-async def close_during(
-    way: Way, real: Flux0, call: Callable[[], Coroutine[Any, Any, None]], ready: Callable[[], Any]
-) -> Flux0Error:
-    """Return the error that `call` raises if the client is closed while it waits."""
+async def close_during(mode: Mode, real: Flux0, ready: Callable[[], Any]) -> Flux0Error:
+    """Return the error of a turn if the client is closed while it waits, after `ready()`."""
     errors: list[Flux0Error] = []
 
     async def run_call() -> None:
         with pytest.raises(ClientClosed) as caught:
-            await call()
+            await read_turn(in_mode(mode, real))
         errors.append(caught.value)
 
     def close() -> None:
         ready()
         real.close()
 
-    if way.mode == "sync":
+    if mode == "sync":
         with ThreadPoolExecutor(1) as threads:
             closing = threads.submit(close)
             await run_call()
@@ -219,36 +223,28 @@ async def close_during(
     else:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run_call)
-            await call_blocking(way.mode, ready)
+            await call_blocking(mode, ready)
             await real.close_async()
     return errors[0]
 
 
-@over(*WAYS)
+@over(*LIBRARIES)
 async def test_message_may_have_been_sent_if_the_client_is_closed_meanwhile(way: Way) -> None:
-    with ByteServer(SILENT) as server:
+    with ByteServer((WaitForRelease(),)) as server:
         real = Flux0(server.url, transport=way.make_transport())
-        call = partial(read_turn, in_mode(way.mode, real))
-        error = await close_during(way, real, call, partial(server.wait_for_requests, 1))
+        error = await close_during(way.mode, real, partial(server.wait_for_requests, 1))
     assert error.sent == "maybe"
     assert (error.operation, error.attempts) == ("sessions.create_event", 1)
 
 
-@over(*WAYS)
+@in_every_mode
 async def test_message_was_not_sent_if_the_client_is_closed_while_it_waits_for_a_retry(
-    way: Way,
+    mode: Mode,
 ) -> None:
     retried = threading.Event()
-    slow = RetryConfig("backoff", BackoffStrategy(60_000, 60_000, 1.0, 600_000))
-    with ByteServer(returned(429)) as server:
-        real = Flux0(
-            server.url,
-            transport=way.make_transport(),
-            retry_config=slow,
-            on_retry=lambda _: retried.set(),
-        )
-        call = partial(read_turn, in_mode(way.mode, real))
-        error = await close_during(way, real, call, partial(retried.wait, 20))
+    rejected = scripted_response(status=429, headers={"retry-after": "60"})
+    real = Flux0(transport=script(rejected), on_retry=lambda _: retried.set())
+    error = await close_during(mode, real, partial(retried.wait, 20))
     assert error.sent == "no"
 
 
@@ -274,33 +270,33 @@ async def test_message_may_have_been_sent_if_the_client_is_closed_with_the_respo
     assert caught.value.sent == "maybe"
 
 
-@over(*WAYS)
-async def test_closed_client_did_not_send_the_message(way: Way) -> None:
-    flux0 = client(way, NOTHING_LISTENS)
+@in_every_mode
+async def test_closed_client_did_not_send_the_message(mode: Mode) -> None:
+    flux0 = in_mode(mode, Flux0(transport=script()))
     await flux0.close_async()
     with pytest.raises(ClientClosed) as caught:
         await read_turn(flux0)
     assert caught.value.sent == "no"
 
 
-@over(*WAYS)
-@pytest.mark.parametrize("events", [0, 1])
-async def test_sent_of_a_stream_closed_early_depends_on_its_events(way: Way, events: int) -> None:
-    with ByteServer(turn(chunk("a"), chunk("b"))) as server:
-        async with client(way, server.url) as flux0:
+@in_every_mode
+async def test_sent_of_a_stream_closed_early_depends_on_its_events(mode: Mode) -> None:
+    for events, sent in ((0, "maybe"), (1, "yes")):
+        transport = script(scripted_response(chunk("a"), chunk("b"), headers=SSE))
+        async with in_mode(mode, Flux0(transport=transport)) as flux0:
             stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
             for _ in range(events):
                 await anext(stream)
             await stream.close_async()
             with pytest.raises(ClientClosed) as caught:
                 await stream.final_messages()
-    assert caught.value.sent == ("yes" if events else "maybe")
+        assert caught.value.sent == sent
 
 
 # --- waiting
 
 
-@over(*WAYS)
+@over(*LIBRARIES)
 async def test_message_was_not_sent_if_it_waits_too_long_for_another_message(way: Way) -> None:
     """The first message of the session is still waiting for its response headers."""
 
