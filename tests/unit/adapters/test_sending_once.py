@@ -44,7 +44,7 @@ from flux0.testing.contract.responses import (
 )
 from support.proxy import Proxy
 from support.secured import Secured
-from support.sending import HALF, OK, Pieces, fetch_sync, slow_tls_record
+from support.sending import HALF, OK, Pieces, fetch_sync, limiting, slow_tls_record
 
 SHORT_TIMEOUT = 0.3
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
@@ -341,9 +341,13 @@ def test_failure_of_an_untracked_connection_is_an_interruption(
     kind: type[TransportError],
 ) -> None:
     monkeypatch.setattr(urllib3.HTTPConnectionPool, "ConnectionCls", _UntrackedConnection)
-    with ByteServer(steps) as server, client(server.url, library.make()) as flux0:
+    limits = [limiting(read=SHORT_TIMEOUT)] if kind is ReadTimeout else []
+    with (
+        ByteServer(steps) as server,
+        client(server.url, library.make(), middleware=limits) as flux0,
+    ):
         with pytest.raises(kind):
-            flux0.sessions.create(agent_id="a", timeout_ms=300)
+            flux0.sessions.create(agent_id="a")
         assert len(server.requests) == 1
     caught = failure_of_post("http://127.0.0.1:1", library.make())
     assert (type(caught), caught.attempts) == (ConnectionInterrupted, 1)

@@ -24,7 +24,7 @@ from support.in_memory import SSE, chunk, in_every_mode, script, scripted_respon
 from support.modes import in_mode, run
 from support.over_httpx import FAMILY, OverHttpx
 from support.sending import OK, over
-from support.transports import TRANSPORTS, WAYS, Mode, Way
+from support.transports import LIBRARIES, TRANSPORTS, Mode, Way
 
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 NO_RETRIES = RetryConfig("none")
@@ -156,7 +156,7 @@ async def transport_with(audit: Audit, where: str) -> AsyncGenerator[Any, None]:
 
 
 def cases() -> list[tuple[Way, str]]:
-    return [(way, where) for way in WAYS for where in CLIENTS[way.transport][1]]
+    return [(way, where) for way in LIBRARIES for where in CLIENTS[way.transport][1]]
 
 
 @pytest.mark.parametrize(("way", "where"), cases(), ids=str)
@@ -188,7 +188,7 @@ def test_post_is_sent_once_if_user_code_raises_an_error_of_flux0(
 
 @pytest.mark.parametrize(
     ("way", "is_async"),
-    [(way, False) for way in WAYS] + [(way, True) for way in WAYS if way.mode != "sync"],
+    [(way, False) for way in LIBRARIES] + [(way, True) for way in LIBRARIES if way.mode != "sync"],
     ids=str,
 )
 def test_header_function_that_raises_an_error_of_flux0_is_called_once(

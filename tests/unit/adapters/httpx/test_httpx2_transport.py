@@ -1,9 +1,8 @@
-"""The contract for the transport over httpx2. More tests of httpx2 are in test_httpx_family.py."""
+"""Errors and clients of httpx2. Its contract is in tests/slow."""
 
 from __future__ import annotations
 
 from contextlib import closing
-from typing import ClassVar
 
 import httpx2
 import pytest
@@ -11,19 +10,7 @@ import pytest
 from flux0 import Flux0, Httpx2Transport
 from flux0.domain.api_errors import APIError
 from flux0.domain.errors import ConnectError
-from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.harness import get
-from support.over_httpx import HttpxContract
-
-# The adapter is the same as for httpx, which runs all parameters.
-
-
-class TestHttpx2Transport(HttpxContract, TransportContract):
-    transport: ClassVar[type[Httpx2Transport]] = Httpx2Transport
-
-
-class TestAsyncHttpx2Transport(HttpxContract, AsyncTransportContract):
-    transport: ClassVar[type[Httpx2Transport]] = Httpx2Transport
 
 
 def test_cause_of_an_error_is_an_error_of_httpx2() -> None:

@@ -1,13 +1,9 @@
-"""httpx and httpx2: proxies, waits for a connection, other protocols, and chunked bodies."""
+"""httpx and httpx2: proxies, responses that are not HTTP, large requests, and chunked bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import select
-import socket
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from itertools import pairwise
 from time import monotonic, sleep
@@ -19,7 +15,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given, strategies as st
 
-from flux0 import ClientClosed, Flux0
+from flux0 import Flux0
 from flux0.adapters.httpx.connections import AsyncConnection, current_exchange
 from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.httpx.library import Library
@@ -32,13 +28,12 @@ from flux0.domain.errors import (
     ProtocolError,
     ReadTimeout,
 )
-from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
+from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
     ServerSteps,
-    Signal,
     WaitForRelease,
     Write,
     http_response,
@@ -50,11 +45,8 @@ from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import AGENTS, OK, Pieces, fetch_sync, over, slow_tls_record
 from support.socks_proxy import SocksProxy
-from support.unreachable import resolve_to, unreachable_address
 
 SHORT_TIMEOUT = 0.3
-# The number of unreachable addresses. A timeout for each address would take minutes.
-MANY = 1000
 
 
 @pytest.fixture(autouse=True)
@@ -234,54 +226,6 @@ async def test_connect_timeout_limits_a_silent_proxy(
             await way.fetch_once(get("https://flux0.invalid", timeout=timeout))
 
 
-# --- waiting for a connection
-
-
-@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
-def test_connect_timeout_limits_all_addresses_together(
-    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
-    with unreachable_address() as dead:
-        resolve_to(monkeypatch, *[dead] * MANY)
-        with pytest.raises(ConnectTimeout):
-            way.transport_over(None).send(get("http://flux0.example", timeout=timeout))
-
-
-@pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
-@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-def test_closing_a_client_ends_connecting(
-    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, *, tls: bool
-) -> None:
-    """With http, the address is unreachable. With https, the server sends no TLS handshake."""
-    connecting = threading.Event()
-
-    def close_while_connecting(url: str) -> None:
-        flux0 = Flux0(url, transport=way.transport_over(None), timeout_ms=60_000)
-        with ThreadPoolExecutor(1) as threads:
-            call = threads.submit(flux0.agents.list)
-            assert connecting.wait(DEFAULT_TIMEOUT)
-            flux0.close()
-            error = call.exception(DEFAULT_TIMEOUT)
-        assert isinstance(error, ClientClosed)
-
-    if tls:
-        with ByteServer(on_connect=(Signal(connecting), WaitForRelease())) as server:
-            close_while_connecting(server.url.replace("http:", "https:"))
-            server.wait_until_closed()
-        return
-    with unreachable_address() as dead:
-        resolve_to(monkeypatch, dead)
-        resolve: Callable[..., Any] = socket.getaddrinfo
-
-        def getaddrinfo(*args: Any, **options: Any) -> Any:
-            connecting.set()
-            return resolve(*args, **options)
-
-        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-        close_while_connecting("http://flux0.example")
-
-
 # --- responses that are not HTTP
 
 NOT_HTTP = {
@@ -293,7 +237,7 @@ NOT_HTTP = {
 
 
 @over(*FAMILY)
-@pytest.mark.parametrize("end", [Disconnect(), Reset(), WaitForRelease()], ids=repr)
+@pytest.mark.parametrize("end", [Reset(), WaitForRelease()], ids=repr)
 @pytest.mark.parametrize("name", NOT_HTTP)
 async def test_response_that_is_not_http_is_a_protocol_error(
     way: OverHttpx, name: str, end: Any
