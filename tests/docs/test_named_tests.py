@@ -16,7 +16,7 @@ def named(page: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for line in (ROOT / page).read_text("utf-8").splitlines():
         file = "*.py"
-        for name in re.findall(r"`((?:contract/)?\w+\.py|test_\w+)`", line):
+        for name in re.findall(r"`((?:\w+/)?\w+\.py|test_\w+)`", line):
             if name.endswith(".py"):
                 file = name
             else:
