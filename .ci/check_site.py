@@ -69,6 +69,37 @@ def test_reference_shows_parameters_and_errors(name: str, text: str) -> None:
     assert text in html.unescape(section[:60_000])
 
 
+CONFIG = (Path(__file__).parents[1] / "mkdocs.yml").read_text("utf-8")
+PAGES = sorted(path.parent.relative_to(SITE).as_posix() for path in SITE.rglob("index.html"))
+
+
+def test_metadata_names_the_address_of_the_site() -> None:
+    (address,) = re.findall(r"(?m)^site_url: (\S+)$", CONFIG)
+    metadata = (Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8")
+    assert f'Documentation = "{address}"' in metadata
+    assert f"<loc>{address}tutorial/</loc>" in (SITE / "sitemap.xml").read_text("utf-8")
+
+
+def test_links_of_the_readme_lead_to_pages_and_headings_of_the_site() -> None:
+    (address,) = re.findall(r"(?m)^site_url: (\S+)$", CONFIG)
+    readme = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+    links = re.findall(rf"{re.escape(address)}([\w./-]*)(?:#([\w-]+))?", readme)
+    assert len(links) > 20
+    for path, anchor in links:
+        page = (SITE / path / "index.html").read_text("utf-8")
+        assert not anchor or f'id="{anchor}"' in page, f"{path} has no heading for #{anchor}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_exists_as_markdown_and_in_llms_txt(name: str) -> None:
+    markdown = (SITE / name / "index.md").read_text("utf-8")
+    assert markdown.startswith("# ")
+    assert "::: " not in markdown
+    (address,) = re.findall(r"(?m)^site_url: (\S+)$", CONFIG)
+    path = "" if name == "." else f"{name}/"
+    assert f"({address}{path}index.md)" in (SITE / "llms.txt").read_text("utf-8")
+
+
 def test_no_page_loads_anything_from_another_host() -> None:
     pattern = re.compile(r'(?:src|href)="(https?://[^"]+\.(?:js|css|woff2?))"')
     for page in SITE.rglob("*.html"):
@@ -80,7 +111,6 @@ def test_no_page_loads_anything_from_another_host() -> None:
 
 # Appearance: the samples fit on a laptop, and the names fit on a phone.
 
-PAGES = sorted(path.parent.relative_to(SITE).as_posix() for path in SITE.rglob("index.html"))
 LAPTOP, PHONE = (1280, 800), (390, 844)
 SHOW_HIDDEN_TABS = """
 document.querySelectorAll(".tabbed-block").forEach((tab) => { tab.style.display = "block"; })

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from inspect import isclass
 from pathlib import Path
 
@@ -21,15 +22,39 @@ def test_linked_files_exist(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_readme_links_to_existing_files_and_headings() -> None:
+def test_readme_links_to_existing_files() -> None:
+    """The check of the built site tests the links to pages of the site."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    links = re.findall(r"flux0-client-python/(?:blob/)?main/([\w./-]+)(?:#([\w-]+))?", readme)
-    assert len(links) > 20
-    for path, anchor in links:
-        text = (ROOT / path).read_text("utf-8")
-        headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
-        anchors = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
-        assert anchor in {"", *anchors}, f"{path} has no heading for #{anchor}"
+    paths = re.findall(r"flux0-client-python/(?:blob/|tree/)?main/([\w./-]+)", readme)
+    assert len(paths) > 5
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_all_pages_install_flux0_with_the_same_line() -> None:
+    script = runpy.run_path(str(ROOT / ".ci/install_line.py"))
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        assert script["with_requirement"](text) == text, "run .ci/install_line.py"
+        assert "uvx" not in text
+    for page in (ROOT / "README.md", ROOT / "docs/index.md", ROOT / "docs/tutorial.md"):
+        assert script["REQUIREMENT"].format(extra="[cli]") in page.read_text("utf-8")
+
+
+def test_front_pages_name_the_server_version_that_the_tests_use() -> None:
+    (version,) = re.findall(r"flux0-server==(\S+)", (ROOT / "tox.ini").read_text("utf-8"))
+    for page in ("README.md", "docs/index.md"):
+        assert f"`flux0-server` {version}, which is a beta" in (ROOT / page).read_text("utf-8")
+
+
+def test_server_is_needed_only_after_the_demo() -> None:
+    for page in ("README.md", "docs/index.md", "docs/tutorial.md"):
+        text = (ROOT / page).read_text("utf-8")
+        needs_server = min(
+            text.index(code)
+            for code in ("Flux0() as", "flux0-server\n", "Flux0()\n")
+            if code in text
+        )
+        assert text.index("flux0-client demo") < needs_server
 
 
 def test_reference_contains_each_public_name() -> None:

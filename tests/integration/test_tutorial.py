@@ -1,34 +1,68 @@
-"""The tutorial: its agent runs on a real server, and its samples run one after the other."""
+"""The tutorial: its agent runs on a real server, and each sample prints the output on its page."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from support.page_samples import PageSample, samples_with_output
 from support.server import Flux0Server
 
-PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text("utf-8")
+ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "docs/tutorial.md"
+SAMPLES = [
+    pytest.param(sample, id=f"{page.name}:{sample.line}")
+    for page in (ROOT / "README.md", ROOT / "docs/index.md", TUTORIAL)
+    for sample in samples_with_output(page)
+]
 BLOCK = r"(?ms)^```{}\n(.*?)^```$"
 
 
-def test_samples_of_the_tutorial_run_and_print_the_expected_output(
-    server_python: str,
-    tmp_path: Path,
+@pytest.fixture(scope="module")
+def tutorial_server(
+    server_python: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Flux0Server]:
+    folder = tmp_path_factory.mktemp("tutorial")
+    (module,) = re.findall(BLOCK.format("py"), TUTORIAL.read_text("utf-8"))
+    (folder / "weather_agent.py").write_text(module, encoding="utf-8")
+    with Flux0Server(server_python, folder, agent_module="weather_agent") as server:
+        yield server
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_sample_prints_the_output_on_its_page(
+    sample: PageSample,
+    tutorial_server: Flux0Server,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (module,) = re.findall(BLOCK.format("py"), PAGE)
-    (tmp_path / "weather_agent.py").write_text(module, encoding="utf-8")
+    monkeypatch.setenv("FLUX0_SERVER_URL", tutorial_server.url)
+    names: dict[str, Any] = {"__name__": "sample"}
+    exec(sample.code, names)  # noqa: S102 - readers run the samples, too
+    tests = [function for name, function in names.items() if name.startswith("test_")]
+    for test in tests:
+        test()
+    if tests:
+        assert f"{len(tests)} passed" in sample.output
+    else:
+        assert capsys.readouterr().out.strip() == sample.output.strip()
 
-    with Flux0Server(server_python, tmp_path, agent_module="weather_agent") as server:
-        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
-        for sample in re.findall(BLOCK.format("python"), PAGE):
-            exec(sample, {"__name__": "sample"})  # noqa: S102 - readers run the samples, too
 
-    printed = capsys.readouterr().out
-    assert printed.count("It is sunny in SF.") == 3
-    assert "8 messages and tool results" in printed
-    assert "weather {'city': 'SF'} gave sunny" in printed
-    assert "404 Agent with ID nobodyhere not found" in printed
+def test_each_program_of_the_tutorial_shows_its_output() -> None:
+    programs = re.findall(BLOCK.format("python"), TUTORIAL.read_text("utf-8"))
+    assert len(programs) == len(list(samples_with_output(TUTORIAL))) == 5
+
+
+def test_server_prints_the_lines_on_the_page(tutorial_server: Flux0Server) -> None:
+    (shown,) = (
+        block
+        for block in re.findall(BLOCK.format("text"), TUTORIAL.read_text("utf-8"))
+        if "Server is ready" in block
+    )
+    for line in shown.splitlines():
+        start = "Current Working Directory" if line[0] == "C" else line.partition(" ...")[0]
+        assert start in tutorial_server.output

@@ -71,6 +71,11 @@ class Flux0Server:
         """The id of the agent of type `scripted` that exists from the start."""
         return (self._directory / "agent_id").read_text(encoding="utf-8")
 
+    @property
+    def output(self) -> str:
+        """The text that the server has printed by now."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
     def __enter__(self) -> Self:
         for attempts_left in reversed(range(_PORTS_TO_TRY)):
             self.port = free_port()
@@ -168,7 +173,7 @@ class Flux0Server:
             if status is not None:
                 otherwise += f": the process ended with status {status}"
             if status is not None or time.monotonic() > deadline:
-                output = self._output.read_text(encoding="utf-8", errors="replace")[-4000:]
+                output = self.output[-4000:]
                 raise RuntimeError(f"{otherwise}:\n{output}")
             # Poll: the server process sends no notification.
             time.sleep(0.02)
