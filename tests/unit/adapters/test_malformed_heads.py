@@ -9,7 +9,6 @@ import pytest
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.domain.errors import ProtocolError
-from flux0.domain.http import framing_problem
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import Disconnect, Write
 from support.modes import in_mode
@@ -117,22 +116,3 @@ async def test_malformed_head_is_a_protocol_error(way: Way, raw: bytes) -> None:
 async def test_unusual_head_is_accepted(way: Way, raw: bytes) -> None:
     with ByteServer((Write(raw), Disconnect())) as server:
         await list_agents(way, server)
-
-
-@pytest.mark.parametrize(
-    ("length", "coding", "problem"),
-    [
-        (None, None, None),
-        ("0", None, None),
-        ("5, 5,5", None, None),
-        (None, "Chunked\t", None),
-        ("5, 6", None, "one number of bytes, not '5, 6'"),
-        ("٣", None, "one number of bytes"),
-        ("", None, "one number of bytes, not ''"),
-        ("5", "chunked", "both"),
-        (None, "chunked, chunked", "must be chunked, not 'chunked, chunked'"),
-    ],
-)
-def test_framing_problem(length: str | None, coding: str | None, problem: str | None) -> None:
-    found = framing_problem(length, coding)
-    assert found is None if problem is None else problem in (found or "")

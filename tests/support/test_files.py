@@ -1,0 +1,85 @@
+"""Where the tests of each module are: in the file with its name, or in a file of `ELSEWHERE`.
+
+`python tests/support/test_files.py` checks this, and prints the modules without a test file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+SRC, TESTS = (Path(__file__).parents[2] / name for name in ("src/flux0", "tests/unit"))
+
+# Modules without a test file of their own, by the file that tests them. All names are relative to
+# `tests/unit` or `src/flux0`.
+ELSEWHERE: Mapping[str, str] = {
+    # These modules only declare constants, interfaces or names.
+    "test_import.py": "_version flows models observers ports relay_format turn_store",
+    # The contract of transports runs over these modules.
+    "adapters/aiohttp/test_transport.py": "adapters/aiohttp/connection adapters/shared/limits",
+    "adapters/httpx/test_transport.py": "adapters/httpx/body adapters/httpx/exchange",
+    "adapters/httpx/test_connections.py": "adapters/httpx/sockets",
+    "adapters/httpx/test_clients.py": "adapters/httpx/library",
+    "adapters/httpx/test_pools.py": "adapters/httpx/cancellation",
+    "adapters/urllib3/test_transport.py": "adapters/urllib3/body adapters/urllib3/http_response",
+    # The contract is tested with each transport, and with wrong transports in `tests/slow`.
+    "testing/contract/test_base.py": """
+        testing/contract/bodies testing/contract/connecting testing/contract/connections
+        testing/contract/harness testing/contract/heads testing/contract/responses
+        testing/contract/waiting""",
+    # These modules are steps of one algorithm, whose whole result the tests check.
+    "adapters/json/test_codec.py": """
+        adapters/json/code_generation adapters/json/plain adapters/json/structuring""",
+    "domain/messages/test_accumulator.py": """
+        domain/messages/finalizing domain/messages/text_list domain/messages/tool_calls""",
+    "domain/test_stored_models.py": """
+        client/json_form domain/enums domain/extensible domain/stream_events""",
+    "usecases/test_usecases.py": "usecases/agents usecases/call usecases/options usecases/sessions",
+    # Redis and commands run as processes.
+    "adapters/redis/test_redis_store.py": """
+        adapters/redis/commands adapters/redis/listener adapters/redis/process
+        adapters/redis/published adapters/redis/scripts adapters/redis/store""",
+    "adapters/redis/test_redis_processes.py": "adapters/redis/followed adapters/redis/worker",
+    "cli/test_app.py": """
+        __main__ cli/chat cli/descriptions cli/interrupts cli/listing cli/options""",
+    # Users notice these modules only in the objects of others.
+    "domain/test_errors.py": "domain/api_errors domain/uncopyable",
+    "client/test_deadlines.py": "domain/timeouts runtime/waker",
+    "client/test_closing.py": "turns/running_calls",
+    "client/test_find_turn.py": "usecases/stored_turns",
+    "client/test_layers.py": "middleware/checked middleware/headers",
+    "client/test_transports.py": "adapters/shared/misplaced",
+    "client/test_with_options.py": "client/caller",
+    "testing/cassettes/test_recording.py": "testing/cassettes/scrubbing",
+    "testing/cassettes/test_replaying.py": "testing/cassettes/differences",
+    "testing/fake/test_server.py": "testing/fake/operations testing/fake/validation",
+    "testing/fake/test_transport.py": "testing/fake/body testing/fake/calls",
+    "testing/fake/test_turn.py": "testing/fake/clock",
+    "turns/test_streams.py": "turns/reader",
+}
+
+
+def nearest(module: Path) -> Path:
+    """Return the path of the test file for a module in `SRC`."""
+    name = module.relative_to(SRC).with_suffix("")
+    files = [file for file, names in ELSEWHERE.items() if name.as_posix() in names.split()]
+    return TESTS / (files[0] if files else name.with_name(f"test_{name.name}.py"))
+
+
+def problems() -> list[str]:
+    """Return a line for each module without a test file, and for each wrong line of `ELSEWHERE`."""
+    modules = [path for path in SRC.rglob("*.py") if path.name != "__init__.py"]
+    missing = [f"{path}: no {nearest(path)}" for path in modules if not nearest(path).exists()]
+    listed = [SRC / f"{name}.py" for names in ELSEWHERE.values() for name in names.split()]
+    gone = [f"ELSEWHERE: no {path}" for path in listed if not path.exists()]
+    own = [
+        path
+        for path in listed
+        if (TESTS / path.relative_to(SRC).with_name(f"test_{path.name}")).exists()
+    ]
+    return sorted([*missing, *gone, *(f"ELSEWHERE: {path} has its own test file" for path in own)])
+
+
+if __name__ == "__main__":
+    sys.exit("\n".join(problems()))
