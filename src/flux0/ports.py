@@ -225,11 +225,7 @@ class Time(ABC):
         is sufficient for a simulated clock that advances only in `sleep`, because its time does not
         pass while another call blocks.
         """
-        return _cancel_nothing
-
-
-def _cancel_nothing() -> None:
-    """Do nothing, because the default `alarm` sets no alarm."""
+        return lambda: None
 
 
 class Transport(Protocol):

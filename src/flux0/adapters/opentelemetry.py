@@ -269,7 +269,6 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
 
 
 def _known(*attributes: tuple[str, str | int | None]) -> _Attributes:
-    """Return the attributes whose values are not None."""
     known = (attribute for attribute in attributes if attribute[1] is not None)
     return {key: value if type(value) is int else _utf8(value) for key, value in known}
 

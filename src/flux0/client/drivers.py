@@ -202,7 +202,6 @@ def _limit(
 
 
 def _limited(request: CallRequest, deadline: Deadline | None, time: Time) -> CallRequest:
-    """Return `request`, with its timeouts limited to the time until the deadline."""
     left = _limit(None, deadline, time, "no")
     if left is None:
         return request

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TypeAlias, cast
 
@@ -58,7 +59,9 @@ def build_chain(
         layers.append(ComputedHeaders(computed_headers))
     logger = debug_logger if debug_logger is not None else _environment_logger()
     attempt: list[Middleware] = [policy] if logger is None else [Logging(logger, time), policy]
-    return chain([*layers, observers.around(attempt)] if observers else [*layers, *attempt])
+    if observers:
+        attempt = [partial(observers.observe_attempt, attempt)]
+    return chain([*layers, *attempt])
 
 
 def split_headers(

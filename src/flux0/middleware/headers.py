@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, mark_user_error
@@ -14,6 +14,7 @@ from flux0.flows import Await, CallRequest, Flow, SendFlow
 from flux0.ports import Response
 
 
+@frozen(eq=False)
 class ComputedHeaders:
     """Calls functions before each attempt, and sends their results as headers.
 
@@ -22,8 +23,7 @@ class ComputedHeaders:
     `InvalidArgument`. Headers that the user passes to a call replace computed headers.
     """
 
-    def __init__(self, values: Mapping[str, Callable[[], str | Awaitable[str]]]) -> None:
-        self._values = dict(values)
+    _values: Mapping[str, Callable[[], str | Awaitable[str]]]
 
     def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         """Send the request with the computed headers, and return the response."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
 from threading import Lock
 from typing import Any, TypeVar, cast
 
@@ -30,7 +29,7 @@ T = TypeVar("T")
 class Observers:
     """The observers of one client.
 
-    `observe_call` runs around a whole call, and the middleware `around(...)` for each attempt.
+    `observe_call` runs around a whole call, and `observe_attempt` around each attempt.
 
     Attributes:
         clock: the clock that measures durations.
@@ -61,13 +60,10 @@ class Observers:
             end = CallEnd(self.clock() - start, error)
             self._notify(lambda observer: observer.on_call_end(call, end))
 
-    def around(self, layers: Sequence[Middleware]) -> Middleware:
-        """Return a middleware that sends each request through `layers`, and reports the attempt."""
-        return partial(self._observe_attempt, layers)
-
-    def _observe_attempt(
+    def observe_attempt(
         self, layers: Sequence[Middleware], request: CallRequest, send: SendFlow
     ) -> Flow[Response[Any]]:
+        """Send a request through `layers`, and report the start and the end of the attempt."""
         status: int | None = None
 
         def record_status(request: CallRequest) -> Flow[Response[Any]]:

@@ -75,7 +75,6 @@ class ResponsePolicy:
         return error
 
     def _detail(self, body: bytes) -> object:
-        """Return the member `detail` of a JSON object, or None for any other body."""
         try:
             data = self._codec.decode(object, body)
         except DecodeError:
@@ -96,7 +95,6 @@ def _summary(data: HTTPValidationErrorData) -> str:
 
 
 def _plain(response: Response[Any], text: str) -> str:
-    """Return the start of a plain-text body, or "" if the content type is not text/plain."""
     content_type = response.headers.get("content-type", "").lower()
     return text.strip()[:_LONGEST_MESSAGE] if content_type.startswith("text/plain") else ""
 

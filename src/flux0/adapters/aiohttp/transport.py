@@ -115,7 +115,6 @@ class _Source:
         self._connection = response.connection and cast("Any", response.connection).protocol
 
     async def receive(self, timeout: float | None) -> bytes | None:
-        """Return the next bytes; see `Source.receive`."""
         connection, raised = self._connection, None
         try:
             if connection is not None:
@@ -161,7 +160,6 @@ class _Source:
     def translate_error(
         self, error: BaseException, timeout: float | None
     ) -> errors.TransportError | None:
-        """Return the flux0 error for an error of aiohttp; see `Source.translate_error`."""
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
         return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)

@@ -69,7 +69,6 @@ class _Source:
             self._timeouts["read"] = timeout
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
-        """Translate an error from the library; see `Source.translate_error`."""
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
@@ -78,7 +77,6 @@ class _Source:
         return None
 
     def shut_down(self) -> None:
-        """Shut the connection down; see `Source.shut_down`."""
         if self._connection is not None:
             shut_down(self._connection.get_extra_info("socket"))
 

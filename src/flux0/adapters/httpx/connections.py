@@ -208,7 +208,6 @@ class HttpxConnection(ABC):
             )
 
     def _is_rejected(self) -> bool:
-        """Whether the server has rejected the request before it was sent completely."""
         return REJECTION.match(self._early_data or b"") is not None
 
     def _raise_if_rejected(self) -> None:

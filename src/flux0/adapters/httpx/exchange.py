@@ -210,7 +210,6 @@ def _request_of(error: Any) -> object:
 
 
 def _proxy_failure(message: str) -> ConnectError:
-    """Return the flux0 error for a message of httpcore or socksio."""
     if message == "Malformed reply":
         return ConnectError("the proxy does not support SOCKS5")
     if message.startswith(_LOGIN_REJECTED):

@@ -290,7 +290,6 @@ def _close_clients(built_in_clients: PerProcess[BuiltInClients]) -> None:
 
 
 def _check_client(argument: str, client: object, library: str, *, is_async: bool) -> None:
-    """Raise `InvalidArgument` if `client` is not None and not a suitable client of `library`."""
     if client is None:
         return
     refuse_misplaced(argument, client, library)

@@ -123,7 +123,6 @@ def _interrupted(error: OSError | None, where: str) -> str:
 
 
 def _system(error: OSError) -> str:
-    """Return the message for an error from the operating system or from TLS."""
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:
@@ -135,7 +134,6 @@ def _system(error: OSError) -> str:
 
 
 def _message(error: BaseException) -> str:
-    """Return the message of an HTTP library's error on one line."""
     # Prefer `message`: the str() of aiohttp's errors also contains headers.
     message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

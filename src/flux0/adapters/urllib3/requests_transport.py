@@ -208,13 +208,11 @@ class _TrackingAdapter(HTTPAdapter):
         return _tracked_pool(self, super().get_connection_with_tls_context, request, tls)
 
     def close(self) -> None:
-        """Close the idle connections."""
         for manager in (self.poolmanager, *self.proxy_manager.copy().values()):
             close_pools(manager)
 
 
 def _track_connections(session: requests.Session, prepared: Any, settings: Any) -> None:
-    """Make the user's adapter open tracked connections."""
     try:
         adapter = session.get_adapter(prepared.url)
     except exceptions.InvalidSchema as error:
