@@ -28,7 +28,7 @@ NOT_LOADED = [
     *("aiohttp", "httpx", "httpx2", "httpcore", "requests", "urllib3", "h11", "http.client"),
     *("anyio", "asyncio", "trio", "socket", "ssl", "concurrent.futures"),
     *("cattrs", "logging", "email", "opentelemetry", "rich", "typer", "urllib.parse"),
-    *("flux0.adapters.json", "flux0.cli", "flux0.testing"),
+    *("flux0.adapters.json", "flux0.adapters.ui", "flux0.cli", "flux0.testing"),
 ]
 
 
@@ -48,6 +48,21 @@ def test_import_flux0_imports_no_http_library_or_slow_module() -> None:
     )
 
     assert loaded == [""]
+
+
+def test_relay_imports_only_the_format_that_it_uses() -> None:
+    loaded = printed(
+        "import sys\n"
+        "from flux0 import BackgroundTurns, Flux0\n"
+        "from flux0.testing import FakeTransport\n"
+        "fake, turns = FakeTransport('Hi'), BackgroundTurns()\n"
+        "conversation = Flux0(transport=fake).conversation(agent=fake.agent_id)\n"
+        "print(len([*conversation.send('Hi').relay(), *turns.start(conversation, 'Hi').relay()]))\n"
+        "print(*[name for name in sys.modules if name.startswith('flux0.adapters.ui')])"
+    )
+
+    assert int(loaded[0]) >= 2
+    assert loaded[1] == ""
 
 
 def test_every_name_in_all_exists() -> None:

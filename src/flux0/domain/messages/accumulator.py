@@ -111,6 +111,14 @@ class MessageAccumulator:
         messages = (builder.message() for builder in self._builders.values())
         return tuple(message for message in messages if message is not None)
 
+    def message(self, event_id: str, *, partial: bool = False) -> TurnMessage | None:
+        """Return the event that the server stores for one message; None if it stores nothing.
+
+        Each call builds a new object. `partial` has the same meaning as in `finish`.
+        """
+        builder = self._builders.get(event_id)
+        return None if builder is None else builder.finalized(partial=partial)
+
     @property
     def first_chunks(self) -> tuple[ChunkEvent, ...]:
         """The first chunk event of each message, in the order in which the messages started."""

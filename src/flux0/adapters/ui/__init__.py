@@ -1,0 +1,5 @@
+"""Relay formats for chat components: the AI SDK's UI message stream, and AG-UI."""
+
+from flux0.adapters.ui.ag_ui import AgUiFormat as AgUiFormat
+from flux0.adapters.ui.ai_sdk import AiSdkFormat as AiSdkFormat
+from flux0.adapters.ui.messages import ui_messages as ui_messages, user_text as user_text

@@ -1,0 +1,87 @@
+"""`AgUiFormat`: the events of each kind of message, errors, and the end of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flux0.adapters.ui import AgUiFormat
+from flux0.domain.errors import StreamInterrupted
+from flux0.domain.stream_events import StreamEvent
+from support.ui import args, call, chunk, objects_of, result, status_event, text
+
+RUN = {"threadId": "thread", "runId": "run"}
+START, FINISH = {"type": "RUN_STARTED", **RUN}, {"type": "RUN_FINISHED", **RUN}
+FORMAT = AgUiFormat("thread", "run")
+TOOL = {"toolCallId": "c"}
+
+
+def events_of(*events: StreamEvent) -> list[Any]:
+    """Return the events of a run, without its start and its end."""
+    first, *encoded, last = objects_of(FORMAT, *events)
+    assert (first, last) == (START, FINISH)
+    return encoded
+
+
+def test_text_and_reasoning_are_streamed_piece_by_piece() -> None:
+    assert events_of(text("Hm", "r", kind="reasoning"), text("H"), text("i")) == [
+        {"type": "REASONING_START", "messageId": "r-1"},
+        {"type": "REASONING_MESSAGE_START", "messageId": "r-1", "role": "reasoning"},
+        {"type": "REASONING_MESSAGE_CONTENT", "messageId": "r-1", "delta": "Hm"},
+        {"type": "REASONING_MESSAGE_END", "messageId": "r-1"},
+        {"type": "REASONING_END", "messageId": "r-1"},
+        {"type": "TEXT_MESSAGE_START", "messageId": "m-2", "role": "assistant"},
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "m-2", "delta": "H"},
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "m-2", "delta": "i"},
+        {"type": "TEXT_MESSAGE_END", "messageId": "m-2"},
+    ]
+
+
+@pytest.mark.parametrize(("value", "content"), [("Sunny", "Sunny"), ({"a": 1}, '{"a": 1}')])
+def test_tool_call_ends_before_its_result(value: Any, content: str) -> None:
+    assert events_of(call({"city": "SF"}), result(value)) == [
+        {"type": "TOOL_CALL_START", **TOOL, "toolCallName": "weather"},
+        {"type": "TOOL_CALL_ARGS", **TOOL, "delta": '{"city":"SF"}'},
+        {"type": "TOOL_CALL_END", **TOOL},
+        {
+            "type": "TOOL_CALL_RESULT",
+            **TOOL,
+            "messageId": "c-result",
+            "content": content,
+            "role": "tool",
+        },
+    ]
+
+
+def test_tool_call_with_invalid_arguments_ends_before_the_run() -> None:
+    assert events_of(call([]), args("{"))[-1] == {"type": "TOOL_CALL_END", **TOOL}
+
+
+def test_json_content_is_an_activity_and_statuses_are_custom_events() -> None:
+    assert events_of(status_event("typing"), chunk("/rows", [1])) == [
+        {"type": "CUSTOM", "name": "status", "value": {"status": "typing", "data": None}},
+        {
+            "type": "ACTIVITY_SNAPSHOT",
+            "messageId": "m",
+            "activityType": "content",
+            "content": {"content": {"rows": [1]}},
+        },
+    ]
+
+
+def test_nothing_follows_an_error() -> None:
+    events: list[StreamEvent] = [call([]), status_event("error", "no model"), text("lost")]
+    problem = "the agent reported an error: no model"
+    last = {"type": "RUN_ERROR", "message": problem, "code": "AgentError"}
+    assert objects_of(FORMAT, *events)[-2:] == [{"type": "TOOL_CALL_END", **TOOL}, last]
+    assert objects_of(FORMAT, *events, error=StreamInterrupted("gone"))[-1] == last
+
+
+def test_failed_turn_ends_with_an_error() -> None:
+    last = {"type": "RUN_ERROR", "message": "gone", "code": "StreamInterrupted"}
+    assert objects_of(FORMAT, error=StreamInterrupted("gone")) == [START, last]
+
+
+def test_each_relay_has_its_own_state() -> None:
+    assert objects_of(FORMAT, text("a")) == objects_of(FORMAT, text("a"))

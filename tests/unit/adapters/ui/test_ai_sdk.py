@@ -1,0 +1,110 @@
+"""`AiSdkFormat`: the chunks of each kind of message, errors, and the end of the stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flux0.adapters.ui import AiSdkFormat
+from flux0.domain.errors import StreamInterrupted
+from flux0.domain.stream_events import StreamEvent, UnknownEvent
+from support.in_memory import CORRELATION_ID
+from support.ui import args, call, chunk, objects_of, pieces_of, result, status_event, text
+
+START = {"type": "start", "messageId": CORRELATION_ID}
+END = [{"type": "finish"}, "[DONE]"]
+TOOL = {"toolCallId": "c", "toolName": "weather", "dynamic": True}
+
+
+def chunks_of(*events: StreamEvent) -> list[Any]:
+    """Return the chunks of a turn, without the start and the end."""
+    first, *chunks, finish, done = objects_of(AiSdkFormat(), *events)
+    assert (first, [finish, done]) == (START, END)
+    return chunks
+
+
+def test_headers_announce_the_stream() -> None:
+    assert AiSdkFormat.headers["x-vercel-ai-ui-message-stream"] == "v1"
+    assert AiSdkFormat.headers["content-type"] == "text/event-stream"
+
+
+def test_text_is_streamed_piece_by_piece() -> None:
+    assert chunks_of(text("Hé"), text("llo")) == [
+        {"type": "text-start", "id": "m-1"},
+        {"type": "text-delta", "id": "m-1", "delta": "Hé"},
+        {"type": "text-delta", "id": "m-1", "delta": "llo"},
+        {"type": "text-end", "id": "m-1"},
+    ]
+
+
+def test_reasoning_ends_when_the_next_message_begins() -> None:
+    assert chunks_of(text("Hm", "r", kind="reasoning"), text("m", "r"), text("Hi")) == [
+        {"type": "reasoning-start", "id": "r-1"},
+        {"type": "reasoning-delta", "id": "r-1", "delta": "Hm"},
+        {"type": "reasoning-delta", "id": "r-1", "delta": "m"},
+        {"type": "reasoning-end", "id": "r-1"},
+        {"type": "text-start", "id": "m-2"},
+        {"type": "text-delta", "id": "m-2", "delta": "Hi"},
+        {"type": "text-end", "id": "m-2"},
+    ]
+
+
+def test_tool_call_is_streamed_and_gets_its_result() -> None:
+    assert chunks_of(call([]), args('{"city"'), args(': "SF"}'), result({"sky": "é"})) == [
+        {"type": "tool-input-start", **TOOL},
+        {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": '{"city"'},
+        {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": ': "SF"}'},
+        {"type": "tool-input-available", **TOOL, "input": {"city": "SF"}},
+        {"type": "tool-output-available", "toolCallId": "c", "output": {"sky": "é"}},
+    ]
+
+
+def test_tool_call_with_invalid_arguments_is_an_error() -> None:
+    assert chunks_of(call([]), args('{"city"'))[-1] == {
+        "type": "tool-input-error",
+        **TOOL,
+        "input": None,
+        "errorText": "the arguments are not valid JSON",
+    }
+
+
+def test_json_content_and_statuses_are_data() -> None:
+    status = {"status": "typing", "data": {"detail": 1}}
+    event = status_event("typing", {"detail": 1})
+    assert chunks_of(event, chunk("/rows", [1, float("nan")])) == [
+        {"type": "data-status", "data": status, "transient": True},
+        {"type": "data-content", "id": "m", "data": {"rows": [1, None]}},
+    ]
+
+
+def test_failed_turn_ends_with_an_error_after_its_messages() -> None:
+    assert objects_of(AiSdkFormat(), text("Half"), error=StreamInterrupted("gone"))[-3:] == [
+        {"type": "text-end", "id": "m-1"},
+        {"type": "error", "errorText": "gone"},
+        "[DONE]",
+    ]
+
+
+def test_error_of_the_agent_ends_the_turn() -> None:
+    events: list[StreamEvent] = [
+        text("Half"),
+        status_event("error", "no model"),
+        text(" lost"),
+        status_event("ok"),
+    ]
+    *_, end, error, done = objects_of(AiSdkFormat(), *events)
+    assert end == {"type": "text-end", "id": "m-1"}
+    assert error == {"type": "error", "errorText": "the agent reported an error: no model"}
+    assert done == "[DONE]"
+
+
+def test_unknown_events_are_left_out() -> None:
+    assert pieces_of(AiSdkFormat(), [UnknownEvent("note", "{}")])[:-1] == [b"", b""]
+    assert objects_of(AiSdkFormat(), UnknownEvent("note", "{}")) == END
+
+
+def test_turn_without_events_that_fails_has_only_the_error() -> None:
+    error = StreamInterrupted("gone")
+    assert objects_of(AiSdkFormat(), error=error) == [
+        {"type": "error", "errorText": "gone"},
+        "[DONE]",
+    ]

@@ -1,0 +1,118 @@
+"""`user_text` and `ui_messages`: the messages that `useChat` sends and shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from flux0 import Flux0, InvalidArgument
+from flux0.adapters.ui import ui_messages, user_text
+from flux0.domain.stored_models import ContentPart, MessageData
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    FakeTransport,
+    GiveResult,
+    Reason,
+    Report,
+    Say,
+    SendChunk,
+)
+from support.ui import AGENT
+
+TOOL = CallTool("weather", {"city": "SF"}, id="c")
+PART = {"type": "dynamic-tool", "toolCallId": "c", "toolName": "weather", "input": {"city": "SF"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hé"}]},
+        {"role": "user", "parts": [{"type": "text", "text": "H"}, {"type": "text", "text": "é"}]},
+        {"id": "1", "role": "user", "content": "Hé"},
+        {"id": "1", "role": "user", "content": [{"type": "text", "text": "Hé"}]},
+    ],
+)
+def test_user_text_is_the_text_of_the_last_message(message: dict[str, Any]) -> None:
+    first = {"role": "user", "parts": [{"type": "text", "text": "first"}]}
+    assert user_text({"id": "chat", "messages": [first, message]}) == "Hé"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        "text",
+        {},
+        {"messages": None},
+        {"messages": []},
+        {"messages": ["Hi"]},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "parts": None}]},
+        {"messages": [{"role": "user", "parts": [{"type": "text"}]}]},
+        {"messages": [{"role": "user", "parts": [{"type": "text", "text": 1}]}]},
+        {"messages": [{"role": "user", "parts": [{"type": "file", "url": "data:,"}]}]},
+        {"messages": [{"role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}]},
+    ],
+)
+def test_body_of_another_shape_is_rejected(body: Any) -> None:
+    with pytest.raises(InvalidArgument, match="body must end with a text of the user"):
+        user_text(body)
+
+
+def messages_of(*turns: list[AgentStep], is_running: bool = False) -> list[dict[str, Any]]:
+    fake = FakeTransport()
+    with Flux0(transport=fake) as flux0:
+        chat = flux0.conversation(agent=fake.agent_id)
+        for steps in turns:
+            fake.script(steps)
+            chat.ask("Hi")
+        return ui_messages(chat.history(), is_running=is_running)
+
+
+def test_turn_becomes_one_message_of_the_user_and_one_of_the_assistant() -> None:
+    json_chunk = SendChunk("m", [{"op": "add", "path": "/rows", "value": [1]}], metadata=AGENT)
+    steps: list[AgentStep] = [Reason("Hm"), TOOL, GiveResult(TOOL, {"sky": 1}), Say("Sunny.")]
+    steps += [json_chunk, Report("ready", event_id="m")]
+    user, assistant = messages_of(steps)
+    assert user["role"] == "user"
+    assert user["parts"] == [{"type": "text", "text": "Hi"}]
+    assert assistant["role"] == "assistant"
+    assert assistant["parts"] == [
+        {"type": "reasoning", "text": "Hm"},
+        {**PART, "state": "output-available", "output": {"sky": 1}},
+        {"type": "text", "text": "Sunny."},
+        {"type": "data-content", "data": {"rows": [1]}},
+    ]
+    assert user["id"] == f"{assistant['id']}-user"
+
+
+def test_calls_and_results_need_no_partner() -> None:
+    (_, call) = messages_of([TOOL])
+    (_, result) = messages_of([GiveResult(TOOL, 1)])
+    assert call["parts"] == [{**PART, "state": "input-available"}]
+    assert result["parts"] == [{**PART, "state": "output-available", "output": 1}]
+
+
+def test_messages_of_a_running_turn_are_left_out() -> None:
+    turns: list[list[AgentStep]] = [[Say("One")], [Say("Two")]]
+    roles = [message["role"] for message in messages_of(*turns)]
+    assert roles == ["user", "assistant", "user", "assistant"]
+    running = messages_of(*turns, is_running=True)
+    assert [message["role"] for message in running] == ["user", "assistant", "user"]
+    assert ui_messages([], is_running=True) == []
+
+
+def test_parts_of_unknown_types_are_left_out() -> None:
+    fake = FakeTransport("Hi")
+    with Flux0(transport=fake) as flux0:
+        chat = flux0.conversation(agent=fake.agent_id)
+        reply = chat.ask("Hi")
+    (message,) = reply.messages
+    unknown = MessageData(({"type": "image"}, ContentPart("Hi")))
+
+    (assistant,) = ui_messages([evolve(message, data=unknown)])
+    assert assistant["parts"] == [{"type": "text", "text": "Hi"}]

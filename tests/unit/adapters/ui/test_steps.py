@@ -1,0 +1,162 @@
+"""The steps of unusual turns: replaced texts, several messages at once, any form of tool calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+
+from flux0.adapters.ui import AiSdkFormat
+from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
+from support.cost import steps_taken
+from support.ui import args, call, chunk, objects_of, pieces_of, replaced, result, text
+
+
+def steps_of(*events: StreamEvent) -> list[Any]:
+    """Return the type and the most important value of each step, without the start and the end."""
+    members = ("delta", "inputTextDelta", "input", "output", "data")
+    return [
+        (step["type"], next((step[member] for member in members if member in step), None))
+        for step in objects_of(AiSdkFormat(), *events)[1:-2]
+    ]
+
+
+def test_text_that_is_replaced_by_a_longer_text_is_continued() -> None:
+    assert steps_of(replaced("Sun"), replaced("Sunny")) == [
+        ("text-start", None),
+        ("text-delta", "Sun"),
+        ("text-delta", "ny"),
+        ("text-end", None),
+    ]
+
+
+def test_text_that_is_replaced_by_another_text_stays_before_the_new_text() -> None:
+    events = objects_of(AiSdkFormat(), replaced("Rain"), replaced("Sun"), text("Bye", "m2"))
+    assert [(each.get("id"), each.get("delta")) for each in events[1:-2]] == [
+        ("m-1", None),
+        ("m-1", "Rain"),
+        ("m-1", None),
+        ("m-2", None),
+        ("m-2", "Sun"),
+        ("m-2", None),
+        ("m2-3", None),
+        ("m2-3", "Bye"),
+        ("m2-3", None),
+    ]
+
+
+def test_messages_at_the_same_time_have_several_texts() -> None:
+    pieces = [text("A1", "a"), text("B1", "b"), text("A2", "a"), text("B2", "b")]
+    events = objects_of(AiSdkFormat(), *pieces)
+    deltas = [(each["id"], each["delta"]) for each in events[:-1] if "delta" in each]
+    assert deltas == [("a-1", "A1"), ("b-2", "B1"), ("a-3", "A2"), ("b-2", "B2")]
+    ended = {each["id"] for each in events[:-1] if each["type"] == "text-end"}
+    assert ended == {"a-1", "b-2", "a-3"}
+
+
+def test_message_without_the_name_of_the_agent_is_left_out() -> None:
+    """The server does not store it."""
+    unnamed = evolve(text("a"), metadata={})
+    calling = evolve(call({}), metadata={})
+    assert steps_of(unnamed, calling, replaced({"tool_calls": []})) == []
+
+
+def test_call_in_one_piece_is_complete_at_once() -> None:
+    assert steps_of(call({"a": 1}), call({}, "c2", 1)) == [
+        ("tool-input-start", None),
+        ("tool-input-delta", '{"a":1}'),
+        ("tool-input-available", {"a": 1}),
+        ("tool-input-start", None),
+        ("tool-input-delta", "{}"),
+        ("tool-input-available", {}),
+    ]
+
+
+def test_arguments_in_the_chunk_of_another_call_are_not_lost() -> None:
+    first, second = call([]), call([], "c2", 1)
+    both = evolve(first, patches=(*args('"a": 1}').patches, *second.patches))
+    assert steps_of(first, args("{"), both, args("late"), args("{}", 1)) == [
+        ("tool-input-start", None),
+        ("tool-input-delta", "{"),
+        ("tool-input-delta", '"a": 1}'),
+        ("tool-input-available", {"a": 1}),
+        ("tool-input-start", None),
+        ("tool-input-delta", "{}"),
+        ("tool-input-error", None),
+    ]
+
+
+def test_arguments_in_the_chunk_of_their_call_are_not_lost() -> None:
+    first = evolve(call([]), patches=(*call([]).patches, *args("{").patches))
+    assert steps_of(first, args("}"), args(5), args("{", 7)) == [
+        ("tool-input-start", None),
+        ("tool-input-delta", "{"),
+        ("tool-input-delta", "}"),
+        ("tool-input-error", None),
+    ]
+
+
+def test_result_without_a_call_invents_the_call() -> None:
+    assert steps_of(result("Sunny")) == [
+        ("tool-input-start", None),
+        ("tool-input-delta", "{}"),
+        ("tool-input-available", {}),
+        ("tool-output-available", "Sunny"),
+    ]
+
+
+def test_results_of_several_calls_are_sent_once() -> None:
+    assert steps_of(call({}), call({}, "d", 1), result(1), result(2, "d"), text("Bye"))[6:8] == [
+        ("tool-output-available", 1),
+        ("tool-output-available", 2),
+    ]
+
+
+def test_result_completes_a_call_whose_arguments_are_invalid() -> None:
+    assert steps_of(call([]), args("{"), result(1))[2:] == [
+        ("tool-input-available", {}),
+        ("tool-output-available", 1),
+    ]
+
+
+def test_call_with_the_id_of_another_call_is_not_started_again() -> None:
+    types = [kind for kind, _ in steps_of(call({}), call({}, event_id="again"))]
+    assert types == ["tool-input-start", "tool-input-delta", "tool-input-available"]
+
+
+def test_part_of_an_unknown_type_is_left_out() -> None:
+    part = {"type": "new", "tool_call_id": "c", "tool_name": "n", "args": {}}
+    assert steps_of(chunk("/tool_calls", [part])) == []
+
+
+def test_json_content_is_sent_again_only_if_it_has_changed() -> None:
+    def contents(*events: StreamEvent) -> list[Any]:
+        return [value for kind, value in steps_of(*events) if kind == "data-content"]
+
+    rows, note = chunk("/rows", [1]), text("Hi", "other")
+    assert steps_of(rows, note)[0] == ("data-content", {"rows": [1]})
+    assert contents(rows, note) == [{"rows": [1]}]
+    assert contents(rows, note, chunk("/rows/-", 2)) == [{"rows": [1]}, {"rows": [1, 2]}]
+
+
+def test_json_reasoning_is_json_content() -> None:
+    assert steps_of(chunk("/plan", [1], kind="reasoning")) == [("data-content", {"plan": [1]})]
+
+
+def test_operation_that_cannot_be_applied_is_left_out() -> None:
+    wrong = evolve(text("a"), patches=(JSONPatchOperation("remove", "/7"),))
+    assert steps_of(text("a"), wrong) == steps_of(text("a"))
+
+
+def test_cost_is_linear_in_the_events() -> None:
+    def cost(count: int) -> int:
+        events = [
+            *(text(".", "r", kind="reasoning") for _ in range(count)),
+            call([]),
+            *(args(" ") for _ in range(count)),
+            *(chunk("/rows/-", 1, event_id="json") for _ in range(count)),
+            *(text(".", str(number)) for number in range(count)),
+        ]
+        return steps_taken(lambda: pieces_of(AiSdkFormat(), events))
+
+    assert cost(200) < 2.1 * cost(100)
