@@ -216,3 +216,54 @@ def test_invalid_server_url_is_rejected_without_showing_credentials(url: object)
     assert caught.value.argument == "server_url"
     assert "secret" not in str(caught.value)
     assert "cret@" not in str(caught.value)
+
+
+# --- header fields
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "x", "Bearer abc.def", "a\tb", "é ÿ", "\x80", "flux0_user_sub=1; b=2", "~", "!"),
+        "x" * 100_000,
+    ],
+)
+def test_valid_header_value_is_unchanged(value: str) -> None:
+    assert arguments.headers("headers", {"X-Name": value}).pairs == (("X-Name", value),)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("a\r\nX-Evil: 1", "a\n", "\na", "a\rb", "a\0b", "\x7f", "\x1b[0m", "a\x0bb"),
+        *(" a", "a ", "\ta", "a\t", " ", "€", "\ud800", "a\u2028b", "x" * 100_000 + "\n"),
+        *(1, None, b"bytes", ["a"], "Bearer secret\n"),
+    ],
+)
+def test_invalid_header_value_is_rejected(value: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"^http_headers has .*'X-Name'") as caught:
+        arguments.headers("http_headers", {"Accept": "*/*", "X-Name": value})
+
+    assert caught.value.argument == "http_headers"
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        *(
+            ({name: "x"}, "not a valid header name")
+            for name in ("", "a b", "a:", "a\n", "ä", "(x)", "a\0")
+        ),
+        *(({name: "x"}, "must have keys of type str") for name in (1, None, b"accept")),
+        ({"Content-Length": "1"}, "must not have 'Content-Length': the transport sets it"),
+        ({"transfer-encoding": "1"}, "must not have 'transfer-encoding': the transport sets it"),
+        ({"Cookie": "a=1", "cookie": "b=2"}, "must have only one of 'Cookie' and 'cookie'"),
+        *((odd, "must be a mapping") for odd in ([("a", "b")], "a: b", 1, {"a"})),
+    ],
+)
+def test_invalid_and_reserved_header_names_are_rejected(fields: Any, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem) as caught:
+        arguments.headers("headers", fields)
+
+    assert caught.value.argument == "headers"

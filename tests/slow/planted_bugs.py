@@ -1,0 +1,84 @@
+"""Plants the bugs of `planted_bugs.txt`, one at a time: the nearest test file should detect each.
+
+With each bug, it runs tests on a copy of `src`: first the nearest test file, then its folder, then
+all unit tests, until a test fails. It prints the bugs that the nearest file does not detect.
+Arguments select modules, such as `domain/retrying`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from support.test_files import SRC, TESTS, nearest
+
+BUGS = Path(__file__).with_suffix(".txt")
+STEPS = ("nearest file", "folder", "all unit tests")
+MIN_PERCENT = {"nearest file": 75, "detected": 95}
+
+
+def bugs() -> Iterator[tuple[str, str, str]]:
+    """Yield the module, the correct code and the wrong code of each bug."""
+    module = ""
+    for block in BUGS.read_text("utf-8").split("\n\n"):
+        lines = block.strip("\n").splitlines()
+        if lines[0].startswith("# "):
+            module = lines.pop(0)[2:]
+        correct, wrong = ([line[1:] for line in lines if line[0] == sign] for sign in "-+")
+        yield module, "\n".join(correct), "\n".join(wrong)
+
+
+def plant(copy: Path, module: str, correct: str, wrong: str) -> None:
+    """Replace the correct code in a copy of the module."""
+    path = copy / "flux0" / f"{module}.py"
+    source = path.read_text("utf-8")
+    if source.count(correct) != 1:
+        sys.exit(f"{module}: the code exists {source.count(correct)} times:\n{correct}")
+    path.write_text(source.replace(correct, wrong), "utf-8")
+
+
+def detected_by(copy: Path, module: str) -> str | None:
+    """Return the step in which a test fails with the code in `copy`."""
+    file = nearest(SRC / f"{module}.py")
+    for step, target in zip(STEPS, (file, file.parent, TESTS), strict=True):
+        processes = "0" if target == file else "2"
+        options = ["-qx", "-n", processes, "--timeout", "60", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, str(target)],
+            env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            return step
+    return None
+
+
+def main(*modules: str) -> None:
+    counts: Counter[str] = Counter()
+    for module, correct, wrong in bugs():
+        if modules and module not in modules:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "src"
+            shutil.copytree(SRC.parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+            plant(copy, module, correct, wrong)
+            step = detected_by(copy, module)
+        counts["bugs"] += 1
+        counts["detected"] += step is not None
+        counts["nearest file"] += step == STEPS[0]
+        if step != STEPS[0]:
+            print(f"{module}, {step or 'not detected'}:\n-{correct}\n+{wrong}\n", flush=True)
+    print(dict(counts))
+    if any(100 * counts[name] < least * counts["bugs"] for name, least in MIN_PERCENT.items()):
+        sys.exit(f"too few bugs are detected; the least percentages are {MIN_PERCENT}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
