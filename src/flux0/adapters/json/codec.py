@@ -131,9 +131,7 @@ def _convert(convert: Callable[[Any], T], value: Any, argument: str) -> T:
         return convert(value)
     except RecursionError as error:
         raise InvalidArgument(argument, "is nested too deeply") from error
-    except TypeError as error:
-        raise InvalidArgument(argument, str(error)) from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidArgument(argument, f"cannot be represented in JSON: {error}") from error
 
 

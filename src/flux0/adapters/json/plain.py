@@ -48,8 +48,7 @@ def _plain_scalar(value: Any) -> Any:
         # call methods that the subclass may override.
         if isinstance(value, scalar):
             return cast("Any", scalar).__add__(value, scalar())
-    name = type(value).__name__
-    raise TypeError(f"contains a {name}, which cannot be represented in JSON")
+    raise TypeError(f"it contains an object of type {type(value).__name__}")
 
 
 def _fields(model: Any) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def _fields(model: Any) -> dict[str, Any]:
 
 def _key(key: object) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"contains a mapping with the key {key!r}; keys must be strings")
+        raise TypeError(f"it contains a mapping with the key {key!r}; keys must be strings")
     return str.__str__(key)
 
 
