@@ -22,6 +22,7 @@ EXTRAS = {
     "aiohttp": "flux0.AiohttpTransport()",
     "cli": "import flux0.cli.app",
     "httpx2": "flux0.Httpx2Transport()",
+    "mcp": "import flux0.cli.mcp_server",
     "opentelemetry": "import flux0.adapters.opentelemetry",
     "redis": "flux0.RedisTurnStore.from_url('redis://127.0.0.1')",
     "requests": "flux0.RequestsTransport()",

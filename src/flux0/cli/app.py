@@ -14,7 +14,7 @@ import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
-from flux0.cli.options import AgentId, SessionId, argument, option, with_common_options
+from flux0.cli.options import AgentId, Port, SessionId, argument, option, with_common_options
 from flux0.client.conversation import user_headers
 from flux0.models import InvalidArgument
 
@@ -146,9 +146,7 @@ def demo(context: typer.Context) -> None:
 @app.command()
 def serve_demo(
     *,
-    port: Annotated[
-        int, option("--port", "N", "Port to listen on; 0 selects a free port.", min=0, max=65535)
-    ] = 8080,
+    port: Port = 8080,
 ) -> None:
     """Serve the demo agent on 127.0.0.1 until Ctrl-C, and print the URL."""
     with _exit_codes(describe_error):
@@ -158,6 +156,35 @@ def serve_demo(
                 Event().wait()
         except OSError as error:
             raise InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
+
+
+_HTTP = "Serve streamable HTTP until Ctrl-C, and print the URL."
+
+
+@app.command("mcp")
+@with_common_options
+def mcp(
+    context: typer.Context,
+    *,
+    http: Annotated[bool, option("--http", None, _HTTP)] = False,
+    host: Annotated[str, option("--host", "HOST", "Address to listen on.")] = "127.0.0.1",
+    port: Port = 8000,
+) -> None:
+    """Offer the agents as tools to an assistant (Model Context Protocol).
+
+    The assistant starts this command, and uses standard input and output. With --http, assistants
+    connect to the URL instead.
+    """
+    with _client(context) as flux0:
+        import anyio  # noqa: PLC0415 - slow
+
+        from flux0.cli.mcp_server import serve_http, serve_stdio  # noqa: PLC0415 - an extra
+
+        flux0.agents.list()  # Fail at once if the server cannot be reached.
+        if http:
+            serve_http(flux0, host, port)
+        else:
+            anyio.run(serve_stdio, flux0)
 
 
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:

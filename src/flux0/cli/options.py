@@ -34,6 +34,9 @@ Header = Annotated[list[str] | None, option("--header", "'NAME: VALUE'", _HEADER
 Timeout = Annotated[float | None, option("--timeout", "SECONDS", _TIMEOUT, min=0.001)]
 Json = Annotated[bool, option("--json", None, _JSON)]
 
+_PORT = "Port to listen on; 0 selects a free port."
+
+Port = Annotated[int, option("--port", "N", _PORT, min=0, max=65535)]
 AgentId = Annotated[str, argument("AGENT", "Id of the agent.")]
 SessionId = Annotated[str, argument("SESSION", "Id of the session.")]
 

@@ -1,0 +1,301 @@
+"""`flux0-client mcp` with the client of the package `mcp`, over each of its transports."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from typer.testing import CliRunner
+
+from flux0 import Agent, Flux0
+from flux0.cli.app import app
+from flux0.testing import (
+    AgentStep,
+    FakeTransport,
+    FallSilent,
+    Refuse,
+    Report,
+    Respond,
+    Say,
+    Truncate,
+)
+from support.fake_over_http import FakeOverHTTP
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
+
+    Connect = Callable[[Mapping[str, str]], AbstractAsyncContextManager["Client"]]
+
+pytest.importorskip("mcp")
+
+from mcp import Client, MCPError, StdioServerParameters, stdio_client
+
+from flux0.cli.mcp_server import create_server, tool_names
+
+_SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
+COMMAND = ("-m", "flux0", "mcp")
+
+
+@pytest.fixture
+def fake() -> FakeTransport:
+    steps: list[AgentStep] = [
+        Report("typing", {"detail": "Looking"}),
+        Say("Sunny."),
+        Report("idle"),
+        Say("Bye."),
+    ]
+    return FakeTransport(steps, agent_name="Weather in SF")
+
+
+@pytest.fixture
+def server(fake: FakeTransport) -> Iterator[FakeOverHTTP]:
+    with FakeOverHTTP(fake) as running:
+        yield running
+
+
+@pytest.fixture
+def environment(server: FakeOverHTTP) -> Mapping[str, str]:
+    """The environment variables of a process that uses `server`."""
+    prefixes = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_")
+    kept = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+    return {**kept, "FLUX0_SERVER_URL": server.url}
+
+
+@asynccontextmanager
+async def over_stdio(environment: Mapping[str, str]) -> AsyncGenerator[Client, None]:
+    command = StdioServerParameters(command=sys.executable, args=[*COMMAND], env={**environment})
+    async with Client(stdio_client(command)) as client:
+        yield client
+
+
+@asynccontextmanager
+async def over_http(environment: Mapping[str, str]) -> AsyncGenerator[Client, None]:
+    with subprocess.Popen(
+        [sys.executable, *COMMAND, "--http", "--port", "0"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdout is not None
+        try:
+            async with Client(process.stdout.readline().strip()) as client:
+                yield client
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(_SECONDS) == 130
+
+
+over_each_transport = pytest.mark.parametrize("connect", [over_stdio, over_http])
+
+
+def texts(result: Any) -> list[str]:
+    return [block.text for block in result.content]
+
+
+@over_each_transport
+def test_turn_has_progress_and_its_session_can_be_continued(
+    connect: Connect, environment: Mapping[str, str], fake: FakeTransport
+) -> None:
+    received: list[tuple[float, str | None]] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        received.append((progress, message))
+
+    async def main() -> None:
+        async with connect(environment) as client:
+            (tool,) = (await client.list_tools()).tools
+            assert (tool.name, tool.title) == ("Weather_in_SF", "Weather in SF")
+            first = await client.call_tool(
+                tool.name, {"message": "Hi"}, progress_callback=on_progress
+            )
+            given = {"message": "And now?", "session_id": first.structured_content["session_id"]}
+            second = await client.call_tool(tool.name, given)
+            for result in (first, second):
+                assert result.structured_content == {
+                    "text": "Sunny.\nBye.",
+                    "session_id": given["session_id"],
+                }
+                assert texts(result) == ["Sunny.\nBye.", f"session_id: {given['session_id']}"]
+
+    anyio.run(main)
+    assert received == [(1, "typing: Looking"), (2, "idle")]
+    calls = [call for call in fake.calls if call.operation == "sessions.create_event"]
+    assert [call.body["content"] for call in calls] == ["Hi", "And now?"]
+
+
+@over_each_transport
+@pytest.mark.parametrize("fake", [FakeTransport([Report("typing"), FallSilent()])])
+def test_cancelled_call_stops_the_turn_and_the_next_call_works(
+    connect: Connect, environment: Mapping[str, str], server: FakeOverHTTP
+) -> None:
+    async def main() -> None:
+        async with connect(environment) as client:
+            async with anyio.create_task_group() as tasks:
+
+                async def on_progress(
+                    progress: float, total: float | None, message: str | None
+                ) -> None:
+                    with pytest.raises(AssertionError):
+                        server.fake.assert_no_open_streams()
+                    tasks.cancel_scope.cancel()
+
+                await client.call_tool("Fake", {"message": "Hi"}, progress_callback=on_progress)
+            assert await anyio.to_thread.run_sync(server.no_open_streams.wait, _SECONDS)
+            assert len((await client.list_tools()).tools) == 1
+
+    anyio.run(main)
+
+
+@asynccontextmanager
+async def in_memory(fake: FakeTransport) -> AsyncGenerator[Client, None]:
+    async with Flux0(transport=fake) as flux0, Client(create_server(flux0)) as client:
+        yield client
+
+
+def test_agent_that_is_created_later_is_a_tool(fake: FakeTransport) -> None:
+    async def main() -> None:
+        async with in_memory(fake) as client:
+            assert len((await client.list_tools()).tools) == 1
+            with Flux0(transport=fake) as flux0:
+                flux0.agents.create(name="Weather in SF", type_="fake", description="For tests.")
+            first, second = (await client.list_tools(cache_mode="bypass")).tools
+            assert first.description == "Send a message to the agent Weather in SF."
+            assert (second.name, second.description) == ("Weather_in_SF_a000000002", "For tests.")
+            result = await client.call_tool(second.name, {"message": "Hi"})
+            fake.assert_called("sessions.create", agent_id="a000000002")
+            assert not result.is_error
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["Weather"], ["Weather"]),
+        (["a b/c.d", "  Ünï  "], ["a_b_c_d", "n"]),
+        (["天气", "weather", "雨"], ["agent", "weather", "agent_id-2"]),
+        (["A", "a", "A", "A_id-2"], ["A", "a", "A_id-2", "A_id-2_id-3"]),
+        (["x" * 100, "x" * 99], ["x" * 53, f"{'x' * 53}_id-1"]),
+    ],
+)
+def test_tool_names_are_unique_and_have_only_characters_that_mcp_allows(
+    names: list[str], expected: list[str]
+) -> None:
+    now = datetime.now(timezone.utc)
+    agents = [Agent(f"id-{number}", name, "t", now) for number, name in enumerate(names)]
+    tools = tool_names(agents)
+    assert list(tools) == expected
+    assert list(tools.values()) == agents
+
+
+def test_errors_of_a_turn_are_tool_errors(fake: FakeTransport) -> None:
+    fake.script([Report("error", {"detail": "no data"})], "Sunny.")
+    fake.inject(Truncate(after_events=0), operation="sessions.create_event", after=1)
+
+    async def main() -> None:
+        with Flux0(transport=fake) as flux0:
+            other = flux0.agents.create(name="Other", type_="fake")
+            session = flux0.sessions.create(agent_id=other.id)
+        async with in_memory(fake) as client:
+            for given, problem in [
+                ({"message": "Hi"}, "no data"),
+                ({"message": "Hi"}, "connection"),
+                ({}, "message must be a str, not NoneType"),
+                ({"message": "Hi", "session_id": "0123456789"}, "ID 0123456789 not found"),
+                ({"message": "Hi", "session_id": session.id}, "belongs to a different agent"),
+            ]:
+                result = await client.call_tool("Weather_in_SF", given)
+                (text,) = texts(result)
+                assert (result.is_error, problem in text) == (True, True), text
+
+    anyio.run(main)
+
+
+def test_unknown_tool_and_failed_listing_are_protocol_errors(fake: FakeTransport) -> None:
+    async def main() -> None:
+        async with in_memory(fake) as client:
+            with pytest.raises(MCPError, match="unknown tool: 'nope'"):
+                await client.call_tool("nope", {"message": "Hi"})
+            fake.inject(Respond(403), operation="agents.list")
+            with pytest.raises(MCPError, match="403"):
+                await client.list_tools()
+
+    anyio.run(main)
+
+
+# --- the command
+
+
+def test_standard_output_has_only_the_protocol(environment: Mapping[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *COMMAND],
+        env={**environment, "FLUX0_DEBUG": "1"},
+        input='{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n',
+        capture_output=True,
+        encoding="utf-8",
+        timeout=_SECONDS,
+        check=False,
+    )
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line) == {"jsonrpc": "2.0", "id": 1, "result": {}}
+    assert (done.returncode, "/api/agents" in done.stderr) == (0, True)
+
+
+def test_ctrl_c_ends_the_command_that_waits_for_its_input(environment: Mapping[str, str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, *COMMAND],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write('{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(_SECONDS) == -signal.SIGINT
+        finally:
+            process.kill()
+
+
+def failure(fake: FakeTransport, *options: str) -> tuple[int, str]:
+    with fake.installed():
+        result = CliRunner().invoke(app, ["mcp", *options])
+    return result.exit_code, result.stderr.partition("Error: ")[2]
+
+
+def test_command_fails_at_once_if_the_server_cannot_be_reached(fake: FakeTransport) -> None:
+    fake.inject(Refuse(), times=9)
+    code, problem = failure(fake)
+    assert (code, problem.startswith("No connection to http")) == (1, True)
+
+
+def test_command_fails_if_the_port_is_used(fake: FakeTransport) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        code, problem = failure(fake, "--http", "--port", str(port))
+    assert (code, problem.startswith(f"--port cannot be {port}: Address already in use")) == (2, 1)
+
+
+def test_command_without_the_package_says_what_to_install(
+    fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mcp", None)
+    monkeypatch.delitem(sys.modules, "flux0.cli.mcp_server")
+    problem = "the MCP server needs the package mcp: pip install 'flux0-client[mcp]'\n"
+    assert failure(fake) == (1, problem)
