@@ -181,3 +181,20 @@ def test_loop_of_a_task_that_has_ended_is_continued_by_one_task_only() -> None:
                 break
 
     asyncio.run(run())
+
+
+def test_two_calls_of_anext_at_once_lose_no_event() -> None:
+    async def run() -> None:
+        stream = open_async(tape(chunk("a"), chunk("b") + chunk("c") + chunk("d"), chunk("e")))
+
+        first, second = await asyncio.gather(anext(stream), anext(stream), return_exceptions=True)
+        assert isinstance(second, StreamInUse)
+        assert not isinstance(first, BaseException)
+        third = await anext(stream)
+        received = await asyncio.gather(anext(stream), anext(stream))
+        rest = [event async for event in stream]
+
+        assert [value_of(each) for each in (first, third, *received, *rest)] == list("abcde")
+        assert stream.finished
+
+    asyncio.run(run())
