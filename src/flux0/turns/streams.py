@@ -364,14 +364,13 @@ class AsyncEventStream(StreamState):
             while True:
                 if loop is None and self._role.reader() is not None:
                     self._role.check()
-                unread = content.unread
-                for event in unread:
+                for event in content.unread:
                     if not is_text:
                         content.take(event)
                         return event
                     if text := self._take_text(event):
                         return text
-                if not await self._advance(unread):
+                if not await self._advance():
                     raise StopAsyncIteration  # noqa: TRY301 - the loop ends below
         except StreamInUse:  # Another task uses the same loop.
             raise
@@ -380,13 +379,11 @@ class AsyncEventStream(StreamState):
                 loop.end()
             raise
 
-    async def _advance(self, unread: object) -> bool:
+    async def _advance(self) -> bool:
         """The async version of `EventStream._advance`."""
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:
-            if self._content.unread is not unread:  # Another loop has received events.
-                return True
             if not (self._life.is_readable or self._is_readable()):
                 return False
             try:

@@ -400,7 +400,20 @@ async def test_agent_error_is_raised_by_text_and_final_messages(mode: Mode) -> N
 # --- two readers
 
 
-def test_second_thread_reading_a_stream_raises_and_the_first_continues() -> None:
+@in_every_mode
+async def test_loop_that_is_kept_loses_no_events_of_a_later_piece(mode: Mode) -> None:
+    """The loop still has the iterator of the first piece when another read receives the second."""
+    pieces = (chunk("a") + chunk("b"), chunk("c") + chunk("d") + chunk("e"), chunk("f"))
+    async with opened(mode, tape(*pieces)) as stream:
+        kept = aiter(stream)
+        assert value_of(await anext(kept)) == "a"
+        assert [value_of(await anext(stream)) for _ in range(2)] == ["b", "c"]
+        assert value_of(await anext(kept)) == "d"
+        assert await values(stream) == ["e", "f"]
+
+
+@pytest.mark.parametrize("calls_next", [False, True])
+def test_second_thread_reading_a_stream_raises_and_the_first_continues(*, calls_next: bool) -> None:
     refused: list[Exception] = []
 
     def second() -> None:
@@ -418,7 +431,8 @@ def test_second_thread_reading_a_stream_raises_and_the_first_continues() -> None
     recorded = tape(chunk("a"), read_by_second)
     stream = open_sync(recorded)
 
-    assert [value_of(event) for event in stream] == ["a", "b"]
+    events: Any = iter(lambda: next(stream, None), None) if calls_next else iter(stream)
+    assert [value_of(event) for event in events] == ["a", "b"]
 
     assert stream.finished
     assert [type(error) for error in refused] == [StreamInUse] * 3
