@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -19,7 +20,8 @@ from attrs import define, field
 from redis import Redis
 from redis.exceptions import ConnectionError as NotConnected
 
-PROGRAM: Final = "redis-server"
+# To test another version or Valkey, set the variable to its program.
+PROGRAM: Final = os.environ.get("FLUX0_TEST_REDIS_SERVER", "redis-server")
 NOT_INSTALLED: Final = f"{PROGRAM} is not installed: background turns in Redis are not tested"
 _TIMEOUT_SECONDS: Final = 20.0
 _SLOTS: Final = 16384

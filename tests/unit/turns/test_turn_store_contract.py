@@ -109,6 +109,7 @@ def over_redis_with_decoded_replies(servers: Servers) -> AbstractContextManager[
         enabled=True,
         passwords=["+secret"],
         keys=["flux0:*"],
+        reset_channels=True,
         channels=["flux0:process:*"],
         categories=["+@connection", "+@pubsub", "+@read", "+@scripting", "+@write"],
     )
