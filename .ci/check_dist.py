@@ -55,7 +55,7 @@ def test_wheel_contains_only_the_packages() -> None:
         names = wheel.namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {folder.name for folder in (ROOT / "src").iterdir()}
-    assert "flux0/py.typed" in names
+    assert {"flux0/py.typed", "flux0/.agents/skills/flux0/SKILL.md"} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert {Path(name).suffix for name in names if name.startswith("flux0")} >= {".py", ".typed"}
 

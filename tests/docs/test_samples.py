@@ -1,4 +1,4 @@
-"""Each Python sample in the README and in the documentation runs without an error.
+"""Each Python sample in the README, the documentation and the skill runs without an error.
 
 The samples send requests to the server at `FLUX0_SERVER_URL`. In these tests, it is the in-memory
 server with the demo agent, on a real port.
@@ -19,9 +19,10 @@ from flux0.testing import FakeTransport, Truncate
 from support.fake_over_http import FakeOverHTTP
 
 ROOT = Path(__file__).parents[2]
+SKILL = ROOT / "src/flux0/.agents/skills/flux0/SKILL.md"
 SAMPLES = [
     pytest.param(example, id=f"{page.name}:{example.line}")
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), SKILL)
     for example in Document.parse(str(page), PythonCodeBlockParser()).examples()
 ]
 
