@@ -30,7 +30,6 @@ class RetryBudget:
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
         # Each item is a retry. Single operations of a deque are atomic.
         self._retries = deque(range(capacity), maxlen=capacity)
-        self._capacity = capacity
         self._successes = count(1)
         self._successes_per_retry = successes_per_retry
 
@@ -44,10 +43,9 @@ class RetryBudget:
 
     def add_success(self) -> None:
         """Record a successful call; `successes_per_retry` calls add one retry to the budget."""
-        if len(self._retries) < self._capacity:
-            number = next(self._successes)
-            if number % self._successes_per_retry == 0:
-                self._retries.append(number)
+        number = next(self._successes)
+        if number % self._successes_per_retry == 0:
+            self._retries.append(number)  # If the budget is full, it stays full.
 
 
 @frozen(eq=False)
