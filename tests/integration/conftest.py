@@ -23,6 +23,7 @@ _MISSING = {
     "test_proxies.py": [name for name in ("nginx", "haproxy") if not is_installed(name)],
     "test_javascript_readers.py": [] if is_npm_installed() else ["npm"],
     "test_web_workers.py": [] if is_installed("redis-server") else ["redis-server"],
+    "test_chat_components.py": [] if is_npm_installed() else ["npm"],
 }
 collect_ignore = [module for module, programs in _MISSING.items() if programs]
 

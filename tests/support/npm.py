@@ -24,8 +24,8 @@ def npm_install(*packages: str, folder: Path) -> None:
     run_in(folder, "npm", "install", *options, *packages)
 
 
-def run_in(folder: Path, program: str, *arguments: str) -> str:
-    """Run `node` or `npm` in a folder, and return its output."""
+def run_in(folder: Path, program: str, *arguments: str, input: str = "") -> str:
+    """Run `node` or `npm` in a folder with `input`, and return its output."""
     command = _command(program)
     assert command is not None
     environment = {**os.environ, "PATH": _search_path()}  # Scripts of packages start `node`.
@@ -36,6 +36,7 @@ def run_in(folder: Path, program: str, *arguments: str) -> str:
         [*command, *arguments],
         cwd=folder,
         env=environment,
+        input=input,
         capture_output=True,
         encoding="utf-8",
         timeout=_TIMEOUT,

@@ -1,0 +1,177 @@
+"""The libraries of chat components read recorded turns: the AI SDK, and AG-UI's own client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import frozen
+
+from flux0.adapters.ui import AgUiFormat, AiSdkFormat
+from flux0.domain.errors import Flux0Error, StreamInterrupted
+from flux0.relay_format import RelayFormat
+from flux0.turns.turn_relay import LogDecoder
+from support.npm import npm_install, run_in
+from support.ui import pieces_of
+from unit.domain.messages.test_accumulator import CASES
+
+SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
+# The current major version of the AI SDK and the version before, and AG-UI's own client.
+PACKAGES = {
+    "ai@7.0.173": "ai-sdk",
+    "ai@6.0.326": "ai-sdk",
+    "@ag-ui/client@1.0.0": "ag-ui",
+}
+FORMATS: dict[str, RelayFormat] = {"ai-sdk": AiSdkFormat(), "ag-ui": AgUiFormat("thread", "run")}
+ERRORS = {"ai-sdk": "error", "ag-ui": "RUN_ERROR"}
+
+# The recorded turns that differ, by the rows of the table in docs/how-to/chat-components.md.
+LOSSES = {
+    "a replaced text": {
+        "root_replace_string_twice",
+        "root_list_replaced_by_dict",
+        "multiple_ops_one_chunk",
+    },
+    "messages at the same time": {"interleaved_events_ready_reversed"},
+    "a result without a call": {
+        "tool_result_structured_and_two",
+        "tool_result_error_field_ignored",
+    },
+    "a message that is not stored": {
+        "no_ready_not_persisted",
+        "two_tool_calls_streamed_seq_zero_lost",
+        "tool_call_invalid_json_args_not_persisted",
+    },
+}
+
+# The texts, reasoning, JSON content, tool calls and results of a turn, each in its order.
+Content = dict[str, list[Any]]
+
+
+def new_content() -> Content:
+    return {"text": [], "reasoning": [], "content": [], "calls": [], "results": []}
+
+
+def stored(case: dict[str, Any]) -> Content:
+    """Return the content of the events that the server has stored."""
+    content = new_content()
+    for event in case["persisted"]:
+        if event["source"] != "ai_agent" or event["type"] == "status":
+            continue
+        for part in event["data"].get("parts", []):
+            if part["type"] == "tool_call":
+                content["calls"].append((part["tool_call_id"], part["tool_name"], part["args"]))
+            else:
+                kind = "reasoning" if part["type"] == "reasoning" else "text"
+                value = part[part["type"]]
+                content[kind if isinstance(value, str) else "content"].append(value)
+        for call in event["data"].get("tool_calls", []):
+            content["results"].append((call["tool_call_id"], call["result"]["data"]))
+    return content
+
+
+def of_ai_sdk(parts: list[dict[str, Any]]) -> Content:
+    """Return the content of the parts of a `UIMessage`."""
+    content = new_content()
+    for part in parts:
+        if part["type"] == "dynamic-tool":
+            content["calls"].append((part["toolCallId"], part["toolName"], part["input"]))
+            if part["state"] == "output-available":
+                content["results"].append((part["toolCallId"], part["output"]))
+        elif part["type"] == "data-content":
+            content["content"].append(part["data"])
+        else:
+            content[part["type"]].append(part["text"])
+    return content
+
+
+def of_ag_ui(messages: list[dict[str, Any]]) -> Content:
+    """Return the content of the messages of an agent. Results that are JSON are decoded."""
+    content = new_content()
+    for message in messages:
+        value = message.get("content")
+        for call in message.get("toolCalls", []):
+            tool = call["function"]
+            content["calls"].append((call["id"], tool["name"], decoded(tool["arguments"])))
+        if message["role"] == "tool":
+            content["results"].append((message["toolCallId"], decoded(value)))
+        elif message["role"] == "activity":
+            content["content"].append(value["content"])
+        elif value:
+            content["reasoning" if message["role"] == "reasoning" else "text"].append(value)
+    return content
+
+
+def decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+CONTENT: dict[str, Callable[[list[dict[str, Any]]], Content]] = {
+    "ai-sdk": of_ai_sdk,
+    "ag-ui": of_ag_ui,
+}
+
+
+@frozen
+class Package:
+    """An npm package that reads a format."""
+
+    folder: Path
+    reader: str
+
+    def read(self, relays: list[str]) -> list[dict[str, Any]]:
+        """Return the items, the error and the type of the last event of each relay."""
+        output = run_in(self.folder, "node", str(SCRIPT), self.reader, input=json.dumps(relays))
+        results: list[dict[str, Any]] = json.loads(output)
+        return results
+
+    def relay(self, case: dict[str, Any], error: Flux0Error | None = None) -> str:
+        """Return the relay of a recorded turn, which ends with an error if one is passed."""
+        events = LogDecoder().decode([case["wire"].encode()])
+        return b"".join(pieces_of(FORMATS[self.reader], events, error)).decode()
+
+
+@pytest.fixture(scope="module", params=PACKAGES)
+def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    folder = tmp_path_factory.mktemp("package")
+    npm_install(request.param, folder=folder)
+    return Package(folder, PACKAGES[request.param])
+
+
+def test_content_of_recorded_turns_equals_the_stored_events(package: Package) -> None:
+    results = package.read([package.relay(case) for case in CASES])
+    different = {
+        case["name"]
+        for case, result in zip(CASES, results, strict=True)
+        if CONTENT[package.reader](result["items"]) != stored(case)
+    }
+    assert different == set().union(*LOSSES.values())
+    assert (len(CASES) - len(different), len(CASES)) == (35, 44)
+
+
+def test_only_turns_in_which_the_agent_failed_end_with_an_error(package: Package) -> None:
+    results = package.read([package.relay(case) for case in CASES])
+    failed = {
+        case["name"]: (result["error"], result["last"])
+        for case, result in zip(CASES, results, strict=True)
+        if result["error"] is not None
+    }
+    last = ERRORS[package.reader]
+    assert failed == {
+        "error_after_ready": ("the agent reported an error: {'exception': 'later'}", last),
+        "weather_8080_error": ("the agent reported an error: {'exception': 'bad'}", last),
+    }
+
+
+def test_interrupted_turns_end_with_an_error_and_keep_their_content(package: Package) -> None:
+    cases = [case for case in CASES if "error" not in case["name"]]
+    complete = package.read([package.relay(case) for case in cases])
+    results = package.read([package.relay(case, StreamInterrupted("gone")) for case in cases])
+    assert [result["items"] for result in results] == [result["items"] for result in complete]
+    assert {(each["error"], each["last"]) for each in results} == {("gone", ERRORS[package.reader])}
