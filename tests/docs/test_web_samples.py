@@ -20,28 +20,14 @@ from flask import Flask
 from starlette.authentication import AuthCredentials, BaseUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
-from sybil import Document, Example
-from sybil.parsers.markdown import PythonCodeBlockParser
 
 from flux0 import Flux0, to_dict
 from flux0.testing import FakeTransport, Fault, Refuse, Respond
+from support.samples import CHAT_COMPONENTS, load
 
 ROOT = Path(__file__).parents[2]
 
 Post = Callable[[str, str | None], tuple[int, bytes]]
-
-
-def load(page: str, line: str) -> dict[str, Any]:
-    """Run the sample of a page that contains this line; return its names."""
-
-    def is_wanted(example: Example) -> bool:
-        return f"{line}\n" in str(example.parsed)
-
-    document = Document.parse(str(ROOT / page), PythonCodeBlockParser())
-    (example,) = filter(is_wanted, document.examples())
-    example.namespace["__name__"] = "sample"
-    example.evaluate()
-    return example.namespace
 
 
 # Each function returns a function that posts a message to a session as a user; None means that
@@ -114,6 +100,35 @@ def background() -> Post:
         return min(statuses), b"".join(bodies)
 
     return post
+
+
+def chat_components(line: str, member: str, *routes: tuple[str, str]) -> Post:
+    names = load(CHAT_COMPONENTS, line)
+    page = TestClient(names["app"])
+
+    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+        users = {} if user is None else {names["current_user"]: lambda: user}
+        names["app"].dependency_overrides = users
+        body = {member: session_id, "messages": [{"role": "user", "content": "Hi"}]}
+        responses = [
+            page.request(method, path.format(session_id), json=body if method == "POST" else None)
+            for method, path in routes
+        ]
+        statuses = {response.status_code for response in responses}
+        assert statuses in ({200, 204}, {200}, {401}, {404})
+        return min(statuses), b"".join(response.content for response in responses)
+
+    return post
+
+
+def ai_sdk() -> Post:
+    chat = "/api/chat/{}"
+    routes = (("POST", "/api/chat"), ("GET", f"{chat}/stream"), ("GET", chat), ("DELETE", chat))
+    return chat_components('@app.post("/api/chat")', "id", *routes)
+
+
+def ag_ui() -> Post:
+    return chat_components('@app.post("/agent")', "threadId", ("POST", "/agent"))
 
 
 def flask() -> Post:
@@ -189,7 +204,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.parametrize("sample", [example, starlette, background, flask, django, wsgi])
+@pytest.mark.parametrize(
+    "sample", [example, starlette, background, ai_sdk, ag_ui, flask, django, wsgi]
+)
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[], Post]
 ) -> None:
@@ -230,6 +247,16 @@ def test_web_example_returns_errors_as_json(
     received, body = example()(session_id, "ada")
     assert received == status
     assert problem in json.loads(body)["detail"]
+
+
+def test_request_of_another_shape_is_rejected_by_the_chat_sample(fake: FakeTransport) -> None:
+    names = load(CHAT_COMPONENTS, '@app.post("/api/chat")')
+    names["app"].dependency_overrides = {names["current_user"]: lambda: "ada"}
+    with Flux0() as client:
+        session_id = client.conversation(agent=fake.agent_id, user="ada").session_id
+    response = TestClient(names["app"]).post("/api/chat", json={"id": session_id, "messages": []})
+    assert response.status_code == 422
+    assert "body must end with a user message" in response.json()["detail"]
 
 
 def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport) -> None:

@@ -13,30 +13,33 @@ from attrs import frozen
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import Flux0Error, StreamInterrupted
 from flux0.relay_format import RelayFormat
+from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.turn_relay import LogDecoder
 from support.npm import npm_install, run_in
+from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
 
 SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
+AG_UI = "@ag-ui/client@1.0.0"
 # The current major version of the AI SDK and the version before, and AG-UI's own client.
 PACKAGES = {
     "ai@7.0.173": "ai-sdk",
     "ai@6.0.326": "ai-sdk",
-    "@ag-ui/client@1.0.0": "ag-ui",
+    AG_UI: "ag-ui",
 }
 FORMATS: dict[str, RelayFormat] = {"ai-sdk": AiSdkFormat(), "ag-ui": AgUiFormat("thread", "run")}
 ERRORS = {"ai-sdk": "error", "ag-ui": "RUN_ERROR"}
 
 # The recorded turns that differ, by the rows of the table in docs/how-to/chat-components.md.
 LOSSES = {
-    "a replaced text": {
+    "replaced text": {
         "root_replace_string_twice",
         "root_list_replaced_by_dict",
         "multiple_ops_one_chunk",
     },
     "messages at the same time": {"interleaved_events_ready_reversed"},
-    "a result without a call": {
+    "a tool result without a call": {
         "tool_result_structured_and_two",
         "tool_result_error_field_ignored",
     },
@@ -47,7 +50,7 @@ LOSSES = {
     },
 }
 
-# The texts, reasoning, JSON content, tool calls and results of a turn, each in its order.
+# The text, reasoning, JSON content, tool calls and results of a turn, each in its order.
 Content = dict[str, list[Any]]
 
 
@@ -92,7 +95,7 @@ def of_ag_ui(messages: list[dict[str, Any]]) -> Content:
     """Return the content of the messages of an agent. Results that are JSON are decoded."""
     content = new_content()
     for message in messages:
-        value = message.get("content")
+        value: Any = message.get("content")
         for call in message.get("toolCalls", []):
             tool = call["function"]
             content["calls"].append((call["id"], tool["name"], decoded(tool["arguments"])))
@@ -175,3 +178,26 @@ def test_interrupted_turns_end_with_an_error_and_keep_their_content(package: Pac
     results = package.read([package.relay(case, StreamInterrupted("gone")) for case in cases])
     assert [result["items"] for result in results] == [result["items"] for result in complete]
     assert {(each["error"], each["last"]) for each in results} == {("gone", ERRORS[package.reader])}
+
+
+def test_http_agent_runs_a_turn_with_a_tool_call(tmp_path: Path) -> None:
+    """`HttpAgent` is AG-UI's own client, with the sample of the page on both sides."""
+    npm_install(AG_UI, folder=tmp_path)
+    tool = CallTool("weather", {"city": "SF"}, id="call-1")
+    fake = FakeTransport([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")])
+    with chat_back_end(fake, '@app.post("/agent")') as url:
+        (_, sample) = code_of(CHAT_COMPONENTS, "js")
+        sample = sample.replace('"/agent"', json.dumps(f"{url}/agent"))
+        sample = sample.replace("sessionId", json.dumps(new_chat(fake)))
+        script = tmp_path / "run.mjs"
+        script.write_text(f"{sample}console.log(JSON.stringify(agent.messages));", "utf-8")
+        (user, *messages) = json.loads(run_in(tmp_path, "node", str(script)))
+
+    assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
+    assert of_ag_ui(messages) == {
+        "text": ["Sunny."],
+        "reasoning": ["Hm"],
+        "content": [],
+        "calls": [("call-1", "weather", {"city": "SF"})],
+        "results": [("call-1", {"sky": "clear"})],
+    }

@@ -52,8 +52,14 @@ def asgi(client: Flux0, on_piece: OnPiece | None = None) -> Generator[str, None,
         return StreamingResponse(pieces, media_type="text/event-stream")
 
     route = Route("/api/sessions/{session_id}/events/stream", turn, methods=["POST"])
-    config = uvicorn.Config(Starlette(routes=[route]), port=0, log_level="warning", lifespan="off")
-    server = uvicorn.Server(config)
+    with serve(Starlette(routes=[route])) as url:
+        yield url
+
+
+@contextmanager
+def serve(app: Any) -> Generator[str, None, None]:
+    """Serve an ASGI application with uvicorn in a thread; yield the URL."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     started = threading.Event()
     startup = server.startup
 

@@ -21,19 +21,20 @@ from flux0.relay_format import RelayFormat
 class AgUiFormat(RelayFormat):
     """The events of AG-UI, a relay format for `HttpAgent` of `@ag-ui/client`, and for CopilotKit.
 
-    Args:
+    Attributes:
         thread_id: The member `threadId` of the request.
         run_id: The member `runId` of the request.
     """
 
     def __init__(self, thread_id: str, run_id: str) -> None:
-        self._ids = {"threadId": thread_id, "runId": run_id}
+        self.thread_id: str = thread_id
+        self.run_id: str = run_id
 
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""
-        run = [{"type": "RUN_STARTED", **self._ids}]
-        finish = [{"type": "RUN_FINISHED", **self._ids}]
-        return StepEncoder({**_TEMPLATES, "run": run, "finish": finish})
+        ids = {"threadId": self.thread_id, "runId": self.run_id}
+        run, finish = {"type": "RUN_STARTED", **ids}, {"type": "RUN_FINISHED", **ids}
+        return StepEncoder({**_TEMPLATES, "run": [run], "finish": [finish]})
 
 
 def _text(type: str, **members: Any) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ def user_text(body: Any) -> str:
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
         if message["role"] == "user" and all(part["type"] == "text" for part in parts):
             return "".join(part["text"] for part in parts)
-    raise InvalidArgument("body", "must end with a text of the user, as sent by useChat or AG-UI")
+    raise InvalidArgument("body", "must end with a user message that contains only text parts")
 
 
 def ui_messages(

@@ -28,14 +28,15 @@ class Step(NamedTuple):
     """One step of a turn.
 
     The types are `run`, before the first event; `start`, at the first event; `K-start`, `K-delta`
-    and `K-end` of a text, where K is `text` or `reasoning`; `call-start`, `call-delta`, `call-end`,
-    `call-invalid` and `call-result` of a tool call; `content`; `status`; `finish`; and `error`.
+    and `K-end` of a text part, where K is `text` or `reasoning`; `call-start`, `call-delta`,
+    `call-end`, `call-invalid` and `call-result` of a tool call; `content`; `status`; `finish`; and
+    `error`.
 
     Attributes:
         type: The type.
-        id: The id of the turn, of the text, of the tool call, or of the message with the content.
+        id: The id of the turn, text part or tool call, or of the message with the content.
         value: The added text, the complete arguments, the result, the content, the status with its
-            data, or the message of the error.
+            data, or the problem.
         name: The name of the tool, or the class of the error.
     """
 
@@ -55,7 +56,7 @@ ID, VALUE, NAME = map(attrgetter, ("id", "value", "name"))
 class _Call:
     id: str
     name: str
-    length: int = 0  # The number of characters of the arguments so far.
+    length: int = 0  # The number of characters in its arguments so far.
     is_open: bool = True
     has_result: bool = False
 
@@ -69,16 +70,16 @@ class _Message:
     kind: str
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _Call] = field(factory=dict[int, _Call])
-    open_text: str = ""  # The id of the open text.
+    open_text: str = ""  # The id of the open text part.
     is_settled: bool = False
 
 
 class StepEncoder(RelayEncoder):
     """Folds the events of one turn into steps, and encodes the steps with the templates.
 
-    A text ends when the next message begins. If agents write several messages at the same time, a
-    message may have several texts. JSON content is encoded when the next message begins, and again
-    at the end of the turn if the message has changed.
+    A text part ends when the next message begins. If agents write several messages at the same
+    time, a message may have several text parts. JSON content is encoded when the next message
+    begins, and again at the end of the turn if the message has changed.
 
     Args:
         templates: The JSON objects of each type of steps.
@@ -111,11 +112,11 @@ class StepEncoder(RelayEncoder):
         return start + self._encoded([Step("status", value=status)])
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - part of the port
-        """Encode what is left of the messages, and the error."""
+        """Encode the rest of each message, and the error."""
         return self._end(Step("error", value=error.problem, name=type(error).__name__))
 
     def end(self) -> bytes:
-        """Encode what is left of the messages, and the end."""
+        """Encode the rest of each message, and the end."""
         return self._end(Step("finish"))
 
     def _encoded(self, steps: Iterable[Step]) -> bytes:
@@ -176,7 +177,7 @@ class StepEncoder(RelayEncoder):
             message.open_text = ""
 
     def _items(self, message: _Message, *, partial: bool) -> Iterator[Step]:
-        """Yield the steps of the tool calls and results and, if not `partial`, of the content."""
+        """Yield the steps for tool calls and results and, if not `partial`, for the content."""
         final = self._accumulator.message(message.id, partial=partial)
         if final is None:
             return

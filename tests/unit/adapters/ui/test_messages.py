@@ -59,7 +59,7 @@ def test_user_text_is_the_text_of_the_last_message(message: dict[str, Any]) -> N
     ],
 )
 def test_body_of_another_shape_is_rejected(body: Any) -> None:
-    with pytest.raises(InvalidArgument, match="body must end with a text of the user"):
+    with pytest.raises(InvalidArgument, match="body must end with a user message"):
         user_text(body)
 
 

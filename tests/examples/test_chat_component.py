@@ -1,0 +1,159 @@
+"""The component of docs/how-to/chat-components.md in Chromium, with the application of the page."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, Gate, GiveResult, Reason, Say
+from support.browser import Browser, Page, find_browser
+from support.npm import is_npm_installed, npm_install
+from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
+
+pytestmark = [
+    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
+    pytest.mark.skipif(not is_npm_installed(), reason="npm is not installed"),
+]
+
+PACKAGES = ("esbuild@0.28.2", "react@19.3.1", "react-dom@19.3.1")
+VERSIONS = {
+    "AI SDK 7": ("ai@7.0.173", "@ai-sdk/react@4.0.177"),
+    "AI SDK 6": ("ai@6.0.326", "@ai-sdk/react@3.0.328"),
+}
+MAIN = """
+import { createRoot } from "react-dom/client";
+import { Chat } from "./Chat.jsx";
+const id = new URLSearchParams(location.search).get("id");
+"""
+TOOL = CallTool("weather", {"city": "SF"})
+TURN: list[AgentStep] = [Reason("Hm"), TOOL, GiveResult(TOOL, "clear"), Say("Sunny.", pieces=3)]
+SHOWN = [
+    ["user text", "Hi"],
+    ["assistant reasoning", "Hm"],
+    ["assistant dynamic-tool", '[{"city":"SF"},"clear",null]'],
+    ["assistant text", "Sunny."],
+]
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def html(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with the component and its packages, in one script."""
+    folder = tmp_path_factory.mktemp("chat")
+    npm_install(*PACKAGES, *VERSIONS[request.param], folder=folder)
+    (component,), (load, _) = code_of(CHAT_COMPONENTS, "jsx"), code_of(CHAT_COMPONENTS, "js")
+    (folder / "Chat.jsx").write_text(component, "utf-8")
+    (folder / "main.jsx").write_text(MAIN + load, "utf-8")
+    options = ("--bundle", "--jsx=automatic", "--format=esm", "--minify", "--outfile=main.js")
+    subprocess.run(
+        [folder / "node_modules/.bin/esbuild", "main.jsx", *options],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    script = (folder / "main.js").read_text("utf-8").replace("</script", "<\\/script")
+    return f'<!doctype html><meta charset="utf-8"><body><script type="module">{script}</script>'
+
+
+@pytest.fixture
+def fake() -> FakeTransport:
+    return FakeTransport()
+
+
+@pytest.fixture
+def chat_url(fake: FakeTransport, html: str) -> Iterator[str]:
+    """The URL of the page, with a new chat."""
+    with chat_back_end(fake, '@app.post("/api/chat")', html) as url:
+        yield f"{url}/?id={new_chat(fake)}"
+
+
+@pytest.fixture
+def chat(browser: Browser, chat_url: str) -> Iterator[Page]:
+    with browser.page() as page:
+        show(page, chat_url)
+        yield page
+
+
+def show(page: Page, url: str) -> None:
+    page.open(url)
+    page.wait_for("document.querySelector('input') !== null")
+
+
+def send(page: Page, text: str) -> None:
+    page.click("input")
+    page.write(text)
+    page.press_enter()
+
+
+def wait_for_text(page: Page, text: str) -> None:
+    page.wait_for(f"document.querySelector('.assistant.text')?.textContent === {json.dumps(text)}")
+
+
+def alert(page: Page) -> str:
+    text = page.wait_for("document.querySelector('[role=alert]').textContent")
+    assert isinstance(text, str)
+    return text
+
+
+def shown(page: Page) -> list[list[str]]:
+    """Return the class and the text of each part of a message."""
+    each = "[...document.querySelectorAll('p[class]')].map((p) => [p.className, p.textContent])"
+    parts: list[list[str]] = page.evaluate(each)
+    return parts
+
+
+def messages_sent(fake: FakeTransport) -> int:
+    return [call.operation for call in fake.calls].count("sessions.create_event")
+
+
+def test_component_shows_text_reasoning_and_a_tool_call_also_after_a_reload(
+    chat: Page, chat_url: str, fake: FakeTransport
+) -> None:
+    fake.script(TURN)
+    send(chat, "Hi")
+    wait_for_text(chat, "Sunny.")
+    assert shown(chat) == SHOWN
+    chat.wait_for("document.querySelector('[role=alert]').textContent === ''")
+    assert messages_sent(fake) == 1
+
+    show(chat, chat_url)
+    assert shown(chat) == SHOWN
+    assert messages_sent(fake) == 1
+
+
+def test_component_shows_an_error_of_the_agent_after_its_text(
+    chat: Page, fake: FakeTransport
+) -> None:
+    fake.script([Say("Half"), Fail("no model")])
+    send(chat, "Hi")
+    assert "no model" in alert(chat)
+    assert shown(chat) == [["user text", "Hi"], ["assistant text", "Half"]]
+
+
+def test_component_stops_the_agent(chat: Page, fake: FakeTransport) -> None:
+    fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
+    send(chat, "Hi")
+    wait_for_text(chat, "Half")
+    chat.click("button[type=button]")
+    assert alert(chat) == "the turn was stopped"
+    assert shown(chat) == [["user text", "Hi"], ["assistant text", "Half"]]
+    fake.assert_no_open_streams()
+
+
+def test_reload_in_the_middle_of_a_turn_continues_the_turn(
+    chat: Page, chat_url: str, fake: FakeTransport
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script([*TURN, gate, Say("Bye.")])
+    send(chat, "Hi")
+    wait_for_text(chat, "Sunny.")
+
+    show(chat, chat_url)
+    wait_for_text(chat, "Sunny.")
+    assert shown(chat) == SHOWN
+    gate.open()
+    chat.wait_for("document.body.innerText.includes('Bye.')")
+    assert shown(chat) == [*SHOWN, ["assistant text", "Bye."]]
+    assert messages_sent(fake) == 1
