@@ -360,7 +360,8 @@ async def test_options_of_conversation_are_sent_with_the_new_session_only(mode: 
         chat = await flux0.conversation_async(agent=fake.agent_id, user="ada", **fields)
         await result_of(chat.ask("Hi"))
 
-        for name, value in {"title": "Rain", "metadata": {}, "mode": "auto", **fields}.items():
+        new: dict[str, Any] = {"title": "Rain", "metadata": {}, "mode": "auto", **fields}
+        for name, value in new.items():
             options: dict[str, Any] = {name: value}
             with pytest.raises(InvalidArgument, match=f"{name} is for a new session"):
                 await flux0.conversation_async(session=chat.session_id, **options)
