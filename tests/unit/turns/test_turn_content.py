@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event, Thread
 from typing import Any
+from weakref import ref
 
 import pytest
 from attrs import evolve
@@ -32,6 +33,48 @@ TOO_LONG = 20.0
 
 def text_of(content: TurnContent | EventStream) -> list[str]:
     return [message.text for message in content.messages]
+
+
+def content_of(accumulator: MessageAccumulator, *frames: bytes) -> TurnContent:
+    """Return a content whose events were taken."""
+    content = TurnContent(accumulator)
+    content.add(decoded(*frames), 0)
+    for event in content.unread:
+        content.take(event)
+    return content
+
+
+def decoded(*frames: bytes) -> list[StreamEvent]:
+    codec = JsonCodec()
+    return [codec.decode_event(event) for event in SSEParser().feed(b"".join(frames))]
+
+
+# --- the reader
+
+
+def test_content_has_the_events_that_were_taken() -> None:
+    content = TurnContent(MessageAccumulator())
+    content.add(decoded(chunk("a"), chunk("b"), status("typing")), 0)
+    assert text_of(content) == []
+
+    seen: list[tuple[object, ...]] = []
+    for event in content.unread:
+        content.take(event)
+        content.fold()
+        seen.append((text_of(content), content.text, content.status))
+
+    assert seen == [(["a"], "a", None), (["ab"], "b", None), (["ab"], "", "typing")]
+
+
+def test_events_that_were_taken_are_freed_also_if_nobody_reads_the_messages() -> None:
+    content, events = TurnContent(MessageAccumulator()), list[ref[StreamEvent]]()
+    for _ in range(200):
+        content.add(decoded(chunk("x" * 1_000)), 1_000)
+        for event in content.unread:
+            content.take(event)
+            events.append(ref(event))
+
+    assert sum(event() is not None for event in events) < 100
 
 
 # --- other threads
@@ -138,15 +181,6 @@ class Interrupted(MessageAccumulator):
         interrupt, self._interrupt = self._interrupt, int
         interrupt()
         return super().feed(event)
-
-
-def content_of(accumulator: MessageAccumulator, *frames: bytes) -> TurnContent:
-    """Return a content whose events were taken."""
-    codec, parser, content = JsonCodec(), SSEParser(), TurnContent(accumulator)
-    content.add([codec.decode_event(event) for event in parser.feed(b"".join(frames))], 0)
-    for event in content.unread:
-        content.take(event)
-    return content
 
 
 def test_handler_that_interrupts_a_fold_gets_no_messages_and_loses_none() -> None:

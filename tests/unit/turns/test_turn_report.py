@@ -1,14 +1,16 @@
-"""The reports of a turn, if another thread closes the stream during a read."""
+"""The reports of a turn to its observers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from attrs import define, field
 
 from flux0 import EventStream
 from flux0.observers import Call, Observer, TurnEnd
+from support.forking import in_child
 from support.in_memory import chunk, tape
 from unit.turns.test_streams import open_sync
 
@@ -54,4 +56,29 @@ def test_first_event_is_not_reported_after_the_end() -> None:
     stream = open_sync(tape(piece), None, recorder)
     next(stream)
 
+    assert recorder.names == ["turn end"]
+
+
+def test_end_is_reported_once_with_the_time_of_the_first_end() -> None:
+    recorder = Recorder()
+    stream = open_sync(tape(chunk("a")), None, recorder)
+    list(stream)
+    seconds = stream.seconds
+    stream.close()
+
+    assert stream.seconds == seconds is not None
+    assert recorder.names == ["first event", "turn end"]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forked_child_does_not_report_the_turn_of_its_parent() -> None:
+    recorder = Recorder()
+    stream = open_sync(tape(chunk("a")), None, recorder)
+
+    def close() -> None:
+        stream.close()
+        assert recorder.names == []
+
+    in_child(close)
+    stream.close()
     assert recorder.names == ["turn end"]
