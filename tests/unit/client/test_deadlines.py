@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.adapters.json import JsonCodec
@@ -224,37 +225,58 @@ async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
     assert (caught.value.operation, caught.value.sent) == ("agents.list", "maybe")
 
 
+@define
+class Alarm(Time):
+    """A clock whose alarm goes off while a call waits."""
+
+    act: Callable[[], object] = list
+
+    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
+        self.act = act
+        return list
+
+    def go_off(self) -> None:
+        self.now += 60
+        self.act()
+
+
+@define
 class Interruptible(Script):
     """A sync transport that waits for a response head until its request is interrupted."""
+
+    time: Alarm = field(kw_only=True)
 
     def send(self, request: Request) -> Response[Any]:
         interrupted = threading.Event()
         request.interrupt.on_fire(interrupted.set)
-        assert interrupted.wait(20)
+        self.time.go_off()
+        assert interrupted.is_set()
         request.interrupt.clear()
         raise ConnectionInterrupted("the socket was shut down") from OSError("bad descriptor")
 
 
+@define
 class ClosableBody:
-    """A body that waits for data until another thread closes it."""
+    """A body that waits for data until it is closed."""
 
-    def __init__(self) -> None:
-        self._closed = threading.Event()
+    time: Alarm
+    is_closed: bool = False
 
     def read(self, timeout: float | None) -> bytes:
-        assert self._closed.wait(20)
+        self.time.go_off()
+        assert self.is_closed
         raise ConnectionInterrupted("the body was closed")
 
     def close(self) -> None:
-        self._closed.set()
+        self.is_closed = True
 
 
 def test_sync_wait_for_response_head_ends_at_timeout_ms() -> None:
-    with (
-        Flux0(transport=Interruptible([]), timeout_ms=300) as flux0,
-        pytest.raises(ReadTimeout, match="timeout_ms") as caught,
-    ):
-        flux0.agents.list()
+    time = Alarm()
+    with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
+        drive_sync(
+            fetch(REQUEST), Interruptible([], time=time), time, Deadline(time.now + 0.3, 0.3)
+        )
 
     assert isinstance(caught.value.__cause__, OSError)
 
@@ -268,13 +290,10 @@ def test_timeout_error_of_transport_is_kept_after_the_deadline() -> None:
 
 
 def test_sync_wait_for_body_ends_at_timeout_ms() -> None:
-    response = Response(200, Headers(), ClosableBody())
-
-    with (
-        Flux0(transport=script(response), timeout_ms=300) as flux0,
-        pytest.raises(ReadTimeout, match="timeout_ms"),
-    ):
-        flux0.agents.list()
+    time = Alarm()
+    transport = script(Response(200, Headers(), ClosableBody(time)))
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        drive_sync(fetch(REQUEST), transport, time, Deadline(time.now + 0.3, 0.3))
 
 
 def test_interrupt_fired_before_on_fire_calls_the_function_at_once() -> None:

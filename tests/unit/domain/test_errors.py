@@ -96,6 +96,15 @@ def test_every_error_is_in_models_and_can_be_pickled_and_copied(
             assert copied.raw_response is None
 
 
+@pytest.mark.parametrize(("sent", "value"), [(False, "no"), (True, "maybe")])
+def test_sent_of_an_error_of_user_code_describes_the_current_call(
+    sent: bool, value: errors.Sent
+) -> None:
+    for error in (errors.ConnectError("of another call"), errors.ConnectionInterrupted("reset")):
+        errors.mark_user_error(error, sent=sent)
+        assert (error.from_user_code, error.sent) == (True, value)
+
+
 class UserError(errors.Flux0Error):
     def __init__(self, code: int, hint: str) -> None:
         super().__init__(f"{code}: {hint}")

@@ -101,6 +101,12 @@ def test_retry_decision_for_each_error(error: Flux0Error, repeatable: bool) -> N
     assert (wait is not None) is (expected and isinstance(error, APIError))
 
 
+def test_errors_that_user_code_raised_are_never_retried() -> None:
+    for retried in (ConnectError("of another call"), status_error(429), status_error(503)):
+        errors.mark_user_error(retried)
+        assert decide(DEFAULT_RETRIES, retried) is None
+
+
 def test_retry_decision_covers_every_transport_error() -> None:
     def with_subclasses(kind: type[TransportError]) -> set[type[TransportError]]:
         return {kind}.union(*map(with_subclasses, kind.__subclasses__()))
