@@ -32,7 +32,7 @@ ELSEWHERE: Mapping[str, str] = {
     "adapters/json/test_codec.py": """
         adapters/json/code_generation adapters/json/plain adapters/json/structuring""",
     "domain/messages/test_accumulator.py": """
-        domain/messages/finalizing domain/messages/text_list domain/messages/tool_calls""",
+        domain/messages/finalizing domain/messages/tool_calls""",
     "domain/test_stored_models.py": """
         client/json_form domain/enums domain/extensible domain/stream_events""",
     "usecases/test_usecases.py": "usecases/agents usecases/call usecases/options usecases/sessions",
