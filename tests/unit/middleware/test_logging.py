@@ -78,6 +78,12 @@ def test_failure_is_logged_with_its_class() -> None:
     assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "an interrupt is not logged"
 
 
+def test_failure_cannot_forge_a_line() -> None:
+    _, failed = log_of(REQUEST, ConnectError("refused\nGET http://h returned 200"))
+
+    assert failed.endswith("ConnectError: refused\\nGET http://h returned 200")
+
+
 def test_log_records_do_not_keep_the_error() -> None:
     """A handler may keep records. An error would keep the frames and objects of its call alive."""
     kept: list[object] = []

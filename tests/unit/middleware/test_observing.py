@@ -153,6 +153,15 @@ async def test_call_with_retry_reports_each_attempt_once(mode: Mode) -> None:
 
 
 @in_every_mode
+async def test_headers_of_the_call_replace_headers_of_an_observer(mode: Mode) -> None:
+    fake = FakeTransport()
+    async with observed(mode, fake, Recorder()) as flux0:
+        await flux0.agents.list_async()
+        await flux0.agents.list_async(http_headers={"X-Attempt": "own"})
+    assert [call.headers["x-attempt"] for call in fake.calls] == ["1", "own"]
+
+
+@in_every_mode
 async def test_failed_call_reports_the_error_that_it_raises(mode: Mode) -> None:
     recorder = Recorder()
     async with observed(mode, FakeTransport(), recorder) as flux0:

@@ -199,6 +199,15 @@ def test_html_and_empty_bodies_give_the_name_of_the_status(
     assert error.body == body
 
 
+def test_unreadable_body_of_a_2xx_response_is_an_error() -> None:
+    recorded = tape(b"half", errors.ConnectionInterrupted("reset"))
+
+    with pytest.raises(errors.ConnectionInterrupted):
+        send(response_from(recorded))
+
+    assert recorded.releases
+
+
 def test_unreadable_body_of_an_error_gives_the_name_of_the_status() -> None:
     for steps in (
         (b'{"detail": "ov', errors.ConnectionInterrupted("reset")),

@@ -253,6 +253,13 @@ def test_details_of_a_422_keep_all_fields_of_the_model() -> None:
 # --- from_dict and to_dict
 
 
+def test_from_dict_returns_lists_and_tuples_of_models() -> None:
+    one = from_dict(Agent, agent())
+
+    assert from_dict(list[Agent], [agent(), agent()]) == [one, one]
+    assert from_dict(tuple[Agent, ...], [agent()]) == (one,)
+
+
 @pytest.mark.parametrize(
     "model", [42, "Agent", dict, [Agent], {}, ControlOptions("auto"), Listing, RetryConfig]
 )
@@ -308,6 +315,12 @@ def test_event_with_an_unknown_name_keeps_its_data_as_text(name: str, data: str)
     read = CODEC.decode_event(ServerSentEvent(name, data, "7"))
 
     assert read == UnknownEvent(event=name, data=data, id="7")
+
+
+@pytest.mark.parametrize(("name", "data"), [("chunk", chunk()), ("status", status())])
+def test_text_after_the_json_of_an_event_raises_decode_error(name: str, data: Any) -> None:
+    with pytest.raises(DecodeError, match="not JSON"):
+        CODEC.decode_event(ServerSentEvent(name, f"{json.dumps(data)} x"))
 
 
 @pytest.mark.parametrize("name", ["chunk", "status"])

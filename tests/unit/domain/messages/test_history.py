@@ -10,7 +10,7 @@ from attrs import evolve
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.messages.history import joined_history
+from flux0.domain.messages.history import joined_history, stored_turn
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stored_models import (
     ContentPart,
@@ -200,3 +200,52 @@ def test_calls_whose_id_is_not_a_string_are_not_joined() -> None:
         messages = [message(asked(odd), asked("1")), results(call(odd, SUNNY), call("1", SUNNY))]
 
         assert joined_tool_calls(messages) == (call(odd), call("1", SUNNY))
+
+
+# --- stored turns
+
+
+def of_turn(turn: str, *items: MessageData | StatusData | str) -> list[Event]:
+    """Return stored events of a turn: a str is the user's message."""
+    template = stored(live("", turn))
+    return [
+        evolve(template, source=EventSource.USER, data=MessageData((ContentPart(item),)))
+        if isinstance(item, str)
+        else evolve(
+            template,
+            type=EventType.STATUS if isinstance(item, StatusData) else EventType.MESSAGE,
+            data=item,
+        )
+        for item in items
+    ]
+
+
+def reply(text: str) -> MessageData:
+    return MessageData((ContentPart(text),))
+
+
+def test_stored_turn_has_the_reply_without_the_message_of_the_user() -> None:
+    events = [*of_turn("t1", "Hi", reply("a")), *of_turn("t2", "Hi", reply("b"), reply("c"))]
+
+    first, second = stored_turn(events, "Hi"), stored_turn(events[2:], None)
+
+    assert first is not None
+    assert (first.correlation_id, first.message, first.text) == ("t1", events[0], "a")
+    assert first.messages == (events[1],)
+    assert second is not None
+    assert (second.text, second.messages) == ("b\nc", tuple(events[3:]))
+    assert stored_turn(events, "Bye") is None
+
+
+def test_error_of_a_stored_turn_is_its_last_status_error() -> None:
+    errors = [StatusData(SessionStatus.ERROR, data=number) for number in (1, 2)]
+    done = StatusData(SessionStatus.COMPLETED)
+    turn = stored_turn(of_turn("t1", "Hi", done, *errors, done), "Hi")
+    healthy = stored_turn(of_turn("t1", "Hi", done), "Hi")
+
+    assert turn is not None
+    assert turn.statuses == (done, *errors, done)
+    assert turn.error is not None
+    assert turn.error.data == 2
+    assert healthy is not None
+    assert healthy.error is None
