@@ -16,9 +16,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
+import trustme
 from attrs import define, field
 from redis import Redis
 from redis.exceptions import ConnectionError as NotConnected
+from redis.sentinel import Sentinel
 
 # To test another version or Valkey, set the variable to its program.
 PROGRAM: Final = os.environ.get("FLUX0_TEST_REDIS_SERVER", "redis-server")
@@ -51,7 +53,7 @@ class RedisServer:
     def start(self) -> None:
         address = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder))
         files = ("--save", "", "--appendonly", "no")
-        command = (PROGRAM, *address, *files, *self.options)
+        command = (PROGRAM, *self.options, *address, *files)
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         with self.client() as client:
             wait_until(lambda: self._is_ready(client))
@@ -94,6 +96,39 @@ def redis_server(folder: Path, *options: str) -> Generator[RedisServer, None, No
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def redis_with_tls(folder: Path) -> Generator[Redis, None, None]:
+    """Run a Redis server with TLS; yield a client that checks its certificate."""
+    authority, names = trustme.CA(), ("ca.pem", "cert.pem", "key.pem")
+    authority_file, certificate_file, key_file = (folder / name for name in names)
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(str(authority_file))
+    certificate.cert_chain_pems[0].write_to_path(str(certificate_file))
+    certificate.private_key_pem.write_to_path(str(key_file))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    files = ("--tls-cert-file", str(certificate_file), "--tls-key-file", str(key_file))
+    options = ("--tls-port", str(port), *files, "--tls-auth-clients", "no")
+    with (
+        redis_server(folder, *options),
+        Redis(port=port, host="127.0.0.1", ssl=True, ssl_ca_certs=str(authority_file)) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def redis_with_sentinel(folder: Path) -> Generator[Redis, None, None]:
+    """Run a Redis server and its Sentinel; yield a client that asks the Sentinel for the server."""
+    with redis_server(folder) as server:
+        configuration = folder / "sentinel.conf"
+        configuration.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n", "utf-8")
+        with (
+            redis_server(folder, str(configuration), "--sentinel") as sentinel,
+            Sentinel([("127.0.0.1", sentinel.port)]).master_for("main") as client,
+        ):
+            yield client
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
 from flux0.turns.turn_relay import LogReader, wait_for_end
 from support.forking import in_child
-from support.redis_server import RedisServer, redis_server, wait_until
+from support.redis_server import (
+    RedisServer,
+    redis_server,
+    redis_with_sentinel,
+    redis_with_tls,
+    wait_until,
+)
 from support.turn_processes import event, turn_bytes
 
 TIMEOUT = 20.0
@@ -435,6 +441,25 @@ def test_calls_that_fail_do_not_delay_the_events_of_other_sessions(
         log.append(event("turn", calls))
     log.finish(LogEnd())
     assert calls < 3000
+
+
+@pytest.mark.parametrize("connect", [redis_with_tls, redis_with_sentinel])
+def test_events_are_shared_over_tls_and_sentinel(
+    connect: Callable[[Path], AbstractContextManager[Redis]], tmp_path: Path
+) -> None:
+    with (
+        connect(tmp_path) as client,
+        closing(RedisTurnStore(client)) as store,
+        closing(RedisTurnStore(client)) as other,
+    ):
+        log = claimed(store)
+        copy = other.find("session")
+        assert copy is not None
+        log.append(event("turn", 1))
+        log.finish(LogEnd(finished=True))
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end == LogEnd(finished=True)
+        assert list(copy.read(0)) == [event("turn", 1)]
 
 
 @pytest.mark.parametrize("refuse", [True, False])
