@@ -11,100 +11,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections import defaultdict
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
-from attrs import define, frozen
 
-from flux0 import Flux0
-from flux0.testing import Gate
-from support.fake_over_http import FakeOverHTTP
-from support.fake_scripts import scripted_fake
 from support.redis_server import RedisServer, redis_server
 from support.server import Flux0Server
-from support.web_workers import Kind, events_of, web_worker
+from support.web_workers import FakeServer, Kind, Server, Site, events_of, fake_server, site
 
-DAY = 86_400.0
-TIMEOUT = 30.0
 # An outage of Redis must be shorter, also on a busy machine.
 LONG_LEASE = 15.0
 SHORT_LEASE = 4.0
-
-
-@define
-class FakeServer:
-    """A fake on a port, with the methods of `Flux0Server`."""
-
-    _fake: FakeOverHTTP
-    _gates: dict[str, Gate]
-
-    @property
-    def url(self) -> str:
-        return self._fake.url
-
-    @property
-    def agent_id(self) -> str:
-        return self._fake.fake.agent_id
-
-    def release(self, name: str) -> None:
-        self._gates[name].open()
-
-    def wait_cancelled(self, _: str) -> None:
-        assert self._fake.no_open_streams.wait(TIMEOUT)
-
-
-@contextmanager
-def fake_server() -> Generator[FakeServer, None, None]:
-    gates = defaultdict[str, Gate](lambda: Gate(timeout=TIMEOUT))
-    with FakeOverHTTP(scripted_fake("scripted-1", gates)) as fake:
-        yield FakeServer(fake, gates)
-
-
-Server = FakeServer | Flux0Server
-
-
-@frozen
-class Site:
-    """The web workers of one site, and the flux0 server and the Redis that they use."""
-
-    kind: Kind
-    server: Server
-    redis: RedisServer
-    workers: list[httpx.Client]
-
-    def new_session(self) -> str:
-        with Flux0(self.server.url) as client:
-            return client.sessions.create(agent_id=self.server.agent_id).id
-
-    def stored_texts(self, session_id: str) -> list[str]:
-        with Flux0(self.server.url) as client:
-            stored = client.sessions.list_events(session_id=session_id, source="ai_agent")
-            return [event.text for event in stored if event.text]
-
-
-@contextmanager
-def site(
-    kind: Kind, server: Server, redis: RedisServer, count: int, lease_seconds: float
-) -> Generator[Site, None, None]:
-    with ExitStack() as stack:
-        workers: list[httpx.Client] = []
-        for number in range(count):
-            worker = web_worker(
-                kind,
-                server.url,
-                redis.url,
-                lease_seconds=lease_seconds,
-                clock_offset=DAY * (number % 2),
-            )
-            url = stack.enter_context(worker)
-            workers.append(stack.enter_context(httpx.Client(base_url=url, timeout=TIMEOUT)))
-        yield Site(kind, server, redis, workers)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trustme
 from attrs import define, field
@@ -124,11 +124,10 @@ def redis_with_sentinel(folder: Path) -> Generator[Redis, None, None]:
     with redis_server(folder) as server:
         configuration = folder / "sentinel.conf"
         configuration.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n", "utf-8")
-        with (
-            redis_server(folder, str(configuration), "--sentinel") as sentinel,
-            Sentinel([("127.0.0.1", sentinel.port)]).master_for("main") as client,
-        ):
-            yield client
+        with redis_server(folder, str(configuration), "--sentinel") as running:
+            kind: Any = Sentinel  # It has no types.
+            with kind([("127.0.0.1", running.port)]).master_for("main") as client:
+                yield client
 
 
 @contextmanager

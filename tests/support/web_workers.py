@@ -1,4 +1,4 @@
-"""Runs web workers with background turns: uvicorn for async code, gunicorn for sync code."""
+"""Web workers with background turns: uvicorn for async code, gunicorn for sync code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
 import httpx
+from attrs import define, frozen
+
+from flux0 import Flux0
+from flux0.testing import Gate
+from support.fake_over_http import FakeOverHTTP
+from support.fake_scripts import scripted_fake
+from support.redis_server import RedisServer
+from support.server import Flux0Server
 
 Kind = Literal["uvicorn", "gunicorn"]
 
@@ -22,6 +31,8 @@ _COMMANDS: Final[dict[Kind, str]] = {
     " --graceful-timeout 1",
 }
 _TESTS: Final = Path(__file__).parents[1]
+_DAY: Final = 86_400.0
+_TIMEOUT: Final = 30.0
 
 
 @contextmanager
@@ -62,6 +73,77 @@ def web_worker(
             process.kill()
             raise
         assert "Traceback" not in rest, rest
+
+
+@define
+class FakeServer:
+    """A fake on a port, with the methods of `Flux0Server`."""
+
+    _fake: FakeOverHTTP
+    _gates: dict[str, Gate]
+
+    @property
+    def url(self) -> str:
+        return self._fake.url
+
+    @property
+    def agent_id(self) -> str:
+        return self._fake.fake.agent_id
+
+    def release(self, name: str) -> None:
+        self._gates[name].open()
+
+    def wait_cancelled(self, _: str) -> None:
+        assert self._fake.no_open_streams.wait(_TIMEOUT)
+
+
+@contextmanager
+def fake_server(timeout: float = _TIMEOUT) -> Generator[FakeServer, None, None]:
+    """Run a fake whose gates open after `release`, and fail after the timeout in seconds."""
+    gates = defaultdict[str, Gate](lambda: Gate(timeout=timeout))
+    with FakeOverHTTP(scripted_fake("scripted-1", gates)) as fake:
+        yield FakeServer(fake, gates)
+
+
+Server = FakeServer | Flux0Server
+
+
+@frozen
+class Site:
+    """The web workers of one site, and the flux0 server and the Redis that they use."""
+
+    kind: Kind
+    server: Server
+    redis: RedisServer
+    workers: list[httpx.Client]
+
+    def new_session(self) -> str:
+        with Flux0(self.server.url) as client:
+            return client.sessions.create(agent_id=self.server.agent_id).id
+
+    def stored_texts(self, session_id: str) -> list[str]:
+        with Flux0(self.server.url) as client:
+            stored = client.sessions.list_events(session_id=session_id, source="ai_agent")
+            return [event.text for event in stored if event.text]
+
+
+@contextmanager
+def site(
+    kind: Kind, server: Server, redis: RedisServer, count: int, lease_seconds: float
+) -> Generator[Site, None, None]:
+    with ExitStack() as stack:
+        workers: list[httpx.Client] = []
+        for number in range(count):
+            worker = web_worker(
+                kind,
+                server.url,
+                redis.url,
+                lease_seconds=lease_seconds,
+                clock_offset=_DAY * (number % 2),
+            )
+            url = stack.enter_context(worker)
+            workers.append(stack.enter_context(httpx.Client(base_url=url, timeout=_TIMEOUT)))
+        yield Site(kind, server, redis, workers)
 
 
 def events_of(response: httpx.Response) -> Iterator[bytes]:
