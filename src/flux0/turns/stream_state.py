@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
@@ -326,6 +327,15 @@ class StreamState(Uncopyable):
     def _interrupt(self, problem: str) -> None:
         failure = self._turn.interrupted(f"the stream ended, but {problem}")
         self._life.move(Step(State.FAILED, failure=failure))
+
+    @contextmanager
+    def _checking(self) -> Generator[None, None, None]:
+        """Raise the failure that was found in a `with` block which lists the stored events."""
+        try:
+            yield
+        except Flux0Error as error:
+            self._interrupt(f"the stored events could not be listed: {error}")
+        self._raise_failure()
 
     def _compare_with_stored(self, stored: Events) -> None:
         """Fail the turn unless the server has stored all received messages."""

@@ -14,7 +14,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, final
 
 from flux0.domain import arguments
-from flux0.domain.errors import Flux0Error, StreamInUse, TransportError
+from flux0.domain.errors import StreamInUse, TransportError
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
@@ -159,11 +159,8 @@ class EventStream(StreamState):
             Flux0Error: The stream has not been read to its end.
         """
         if self._needs_check():
-            try:
+            with self._checking():
                 self._compare_with_stored(self.stored_events())
-            except Flux0Error as error:
-                self._interrupt(f"the stored events could not be listed: {error}")
-            self._raise_failure()
 
     def relay(
         self, *, heartbeat_ms: int | None = 15_000, format: RelayFormat = FLUX0
@@ -306,11 +303,8 @@ class AsyncEventStream(StreamState):
     async def confirm(self) -> None:
         """The async version of `EventStream.confirm`."""
         if self._needs_check():
-            try:
+            with self._checking():
                 self._compare_with_stored(await self.stored_events())
-            except Flux0Error as error:
-                self._interrupt(f"the stored events could not be listed: {error}")
-            self._raise_failure()
 
     def relay(
         self, *, heartbeat_ms: int | None = 15_000, format: RelayFormat = FLUX0
@@ -372,10 +366,9 @@ class AsyncEventStream(StreamState):
                         return text
                 if not await self._advance():
                     raise StopAsyncIteration  # noqa: TRY301 - the loop ends below
-        except StreamInUse:  # Another task uses the same loop.
-            raise
-        except BaseException:
-            if loop is not None:
+        except BaseException as error:
+            # If another task uses the same loop, the loop continues.
+            if loop is not None and not isinstance(error, StreamInUse):
                 loop.end()
             raise
 
