@@ -56,12 +56,10 @@ _NESTED: Final = (
     "this thread or task is already sending a message on the session: middleware, observers and "
     "hooks of this message cannot send another message on the session"
 )
-_TASK_SENDS: Final = "an async task of this thread is sending a message on the session"
-_TASK_READS: Final = "an async task of this thread is reading the open stream of the session"
-_THREAD_IS_BLOCKED: Final = (
-    "and cannot continue while a sync call blocks the thread: use the _async method"
+_DEADLOCK: Final = (
+    "an async task of this thread is {} the session, and its event loop cannot run until this call "
+    "returns: use the _async method in this loop, or run the loop until the task has ended"
 )
-_LOOP_IS_STOPPED: Final = "and its event loop is stopped: run the loop until the task has ended"
 
 # The longest time to wait, in seconds, and the error to raise if the wait takes longer.
 _Limit: TypeAlias = tuple[float, TransportTimeout]
@@ -223,10 +221,8 @@ def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
         if other.thread == sender.thread:
             if isinstance(other, ThreadSender) or other.task is running_task():
                 raise Flux0Error(_NESTED)
-            if is_stopped(other.loop):
-                raise Flux0Error(f"{_TASK_SENDS} {_LOOP_IS_STOPPED}")
-            if isinstance(sender, ThreadSender):
-                raise Flux0Error(f"{_TASK_SENDS} {_THREAD_IS_BLOCKED}")
+            if isinstance(sender, ThreadSender) or is_stopped(other.loop):
+                raise Flux0Error(_DEADLOCK.format("sending a message on"))
 
 
 def _is_suspended(stream: AsyncEventStream) -> bool:
@@ -237,8 +233,7 @@ def _is_suspended(stream: AsyncEventStream) -> bool:
 def _close_now(stream: AsyncEventStream) -> None:
     """Close a stream whose event loop cannot run before the current call returns."""
     if stream.is_being_read:
-        problem = _LOOP_IS_STOPPED if is_stopped(stream.loop) else _THREAD_IS_BLOCKED
-        raise Flux0Error(f"{_TASK_READS} {problem}")
+        raise Flux0Error(_DEADLOCK.format("reading the open stream of"))
     stream.close_soon(_ANOTHER_MESSAGE)
 
 

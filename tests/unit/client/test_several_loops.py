@@ -282,7 +282,7 @@ def test_message_is_rejected_while_a_task_of_a_stopped_loop_reads_the_stream(
         flux0 = Flux0(server.url)
         reading = stopped.run_until_complete(start_reading())
         for mode in MODES:
-            with pytest.raises(Flux0Error, match="its event loop is stopped"):
+            with pytest.raises(Flux0Error, match="run the loop until the task has ended"):
                 run_in(mode, partial(open_stream, mode, flux0))
         server.release()
         assert stopped.run_until_complete(reading) == 1
@@ -302,7 +302,7 @@ def test_message_is_rejected_while_a_task_of_a_stopped_loop_sends_a_message(
         flux0 = Flux0(server.url)
         sending = stopped.run_until_complete(start_sending())
         for mode in MODES:
-            with pytest.raises(Flux0Error, match="its event loop is stopped"):
+            with pytest.raises(Flux0Error, match="run the loop until the task has ended"):
                 run_in(mode, partial(open_stream, mode, flux0))
         server.release()
         stream = stopped.run_until_complete(sending)
