@@ -11,23 +11,20 @@ from typing import Any
 import typer
 from attrs import frozen
 
-from flux0 import Agent, Flux0, Flux0Error, Reply, StatusEvent, __version__
-from flux0.cli.descriptions import describe_status
+from flux0 import Agent, Flux0, Flux0Error, StatusEvent, __version__
+from flux0.cli.descriptions import describe_data, items_of, to_text
 from flux0.domain import arguments
-from flux0.models import InvalidArgument, MissingDependency
+from flux0.models import ContentPart, InvalidArgument, MissingDependency
 
 try:
     import uvicorn
     from mcp import MCPError, types
-    from mcp.server import Server, ServerRequestContext
+    from mcp.server import Server, ServerRequestContext as Context
     from mcp.server.stdio import stdio_server
 except ModuleNotFoundError as _error:
     raise MissingDependency(
         f"the MCP server needs the package {_error.name}: pip install 'flux0-client[mcp]'"
     ) from _error
-
-# Assistants accept names of up to 64 characters. An id with 10 characters may be appended.
-_LONGEST_NAME = 53
 
 
 def _schema(required: Iterable[str], **properties: str) -> dict[str, Any]:
@@ -53,7 +50,8 @@ def tool_names(agents: Iterable[Agent]) -> dict[str, Agent]:
     """
     tools: dict[str, Agent] = {}
     for agent in agents:
-        name = _allowed(agent.name)[:_LONGEST_NAME] or "agent"
+        # Assistants accept names of up to 64 characters. An id with 10 characters may be appended.
+        name = _allowed(agent.name)[:53] or "agent"
         while name in tools:
             name = f"{name}_{_allowed(agent.id)}"
         tools[name] = agent
@@ -70,7 +68,7 @@ class AgentTools:
 
     _client: Flux0
 
-    async def list_tools(self, _: ServerRequestContext, __: object) -> types.ListToolsResult:
+    async def list_tools(self, _: Context, __: object) -> types.ListToolsResult:
         """Return a tool for each agent."""
         try:
             agents = await self._client.agents.list_async()
@@ -90,7 +88,7 @@ class AgentTools:
         )
 
     async def call_tool(
-        self, context: ServerRequestContext, params: types.CallToolRequestParams
+        self, context: Context, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         """Run one turn. If the assistant cancels the call, closing the stream stops the agent."""
         given = params.arguments or {}
@@ -98,7 +96,7 @@ class AgentTools:
             agent = tool_names(await self._client.agents.list_async()).get(params.name)
             if agent is None:
                 raise MCPError(types.INVALID_PARAMS, f"unknown tool: {params.name!r}")
-            text, session_id = await self._run_turn(context, agent, given)
+            text, session_id = await self._run(context, agent, given)
         except Flux0Error as error:
             return types.CallToolResult(content=[_text(str(error))], is_error=True)
         return types.CallToolResult(
@@ -106,9 +104,7 @@ class AgentTools:
             structured_content={"text": text, "session_id": session_id},
         )
 
-    async def _run_turn(
-        self, context: ServerRequestContext, agent: Agent, given: dict[str, Any]
-    ) -> tuple[str, str]:
+    async def _run(self, context: Context, agent: Agent, given: dict[str, Any]) -> tuple[str, str]:
         message = arguments.text("message", given.get("message"))
         target: dict[str, Any] = {"agent": agent}
         if (session_id := given.get("session_id")) is not None:
@@ -122,9 +118,13 @@ class AgentTools:
             async for event in stream:
                 if isinstance(event, StatusEvent):
                     statuses += 1
-                    status = describe_status(event.status, event.data.data)
-                    await context.session.report_progress(statuses, message=status)
-            return Reply(await stream.final_messages(), ()).text, conversation.session_id
+                    await context.session.report_progress(
+                        statuses, message=describe_data(event.data)
+                    )
+            messages = await stream.final_messages()
+        parts = (part for message in messages for part in items_of(message.data))
+        text = "\n".join(to_text(part.content) for part in parts if isinstance(part, ContentPart))
+        return text, conversation.session_id
 
 
 def _text(text: str) -> types.TextContent:

@@ -24,10 +24,12 @@ from flux0.testing import (
     AgentStep,
     FakeTransport,
     FallSilent,
+    Reason,
     Refuse,
     Report,
     Respond,
     Say,
+    SendChunk,
     Truncate,
 )
 from support.fake_over_http import FakeOverHTTP
@@ -176,6 +178,18 @@ def test_agent_that_is_created_later_is_a_tool(fake: FakeTransport) -> None:
             result = await client.call_tool(second.name, {"message": "Hi"})
             fake.assert_called("sessions.create", agent_id="a000000002")
             assert not result.is_error
+
+    anyio.run(main)
+
+
+def test_result_has_all_content_also_if_it_is_not_text(fake: FakeTransport) -> None:
+    chunk = SendChunk("e", [{"op": "add", "path": "", "value": {"sky": "foggy"}}])
+    fake.script([Reason("Let me see."), Say("Here:"), chunk, Report("ready", event_id="e")])
+
+    async def main() -> None:
+        async with in_memory(fake) as client:
+            result = await client.call_tool("Weather_in_SF", {"message": "Hi"})
+            assert texts(result)[0] == 'Here:\n{"sky": "foggy"}'
 
     anyio.run(main)
 
