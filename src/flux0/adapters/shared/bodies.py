@@ -111,11 +111,6 @@ class _Reader:
         if not self._read_lock.acquire(_NO_WAIT):
             raise Flux0Error("another thread or task is reading this body")
 
-    def _mark_closed(self) -> bool:
-        """Mark the body as closed; return True if it was already closed."""
-        closed, self.closed = self.closed, True
-        return closed
-
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
 
@@ -175,7 +170,7 @@ class AsyncBody(_Reader):
                     self._finalizer.detach()
                     await self._source.finish()
         except BaseException as error:
-            closed = self._mark_closed()
+            closed, self.closed = self.closed, True
             await self._source.close()
             self._raise_translated(error, timeout, closed=closed)
             raise
@@ -233,7 +228,7 @@ class SyncReader(_Reader):
                         self.finished = True
                     self._source.finish()
         except BaseException as error:
-            closed = self._mark_closed()
+            closed, self.closed = self.closed, True
             self._released = True
             self._source.shut_down()
             self._source.release()
@@ -256,7 +251,7 @@ class SyncReader(_Reader):
         if self._owner.is_inherited():
             self._never_collected.add(self)
             return
-        self._mark_closed()
+        self.closed = True
         if not self._end_lock.acquire(blocking=False):
             return  # The body has ended, or another call of this method is closing it.
         try:
