@@ -56,17 +56,86 @@ def test_search_finds_each_public_name() -> None:
     ("name", "text"),
     [
         ("Flux0", "stream_idle_timeout_ms"),
-        ("Say", "text"),
+        ("Say", "pieces: int = 1"),
         ("ToolCall", "tool_call_id"),
         ("RetryConfig", "max_attempts"),
-        ("EventStream", "StreamInterrupted"),
+        ("Event", "reasoning"),
+        ("TurnMessage", "tool_calls"),
+        ("StreamInterrupted", "messages"),
+        ("NotFoundError", "status_code"),
+        ("CallOptions", "http_headers"),
+        ("flux0_fake", "After a test that passed"),
+        ("flux0_cassette", "cassettes/MODULE"),
     ],
 )
-def test_reference_shows_parameters_and_errors(name: str, text: str) -> None:
+def test_reference_shows_parameters_and_attributes(name: str, text: str) -> None:
     anchor = anchor_of(name)
     assert anchor is not None
-    section = REFERENCE.partition(f'id="{anchor}"')[2]
-    assert text in html.unescape(section[:60_000])
+    section = REFERENCE.partition(f'id="{anchor}"')[2].partition("<h2")[0]
+    assert text in html.unescape(re.sub("<[^>]+>", "", section))
+
+
+def test_reference_shows_no_internals() -> None:
+    internals = ("field(", "HasMessageData", "Extensible", "__reduce__", "__attrs_post_init__")
+    text = re.sub("<[^>]+>", "", REFERENCE)
+    assert [word for word in internals if word in text] == []
+
+
+def test_each_entry_and_each_attribute_in_the_reference_has_a_text() -> None:
+    entries = re.split(r'(?=<h[23] id="flux0)', REFERENCE)[1:]
+    bare = [
+        re.findall(r'id="([\w.]+)"', entry)[0]
+        for entry in entries
+        if not re.search(r"<(?:p|li)>\s*\w", re.sub(r"<p>\s*(?:Bases|Attributes).*", "", entry))
+    ]
+    items = re.findall(r'<li class="doc-section-item[^>]*>(.*?)</li>', REFERENCE, re.DOTALL)
+    texts = [re.sub(r"<[^>]+>|\s+", " ", item).partition("–")[2].strip() for item in items]
+    assert bare == []
+    assert len(entries) > 350
+    assert len(texts) > 500
+    assert [item for item, text in zip(items, texts, strict=True) if len(text) < 5] == []
+
+
+def test_options_of_a_call_link_to_their_entry() -> None:
+    page = (SITE / "reference/client/index.html").read_text("utf-8")
+    assert page.count('href="../options/#flux0.usecases.options.CallOptions">CallOptions</a>') > 10
+
+
+# The classes and functions that users create or call.
+USED = """
+    Flux0 AgentsResource SessionsResource RetryConfig BackoffStrategy Conversation EventStream
+    AsyncConversation AsyncEventStream MessageAccumulator BackgroundTurns BackgroundTurn
+    MemoryTurnStore RedisTurnStore HttpxTransport RequestsTransport Urllib3Transport
+    AiohttpTransport to_dict to_json from_dict Observer CallRequest Sleep Request RelayFormat
+    RelayEncoder FakeTransport FakeClock Say Reason CallTool GiveResult Report Fail Pause Gate
+    FallSilent LangChain SendChunk Respond Refuse Drop Delay Stall Truncate Split
+    RecordingTransport ReplayTransport flux0_fake flux0_client AiSdkFormat AgUiFormat OpenTelemetry
+    Httpx2Transport cassette
+""".split()
+# How the samples call the classes that users do not create themselves.
+CALLS = {
+    "AgentsResource": "client.agents.",
+    "SessionsResource": "client.sessions.",
+    "Conversation": "conversation.",
+    "EventStream": "stream.",
+    "AsyncConversation": "conversation.",
+    "AsyncEventStream": "stream.",
+    "BackgroundTurn": "turn.",
+}
+
+
+@pytest.mark.parametrize("name", USED)
+def test_reference_has_an_example(name: str) -> None:
+    anchor = anchor_of(name)
+    assert anchor is not None
+    pages = ((page / "index.html").read_text("utf-8") for page in (SITE / "reference").iterdir())
+    (page,) = (page for page in pages if f'id="{anchor}" class="doc' in page)
+    samples = re.findall(r'<div class="language-python highlight">(.*?)</div>', page, re.DOTALL)
+    assert any(
+        CALLS.get(name, name) in html.unescape(re.sub("<[^>]+>", "", sample))
+        for sample in samples
+        if "import" in sample
+    )
 
 
 CONFIG = (Path(__file__).parents[1] / "mkdocs.yml").read_text("utf-8")
@@ -184,6 +253,38 @@ def test_samples_and_names_fit(name: str, page: Page, url: str) -> None:
     assert page.evaluate(SCROLLING_BLOCKS) == []
     page.resize(*PHONE)
     assert page.evaluate(BROKEN_NAMES) == []
+
+
+LONGEST_PAGE = 15_000  # Pixels.
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("reference/")])
+def test_reference_pages_are_short(name: str, page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.resize(*LAPTOP)
+    page.open(f"{url}/{name}/")
+    assert page.evaluate("document.documentElement.scrollHeight") < LONGEST_PAGE
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("agents.first", "reference/client/#flux0.client.resources.AgentsResource.first"),
+        ("stream.text", "reference/turns/#flux0.EventStream.text"),
+        ("flux0_fake", "reference/testing-pytest/#flux0_pytest.flux0_fake"),
+        ("Session", "reference/resources/#flux0.Session"),
+        ("history", "reference/turns/#flux0.Conversation.history"),
+        ("retry", "how-to/connect/#wait-longer-or-retry-more-often"),
+        ("cancel", "testing/#time"),
+    ],
+)
+def test_search_finds_an_entry_first(query: str, found: str, page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    page.resize(*LAPTOP)
+    page.open(f"{url}/?q={query}")
+    # The first link leads to the page, and the second to the best section.
+    link = page.wait_for("document.querySelector('.md-search-result__item a[href*=\\'#\\']')?.href")
+    assert re.sub(r"\?h=[^#]*", "", link) == f"{url}/{found}"
 
 
 def test_front_page_contacts_no_other_host(page: Page, url: str) -> None:

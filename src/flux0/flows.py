@@ -54,7 +54,11 @@ class CallRequest(Request):
 
 @frozen
 class Send:
-    """Sends `request` over the transport; the result is the `Response`."""
+    """Sends `request` over the transport; the result is the `Response`.
+
+    Attributes:
+        request: the request.
+    """
 
     request: CallRequest
 
@@ -65,6 +69,11 @@ class ReadBody:
 
     Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if the read
     timeout of `request` expires, or the call's deadline.
+
+    Attributes:
+        request: the request, whose timeouts apply.
+        response: the response whose body is read.
+        limit: the largest size in bytes.
     """
 
     request: CallRequest
@@ -74,7 +83,11 @@ class ReadBody:
 
 @frozen
 class Sleep:
-    """Waits for `seconds`; the result is None."""
+    """Waits for `seconds`; the result is None.
+
+    Attributes:
+        seconds: the duration.
+    """
 
     seconds: float
 
@@ -85,6 +98,10 @@ class Await:
 
     In a sync call, this effect raises `InvalidArgument`, because sync code cannot await. The error
     names `argument`, such as `headers['authorization']`.
+
+    Attributes:
+        awaitable: the object to await.
+        argument: the name of the argument from which it comes.
     """
 
     awaitable: Awaitable[Any]
@@ -92,9 +109,13 @@ class Await:
 
 
 Effect: TypeAlias = Send | ReadBody | Sleep | Await
+"""An I/O operation that a flow yields."""
 Flow: TypeAlias = Generator[Effect, Any, T]
+"""A generator that yields effects, and returns its result."""
 SendFlow: TypeAlias = Callable[[CallRequest], Flow[Response[Any]]]
+"""The function `send` of a middleware: it sends a request through the rest of the chain."""
 Middleware: TypeAlias = Callable[[CallRequest, SendFlow], Flow[Response[Any]]]
+"""A function that gets each request and the rest of the chain, and returns the response."""
 
 
 def send_once(request: CallRequest) -> Flow[Response[Any]]:

@@ -21,6 +21,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import TimedToolCall
 
 TurnEnding: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted", "closed"]
+"""How a turn ended; "closed" means that its stream was closed early."""
 
 
 @frozen(eq=False)

@@ -29,6 +29,13 @@ _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
 
 
 class _ConversationBase(Uncopyable):
+    """The state of a conversation.
+
+    Attributes:
+        session_id: The session id.
+        session: The session that was created or passed; None if you passed a session id.
+    """
+
     def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
         self._caller = caller
         self._sessions = SessionsResource(caller)
@@ -53,10 +60,6 @@ class Conversation(_ConversationBase):
 
     A session has one turn at a time: sending a message closes the session's open turn, which
     cancels the agent.
-
-    Attributes:
-        session_id: The session id.
-        session: The session that was created or passed; None if you passed a session id.
     """
 
     def send(self, content: str, **options: Unpack[TurnOptions]) -> EventStream:

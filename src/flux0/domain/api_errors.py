@@ -35,7 +35,11 @@ class ValidationError:
 
 @frozen
 class HTTPValidationErrorData:
-    """The problems in a 422 response. `detail` is empty if the server sent only text."""
+    """The problems in a 422 response.
+
+    Attributes:
+        detail: the problems; empty if the server sent only text.
+    """
 
     detail: tuple[ValidationError, ...] = ()
 
@@ -94,7 +98,11 @@ class ConflictError(APIError):
 
 
 class HTTPValidationError(APIError):
-    """422: the server rejected the arguments; `data.detail` has the problems that it reported."""
+    """422: the server rejected the arguments.
+
+    Attributes:
+        data: the problems that the server reported.
+    """
 
     data: HTTPValidationErrorData = HTTPValidationErrorData()
 

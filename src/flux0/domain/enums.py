@@ -13,7 +13,14 @@ class OpenEnum(str, Enum):
 
 
 class EventType(OpenEnum):
-    """The type of an event."""
+    """The type of an event.
+
+    Attributes:
+        MESSAGE: a message of a user or an agent, or the tool calls of an agent.
+        TOOL: the results of tool calls.
+        STATUS: a status of the agent.
+        CUSTOM: an event of an application. The released server creates none.
+    """
 
     MESSAGE = "message"
     TOOL = "tool"
@@ -22,7 +29,13 @@ class EventType(OpenEnum):
 
 
 class EventSource(OpenEnum):
-    """The source of an event."""
+    """The source of an event.
+
+    Attributes:
+        USER: a user wrote the message.
+        AI_AGENT: an agent wrote the message, or reported the status.
+        SYSTEM: the server or an application created the event.
+    """
 
     USER = "user"
     AI_AGENT = "ai_agent"
@@ -33,6 +46,15 @@ class SessionStatus(OpenEnum):
     """The status of an agent in a turn.
 
     `READY` and `COMPLETED` never appear in a stream, because the server does not send them.
+
+    Attributes:
+        ACKNOWLEDGED: the agent has received the message.
+        CANCELLED: the agent has stopped before its end.
+        PROCESSING: the agent is working.
+        READY: a message is complete. The server then stores it.
+        TYPING: the agent is writing its answer.
+        ERROR: the agent has failed.
+        COMPLETED: the turn is complete. The server then ends the stream.
     """
 
     ACKNOWLEDGED = "acknowledged"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from flux0.domain.stored_models import Agent
 
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
+"""Whether the server accepted a request; see `Flux0Error.sent`."""
 
 _EXCERPT_LENGTH = 200  # An error shows at most this many characters of a body.
 # Attributes that refer to a connection or a client. Unpickled errors have their default, None.
@@ -95,7 +96,11 @@ def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
 
 
 class InvalidArgument(Flux0Error, ValueError):
-    """An argument is invalid; the request was not sent. `argument` is its name."""
+    """An argument is invalid; the request was not sent.
+
+    Attributes:
+        argument: the name of the argument.
+    """
 
     def __init__(self, argument: str, problem: str) -> None:
         super().__init__(f"{argument} {problem}")
@@ -120,7 +125,11 @@ class MissingDependency(Flux0Error, ImportError):
 
 
 class AgentNotFound(Flux0Error, LookupError):
-    """No agent has the requested type and name. `agents` contains all agents on the server."""
+    """No agent has the requested type and name.
+
+    Attributes:
+        agents: all agents of the server.
+    """
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
         existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
@@ -214,6 +223,9 @@ class ResponseTooLarge(Flux0Error):
     """A response body has more than `limit` bytes (the client's `max_body_bytes`).
 
     The server may have acted on the request.
+
+    Attributes:
+        limit: the largest size in bytes.
     """
 
     sent: Sent = "maybe"
@@ -297,7 +309,11 @@ class StreamIdleTimeout(StreamError):
 
 
 class AgentError(StreamError):
-    """The agent reported an error. `data` has the details as plain JSON; None if there are none."""
+    """The agent reported an error.
+
+    Attributes:
+        data: the details from the agent, as plain JSON; None if there are none.
+    """
 
     def __init__(self, data: Any) -> None:
         super().__init__(f"the agent reported an error: {data}")
@@ -305,7 +321,11 @@ class AgentError(StreamError):
 
 
 class EventTooLarge(StreamError):
-    """An event has more than `limit` bytes (the client's `max_event_bytes`)."""
+    """An event has more than `limit` bytes (the client's `max_event_bytes`).
+
+    Attributes:
+        limit: the largest size in bytes.
+    """
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"an event of the stream is larger than {limit:,} bytes (max_event_bytes)")
@@ -328,6 +348,9 @@ class TurnTooLarge(StreamError):
 
     A background turn with more than `limit` bytes continues, but its oldest events are dropped. Use
     `find_turn` or `history` after its end.
+
+    Attributes:
+        limit: the largest size in bytes.
     """
 
     def __init__(self, limit: int) -> None:

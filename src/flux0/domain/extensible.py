@@ -13,10 +13,11 @@ from attrs import field, frozen
 class Extensible:
     """A model that keeps JSON members which this version of flux0 does not know.
 
+    Members that are nested more than 200 levels deep are left out. `==` ignores `extra`, because a
+    stored message may have more members than the same message in a stream.
+
     Attributes:
-        extra: the unknown members from the server, as plain JSON; usually empty. Members that are
-            nested more than 200 levels deep are left out. `==` ignores `extra`, because a stored
-            message may have more members than the same message in a stream.
+        extra: the members that this version of flux0 does not know, as plain JSON; usually empty.
     """
 
     extra: Mapping[str, Any] = field(

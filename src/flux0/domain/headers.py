@@ -35,6 +35,9 @@ class Headers(Mapping[str, str]):
 
     `headers[name]` returns the values of repeated fields, joined with commas (RFC 9110, section
     5.3). `pairs` contains each field separately. The repr hides values that may be credentials.
+
+    Attributes:
+        pairs: the fields, as pairs of a name and a value.
     """
 
     pairs: tuple[tuple[str, str], ...] = ()

@@ -21,7 +21,15 @@ T = TypeVar("T")
 
 @frozen
 class Agent(Extensible):
-    """An agent of the server. `type` is the name of its agent runner on the server."""
+    """An agent of the server.
+
+    Attributes:
+        id: the id, which has 10 characters.
+        name: the name, such as `Drizzle`. Several agents may have the same name.
+        type: the name of its agent runner on the server.
+        created_at: the time of its creation, with a time zone.
+        description: a text for people; None if it has none.
+    """
 
     id: str
     name: str
@@ -32,7 +40,11 @@ class Agent(Extensible):
 
 @frozen
 class ConsumptionOffsets(Extensible):
-    """The offsets up to which each consumer has read the events of a session."""
+    """The offsets up to which each consumer has read the events of a session.
+
+    Attributes:
+        client: the offset for clients. The released server always sends 0.
+    """
 
     client: int | None = None
 
@@ -42,6 +54,16 @@ class Session(Extensible):
     """A session: the conversation of one user with one agent.
 
     The released server sends neither `metadata` nor `mode`; a newer server sends both.
+
+    Attributes:
+        id: the id, which is needed to continue the session.
+        agent_id: the id of its agent.
+        user_id: the server's id of its user, which is not the name in the cookie.
+        created_at: the time of its creation, with a time zone.
+        consumption_offsets: the offsets up to which each consumer has read the events.
+        title: the title that you passed; None if there is none.
+        metadata: data of the application, as plain JSON.
+        mode: how a newer server handles the session's turns.
     """
 
     id: str
@@ -56,7 +78,12 @@ class Session(Extensible):
 
 @frozen
 class ContentPart(Extensible):
-    """A part of a message with content for the user. `content` is a string or any JSON."""
+    """A part of a message with content for the user.
+
+    Attributes:
+        type: `"content"`.
+        content: the text, or any plain JSON.
+    """
 
     type: ClassVar[str] = "content"
     content: Any
@@ -64,7 +91,12 @@ class ContentPart(Extensible):
 
 @frozen
 class ReasoningPart(Extensible):
-    """A part of a message with the agent's reasoning. `reasoning` is a string or any JSON."""
+    """A part of a message with the agent's reasoning.
+
+    Attributes:
+        type: `"reasoning"`.
+        reasoning: the text, or any plain JSON.
+    """
 
     type: ClassVar[str] = "reasoning"
     reasoning: Any
@@ -72,7 +104,14 @@ class ReasoningPart(Extensible):
 
 @frozen
 class ToolCallPart(Extensible):
-    """A part of a message in which the agent calls a tool."""
+    """A part of a message in which the agent calls a tool.
+
+    Attributes:
+        type: `"tool_call"`.
+        tool_call_id: the id that connects the call and its result.
+        tool_name: the name of the tool.
+        args: the arguments, as plain JSON, normally a dict.
+    """
 
     type: ClassVar[str] = "tool_call"
     tool_call_id: str
@@ -81,11 +120,17 @@ class ToolCallPart(Extensible):
 
 
 MessagePart: TypeAlias = ContentPart | ReasoningPart | ToolCallPart | Mapping[str, Any]
+"""A part of a message; a mapping if flux0 does not know its type."""
 
 
 @frozen
 class Participant(Extensible):
-    """The author of a message: a user or an agent."""
+    """The author of a message: a user or an agent.
+
+    Attributes:
+        id: the id of the user or the agent.
+        name: the name. For users, the released server sends `Anonymous`.
+    """
 
     id: str | None = None
     name: str | None = None
@@ -96,6 +141,13 @@ class MessageData(Extensible):
     """The data of an event of type `message`.
 
     If flux0 does not know the type of a part, the part is the mapping that the server sent.
+
+    Attributes:
+        type: `"message"`.
+        parts: the content, the reasoning and the tool calls, in order.
+        participant: the author; None in a message that names none.
+        flagged: whether the server has flagged the message. The released server never sends True.
+        tags: tags of the message. The released server sends none.
     """
 
     type: ClassVar[str] = "message"
@@ -125,7 +177,14 @@ class MessageData(Extensible):
 
 @frozen
 class StatusData(Extensible):
-    """The data of an event of type `status`. `data` has details from the agent, as plain JSON."""
+    """The data of an event of type `status`.
+
+    Attributes:
+        type: `"status"`.
+        status: the status; a string if flux0 does not know it.
+        acknowledged_offset: the offset up to which the agent has handled events, if it sent one.
+        data: details from the agent, as plain JSON; None if there are none.
+    """
 
     type: ClassVar[str] = "status"
     status: SessionStatus | str
@@ -135,14 +194,24 @@ class StatusData(Extensible):
 
 @frozen
 class ControlOptions(Extensible):
-    """The control options of a tool result. `mode` is `auto` or `manual`."""
+    """The control options of a tool result.
+
+    Attributes:
+        mode: `auto` or `manual`.
+    """
 
     mode: str
 
 
 @frozen
 class ToolResult(Extensible):
-    """The result of a tool call."""
+    """The result of a tool call.
+
+    Attributes:
+        data: the value that the tool returned, as plain JSON.
+        metadata: further data of the agent, as plain JSON.
+        control: the control options.
+    """
 
     data: Any
     metadata: Mapping[str, Any]
@@ -153,7 +222,12 @@ class ToolResult(Extensible):
 class ToolCall(Extensible):
     """A tool call, with its result if the result is known.
 
-    `tool_call_id` is the same as in its `ToolCallPart`.
+    Attributes:
+        tool_call_id: the id that connects the call and its result, as in `ToolCallPart`.
+        tool_name: the name of the tool.
+        args: the arguments, as plain JSON.
+        result: the result; None if it is not known.
+        error: the problem, if the tool failed and the agent reported it.
     """
 
     tool_call_id: str
@@ -165,13 +239,19 @@ class ToolCall(Extensible):
 
 @frozen
 class ToolData(Extensible):
-    """The data of an event of type `tool`."""
+    """The data of an event of type `tool`.
+
+    Attributes:
+        type: `"tool_call_result"`.
+        tool_calls: the tool calls, each with its result.
+    """
 
     type: ClassVar[str] = "tool_call_result"
     tool_calls: tuple[ToolCall, ...]
 
 
 EventData: TypeAlias = MessageData | StatusData | ToolData | Mapping[str, Any]
+"""The data of a stored event; a mapping if flux0 does not know its type."""
 
 
 class HasMessageData:
@@ -201,8 +281,17 @@ class HasMessageData:
 class Event(HasMessageData, Extensible):
     """One stored event of a session.
 
-    All events of one turn have the same `correlation_id`. If flux0 does not know the data's type,
-    `data` is the mapping that the server sent.
+    Attributes:
+        id: the id of the stored event. It is different from the ids in the stream.
+        correlation_id: the id of the turn, which all its events have.
+        type: the type, which determines the class of `data`.
+        source: the author: a user, an agent or the system.
+        offset: the position in the session; the first event has 0.
+        data: the content: `MessageData`, `StatusData` or `ToolData`; the mapping that the server
+            sent if flux0 does not know the type.
+        deleted: whether the event was deleted. The released server deletes no events.
+        created_at: the time at which the event was stored, with a time zone.
+        metadata: further data of the agent, as plain JSON; None if there are none.
     """
 
     id: str
@@ -238,20 +327,32 @@ class Listing(Extensible, Sequence[T], Generic[T]):
 
 @frozen
 class Agents(Listing[Agent]):
-    """All agents, in the order in which the server returned them."""
+    """All agents, in the order in which the server returned them.
+
+    Attributes:
+        data: the agents. `agents[0]` is the same as `agents.data[0]`.
+    """
 
     data: tuple[Agent, ...]
 
 
 @frozen
 class Sessions(Listing[Session]):
-    """Sessions, in the order in which the server returned them."""
+    """Sessions, in the order in which the server returned them.
+
+    Attributes:
+        data: the sessions. `sessions[0]` is the same as `sessions.data[0]`.
+    """
 
     data: tuple[Session, ...]
 
 
 @frozen
 class Events(Listing[Event]):
-    """Events of one session, in the order of their offsets."""
+    """Events of one session, in the order of their offsets.
+
+    Attributes:
+        data: the events. `events[0]` is the same as `events.data[0]`.
+    """
 
     data: tuple[Event, ...]

@@ -55,6 +55,8 @@ class ChunkEvent(Extensible):
     the order in which they arrive.
 
     Attributes:
+        event: the name of the event in the stream, `"chunk"`.
+        type: `"chunk"`.
         correlation_id: the turn's id.
         event_id: the message's id in this stream; the stored event has a different id.
         seq: a sequence number. Do not sort by it, because some agents always send 0.
@@ -87,15 +89,17 @@ class ChunkEvent(Extensible):
 
 @frozen
 class StatusEvent(Extensible):
-    """A change in the agent's status.
+    """A change of the agent's status.
 
     Attributes:
-        id: often empty; the stored event has a different id.
+        event: the name of the event in the stream, `"status"`.
+        type: `"status"`.
+        id: the id in the stream, which is often empty. The stored event has a different id.
         correlation_id: the turn's id.
-        source: who changed the status.
-        data: the status, with details from the agent.
-        metadata: further details, or None.
-        timestamp: the event's time in seconds since 1970, UTC; None if the server does not send it.
+        source: the author, normally `EventSource.AI_AGENT`.
+        data: the status and its details.
+        metadata: further data of the agent, as plain JSON; None if there are none.
+        timestamp: the event's time in seconds since 1970, UTC; None if the server sent none.
     """
 
     event: ClassVar[str] = "status"
@@ -139,7 +143,14 @@ class StatusEvent(Extensible):
 
 @frozen
 class UnknownEvent:
-    """An event with a name that flux0 does not know. `data` is its unparsed text."""
+    """An event with a name that flux0 does not know.
+
+    Attributes:
+        type: `"unknown"`.
+        event: the name of the event in the stream.
+        data: its text, which is not parsed.
+        id: its id; empty if there is none.
+    """
 
     type: ClassVar[Literal["unknown"]] = "unknown"
     type_in_json: ClassVar[bool] = False
@@ -157,6 +168,7 @@ class UnknownEvent:
 
 
 StreamEvent: TypeAlias = ChunkEvent | StatusEvent | UnknownEvent
+"""An event of a stream."""
 
 
 def _encoded(name: str, data: dict[str, Any], id: str | None) -> bytes:

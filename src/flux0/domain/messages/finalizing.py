@@ -40,6 +40,13 @@ class TurnMessage(HasMessageData):
 
     The stored event has the same `type`, `data`, `metadata` and `correlation_id`, but a different
     id: `event_id` is used only in the stream.
+
+    Attributes:
+        event_id: the id in the stream.
+        correlation_id: the turn's id.
+        type: `EventType.MESSAGE` or `EventType.TOOL`.
+        data: the content, as in the stored event.
+        metadata: further data of the agent, as plain JSON; None if there are none.
     """
 
     event_id: str

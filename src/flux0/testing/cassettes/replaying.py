@@ -44,6 +44,7 @@ from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
 CassetteMode: TypeAlias = Literal["once", "none", "all", "new_episodes"]
+"""When a cassette is recorded; see `cassette`."""
 
 
 @define(eq=False)

@@ -168,6 +168,7 @@ class Split:
 
 Pieces: TypeAlias = Iterator[bytes | Wait]
 Fault: TypeAlias = Respond | Refuse | Drop | Delay | Stall | Truncate | Split
+"""A failure between a client and a fake server."""
 
 
 def with_faults(

@@ -56,7 +56,13 @@ class Say(_TextStep):
 
 @frozen
 class Reason(_TextStep):
-    """Stream reasoning and store it, with the same attributes as `Say`."""
+    """Stream reasoning and store it.
+
+    Attributes:
+        text: the reasoning; not empty.
+        pieces: the number of chunk events that the text is split into.
+        pause: seconds between two pieces, on the fake's clock.
+    """
 
 
 @frozen(eq=False)
@@ -113,14 +119,22 @@ class LangChainReport(Report):
 
 @frozen
 class Fail:
-    """Report the status `error`, with any JSON value as `data`. Further steps still run."""
+    """Report the status `error`. Further steps still run.
+
+    Attributes:
+        data: any JSON value; None omits it.
+    """
 
     data: Any = None
 
 
 @frozen
 class Pause:
-    """Wait for `seconds` on the fake's clock."""
+    """Wait on the fake's clock.
+
+    Attributes:
+        seconds: the duration.
+    """
 
     seconds: float = field(validator=_not_negative)
 
@@ -212,6 +226,7 @@ class LangChain:
 
 PlainStep: TypeAlias = Report | SendChunk | Pause | Gate | FallSilent
 AgentStep: TypeAlias = PlainStep | Say | Reason | CallTool | GiveResult | Fail | LangChain
+"""A step of a fake agent."""
 _STEP_TYPES = (str, *get_args(AgentStep))  # isinstance() is faster with a tuple than with a union.
 
 
@@ -223,7 +238,9 @@ class UserMessage:
         content: the text.
         session_id: the session that the message belongs to.
         user_id: the user who owns the session.
-        agent_id: the agent that replies; `agent_name` and `agent_type` describe it.
+        agent_id: the agent that replies.
+        agent_name: its name.
+        agent_type: its type.
         correlation_id: the id that all events in the turn share.
         stored: returns the session's stored events, for `history`.
     """
@@ -250,6 +267,7 @@ AgentSteps: TypeAlias = SyncSteps | AsyncIterable[str | AgentStep]
 # An agent: a function that is called with the user's message in each turn.
 AgentFunction: TypeAlias = Callable[[UserMessage], AgentSteps | Awaitable[AgentSteps]]
 AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
+"""A reply of a fake agent: a string, a step, several of both, or a function that returns them."""
 
 
 def as_agent(reply: AgentReply) -> AgentFunction:

@@ -1,0 +1,173 @@
+"""A griffe extension that prepares the reference for readers.
+
+Each class gets one list of its attributes, also of the inherited ones, with the texts from the
+sections "Attributes" of the docstrings. attrs classes get the signature of their constructor.
+Private base classes are hidden.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from griffe import (
+    Attribute,
+    Class,
+    Docstring,
+    DocstringAttribute,
+    DocstringSection,
+    DocstringSectionAttributes,
+    Extension,
+    Function,
+    Module,
+    Parameter,
+    ParameterKind,
+    Parameters,
+)
+
+_INTERNAL = {"type_in_json", "monotonic"}
+_FACTORY = re.compile(r"factory=(\w+)")
+_DEFAULT = re.compile(r"default=([\w.\"'-]+)")
+
+
+class ReferenceDocs(Extension):
+    """See the module docstring."""
+
+    def on_package(self, *, pkg: Module, **_: Any) -> None:
+        """Prepare all classes of a package."""
+        classes = list(_classes(pkg))
+        lines = [_lines_of(each) for each in classes]
+        for each in classes:
+            if "errors" in each.module.name and "__init__" in each.members:
+                each.del_member("__init__")  # Users do not create errors.
+            if _is_attrs(each) and "__init__" not in each.members:
+                each.set_member("__init__", _constructor(each))
+        for each, attributes in zip(classes, lines, strict=True):
+            each.bases = [base for base in each.bases if _is_shown(str(base))]
+            text = "" if each.docstring is None else each.docstring.value
+            each.docstring = _ClassDocstring(text, parent=each)
+            each.docstring.attributes = attributes
+        for each in classes:
+            for name in [name for name, member in each.members.items() if member.is_attribute]:
+                each.del_member(name)
+
+
+class _ClassDocstring(Docstring):
+    attributes: list[DocstringAttribute]
+
+    def parse(self, *args: Any, **options: Any) -> list[DocstringSection]:
+        sections = [
+            section
+            for section in super().parse(*args, **options)
+            if not isinstance(section, DocstringSectionAttributes)
+        ]
+        if self.attributes:
+            sections.append(DocstringSectionAttributes(self.attributes))
+        return sections
+
+
+def _classes(module: Module) -> Iterator[Class]:
+    for member in tuple(module.members.values()):
+        if member.is_alias:
+            continue
+        if isinstance(member, Class):
+            yield member
+        elif isinstance(member, Module):
+            yield from _classes(member)
+
+
+def _lines_of(owner: Class) -> list[DocstringAttribute]:
+    """Return the public attributes of a class, its own first, then the inherited ones."""
+    chain = [owner, *_bases(owner)]
+    texts: dict[str, str] = {}
+    for each in chain:
+        for name, text in _described(each):
+            texts.setdefault(name, text)
+    lines: dict[str, DocstringAttribute] = {}
+    for each in chain:
+        for name, member in each.members.items():
+            text = texts.get(name, "")
+            is_internal = name[0] == "_" or name in _INTERNAL
+            if is_internal or name in lines or not isinstance(member, Attribute):
+                continue
+            if not text and _is_set_in_init(each, member):
+                continue
+            is_member = "Enum" in str(owner.bases) and member.value is not None
+            if is_member:
+                text = f"`{member.value}`: {text}"
+            annotation = None if is_member else member.annotation
+            lines[name] = DocstringAttribute(name, annotation=annotation, description=text)
+    return list(lines.values())
+
+
+def _is_set_in_init(owner: Class, attribute: Attribute) -> bool:
+    init = owner.members.get("__init__")
+    if init is None or init.lineno is None or init.endlineno is None:
+        return False
+    return init.lineno <= (attribute.lineno or 0) <= init.endlineno
+
+
+def _bases(owner: Class) -> Iterable[Class]:
+    try:
+        return owner.mro()
+    except ValueError:
+        return ()
+
+
+def _described(owner: Class) -> Iterator[tuple[str, str]]:
+    """Yield the names and texts of the section "Attributes", and of documented members."""
+    if owner.docstring is not None:
+        for section in owner.docstring.parse("google", warnings=False):
+            if isinstance(section, DocstringSectionAttributes):
+                for item in section.value:
+                    yield item.name, item.description
+    for name, member in owner.members.items():
+        if isinstance(member, Attribute) and member.docstring is not None:
+            yield name, member.docstring.value
+
+
+def _is_shown(base: str) -> bool:
+    hidden = {"HasMessageData", "Extensible", "Uncopyable", "OpenEnum", "Listing", "Generic"}
+    name = base.partition("[")[0].rpartition(".")[2]
+    return name not in hidden and not name.startswith("_")
+
+
+def _is_attrs(owner: Class) -> bool:
+    decorators = (str(each.value).partition("(")[0] for each in owner.decorators)
+    return any(each in {"frozen", "define"} for each in decorators)
+
+
+def _constructor(owner: Class) -> Function:
+    parameters = dict[str, Parameter]()
+    for each in reversed([owner, *_bases(owner)]):
+        for name, member in each.members.items() if _is_attrs(each) else ():
+            if not isinstance(member, Attribute) or not _is_field(member):
+                continue
+            only = "kw_only=True" in str(member.value)
+            parameters[name] = Parameter(
+                name.lstrip("_"),
+                annotation=member.annotation,
+                kind=ParameterKind.keyword_only if only else ParameterKind.positional_or_keyword,
+                default=_default(member),
+            )
+    itself = Parameter("self", kind=ParameterKind.positional_or_keyword)
+    return Function("__init__", parameters=Parameters(itself, *parameters.values()), parent=owner)
+
+
+def _is_field(member: Attribute) -> bool:
+    is_field = member.annotation is not None and "instance-attribute" in member.labels
+    is_property = "property" in member.labels
+    hidden = member.name == "extra" or "init=False" in str(member.value)
+    return is_field and not is_property and not hidden
+
+
+def _default(member: Attribute) -> Any:
+    value = member.value
+    text = str(value or "")
+    if not text.startswith("field("):
+        return value
+    if factory := _FACTORY.search(text):
+        return "{}" if factory[1] == "dict" else f"{factory[1]}()"
+    default = _DEFAULT.search(text)
+    return default[1] if default else None
