@@ -37,7 +37,8 @@ NAMES = [
 
 def anchor_of(name: str) -> str | None:
     """Return the anchor of a public name, in whichever module the reference shows it."""
-    return next((each for each in sorted(ANCHORS) if each.endswith(f".{name}")), None)
+    found = (each for each in sorted(ANCHORS) if each.endswith(f".{name}"))
+    return min(found, key=len, default=None)
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES)
@@ -89,7 +90,7 @@ def test_each_entry_and_each_attribute_in_the_reference_has_a_text() -> None:
         if not re.search(r"<(?:p|li)>\s*\w", re.sub(r"<p>\s*(?:Bases|Attributes).*", "", entry))
     ]
     items = re.findall(r'<li class="doc-section-item[^>]*>(.*?)</li>', REFERENCE, re.DOTALL)
-    texts = [re.sub(r"<[^>]+>|\s+", " ", item).partition("–")[2].strip() for item in items]
+    texts = [re.sub(r"<[^>]+>|\s+", " ", item).partition("\u2013")[2].strip() for item in items]
     assert bare == []
     assert len(entries) > 350
     assert len(texts) > 500
@@ -102,16 +103,64 @@ def test_options_of_a_call_link_to_their_entry() -> None:
 
 
 # The classes and functions that users create or call.
-USED = """
-    Flux0 AgentsResource SessionsResource RetryConfig BackoffStrategy Conversation EventStream
-    AsyncConversation AsyncEventStream MessageAccumulator BackgroundTurns BackgroundTurn
-    MemoryTurnStore RedisTurnStore HttpxTransport RequestsTransport Urllib3Transport
-    AiohttpTransport to_dict to_json from_dict Observer CallRequest Sleep Request RelayFormat
-    RelayEncoder FakeTransport FakeClock Say Reason CallTool GiveResult Report Fail Pause Gate
-    FallSilent LangChain SendChunk Respond Refuse Drop Delay Stall Truncate Split
-    RecordingTransport ReplayTransport flux0_fake flux0_client AiSdkFormat AgUiFormat OpenTelemetry
-    Httpx2Transport cassette
-""".split()
+USED = [
+    "Flux0",
+    "AgentsResource",
+    "SessionsResource",
+    "RetryConfig",
+    "BackoffStrategy",
+    "Conversation",
+    "EventStream",
+    "AsyncConversation",
+    "AsyncEventStream",
+    "MessageAccumulator",
+    "BackgroundTurns",
+    "BackgroundTurn",
+    "MemoryTurnStore",
+    "RedisTurnStore",
+    "HttpxTransport",
+    "RequestsTransport",
+    "Urllib3Transport",
+    "AiohttpTransport",
+    "to_dict",
+    "to_json",
+    "from_dict",
+    "Observer",
+    "CallRequest",
+    "Sleep",
+    "Request",
+    "RelayFormat",
+    "RelayEncoder",
+    "FakeTransport",
+    "FakeClock",
+    "Say",
+    "Reason",
+    "CallTool",
+    "GiveResult",
+    "Report",
+    "Fail",
+    "Pause",
+    "Gate",
+    "FallSilent",
+    "LangChain",
+    "SendChunk",
+    "Respond",
+    "Refuse",
+    "Drop",
+    "Delay",
+    "Stall",
+    "Truncate",
+    "Split",
+    "RecordingTransport",
+    "ReplayTransport",
+    "flux0_fake",
+    "flux0_client",
+    "AiSdkFormat",
+    "AgUiFormat",
+    "OpenTelemetry",
+    "Httpx2Transport",
+    "cassette",
+]
 # How the samples call the classes that users do not create themselves.
 CALLS = {
     "AgentsResource": "client.agents.",
@@ -130,7 +179,7 @@ def test_reference_has_an_example(name: str) -> None:
     assert anchor is not None
     pages = ((page / "index.html").read_text("utf-8") for page in (SITE / "reference").iterdir())
     (page,) = (page for page in pages if f'id="{anchor}" class="doc' in page)
-    samples = re.findall(r'<div class="language-python highlight">(.*?)</div>', page, re.DOTALL)
+    samples = re.findall(r'<div class="highlight"><pre>(.*?)</div>', page, re.DOTALL)
     assert any(
         CALLS.get(name, name) in html.unescape(re.sub("<[^>]+>", "", sample))
         for sample in samples
@@ -155,7 +204,8 @@ def test_links_of_the_readme_lead_to_pages_and_headings_of_the_site() -> None:
     links = re.findall(rf"{re.escape(address)}([\w./-]*)(?:#([\w-]+))?", readme)
     assert len(links) > 20
     for path, anchor in links:
-        page = (SITE / path / "index.html").read_text("utf-8")
+        file = SITE / path
+        page = (file / "index.html" if path.endswith("/") or not path else file).read_text("utf-8")
         assert not anchor or f'id="{anchor}"' in page, f"{path} has no heading for #{anchor}"
 
 

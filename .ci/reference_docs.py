@@ -1,6 +1,6 @@
 """A griffe extension that prepares the reference for readers.
 
-Each class gets one list of its attributes, also of the inherited ones, with the texts from the
+Each class gets one list of its attributes, also of the inherited ones, described as in the
 sections "Attributes" of the docstrings. attrs classes get the signature of their constructor.
 Private base classes are hidden.
 """
@@ -116,7 +116,7 @@ def _bases(owner: Class) -> Iterable[Class]:
 
 
 def _described(owner: Class) -> Iterator[tuple[str, str]]:
-    """Yield the names and texts of the section "Attributes", and of documented members."""
+    """Yield the names and descriptions of the section "Attributes", and of documented members."""
     if owner.docstring is not None:
         for section in owner.docstring.parse("google", warnings=False):
             if isinstance(section, DocstringSectionAttributes):

@@ -11,7 +11,7 @@ _MEMBER = re.compile(
 )
 
 
-# The search also finds words that begin with the words of the query, and rare words count more: it
+# The search also finds words that begin with the words of the query, and ranks rare words higher: it
 # would show "Streamlit" before "stream", and "Sessions" before "Session".
 _BOOSTS = {
     "how-to/notebooks.md": 0.4,
@@ -32,4 +32,4 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def on_page_content(html: str, **_: Any) -> str:
     """Write `Conversation.history` as the heading of a method, so that the search finds it."""
-    return _MEMBER.sub(r"\1\g<owner>.", html)
+    return _MEMBER.sub(r"\1\g<owner>.<wbr>", html)

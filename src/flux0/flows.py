@@ -101,7 +101,7 @@ class Await:
 
     Attributes:
         awaitable: the object to await.
-        argument: the name of the argument from which it comes.
+        argument: the name of the argument that contained it.
     """
 
     awaitable: Awaitable[Any]

@@ -28,7 +28,7 @@ class Agent(Extensible):
         name: the name, such as `Drizzle`. Several agents may have the same name.
         type: the name of its agent runner on the server.
         created_at: the time of its creation, with a time zone.
-        description: a text for people; None if it has none.
+        description: for people; None if it has none.
     """
 
     id: str
