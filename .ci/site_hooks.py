@@ -11,8 +11,8 @@ _MEMBER = re.compile(
 )
 
 
-# The search also finds words that begin with the words of the query, and ranks rare words higher: it
-# would show "Streamlit" before "stream", and "Sessions" before "Session".
+# The search also finds words that begin with the words of the query, and ranks rare words higher.
+# Without these factors, it shows "Streamlit" before "stream", and "Sessions" before "Session".
 _BOOSTS = {
     "how-to/notebooks.md": 0.4,
     "reference/async-turns.md": 0.5,
