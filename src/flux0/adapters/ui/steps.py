@@ -14,7 +14,7 @@ from flux0.domain.errors import AgentError, Flux0Error
 from flux0.domain.json_text import json_text
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import REASONING
-from flux0.domain.stored_models import ContentPart, ToolCall, ToolCallPart, ToolData
+from flux0.domain.stored_models import ContentPart, MessageData, ToolCall, ToolCallPart, ToolData
 from flux0.domain.stream_events import ChunkEvent, StreamEvent, UnknownEvent
 from flux0.relay_format import RelayEncoder
 
@@ -149,11 +149,9 @@ class StepEncoder(RelayEncoder):
             yield from self._text(message, text)
             return
         for operation in event.patches:
-            path, text = _ARGS.fullmatch(operation.path), operation.value
-            call = message.calls.get(int(path[1])) if path else None
-            if call is not None and call.is_open and isinstance(text, str):
-                call.length += len(text)
-                yield call.step("delta", text)
+            path = _ARGS.fullmatch(operation.path)
+            if path and (call := message.calls.get(int(path[1]))):
+                yield from _append(call, operation.value)
         if any(_ITEMS.fullmatch(operation.path) for operation in event.patches):
             yield from self._items(message, partial=True)
 
@@ -179,28 +177,24 @@ class StepEncoder(RelayEncoder):
     def _items(self, message: _Message, *, partial: bool) -> Iterator[Step]:
         """Yield the steps for tool calls and results and, if not `partial`, for the content."""
         final = self._accumulator.message(message.id, partial=partial)
-        if final is None:
-            return
-        if isinstance(final.data, ToolData):
-            for item in final.data.tool_calls:
-                call = yield from self._call(item)
-                yield from _complete(call, item.args)
-                if not call.has_result:
-                    call.has_result = True
-                    yield call.step("result", item.result and item.result.data)
-            return
-        for index, part in enumerate(final.data.parts):
+        data = None if final is None else final.data
+        for item in data.tool_calls if isinstance(data, ToolData) else ():
+            call = yield from self._call(item)
+            yield from _complete(call, item.args)
+            if not call.has_result:
+                call.has_result = True
+                yield call.step("result", item.result and item.result.data)
+        for index, part in enumerate(data.parts if isinstance(data, MessageData) else ()):
             if isinstance(part, ToolCallPart):
                 call = message.calls[index] = yield from self._call(part)
                 if not (partial and isinstance(part.args, str)):
                     yield from _complete(call, part.args)
-                elif text := part.args[call.length :]:
-                    call.length += len(text)
-                    yield call.step("delta", text)
+                else:
+                    yield from _append(call, part.args[call.length :])
             elif isinstance(part, ContentPart) and not partial:
                 if not isinstance(part.content, str):
                     yield Step("content", message.id, part.content)
-                elif part.content != "".join(message.texts):  # An earlier text was replaced.
+                elif part.content not in {"", "".join(message.texts)}:  # The text was replaced.
                     yield from self._close_text(message)
                     message.texts.clear()
                     yield from self._text(message, part.content)
@@ -219,9 +213,15 @@ def _filled(template: Mapping[str, Any], step: Step) -> dict[str, Any]:
     return {key: item(step) if callable(item) else item for key, item in template.items()}
 
 
+def _append(call: _Call, text: Any) -> Iterator[Step]:
+    if call.is_open and text and isinstance(text, str):
+        call.length += len(text)
+        yield call.step("delta", text)
+
+
 def _complete(call: _Call, args: Any) -> Iterator[Step]:
     if call.is_open:
-        call.is_open = False
         if not call.length:
             yield call.step("delta", json_text(args, compact=True))
+        call.is_open = False
         yield call.step("end", args)

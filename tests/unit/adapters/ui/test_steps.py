@@ -1,15 +1,27 @@
-"""The steps of unusual turns: replaced texts, several messages at once, any form of tool calls."""
+"""The steps of unusual turns: replaced text, several messages at once, any form of tool calls."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from attrs import evolve
+from hypothesis import given, strategies as st
 
-from flux0.adapters.ui import AiSdkFormat
-from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
+from flux0.adapters.ui import AgUiFormat, AiSdkFormat
+from flux0.domain.errors import StreamInterrupted
+from flux0.domain.stream_events import JSONPatchOperation, StreamEvent, UnknownEvent
 from support.cost import steps_taken
-from support.ui import args, call, chunk, objects_of, pieces_of, replaced, result, text
+from support.ui import (
+    args,
+    call,
+    chunk,
+    objects_of,
+    pieces_of,
+    replaced,
+    result,
+    status_event,
+    text,
+)
 
 
 def steps_of(*events: StreamEvent) -> list[Any]:
@@ -124,8 +136,19 @@ def test_call_with_the_id_of_another_call_is_not_started_again() -> None:
     assert types == ["tool-input-start", "tool-input-delta", "tool-input-available"]
 
 
+def test_call_that_is_complete_gets_no_more_arguments() -> None:
+    streamed = {"type": "tool_call", "tool_call_id": "c", "tool_name": "weather", "args": ["{"]}
+    late = chunk("/tool_calls", [streamed], event_id="late")
+    assert steps_of(result(1), late) == steps_of(result(1))
+
+
+def test_empty_text_and_arguments_are_left_out() -> None:
+    assert steps_of(text("a"), replaced([]), text("")) == steps_of(text("a"))
+    assert steps_of(call([]), args("")) == steps_of(call([]))
+
+
 def test_part_of_an_unknown_type_is_left_out() -> None:
-    part = {"type": "new", "tool_call_id": "c", "tool_name": "n", "args": {}}
+    part: Any = {"type": "new", "tool_call_id": "c", "tool_name": "n", "args": {}}
     assert steps_of(chunk("/tool_calls", [part])) == []
 
 
@@ -160,3 +183,86 @@ def test_cost_is_linear_in_the_events() -> None:
         return steps_taken(lambda: pieces_of(AiSdkFormat(), events))
 
     assert cost(200) < 2.1 * cost(100)
+
+
+# Events in any order, for the properties below. Some of them are malformed.
+IDS = ("a", "b", "calls")
+CALL_IDS = ("c", "d")
+ITEM = {"type": "tool_call", "tool_call_id": "c", "tool_name": "n", "args": ["{"]}
+VALUES: list[Any] = ["x", "new", [], {}]
+PIECES: list[Any] = ["{", "}", "1", "", 5]
+EVENTS: list[StreamEvent] = [
+    *(text(value, each) for each in IDS for value in ("x", "")),
+    *(text("y", each, kind="reasoning") for each in IDS),
+    *(evolve(replaced(value), event_id=each) for each in IDS for value in VALUES),
+    *(evolve(replaced({"tool_calls": [ITEM]}), event_id=each) for each in IDS),
+    *(
+        call(value, each, index)
+        for each in CALL_IDS
+        for index in (0, 1)
+        for value in ([], {"a": 1})
+    ),
+    *(args(value, index) for index in (0, 1) for value in PIECES),
+    *(result(1, each, event_id) for each in CALL_IDS for event_id in ("r", "s", "calls")),
+    *(chunk("/rows/0", 1, event_id=each) for each in IDS),
+    evolve(text("unnamed", "u"), metadata={}),
+    status_event("typing"),
+    status_event("error"),
+    UnknownEvent("note", ""),
+]
+TURNS = st.lists(st.sampled_from(EVENTS), max_size=12)
+
+
+@given(TURNS, st.none() | st.just(StreamInterrupted("gone")))
+def test_ai_sdk_accepts_the_chunks_of_any_turn(
+    events: list[StreamEvent], error: StreamInterrupted | None
+) -> None:
+    *chunks, end, done = objects_of(AiSdkFormat(), *events, error=error)
+    started, is_open = set[tuple[str, str]](), set[tuple[str, str]]()
+    for each in chunks:
+        kind, _, step = each["type"].rpartition("-")
+        item = kind, each.get("toolCallId", each.get("id"))
+        if each["type"] in {"start", "data-content", "data-status"}:
+            continue
+        if step == "start":
+            assert item not in started
+            started.add(item)
+            is_open.add(item)
+        elif step == "delta":
+            assert item in is_open
+            assert each.get("delta") or each.get("inputTextDelta")
+        elif kind == "tool-output":
+            assert ("tool-input", item[1]) in started - is_open
+        else:
+            is_open.remove(item)
+    assert not is_open
+    has_failed = error is not None or status_event("error") in events
+    assert (end["type"], done) == ("error" if has_failed else "finish", "[DONE]")
+
+
+@given(TURNS, st.none() | st.just(StreamInterrupted("gone")))
+def test_ag_ui_accepts_the_events_of_any_turn(
+    turn: list[StreamEvent], error: StreamInterrupted | None
+) -> None:
+    first, *events, last = objects_of(AgUiFormat("thread", "run"), *turn, error=error)
+    started, is_open = set[tuple[str, str]](), set[tuple[str, str]]()
+    for each in events:
+        kind, _, step = each["type"].rpartition("_")
+        item = kind, each["toolCallId"] if kind == "TOOL_CALL" else each.get("messageId", "")
+        if step == "START":
+            assert item not in started
+            started.add(item)
+            is_open.add(item)
+        elif step in {"CONTENT", "ARGS"}:
+            assert item in is_open
+            assert each["delta"]
+        elif step == "END":
+            is_open.remove(item)
+        elif step == "RESULT":
+            assert item in started - is_open
+        else:
+            assert each["type"] in {"CUSTOM", "ACTIVITY_SNAPSHOT"}
+    assert not is_open
+    has_failed = error is not None or status_event("error") in turn
+    ends = (first["type"], last["type"])
+    assert ends == ("RUN_STARTED", "RUN_ERROR" if has_failed else "RUN_FINISHED")
