@@ -196,12 +196,8 @@ EVENTS: list[StreamEvent] = [
     *(text("y", each, kind="reasoning") for each in IDS),
     *(evolve(replaced(value), event_id=each) for each in IDS for value in VALUES),
     *(evolve(replaced({"tool_calls": [ITEM]}), event_id=each) for each in IDS),
-    *(
-        call(value, each, index)
-        for each in CALL_IDS
-        for index in (0, 1)
-        for value in ([], {"a": 1})
-    ),
+    *(call([], each, index) for each in CALL_IDS for index in (0, 1)),
+    *(call({"a": 1}, each, index) for each in CALL_IDS for index in (0, 1)),
     *(args(value, index) for index in (0, 1) for value in PIECES),
     *(result(1, each, event_id) for each in CALL_IDS for event_id in ("r", "s", "calls")),
     *(chunk("/rows/0", 1, event_id=each) for each in IDS),
