@@ -14,6 +14,7 @@ from flux0.domain.errors import AgentError, AgentNotFound, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import ConsumptionOffsets, Event, MessageData, Session, ToolData
 from flux0.flows import CallRequest, Flow, SendFlow
+from flux0.observers import Call, Observer
 from flux0.ports import Response
 from flux0.testing import (
     AgentStep,
@@ -76,6 +77,25 @@ async def test_conversation_with_agent_creates_a_session(mode: Mode) -> None:
         untitled = await flux0.conversation_async(agent=agent)
         assert getattr(untitled.session, "title", "") is None
         assert len(await flux0.sessions.list_async()) == 3
+
+
+@in_every_mode
+async def test_observers_get_the_known_agent_of_a_conversation(mode: Mode) -> None:
+    agents: list[tuple[str | None, str | None]] = []
+
+    class AgentRecorder(Observer):
+        def on_call_start(self, call: Call) -> None:
+            agents.append((call.agent_id, call.agent_name))
+
+    fake = FakeTransport()
+    async with client(mode, fake, observers=[AgentRecorder()]) as flux0:
+        agent = await flux0.agents.retrieve_async(agent_id=fake.agent_id)
+        by_agent = await flux0.conversation_async(agent=agent)
+        session = await flux0.sessions.retrieve_async(session_id=by_agent.session_id)
+        agents.clear()
+        await result_of(by_agent.ask("Hi"))
+        await result_of((await flux0.conversation_async(session=session)).ask("Hi"))
+    assert agents == [(agent.id, agent.name), (agent.id, None)]
 
 
 @in_every_mode
