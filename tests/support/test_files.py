@@ -46,7 +46,6 @@ ELSEWHERE: Mapping[str, str] = {
     # Users notice these modules only in the objects of others.
     "domain/test_errors.py": "domain/api_errors domain/uncopyable",
     "client/test_deadlines.py": "runtime/waker",
-    "client/test_closing.py": "turns/running_calls",
     "client/test_find_turn.py": "usecases/stored_turns",
     "client/test_layers.py": "middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",

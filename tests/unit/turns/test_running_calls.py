@@ -1,0 +1,84 @@
+"""Running calls: closing the client cancels them, and their errors say whether they were sent."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import pytest
+
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    PoolTimeout,
+    ReadTimeout,
+    Sent,
+)
+from flux0.domain.headers import Headers
+from flux0.domain.timeouts import Deadline
+from flux0.flows import CallRequest, Send
+from flux0.turns.running_calls import RunningCalls
+from support.in_memory import scripted_response
+
+SEND = Send(CallRequest("POST", "http://h/api/sessions", Headers(), operation="sessions.create"))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "sent"),
+    [
+        ((), "no"),
+        ((ConnectError("refused"),), "no"),
+        ((400,), "no"),
+        ((200,), "maybe"),
+        ((503,), "maybe"),
+        ((ConnectionInterrupted("reset"), 400), "maybe"),
+        ((503, ConnectError("refused")), "maybe"),
+        ((429, ConnectError("refused")), "no"),
+    ],
+    ids=str,
+)
+def test_error_says_whether_any_attempt_may_have_been_accepted(
+    attempts: tuple[int | Flux0Error, ...], sent: Sent
+) -> None:
+    raised = Flux0Error("the call failed")
+    with suppress(Flux0Error), RunningCalls().start() as call:
+        for attempt in attempts:
+            if isinstance(attempt, int):
+                call.succeeded(SEND, scripted_response(status=attempt))
+            else:
+                assert call.failed(SEND, attempt) is attempt
+        raise raised
+    assert raised.sent == sent
+
+
+def test_closing_wakes_each_running_call_and_refuses_later_calls() -> None:
+    calls, woken = RunningCalls(), list[int]()
+    with calls.start() as first, calls.start(wake=lambda: woken.append(2)) as second:
+        first.on_cancel(lambda: woken.append(1))
+        with calls.start(wake=lambda: woken.append(3)):
+            pass
+        calls.close()
+        assert sorted(woken) == [1, 2]
+        for call in (first, second):
+            with pytest.raises(ClientClosed):
+                call.check()
+    with pytest.raises(ClientClosed):
+        calls.check()
+    with pytest.raises(ClientClosed), calls.start():
+        pass
+
+
+def test_failure_of_a_cancelled_call_says_why_it_was_cancelled() -> None:
+    deadline = Deadline(moment=1.0, limit=0.5)
+    reset = ConnectionInterrupted("the socket was shut down")
+    with RunningCalls().start(deadline) as call:
+        assert call.failed(SEND, reset) is reset
+        call.cancel()
+        late = call.failed(SEND, reset)
+        assert isinstance(late, ReadTimeout)
+        assert (str(late), late.__cause__) == (str(deadline.exceeded()), reset)
+        # The error of a timeout names the operation that took too long.
+        timeout = PoolTimeout("no connection of the pool became free")
+        assert call.failed(SEND, timeout) is timeout
+        assert call.ended().sent == "maybe"
