@@ -121,3 +121,13 @@ def test_comments_do_not_reset_the_idle_timeout() -> None:
 
     assert isinstance(failure, errors.StreamIdleTimeout)
     assert f"(after 1 event of turn {CORRELATION_ID})" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("data", "sent"), [(b"", "maybe"), (b": comment\n\n", "maybe"), (UNKNOWN, "yes")]
+)
+def test_failure_of_a_turn_was_sent_if_there_was_an_event(data: bytes, sent: errors.Sent) -> None:
+    failure = turn_after(data).on_transport_error(errors.ConnectionInterrupted("reset"))
+
+    assert failure.sent == sent
+    assert (failure.operation, failure.method) == ("sessions.create_event", "POST")
