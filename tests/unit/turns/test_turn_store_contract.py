@@ -62,8 +62,8 @@ class Servers:
         return self.stack.enter_context(redis_server(self.folder)).url
 
     @cached_property
-    def cluster(self) -> str:
-        return self.stack.enter_context(redis_cluster(self.folder)).url
+    def cluster_port(self) -> int:
+        return self.stack.enter_context(redis_cluster(self.folder)).port
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,8 @@ def over_redis_with_decoded_replies(servers: Servers) -> AbstractContextManager[
 
 def over_redis_cluster(servers: Servers) -> AbstractContextManager[Stores]:
     def connect() -> RedisCluster:
-        return RedisCluster.from_url(servers.cluster)
+        # After `RedisCluster.from_url`, `close` of redis-py leaves connections open.
+        return RedisCluster(host="127.0.0.1", port=servers.cluster_port)
 
     return redis_stores(connect(), connect)
 
