@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from attrs import evolve
 
 from flux0.domain import arguments
 from flux0.domain.enums import EventSource, EventType
-from flux0.domain.errors import DecodeError
+from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.http import is_event_stream
 from flux0.domain.stored_models import Events, Session, Sessions
 from flux0.flows import CallRequest, Flow
@@ -49,7 +50,7 @@ def create_session(
     greeting = arguments.instance("allow_greeting", bool, allow_greeting)
     query = (("allow_greeting", "true"),) if greeting else ()
     request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)
-    return with_name_hint(call.fetch(Session, request), agent_id)
+    return with_name_hint(call.perform(request, partial(_decode_session, call)), agent_id)
 
 
 def list_sessions(call: ApiCall, agent_id: str | None) -> Flow[Sessions]:
@@ -65,7 +66,16 @@ def retrieve_session(call: ApiCall, session_id: str) -> Flow[Session]:
     """Return the session with this id."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     request = call.request("sessions.retrieve", "GET", _SESSION, ids=ids)
-    return call.fetch(Session, request)
+    return call.perform(request, partial(_decode_session, call))
+
+
+def _decode_session(call: ApiCall, response: Response[Any]) -> Session:
+    session = call.codec.decode(Session, response.body)
+    try:
+        arguments.identifier("id", session.id)
+    except InvalidArgument as error:
+        raise DecodeError(error.problem.removeprefix("id "), field="id") from error
+    return session
 
 
 def list_events(

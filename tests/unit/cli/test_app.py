@@ -637,6 +637,17 @@ def test_error_response_is_reported_on_one_line(
     )
 
 
+def test_unusable_session_id_of_the_server_is_not_reported_as_a_wrong_option(
+    run: Run, fake: FakeTransport
+) -> None:
+    session: dict[str, Any] = {"id": "../../x", "agent_id": fake.agent_id, "user_id": "u"}
+    session |= {"created_at": "2026-01-01T00:00:00Z", "consumption_offsets": {}}
+    fake.inject(Respond(201, body=json.dumps(session).encode()), operation="sessions.create")
+    result = run("chat", "Hi", "--agent", fake.agent_id)
+    assert result.exit_code == 1
+    assert "/api/sessions is not a flux0 server: id: must be printable" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "problem"),
     [

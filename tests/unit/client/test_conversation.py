@@ -7,10 +7,11 @@ from datetime import datetime, timezone
 from typing import Any, cast
 
 import pytest
+from attrs import evolve
 
-from flux0 import AsyncConversation, Flux0
+from flux0 import AsyncConversation, Flux0, to_json
 from flux0.domain.api_errors import BadRequestError, HTTPValidationError
-from flux0.domain.errors import AgentError, AgentNotFound, InvalidArgument
+from flux0.domain.errors import AgentError, AgentNotFound, DecodeError, InvalidArgument
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import ConsumptionOffsets, Event, MessageData, Session, ToolData
 from flux0.flows import CallRequest, Flow, SendFlow
@@ -149,6 +150,21 @@ async def test_invalid_arguments_of_conversation_are_rejected_before_sending(mod
             assert caught.value.argument == argument
 
     assert fake.calls == ()
+
+
+@in_every_mode
+async def test_new_session_with_an_id_that_no_url_can_contain_is_a_decode_error(
+    mode: Mode,
+) -> None:
+    """The session exists, so the error does not say that nothing was sent."""
+    for id_ in ("../../x", "a b?", "..", "", "a\nb"):
+        created = json_answer(to_json(evolve(SESSION, id=id_)).encode(), status=201)
+        async with in_mode(mode, Flux0(transport=script(created))) as flux0:
+            with pytest.raises(DecodeError, match="id: must ") as caught:
+                await flux0.conversation_async(agent="0123456789")
+
+        assert (caught.value.field, caught.value.sent) == ("id", "maybe")
+        assert caught.value.operation == "sessions.create"
 
 
 @in_every_mode

@@ -185,6 +185,19 @@ def test_request_and_result_of_each_call(
     assert ("content-type" in request.headers) == (body is not None)
 
 
+@pytest.mark.parametrize(
+    "make", [create_session, partial(sessions.retrieve_session, CALL, session_id="zv3h4j5Fjv")]
+)
+def test_session_with_an_id_that_no_url_can_contain_is_a_decode_error(
+    make: Callable[[], Flow[Any]],
+) -> None:
+    with pytest.raises(DecodeError, match=r"id: must .*: '\.\./\.\./x'") as caught:
+        run(make(), {**SESSION, "id": "../../x"})
+
+    assert caught.value.field == "id"
+    assert caught.value.operation.startswith("sessions.")
+
+
 def test_response_without_content_is_not_decoded() -> None:
     request = CALL.request("sessions.delete", "DELETE", "/api/sessions/{id}", ids={"id": "s 1"})
 
