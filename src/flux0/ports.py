@@ -290,11 +290,13 @@ class ServerSentEvent(NamedTuple):
         event: the name; `"message"` if the event has no field `event`.
         data: the data.
         id: the last event id that the stream has set so far.
+        retry: the reconnection time in milliseconds; None if the event has no field `retry`.
     """
 
     event: str
     data: str
     id: str = ""
+    retry: int | None = None
 
 
 class EventStreamParser(Protocol):

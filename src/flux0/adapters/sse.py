@@ -7,16 +7,20 @@ blocks, and `_EventDecoder` decodes the blocks into events.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from flux0.domain.errors import EventTooLarge
+from flux0.domain.errors import EventTooLarge, InvalidArgument
 from flux0.ports import ServerSentEvent
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
+
+# 640 is the lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
+_RETRY: Final = re.compile("0*([0-9]{1,640})")
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
@@ -36,7 +40,8 @@ class SSEParser:
     The events depend only on the bytes, not on how the bytes are split into calls of `feed`. `feed`
     returns an event when it receives the CR or LF of a blank line. It does not wait for an LF
     after a CR. The parser stores the incomplete block and the last event id, and its cost is linear
-    in the number of bytes. It ignores the field `retry`, because a turn is never requested again.
+    in the number of bytes. A `retry` field with more than 640 digits, not counting leading zeros,
+    is ignored.
 
     `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
@@ -44,9 +49,14 @@ class SSEParser:
     and `pending` stays True. If complete events precede the large event in `data`, `feed` returns
     these events, and the next call raises. To receive this error after the last bytes, call
     `feed(b"")` if `pending` is True.
+
+    Raises:
+        InvalidArgument: `max_event_bytes` is not positive.
     """
 
     def __init__(self, *, max_event_bytes: int | None = 16 * 1024 * 1024) -> None:
+        if max_event_bytes is not None and max_event_bytes <= 0:
+            raise InvalidArgument("max_event_bytes", f"must be positive, not {max_event_bytes}")
         self._limit = sys.maxsize if max_event_bytes is None else max_event_bytes
         self._decoder = _EventDecoder()
         self._state = _START
@@ -203,8 +213,9 @@ class _EventDecoder:
                 end = blocks.find(b"\n", data_start)
                 if blocks[end + 1] == _LF:  # The block has only one line of data.
                     text = blocks[data_start:end].decode("utf-8", "replace")
-                    event = _new(ServerSentEvent, (self._common_name, text, self.last_event_id))
-                    events.append(event)
+                    events.append(
+                        _new(ServerSentEvent, (self._common_name, text, self.last_event_id, None))
+                    )
                     position = end + 2
                     continue
             elif blocks[position] == _LF:  # Skip a further blank line.
@@ -213,9 +224,9 @@ class _EventDecoder:
             end = blocks.find(b"\n", position)
             while blocks[end + 1] != _LF:
                 end = blocks.find(b"\n", end + 1)
-            decoded = self._decode_block(blocks[position:end])
-            if decoded is not None:
-                events.append(decoded)
+            event = self._decode_block(blocks[position:end])
+            if event is not None:
+                events.append(event)
             start, position = self._common_start, end + 2
         return events
 
@@ -223,6 +234,7 @@ class _EventDecoder:
         """Return the event of a block; None if the block has no data."""
         name = ""
         data: list[str] = []
+        retry: int | None = None
         for line in block.decode("utf-8", "replace").split("\n"):
             field, _, value = line.partition(":")
             value = value.removeprefix(" ")
@@ -232,6 +244,8 @@ class _EventDecoder:
                 name = value
             elif field == "id" and "\0" not in value:
                 self.last_event_id = value
+            elif field == "retry" and (digits := _RETRY.fullmatch(value)):
+                retry = int(digits[1])
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
             # Do not use `name`: in this block, a second event line may follow the data.
@@ -239,4 +253,4 @@ class _EventDecoder:
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:
             return None
-        return ServerSentEvent(name or "message", "\n".join(data), self.last_event_id)
+        return ServerSentEvent(name or "message", "\n".join(data), self.last_event_id, retry)

@@ -16,7 +16,7 @@ from attrs import frozen
 from hypothesis import example, given, settings, strategies as st
 
 from flux0.adapters.sse import SSEParser
-from flux0.domain.errors import EventTooLarge
+from flux0.domain.errors import EventTooLarge, InvalidArgument
 from flux0.ports import EventStreamParser, ServerSentEvent
 from support.cost import steps_taken
 
@@ -40,12 +40,13 @@ def parse_all_at_once(stream: bytes) -> Outcome:
     *lines, rest = re.split("\r\n|\r|\n", text)
     events: list[ServerSentEvent] = []
     event, data, last_event_id = "", "", ""
+    retry = None
     pending = False
     for line in lines:
         if line == "":
             if data:
-                events.append(ServerSentEvent(event or "message", data[:-1], last_event_id))
-            event, data, pending = "", "", False
+                events.append(ServerSentEvent(event or "message", data[:-1], last_event_id, retry))
+            event, data, retry, pending = "", "", None, False
             continue
         if line.startswith(":"):
             continue
@@ -58,6 +59,8 @@ def parse_all_at_once(stream: bytes) -> Outcome:
             data += value + "\n"
         elif field == "id" and "\0" not in value:
             last_event_id = value
+        elif field == "retry" and re.fullmatch("[0-9]+", value):
+            retry = int(value)
     return Outcome(events, pending or rest != "")
 
 
@@ -143,12 +146,12 @@ def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: l
         assert Outcome(events, parser.pending) == parse_all_at_once(read)
 
 
-def test_event_has_its_name_and_the_last_event_id() -> None:
+def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
     parser = SSEParser()
     stream = b"event: status\nid: 4\nretry: 20\ndata: a\ndata: b\n\ndata: c\n\n"
     assert parser.feed(stream) == [
-        ServerSentEvent("status", "a\nb", "4"),
-        ServerSentEvent("message", "c", "4"),
+        ServerSentEvent("status", "a\nb", "4", 20),
+        ServerSentEvent("message", "c", "4", None),
     ]
     assert parser.feed(b"event: chunk\ndata:  x\n\n") == [ServerSentEvent("chunk", " x", "4")]
     # In a block with two names, the last name is used. It must not affect the next block.
@@ -159,6 +162,22 @@ def test_event_has_its_name_and_the_last_event_id() -> None:
             ServerSentEvent(start or "message", "2", "4"),
         ]
     assert parser.feed(b"id: 5\0\nevent:\ndata:d\n\n") == [ServerSentEvent("message", "d", "4")]
+
+
+@pytest.mark.parametrize(
+    ("digits", "retry"),
+    [
+        (b"000", 0),
+        (b"0" * 5000 + b"7", 7),
+        (b"9" * 640, 10**640 - 1),
+        (b"9" * 641, 1),
+        (b"9" * 100_000, 1),
+    ],
+    ids=["zeros", "leading-zeros", "longest", "too-long", "far-too-long"],
+)
+def test_retry_with_more_than_640_digits_is_ignored(digits: bytes, retry: int) -> None:
+    (event,) = SSEParser().feed(b"retry: 1\nretry: " + digits + b"\ndata: x\n\n")
+    assert event.retry == retry
 
 
 # --- the size limit of one event
@@ -227,6 +246,13 @@ def test_default_limit_is_16_mib_and_none_means_no_limit() -> None:
     assert feed_all(unlimited, [*pieces, b"x"]) == []
     with pytest.raises(EventTooLarge):
         parser.feed(b"x")
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limit_that_is_not_positive_is_rejected(limit: int) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        SSEParser(max_event_bytes=limit)
+    assert caught.value.argument == "max_event_bytes"
 
 
 # --- the cost of parsing

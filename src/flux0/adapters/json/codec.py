@@ -50,7 +50,7 @@ class JsonCodec:
 
         An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
         """
-        name, text, id_ = event
+        name, text, id_, _ = event
         hook = self._event_hooks.get(name)
         if hook is None:
             if name not in _EVENTS:
