@@ -27,6 +27,7 @@ from support.web_workers import FakeServer, Kind, Server, Site, events_of, fake_
 # An outage of Redis must be shorter, also on a busy machine.
 LONG_LEASE = 15.0
 SHORT_LEASE = 4.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,20 @@ def test_relays_in_other_workers_report_a_killed_worker(
             assert b'"ReaderLost"' in list(reloaded)[-1]
         with send(other, session_id, {"text": "Two"}) as response:
             assert b'"Two"' in b"".join(events_of(response))
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
+def test_worker_reads_its_turns_to_their_end_before_it_exits(
+    kind: Kind, redis: RedisServer, fresh_name: str
+) -> None:
+    with fake_server() as server, site(kind, server, redis, 1, LONG_LEASE) as running:
+        session_id = running.new_session()
+        script = {"text": "One"}, {"wait": fresh_name}, {"text": "Two"}
+        with send(running.workers[0], session_id, *script) as response:
+            read_until(events_of(response), b'"One"')
+        (process,) = running.processes
+        process.begin_exit()
+        assert not process.exits_within(1.0)
+        server.release(fresh_name)
+        assert process.exits_within(TIMEOUT)
+        assert running.stored_texts(session_id) == ["One", "Two"]

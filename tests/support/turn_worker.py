@@ -31,6 +31,7 @@ from flux0 import BackgroundTurn, BackgroundTurns, Flux0, RedisTurnStore, TurnRu
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
+DRAIN_SECONDS: Final = 20.0
 Running = Literal["stop", "refuse"]
 
 client = Flux0()
@@ -49,7 +50,7 @@ def _headers(turn: BackgroundTurn) -> dict[str, str]:
 @asynccontextmanager
 async def _lifespan(_: Starlette) -> AsyncGenerator[None, None]:
     yield
-    await turns.close_async()
+    await turns.close_async(drain_seconds=DRAIN_SECONDS)
     await client.close_async()
 
 
@@ -109,4 +110,5 @@ def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[by
         start_response("204 No Content", [])
         return ()
     start_response("200 OK", list(_headers(turn).items()))
-    return turn.relay(after=environ.get("HTTP_LAST_EVENT_ID"))
+    # A sync web server notices that the browser has disconnected when it sends a heartbeat.
+    return turn.relay(after=environ.get("HTTP_LAST_EVENT_ID"), heartbeat_ms=100)

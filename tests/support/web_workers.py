@@ -28,18 +28,41 @@ _COMMANDS: Final[dict[Kind, str]] = {
     "uvicorn": "uvicorn support.turn_worker:asgi --port 0 --timeout-graceful-shutdown 1",
     # The master imports the application before it forks, so the worker inherits the objects.
     "gunicorn": "gunicorn support.turn_worker:wsgi --bind 127.0.0.1:0 --threads 8 --preload"
-    " --graceful-timeout 1",
+    " --config python:support.gunicorn_settings",
 }
 _TESTS: Final = Path(__file__).parents[1]
 _DAY: Final = 86_400.0
 _TIMEOUT: Final = 30.0
+_HEARTBEAT: Final = b": heartbeat\n"
+
+
+@frozen
+class WebWorker:
+    """A web server with one worker process."""
+
+    url: str
+    _process: subprocess.Popen[str]
+
+    def begin_exit(self) -> None:
+        """Ask the server to exit, and wait until it has closed its connections."""
+        self._process.terminate()
+        assert self._process.stderr is not None
+        begins = r"Worker exiting|Waiting for application shutdown"
+        assert any(re.search(begins, line) for line in self._process.stderr)
+
+    def exits_within(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
 
 @contextmanager
 def web_worker(
     kind: Kind, server_url: str, redis_url: str, *, lease_seconds: float, clock_offset: float
-) -> Generator[str, None, None]:
-    """Run one web worker on a free port, and yield its URL."""
+) -> Generator[WebWorker, None, None]:
+    """Run one web worker on a free port."""
     environment = {
         **{name: value for name, value in os.environ.items() if "COVERAGE" not in name},
         "PYTHONPATH": str(_TESTS),
@@ -61,7 +84,7 @@ def web_worker(
         for line in process.stderr:
             log += line
             if match := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield match[0]
+                yield WebWorker(match[0], process)
                 break
         else:
             raise AssertionError(log)
@@ -116,6 +139,7 @@ class Site:
     server: Server
     redis: RedisServer
     workers: list[httpx.Client]
+    processes: list[WebWorker]
 
     def new_session(self) -> str:
         with Flux0(self.server.url) as client:
@@ -133,6 +157,7 @@ def site(
 ) -> Generator[Site, None, None]:
     with ExitStack() as stack:
         workers: list[httpx.Client] = []
+        processes: list[WebWorker] = []
         for number in range(count):
             worker = web_worker(
                 kind,
@@ -141,15 +166,16 @@ def site(
                 lease_seconds=lease_seconds,
                 clock_offset=_DAY * (number % 2),
             )
-            url = stack.enter_context(worker)
-            workers.append(stack.enter_context(httpx.Client(base_url=url, timeout=_TIMEOUT)))
-        yield Site(kind, server, redis, workers)
+            processes.append(stack.enter_context(worker))
+            browser = httpx.Client(base_url=processes[-1].url, timeout=_TIMEOUT)
+            workers.append(stack.enter_context(browser))
+        yield Site(kind, server, redis, workers, processes)
 
 
 def events_of(response: httpx.Response) -> Iterator[bytes]:
-    """Yield the events of a relay as bytes."""
+    """Yield the events of a relay as bytes, without heartbeats."""
     received = b""
     for piece in response.iter_raw():
-        *events, received = (received + piece).split(b"\n\n")
+        *events, received = (received + piece).replace(_HEARTBEAT, b"").split(b"\n\n")
         yield from (event + b"\n\n" for event in events)
     assert received == b""
