@@ -9,10 +9,12 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -22,8 +24,8 @@ from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
 from flux0 import Flux0, to_dict
-from flux0.testing import FakeTransport, Fault, Refuse, Respond
-from support.samples import CHAT_COMPONENTS, load
+from flux0.testing import FakeTransport, Fault, Gate, Refuse, Respond, Say
+from support.samples import CHAT_COMPONENTS, chat_back_end, load, new_chat
 
 ROOT = Path(__file__).parents[2]
 
@@ -257,6 +259,44 @@ def test_request_of_another_shape_is_rejected_by_the_chat_sample(fake: FakeTrans
     response = TestClient(names["app"]).post("/api/chat", json={"id": session_id, "messages": []})
     assert response.status_code == 422
     assert "body must end with a user message" in response.json()["detail"]
+
+
+def without_heartbeats(response: httpx.Response) -> Iterator[str]:
+    return (line for line in response.iter_lines() if not line.startswith(":"))
+
+
+def test_chat_sample_sends_a_running_turn_from_its_beginning_also_if_it_ends_meanwhile() -> None:
+    gate, fake = Gate(timeout=60), FakeTransport()
+    fake.script([Say("Half"), gate, Say("Rest")])
+    back_end = chat_back_end(fake, '@app.post("/api/chat")')
+    with back_end as url, httpx.Client(base_url=url, timeout=60) as page:
+        chat = new_chat(fake)
+        assert page.get(f"/api/chat/{chat}").json() == {"messages": [], "resume": False}
+        assert page.get(f"/api/chat/{chat}/stream").status_code == 204
+
+        body = {
+            "id": chat,
+            "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
+        }
+        with page.stream("POST", "/api/chat", json=body) as response:
+            assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
+            lines = without_heartbeats(response)
+            first = list(takewhile(lambda line: "Half" not in line, lines))
+            running = page.get(f"/api/chat/{chat}").json()
+            gate.open()
+            rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        assert running["resume"]
+        assert [message["role"] for message in running["messages"]] == ["user"]
+
+        joined = page.get(f"/api/chat/{chat}/stream")
+        assert joined.headers["x-vercel-ai-ui-message-stream"] == "v1"
+        lines = without_heartbeats(joined)
+        assert list(takewhile(lambda line: "Half" not in line, lines)) == first
+        assert list(lines) == rest
+        ended = page.get(f"/api/chat/{chat}").json()
+        assert not ended["resume"]
+        assert [part["text"] for part in ended["messages"][1]["parts"]] == ["Half", "Rest"]
 
 
 def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport) -> None:
