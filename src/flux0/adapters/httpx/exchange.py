@@ -87,7 +87,7 @@ class HttpxExchange(Exchange):
             self.sent: bool = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.multiplexed = True
-                self.clear_interrupt()
+                self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
             self.head_received = True
             self._check_framing(info["return_value"][-1])

@@ -136,7 +136,7 @@ class HttpxFamilyTransport:
                 raise
         finally:
             current_exchange.reset(token)
-            exchange.clear_interrupt()
+            exchange.interrupt.clear()
             if exchange.unfinished_connection is not None:
                 exchange.unfinished_connection.close()
         body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
@@ -176,7 +176,7 @@ class HttpxFamilyTransport:
                 raise
         finally:
             current_exchange.reset(token)
-            exchange.clear_interrupt()
+            exchange.interrupt.clear()
             if exchange.unfinished_connection is not None:
                 await shielded(exchange.unfinished_connection.aclose)
         body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))

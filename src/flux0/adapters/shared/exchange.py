@@ -57,7 +57,3 @@ class Exchange:
         connection that was passed before.
         """
         self.interrupt.on_fire(partial(shut_down, connection))
-
-    def clear_interrupt(self) -> None:
-        """From now on, `interrupt.fire` does not shut the connection down."""
-        self.interrupt.clear()

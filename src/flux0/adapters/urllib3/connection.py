@@ -59,7 +59,7 @@ class Urllib3Exchange(Exchange):
 
     def __exit__(self, *_: object) -> None:
         current_exchange.reset(self._token)
-        self.clear_interrupt()
+        self.interrupt.clear()
 
 
 current_exchange: Final = ContextVar[Urllib3Exchange | None]("current_exchange", default=None)
@@ -222,7 +222,7 @@ class Urllib3Connection(HTTPConnection):
         """Wait for the response head, and return the response."""
         response = super().getresponse()
         if exchange := current_exchange.get():
-            exchange.clear_interrupt()
+            exchange.interrupt.clear()
         return response
 
 
