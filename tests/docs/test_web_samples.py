@@ -19,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
-from starlette.authentication import AuthCredentials, BaseUser
+from starlette.authentication import AuthCredentials, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
@@ -57,11 +57,9 @@ def example() -> Post:
 
 
 def starlette() -> Post:
-    class User(BaseUser):
-        is_authenticated = True
-        display_name = "Ada Lovelace"  # Two users may have the same name.
-
+    class User(SimpleUser):
         def __init__(self, identity: str) -> None:
+            super().__init__("Ada Lovelace")  # Two users may have the same name.
             self._identity = identity
 
         @property

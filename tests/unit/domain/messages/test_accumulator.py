@@ -54,6 +54,17 @@ def message(*parts: Any, **metadata: Any) -> TurnMessage:
     )
 
 
+def test_message_returns_one_message_as_the_server_stores_it() -> None:
+    calling = {"type": "tool_call", "tool_call_id": "c", "tool_name": "n", "args": ["{"]}
+    accumulator = after(
+        chunk(add("/-", "Hi")), chunk(add("/tool_calls", [calling]), event_id="calls")
+    )
+    assert accumulator.message("e1") == message(models.ContentPart("Hi"))
+    assert accumulator.message("calls") is None
+    assert accumulator.message("calls", partial=True) == accumulator.messages[1]
+    assert accumulator.message("unknown") is None
+
+
 # --- recorded turns
 
 
