@@ -45,7 +45,6 @@ ELSEWHERE: Mapping[str, str] = {
         __main__ cli/chat cli/descriptions cli/interrupts cli/listing cli/options""",
     # Users notice these modules only in the objects of others.
     "domain/test_errors.py": "domain/api_errors domain/uncopyable",
-    "client/test_deadlines.py": "runtime/waker",
     "client/test_find_turn.py": "usecases/stored_turns",
     "client/test_layers.py": "middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",

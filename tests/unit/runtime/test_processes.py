@@ -1,10 +1,14 @@
-"""Functions that finalizers and signal handlers call."""
+"""Resources and locks of a process and its forks."""
 
 from __future__ import annotations
 
 from threading import Event, Lock
 
-from flux0.runtime.processes import call_with_lock
+import pytest
+
+from flux0.domain.errors import ConnectionInterrupted
+from flux0.runtime.processes import OwnerProcess, PerProcess, call_with_lock
+from support.forking import in_child
 
 TOO_LONG = 10.0
 
@@ -24,3 +28,38 @@ def test_function_is_called_at_once_if_the_lock_is_free() -> None:
     call_with_lock(lock, called.set)
     assert called.is_set()
     assert not lock.locked()
+
+
+def test_all_threads_get_the_resource_that_was_stored_first() -> None:
+    """Another thread creates the resource while `get` creates it. A nested call takes its place."""
+    made: list[object] = []
+
+    def make() -> object:
+        if not made:
+            made.append(None)
+            made.append(resource.get())
+        return object()
+
+    resource = PerProcess(make)
+    assert resource.get() is made[1]
+    assert resource.get() is made[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_forked_child_has_its_own_resource_and_inherits_objects() -> None:
+    resource, owner = PerProcess(object), OwnerProcess()
+    parents = resource.get()
+
+    def check() -> None:
+        assert resource.get() is not parents
+        assert owner.is_inherited()
+        with pytest.raises(ConnectionInterrupted, match="parent"):
+            owner.check()
+        assert not OwnerProcess().is_inherited()
+
+    in_child(check)
+    assert resource.get() is parents
+    assert resource.pop() is parents
+    assert resource.pop() is None
+    assert not owner.is_inherited()
+    owner.check()

@@ -61,6 +61,15 @@ def test_copied_events_with_a_gap_replace_older_events() -> None:
         log.read(3)
 
 
+def test_a_single_missing_event_is_a_gap() -> None:
+    log = new_log()
+    log.extend(1, [event(1), event(2)])
+    log.extend(4, [event(4)])
+    assert (log.first, log.last, list(log.read(3))) == (4, 4, [event(4)])
+    with pytest.raises(TurnTooLarge):
+        log.read(2)
+
+
 def test_events_after_the_end_and_a_second_end_are_ignored() -> None:
     log, ends = new_log(), list[str]()
     log.on_end = lambda: ends.append("end")

@@ -8,6 +8,7 @@ from threading import Thread
 
 import pytest
 
+from flux0.adapters.shared import connecting
 from flux0.adapters.shared.connecting import Connector
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
@@ -77,3 +78,21 @@ def test_error_of_the_last_address_is_raised(monkeypatch: pytest.MonkeyPatch) ->
         resolve_to(monkeypatch, dead, refusing)
         with pytest.raises(ConnectionRefusedError):
             Connector(SHORT_TIMEOUT, Interrupt()).connect("flux0.example", 80)
+
+
+def test_each_address_may_use_an_equal_share_of_the_remaining_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, shares = [100.0], list[float | None]()
+
+    class Unreachable(Connector):
+        def _connect(self, sock: socket.socket, address: object, timeout: float | None, /) -> None:
+            shares.append(timeout)
+            now[0] += timeout or 0
+            raise TimeoutError
+
+    monkeypatch.setattr(connecting, "monotonic", lambda: now[0])
+    resolve_to(monkeypatch, *[("127.0.0.1", 1)] * 4)
+    with pytest.raises(TimeoutError):
+        Unreachable(8.0, Interrupt()).connect("flux0.example", 80)
+    assert shares == [2.0] * 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 import zlib
 from random import Random
 
@@ -129,3 +130,23 @@ def test_content_before_an_error_is_yielded_once_after_full_pieces() -> None:
     body = bytes(3 << 20)
     data = gzip.compress(body)
     assert content_before_error(data[:-8] + bytes(8)) == body
+
+
+@pytest.mark.parametrize("window", range(9, 16))
+def test_zlib_data_with_any_window_size_is_deflate(window: int) -> None:
+    """The window size is a part of the first byte, which distinguishes zlib from raw data."""
+    compressor = zlib.compressobj(wbits=window)
+    data = compressor.compress(b"hello " * 100) + compressor.flush()
+    assert decoded("deflate", data) == b"hello " * 100
+
+
+def test_received_data_is_not_kept() -> None:
+    """A part is kept, for the content before an error."""
+    made, compressed = decoder(), gzip.compress(Random(1).randbytes(4_000_000))  # noqa: S311 - no secret
+    tracemalloc.start()
+    for start in range(0, len(compressed), 10_000):
+        for _ in made.feed(compressed[start : start + 10_000]):
+            pass
+    memory = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert memory < 500_000

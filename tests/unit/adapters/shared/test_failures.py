@@ -9,7 +9,7 @@ import ssl
 import pytest
 
 from flux0 import ConnectError, ConnectionInterrupted, ProtocolError, TLSError, TransportError
-from flux0.adapters.shared.failures import failure, proxy_unreachable
+from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
 from flux0.ports import Timeout
 
 TLS_VERSION = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
@@ -79,3 +79,13 @@ def test_unreachable_proxy_is_named_without_its_credentials(proxy: str) -> None:
     error = proxy_unreachable(refused, proxy)
     assert type(error) is ConnectError
     assert error.problem == "cannot connect to the proxy 127.0.0.1:3128: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "permanent"),
+    [("407 Proxy Authentication Required", True), ("503 Service Unavailable", False)],
+)
+def test_proxy_that_needs_a_login_is_permanently_unusable(status: str, *, permanent: bool) -> None:
+    error = refused_by_proxy(status)
+    assert str(error) == f"the proxy refused the connection: {status}"
+    assert error.permanent is permanent
