@@ -228,6 +228,24 @@ def test_no_page_loads_anything_from_another_host() -> None:
         assert 'data-md-component="source"' not in text, page
 
 
+def test_only_pages_with_a_diagram_load_mermaid() -> None:
+    for page in SITE.rglob("*.html"):
+        text = page.read_text("utf-8")
+        assert ("mermaid.tiny.js" in text) is ('class="mermaid"' in text), page
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_name_in_the_navigation_is_the_title_of_the_page(name: str) -> None:
+    text = (SITE / name / "index.html").read_text("utf-8")
+    link = re.search(
+        r'<a href="\.\/?" class="md-nav__link md-nav__link--active">(.*?)</a>', text, re.S
+    )
+    title = re.search(r"<h1[^>]*>(.*?)<a class=\"headerlink\"", text, re.S)
+    assert link is not None
+    assert title is not None
+    assert re.sub(r"<[^>]+>", "", link[1]).strip() == re.sub(r"<[^>]+>", "", title[1]).strip()
+
+
 # Appearance: the samples fit on a laptop, and the names fit on a phone.
 
 LAPTOP, PHONE = (1280, 800), (390, 844)
@@ -306,6 +324,33 @@ def test_samples_and_names_fit(name: str, page: Page, url: str) -> None:
 
 
 LONGEST_PAGE = 15_000  # Pixels.
+SMALLEST_TEXT = 10  # Pixels.
+WIDTHS_OF_PICTURES = """
+[...document.querySelectorAll("p > img[src$='.svg']")].map((e) => [e.src, e.clientWidth])
+"""
+
+
+@pytest.mark.parametrize("name", [".", "how-to/telemetry", "benchmarks"])
+def test_text_of_pictures_is_readable_on_a_phone(name: str, page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.resize(*PHONE)
+    page.open(f"{url}/{name}/")
+    pictures = page.evaluate(WIDTHS_OF_PICTURES)
+    assert pictures
+    for address, width in pictures:
+        picture = (SITE / "images" / address.rpartition("/")[2]).read_text("utf-8")
+        (view,) = re.findall(r'viewBox="0 0 ([\d.]+)', picture)
+        smallest = min(int(size) for size in re.findall(r"font(?:-size)?: *(\d+)px", picture))
+        assert smallest * width / float(view) > SMALLEST_TEXT, address
+
+
+def test_diagrams_keep_their_size_on_a_phone(page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    page.resize(*PHONE)
+    page.open(f"{url}/architecture/")
+    page.wait_for("document.querySelector('div.mermaid')")
+    assert page.evaluate("document.querySelector('div.mermaid').clientWidth") > 2 * PHONE[0]
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name.startswith("reference/")])

@@ -1,9 +1,11 @@
-"""Hooks of MkDocs: headings of the reference with the name of their class, and the search."""
+"""Hooks of MkDocs: headings with the name of their class, diagrams, and the search."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
+
+from mkdocs.utils import get_relative_url
 
 _MEMBER = re.compile(
     r'(<h\d id="[\w.]*\.(?P<owner>[A-Z]\w*)\.\w+" class="doc doc-heading">\s*'
@@ -30,6 +32,18 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return markdown
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    """Write `Conversation.history` as the heading of a method, so that the search finds it."""
+# From the npm package @mermaid-js/tiny 11.17.2. It replaces the script that the theme would load.
+_MERMAID = "javascripts/mermaid.tiny.js"
+_DIAGRAM = re.compile(r'(<pre class="mermaid">.*?</pre>)', re.DOTALL)
+
+
+def on_page_content(html: str, *, page: Any, **_: Any) -> str:
+    """Write `Conversation.history` as the heading of a method, so that the search finds it.
+
+    Load the script that draws diagrams only if the page has a diagram.
+    """
+    if _DIAGRAM.search(html):
+        script = get_relative_url(_MERMAID, page.url)
+        html = _DIAGRAM.sub(r'<div class="diagram">\1</div>', html)
+        html += f'<script src="{script}"></script>'
     return _MEMBER.sub(r"\1\g<owner>.<wbr>", html)
