@@ -146,7 +146,9 @@ class StepEncoder(RelayEncoder):
             message = self._messages[event.event_id] = _Message(event.event_id, kind)
         message.is_settled = False
         if text := self._accumulator.feed(event):
-            yield from self._text(message, text)
+            # Several operations in the first chunk may replace a part of the text that they append.
+            is_appended = message.texts or len(event.patches) == 1
+            yield from self._text(message, text) if is_appended else self._items(message)
             return
         for operation in event.patches:
             path = _ARGS.fullmatch(operation.path)
@@ -158,7 +160,7 @@ class StepEncoder(RelayEncoder):
     def _settle(self, message: _Message) -> Iterator[Step]:
         if not message.is_settled:
             message.is_settled = True
-            yield from self._items(message, partial=False)
+            yield from self._items(message)
             yield from self._close_text(message)
 
     def _text(self, message: _Message, text: str) -> Iterator[Step]:
@@ -174,7 +176,7 @@ class StepEncoder(RelayEncoder):
             yield Step(f"{message.kind}-end", message.open_text)
             message.open_text = ""
 
-    def _items(self, message: _Message, *, partial: bool) -> Iterator[Step]:
+    def _items(self, message: _Message, *, partial: bool = False) -> Iterator[Step]:
         """Yield the steps for tool calls and results and, if not `partial`, for the content."""
         final = self._accumulator.message(message.id, partial=partial)
         data = None if final is None else final.data

@@ -57,6 +57,11 @@ def test_text_that_is_replaced_by_another_text_stays_before_the_new_text() -> No
     ]
 
 
+def test_text_that_is_replaced_in_its_first_chunk_is_sent_once() -> None:
+    first = evolve(text("Rain"), patches=(*text("Rain").patches, *replaced(["Sun"]).patches))
+    assert steps_of(first, text("ny")) == steps_of(text("Sun"), text("ny"))
+
+
 def test_messages_at_the_same_time_have_several_texts() -> None:
     pieces = [text("A1", "a"), text("B1", "b"), text("A2", "a"), text("B2", "b")]
     events = objects_of(AiSdkFormat(), *pieces)
