@@ -86,7 +86,7 @@ class StoreProcess:
             with suppress(TurnStoreError):
                 self._worker.call(self._finish())
             for thread in self._threads:
-                thread.join(self._lease.renew_seconds)
+                thread.join(self._lease.total_seconds)
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:
