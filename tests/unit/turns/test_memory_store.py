@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import weakref
 
 from flux0 import MemoryTurnStore
@@ -75,3 +76,23 @@ def test_ended_turn_is_kept_for_a_while() -> None:
     assert store.find("session") is log
     now[0] += 1
     assert store.find("session") is None
+
+
+def test_kept_turns_need_at_most_half_more_memory_than_their_bytes() -> None:
+    store, size = MemoryTurnStore(), 0
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for turn in range(100):
+            log = TurnLog(f"turn-{turn}", 10**6, lambda _: None)
+            store.claim(f"session-{turn}", log, refuse=True)
+            for number in range(1, 81):
+                event = b"event: chunk\nid: %d\ndata: %s\n\n" % (number, b"x" * 220)
+                log.append(event)
+                size += len(event)
+            log.finish(LogEnd(finished=True))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size > 100 * 19_000
+    assert after - before < 1.5 * size
