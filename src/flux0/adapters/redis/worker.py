@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, final
@@ -23,7 +24,7 @@ _MAX_CALL_SECONDS: Final = 10.0
 # The shortest time in seconds between two pipelines of repeated jobs. A pipeline for each event
 # would cost more than reading the event.
 _MIN_INTERVAL: Final = 0.005
-_NEVER: Final = float("inf")
+_NOW: Final = 0.0
 
 
 class RedisClient(Protocol):
@@ -108,9 +109,8 @@ class Worker:
         self._not_before = 0.0
         self._inbox: SimpleQueue[Job] = SimpleQueue()
         self._running: dict[Job, tuple[Steps[None], Command]] = {}
-        # When to start repeated jobs, and the earliest of these times.
+        # When to start each job that is not running.
         self._timers: dict[Job, float] = {}
-        self._next_timer = _NEVER
         self._sending_since: float | None = None
         self._is_stopped = False
         self._is_unused = False
@@ -137,8 +137,7 @@ class Worker:
 
     def set_timer(self, job: Job, seconds: float) -> None:
         """Start the job after `seconds`. This replaces its previous timer."""
-        self._timers.pop(job, None)
-        self._set_earlier(job, monotonic() + seconds)
+        self._timers[job] = monotonic() + seconds
 
     def retry(self, job: Job) -> None:
         """Start the job again after a failure."""
@@ -172,36 +171,27 @@ class Worker:
     def _is_idle(self) -> bool:
         return not self._timers and self._inbox.empty()
 
-    def _next_jobs(self) -> dict[Job, None]:
-        """Return the submitted jobs, and the jobs that are due. Wait if no job is running.
+    def _next_jobs(self) -> list[Job]:
+        """Return the jobs that are due. Wait if no job is running.
 
         A job that is running already needs no second start: its next command is sent after this
         call, so that the command has the effect for which the job was submitted.
         """
-        jobs: dict[Job, None] = {}
-        try:
+        with suppress(Empty):
             if not self._running:
-                wait = max(self._next_timer - monotonic(), 0.0)
-                jobs[self._inbox.get(timeout=None if wait == _NEVER else wait)] = None
+                wait = max(min(self._timers.values()) - monotonic(), 0.0) if self._timers else None
+                self._schedule(self._inbox.get(timeout=wait))
             while True:
-                jobs[self._inbox.get_nowait()] = None
-        except Empty:
-            pass
+                self._schedule(self._inbox.get_nowait())
         now = monotonic()
-        if now < self._not_before:
-            for job in [job for job in jobs if job.is_repeated]:
-                del jobs[job]
-                self._set_earlier(job, self._not_before)
-        if now >= self._next_timer:
-            for job in [job for job, moment in self._timers.items() if moment <= now]:
-                del self._timers[job]
-                jobs[job] = None
-            self._next_timer = min(self._timers.values(), default=_NEVER)
+        jobs = [job for job, moment in self._timers.items() if moment <= now]
+        for job in jobs:
+            del self._timers[job]
         return jobs
 
-    def _set_earlier(self, job: Job, moment: float) -> None:
-        self._timers[job] = min(moment, self._timers.get(job, _NEVER))
-        self._next_timer = min(moment, self._next_timer)
+    def _schedule(self, job: Job) -> None:
+        moment = self._not_before if job.is_repeated else _NOW
+        self._timers[job] = min(moment, self._timers.get(job, moment))
 
     def _send(self, commands: list[Command]) -> Sequence[object]:
         if not commands:
