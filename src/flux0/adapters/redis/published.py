@@ -69,8 +69,10 @@ class PublishedTurn:
                 self._published.pop(self.name.id, None)
                 return
             if self._sent == batch.last and not batch.is_cut:
-                # `_on_change` is called after the next event, or was called in the meantime.
                 self._shared.worker.set_timer(self, self._shared.lease.renew_seconds)
+                # `_on_change` may have been called before the command was sent.
+                if self.log.has_more(self._sent):
+                    self._shared.worker.submit(self)
                 return
 
     def _watch(self) -> None:

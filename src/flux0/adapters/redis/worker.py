@@ -174,8 +174,7 @@ class Worker:
     def _next_jobs(self) -> list[Job]:
         """Return the jobs that are due. Wait if no job is running.
 
-        A job that is running already needs no second start: its next command is sent after this
-        call, so that the command has the effect for which the job was submitted.
+        A job that is running is not started again, so it must check at its end whether it is done.
         """
         with suppress(Empty):
             if not self._running:

@@ -9,7 +9,7 @@ import gc
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,30 @@ def test_large_events_and_many_entries_arrive_complete(
         for followed in (copy, late):
             assert wait_for_end(followed, TIMEOUT)
             assert b"".join(followed.read(0)) == turn_bytes("turn", 120) + b"".join(large)
+
+
+def test_event_that_is_added_while_a_batch_is_created_does_not_wait_for_the_next_event(
+    server: RedisServer, other: RedisTurnStore
+) -> None:
+    events = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
+
+    class GrowingLog(TurnLog):
+        def read(self, after: int) -> Sequence[bytes]:
+            read = super().read(after)
+            if after == 2 and self.last == 3:
+                self.append(events[3])
+            return read
+
+    log = GrowingLog("turn", 10**9, lambda _: None)
+    # Without another event, the store sends the next command after a fifth of the lease.
+    with closing(RedisTurnStore.from_url(server.url, lease_seconds=10 * TIMEOUT)) as store:
+        store.claim("session", log, refuse=True)
+        log.extend(1, events[:3])  # A batch has two of these events.
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_events(copy, 4)
+        assert list(copy.read(0)) == events
+        log.finish(LogEnd())
 
 
 def test_unreferenced_copy_is_no_longer_followed(
