@@ -11,6 +11,7 @@ import pytest
 
 import flux0
 from flux0 import APIError
+from flux0.adapters.httpx import clients
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -323,3 +324,29 @@ def test_transport_with_only_a_sync_or_an_async_client(way: OverHttpx) -> None:
             transport.send(get("http://flux0.invalid"))
     own = flux0.HttpxTransport()
     assert (own.serves_sync, own.serves_async) == (True, True)
+
+
+# --- the built-in clients
+
+
+@over(*FAMILY)
+async def test_http_request_needs_no_certificates(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/missing/certificates.pem")
+    with ByteServer(OK) as server:
+        assert await way.fetch_once(get(server.url)) == (200, b"ok")
+        with pytest.raises(ConnectError):
+            await way.fetch_once(get(server.url.replace("http:", "https:")))
+
+
+@over(*FAMILY)
+async def test_expired_idle_connections_are_not_reused(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "MAX_IDLE_SECONDS", -1.0)
+    with ByteServer(OK) as server:
+        async with way.closing(None) as transport:
+            for _ in range(2):
+                assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+        assert server.connections == 2

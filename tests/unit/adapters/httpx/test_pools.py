@@ -231,3 +231,21 @@ def test_call_whose_event_loop_is_closed_is_cleaned_up() -> None:
     cleaned: list[bool] = []
     asyncio.run(run())
     assert cleaned == [True]
+
+
+def test_each_pool_has_at_most_100_exchanges_and_unused_pools_are_closed() -> None:
+    closed: list[object] = []
+    pools = Pools(object, closed.append, limit=201)
+    places = [pools.enter(None, Interrupt()) for _ in range(100)]
+    assert len(pools.transports()) == 1
+    places += [pools.enter(None, Interrupt()) for _ in range(101)]
+    first, second, third = pools.transports()
+    with pytest.raises(PoolTimeout):
+        pools.enter(0, Interrupt())
+    pools.leave(places.pop())
+    assert closed == [third]
+    for place in places:
+        pools.leave(place)
+        pools.leave(place)
+    assert closed == [third, second]
+    assert pools.transports() == (first,)

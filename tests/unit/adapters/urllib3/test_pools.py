@@ -16,6 +16,7 @@ import requests
 import urllib3
 from attrs import evolve
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
 
 from flux0.adapters.urllib3 import pools, transport as transport_module
 from flux0.adapters.urllib3.connection import Urllib3Exchange
@@ -179,3 +180,13 @@ def test_pool_that_is_already_closed_can_be_closed() -> None:
     manager.connection_from_url("http://127.0.0.1:1").close()
     close_pools(manager)
     assert not manager.pools
+
+
+def test_connection_that_was_returned_last_is_used_first() -> None:
+    """The others can then become idle for long, so that they are closed."""
+    slots = Slots(3)
+    assert [slots.get() for _ in range(3)] == [None] * 3
+    connection = HTTPConnection("127.0.0.1")
+    slots.put(None)
+    slots.put(connection)
+    assert [slots.get(), slots.get()] == [connection, None]
