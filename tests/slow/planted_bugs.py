@@ -48,7 +48,9 @@ def detected_by(copy: Path, module: str) -> str | None:
     file = nearest(SRC / f"{module}.py")
     for step, target in zip(STEPS, (file, file.parent, TESTS), strict=True):
         processes = "0" if target == file else "2"
-        options = ["-qx", "-n", processes, "--timeout", "60", "-p", "no:cacheprovider"]
+        # After a timeout, end the process: threads of the test may wait forever.
+        timeout = "--timeout=60", "--timeout-method=thread"
+        options = ["-qx", "-n", processes, *timeout, "-p", "no:cacheprovider"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, str(target)],
             env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
