@@ -66,11 +66,11 @@ def _relay(
 ) -> Iterator[bytes]:
     try:
         yield b""
-    except GeneratorExit:
+        encoder = format.encoder()
+    except BaseException:
         if not is_read():
             close()
         raise
-    encoder = format.encoder()
     try:
         events = start()
     except Flux0Error as error:
@@ -78,20 +78,20 @@ def _relay(
         return
     # The garbage collector may close this generator in any thread, even inside a call of a queue.
     # The methods of `SimpleQueue` are reentrant, so this is safe.
-    pieces: SimpleQueue[bytes | Exception | None] = SimpleQueue()
+    pieces: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
     # Limits the number of waiting events: `read` waits for a permit before it adds an event.
     permits: SimpleQueue[bool] = SimpleQueue()
     for _ in range(_QUEUE_SIZE):
         permits.put(_ADD)
 
     def read() -> None:
-        end: Exception | None = None
+        end: BaseException | None = None
         try:
             for piece in filter(None, _encoded(encoder, events)):
                 if not permits.get():
                     return
                 pieces.put(piece)
-        except Exception as error:  # noqa: BLE001 - raised below, in the thread of the web server
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread of the web server
             end = error
         pieces.put(end)
 
@@ -107,7 +107,7 @@ def _relay(
                 permits.put(_ADD)
             except Empty:
                 piece = encoder.heartbeat()
-            if isinstance(piece, Exception):
+            if isinstance(piece, BaseException):
                 raise piece
             if piece is None:
                 return
@@ -151,13 +151,13 @@ async def _relay_async(
 ) -> AsyncGenerator[bytes, None]:
     try:
         yield b""
-    except GeneratorExit:
+        encoder = format.encoder()
+    except BaseException:
         if not is_read():
             close_soon()
         raise
     import anyio  # noqa: PLC0415 - slow to import; httpx requires it
 
-    encoder = format.encoder()
     try:
         events = start()
     except Flux0Error as error:
@@ -186,7 +186,7 @@ async def _relay_async(
     cancel = start_task(read)
     try:
         while True:
-            piece: bytes | Exception = encoder.heartbeat()
+            piece: bytes | Exception | None = None
             try:
                 with anyio.move_on_after(heartbeat):
                     piece = await receiver.receive()
@@ -194,7 +194,7 @@ async def _relay_async(
                 return
             if isinstance(piece, Exception):
                 raise piece
-            yield piece
+            yield encoder.heartbeat() if piece is None else piece
     finally:
         cancel()
         receiver.close()

@@ -18,6 +18,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
+from flux0.relay_format import RelayEncoder, RelayFormat
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -423,3 +424,39 @@ async def test_relay_raises_other_exceptions_to_its_reader(mode: Mode) -> None:
 
     with pytest.raises(ZeroDivisionError, match="a bug"):
         await gathered(stream.relay())
+
+
+class BrokenFormat(RelayFormat):
+    """A format with a bug."""
+
+    def encoder(self) -> RelayEncoder:
+        raise ZeroDivisionError("a bug")
+
+
+@in_every_mode
+async def test_error_of_the_format_closes_the_stream(mode: Mode) -> None:
+    recorded = tape(chunk("a"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        await gathered(stream.relay(format=BrokenFormat()))
+    while not recorded.releases:
+        await anyio.lowlevel.checkpoint()
+
+
+@in_both_loops
+async def test_heartbeats_are_encoded_only_when_they_are_sent(mode: Mode) -> None:
+    class NoHeartbeats(PlainFormat):
+        def encoder(self) -> RelayEncoder:
+            encoder = super().encoder()
+            encoder.heartbeat = None  # type: ignore[assignment, method-assign]
+            return encoder
+
+    stream = open_async(tape(chunk("a"), status("completed")))
+    pieces = await gathered(stream.relay(heartbeat_ms=None, format=NoHeartbeats()))
+    assert pieces == [b"start\n", b"1 a\n", b"2 completed\n", b"end\n"]
+
+
+def test_relay_raises_exceptions_that_exit_the_process_to_its_reader() -> None:
+    """`pytest.fail` raises such an exception, too."""
+    with pytest.raises(SystemExit):
+        list(open_sync(tape(chunk("a"), SystemExit())).relay())
