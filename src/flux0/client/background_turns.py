@@ -176,6 +176,7 @@ class BackgroundTurns(Uncopyable):
             Flux0Error: The errors of `Conversation.send`.
         """
         _check_conversation(Conversation, conversation, AsyncConversation, "start_async")
+        arguments.text("content", content)  # Otherwise, the running turn would be stopped.
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
             previous = claim.take()
@@ -194,6 +195,7 @@ class BackgroundTurns(Uncopyable):
     ) -> BackgroundTurn:
         """The async version of `start`."""
         _check_conversation(AsyncConversation, conversation, Conversation, "start")
+        arguments.text("content", content)  # Otherwise, the running turn would be stopped.
         reading, claim = self._prepare(TaskReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
             previous = await self._run(claim.take)
@@ -323,7 +325,7 @@ def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None
 
 def _check_conversation(kind: type[Any], value: object, other: type[Any], method: str) -> None:
     if isinstance(value, other):
-        problem = f"must be a {kind.__name__}, not {other.__name__}: call {method}"
+        problem = f"must be of type {kind.__name__}, not {other.__name__}: call {method}"
         raise InvalidArgument("conversation", problem)
     arguments.instance("conversation", kind, value)
 

@@ -301,6 +301,19 @@ async def test_second_message_stops_the_running_turn(mode: Mode) -> None:
 
 
 @in_every_mode
+async def test_invalid_message_does_not_stop_the_running_turn(mode: Mode) -> None:
+    gate = Gate()
+    server = Server(mode, ["a", gate, "b"])
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    with pytest.raises(InvalidArgument, match="content must not be empty"):
+        await server.turns.start_async(conversation, "")
+    assert (await joined_turn(server, conversation)).id == turn.id
+    gate.open()
+    assert (await turn.wait_async()).text == "a\nb"
+
+
+@in_every_mode
 async def test_second_message_is_refused_while_a_turn_is_running(mode: Mode) -> None:
     gate = Gate()
     server = Server(mode, ["a", gate, "b"])
@@ -691,7 +704,9 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
     wrong = unwrapped(await other.conversation_async(session=conversation.session_id))
     hint = "call start_async" if mode == "sync" else "call start"
-    with pytest.raises(InvalidArgument, match=f"conversation must be a .*Conversation: {hint}$"):
+    with pytest.raises(
+        InvalidArgument, match=f"conversation must be of type .*Conversation: {hint}$"
+    ):
         await server.turns.start_async(wrong, "Hi")
     with pytest.raises(InvalidArgument, match=r"conversation must be a .*Conversation, not "):
         await server.turns.start_async(other, "Hi")
