@@ -113,3 +113,13 @@ def test_one_invalid_event_makes_listing_return_500(steps: list[AgentStep]) -> N
     response = ask(fake, "GET", f"/api/sessions/{session_id}/events")
     assert (response.status_code, response.body) == (500, b"Internal Server Error")
     assert ask(fake, "GET", f"/api/sessions/{session_id}/events?source=user").status_code == 200
+
+
+def test_events_have_offsets_from_0_and_distinct_increasing_times() -> None:
+    """The clock stands still: the agent never waits."""
+    fake, session_id, body = begin([Report("typing"), Say("a"), Say("b")])
+    list(body)
+    events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
+    assert [event["offset"] for event in events] == [0, 1, 2, 3]
+    times = [event["created_at"] for event in events]
+    assert times == sorted(set(times))
