@@ -384,3 +384,16 @@ def test_extra_body_is_rejected_if_the_request_has_no_json_object() -> None:
         with pytest.raises(InvalidArgument, match="sends no JSON object in the body") as caught:
             flow()
         assert caught.value.argument == "extra_body"
+
+
+def test_headers_replace_the_login_and_the_cookie_replaces_the_headers() -> None:
+    login = Headers((("authorization", "Basic bG9naW4="),))
+    own = Headers((("authorization", "Bearer own"), ("cookie", "flux0_user_sub=a; b=2")))
+    cookie = Headers((("cookie", "flux0_user_sub=ada"),))
+    for call, authorization in (
+        (evolve(CALL, login=login), "Basic bG9naW4="),
+        (evolve(CALL, login=login, headers=own, cookie=cookie), "Bearer own"),
+    ):
+        request = call.request("agents.list", "GET", AGENTS)
+        assert request.headers["authorization"] == authorization
+    assert request.headers["cookie"] == "flux0_user_sub=ada; b=2"

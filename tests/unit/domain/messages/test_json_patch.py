@@ -238,3 +238,20 @@ def test_finite_copy_replaces_nan_and_infinities() -> None:
     assert copied(odd, finite=True) == {"a": [None, 1.5, {"b": None}], "c": "d"}
     assert copied(float("inf"), finite=True) is None
     assert copied(float("inf")) == float("inf")
+
+
+@pytest.mark.parametrize(
+    "work", [Op("copy", "/b", None, "/a"), Op("move", "/b/c", None, "/a")], ids=["copy", "move"]
+)
+def test_work_of_all_copies_and_moves_is_limited(work: Op) -> None:
+    """The removed values are refunded, but the work is not."""
+    budget = MemoryBudget(3000)
+
+    def apply_all() -> None:
+        document = None
+        for _ in range(100):
+            for operation in (Op("add", "/a", "x" * 100), work, Op("replace", "", {})):
+                document = apply_in(document, operation, budget)
+
+    with pytest.raises(PatchError, match="copies or moves more than 3,000 bytes"):
+        apply_all()
