@@ -119,12 +119,20 @@ class AgentTools:
                 if isinstance(event, StatusEvent):
                     statuses += 1
                     await context.session.report_progress(
-                        statuses, message=describe_data(event.data)
+                        statuses, message=_utf8(describe_data(event.data))
                     )
             messages = await stream.final_messages()
         parts = (part for message in messages for part in items_of(message.data))
         text = "\n".join(to_text(part.content) for part in parts if isinstance(part, ContentPart))
-        return text, conversation.session_id
+        return _utf8(text), conversation.session_id
+
+
+def _utf8(text: str) -> str:
+    """Join each pair of surrogates, and replace lone surrogates, which end an MCP server.
+
+    Agents may send them: the JSON of the flux0 server escapes them, and MCP uses UTF-8.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _text(text: str) -> types.TextContent:

@@ -138,6 +138,30 @@ def test_turn_has_progress_and_its_session_can_be_continued(
 
 
 @over_each_transport
+@pytest.mark.parametrize(
+    "fake", [FakeTransport([Report("typing", "\ud83d"), Say("\ud83d"), Say("A\ud83d\ude00")])]
+)
+def test_lone_surrogates_of_an_agent_are_replaced(
+    connect: Connect, environment: Mapping[str, str]
+) -> None:
+    """An MCP server could not encode them, and would exit."""
+    received: list[str | None] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        received.append(message)
+
+    async def main() -> None:
+        async with connect(environment) as client:
+            result = await client.call_tool(
+                "Fake", {"message": "Hi"}, progress_callback=on_progress
+            )
+            assert texts(result)[0] == "\ufffd\nA😀"
+
+    anyio.run(main)
+    assert received == ["typing: \ufffd"]
+
+
+@over_each_transport
 @pytest.mark.parametrize("fake", [FakeTransport([Report("typing"), FallSilent()])])
 def test_cancelled_call_stops_the_turn_and_the_next_call_works(
     connect: Connect, environment: Mapping[str, str], server: FakeOverHTTP
