@@ -12,7 +12,7 @@ import inspect
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -74,6 +74,32 @@ def test_reference_shows_parameters_and_attributes(name: str, text: str) -> None
     assert anchor is not None
     section = REFERENCE.partition(f'id="{anchor}"')[2].partition("<h2")[0]
     assert text in html.unescape(re.sub("<[^>]+>", "", section))
+
+
+# Attributes of base classes of other libraries, and two that only flux0 uses.
+OTHERS = {
+    *dir(BaseException),
+    *dir(ImportError),
+    *dir(str),
+    *dir(tuple),
+    "type_in_json",
+    "monotonic",
+}
+OTHERS |= {*dir(Mapping), *dir(Sequence)}
+
+
+@pytest.mark.parametrize(("module", "name"), [each for each in NAMES if each[0] != "flux0.models"])
+def test_reference_has_an_entry_for_each_public_member(module: str, name: str) -> None:
+    kind = getattr(import_module(module), name)
+    anchor = anchor_of(name)
+    if (
+        not inspect.isclass(kind)
+        or anchor is None
+        or f"{anchor.rpartition('.')[0]}." == "flux0.models."
+    ):
+        return  # A function, a type alias, or an old name.
+    members = {each for each in dir(kind) if not each.startswith(("_", "attach_"))} - OTHERS
+    assert [each for each in sorted(members) if f"{anchor}.{each}" not in ANCHORS] == []
 
 
 def test_reference_shows_no_internals() -> None:
@@ -155,6 +181,11 @@ USED = [
     "ReplayTransport",
     "flux0_fake",
     "flux0_client",
+    "TransportContract",
+    "AsyncTransportContract",
+    "LimitedPoolContract",
+    "ByteServer",
+    "http_response",
     "AiSdkFormat",
     "AgUiFormat",
     "OpenTelemetry",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from griffe import (
+    Alias,
     Attribute,
     Class,
     Docstring,
@@ -26,6 +27,8 @@ from griffe import (
     Parameters,
 )
 
+_HIDDEN = {"HasMessageData", "Extensible", "Uncopyable", "OpenEnum", "Listing", "Generic"}
+_HIDDEN |= {"ABC", "SharedTransport", "Shared"}
 _INTERNAL = {"type_in_json", "monotonic"}
 _FACTORY = re.compile(r"factory=(\w+)")
 _DEFAULT = re.compile(r"default=([\w.\"'-]+)")
@@ -43,7 +46,10 @@ class ReferenceDocs(Extension):
                 each.del_member("__init__")  # Users do not create errors.
             if _is_attrs(each) and "__init__" not in each.members:
                 each.set_member("__init__", _constructor(each))
-        for each, attributes in zip(classes, lines, strict=True):
+        methods = [_hidden_methods(each) for each in classes]
+        for each, attributes, inherited in zip(classes, lines, methods, strict=True):
+            for name, method in inherited.items():
+                each.set_member(name, Alias(name, method, parent=each))
             each.bases = [base for base in each.bases if _is_shown(str(base))]
             text = "" if each.docstring is None else each.docstring.value
             each.docstring = _ClassDocstring(text, parent=each)
@@ -101,6 +107,17 @@ def _lines_of(owner: Class) -> list[DocstringAttribute]:
     return list(lines.values())
 
 
+def _hidden_methods(owner: Class) -> dict[str, Function]:
+    """Return the public methods that a class inherits from base classes that are not shown."""
+    hidden = [each for each in _bases(owner) if not _is_shown(each.path)]
+    return {
+        name: member
+        for each in reversed(hidden)
+        for name, member in each.members.items()
+        if isinstance(member, Function) and name[0] != "_" and name not in owner.members
+    }
+
+
 def _is_set_in_init(owner: Class, attribute: Attribute) -> bool:
     init = owner.members.get("__init__")
     if init is None or init.lineno is None or init.endlineno is None:
@@ -128,9 +145,8 @@ def _described(owner: Class) -> Iterator[tuple[str, str]]:
 
 
 def _is_shown(base: str) -> bool:
-    hidden = {"HasMessageData", "Extensible", "Uncopyable", "OpenEnum", "Listing", "Generic"}
     name = base.partition("[")[0].rpartition(".")[2]
-    return name not in hidden and not name.startswith("_")
+    return name not in _HIDDEN and name[0] != "_" and not name.endswith("Contract")
 
 
 def _is_attrs(owner: Class) -> bool:

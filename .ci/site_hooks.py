@@ -32,6 +32,10 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     return markdown
 
 
+_ATTRIBUTE = re.compile(
+    r'(<li class="doc-section-item field-body">\s*<b><code>)'
+    r'<autoref identifier="([\w.]+)"[^>]*>(\w+)</autoref>'
+)
 # From the npm package @mermaid-js/tiny 11.17.2. It replaces the script that the theme would load.
 _MERMAID = "javascripts/mermaid.tiny.js"
 _DIAGRAM = re.compile(r'(<pre class="mermaid">.*?</pre>)', re.DOTALL)
@@ -40,10 +44,13 @@ _DIAGRAM = re.compile(r'(<pre class="mermaid">.*?</pre>)', re.DOTALL)
 def on_page_content(html: str, *, page: Any, **_: Any) -> str:
     """Write `Conversation.history` as the heading of a method, so that the search finds it.
 
+    Links can lead to attributes, too, such as `#flux0.Event.id`.
+
     Load the script that draws diagrams only if the page has a diagram.
     """
     if _DIAGRAM.search(html):
         script = get_relative_url(_MERMAID, page.url)
         html = _DIAGRAM.sub(r'<div class="diagram">\1</div>', html)
         html += f'<script src="{script}"></script>'
+    html = _ATTRIBUTE.sub(r'\1<span id="\2">\3</span>', html)
     return _MEMBER.sub(r"\1\g<owner>.<wbr>", html)

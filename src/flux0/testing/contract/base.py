@@ -27,12 +27,15 @@ streams: pytest.MarkDecorator = pytest.mark.parametrize(
 
 
 class Contract(ABC):
-    """Settings, fixtures and methods for all parts of the contract."""
+    """Settings, fixtures and methods for all parts of the contract.
 
-    # The backends in which each test runs once: `THREADS` for a sync transport, or anyio's names of
-    # event loops, such as "asyncio", for an async transport.
+    Attributes:
+        backends: the backends in which each test runs once: `THREADS` for a sync transport, or
+            anyio's names of event loops, such as "asyncio", for an async transport.
+        timeout: seconds after which a call counts as hung, so that its test fails.
+    """
+
     backends: ClassVar[tuple[str, ...]]
-    # Seconds after which a call counts as hung, so that its test fails.
     timeout: ClassVar[float] = DEFAULT_TIMEOUT
 
     def make_transport(self) -> Any:

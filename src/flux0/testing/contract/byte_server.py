@@ -36,7 +36,14 @@ _Selector: type[selectors.BaseSelector] = getattr(
 
 @frozen
 class ReceivedRequest:
-    """A request as the server received it, with the complete body and unchanged headers."""
+    """A request as the server received it.
+
+    Attributes:
+        method: the method.
+        target: the path with the query.
+        headers: the header fields, unchanged.
+        body: the complete body.
+    """
 
     method: str
     target: str
@@ -58,6 +65,11 @@ class ByteServer:
         tls: The context for TLS connections; None for plain HTTP.
         timeout: Seconds after which the `wait_` methods raise AssertionError.
         host: The IPv4 or IPv6 address to listen on.
+
+    Attributes:
+        host: the address on which it listens.
+        port: the TCP port.
+        url: the URL without a path.
     """
 
     def __init__(

@@ -15,7 +15,12 @@ FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 
 @frozen
 class Write:
-    """Write `data`. If `below_tls` is true, write it unencrypted into a TLS connection."""
+    """Write bytes.
+
+    Attributes:
+        data: the bytes.
+        below_tls: whether to write them unencrypted into a TLS connection.
+    """
 
     data: bytes
     below_tls: bool = False
@@ -28,7 +33,11 @@ class WaitForRelease:
 
 @frozen
 class Sleep:
-    """Send nothing for `seconds`, or until the client closes the connection."""
+    """Send nothing for some time, or until the client closes the connection.
+
+    Attributes:
+        seconds: the duration.
+    """
 
     seconds: float
 
@@ -40,7 +49,11 @@ class Receive:
 
 @frozen
 class Signal:
-    """Set `event`, so that a test can wait until the server has reached this step."""
+    """Set an event, so that a test can wait until the server has reached this step.
+
+    Attributes:
+        event: the event to set.
+    """
 
     event: threading.Event
 
@@ -56,6 +69,7 @@ class Reset:
 
 
 ServerStep: TypeAlias = Write | WaitForRelease | Sleep | Receive | Signal | Disconnect | Reset
+"""A step of a `ByteServer`."""
 ServerSteps: TypeAlias = tuple[ServerStep, ...]
 
 

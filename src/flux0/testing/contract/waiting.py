@@ -106,10 +106,13 @@ _ENDLESS_HEADS: dict[str, ServerSteps] = {
 
 
 class InterruptContract(Contract):
-    """If `timeout_ms` expires, flux0 calls `Interrupt.fire` to end the wait for a response."""
+    """If `timeout_ms` expires, flux0 calls `Interrupt.fire` to end the wait for a response.
 
-    # Whether `Interrupt.fire` ends the wait in this transport. If not, a call exceeds `timeout_ms`
-    # if the server sends a response head byte by byte.
+    Attributes:
+        interruptible: whether `Interrupt.fire` ends the wait in this transport. If not, a call
+            exceeds `timeout_ms` if the server sends a response head byte by byte.
+    """
+
     interruptible: ClassVar[bool] = True
 
     @pytest.mark.parametrize("server_sends", _ENDLESS_HEADS)
@@ -176,10 +179,14 @@ _CALLS = pytest.StashKey[dict[str, BackgroundCalls]]()
 
 
 class IdleContract(Contract):
-    """The tests of long waits. All waits run at the same time and start before the first test."""
+    """The tests of long waits. All waits run at the same time and start before the first test.
 
-    # The length of a wait, in seconds. It is longer than the default timeout of some HTTP libraries
-    # (5 s), and longer than 4 s: a transport must not reuse a connection that was idle for so long.
+    Attributes:
+        idle_test_seconds: the length of a wait. It is longer than the default timeout of some HTTP
+            libraries (5 s), and longer than 4 s: a transport must not reuse a connection that was
+            idle for so long.
+    """
+
     idle_test_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)
