@@ -223,21 +223,18 @@ def test_queue_delivers_a_task_again_after_its_worker_was_killed(
         jobs.execute(names["TABLE"])
         names["client"] = client
         content = content_of(*script)
-        if before_sending:
-            names["saved_session"](jobs, "job")
-        else:
+        session_id, _ = names["saved_session"](jobs, "job")
+        conversation = client.conversation(session=session_id)
+        if not before_sending:
             arguments = [server.url, str(database), content]
             with subprocess.Popen([sys.executable, "-c", code + RUN_JOB, *arguments]) as worker:
-                while not (saved := jobs.execute("SELECT session FROM jobs").fetchone()):
-                    assert worker.poll() is None
-                until_stored(client.conversation(session=saved[0]), content, "One")
+                until_stored(conversation, content, "One")
                 worker.kill()
             server.wait_cancelled(fresh_name)
 
         for _ in range(2):
             assert names["answer"](jobs, "job", content, redelivered=True).text == "One"
-        session_id, _ = names["saved_session"](jobs, "job")
-        assert messages_of_user(client.conversation(session=session_id)) == [content]
+        assert messages_of_user(conversation) == [content]
 
 
 # --- a restarted server

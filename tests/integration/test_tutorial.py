@@ -63,6 +63,7 @@ def test_server_prints_the_lines_on_the_page(tutorial_server: Flux0Server) -> No
         for block in re.findall(BLOCK.format("text"), TUTORIAL.read_text("utf-8"))
         if "Server is ready" in block
     )
-    for line in shown.splitlines():
-        start = "Current Working Directory" if line[0] == "C" else line.partition(" ...")[0]
-        assert start in tutorial_server.output
+    lines = [line for line in shown.splitlines() if line.startswith("{")]
+    assert len(lines) == 3  # The warnings depend on the versions of the server's libraries.
+    for line in lines:
+        assert line.partition(" ...")[0] in tutorial_server.output
