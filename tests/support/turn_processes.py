@@ -17,6 +17,7 @@ from flux0 import BackgroundTurns, RedisTurnStore
 from flux0.domain.errors import TurnStopped
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.turn_relay import LogReader, wait_for_end
+from support.transports import ASYNC, Mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,7 +38,8 @@ def turn_bytes(turn_id: str, count: int) -> bytes:
 class Turns:
     """The turns of one process."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, backend: Mode, options: dict[str, Any]) -> None:
+        self._backend = backend
         self.store: RedisTurnStore = RedisTurnStore.from_url(url, **options)
         self.turns: BackgroundTurns = BackgroundTurns(self.store)
         self.logs: dict[str, TurnLog] = {}
@@ -103,7 +105,9 @@ class Turns:
                 for _ in range(readers):
                     tasks.start_soon(read)
 
-        thread = Thread(target=anyio.run, args=(read_all,), daemon=True)
+        thread = Thread(
+            target=anyio.run, args=(read_all,), kwargs={"backend": self._backend}, daemon=True
+        )
         thread.start()
         self.relays[session_id] = thread, relayed
         for _ in range(readers):
@@ -128,10 +132,10 @@ class Turns:
 class TurnProcess:
     """A process with its own store."""
 
-    def __init__(self, url: str, options: dict[str, Any]) -> None:
+    def __init__(self, url: str, backend: Mode, options: dict[str, Any]) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=_run, args=(other, url, options))
+        self._process = context.Process(target=_run, args=(other, url, backend, options))
         self._process.start()
         other.close()
 
@@ -165,8 +169,8 @@ class TurnProcess:
 def turn_processes(
     count: int, url: str, **options: Any
 ) -> Generator[list[TurnProcess], None, None]:
-    """Start processes with stores."""
-    processes = [TurnProcess(url, options) for _ in range(count)]
+    """Start processes with stores. The first relays turns under asyncio, the second under trio."""
+    processes = [TurnProcess(url, ASYNC[number % 2], options) for number in range(count)]
     try:
         yield processes
     except BaseException:
@@ -177,9 +181,9 @@ def turn_processes(
         process.close()
 
 
-def _run(connection: Connection, url: str, options: dict[str, Any]) -> None:
+def _run(connection: Connection, url: str, backend: Mode, options: dict[str, Any]) -> None:
     faulthandler.enable()
-    turns = Turns(url, options)
+    turns = Turns(url, backend, options)
     while (request := connection.recv()) is not None:
         name, args, named = request
         try:
