@@ -160,8 +160,7 @@ class Worker:
         """Run jobs until the end."""
         while self._running or not (self._is_stopped or (self._is_unused and self._is_idle())):
             for job in self._next_jobs():
-                if job not in self._running:
-                    self._continue(job, job.steps(), None)
+                self._continue(job, job.steps(), None)
             sent = tuple(self._running.items())
             self._running.clear()
             replies = self._send([command for _, (_, command) in sent])
@@ -172,7 +171,7 @@ class Worker:
         return not self._timers and self._inbox.empty()
 
     def _next_jobs(self) -> list[Job]:
-        """Return the jobs that are due. Wait if no job is running.
+        """Return the jobs to start. Wait if no job is running.
 
         A job that is running is not started again, so it must check at its end whether it is done.
         """
@@ -183,7 +182,8 @@ class Worker:
             while True:
                 self._schedule(self._inbox.get_nowait())
         now = monotonic()
-        jobs = [job for job, moment in self._timers.items() if moment <= now]
+        due = [job for job, moment in self._timers.items() if moment <= now]
+        jobs = [job for job in due if job not in self._running]
         for job in jobs:
             del self._timers[job]
         return jobs

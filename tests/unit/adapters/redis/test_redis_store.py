@@ -193,6 +193,22 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
         log.finish(LogEnd())
 
 
+def test_release_is_repeated_only_while_the_turn_would_be_kept(tmp_path: Path) -> None:
+    before = threads()
+    with redis_server(tmp_path) as server:
+        store = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS, keep_seconds=1)
+        server.stop()
+        log = new_log()
+        with pytest.raises(TurnStoreError):
+            store.claim("session", log, refuse=True)
+        log.finish(LogEnd())
+        store.release("session", log, None)
+        started = threads() - before
+        del store
+        gc.collect()
+        wait_until(lambda: not any(thread.is_alive() for thread in started))
+
+
 def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
     server: RedisServer, store: RedisTurnStore
 ) -> None:
@@ -242,6 +258,20 @@ def test_copy_ends_if_redis_no_longer_has_its_events(
     assert copy.end is not None
     assert isinstance(copy.end.error, TurnStoreError)
     assert copy.end.error.sent == "maybe"
+
+
+def test_turn_whose_data_was_evicted_is_not_found(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    log.finish(LogEnd())
+    copy = other.find("session")
+    assert copy is not None
+    assert wait_for_end(copy, TIMEOUT)
+    del copy
+    with server.client() as client:
+        client.delete("flux0:{session}:turn:info")
+    wait_until(lambda: other.find("session") is None)
 
 
 def test_invalid_data_in_redis_ends_the_copy(
@@ -301,6 +331,23 @@ def test_event_that_is_added_while_a_batch_is_created_does_not_wait_for_the_next
         wait_for_events(copy, 4)
         assert list(copy.read(0)) == events
         log.finish(LogEnd())
+
+
+def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    with (
+        Interrupted(port=server.port) as client,
+        closing(RedisTurnStore(client)) as other,
+        server.client() as admin,
+    ):
+        copies = [other.find("session")]
+        assert admin.scard("flux0:{session}:turn:followers") == 1
+        client.actions = [copies.clear]
+        log.append(event("turn", 1))
+        wait_until(lambda: admin.scard("flux0:{session}:turn:followers") == 0)
+        assert copies == []
 
 
 def test_unreferenced_copy_is_no_longer_followed(
@@ -367,11 +414,13 @@ def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: Re
     assert list(copy.read(0)) == [event("turn", 1)]
 
 
-def test_store_without_a_turn_starts_no_thread() -> None:
+@pytest.mark.parametrize("closes", [True, False])
+def test_store_without_a_turn_starts_no_thread(closes: bool) -> None:
     before = threads()
     store = RedisTurnStore.from_url("redis://127.0.0.1:1")
     assert threads() <= before
-    store.close()
+    if closes:
+        store.close()
 
 
 def test_threads_do_not_keep_the_process_running(server: RedisServer) -> None:
@@ -408,11 +457,16 @@ def test_forked_child_has_its_own_threads_and_follows_the_turn_of_its_parent(
     assert store.find("session") is log
 
 
-def test_message_is_not_sent_if_the_threads_cannot_be_started(
-    store: RedisTurnStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["flux0-redis", "flux0-redis-listener"])
+def test_message_is_not_sent_if_a_thread_cannot_be_started(
+    name: str, store: RedisTurnStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+    start = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
