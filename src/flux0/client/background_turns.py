@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
 
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.domain import arguments
-from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument, TurnRunning
+from flux0.domain.errors import (
+    ClientClosed,
+    Flux0Error,
+    InvalidArgument,
+    TurnRunning,
+    TurnStoreError,
+)
 from flux0.domain.timeouts import duration
 from flux0.domain.uncopyable import Uncopyable
 from flux0.runtime.event_loop import has_ended
@@ -304,7 +310,7 @@ class BackgroundTurns(Uncopyable):
             return function()
         from flux0.runtime.threads import run_in_thread  # noqa: PLC0415 - loads anyio
 
-        return await run_in_thread(function)
+        return await run_in_thread(function, TurnStoreError)
 
 
 @contextmanager

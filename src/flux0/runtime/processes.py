@@ -17,7 +17,7 @@ from os import getpid
 from threading import Lock, RLock, Thread
 from typing import Final, Generic, TypeVar, final
 
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def call_with_lock(lock: Lock | RLock, act: Callable[[], object], *, wait: bool 
 
 
 def start_thread(
-    act: Callable[[], object], name: str, failure: type[TransportError] = ConnectError
+    act: Callable[[], object], name: str, failure: type[Flux0Error] = ConnectError
 ) -> None:
     """Call `act` in a new daemon thread. Raise `failure` if the process cannot start a thread."""
     try:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from attrs import evolve
 
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 from flux0.ports import AsyncByteStream, ByteStream, Interrupt, Request, Response, Transport
 from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 from flux0.runtime.processes import start_thread
@@ -17,9 +17,7 @@ from flux0.runtime.processes import start_thread
 T = TypeVar("T")
 
 
-async def run_in_thread(
-    function: Callable[[], T], failure: type[TransportError] = ConnectError
-) -> T:
+async def run_in_thread(function: Callable[[], T], failure: type[Flux0Error] = ConnectError) -> T:
     """Return the result of `function`, called in a new daemon thread.
 
     If the caller is cancelled, the thread continues, and its result is dropped. If no thread can be

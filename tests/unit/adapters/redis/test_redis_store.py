@@ -35,6 +35,7 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
 from flux0.turns.turn_relay import LogReader, wait_for_end
 from support.forking import in_child
+from support.modes import run
 from support.redis_server import (
     RedisServer,
     redis_server,
@@ -42,6 +43,7 @@ from support.redis_server import (
     redis_with_tls,
     wait_until,
 )
+from support.transports import ASYNC, Mode
 from support.turn_processes import event, turn_bytes
 
 TIMEOUT = 20.0
@@ -474,6 +476,26 @@ def test_message_is_not_sent_if_a_thread_cannot_be_started(
             store.claim("session", new_log(), refuse=True)
     assert raised.value.sent == "no"
     claimed(store)
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_message_is_not_sent_from_async_code_if_no_thread_can_be_started(
+    mode: Mode, store: RedisTurnStore
+) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def start() -> None:
+        async with Flux0(transport=FakeTransport("Hi")) as client:
+            conversation = await client.conversation_async(agent=await client.agents.first_async())
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(threading.Thread, "start", fail)
+                with pytest.raises(TurnStoreError, match="no thread could be started") as raised:
+                    await BackgroundTurns(store).start_async(conversation, "Hello")
+            assert raised.value.sent == "no"
+            assert not await conversation.history()
+
+    run(mode, start)
 
 
 def test_turn_of_the_process_is_found_while_redis_cannot_be_reached(tmp_path: Path) -> None:
