@@ -24,10 +24,18 @@ class LogEnd:
     Attributes:
         error: The error that ended the turn; None if the turn was read to its end.
         finished: Whether the end is confirmed, as in `EventStream.finished`.
+        is_of_copy: Whether only this copy of the log has ended. Another process may add events to
+            the turn, so the error must not have a number.
     """
 
     error: Flux0Error | None = None
     finished: bool = False
+    is_of_copy: bool = False
+
+    @property
+    def has_numbered_error(self) -> bool:
+        """Whether the error is the last event of the turn."""
+        return self.error is not None and not self.is_of_copy
 
     def to_json(self) -> bytes:
         """Encode the end for another process. `from_json` decodes it."""

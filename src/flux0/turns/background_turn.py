@@ -48,9 +48,9 @@ class BackgroundTurn:
 
     @property
     def event_count(self) -> int:
-        """The number of events so far, including an event `error` at the end of the relays."""
+        """The number of events so far, including an event `error` at the end of the turn."""
         end = self._log.end
-        return self._log.last + (end is not None and end.error is not None)
+        return self._log.last + (end is not None and end.has_numbered_error)
 
     def relay(
         self,

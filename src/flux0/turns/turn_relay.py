@@ -67,7 +67,8 @@ class LogReader:
         if not events and end is not None:
             # The error has the number after the last event. If `position` is larger, the error was
             # read before.
-            self.error = end.error if self.position <= self.log.last else None
+            is_read = end.has_numbered_error and self.position > self.log.last
+            self.error = None if is_read else end.error
             return None
         self.position += len(events)
         return events
@@ -177,6 +178,7 @@ def _pieces(reader: LogReader, encoder: RelayEncoder) -> Iterator[bytes | None]:
         last = encoder.end()
     else:
         # If the error did not end the turn, its number would be the number of another event.
-        is_end = reader.log.is_ended and reader.position == reader.log.last
+        end = reader.log.end
+        is_end = end and end.has_numbered_error and reader.position == reader.log.last
         last = encoder.error(reader.error, reader.position + 1 if is_end else None)
     yield from filter(None, (last,))

@@ -146,3 +146,5 @@ def test_event_count_includes_an_error_at_the_end() -> None:
     assert background_turn([chunk("a")]).event_count == 1
     assert background_turn([chunk("a")], LogEnd()).event_count == 1
     assert background_turn([chunk("a")], LogEnd(ClientClosed("closed"))).event_count == 2
+    copy_end = LogEnd(ClientClosed("closed"), is_of_copy=True)
+    assert background_turn([chunk("a")], copy_end).event_count == 1

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from flux0.domain.errors import StreamIdleTimeout
+from flux0.domain.errors import StreamIdleTimeout, TurnStoreError
 from flux0.relay_format import HEARTBEAT
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.turn_relay import (
@@ -147,6 +147,15 @@ def test_relay_after_the_last_number_yields_nothing_more(after: int) -> None:
     log.finish(LogEnd(StreamIdleTimeout("no event")))
     assert list(relay(log, after, None)) == []
     assert len(list(relay(log, 2, None))) == 1
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_error_that_ends_only_a_copy_has_no_number_and_is_never_left_out(after: int) -> None:
+    """Another process adds events to the turn, and the browser may have received them from it."""
+    log = new_log(b"1", b"2")
+    log.finish(LogEnd(TurnStoreError("no connection"), is_of_copy=True))
+    (error,) = relay(log, after, None)
+    assert error.startswith(b'event: error\ndata: {"type": "TurnStoreError"')
 
 
 def test_relay_after_a_number_that_is_not_copied_yet_waits_for_the_next_number() -> None:

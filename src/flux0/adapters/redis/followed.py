@@ -36,7 +36,6 @@ class FollowedTurn:
 
     Attributes:
         log: Returns the copy, or None if it is unreferenced.
-        has_given_up: Whether the copy has ended although Redis does not have the end of the turn.
     """
 
     is_repeated: bool = True
@@ -46,7 +45,6 @@ class FollowedTurn:
     ) -> None:
         self.log: Callable[[], TurnLog | None] = ref(log, lambda _: shared.worker.submit(self))
         self.name: TurnName = name
-        self.has_given_up: bool = False
         self._commands = shared.commands
         self._worker = shared.worker
         self._lease = shared.lease
@@ -98,9 +96,8 @@ class FollowedTurn:
         """End the copy, although the turn may be running. Safe in any thread."""
         log = self.log()
         if log is not None:
-            self.has_given_up = True
             error.sent = "maybe"
-            log.finish(LogEnd(error))
+            log.finish(LogEnd(error, is_of_copy=True))
 
     def check_failure(self, seconds: float) -> None:
         """End the copy if Redis has been unreachable for too long. Safe in any thread."""

@@ -157,7 +157,8 @@ class StoreProcess:
         if (published := self._published.get(turn_id)) is not None:
             return published.log
         followed = self._followed.get(turn_id)
-        return None if followed is None or followed.has_given_up else followed.log()
+        log = None if followed is None else followed.log()
+        return None if log is None or (log.end is not None and log.end.is_of_copy) else log
 
     def _stop(self, name: TurnName, reason: str) -> None:
         self._call(self._request_stop(name, reason))

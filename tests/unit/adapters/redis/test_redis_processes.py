@@ -109,7 +109,7 @@ def test_relays_report_that_the_reading_process_was_killed(tmp_path: Path) -> No
 
         ((content, count),) = follower.call(Turns.relayed, "killed session").items()
         assert count == 3
-        assert content.startswith(turn_bytes("killed turn", 10) + b"event: error\nid: 11\ndata: ")
+        assert content.startswith(turn_bytes("killed turn", 10) + b"event: error\ndata: ")
         assert b'"ReaderLost"' in content
         # The lost turn does not refuse the next message, but the message waits for its end.
         assert (
@@ -182,7 +182,8 @@ def test_relays_end_if_redis_is_away_for_longer_than_the_lease_and_the_turn_can_
             server.pause()
         ((content, count),) = follower.call(Turns.relayed, "outage session").items()
         assert count == 2
-        assert content.startswith(turn_bytes("outage turn", 5) + b"event: error\nid: 6\ndata: ")
+        # The turn continues, so the error must not have the number of the next event.
+        assert content.startswith(turn_bytes("outage turn", 5) + b"event: error\ndata: ")
         assert b'"TurnStoreError"' in content
         with pytest.raises(TurnStoreError):
             follower.call(Turns.find, "outage session")
