@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 graceful_timeout = 60
+control_socket_disable = True  # By default, the socket is in the home directory.
 
 
 def worker_exit(_server: object, _worker: object) -> None:
