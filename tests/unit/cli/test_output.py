@@ -1,4 +1,4 @@
-"""Word wrap of streamed text, on a simulated screen of a narrow terminal."""
+"""Word wrap of streamed text, and tables, on a simulated screen of a narrow terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.cells import cell_len
 
 from flux0.cli.output import Output
 
-_CONTROLS_AND_CHARACTERS = re.compile(r"\x1b\[(\d*)([GK])|(.)", re.DOTALL)
+_CONTROLS_AND_CHARACTERS = re.compile(r"\x1b\[([\d;]*)([GKm])|(.)", re.DOTALL)
 
 
 class Screen(io.StringIO):
@@ -120,3 +120,30 @@ def test_no_word_is_broken_or_lost_however_the_text_is_split(
     lines = shown(*pieces, width=width)
     assert [word for line in lines for word in line.split()] == [word for word, _ in text]
     assert all(cell_len(line) <= width for line in lines)
+
+
+def test_text_after_the_end_of_a_line_is_not_indented() -> None:
+    with terminal(20) as (screen, output):
+        output.write("marked", mark="• ")
+        output.end_line()
+        output.write("plain\ntext")
+    assert screen.lines == ["• marked", "plain", "text"]
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (30, ["ID", "NAME", "CREATED", "DESCRIPTION"]),
+        (29, ["ID", "NAME", "DESCRIPTION"]),
+        (20, ["ID", "DESCRIPTION"]),
+        (12, ["DESCRIPTION"]),
+    ],
+)
+def test_least_important_columns_are_left_out_on_a_narrow_terminal(
+    width: int, head: list[str]
+) -> None:
+    columns = {"ID": 3, "NAME": 2, "CREATED": 1, "DESCRIPTION": 4}
+    with terminal(width) as (screen, output):
+        output.table(columns, [("a1", "Ada", "2026-01", "Knows much about the weather.")])
+    assert screen.lines[0].split() == head
+    assert all(cell_len(line) <= width for line in screen.lines)
