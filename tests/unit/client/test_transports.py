@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import httpx
@@ -271,8 +271,10 @@ def test_innermost_default_transport_serves_new_clients_until_its_block_ends() -
 
 
 def test_sync_call_of_a_client_with_only_an_async_client_is_rejected() -> None:
-    with pytest.raises(Flux0Error, match="has only an async transport"):
-        Flux0(async_client=httpx.AsyncClient()).agents.list()
+    client = httpx.AsyncClient()
+    for options in ({"async_client": client}, {"transport": HttpxTransport(async_client=client)}):
+        with pytest.raises(Flux0Error, match="has only an async transport"):
+            Flux0(**cast("Any", options)).agents.list()
 
 
 def test_close_closes_only_the_sync_transport() -> None:

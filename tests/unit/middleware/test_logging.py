@@ -78,10 +78,11 @@ def test_failure_is_logged_with_its_class() -> None:
     assert len(log_of(REQUEST, KeyboardInterrupt())) == 1, "an interrupt is not logged"
 
 
-def test_failure_cannot_forge_a_line() -> None:
-    _, failed = log_of(REQUEST, ConnectError("refused\nGET http://h returned 200"))
+@pytest.mark.parametrize("kind", [ConnectError, ValueError])
+def test_failure_cannot_forge_a_line(kind: type[Exception]) -> None:
+    _, failed = log_of(REQUEST, kind("refused\nGET http://h returned 200"))
 
-    assert failed.endswith("ConnectError: refused\\nGET http://h returned 200")
+    assert failed.endswith(f"{kind.__name__}: refused\\nGET http://h returned 200")
 
 
 def test_log_records_do_not_keep_the_error() -> None:
