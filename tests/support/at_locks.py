@@ -83,6 +83,8 @@ def watched(make: Callable[[], Any]) -> type[Any]:
     return Watched
 
 
+if __name__ != "__main__":
+    raise ImportError("this script replaces the locks of its process: run it, do not import it")
 watch = Watch()
 # Replace the locks of all modules that are imported from now on.
 modules: Any = [threading, functools]
@@ -134,5 +136,4 @@ def main(action: str, url: str, transport: str) -> None:
     print(locks - 1)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+main(*sys.argv[1:])

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -21,12 +22,12 @@ from flux0.ports import Response
 from flux0.testing import FakeTransport, Gate, Say
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
-from support import at_locks
 from support.in_memory import SSE, chunk, in_every_mode
 from support.modes import call_blocking, in_mode
 from support.sending import over
 from support.transports import SYNC_WAYS, TRANSPORTS, WAYS, Mode, Way
 
+AT_LOCKS = Path(__file__).parents[2] / "support/at_locks.py"
 MESSAGE = "this Flux0 client is closed: create a new client"
 SILENT = (WaitForRelease(),)
 HALF_BODY = http_response(b'{"data"', WaitForRelease(), b": []}", framing="chunked")
@@ -209,7 +210,7 @@ def test_close_does_not_wait_for_a_lock_that_a_call_holds(way: Way) -> None:
     turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
     with ByteServer(turn) as server:
         done = subprocess.run(
-            [sys.executable, at_locks.__file__, "close", server.url, TRANSPORTS[way.transport][0]],
+            [sys.executable, str(AT_LOCKS), "close", server.url, TRANSPORTS[way.transport][0]],
             capture_output=True,
             text=True,
             check=False,

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -24,13 +25,14 @@ from flux0.domain.errors import StreamInterrupted, StreamInUse
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import get
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
-from support import at_locks
 from support.forking import in_child
 from support.in_memory import JSON, SSE, chunk, status
 from support.secured import Secured
 from support.sending import AGENTS, OK, fetch_sync
 from support.socks_proxy import SocksProxy
 from support.transports import SYNC_WAYS, TRANSPORTS, Way
+
+AT_LOCKS = Path(__file__).parents[2] / "support/at_locks.py"
 
 # Python warns about a fork in a process with threads, and the test server runs threads.
 pytestmark = [
@@ -339,7 +341,7 @@ def test_fork_while_a_call_holds_a_lock(way: Way) -> None:
     with ByteServer(turn) as server:
         arguments = "fork", server.url, TRANSPORTS[way.transport][0]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", at_locks.__file__, *arguments],
+            [sys.executable, "-W", "ignore", str(AT_LOCKS), *arguments],
             capture_output=True,
             text=True,
             check=False,
