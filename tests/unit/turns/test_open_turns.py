@@ -19,7 +19,6 @@ from flux0.domain.errors import (
     Flux0Error,
     InvalidArgument,
     ReadTimeout,
-    TransportTimeout,
 )
 from flux0.flows import Await, CallRequest, Flow, SendFlow
 from flux0.observers import Call, Observer, TurnEnd
@@ -28,7 +27,6 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns.open_turns import OpenTurns
 from flux0.turns.running_calls import RunningCalls
-from flux0.turns.session_queue import ThreadSender
 from support.forking import in_child
 from support.in_memory import (
     SSE,
@@ -225,25 +223,6 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
         await at_once(mode, first, second)
 
     assert len(transport.requests) == 1
-
-
-def test_wait_without_timeout_ms_is_limited_for_each_earlier_message(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("flux0.turns.open_turns._MAX_QUEUE_SECONDS", 0.001)
-    open_turns, session = OpenTurns(RunningCalls(), monotonic), (OTHER_SERVER, "s")
-    queue = open_turns._queues.of(session)
-    for _ in range(3):
-        sender = ThreadSender()
-        sender.thread = -1
-        queue.join(sender)
-
-    with (
-        pytest.raises(TransportTimeout, match=r"still being sent after 0\.003 s") as caught,
-        open_turns.exclusive(session, None),
-    ):
-        pass
-    assert caught.value.sent == "no"
 
 
 # --- messages that would wait for themselves
