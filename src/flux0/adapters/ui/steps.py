@@ -178,7 +178,8 @@ class StepEncoder(RelayEncoder):
 
     def _items(self, message: _Message, *, partial: bool = False) -> Iterator[Step]:
         """Yield the steps for tool calls and results and, if not `partial`, for the content."""
-        final = self._accumulator.message(message.id, partial=partial)
+        # With `partial=False`, a call with incomplete arguments would hide the other calls.
+        final = self._accumulator.message(message.id, partial=True)
         data = None if final is None else final.data
         for item in data.tool_calls if isinstance(data, ToolData) else ():
             call = yield from self._call(item)
@@ -189,10 +190,10 @@ class StepEncoder(RelayEncoder):
         for index, part in enumerate(data.parts if isinstance(data, MessageData) else ()):
             if isinstance(part, ToolCallPart):
                 call = message.calls[index] = yield from self._call(part)
-                if not (partial and isinstance(part.args, str)):
-                    yield from _complete(call, part.args)
-                else:
+                if isinstance(part.args, str):
                     yield from _append(call, part.args[call.length :])
+                else:
+                    yield from _complete(call, part.args)
             elif isinstance(part, ContentPart) and not partial:
                 if not isinstance(part.content, str):
                     yield Step("content", message.id, part.content)

@@ -99,6 +99,14 @@ def test_arguments_in_the_chunk_of_another_call_are_not_lost() -> None:
         ("tool-input-available", {"a": 1}),
         ("tool-input-start", None),
         ("tool-input-delta", "{}"),
+        ("tool-input-available", {}),
+    ]
+
+
+def test_call_with_incomplete_arguments_does_not_change_the_other_calls() -> None:
+    calls = evolve(call([]), patches=(*call([]).patches, *call([], "c2", 1).patches))
+    assert steps_of(calls, args('{"a": 1}'), args("{", 1))[4:] == [
+        ("tool-input-available", {"a": 1}),
         ("tool-input-error", None),
     ]
 
