@@ -23,7 +23,7 @@ from starlette.authentication import AuthCredentials, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
-from flux0 import Flux0, to_dict
+from flux0 import AsyncConversation, Flux0, to_dict
 from flux0.testing import FakeTransport, Fault, Gate, Refuse, Respond, Say
 from support.samples import CHAT_COMPONENTS, chat_back_end, load, new_chat
 
@@ -225,6 +225,31 @@ def test_web_sample_rejects_the_sessions_of_other_users(
     status, body = post(own, "ada")
     assert status == 200
     assert b"Secret." in body
+
+
+def test_page_that_is_loaded_while_a_message_is_sent_has_the_earlier_reply(
+    fake: FakeTransport,
+) -> None:
+    names = load(CHAT_COMPONENTS, '@app.post("/api/chat")')
+    pages: list[Any] = []
+    chats: list[AsyncConversation] = []
+
+    async def load_pages() -> str:  # The client calls it before it sends a request.
+        pages.extend([await names["load"](chat) for chat in chats])
+        return "1"
+
+    async def main() -> None:
+        async with Flux0() as reader, Flux0(headers={"x-page": load_pages}) as sender:
+            chat = await sender.conversation_async(agent=fake.agent_id)
+            await chat.ask("Hi")
+            chats.append(await reader.conversation_async(session=chat.session_id))
+            turn = await names["turns"].start_async(chat, "And now?")
+            await turn.wait_async()
+
+    asyncio.run(main())
+    page = pages[0]
+    assert page["resume"]
+    assert [message["parts"][0]["text"] for message in page["messages"]] == ["Hi", "Secret."]
 
 
 @pytest.mark.parametrize(
