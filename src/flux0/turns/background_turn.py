@@ -12,6 +12,7 @@ from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stream_events import StatusEvent
+from flux0.domain.uncopyable import Uncopyable
 from flux0.relay_format import FLUX0, RelayFormat, checked
 from flux0.runtime.turn_log import TurnLog
 from flux0.turns.turn_relay import AsyncRelay, LogDecoder, LogReader, relay
@@ -21,7 +22,7 @@ _MAX_DIGITS = 18
 
 
 @final
-class BackgroundTurn:
+class BackgroundTurn(Uncopyable):
     """A turn that is read to its end in the background. `BackgroundTurns` returns it.
 
     Any number of readers, in threads and in tasks of any event loop, can relay the turn or wait for

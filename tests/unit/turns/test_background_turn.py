@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -139,6 +140,13 @@ def test_repr_shows_the_state_and_the_session() -> None:
     assert repr(running) == "<BackgroundTurn running, 1 events, session='session-1'>"
     assert repr(ended) == "<BackgroundTurn ended, 1 events, session='session-1'>"
     assert (running.is_running, ended.is_running) == (True, False)
+
+
+def test_background_turn_cannot_be_pickled() -> None:
+    with pytest.raises(
+        TypeError, match=r"^BackgroundTurn cannot be pickled or copied, .*pass ids$"
+    ):
+        pickle.dumps(background_turn([]))
 
 
 def test_event_count_includes_an_error_at_the_end() -> None:
