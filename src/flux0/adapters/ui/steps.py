@@ -22,6 +22,8 @@ from flux0.relay_format import RelayEncoder
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
 # The paths at which an agent adds or names tool calls, or adds results.
 _ITEMS: Final = re.compile("(/tool_calls(/[^/]+(/tool_name)?)?|/tool_call_results(/[^/]+)?)?")
+# A message is rebuilt for each of so many added calls and results, and then when it is settled.
+_MAX_REBUILDS: Final = 100
 
 
 class Step(NamedTuple):
@@ -72,6 +74,7 @@ class _Message:
     calls: dict[int, _Call] = field(factory=dict[int, _Call])
     open_text: str = ""  # The id of the open text part.
     is_settled: bool = False
+    rebuilds: int = 0
 
 
 class StepEncoder(RelayEncoder):
@@ -154,7 +157,9 @@ class StepEncoder(RelayEncoder):
             path = _ARGS.fullmatch(operation.path)
             if path and (call := message.calls.get(int(path[1]))):
                 yield from _append(call, operation.value)
-        if any(_ITEMS.fullmatch(operation.path) for operation in event.patches):
+        is_added = any(_ITEMS.fullmatch(operation.path) for operation in event.patches)
+        if is_added and message.rebuilds < _MAX_REBUILDS:
+            message.rebuilds += 1
             yield from self._items(message, partial=True)
 
     def _settle(self, message: _Message) -> Iterator[Step]:

@@ -192,6 +192,8 @@ def test_cost_is_linear_in_the_events() -> None:
             *(args(" ") for _ in range(count)),
             *(chunk("/rows/-", 1, event_id="json") for _ in range(count)),
             *(text(".", str(number)) for number in range(count)),
+            *(call({}, str(number), number, "many") for number in range(count)),
+            *(result(number, str(number), "results") for number in range(count)),
         ]
         return steps_taken(lambda: pieces_of(AiSdkFormat(), events))
 
