@@ -53,15 +53,12 @@ def ui_messages(
     messages: dict[str, dict[str, Any]] = {}
     newest = ""
     for event in history:
-        turn, role = event.correlation_id, "assistant"
+        key, role = event.correlation_id, "assistant"
         if event.source == EventSource.USER:
-            newest, role = turn, "user"
-        key = turn if role == "assistant" else f"{turn}-user"
+            newest, key, role = key, f"{key}-user", "user"
         message = messages.setdefault(key, {"id": key, "role": role, "parts": []})
         _add_parts(message["parts"], event.data)
-    if is_running:
-        messages.pop(newest, None)
-    return list(messages.values())
+    return [each for key, each in messages.items() if not is_running or key != newest]
 
 
 def _add_parts(parts: list[dict[str, Any]], data: EventData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from operator import attrgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -15,7 +16,7 @@ from flux0.domain.json_text import json_text
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import REASONING
 from flux0.domain.stored_models import ContentPart, MessageData, ToolCall, ToolCallPart, ToolData
-from flux0.domain.stream_events import ChunkEvent, StreamEvent, UnknownEvent
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.relay_format import RelayEncoder
 
 # The path at which an agent appends to the arguments of a tool call.
@@ -94,7 +95,7 @@ class StepEncoder(RelayEncoder):
         self._accumulator = MessageAccumulator()
         self._messages: dict[str, _Message] = {}
         self._calls: dict[str, _Call] = {}
-        self._text_count = 0
+        self._text_numbers = count(1)
         self._is_started = self._is_ended = False
 
     def start(self) -> bytes:
@@ -102,8 +103,9 @@ class StepEncoder(RelayEncoder):
         return self._encoded([Step("run")])
 
     def event(self, event: StreamEvent) -> bytes:
-        """Encode the steps of an event. After an error of the agent, there are none."""
-        if self._is_ended or isinstance(event, UnknownEvent):
+        """Encode the steps of a chunk or a status. After an error of the agent, there are none."""
+        # A later version of flux0 may know further classes of events.
+        if self._is_ended or not isinstance(event, (ChunkEvent, StatusEvent)):
             return b""
         start = b"" if self._is_started else self._encoded([Step("start", event.correlation_id)])
         self._is_started = True
@@ -170,8 +172,7 @@ class StepEncoder(RelayEncoder):
 
     def _text(self, message: _Message, text: str) -> Iterator[Step]:
         if not message.open_text:
-            self._text_count += 1
-            message.open_text = f"{message.id}-{self._text_count}"
+            message.open_text = f"{message.id}-{next(self._text_numbers)}"
             yield Step(f"{message.kind}-start", message.open_text)
         message.texts.append(text)
         yield Step(f"{message.kind}-delta", message.open_text, text)
@@ -209,12 +210,11 @@ class StepEncoder(RelayEncoder):
 
     def _call(self, item: ToolCall | ToolCallPart) -> Generator[Step, None, _Call]:
         """Return the call with the id of `item`. If there is none, start it."""
-        call = self._calls.get(str(item.tool_call_id))
-        if call is None:
-            call = _Call(str(item.tool_call_id), str(item.tool_name))
-            self._calls[call.id] = call
+        call_id = str(item.tool_call_id)
+        if call_id not in self._calls:
+            self._calls[call_id] = call = _Call(call_id, str(item.tool_name))
             yield call.step("start")
-        return call
+        return self._calls[call_id]
 
 
 def _filled(template: Mapping[str, Any], step: Step) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
-from attrs import evolve
+from attrs import evolve, frozen
 from hypothesis import given, strategies as st
 
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
@@ -24,6 +24,13 @@ from support.ui import (
 )
 
 
+@frozen
+class Bell:
+    """A class of events without a status, as a later version of flux0 may have."""
+
+    event: ClassVar[str] = "bell"
+
+
 def steps_of(*events: StreamEvent) -> list[Any]:
     """Return the type and the most important value of each step, without the start and the end."""
     members = ("delta", "inputTextDelta", "input", "output", "data")
@@ -31,6 +38,11 @@ def steps_of(*events: StreamEvent) -> list[Any]:
         (step["type"], next((step[member] for member in members if member in step), None))
         for step in objects_of(AiSdkFormat(), *events)[1:-2]
     ]
+
+
+def test_events_of_further_classes_have_no_steps() -> None:
+    bell = cast("StreamEvent", Bell())
+    assert steps_of(text("Hi"), bell, text("!")) == steps_of(text("Hi"), text("!"))
 
 
 def test_text_that_is_replaced_by_a_longer_text_is_continued() -> None:
