@@ -83,7 +83,7 @@ def flask_server() -> Generator[str, None, None]:
     app.secret_key = USER
 
     def log_in_first() -> None:
-        session["user"] = USER
+        session["user_id"] = USER
 
     app.before_request(log_in_first)
     with make_server("127.0.0.1", 0, app, threaded=True) as server:
