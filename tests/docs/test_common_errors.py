@@ -59,11 +59,11 @@ def list_agents(url: str) -> str:
         return last_line(client.agents.list)
 
 
-def fake_client(*faults: Any, operation: str = "agents.list") -> Flux0:
+def fake_client(*faults: Any, operation: str = "agents.list", url: str = URL) -> Flux0:
     fake = FakeTransport()
     if faults:
         fake.inject(*faults, times=3, operation=operation)
-    return Flux0(URL, transport=fake, retry_config=NO_WAIT)
+    return Flux0(url, transport=fake, retry_config=NO_WAIT)
 
 
 def ask(*faults: Any) -> str:
@@ -110,7 +110,8 @@ def use_https_for_a_server_without_tls() -> str:
 
 @under("The certificate is not trusted")
 def connect_to_a_server_with_an_untrusted_certificate() -> str:
-    return last_line(fake_client(Refuse(TLSError)).agents.list)
+    client = fake_client(Refuse(TLSError), url="https://flux0.example.com")
+    return last_line(client.agents.list)
 
 
 @under("No data received")

@@ -172,8 +172,8 @@ def mcp(
 ) -> None:
     """Offer the agents as tools to an assistant (Model Context Protocol).
 
-    The assistant starts this command, and uses standard input and output. With --http, assistants
-    connect to the URL instead.
+    The assistant starts this command, and uses standard input and output.
+    With --http, assistants connect to the URL instead.
     """
     with _client(context) as flux0:
         import anyio  # noqa: PLC0415 - slow
