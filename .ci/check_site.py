@@ -98,7 +98,8 @@ def test_reference_has_an_entry_for_each_public_member(module: str, name: str) -
         or f"{anchor.rpartition('.')[0]}." == "flux0.models."
     ):
         return  # A function, a type alias, or an old name.
-    members = {each for each in dir(kind) if not each.startswith(("_", "attach_", "mark_"))} - OTHERS
+    hidden = ("_", "attach_", "mark_")
+    members = {each for each in dir(kind) if not each.startswith(hidden)} - OTHERS
     assert [each for each in sorted(members) if f"{anchor}.{each}" not in ANCHORS] == []
 
 

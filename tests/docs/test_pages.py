@@ -22,6 +22,15 @@ def test_linked_files_exist(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_of_a_table_have_the_same_columns(page: Path) -> None:
+    for block in page.read_text("utf-8").split("\n\n"):
+        rows = re.sub(r"`[^`\n]*`", "", block.strip()).split("\n")
+        if len(rows) > 1 and set(rows[1]) == set("| -"):
+            assert {row.count("|") for row in rows} == {rows[1].count("|")}, block
+            assert all(row[0] == row[-1] == "|" for row in rows), block
+
+
 def test_readme_links_to_existing_files() -> None:
     """The check of the built site tests the links to pages of the site."""
     readme = (ROOT / "README.md").read_text("utf-8")
