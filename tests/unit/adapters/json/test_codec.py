@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import re
+from datetime import datetime, timezone
 from typing import Any
 
 import attrs
@@ -237,6 +238,26 @@ def test_failed_check_of_a_class_is_a_decode_error(data: Any, field: str, proble
         CODEC.decode(Ranges, json.dumps({"ranges": [data]}).encode())
 
     assert caught.value.field == field
+
+
+@attrs.frozen
+class Visit(Extensible):
+    at: datetime | None = None
+
+
+@pytest.mark.parametrize(
+    ("data", "at"),
+    [
+        ({}, None),
+        ({"at": None}, None),
+        ({"at": "2026-11-24T22:38:57Z"}, datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone.utc)),
+        ({"at": "2026-11-24T22:38:57"}, datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone.utc)),
+    ],
+)
+def test_optional_time_may_be_missing_or_null(data: dict[str, Any], at: datetime | None) -> None:
+    read = CODEC.decode(Visit, json.dumps({**data, "new": 1}).encode())
+
+    assert (read.at, read.extra) == (at, {"new": 1})
 
 
 def test_details_of_a_422_keep_all_fields_of_the_model() -> None:
