@@ -78,7 +78,7 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
         id_ = (ids or {}).get(kind)
         if id_ is not None and _is_unknown(kind, id_, error):
             hint = "" if len(id_) == _ID_LENGTH else f": ids have {_ID_LENGTH} characters"
-            return f"No {kind} has the id {id_!r}{hint}."
+            return f"No {kind} has the id {id_!r}{hint}. To list ids: flux0-client {kind}s list"
     if isinstance(error, models.InvalidArgument):
         option = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
         return error.problem.replace(error.argument, option, 1)

@@ -616,7 +616,8 @@ def test_error_for_an_unknown_id_names_the_id(run: Run, command: str, id: str) -
     result = run(*(id if word == "ID" else word for word in command.split()))
     kind = "agent" if "agent" in command or "create" in command else "session"
     hint = "" if len(id) == 10 else ": ids have 10 characters"
-    assert result.stderr == f"Error: No {kind} has the id {id!r}{hint}.\n"
+    advice = f"To list ids: flux0-client {kind}s list"
+    assert result.stderr == f"Error: No {kind} has the id {id!r}{hint}. {advice}\n"
     assert result.stdout == ""
     assert result.exit_code in {1, 2}
 
