@@ -170,7 +170,8 @@ class AsyncBody(_Reader):
                     self._finalizer.detach()
                     await self._source.finish()
         except BaseException as error:
-            closed, self.closed = self.closed, True
+            closed = self.closed
+            self.closed = True
             await self._source.close()
             self._raise_translated(error, timeout, closed=closed)
             raise
@@ -228,7 +229,8 @@ class SyncReader(_Reader):
                         self.finished = True
                     self._source.finish()
         except BaseException as error:
-            closed, self.closed = self.closed, True
+            closed = self.closed
+            self.closed = True
             self._released = True
             self._source.shut_down()
             self._source.release()
