@@ -111,6 +111,11 @@ class _Reader:
         if not self._read_lock.acquire(_NO_WAIT):
             raise Flux0Error("another thread or task is reading this body")
 
+    def _mark_closed(self) -> bool:
+        """Mark the body as closed; return True if it was already closed."""
+        closed, self.closed = self.closed, True
+        return closed
+
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
 
@@ -170,8 +175,7 @@ class AsyncBody(_Reader):
                     self._finalizer.detach()
                     await self._source.finish()
         except BaseException as error:
-            closed = self.closed
-            self.closed = True
+            closed = self._mark_closed()
             await self._source.close()
             self._raise_translated(error, timeout, closed=closed)
             raise
@@ -182,7 +186,7 @@ class AsyncBody(_Reader):
     async def close_async(self) -> None:
         """Release the connection; see `AsyncByteStream.close_async`."""
         self._finalizer.detach()
-        self.closed = True
+        self._mark_closed()
         await self._source.close()
 
 
@@ -229,8 +233,7 @@ class SyncReader(_Reader):
                         self.finished = True
                     self._source.finish()
         except BaseException as error:
-            closed = self.closed
-            self.closed = True
+            closed = self._mark_closed()
             self._released = True
             self._source.shut_down()
             self._source.release()
@@ -253,7 +256,7 @@ class SyncReader(_Reader):
         if self._owner.is_inherited():
             self._never_collected.add(self)
             return
-        self.closed = True
+        self._mark_closed()
         if not self._end_lock.acquire(blocking=False):
             return  # The body has ended, or another call of this method is closing it.
         try:
