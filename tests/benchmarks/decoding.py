@@ -63,7 +63,7 @@ def parse(effort: Effort) -> Iterator[Case]:
 
 def _decode(pieces: Iterable[bytes]) -> object:
     feed = SSEParser().feed
-    return [event for piece in pieces for event in feed(piece)[0]]
+    return [event for piece in pieces for event in feed(piece)]
 
 
 def _peers() -> dict[str, Decoder]:
