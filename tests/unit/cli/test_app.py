@@ -87,21 +87,6 @@ def fake() -> FakeTransport:
     return FakeTransport(reply, agent_name="Drizzle", agent_types=("weather", "echo"))
 
 
-@pytest.fixture
-def server(fake: FakeTransport) -> Iterator[FakeOverHTTP]:
-    """The fake, served on a real socket."""
-    with FakeOverHTTP(fake) as running:
-        yield running
-
-
-@pytest.fixture
-def environment(server: FakeOverHTTP) -> Mapping[str, str]:
-    """The environment variables of a process that uses `server`."""
-    prefixes = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_")
-    kept = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-    return {**kept, "FLUX0_SERVER_URL": server.url}
-
-
 Run = Callable[..., Result]
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -59,20 +58,6 @@ def fake() -> FakeTransport:
         Say("Bye."),
     ]
     return FakeTransport(steps, agent_name="Weather in SF")
-
-
-@pytest.fixture
-def server(fake: FakeTransport) -> Iterator[FakeOverHTTP]:
-    with FakeOverHTTP(fake) as running:
-        yield running
-
-
-@pytest.fixture
-def environment(server: FakeOverHTTP) -> Mapping[str, str]:
-    """The environment variables of a process that uses `server`."""
-    prefixes = ("PATH", "HOME", "PYTHONPATH", "COVERAGE_")
-    kept = {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
-    return {**kept, "FLUX0_SERVER_URL": server.url}
 
 
 @asynccontextmanager
