@@ -99,7 +99,7 @@ class Flux0Format(RelayFormat, RelayEncoder):
 FLUX0: Final = Flux0Format()
 
 
-def checked(format: object) -> RelayFormat:
+def checked_format(format: object) -> RelayFormat:
     """Return `format` if it is a `RelayFormat`."""
     kind: type[Any] = RelayFormat
     return cast("RelayFormat", arguments.instance("format", kind, format))

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R", ThreadReading, TaskReading)
 
-DEFAULT_MAX_TURN_BYTES: Final = 16 * 1024 * 1024
 # The longest time in seconds to wait until a turn that was stopped has ended.
 _MAX_STOP_SECONDS: Final = 10.0
 # Seconds between two checks whether event loops have ended. An event loop does not notify other
@@ -145,7 +144,7 @@ class BackgroundTurns(Uncopyable):
     """
 
     def __init__(
-        self, store: TurnStore | None = None, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES
+        self, store: TurnStore | None = None, *, max_turn_bytes: int = 16 * 1024 * 1024
     ) -> None:
         kind: type[Any] = TurnStore
         self._store: TurnStore = (

@@ -13,9 +13,9 @@ from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stream_events import StatusEvent
 from flux0.domain.uncopyable import Uncopyable
-from flux0.relay_format import FLUX0, RelayFormat, checked
+from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.turn_relay import AsyncRelay, LogDecoder, LogReader, relay
+from flux0.turns.turn_relay import AsyncRelay, LogDecoder, LogReader, relay_log
 
 # Last-Event-ID may come from any client. Longer numbers are slow to convert.
 _MAX_DIGITS = 18
@@ -81,7 +81,7 @@ class BackgroundTurn(Uncopyable):
             InvalidArgument: `after` is not the number of an event, or was passed with a format
                 whose events have no numbers.
         """
-        return relay(self._log, *_relay_arguments(after, heartbeat_ms, format))
+        return relay_log(self._log, *_relay_arguments(after, heartbeat_ms, format))
 
     def relay_async(
         self,
@@ -168,7 +168,7 @@ def _relay_arguments(
     number = _number(after)
     if number and format is not FLUX0:
         raise InvalidArgument("after", "must be None: only flux0's own format numbers its events")
-    return number, heartbeat, checked(format)
+    return number, heartbeat, checked_format(format)
 
 
 def _number(after: int | str | None) -> int:

@@ -46,11 +46,11 @@ READABLE: Final = (State.OPEN, State.ENTERED)
 
 
 @define(eq=False)
-class Step:
-    """A state that a stream has reached.
+class Transition:
+    """A change to a state.
 
     Attributes:
-        state: The state.
+        state: The new state.
         reason: Why the stream was closed; empty in other states.
         failure: Why the stream failed; None in other states.
     """
@@ -58,8 +58,8 @@ class Step:
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # Several threads may add a step at the same time. Only the first step is used.
-    next: list[Step] = field(factory=list["Step"], init=False)
+    # Several threads may append a transition at the same time. Only the first one is used.
+    next: list[Transition] = field(factory=list["Transition"], init=False)
 
 
 class LifeCycle:
@@ -74,24 +74,24 @@ class LifeCycle:
     """
 
     def __init__(self) -> None:
-        self._current = Step(State.OPEN)
+        self._current = Transition(State.OPEN)
         self.is_readable: bool = True
 
     @property
-    def current(self) -> Step:
-        """The last step."""
-        step = self._current
-        while step.next:
-            step = step.next[0]
-        self._current = step
-        return step
+    def current(self) -> Transition:
+        """The last transition."""
+        last = self._current
+        while last.next:
+            last = last.next[0]
+        self._current = last
+        return last
 
-    def move(self, step: Step) -> bool:
-        """Add `step`. Return False if `State` does not allow it, or another step was first."""
-        while step.state in _NEXT[(current := self.current).state]:
-            if step.state is not State.ENTERED:
+    def move(self, new: Transition) -> bool:
+        """Add `new`. Return False if `State` does not allow it, or another change was first."""
+        while new.state in _NEXT[(current := self.current).state]:
+            if new.state is not State.ENTERED:
                 self.is_readable = False
-            current.next.append(step)
-            if current.next[0] is step:
+            current.next.append(new)
+            if current.next[0] is new:
                 return True
         return False

@@ -27,7 +27,7 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.domain.uncopyable import Uncopyable
 from flux0.observers import TurnEnd
 from flux0.ports import Response
-from flux0.turns.life_cycle import READABLE, LifeCycle, State, Step
+from flux0.turns.life_cycle import READABLE, LifeCycle, State, Transition
 from flux0.turns.reader import ReaderRole
 from flux0.turns.turn import Turn
 from flux0.turns.turn_content import TurnContent
@@ -214,11 +214,11 @@ class StreamState(Uncopyable):
 
     def mark_closed(self, reason: str) -> None:
         """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""
-        self._life.move(Step(State.CLOSING, reason))
+        self._life.move(Transition(State.CLOSING, reason))
 
     def _mark_released(self) -> None:
         """Record that the connection of a closed stream was released."""
-        self._life.move(Step(State.CLOSED, self._life.current.reason))
+        self._life.move(Transition(State.CLOSED, self._life.current.reason))
 
     def _close_from_finalizer(self, reason: str) -> None:
         self.mark_closed(reason)
@@ -279,17 +279,17 @@ class StreamState(Uncopyable):
 
     def _enter(self) -> None:
         self._raise_failure()
-        self._life.move(Step(State.ENTERED))
+        self._life.move(Transition(State.ENTERED))
 
     def _raise_failure(self) -> None:
         """Raise an error if the turn has failed, or if the stream was closed before its end."""
-        step = self._life.current
-        if (failure := step.failure) is not None:
+        last = self._life.current
+        if (failure := last.failure) is not None:
             if isinstance(failure, StreamError):
                 failure.attach_stream(self.messages, self._stored)
             raise failure
-        if step.reason:
-            raise self._client_closed(step.reason)
+        if last.reason:
+            raise self._client_closed(last.reason)
 
     def _client_closed(self, reason: str) -> ClientClosed:
         return self._turn.attach_request(ClientClosed(reason))
@@ -303,8 +303,8 @@ class StreamState(Uncopyable):
         self._raise_failure()
         return False
 
-    def _finish(self, last: Step) -> None:
-        """Record the last step of a stream whose connection was released, and report the end."""
+    def _finish(self, last: Transition) -> None:
+        """Record how a stream ended whose connection was released, and report the end."""
         self._life.move(last)
         self._content.fold()
         self._report_end()
@@ -326,7 +326,7 @@ class StreamState(Uncopyable):
 
     def _interrupt(self, problem: str) -> None:
         failure = self._turn.interrupted(f"the stream ended, but {problem}")
-        self._life.move(Step(State.FAILED, failure=failure))
+        self._life.move(Transition(State.FAILED, failure=failure))
 
     @contextmanager
     def _checking(self) -> Generator[None, None, None]:
@@ -357,15 +357,19 @@ class StreamState(Uncopyable):
         self._report.unconfirmed_end()
         return bool(self._content.finish())
 
-    def _feed_turn(self, began: float, data: bytes | None) -> Step | None:
+    def _feed_turn(self, began: float, data: bytes | None) -> Transition | None:
         """Feed `data`, a piece of the body or None for its end.
 
-        `began` is the time when the wait for `data` began. Return the last step of the stream, or
-        None if the turn continues.
+        `began` is the time when the wait for `data` began. Return the last transition of the
+        stream, or None if the turn continues.
         """
         if data is None:
             failure = self._turn.on_end()
-            return Step(State.ENDED) if failure is None else Step(State.FAILED, failure=failure)
+            return (
+                Transition(State.ENDED)
+                if failure is None
+                else Transition(State.FAILED, failure=failure)
+            )
         events, failure = self._turn.feed(data)
         if events:
             self._content.add(events, len(data))
@@ -373,13 +377,13 @@ class StreamState(Uncopyable):
                 self._report.first_event()
         elif failure is None:
             failure = self._turn.add_wait(self._clock() - began)
-        return None if failure is None else Step(State.FAILED, failure=failure)
+        return None if failure is None else Transition(State.FAILED, failure=failure)
 
-    def _on_transport_error(self, error: TransportError) -> Step:
-        """Return the last step of the stream."""
+    def _on_transport_error(self, error: TransportError) -> Transition:
+        """Return the last transition of the stream."""
         if reason := self._life.current.reason:  # Another thread or task has closed the stream.
             raise self._client_closed(reason) from error
-        return Step(State.FAILED, failure=self._turn.on_transport_error(error))
+        return Transition(State.FAILED, failure=self._turn.on_transport_error(error))
 
 
 def _is_behind_proxy(headers: Headers) -> bool:

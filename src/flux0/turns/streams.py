@@ -19,7 +19,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
-from flux0.relay_format import FLUX0, RelayFormat, checked
+from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.event_loop import Loop, running_loop, running_task
 from flux0.turns.reader import NO_WAIT, AsyncLoop, Reader
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
@@ -184,7 +184,7 @@ class EventStream(StreamState):
             partial(self._close, later=True),
             lambda: self._role.is_taken,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
-            checked(format),
+            checked_format(format),
         )
 
     def stored_events(self, **options: Unpack[CallOptions]) -> Events:
@@ -318,7 +318,7 @@ class AsyncEventStream(StreamState):
             self.close_soon,
             lambda: self._role.is_taken,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
-            checked(format),
+            checked_format(format),
         )
 
     async def stored_events(self, **options: Unpack[CallOptions]) -> Events:

@@ -119,7 +119,7 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-def relay(
+def relay_log(
     log: TurnLog, after: int, heartbeat: float | None, format: RelayFormat = FLUX0
 ) -> Iterator[bytes]:
     """Yield the encoded events of a turn, and a heartbeat after `heartbeat` seconds without events.
@@ -136,7 +136,7 @@ def relay(
 
 
 class AsyncRelay(AsyncIterator[bytes]):
-    """The async version of `relay`.
+    """The async version of `relay_log`.
 
     It is not an async generator, because an event loop warns about async generators that were not
     closed. An `AsyncRelay` has nothing to close.

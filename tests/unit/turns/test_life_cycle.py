@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from flux0.domain.errors import StreamInterrupted
-from flux0.turns.life_cycle import LifeCycle, State, Step
+from flux0.turns.life_cycle import LifeCycle, State, Transition
 
 # How to reach each state.
 PATHS: dict[State, tuple[State, ...]] = {
@@ -31,10 +31,10 @@ def documented() -> set[tuple[State, State]]:
 def test_only_the_documented_changes_are_possible(before: State, after: State) -> None:
     life = LifeCycle()
     for state in PATHS[before]:
-        assert life.move(Step(state))
+        assert life.move(Transition(state))
 
     is_allowed = (before, after) in documented()
-    assert life.move(Step(after)) is is_allowed
+    assert life.move(Transition(after)) is is_allowed
     assert life.current.state is (after if is_allowed else before)
     assert life.is_readable is (life.current.state in {State.OPEN, State.ENTERED})
 
@@ -42,14 +42,14 @@ def test_only_the_documented_changes_are_possible(before: State, after: State) -
 def test_first_of_two_changes_at_the_same_time_counts() -> None:
     """Another thread changes the state after the check of the first thread."""
 
-    class Overtaken(list[Step]):
-        def append(self, step: Step) -> None:
+    class Overtaken(list[Transition]):
+        def append(self, new: Transition) -> None:
             super().append(closing)
-            super().append(step)
+            super().append(new)
 
-    life, closing = LifeCycle(), Step(State.CLOSING, "closed")
+    life, closing = LifeCycle(), Transition(State.CLOSING, "closed")
     life.current.next = Overtaken()
 
-    assert not life.move(Step(State.FAILED, failure=StreamInterrupted("")))
+    assert not life.move(Transition(State.FAILED, failure=StreamInterrupted("")))
 
     assert life.current is closing

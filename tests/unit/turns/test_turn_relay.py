@@ -20,7 +20,7 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.turn_relay import (
     AsyncRelay,
     LogReader,
-    relay,
+    relay_log,
     wait_for_end,
     wait_for_end_async,
 )
@@ -62,7 +62,7 @@ async def gathered(pieces: AsyncRelay) -> list[bytes]:
 
 def test_sync_relay_yields_events_as_they_arrive_and_comments_between_them() -> None:
     log = new_log(b"1")
-    pieces = relay(log, 0, 0.001)
+    pieces = relay_log(log, 0, 0.001)
     assert [next(pieces), next(pieces), next(pieces)] == [b"1", HEARTBEAT, HEARTBEAT]
     log.append(b"2")
     log.finish(LogEnd())
@@ -93,7 +93,7 @@ async def test_closed_async_relay_ends(mode: Mode) -> None:
 def test_relay_in_another_thread_is_woken_by_each_event_and_by_the_end() -> None:
     log = new_log()
     with ThreadPoolExecutor(1) as threads:
-        reading = threads.submit(list, relay(log, 0, None))
+        reading = threads.submit(list, relay_log(log, 0, None))
         for number in (b"1", b"2", b"3"):
             while not log.waiting:
                 threading.Event().wait(0.001)
@@ -131,7 +131,7 @@ def test_task_is_woken_by_events_from_another_thread(mode: Mode) -> None:
 def test_relay_that_is_too_slow_gets_an_error_without_a_number() -> None:
     """With a number, a browser would continue after an event that it has not received."""
     log = new_log(b"12345", b"12345", max_bytes=10)
-    pieces = relay(log, 0, None)
+    pieces = relay_log(log, 0, None)
     assert [next(pieces), next(pieces)] == [b"12345"] * 2
     for _ in range(10):
         log.append(b"12345")
@@ -145,8 +145,8 @@ def test_relay_that_is_too_slow_gets_an_error_without_a_number() -> None:
 def test_relay_after_the_last_number_yields_nothing_more(after: int) -> None:
     log = new_log(b"1", b"2")
     log.finish(LogEnd(StreamIdleTimeout("no event")))
-    assert list(relay(log, after, None)) == []
-    assert len(list(relay(log, 2, None))) == 1
+    assert list(relay_log(log, after, None)) == []
+    assert len(list(relay_log(log, 2, None))) == 1
 
 
 @pytest.mark.parametrize("after", [2, 5])
@@ -154,13 +154,13 @@ def test_error_that_ends_only_a_copy_has_no_number_and_is_never_left_out(after: 
     """Another process adds events to the turn, and the browser may have received them from it."""
     log = new_log(b"1", b"2")
     log.finish(LogEnd(TurnStoreError("no connection"), is_of_copy=True))
-    (error,) = relay(log, after, None)
+    (error,) = relay_log(log, after, None)
     assert error.startswith(b'event: error\ndata: {"type": "TurnStoreError"')
 
 
 def test_relay_after_a_number_that_is_not_copied_yet_waits_for_the_next_number() -> None:
     log = new_log(b"1")
-    pieces = relay(log, 2, 0.001)
+    pieces = relay_log(log, 2, 0.001)
     assert next(pieces) == HEARTBEAT
     log.append(b"2")
     assert next(pieces) == HEARTBEAT
@@ -187,7 +187,7 @@ async def test_async_wait_returns_at_once_if_an_event_was_added_after_the_last_r
 
 def test_unreferenced_sync_relays_leave_nothing_behind() -> None:
     log = new_log(b"1")
-    pieces: list[Any] = [relay(log, 0, 0.001) for _ in range(3)]
+    pieces: list[Any] = [relay_log(log, 0, 0.001) for _ in range(3)]
     assert [next(pieces[1]), next(pieces[2])] == [b"1"] * 2
     assert [next(pieces[1]), next(pieces[2])] == [HEARTBEAT] * 2
     references = [weakref.ref(each) for each in pieces]

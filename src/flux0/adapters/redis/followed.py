@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from weakref import ref
 
 from flux0.adapters.redis.commands import TurnName, as_bytes
-from flux0.adapters.redis.worker import Shared, Steps
+from flux0.adapters.redis.worker import SharedObjects, Steps
 from flux0.domain.errors import Flux0Error, ReaderLost, TurnStoreError
 from flux0.runtime.turn_log import LogEnd, TurnLog
 
@@ -41,7 +41,7 @@ class FollowedTurn:
     is_repeated: bool = True
 
     def __init__(
-        self, name: TurnName, log: TurnLog, shared: Shared, followed: dict[str, FollowedTurn]
+        self, name: TurnName, log: TurnLog, shared: SharedObjects, followed: dict[str, FollowedTurn]
     ) -> None:
         self.log: Callable[[], TurnLog | None] = ref(log, lambda _: shared.worker.submit(self))
         self.name: TurnName = name

@@ -16,7 +16,7 @@ from flux0.adapters.redis.commands import Command, Commands, Lease, TurnName, as
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.listener import Listener
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import RedisClient, Shared, Steps, T, Worker
+from flux0.adapters.redis.worker import RedisClient, SharedObjects, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
 
@@ -39,7 +39,7 @@ class StoreProcess:
         self._lease = lease = Lease.of(lease_seconds)
         self._commands = Commands(prefix, urandom(12).hex(), keep_seconds, lease)
         self._worker = Worker(client, lease.renew_seconds)
-        self._shared = Shared(self._commands, self._worker, lease)
+        self._shared = SharedObjects(self._commands, self._worker, lease)
         channel, actions = self._commands.channel, (self._on_message, self._check_failure)
         self._listener = Listener(client, channel, *actions, lease.renew_seconds)
         self._published: dict[str, PublishedTurn] = {}

@@ -9,7 +9,7 @@ from typing import Final, final
 from attrs import define, field
 
 from flux0.adapters.redis.commands import Batch, TurnName, as_bytes, stop_request
-from flux0.adapters.redis.worker import Shared, Steps
+from flux0.adapters.redis.worker import SharedObjects, Steps
 from flux0.runtime.processes import run_in_new_thread
 from flux0.runtime.turn_log import TurnLog
 
@@ -37,7 +37,7 @@ class PublishedTurn:
 
     name: TurnName
     log: TurnLog
-    _shared: Shared
+    _shared: SharedObjects
     _published: dict[str, PublishedTurn]
     is_released: bool = False
     is_repeated: bool = True

@@ -218,7 +218,7 @@ class Worker:
 
 @final
 @frozen
-class Shared:
+class SharedObjects:
     """The objects that all turns of a process share.
 
     Attributes:

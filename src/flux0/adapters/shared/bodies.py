@@ -93,7 +93,7 @@ class AsyncSource(_AnySource, Protocol):
         ...
 
 
-class _Reader:
+class _BodyState:
     """The state of a body, and the decompression of its pieces."""
 
     def __init__(self, source: _AnySource) -> None:
@@ -147,7 +147,7 @@ class _Reader:
             raise translated from error
 
 
-class AsyncBody(_Reader):
+class AsyncBody(_BodyState):
     """An `AsyncByteStream`. Its finalizer closes the source."""
 
     def __init__(self, source: AsyncSource) -> None:
@@ -196,14 +196,14 @@ def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
         source.close_from_finalizer(loop)
 
 
-class SyncReader(_Reader):
+class SyncBodyState(_BodyState):
     """The state of a `SyncBody`. Other threads and the garbage collector may close it."""
 
     # Readers that must never be freed. Freeing them would acquire locks in the connection pool. In
     # a forked child, and while the interpreter exits, such a lock may belong to a thread that no
     # longer runs, so the lock is never released. The set is not a module global, because the
     # interpreter clears module globals while it exits.
-    _never_collected: ClassVar[set[SyncReader]] = set()
+    _never_collected: ClassVar[set[SyncBodyState]] = set()
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -276,18 +276,18 @@ class SyncBody:
     """A `ByteStream`. Its finalizer closes the reader."""
 
     def __init__(self, source: Source) -> None:
-        self._reader = SyncReader(source)
+        self._state = SyncBodyState(source)
         # Use a finalizer, not __del__. Before __del__, the garbage collector may close the HTTP
         # library's generators, and closing them acquires locks in the connection pool.
-        finalize(self, self._reader.close).atexit = False
+        finalize(self, self._state.close).atexit = False
 
     def read(self, timeout: float | None) -> bytes | None:
         """Return the next piece, or None at the end; see `ByteStream.read`."""
-        return self._reader.read(timeout)
+        return self._state.read(timeout)
 
     def close(self) -> None:
         """Release the connection. If a thread waits for the next piece, its wait fails."""
-        self._reader.close()
+        self._state.close()
 
 
 class OpenBodies:

@@ -40,7 +40,7 @@ def failure(
     if issubclass(kind, TransportTimeout):
         name = kind.__name__.removesuffix("Timeout").lower()  # Such as "connect".
         return timed_out(kind, getattr(timeout, name, None))
-    return kind(_describe(kind, chain(error), head_received=head_received))
+    return kind(_describe(kind, causes(error), head_received=head_received))
 
 
 def refused_by_proxy(status: str) -> ConnectError:
@@ -73,7 +73,7 @@ def proxy_unreachable(error: TransportError, proxy: str) -> TransportError:
     return type(error)(f"cannot connect to the proxy {address}: {error.problem}")
 
 
-def chain(error: BaseException | None) -> tuple[BaseException, ...]:
+def causes(error: BaseException | None) -> tuple[BaseException, ...]:
     """Return `error` and the errors that are nested in it, from the outermost to the innermost."""
     if error is None:
         return ()
@@ -84,7 +84,10 @@ def chain(error: BaseException | None) -> tuple[BaseException, ...]:
         *getattr(error, "exceptions", ()),
         error.__cause__,
     )
-    return (error, *chain(next((each for each in inner if isinstance(each, BaseException)), None)))
+    return (
+        error,
+        *causes(next((each for each in inner if isinstance(each, BaseException)), None)),
+    )
 
 
 def _describe(

@@ -13,7 +13,7 @@ from urllib3 import BaseHTTPResponse, exceptions
 
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.failures import (
-    chain,
+    causes,
     failure,
     login_rejected_by_proxy,
     proxy_unreachable,
@@ -91,7 +91,7 @@ class Urllib3Source:
         """Return the flux0 error for an error of urllib3; see `Source.translate_error`."""
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
             return None
-        kind = _kind_after_sending(chain(error)[-1])
+        kind = _kind_after_sending(causes(error)[-1])
         limit = self._read_timeout if self._raw_socket is None else timeout
         return failure(kind, error, Timeout(read=limit), head_received=True)
 
@@ -112,7 +112,7 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         error: The exception of urllib3, or the exception of `requests` that wraps it.
         exchange: The exchange that failed.
     """
-    errors = chain(error)
+    errors = causes(error)
 
     def wraps(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in errors)

@@ -22,7 +22,7 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange, shut_down
-from flux0.adapters.shared.failures import chain
+from flux0.adapters.shared.failures import causes
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import refuse_misplaced
 from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_all
@@ -168,7 +168,7 @@ class Urllib3Connection(HTTPConnection):
             sock = connector.connect(*address)
         except OSError as error:  # The errors of PySocks derive from OSError.
             exchange.dead_proxy = self.proxy and self.proxy.url
-            timed_out = isinstance(chain(error)[-1], TimeoutError)
+            timed_out = isinstance(causes(error)[-1], TimeoutError)
             kind = ConnectTimeoutError if timed_out else NewConnectionError
             raise kind(self, str(error)) from error
         sys.audit("http.client.connect", self, self.host, self.port)

@@ -31,7 +31,7 @@ def members_of(request: RecordedRequest) -> dict[str, Any]:
     return members
 
 
-def to_json(value: object) -> str:
+def canonical_json(value: object) -> str:
     """Return the JSON of `value` for comparisons, because True and 1 are equal in Python."""
     return json.dumps(value, sort_keys=True, default=repr)
 
@@ -44,7 +44,7 @@ def call_of(request: RecordedRequest) -> ReceivedCall:
     return call_from(Request(request.method, url, headers, body))
 
 
-def describe_call(request: RecordedRequest) -> str:
+def describe_request(request: RecordedRequest) -> str:
     """Return the operation and its arguments as a string. Long values are shortened."""
     call = call_of(request)
     arguments = (
@@ -64,7 +64,7 @@ def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest
     lines: list[str] = []
     for name in {**recorded, **sent}:
         before, now = recorded.get(name, _NOTHING), sent.get(name, _NOTHING)
-        if to_json(before) != to_json(now):
+        if canonical_json(before) != canonical_json(now):
             lines.append(f"{shorten(name)}: {_difference(before, now)}")
     more = len(lines) - _MAX_DIFFERENCES
     return lines if more <= 0 else [*lines[:_MAX_DIFFERENCES], f"{more} more differences"]
@@ -80,7 +80,7 @@ def _difference(before: Any, now: Any) -> str:
     note = ""
     if type(before) is type(now) and max(map(len, values)) > _MAX_SHOWN:
         if not isinstance(before, (str, bytes)):
-            before, now = to_json(before), to_json(now)
+            before, now = canonical_json(before), canonical_json(now)
         pairs = enumerate(zip(before, now, strict=False))
         start = next((n for n, (a, b) in pairs if a != b), min(len(before), len(now)))
         excerpt = slice(max(0, start - _CONTEXT), start + _CONTEXT)

@@ -30,11 +30,11 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.differences import (
     call_of,
-    describe_call,
+    canonical_json,
+    describe_request,
     differences,
     members_of,
     shorten,
-    to_json,
 )
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
 from flux0.testing.cassettes.scrubbing import Scrub
@@ -57,7 +57,7 @@ class _Replay:
     done: bool = False
 
     def __str__(self) -> str:
-        return f"exchange {self.number}, {describe_call(self.exchange.request)}"
+        return f"exchange {self.number}, {describe_request(self.exchange.request)}"
 
     def differences(self, request: RecordedRequest) -> list[str]:
         return differences(self.exchange.request, request)
@@ -199,7 +199,7 @@ class ReplayTransport(SharedTransport):
     def _find_next(self, request: RecordedRequest, key: str) -> _Replay:
         if self._next and self._next[0].key == key:
             return self._next.popleft()
-        lines = [f"{describe_call(request)} is not the next request in {self._path}"]
+        lines = [f"{describe_request(request)} is not the next request in {self._path}"]
         if not self._next:
             lines.append(f"all {len(self._replays)} exchanges were replayed already")
         else:
@@ -218,7 +218,7 @@ class ReplayTransport(SharedTransport):
         replay = matches[0] if len(matches) == 1 else next(self._unused.get(key, iter(())), None)
         if replay is not None:
             return replay
-        call = describe_call(request)
+        call = describe_request(request)
         if matches:
             numbers = shorten(", ".join(str(replay.number) for replay in matches))
             problem = f"{call} was sent more often than it was recorded in {self._path}"
@@ -228,7 +228,7 @@ class ReplayTransport(SharedTransport):
 
     def _key(self, request: RecordedRequest) -> str:
         """Return a string that is equal for requests that match."""
-        return to_json(
+        return canonical_json(
             members_of(request) if self._match is None else self._match(call_of(request))
         )
 

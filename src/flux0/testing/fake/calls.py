@@ -13,7 +13,7 @@ from attrs import field, frozen
 from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
-from flux0.testing.fake.operations import check_operation, target_from, user_of
+from flux0.testing.fake.operations import check_operation_name, target_from, user_of
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class ExpectedCall:
     arguments: Mapping[str, Any] = field(factory=dict[str, Any])
 
     def __attrs_post_init__(self) -> None:
-        check_operation(self.operation)
+        check_operation_name(self.operation)
 
     def __str__(self) -> str:
         return _format_call(self.operation, self.arguments)

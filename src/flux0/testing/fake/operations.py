@@ -78,7 +78,7 @@ OPERATIONS = (
 _PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
 
 
-def check_operation(name: str) -> None:
+def check_operation_name(name: str) -> None:
     """Raise InvalidArgument if the API has no operation of this name."""
     names = [operation.name for operation in OPERATIONS]
     if name not in names:

@@ -20,7 +20,7 @@ from flux0.testing.fake.body import BodyEnd, FakeBody, SharedTransport
 from flux0.testing.fake.calls import CallResponse, ExpectedCall, ReceivedCall
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
-from flux0.testing.fake.operations import check_operation
+from flux0.testing.fake.operations import check_operation_name
 from flux0.testing.fake.server import FakeServer
 from flux0.testing.fake.steps import AgentFunction, AgentReply, as_agent
 from flux0.testing.fake.turn import FakeTurn
@@ -156,7 +156,7 @@ class FakeTransport(SharedTransport):
             InvalidArgument: the operation does not exist, or `times` is less than 1.
         """
         if operation is not None:
-            check_operation(operation)
+            check_operation_name(operation)
         if times < 1:
             raise InvalidArgument("times", f"must be 1 or more, not {times}")
         with self._lock:

@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 import pytest
 
-from flux0.adapters.shared.bodies import SyncBody, SyncReader
+from flux0.adapters.shared.bodies import SyncBody, SyncBodyState
 from flux0.domain.errors import ConnectionInterrupted, TransportError
 
 
@@ -39,7 +39,7 @@ class Source:
         return ConnectionInterrupted(str(error))
 
 
-def close_in_thread(body: SyncBody | SyncReader) -> Thread:
+def close_in_thread(body: SyncBody | SyncBodyState) -> Thread:
     closing = Thread(target=body.close)
     closing.start()
     return closing
@@ -62,7 +62,7 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
     """The connection may serve the next request immediately."""
     threads: list[Thread] = []
 
-    class Ending(SyncReader):
+    class Ending(SyncBodyState):
         def __setattr__(self, name: str, value: object) -> None:
             if (name, value) == ("finished", True):
                 threads.append(close_in_thread(self))
