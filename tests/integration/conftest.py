@@ -13,9 +13,10 @@ import pytest
 from flux0 import Flux0
 from support.modes import MakeClient, in_mode, run
 from support.npm import is_npm_installed
+from support.ports import reserved_port
 from support.relay import Relay
 from support.reverse_proxies import is_installed
-from support.server import Flux0Server, free_port
+from support.server import Flux0Server
 from support.transports import LIBRARIES, Way
 
 # The test modules that need programs, and the names of the programs that are not installed.
@@ -100,7 +101,7 @@ def session_id(server: Flux0Server) -> str:
 @pytest.fixture
 def nowhere() -> str:
     """The URL of a port without a server, so that each request fails."""
-    return f"http://127.0.0.1:{free_port()}"
+    return f"http://127.0.0.1:{reserved_port()}"
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import pytest
 
 from flux0 import Conversation, Flux0, StoredTurn
 from flux0.models import ConnectError, StreamIdleTimeout, StreamInterrupted
+from support.ports import reserved_port
 from support.relay import Relay
-from support.server import Flux0Server, free_port
+from support.server import Flux0Server
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [DOCS / page for page in ("when-the-connection-breaks.md", "how-to/programs.md")]
@@ -118,7 +119,7 @@ def test_web_request_that_fails_before_sending_stores_nothing(
 ) -> None:
     ask_once: Callable[[Conversation, str], str] = load("ask_once")
     conversation = client.conversation(session=session_id)
-    with Flux0(f"http://127.0.0.1:{free_port()}") as offline, pytest.raises(ConnectError):
+    with Flux0(f"http://127.0.0.1:{reserved_port()}") as offline, pytest.raises(ConnectError):
         ask_once(offline.conversation(session=session_id), content_of({"text": "Hi"}))
     assert ask_once(conversation, "") == "Your message was not sent. Please try again."
     assert conversation.history() == ()

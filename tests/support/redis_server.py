@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Generator
@@ -21,6 +20,8 @@ from attrs import define, field
 from redis import Redis
 from redis.exceptions import ConnectionError as NotConnected
 from redis.sentinel import Sentinel
+
+from support.ports import reserved_port
 
 # To test another version or Valkey, set the variable to its program.
 PROGRAM: Final = os.environ.get("FLUX0_TEST_REDIS_SERVER", "redis-server")
@@ -89,8 +90,7 @@ class RedisServer:
 @contextmanager
 def redis_server(folder: Path, *options: str) -> Generator[RedisServer, None, None]:
     """Run a Redis server on a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        server = RedisServer(free.getsockname()[1], folder, options)
+    server = RedisServer(reserved_port(), folder, options)
     server.start()
     try:
         yield server
@@ -107,8 +107,7 @@ def redis_with_tls(folder: Path) -> Generator[Redis, None, None]:
     authority.cert_pem.write_to_path(str(authority_file))
     certificate.cert_chain_pems[0].write_to_path(str(certificate_file))
     certificate.private_key_pem.write_to_path(str(key_file))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = reserved_port()
     files = ("--tls-cert-file", str(certificate_file), "--tls-key-file", str(key_file))
     options = ("--tls-port", str(port), *files, "--tls-auth-clients", "no")
     with (
@@ -136,8 +135,7 @@ def redis_cluster(folder: Path) -> Generator[RedisServer, None, None]:
     with ExitStack() as stack:
         servers: list[RedisServer] = []
         for number in range(3):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                bus = str(free.getsockname()[1])
+            bus = str(reserved_port())
             files = ("--cluster-enabled", "yes", "--cluster-config-file", f"{number}.conf")
             running = redis_server(folder, *files, "--cluster-port", bus)
             servers.append(stack.enter_context(running))

@@ -10,6 +10,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.ports import reserved_port
+
 _NGINX = """\
 daemon off;
 master_process off;
@@ -58,8 +60,7 @@ def reverse_proxy(
     """Run the program as a reverse proxy for the port `upstream`; yield its URL."""
     path = _path(program)
     assert path is not None
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = reserved_port()
     template = _NGINX if program == "nginx" else _HAPROXY
     file = folder / f"{program}.conf"
     file.write_text(

@@ -6,11 +6,12 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from support.ports import reserved_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 
 _SCRIPTED = "scripted_agent"
 _START_SECONDS, _STOP_SECONDS, _CANCEL_SECONDS = 60.0, 3.0, 10.0
-_PORTS_TO_TRY = 5
-
-
-def free_port() -> int:
-    """Return a TCP port that is not in use."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
 
 
 class Flux0Server:
@@ -77,18 +70,8 @@ class Flux0Server:
         return self._output.read_text(encoding="utf-8", errors="replace")
 
     def __enter__(self) -> Self:
-        for attempts_left in reversed(range(_PORTS_TO_TRY)):
-            self.port = free_port()
-            self._launch()
-            try:
-                self._until(self._is_up, _START_SECONDS, "the flux0 server did not start")
-            except RuntimeError as error:
-                self.kill()
-                # Another process may have taken the port before the server could use it.
-                if not attempts_left or "address already in use" not in str(error):
-                    raise
-            else:
-                break
+        self.port = reserved_port()
+        self._start()
         return self
 
     def __exit__(
@@ -128,10 +111,9 @@ class Flux0Server:
         """Kill the server, and start it on the same port with the same store and a new agent."""
         self.kill()
         (self._directory / "agent_id").unlink()
-        self._launch()
-        self._until(self._is_up, _START_SECONDS, "the flux0 server did not start again")
+        self._start()
 
-    def _launch(self) -> None:
+    def _start(self) -> None:
         excluded = ("COVERAGE_", "FLUX0_", "PYTHON")
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(excluded)},
@@ -152,9 +134,9 @@ class Flux0Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        self._until(self._is_up, _START_SECONDS, "the flux0 server did not start")
 
     def _is_up(self) -> bool:
-        """Return whether this server responds, not another server that uses the same port."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
             connection.request("GET", "/api/agents")

@@ -54,8 +54,8 @@ from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
 from support.in_memory import Script, chunk, response_from, script, scripted_response, tape
 from support.modes import in_mode, run
+from support.ports import reserved_port
 from support.sending import Pieces
-from support.server import free_port
 from support.transports import Mode
 
 
@@ -124,7 +124,7 @@ def test_failed_exchanges_are_recorded_with_the_received_pieces(mode: Mode, path
     session_id = new_session(fake)
 
     async def test() -> None:
-        nowhere = f"http://127.0.0.1:{free_port()}"
+        nowhere = f"http://127.0.0.1:{reserved_port()}"
         transport = RecordingTransport(HttpxTransport(), path)
         options: dict[str, Any] = {"transport": transport, "retry_config": ONCE}
         async with in_mode(mode, Flux0(server.url, **options)) as flux0:
@@ -201,7 +201,7 @@ def test_cassette_contains_no_credentials(mode: Mode, path: Path) -> None:
             await flux0.agents.list_async(http_headers=secrets)
             with pytest.raises(ConnectError):
                 await flux0.agents.list_async(
-                    server_url=f"http://TOPSECRET@127.0.0.1:{free_port()}", http_headers=secrets
+                    server_url=f"http://TOPSECRET@127.0.0.1:{reserved_port()}", http_headers=secrets
                 )
 
     with FakeOverHTTP(fake) as server:
