@@ -28,8 +28,9 @@ class TurnStore(ABC):
         an ended turn for a while.
 
         Returns:
-            The turn that `log` has replaced, if that turn is still running. The caller stops that
-            turn, and waits until it has ended. None if the session had no running turn.
+            The turn that `log` has replaced. If that turn is still running, the caller stops it,
+            and waits until it has ended. None if the session had no turn. If the turn has ended, a
+            store that can restore it without this object may return None.
 
         Raises:
             TurnRunning: A turn is running, and `refuse` is True.
@@ -40,9 +41,9 @@ class TurnStore(ABC):
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
         """Undo `claim`, because the message was not sent. `log` has an end, and no events.
 
-        If `previous`, the result of `claim`, is still running, it is the session's turn again. If
-        another turn has replaced `log` in the meantime, that turn stays. This method never blocks
-        and never raises, also in an async task that was cancelled.
+        The turn that `log` has replaced is the session's turn again, running or ended. `previous`
+        is the result of `claim`. If another turn has replaced `log` in the meantime, that turn
+        stays. This method never blocks and never raises, also in an async task that was cancelled.
         """
 
     @abstractmethod

@@ -28,7 +28,7 @@ from flux0.turn_store import TurnStore
 from flux0.turns.background_turn import BackgroundTurn
 from flux0.turns.memory_store import MemoryTurnStore
 from flux0.turns.turn_reading import TaskReading, ThreadReading, TurnReading
-from flux0.turns.turn_relay import wait_for_end, wait_for_end_async
+from flux0.turns.turn_relay import check_loop, wait_for_end, wait_for_end_async
 from flux0.usecases.options import TurnOptions, show_options
 
 if TYPE_CHECKING:
@@ -99,13 +99,14 @@ class _Claim:
         self._previous: TurnLog | None = None
 
     def take(self) -> TurnLog | None:
-        """Claim the session, and stop its running turn. Return the turn that was stopped."""
-        self._previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
+        """Claim the session. Return the running turn to stop, or None."""
+        previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
+        self._previous = previous
         if self._log.is_ended:
             self.undo()
-        elif self._previous is not None:
-            self._previous.stop(_ANOTHER_MESSAGE)
-        return self._previous
+        elif previous is not None and not previous.is_ended:
+            return previous
+        return None
 
     def undo(self) -> None:
         self._store.release(self._session_id, self._log, self._previous)
@@ -184,9 +185,7 @@ class BackgroundTurns(Uncopyable):
         arguments.text("content", content)  # Otherwise, the running turn would be stopped.
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
-            previous = claim.take()
-            if previous is not None:
-                _check_ended(wait_for_end(previous, _MAX_STOP_SECONDS))
+            _stop(claim.take(), _ANOTHER_MESSAGE)
             reading.start(conversation.send(content, **options))
         return BackgroundTurn(conversation.session_id, reading.log)
 
@@ -203,9 +202,7 @@ class BackgroundTurns(Uncopyable):
         arguments.text("content", content)  # Otherwise, the running turn would be stopped.
         reading, claim = self._prepare(TaskReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
-            previous = await self._run(claim.take)
-            if previous is not None:
-                _check_ended(await wait_for_end_async(previous, _MAX_STOP_SECONDS))
+            await self._stop_async(await self._run(claim.take), _ANOTHER_MESSAGE)
             reading.start(await conversation.send(content, **options))
         return BackgroundTurn(conversation.session_id, reading.log)
 
@@ -236,17 +233,12 @@ class BackgroundTurns(Uncopyable):
             TurnRunning: The turn did not end within 10 s.
             TurnStoreError: The store cannot be used.
         """
-        log = self._stop(session_id)
-        if log is not None:
-            _check_ended(wait_for_end(log, _MAX_STOP_SECONDS))
-        return log is not None
+        return _stop(self._find_running(session_id), _STOPPED)
 
     async def stop_async(self, session_id: str) -> bool:
         """The async version of `stop`."""
-        log = await self._run(partial(self._stop, session_id))
-        if log is not None:
-            _check_ended(await wait_for_end_async(log, _MAX_STOP_SECONDS))
-        return log is not None
+        log = await self._run(partial(self._find_running, session_id))
+        return await self._stop_async(log, _STOPPED)
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Wait for the running turns of this process, then stop them, and close the store.
@@ -258,6 +250,8 @@ class BackgroundTurns(Uncopyable):
             drain_seconds: The longest time in seconds to wait for the turns.
         """
         ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
+        for reading in self._own.get().running():
+            check_loop(reading.log)
         readings = self._begin_close()
         for reading in readings:
             wait_for_end(reading.log, ends - monotonic())
@@ -293,12 +287,15 @@ class BackgroundTurns(Uncopyable):
     def _create_log(self, stop: Callable[[str], object]) -> TurnLog:
         return TurnLog(os.urandom(12).hex(), self._max_bytes, stop)
 
-    def _stop(self, session_id: str) -> TurnLog | None:
+    def _find_running(self, session_id: str) -> TurnLog | None:
         log = self._store.find(arguments.identifier("session_id", session_id))
-        if log is None or log.is_ended:
-            return None
-        log.stop(_STOPPED)
-        return log
+        return None if log is None or log.is_ended else log
+
+    async def _stop_async(self, log: TurnLog | None, reason: str) -> bool:
+        if log is not None:
+            await self._run(partial(log.stop, reason))
+            _check_ended(await wait_for_end_async(log, _MAX_STOP_SECONDS))
+        return log is not None
 
     def _begin_close(self) -> tuple[TurnReading[Any], ...]:
         self._is_closed = True
@@ -333,6 +330,14 @@ def _check_conversation(kind: type[Any], value: object, other: type[Any], method
         problem = f"must be of type {kind.__name__}, not {other.__name__}: call {method}"
         raise InvalidArgument("conversation", problem)
     arguments.instance("conversation", kind, value)
+
+
+def _stop(log: TurnLog | None, reason: str) -> bool:
+    if log is not None:
+        check_loop(log)
+        log.stop(reason)
+        _check_ended(wait_for_end(log, _MAX_STOP_SECONDS))
+    return log is not None
 
 
 def _stop_all(readings: Iterable[TurnReading[Any]]) -> None:

@@ -79,8 +79,7 @@ class LogReader:
         Rarely, it returns True too early. Raises a `Flux0Error` if the wait would block the event
         loop that reads the turn.
         """
-        if self.log.loop is not None and is_current(self.log.loop):
-            raise Flux0Error(_OWN_LOOP)
+        check_loop(self.log)
         cancel = self.log.on_change(self._waker.wake)
         try:
             return self.log.has_more(self.position) or self._waker.wait(
@@ -101,6 +100,12 @@ class LogReader:
             return self.log.has_more(self.position)
         finally:
             cancel()
+
+
+def check_loop(log: TurnLog) -> None:
+    """Raise a `Flux0Error` if the caller runs in the event loop that reads the turn."""
+    if log.loop is not None and is_current(log.loop):
+        raise Flux0Error(_OWN_LOOP)
 
 
 def wait_for_end(log: TurnLog, seconds: float) -> bool:

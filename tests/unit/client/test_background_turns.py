@@ -402,6 +402,19 @@ async def test_message_that_could_not_be_sent_leaves_no_turn(mode: Mode) -> None
 
 
 @in_every_mode
+async def test_last_turn_can_be_joined_after_a_message_that_could_not_be_sent(mode: Mode) -> None:
+    server = Server(mode)
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    await turn.wait_async()
+    server.fake.inject(Refuse(), times=3)
+    with pytest.raises(ConnectError):
+        await server.turns.start_async(conversation, "Hi")
+    joined = await joined_turn(server, conversation)
+    assert (joined.id, (await joined.wait_async()).text) == (turn.id, "Hi")
+
+
+@in_every_mode
 async def test_errors_of_the_turn_are_raised_by_wait_and_relayed_last(mode: Mode) -> None:
     server = Server(mode, ["a", "b"])
     conversation = await server.conversation()
@@ -730,7 +743,8 @@ def test_invalid_options_are_rejected(options: Any, match: str) -> None:
 
 @pytest.mark.parametrize("mode", ASYNC)
 def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> None:
-    server = Server(mode, ["a", Gate()])
+    gate = Gate()
+    server = Server(mode, ["a", gate, "b"])
 
     async def call_sync_methods() -> None:
         conversation = await server.conversation()
@@ -738,9 +752,19 @@ def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> N
         assert error_free(await anext(turn.relay_async()))
         relay = turn.relay()
         assert error_free(next(relay))
-        for wait in (turn.wait, lambda: next(relay), lambda: server.real.stop(turn.session_id)):
+        sync = Flux0(transport=server.fake).conversation(session=turn.session_id)
+        for wait in (
+            turn.wait,
+            lambda: next(relay),
+            lambda: server.real.stop(turn.session_id),
+            lambda: server.real.start(sync, "Hi"),
+            server.real.close,
+        ):
             with pytest.raises(Flux0Error, match="use the _async method"):
                 wait()
+        assert (await joined_turn(server, conversation)).id == turn.id
+        gate.open()
+        assert (await turn.wait_async()).text == "a\nb"
         await server.turns.close_async()
 
     run(mode, call_sync_methods)

@@ -127,8 +127,7 @@ class Commands:
 
     def release(self, turn: TurnName, previous: TurnName) -> Command:
         """Give the session back to the previous turn; its id is empty if there is none."""
-        keys = (turn.session, previous.key("info"), previous.key("lease"))
-        return _run(scripts.RELEASE, keys, turn.id, previous.id, self._ttl_ms)
+        return _run(scripts.RELEASE, (turn.session, previous.key("info")), turn.id, previous.id)
 
     def append(
         self, turn: TurnName, max_bytes: int, batch: Batch, *, is_released: bool, replaced: bytes

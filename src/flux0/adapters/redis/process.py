@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from _thread import allocate_lock
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from os import urandom
 from threading import Thread
 from time import monotonic
 from typing import Final, final
+from weakref import WeakKeyDictionary
 
 from attrs import define, evolve
 
@@ -44,6 +46,8 @@ class StoreProcess:
         self._listener = Listener(client, channel, *actions, lease.renew_seconds)
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
+        # For each log that was claimed: the turn that its session had before.
+        self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_closed = False
         self._threads = (
             Thread(target=self._run_worker, name="flux0-redis", daemon=True),
@@ -55,14 +59,17 @@ class StoreProcess:
         """Make `log` the turn of the session; see `TurnStore.claim`."""
         return self._call(self._claim(self._name(session_id, log.turn_id), log, refuse))
 
-    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+    def release(self, session_id: str, log: TurnLog) -> None:
         """Undo `claim`; see `TurnStore.release`."""
         published = self._published.get(log.turn_id)
         if published is not None:
             published.is_released = True
-        id_ = "" if previous is None or previous.is_ended else previous.turn_id
-        name, previous_name = (self._name(session_id, each) for each in (log.turn_id, id_))
-        command = self._commands.release(name, previous_name)
+        name = self._name(session_id, log.turn_id)
+
+        def command() -> Command:
+            # If the claim was not sent, the session has another turn, which this command keeps.
+            return self._commands.release(name, self._replaced.get(log, name))
+
         self._worker.submit(_Release(command, self._worker, monotonic() + self._keep_seconds))
 
     def find(self, session_id: str) -> TurnLog | None:
@@ -115,6 +122,7 @@ class StoreProcess:
             raise TurnRunning(_RUNNING)
         expected = evolve(name, id=as_text((yield self._commands.find(name.session))))
         while True:
+            self._replaced[log] = expected
             claim = self._commands.claim(name, log.max_bytes, expected, refuse=refuse)
             result, value = yield claim
             if as_text(result) != "changed":
@@ -207,14 +215,14 @@ class _Release:
     If Redis did not respond to a claim, it may still receive the claim later.
     """
 
-    _command: Command
+    _command: Callable[[], Command]
     _worker: Worker
     _ends: float
     is_repeated: bool = False  # Later calls see the effect of the first attempt.
 
     def steps(self) -> Steps[None]:
         try:
-            yield self._command
+            yield self._command()
         except Exception:  # noqa: BLE001 - the client may be of another library
             self.is_repeated = True
             if monotonic() < self._ends:

@@ -39,13 +39,13 @@ end
 return {'claimed', running and 1 or 0}
 """
 
-# Undo CLAIM. The previous turn becomes the turn of the session again if it is still running.
+# Undo CLAIM. The previous turn becomes the turn of the session again if it is still kept.
 RELEASE: Final = """
-local session, previous_info, previous_lease = unpack(KEYS)
-local id, previous, ttl_ms = unpack(ARGV)
+local session, previous_info = unpack(KEYS)
+local id, previous = unpack(ARGV)
 if redis.call('GET', session) == id then
-  if previous ~= '' and redis.call('EXISTS', previous_lease) == 1
-      and redis.call('HEXISTS', previous_info, 'end') == 0 then
+  local ttl_ms = redis.call('PTTL', previous_info)
+  if ttl_ms > 0 then
     redis.call('SET', session, previous, 'PX', ttl_ms)
   else
     redis.call('DEL', session)

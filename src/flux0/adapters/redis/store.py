@@ -97,9 +97,9 @@ class RedisTurnStore(TurnStore):
         """Make `log` the turn of the session; see `TurnStore.claim`."""
         return self._process.get().claim(session_id, log, refuse=refuse)
 
-    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:  # noqa: ARG002 - its id is known
         """Undo `claim`; see `TurnStore.release`."""
-        self._process.get().release(session_id, log, previous)
+        self._process.get().release(session_id, log)
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the turn of the session that is running or kept; see `TurnStore.find`."""

@@ -181,6 +181,8 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
         server.client() as admin,
     ):
         log = claimed(store)
+        log.finish(LogEnd())
+        wait_until(lambda: bool(admin.hexists("flux0:{session}:turn:info", "end")))
         late = new_log("late")
         # The claim is sent after the id of the present turn was received.
         client.actions = [nothing, server.pause]
@@ -192,7 +194,6 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
 
         wait_until(lambda: bool(admin.exists("flux0:{session}:late:info")))
         wait_until(lambda: admin.get("flux0:{session}") == b"turn")
-        log.finish(LogEnd())
 
 
 def test_release_is_repeated_only_while_the_turn_would_be_kept(tmp_path: Path) -> None:
