@@ -202,6 +202,7 @@ def test_missing_package_of_the_extra_is_reported_with_the_install_command(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["flux0-client", "agents", "list"])
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delattr("flux0.cli")
     for module in [name for name in sys.modules if name.startswith(("flux0.cli", f"{package}."))]:
         monkeypatch.delitem(sys.modules, module)
     problem = f"the command line needs the package {package}: pip install 'flux0-client[cli]'"
