@@ -143,11 +143,11 @@ def has_ended(loop: Loop) -> bool:
     """Return whether `loop` has ended and accepts no more callbacks."""
     if hasattr(loop, "is_closed"):  # A stopped loop of asyncio would keep the callback.
         return bool(loop.is_closed())
-    return not call_soon(loop, _do_nothing)
+    return not call_soon(loop, do_nothing)
 
 
-def _do_nothing() -> None:
-    """A callback without effect, to wake a loop, or to find out whether it accepts callbacks."""
+def do_nothing() -> None:
+    """A callback without effect, for example to wake a loop."""
 
 
 def is_stopped(loop: Loop) -> bool:
@@ -186,7 +186,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         # existing tasks, but may drop callbacks.
         spawn()
         # A signal handler may run while the loop waits for I/O. A callback ends this wait.
-        call_soon(loop, _do_nothing)
+        call_soon(loop, do_nothing)
         return True
     return call_soon(loop, spawn)
 

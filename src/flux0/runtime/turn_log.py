@@ -11,6 +11,7 @@ from attrs import frozen
 
 from flux0.domain import errors
 from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
+from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
 _PLAIN: Final = (str, int, float, type(None))
@@ -60,10 +61,6 @@ class LogEnd:
         return cls(errors.restore(kind, (shown["problem"],), shown["state"]), end["finished"])
 
 
-def _do_nothing() -> None:
-    """Do nothing at the end of a turn."""
-
-
 class TurnLog:
     """The events of one background turn in this process, numbered from 1.
 
@@ -92,7 +89,7 @@ class TurnLog:
         self.turn_id: str = turn_id
         self.max_bytes: int = max_bytes
         self.stop: Callable[[str], object] = stop
-        self.on_end: Callable[[], object] = _do_nothing
+        self.on_end: Callable[[], object] = do_nothing
         self.loop: object = None
         self._owner = OwnerProcess()
         # The number of the oldest kept event, and the kept events. Both change together.

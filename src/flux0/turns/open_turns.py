@@ -81,8 +81,7 @@ class OpenTurns:
         self._calls = calls
         self._clock = clock
         self._queues = SessionQueues()
-        self._streams: PerProcess[WeakValueDictionary[SessionKey, EventStream | AsyncEventStream]]
-        self._streams = PerProcess(WeakValueDictionary)
+        self._streams = PerProcess(WeakValueDictionary[SessionKey, EventStream | AsyncEventStream])
 
     @contextmanager
     def exclusive(

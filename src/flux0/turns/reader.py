@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import suppress
 from threading import Lock
-from typing import Any, Final, final
+from typing import Any, TypeVar, final
 from weakref import ref
 
 from flux0.domain.errors import StreamInUse
+from flux0.runtime.event_loop import do_nothing
+from flux0.runtime.processes import NO_WAIT
 from flux0.turns.turn import Turn
 
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
-NO_WAIT: Final = False
+T = TypeVar("T")
 
 
 @final
@@ -26,10 +28,6 @@ class Reader:
 
     def __init__(self, owner: object) -> None:
         self.owner: object = owner
-
-
-def _no_reader() -> None:
-    """Return None, like a reference to a reader that no longer exists."""
 
 
 @final
@@ -52,7 +50,7 @@ class ReaderRole:
         self._running = running
         self._turn = turn
         # A weak reference: a loop that is left gives up the role even if Ctrl-C interrupts it.
-        self.reader: Callable[[], Reader | None] = _no_reader
+        self.reader: Callable[[], Reader | None] = do_nothing
         self.lock: Lock = Lock()
 
     @property
@@ -96,6 +94,19 @@ class ReaderRole:
                 raise self.in_use()
             reader.owner = owner
         return reader
+
+
+def started(values: Iterator[T]) -> Iterator[T]:
+    """Run a generator up to its first `yield`. Before, closing the generator would do nothing."""
+    next(values)
+    return values
+
+
+def started_async(values: AsyncGenerator[T, None]) -> AsyncIterator[T]:
+    """The async version of `started`. Up to its first `yield`, the generator must not wait."""
+    with suppress(StopIteration):
+        values.asend(None).send(None)
+    return values
 
 
 @final

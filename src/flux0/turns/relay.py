@@ -15,7 +15,6 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Final
 
@@ -52,20 +51,8 @@ def relay(
             heartbeats.
         format: Encodes the events.
     """
-    pieces = _relay(start, close, is_read, heartbeat, format)
-    next(pieces)  # Otherwise, closing the iterator before the first piece would do nothing.
-    return pieces
-
-
-def _relay(
-    start: Callable[[], Iterator[StreamEvent]],
-    close: Callable[[], object],
-    is_read: Callable[[], bool],
-    heartbeat: float | None,
-    format: RelayFormat,
-) -> Iterator[bytes]:
     try:
-        yield b""
+        yield b""  # For `started` or `started_async`.
         encoder = format.encoder()
     except BaseException:
         if not is_read():
@@ -126,22 +113,7 @@ def _encoded(encoder: RelayEncoder, events: Iterable[StreamEvent]) -> Iterator[b
         yield encoder.error(error)
 
 
-def relay_async(
-    start: Callable[[], AsyncIterator[StreamEvent]],
-    close: Callable[[], Awaitable[object]],
-    close_soon: Callable[[], object],
-    is_read: Callable[[], bool],
-    heartbeat: float | None,
-    format: RelayFormat,
-) -> AsyncIterator[bytes]:
-    """The async version of `relay`."""
-    pieces = _relay_async(start, close, close_soon, is_read, heartbeat, format)
-    with suppress(StopIteration):  # The first step awaits nothing.
-        pieces.asend(None).send(None)
-    return pieces
-
-
-async def _relay_async(
+async def relay_async(
     start: Callable[[], AsyncIterator[StreamEvent]],
     close: Callable[[], Awaitable[object]],
     close_soon: Callable[[], object],
@@ -149,8 +121,9 @@ async def _relay_async(
     heartbeat: float | None,
     format: RelayFormat,
 ) -> AsyncGenerator[bytes, None]:
+    """The async version of `relay`."""
     try:
-        yield b""
+        yield b""  # For `started` or `started_async`.
         encoder = format.encoder()
     except BaseException:
         if not is_read():

@@ -12,16 +12,13 @@ from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
 from flux0.flows import CallRequest, Effect, Send
 from flux0.ports import Response, Time
+from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 CLIENT_CLOSED = "this Flux0 client is closed: create a new client"
-
-
-def _do_nothing() -> None:
-    pass
 
 
 class RunningCalls:
@@ -46,7 +43,7 @@ class RunningCalls:
             raise ClientClosed(CLIENT_CLOSED)
 
     def start(
-        self, deadline: Deadline | None = None, wake: Callable[[], object] = _do_nothing
+        self, deadline: Deadline | None = None, wake: Callable[[], object] = do_nothing
     ) -> RunningCall:
         """Return a new call, a context manager. `wake` ends its first wait; see `on_cancel`.
 
@@ -75,8 +72,8 @@ class RunningCall:
     _calls: RunningCalls
     _running: dict[RunningCall, None]
     deadline: Deadline | None
-    _wake: Callable[[], object] = _do_nothing
-    _stop_alarm: Callable[[], object] = field(default=_do_nothing, init=False)
+    _wake: Callable[[], object] = do_nothing
+    _stop_alarm: Callable[[], object] = field(default=do_nothing, init=False)
     _cancelled: bool = field(default=False, init=False)
     _sent: Sent = field(default="no", init=False)
     _request: CallRequest | None = field(default=None, init=False)

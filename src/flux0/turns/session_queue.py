@@ -80,8 +80,7 @@ class SessionQueues:
     """The queues of all sessions with senders. A forked child process starts without queues."""
 
     def __init__(self) -> None:
-        self._queues: PerProcess[WeakValueDictionary[SessionKey, SessionQueue]]
-        self._queues = PerProcess(WeakValueDictionary)
+        self._queues = PerProcess(WeakValueDictionary[SessionKey, SessionQueue])
         # The lock is reentrant, because a signal handler can send a message in a thread that holds
         # the lock.
         self._creating = PerProcess(RLock)

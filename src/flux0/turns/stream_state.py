@@ -217,7 +217,6 @@ class StreamState(Uncopyable):
         self._life.move(Transition(State.CLOSING, reason))
 
     def _mark_released(self) -> None:
-        """Record that the connection of a closed stream was released."""
         self._life.move(Transition(State.CLOSED, self._life.current.reason))
 
     def _close_from_finalizer(self, reason: str) -> None:
@@ -365,11 +364,7 @@ class StreamState(Uncopyable):
         """
         if data is None:
             failure = self._turn.on_end()
-            return (
-                Transition(State.ENDED)
-                if failure is None
-                else Transition(State.FAILED, failure=failure)
-            )
+            return Transition(State.FAILED if failure else State.ENDED, failure=failure)
         events, failure = self._turn.feed(data)
         if events:
             self._content.add(events, len(data))

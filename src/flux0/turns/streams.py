@@ -21,7 +21,8 @@ from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
 from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.event_loop import Loop, running_loop, running_task
-from flux0.turns.reader import NO_WAIT, AsyncLoop, Reader
+from flux0.runtime.processes import NO_WAIT
+from flux0.turns.reader import AsyncLoop, Reader, started, started_async
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
 from flux0.usecases.options import CallOptions, show_options
 
@@ -108,9 +109,7 @@ class EventStream(StreamState):
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
         """
-        texts = self._texts()
-        next(texts)  # Otherwise, closing the iterator before the first text would do nothing.
-        return texts
+        return started(self._texts())
 
     def _texts(self) -> Iterator[str]:
         try:
@@ -178,7 +177,7 @@ class EventStream(StreamState):
         """
         from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
-        return relay(
+        pieces = relay(
             lambda: self._events(self._role.claim(object())),
             # The garbage collector may close the iterator.
             partial(self._close, later=True),
@@ -186,6 +185,7 @@ class EventStream(StreamState):
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
             checked_format(format),
         )
+        return started(pieces)
 
     def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """Request the events of this turn that the server has stored so far.
@@ -312,7 +312,7 @@ class AsyncEventStream(StreamState):
         """The async version of `EventStream.relay`."""
         from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
-        return relay_async(
+        pieces = relay_async(
             lambda: AsyncLoop(self._next, self._leave, reader=self._role.claim(object())),
             self.close_async,
             self.close_soon,
@@ -320,6 +320,7 @@ class AsyncEventStream(StreamState):
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
             checked_format(format),
         )
+        return started_async(pieces)
 
     async def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """The async version of `EventStream.stored_events`."""

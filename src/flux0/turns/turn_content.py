@@ -12,13 +12,11 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
-from flux0.runtime.processes import OwnerProcess
+from flux0.runtime.processes import NO_WAIT, OwnerProcess
 
 T = TypeVar("T")
 # Fold the events of at least this many bytes at once: the lock costs as much as folding a chunk.
 _FOLDED_BYTES: Final = 16 * 1024
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
-_NO_WAIT: Final = False
 
 
 class TurnContent:
@@ -83,7 +81,7 @@ class TurnContent:
         """
         result: tuple[T, ...] = ()
         try:
-            if not (self._lock.acquire(_NO_WAIT) or self._wait()):
+            if not (self._lock.acquire(NO_WAIT) or self._wait()):
                 return ()
             if not self._is_folding:
                 self._is_folding = True

@@ -6,16 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import Lock
-from typing import Final
 
 from flux0.domain.stored_models import Participant
 from flux0.flows import CallRequest
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
-from flux0.runtime.processes import OwnerProcess
-
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
-_NO_WAIT: Final = False
+from flux0.runtime.processes import NO_WAIT, OwnerProcess
 
 
 class TurnReport:
@@ -89,7 +85,7 @@ class TurnReport:
 
     def _report(self) -> None:
         # Check again after the release: another thread may have added a report before it.
-        while self._waiting and self._reporting.acquire(_NO_WAIT):
+        while self._waiting and self._reporting.acquire(NO_WAIT):
             try:
                 while self._waiting:
                     report = self._waiting.popleft()

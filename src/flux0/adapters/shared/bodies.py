@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import Lock
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Protocol
 from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
@@ -15,10 +15,7 @@ from flux0.domain.errors import (
     mark_user_error,
 )
 from flux0.runtime.event_loop import Loop, running_loop
-from flux0.runtime.processes import OwnerProcess, run_in_new_thread
-
-# The argument `blocking` of `Lock.acquire`. Passed by name, it doubles the cost of `acquire`.
-_NO_WAIT: Final = False
+from flux0.runtime.processes import NO_WAIT, OwnerProcess, run_in_new_thread
 
 
 class _AnySource(Protocol):
@@ -108,7 +105,7 @@ class _BodyState:
         """Acquire the read lock, or raise if the body is closed or has another reader."""
         if self.closed and not self.finished:
             raise ConnectionInterrupted("the body was closed before its end")
-        if not self._read_lock.acquire(_NO_WAIT):
+        if not self._read_lock.acquire(NO_WAIT):
             raise Flux0Error("another thread or task is reading this body")
 
     def _mark_closed(self) -> bool:

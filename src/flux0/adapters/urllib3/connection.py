@@ -137,7 +137,6 @@ class Urllib3Connection(HTTPConnection):
                 self._duplicate = None
 
     def _new_conn(self) -> Any:
-        """Return a new socket, connected to the server or the proxy."""
         exchange = current_exchange.get()
         if exchange is None:
             return super()._new_conn()

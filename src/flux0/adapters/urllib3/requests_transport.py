@@ -84,11 +84,10 @@ class RequestsTransport:
         """Send `request` once; see `Transport.send`."""
         connections = self._connections.get()
         response = _send(connections, request)
-        status = response.status_code
         headers = _headers(response)
         body = SyncBody(Urllib3Source(_raw_response(response), request.timeout.read))
         connections.bodies.add(body)
-        return Response(status, headers, body, response, not is_framed(headers))
+        return Response(response.status_code, headers, body, response, not is_framed(headers))
 
     def close(self) -> None:
         """Close the connections and the open bodies, unless you passed in the session."""

@@ -204,9 +204,7 @@ class ReplayTransport(SharedTransport):
             lines.append(f"all {len(self._replays)} exchanges were replayed already")
         else:
             replay = self._next[0]
-            lines.append(
-                "\n  ".join((f"next: {replay}", *differences(replay.exchange.request, request)))
-            )
+            lines.append("\n  ".join((f"next: {replay}", *replay.differences(request))))
         later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
         if later:
             numbers = shorten(", ".join(later))
