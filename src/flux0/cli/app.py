@@ -175,6 +175,9 @@ def mcp(
     The assistant starts this command, and uses standard input and output.
     With --http, assistants connect to the URL instead.
     """
+    *_, as_json = context.obj
+    if as_json:
+        raise typer.BadParameter("has no effect on this command.", param_hint="--json")
     with _client(context) as flux0:
         import anyio  # noqa: PLC0415 - slow
 

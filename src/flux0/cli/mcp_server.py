@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from attrs import frozen
 
-from flux0 import Agent, Flux0, Flux0Error, StatusEvent, __version__
+from flux0 import Agent, AsyncConversation, Flux0, Flux0Error, StatusEvent, __version__
 from flux0.cli.descriptions import describe_data, items_of, to_text
 from flux0.domain import arguments
 from flux0.models import ContentPart, InvalidArgument, MissingDependency
@@ -91,28 +91,32 @@ class AgentTools:
         self, context: Context, params: types.CallToolRequestParams
     ) -> types.CallToolResult:
         """Run one turn. If the assistant cancels the call, closing the stream stops the agent."""
-        given = params.arguments or {}
+        given, session = params.arguments or {}, list[types.TextContent]()
         try:
             agent = tool_names(await self._client.agents.list_async()).get(params.name)
             if agent is None:
                 raise MCPError(types.INVALID_PARAMS, f"unknown tool: {params.name!r}")
-            text, session_id = await self._run(context, agent, given)
+            message = arguments.text("message", given.get("message"))
+            conversation = await self._conversation(agent, given)
+            session.append(_text(f"session_id: {conversation.session_id}"))
+            text = await self._run(context, conversation, message)
         except Flux0Error as error:
-            return types.CallToolResult(content=[_text(str(error))], is_error=True)
+            return types.CallToolResult(content=[_text(str(error)), *session], is_error=True)
         return types.CallToolResult(
-            content=[_text(text), _text(f"session_id: {session_id}")],
-            structured_content={"text": text, "session_id": session_id},
+            content=[_text(text), *session],
+            structured_content={"text": text, "session_id": conversation.session_id},
         )
 
-    async def _run(self, context: Context, agent: Agent, given: dict[str, Any]) -> tuple[str, str]:
-        message = arguments.text("message", given.get("message"))
+    async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}
         if (session_id := given.get("session_id")) is not None:
             session = await self._client.sessions.retrieve_async(session_id=session_id)
             if session.agent_id != agent.id:
                 raise InvalidArgument("session_id", f"{session_id} belongs to a different agent")
             target = {"session": session}
-        conversation = await self._client.conversation_async(**target)
+        return await self._client.conversation_async(**target)
+
+    async def _run(self, context: Context, conversation: AsyncConversation, message: str) -> str:
         statuses = 0
         async with conversation.send(message) as stream:
             async for event in stream:
@@ -124,7 +128,7 @@ class AgentTools:
             messages = await stream.final_messages()
         parts = (part for message in messages for part in items_of(message.data))
         text = "\n".join(to_text(part.content) for part in parts if isinstance(part, ContentPart))
-        return _utf8(text), conversation.session_id
+        return _utf8(text)
 
 
 def _utf8(text: str) -> str:

@@ -35,11 +35,16 @@ def text(argument: str, value: object) -> str:
     checked = instance(argument, str, value)
     if not checked:
         raise InvalidArgument(argument, "must not be empty")
+    check_utf8(argument, checked)
+    return checked
+
+
+def check_utf8(argument: str, text: str) -> None:
+    """Raise `InvalidArgument` if UTF-8 cannot encode `text`."""
     try:
-        checked.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InvalidArgument(argument, "has lone surrogates, which UTF-8 cannot encode") from None
-    return checked
 
 
 def optional_text(argument: str, value: object) -> str | None:

@@ -232,16 +232,16 @@ def test_errors_of_a_turn_are_tool_errors(fake: FakeTransport) -> None:
             other = flux0.agents.create(name="Other", type_="fake")
             session = flux0.sessions.create(agent_id=other.id)
         async with in_memory(fake) as client:
-            for given, problem in [
-                ({"message": "Hi"}, "no data"),
-                ({"message": "Hi"}, "connection"),
-                ({}, "message must be a str, not NoneType"),
-                ({"message": "Hi", "session_id": "0123456789"}, "ID 0123456789 not found"),
-                ({"message": "Hi", "session_id": session.id}, "belongs to a different agent"),
+            for given, problem, ids in [
+                ({"message": "Hi"}, "no data", ["session_id: s000000002"]),
+                ({"message": "Hi"}, "connection", ["session_id: s000000003"]),
+                ({}, "message must be a str, not NoneType", []),
+                ({"message": "Hi", "session_id": "0123456789"}, "ID 0123456789 not found", []),
+                ({"message": "Hi", "session_id": session.id}, "belongs to a different agent", []),
             ]:
                 result = await client.call_tool("Weather_in_SF", given)
-                (text,) = texts(result)
-                assert (result.is_error, problem in text) == (True, True), text
+                text, *rest = texts(result)
+                assert (result.is_error, problem in text, rest) == (True, True, ids), text
 
     anyio.run(main)
 
@@ -306,6 +306,13 @@ def test_command_fails_at_once_if_the_server_cannot_be_reached(fake: FakeTranspo
     fake.inject(Refuse(), times=9)
     code, problem = failure(fake)
     assert (code, problem.startswith("No connection to http")) == (1, True)
+
+
+def test_json_is_rejected_because_the_command_prints_the_protocol(fake: FakeTransport) -> None:
+    with fake.installed():
+        result = CliRunner().invoke(app, ["--json", "mcp"])
+    assert result.exit_code == 2
+    assert "--json: has no effect on this command." in result.stderr
 
 
 def test_command_fails_if_the_port_is_used(fake: FakeTransport) -> None:

@@ -10,6 +10,7 @@ from cattrs import transform_error
 
 from flux0.adapters.json.plain import plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
+from flux0.domain import arguments
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.ports import ServerSentEvent
@@ -23,6 +24,7 @@ _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 # NaN and infinities, which JSON does not have, are an error in a request: as null, the server would
 # store something else than the user has passed.
 _encoder = JSONEncoder(allow_nan=False, separators=(",", ":"))
+_unescaped: Callable[[Any], str] = JSONEncoder(ensure_ascii=False).encode
 _decoder = JSONDecoder()
 # Decodes the JSON at a position of a string, and returns the value and its end.
 _scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
@@ -69,9 +71,13 @@ class JsonCodec:
         """Encode a model, or plain values, as JSON in ASCII bytes.
 
         Raises:
-            InvalidArgument: `value` cannot be represented in JSON; for example, it contains NaN.
+            InvalidArgument: `value` cannot be represented in JSON, or its strings in UTF-8; for
+                example, it contains NaN.
         """
-        return _convert(_encode, value, argument)
+        body = _convert(_encode, value, argument)
+        if rb"\ud" in body:  # An escaped surrogate. In a pair with another surrogate, it is valid.
+            arguments.check_utf8(argument, _unescaped(_load(body)))
+        return body
 
     def from_dict(self, model: type[T], data: Any) -> T:
         """Convert plain values (dicts, lists, strings, numbers) into `model`.

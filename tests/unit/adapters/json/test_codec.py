@@ -178,6 +178,7 @@ def test_nan_and_infinity_are_decoded_but_not_written() -> None:
 
 def test_encoded_json_is_ascii_and_cannot_contain_nan() -> None:
     assert CODEC.encode({"a": ["é", EventSource.USER]}) == b'{"a":["\\u00e9","user"]}'
+    assert CODEC.encode(["😀", "\\ud800"]) == rb'["\ud83d\ude00","\\ud800"]'
     problem = "^extra_body cannot be represented in JSON: Out of range float values"
     with pytest.raises(InvalidArgument, match=problem) as caught:
         CODEC.encode({"part": ContentPart([1, math.nan])}, "extra_body")
