@@ -52,10 +52,7 @@ if TYPE_CHECKING:
     from flux0.turn_store import TurnStore as TurnStore
     from flux0.turns.background_turn import BackgroundTurn as BackgroundTurn
     from flux0.turns.memory_store import MemoryTurnStore as MemoryTurnStore
-    from flux0.turns.streams import (
-        AsyncEventStream as AsyncEventStream,
-        EventStream as EventStream,
-    )
+    from flux0.turns.streams import AsyncEventStream as AsyncEventStream, EventStream as EventStream
 
 # Maps each module to its public names, except the names of `flux0.models`.
 _NAMES = {

@@ -14,11 +14,7 @@ from flux0.ports import AsyncTransport, Shared, Time, Transport
 from flux0.runtime.time import SystemTime
 
 if TYPE_CHECKING:
-    from flux0.adapters.httpx.transport import (
-        AsyncHttpClient,
-        HttpClient,
-        HttpxFamilyTransport,
-    )
+    from flux0.adapters.httpx.transport import AsyncHttpClient, HttpClient, HttpxFamilyTransport
 
 T = TypeVar("T")
 

@@ -7,14 +7,7 @@ A separate thread or task reads the stream, so that heartbeats can be sent while
 
 from __future__ import annotations
 
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Final
 

@@ -8,13 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
-from flux0.domain.errors import (
-    AgentError,
-    ClientClosed,
-    Flux0Error,
-    StreamError,
-    TransportError,
-)
+from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
 from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage

@@ -8,12 +8,7 @@ from typing import ClassVar, Protocol
 from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
-from flux0.domain.errors import (
-    ConnectionInterrupted,
-    Flux0Error,
-    TransportError,
-    mark_user_error,
-)
+from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError, mark_user_error
 from flux0.runtime.event_loop import Loop, running_loop
 from flux0.runtime.processes import NO_WAIT, OwnerProcess, run_in_new_thread
 

@@ -84,10 +84,8 @@ def causes(error: BaseException | None) -> tuple[BaseException, ...]:
         *getattr(error, "exceptions", ()),
         error.__cause__,
     )
-    return (
-        error,
-        *causes(next((each for each in inner if isinstance(each, BaseException)), None)),
-    )
+    nested = next((each for each in inner if isinstance(each, BaseException)), None)
+    return (error, *causes(nested))
 
 
 def _describe(

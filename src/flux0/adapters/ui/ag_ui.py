@@ -5,14 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, final
 
-from flux0.adapters.ui.steps import (
-    ID,
-    NAME,
-    VALUE,
-    Step,
-    StepEncoder,
-    Templates,
-)
+from flux0.adapters.ui.steps import ID, NAME, VALUE, Step, StepEncoder, Templates
 from flux0.domain.json_text import json_text
 from flux0.relay_format import RelayFormat
 

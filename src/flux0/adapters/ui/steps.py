@@ -56,7 +56,7 @@ ID, VALUE, NAME = map(attrgetter, ("id", "value", "name"))
 
 
 @define
-class _Call:
+class _StreamedCall:
     id: str
     name: str
     length: int = 0  # The number of characters in its arguments so far.
@@ -72,7 +72,7 @@ class _Message:
     id: str
     kind: str
     texts: list[str] = field(factory=list[str])
-    calls: dict[int, _Call] = field(factory=dict[int, _Call])
+    calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
     open_text: str = ""  # The id of the open text part.
     is_settled: bool = False
     rebuilds: int = 0
@@ -94,7 +94,7 @@ class StepEncoder(RelayEncoder):
         self._templates, self._last = templates, last
         self._accumulator = MessageAccumulator()
         self._messages: dict[str, _Message] = {}
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _StreamedCall] = {}
         self._text_numbers = count(1)
         self._is_started = self._is_ended = False
 
@@ -208,11 +208,11 @@ class StepEncoder(RelayEncoder):
                     message.texts.clear()
                     yield from self._text(message, part.content)
 
-    def _call(self, item: ToolCall | ToolCallPart) -> Generator[Step, None, _Call]:
+    def _call(self, item: ToolCall | ToolCallPart) -> Generator[Step, None, _StreamedCall]:
         """Return the call with the id of `item`. If there is none, start it."""
         call_id = str(item.tool_call_id)
         if call_id not in self._calls:
-            self._calls[call_id] = call = _Call(call_id, str(item.tool_name))
+            self._calls[call_id] = call = _StreamedCall(call_id, str(item.tool_name))
             yield call.step("start")
         return self._calls[call_id]
 
@@ -221,13 +221,13 @@ def _filled(template: Mapping[str, Any], step: Step) -> dict[str, Any]:
     return {key: item(step) if callable(item) else item for key, item in template.items()}
 
 
-def _append(call: _Call, text: Any) -> Iterator[Step]:
+def _append(call: _StreamedCall, text: Any) -> Iterator[Step]:
     if call.is_open and text and isinstance(text, str):
         call.length += len(text)
         yield call.step("delta", text)
 
 
-def _complete(call: _Call, args: Any) -> Iterator[Step]:
+def _complete(call: _StreamedCall, args: Any) -> Iterator[Step]:
     if call.is_open:
         if not call.length:
             yield call.step("delta", json_text(args, compact=True))

@@ -73,9 +73,9 @@ class TrackedResponse(HTTPResponse):
         """Skip interim responses (RFC 9110, section 15.2), and read the head of the final one."""
         file = self.fp
         received = file.peek()
-        # Most heads are complete and valid. For other heads, use `_HeadReader`, which is slower.
+        # Most heads are complete and valid. For other heads, use `_HeadFile`, which is slower.
         if not _VALID_HEAD.match(received):
-            self.fp = _HeadReader(file)
+            self.fp = _HeadFile(file)
         super().begin()
         while self.status < _FIRST_FINAL_STATUS:
             if self.status == _SWITCHING_PROTOCOLS:
@@ -161,7 +161,7 @@ def _receive(sock: Any, size: int) -> bytes:
         sock.settimeout(timeout)
 
 
-class _HeadReader:
+class _HeadFile:
     """A file for http.client that raises if a head is truncated, malformed or too large.
 
     After a malformed line, http.client would read the remaining fields as body.

@@ -125,14 +125,10 @@ def joined_history(
     not_stored: list[TurnMessage] = []
     for message in live:
         turn = unmatched.get(message.correlation_id, [])
-        match = next((event for event in turn if _has_same_content(event, message)), None)
+        content = message.type, message.data, message.metadata
+        match = next((e for e in turn if (e.type, e.data, e.metadata) == content), None)
         if match is None:
             not_stored.append(message)
         else:
             turn.remove(match)
     return (*history, *not_stored)
-
-
-def _has_same_content(event: Event, message: TurnMessage) -> bool:
-    content = message.type, message.data, message.metadata
-    return (event.type, event.data, event.metadata) == content

@@ -62,9 +62,7 @@ class FakeTurn:
     completed: bool = field(default=False, init=False)
     # Whether the server closes the connection after the last byte.
     closes_connection: bool = field(default=False, init=False)
-    # The exception that the agent raised.
     error: Exception | None = field(default=None, init=False)
-    # The number of steps that were run.
     _steps_done: int = field(default=0, init=False)
     # Whether the script is used up; see `FakeTransport.assert_all_used`.
     _used_up: bool = field(default=False, init=False)
