@@ -13,29 +13,13 @@ from flux0.flows import CallRequest, Flow, Middleware, SendFlow
 from flux0.ports import AsyncByteStream, AsyncTransport, Request, Response, Transport
 from flux0.runtime.threads import ThreadedTransport
 from flux0.testing.contract.harness import LONG, BlockingAsAsync
-from flux0.testing.contract.responses import (
-    ServerSteps,
-    Sleep,
-    WaitForRelease,
-    Write,
-    http_response,
-)
+from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import run
 from support.transports import Mode
 
 OK = http_response(b"ok")
 HALF = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
 AGENTS = http_response(b'{"data": []}', headers=[("Content-Type", "application/json")])
-
-
-def slow_tls_record(timeout: float) -> ServerSteps:
-    """Return steps that send two pieces, and then an invalid TLS record in two parts.
-
-    The first part of the record arrives before `timeout`, the second part arrives after it.
-    """
-    parts = b"\x17\x03\x03\x00\x20", bytes(32)
-    late = (step for part in parts for step in (Sleep(0.7 * timeout), Write(part, below_tls=True)))
-    return (*HALF[:-1], *late)
 
 
 class HasMode(Protocol):

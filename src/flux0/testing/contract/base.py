@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import gc
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar, Final
 
 import pytest
 
-from flux0.domain.errors import TransportError
+from flux0.domain.errors import ReadTimeout, TransportError
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
-from flux0.testing.contract.harness import BlockingAsAsync, Harness, event_loop, run_in_thread
+from flux0.testing.contract.harness import (
+    BlockingAsAsync,
+    Harness,
+    Pending,
+    event_loop,
+    run_in_thread,
+)
 
 # A timeout in seconds, within which the test server begins its response, even on a busy machine.
 SHORT: Final = 0.2
@@ -95,3 +101,10 @@ def fails(
     has_cause = isinstance(cause, Exception) and not isinstance(cause, TransportError)
     assert has_cause or not caused, "the error's `__cause__` must be the HTTP library's exception"
     return error
+
+
+def check_expired(reads: Mapping[str, Pending[bytes]]) -> None:
+    """Assert that each read raises a `ReadTimeout`. The message of a failure names its key."""
+    for name, read in reads.items():
+        check(type(read.error()), ReadTimeout, f"the error of the read {name!r}")
+        fails(read.outcome, ReadTimeout)

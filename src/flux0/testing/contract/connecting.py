@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import trustme
 from attrs import evolve
 
 from flux0.domain import errors
-from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, fails
-from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, get
+from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, check_expired, fails
+from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, ReceivedResponse, get
 from flux0.testing.contract.responses import (
     FRAMINGS,
     Disconnect,
-    Framing,
+    ServerSteps,
     Sleep,
     WaitForRelease,
     Write,
@@ -83,6 +84,16 @@ class ConnectContract(Contract):
         check(harness.fetch(get(server.url)), b"ok", "the body")
         host = server.requests[0].headers["host"]
         assert host == f"[::1]:{server.port}", "the host header must have the URL's host"
+
+
+def slow_tls_record(timeout: float) -> ServerSteps:
+    """Return steps that send `first`, and after their release an invalid TLS record in two parts.
+
+    The first part arrives before `timeout`, the second part arrives after it.
+    """
+    parts = b"\x17\x03\x03\x00\x20", bytes(32)
+    late = (step for part in parts for step in (Sleep(0.8 * timeout), Write(part, below_tls=True)))
+    return (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], *late)
 
 
 class TLSContract(Contract):
@@ -167,30 +178,28 @@ class TLSContract(Contract):
         fails(response.read, errors.ConnectionInterrupted)
         server.wait_until_closed()
 
-    @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
-    @pytest.mark.parametrize("framing", FRAMINGS)
-    def test_each_read_has_its_own_timeout(
-        self, trusting: Harness, tls: ssl.SSLContext, framing: Framing, *, over_tls: bool
-    ) -> None:
+    def test_each_read_has_its_own_timeout(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """The timeout of a read may be longer or shorter than the timeouts of earlier reads."""
         pieces = b"first", Sleep(2 * SHORT), b"second", WaitForRelease(), b"third"
-        steps = http_response(*pieces, framing=framing)
-        _, response = trusting.exchange(steps, tls=tls if over_tls else None, stream=True)
-        check(response.read(5, timeout=SHORT), b"first", "the first piece")
-        check(response.read(6), b"second", "the second piece")
-        fails(lambda: response.read(timeout=EXPIRY), errors.ReadTimeout)
+        responses = dict[str, ReceivedResponse]()
+        for framing, context in product(FRAMINGS, (None, tls)):
+            steps = http_response(*pieces, framing=framing)
+            _, response = trusting.exchange(steps, tls=context, stream=True)
+            check(response.read(5, timeout=SHORT), b"first", "the first piece")
+            responses[f"{framing}, TLS: {context is tls}"] = response
+        reads = {name: response.start_read(6) for name, response in responses.items()}
+        second = {name: read.outcome() for name, read in reads.items()}
+        check(second, dict.fromkeys(reads, b"second"), "the second pieces")
+        check_expired({name: each.start_read(timeout=EXPIRY) for name, each in responses.items()})
 
     def test_part_of_a_tls_record_does_not_extend_the_timeout(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
         """The second part would raise another error, but it arrives too late."""
-        parts = b"\x17\x03\x03\x00\x20", bytes(32)
-        late = (
-            step for part in parts for step in (Sleep(1.4 * SHORT), Write(part, below_tls=True))
-        )
-        steps = (*http_response(b"first", framing="chunked")[:-1], *late)
-        _, response = trusting.read_first(steps, tls=tls)
-        fails(lambda: response.read(timeout=2 * SHORT), errors.ReadTimeout)
+        server, response = trusting.read_first(slow_tls_record(2 * SHORT), tls=tls)
+        reading = response.start_read(timeout=2 * SHORT)
+        server.release()
+        fails(reading.outcome, errors.ReadTimeout)
 
     def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
         """The waiting thread or task gets an error immediately, as without TLS."""

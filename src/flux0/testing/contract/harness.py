@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from ssl import SSLContext
 from threading import Thread
 from time import monotonic
@@ -58,11 +57,16 @@ class Pending(Generic[T]):
 
     def outcome(self) -> T:
         """Wait for the result, or raise the error. Fail if the call hangs."""
+        self.error()
+        return self.future.result()
+
+    def error(self) -> BaseException | None:
+        """Wait for the end, and return the error; None after success. Fail if the call hangs."""
         wait([self.future], self.timeout)
         assert self.future.done(), (
             f"the transport hangs: the call did not end within {self.timeout:.1f} s"
         )
-        return self.future.result()
+        return self.future.exception()
 
     def is_pending_after(self, seconds: float) -> bool:
         """Wait for at most `seconds`, and return whether the call is still running."""
@@ -77,14 +81,11 @@ class ReceivedResponse:
         self._body: Any = head.body
         self._run = run
 
-    def start_read(self) -> Pending[bytes | None]:
-        """Start a call that reads the next piece; its result is None at the end."""
-        return self._run(partial(self._body.read_async, LONG))
+    def start_read(self, size: int | None = 1, timeout: float = LONG) -> Pending[bytes]:
+        """Start a call that reads pieces until they contain at least `size` bytes.
 
-    def read(self, size: int | None = None, timeout: float = LONG) -> bytes:
-        """Read pieces until they contain at least `size` bytes; by default, read the whole body.
-
-        `timeout` is the limit for all reads together: each read gets the time that is left.
+        If `size` is None, it reads the whole body. `timeout` is the limit for all reads together:
+        each read gets the time that is left.
         """
 
         async def pieces() -> bytes:
@@ -97,8 +98,11 @@ class ReceivedResponse:
                 data += piece
             return data
 
-        read: bytes = self._run(pieces).outcome()
-        return read
+        return self._run(pieces)
+
+    def read(self, size: int | None = None, timeout: float = LONG) -> bytes:
+        """Call `start_read`, and return its result: by default, the whole body."""
+        return self.start_read(size, timeout).outcome()
 
     def close(self) -> None:
         """See `AsyncByteStream.close_async`."""

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from gzip import compress
@@ -15,12 +16,19 @@ from attrs import evolve, frozen
 
 from flux0.domain.errors import ReadTimeout, TransportError, WriteTimeout
 from flux0.ports import Interrupt, Timeout
-from flux0.testing.contract.base import EXPIRY, SHORT, Contract, check, fails, streams
+from flux0.testing.contract.base import (
+    EXPIRY,
+    SHORT,
+    Contract,
+    check,
+    check_expired,
+    fails,
+    streams,
+)
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, Harness, Pending, get, post
 from flux0.testing.contract.responses import (
     FRAMINGS,
-    Framing,
     ServerSteps,
     Sleep,
     WaitForRelease,
@@ -31,19 +39,18 @@ from flux0.testing.contract.responses import (
 
 _ENDLESS = Timeout(connect=None, read=None, write=None, pool=None)
 
-
-_framings = pytest.mark.parametrize("framing", FRAMINGS)
-
 _FIRST = http_response(b"first", framing="chunked")[:-1]
-# Steps that send bytes without content before a timeout of `2 * SHORT`, and content after it.
-_PAUSE = Sleep(1.4 * SHORT)
+# After their release, the steps send bytes without content before a timeout of `2 * SHORT`, and
+# content after it.
+_PAUSE = Sleep(1.6 * SHORT)
+_WAIT = (WaitForRelease(), _PAUSE)
 _WITHOUT_CONTENT: dict[str, ServerSteps] = {
-    "size": (*_FIRST, _PAUSE, Write(b"6"), _PAUSE, Write(b"\r\nsecond\r\n")),
-    "extension": (*_FIRST, Write(b"6"), _PAUSE, Write(b";a"), _PAUSE, Write(b"\r\nsecond\r\n")),
+    "size": (*_FIRST, *_WAIT, Write(b"6"), _PAUSE, Write(b"\r\nsecond\r\n")),
+    "extension": (*_FIRST, Write(b"6"), *_WAIT, Write(b";a"), _PAUSE, Write(b"\r\nsecond\r\n")),
     "endless-extension": (*_FIRST, Write(b"6"), *(Write(b";a"), Sleep(SHORT / 4)) * 1000),
-    "trailer": (*_FIRST, Write(b"0\r\n"), _PAUSE, Write(b"x: y\r\n"), _PAUSE, Write(b"\r\n")),
+    "trailer": (*_FIRST, Write(b"0\r\n"), *_WAIT, Write(b"x: y\r\n"), _PAUSE, Write(b"\r\n")),
     "gzip": http_response(
-        *(compress(b"first"), _PAUSE, compress(b""), _PAUSE, compress(b"second")),
+        *(compress(b"first"), *_WAIT, compress(b""), _PAUSE, compress(b"second")),
         framing="chunked",
         headers=[("Content-Encoding", "gzip")],
     ),
@@ -63,20 +70,21 @@ class TimeoutContract(Contract):
         fails(lambda: harness.send(request), ReadTimeout)
         server.wait_until_closed()
 
-    @_framings
     @pytest.mark.parametrize(
         ("stream", "status"),
         [(False, "200 OK"), (True, "200 OK"), (True, "500 Broken")],
         ids=["whole", "stream", "error"],
     )
     def test_timeout_of_a_read_limits_the_wait_for_a_piece(
-        self, harness: Harness, framing: Framing, status: str, *, stream: bool
+        self, harness: Harness, status: str, *, stream: bool
     ) -> None:
         """After the `ReadTimeout`, the connection is closed."""
         pieces = b"first", WaitForRelease(), b"second"
-        steps = http_response(*pieces, framing=framing, status=status)
-        server, response = harness.read_first(steps, stream=stream)
-        fails(lambda: response.read(timeout=EXPIRY), ReadTimeout)
+        steps: dict[str, ServerSteps] = {
+            each: http_response(*pieces, framing=each, status=status) for each in FRAMINGS
+        }
+        server, reads = _start_second_reads(harness, steps, EXPIRY, stream=stream)
+        check_expired(reads)
         server.wait_until_closed()
 
     def test_write_timeout_expires(self, harness: Harness) -> None:
@@ -85,13 +93,22 @@ class TimeoutContract(Contract):
         request = post(harness.listen()[1], bytes(64_000_000), timeout=timeout)
         fails(lambda: harness.send(request), WriteTimeout)
 
-    @pytest.mark.parametrize("sent", _WITHOUT_CONTENT)
-    def test_bytes_without_content_do_not_extend_the_timeout(
-        self, harness: Harness, sent: str
-    ) -> None:
+    def test_bytes_without_content_do_not_extend_the_timeout(self, harness: Harness) -> None:
         """The content arrives too late. The transport may return empty pieces before it."""
-        _, response = harness.read_first(_WITHOUT_CONTENT[sent], stream=True)
-        fails(lambda: response.read(1, timeout=2 * SHORT), ReadTimeout)
+        server, reads = _start_second_reads(harness, _WITHOUT_CONTENT, 2 * SHORT, stream=True)
+        server.release()
+        check_expired(reads)
+
+
+def _start_second_reads(
+    harness: Harness, responses: Mapping[str, ServerSteps], timeout: float, *, stream: bool
+) -> tuple[ByteServer, dict[str, Pending[bytes]]]:
+    """Read `first` from each response, and then start to read the next piece of each response."""
+    server = harness.serve(*responses.values())
+    received = {key: harness.send(get(server.url, stream=stream)) for key in responses}
+    for response in received.values():
+        check(response.read(5), b"first", "the beginning of the body")
+    return server, {key: each.start_read(timeout=timeout) for key, each in received.items()}
 
 
 # The steps of servers that do not complete a response head. With "slow-bytes" and "interim", a
