@@ -14,7 +14,7 @@ from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import Flux0Error, StreamInterrupted
 from flux0.relay_format import RelayFormat
 from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
-from flux0.turns.turn_relay import LogDecoder
+from flux0.turns.log_relay import LogDecoder
 from support.npm import npm_install, run_in
 from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
 from support.ui import pieces_of

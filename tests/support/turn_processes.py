@@ -16,7 +16,7 @@ import anyio
 from flux0 import BackgroundTurns, RedisTurnStore
 from flux0.domain.errors import TurnStopped
 from flux0.runtime.turn_log import LogEnd, TurnLog
-from flux0.turns.turn_relay import LogReader, wait_for_end
+from flux0.turns.log_relay import LogReader, wait_for_end
 from support.transports import ASYNC, Mode
 
 P = ParamSpec("P")

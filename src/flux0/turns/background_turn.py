@@ -15,7 +15,7 @@ from flux0.domain.stream_events import StatusEvent
 from flux0.domain.uncopyable import Uncopyable
 from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.turn_relay import AsyncRelay, LogDecoder, LogReader, relay_log
+from flux0.turns.log_relay import AsyncLogRelay, LogDecoder, LogReader, relay_log
 
 # Last-Event-ID may come from any client. Longer numbers are slow to convert.
 _MAX_DIGITS = 18
@@ -91,7 +91,7 @@ class BackgroundTurn(Uncopyable):
         format: RelayFormat = FLUX0,
     ) -> AsyncIterator[bytes]:
         """The async version of `relay`."""
-        return AsyncRelay(self._log, *_relay_arguments(after, heartbeat_ms, format))
+        return AsyncLogRelay(self._log, *_relay_arguments(after, heartbeat_ms, format))
 
     def wait(self) -> Reply:
         """Wait until the turn has ended, and return the reply of the agent.

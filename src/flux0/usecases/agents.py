@@ -37,10 +37,7 @@ def first_agent(call: ApiCall, type_: str | None, name: str | None) -> Flow[Agen
 
 def create_agent(call: ApiCall, name: str, type_: str, description: str | None) -> Flow[Agent]:
     """Create an agent and return it. The server must have an agent runner for the type."""
-    body = {
-        "name": arguments.text("name", name),
-        "type": arguments.text("type_", type_),
-    }
+    body = {"name": arguments.text("name", name), "type": arguments.text("type_", type_)}
     if (checked := arguments.optional_text("description", description)) is not None:
         body["description"] = checked
     return call.fetch(Agent, call.request("agents.create", "POST", _ROUTE, body=body))

@@ -61,7 +61,6 @@ class _Server(ThreadingTCPServer):
         self.connections: WeakSet[socket] = WeakSet()
 
     def get_request(self) -> tuple[socket, Any]:
-        """Accept a connection and track it."""
         accepted = super().get_request()
         self.connections.add(accepted[0])
         return accepted

@@ -33,7 +33,7 @@ from flux0.domain.errors import (
 )
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
-from flux0.turns.turn_relay import LogReader, wait_for_end
+from flux0.turns.log_relay import LogReader, wait_for_end
 from support.forking import in_child
 from support.modes import run
 from support.redis_server import (

@@ -17,8 +17,8 @@ import pytest
 from flux0.domain.errors import StreamIdleTimeout, TurnStoreError
 from flux0.relay_format import HEARTBEAT
 from flux0.runtime.turn_log import LogEnd, TurnLog
-from flux0.turns.turn_relay import (
-    AsyncRelay,
+from flux0.turns.log_relay import (
+    AsyncLogRelay,
     LogReader,
     relay_log,
     wait_for_end,
@@ -56,7 +56,7 @@ def new_log(*events: bytes, max_bytes: int = 1000) -> WatchedLog:
     return log
 
 
-async def gathered(pieces: AsyncRelay) -> list[bytes]:
+async def gathered(pieces: AsyncLogRelay) -> list[bytes]:
     return [piece async for piece in pieces]
 
 
@@ -74,7 +74,7 @@ async def test_async_relay_yields_events_as_they_arrive_and_comments_between_the
     mode: Mode,
 ) -> None:
     log = new_log(b"1")
-    pieces = AsyncRelay(log, 0, 0.001)
+    pieces = AsyncLogRelay(log, 0, 0.001)
     assert [await anext(pieces) for _ in range(3)] == [b"1", HEARTBEAT, HEARTBEAT]
     log.append(b"2")
     log.finish(LogEnd())
@@ -84,7 +84,7 @@ async def test_async_relay_yields_events_as_they_arrive_and_comments_between_the
 
 @in_both_loops
 async def test_closed_async_relay_ends(mode: Mode) -> None:
-    pieces = AsyncRelay(new_log(b"1", b"2"), 0, None)
+    pieces = AsyncLogRelay(new_log(b"1", b"2"), 0, None)
     assert await anext(pieces) == b"1"
     await pieces.aclose()
     assert await gathered(pieces) == []
@@ -120,7 +120,7 @@ def test_task_is_woken_by_events_from_another_thread(mode: Mode) -> None:
         log.finish(LogEnd())
 
     async def read() -> None:
-        assert await gathered(AsyncRelay(log, 0, None)) == [b"1", b"2"]
+        assert await gathered(AsyncLogRelay(log, 0, None)) == [b"1", b"2"]
 
     with ThreadPoolExecutor(1) as threads:
         writing = threads.submit(write)
@@ -199,7 +199,7 @@ def test_unreferenced_sync_relays_leave_nothing_behind() -> None:
 @in_both_loops
 async def test_unreferenced_and_cancelled_async_relays_leave_nothing_behind(mode: Mode) -> None:
     log = new_log(b"1")
-    pieces = [AsyncRelay(log, 0, 0.001) for _ in range(3)]
+    pieces = [AsyncLogRelay(log, 0, 0.001) for _ in range(3)]
     for expected in (b"1", HEARTBEAT):
         assert await anext(pieces[1]) == await anext(pieces[2]) == expected
     references = [weakref.ref(each) for each in pieces]
@@ -209,7 +209,7 @@ async def test_unreferenced_and_cancelled_async_relays_leave_nothing_behind(mode
     assert [reference() for reference in references] == [None] * 3
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(gathered, AsyncRelay(log, 0, None))
+        tasks.start_soon(gathered, AsyncLogRelay(log, 0, None))
         while not log.waiting:
             await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
@@ -224,7 +224,7 @@ def test_waiting_relay_of_a_closed_loop_does_not_disturb_the_turn() -> None:
     log = new_log()
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(ignore_open_tasks)
-    task = loop.create_task(gathered(AsyncRelay(log, 0, None)))
+    task = loop.create_task(gathered(AsyncLogRelay(log, 0, None)))
     loop.run_until_complete(asyncio.sleep(0.01))
     assert len(log.waiting) == 1
     loop.close()
@@ -274,7 +274,7 @@ async def test_thousand_relays_of_one_turn_get_all_events(mode: Mode) -> None:
     counts: list[int] = []
 
     async def read() -> None:
-        counts.append(len(await gathered(AsyncRelay(log, 0, None))))
+        counts.append(len(await gathered(AsyncLogRelay(log, 0, None))))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(1000):

@@ -140,11 +140,11 @@ def relay_log(
             yield encoder.heartbeat()
 
 
-class AsyncRelay(AsyncIterator[bytes]):
+class AsyncLogRelay(AsyncIterator[bytes]):
     """The async version of `relay_log`.
 
     It is not an async generator, because an event loop warns about async generators that were not
-    closed. An `AsyncRelay` has nothing to close.
+    closed. An `AsyncLogRelay` has nothing to close.
     """
 
     def __init__(
