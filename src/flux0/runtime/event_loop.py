@@ -265,7 +265,7 @@ class PerLoop(Generic[T]):
         entry = self._entries.get(loop)
         if entry is not None:
             return entry[0]
-        _close_dead_loops(self._entries, self._close)
+        _close_ended_loops(self._entries, self._close)
         resource = self._make()
         guard = _close_at_loop_end(self._entries, loop, self._close)
         self._entries[loop] = (resource, guard)
@@ -316,12 +316,12 @@ async def _close_entry_later(
 
 
 def _schedule_close_all(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
-    _close_dead_loops(entries, close)
+    _close_ended_loops(entries, close)
     for loop in tuple(entries):
         schedule_close(loop, partial(_close_entry_later, entries, loop, close))
 
 
-def _close_dead_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
+def _close_ended_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
     """Close the resources of asyncio loops that ended without closing their async generators."""
     for loop in tuple(entries):
         if hasattr(loop, "is_closed") and loop.is_closed():

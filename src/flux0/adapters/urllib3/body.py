@@ -120,7 +120,7 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
     message = str(errors[-1])
     if wraps(exceptions.ProxyError) and message.startswith(_TUNNEL_FAILED):
         return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
-    dead_proxy = exchange.dead_proxy
+    failed_proxy = exchange.failed_proxy
     for each in errors:
         # Compare class names, because PySocks may not be installed.
         match f"{type(each).__module__}.{type(each).__name__}":
@@ -131,7 +131,7 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
             case "socks.ProxyConnectionError":
                 # An example: "Error connecting to SOCKS5 proxy 127.0.0.1:1080: ...".
-                dead_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
+                failed_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass
     kind = _kind_after_sending(errors[-1])
@@ -148,7 +148,7 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
     elif wraps(TimeoutError) and not wraps(exceptions.ReadTimeoutError):
         kind = WriteTimeout
     translated = failure(kind, error, exchange.timeout)
-    return translated if dead_proxy is None else proxy_unreachable(translated, dead_proxy)
+    return translated if failed_proxy is None else proxy_unreachable(translated, failed_proxy)
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "

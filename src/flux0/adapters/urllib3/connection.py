@@ -48,10 +48,10 @@ class Urllib3Exchange(Exchange):
 
     Attributes:
         failure: The exception from the last failed attempt to connect, or None.
-        dead_proxy: The URL of a proxy that could not be reached, or None.
+        failed_proxy: The URL of a proxy that could not be reached, or None.
     """
 
-    dead_proxy: str | None = None
+    failed_proxy: str | None = None
 
     def __enter__(self) -> Urllib3Exchange:
         self._token = current_exchange.set(self)
@@ -166,7 +166,7 @@ class Urllib3Connection(HTTPConnection):
         try:
             sock = connector.connect(*address)
         except OSError as error:  # The errors of PySocks derive from OSError.
-            exchange.dead_proxy = self.proxy and self.proxy.url
+            exchange.failed_proxy = self.proxy and self.proxy.url
             timed_out = isinstance(causes(error)[-1], TimeoutError)
             kind = ConnectTimeoutError if timed_out else NewConnectionError
             raise kind(self, str(error)) from error

@@ -72,9 +72,9 @@ class FakeServer:
             name, form = target.operation.name, target.operation.form
             if self._is_newer and name == "sessions.create":
                 form = NEWER_SESSION
-            given = form.read(request, target.arguments, target.query)
+            body = form.read(request, target.arguments, target.query)
             handle = getattr(self, f"_{name.replace('.', '_')}")
-            response: Response[Any] = handle(target, given)
+            response: Response[Any] = handle(target, body)
             return response
         if target.allowed:
             detail = HTTPStatus.METHOD_NOT_ALLOWED.phrase
@@ -86,11 +86,11 @@ class FakeServer:
             return Response(307, Headers((("content-length", "0"), ("location", location))), b"")
         raise RequestRejected(404, HTTPStatus.NOT_FOUND.phrase)
 
-    def _agents_create(self, _: Target, given: JSONObject) -> Response[bytes]:
-        if given["type"] not in self._agent_types:
-            raise RequestRejected(422, f"Agent type '{given['type']}' is not supported")
-        description = given.get("description") or None
-        agent = self.store.create_agent(given["name"], given["type"], description)
+    def _agents_create(self, _: Target, body: JSONObject) -> Response[bytes]:
+        if body["type"] not in self._agent_types:
+            raise RequestRejected(422, f"Agent type '{body['type']}' is not supported")
+        description = body.get("description") or None
+        agent = self.store.create_agent(body["name"], body["type"], description)
         return _json(201, without_nulls(agent))
 
     def _agents_retrieve(self, target: Target, _: Any) -> Response[bytes]:
@@ -99,25 +99,25 @@ class FakeServer:
     def _agents_list(self, _: Target, __: Any) -> Response[bytes]:
         return _json(200, {"data": list(self.store.agents.values())})
 
-    def _sessions_create(self, target: Target, given: JSONObject) -> Response[bytes]:
-        agent = self._agent(given["agent_id"], 400)
+    def _sessions_create(self, target: Target, body: JSONObject) -> Response[bytes]:
+        agent = self._agent(body["agent_id"], 400)
         session: JSONObject = {
-            "id": given.get("id") or self.store.new_id("session"),
+            "id": body.get("id") or self.store.new_id("session"),
             "agent_id": agent["id"],
             "user_id": self._user_id(target),
-            "title": given.get("title"),
+            "title": body.get("title"),
             "consumption_offsets": {"client": 0},
             "created_at": self.store.created_at(),
         }
         if self._is_newer:
-            self._add_newer_fields(session, given)
+            self._add_newer_fields(session, body)
         self.store.sessions.append(session)  # Like the released server, accept an existing id.
         return _json(201, without_nulls(session))
 
-    def _add_newer_fields(self, session: JSONObject, given: JSONObject) -> None:
+    def _add_newer_fields(self, session: JSONObject, body: JSONObject) -> None:
         if any(session["id"] == other["id"] for other in self.store.sessions):
             raise RequestRejected(409, f"Session with ID {session['id']} already exists")
-        session["metadata"], session["mode"] = given.get("metadata"), given.get("mode") or "auto"
+        session["metadata"], session["mode"] = body.get("metadata"), body.get("mode") or "auto"
         if session["mode"] == "record":
             recording = {"recording_id": self.store.new_id("recording")}
             session["metadata"] = {**(session["metadata"] or {}), "recording": recording}
@@ -134,17 +134,17 @@ class FakeServer:
         ]
         return _json(200, {"data": sessions})
 
-    def _sessions_create_event(self, target: Target, given: JSONObject) -> Response[FakeTurn]:
-        if given["type"] != EventType.MESSAGE:
+    def _sessions_create_event(self, target: Target, body: JSONObject) -> Response[FakeTurn]:
+        if body["type"] != EventType.MESSAGE:
             raise RequestRejected(422, "Only message events can currently be added manually")
-        if given["source"] != EventSource.USER:
+        if body["source"] != EventSource.USER:
             raise RequestRejected(422, 'Only "user" source is supported for direct posting.')
-        if not given.get("content"):
+        if not body.get("content"):
             raise RequestRejected(422, "Missing 'message' field in event parameters")
         store, session = self.store, self._session(target, 400)
         agent = store.agents[session["agent_id"]]
         message = UserMessage(
-            content=given["content"],
+            content=body["content"],
             session_id=session["id"],
             user_id=session["user_id"],
             agent_id=agent["id"],

@@ -138,13 +138,13 @@ class Form:
         elif self.members is not None and not isinstance(body, dict):
             yield ("model_attributes_type", {}), body, "body"
         elif self.members is not None:
-            given = cast("dict[str, Any]", body)
+            members = cast("dict[str, Any]", body)
             for name, check in self.members.items():
-                if name in given:
-                    yield check(given[name]), given[name], "body", name
+                if name in members:
+                    yield check(members[name]), members[name], "body", name
                 elif check(None):
-                    yield ("missing", {}), given, "body", name
-            for name, value in given.items():
+                    yield ("missing", {}), members, "body", name
+            for name, value in members.items():
                 if name not in self.members:
                     yield ("extra_forbidden", {}), value, "body", name
         elif self.items is not None and isinstance(body, list):
