@@ -22,7 +22,6 @@ from flux0.usecases.stored_turns import find_turn, next_offset
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_COOKIE = "flux0_user_sub"
 # RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
 # It allows `%`, too, which is encoded because other characters become `%` and their UTF-8 bytes.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
@@ -220,7 +219,7 @@ def user_headers(user: str | None) -> Headers:
     from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
 
     name = quote(arguments.text("user", user), safe=_IN_COOKIES)
-    return Headers((("cookie", f"{_COOKIE}={name}"),))
+    return Headers((("cookie", f"flux0_user_sub={name}"),))
 
 
 def conversation_caller(

@@ -140,12 +140,11 @@ def server_url(url: object) -> tuple[str, Headers]:
 
     The base URL has no trailing slash and no credentials, so logs and errors may show it.
     """
-    if not isinstance(url, str):
-        raise InvalidArgument("server_url", f"must be a str, not {_kind(url)}")
-    if not _is_base_url(url):
-        shown = re.sub("(?s)([?#]).*", r"\1***", re.sub("(?s)^.*@", "***@", url))
+    checked = instance("server_url", str, url)
+    if not _is_base_url(checked):
+        shown = re.sub("(?s)([?#]).*", r"\1***", re.sub("(?s)^.*@", "***@", checked))
         raise InvalidArgument("server_url", f"must be like http://127.0.0.1:8080, not {shown!r}")
-    scheme, _, rest = url.rstrip("/").partition("//")
+    scheme, _, rest = checked.rstrip("/").partition("//")
     authority, slash, path = rest.partition("/")
     login, at, host = authority.rpartition("@")
     return f"{scheme}//{host}{slash}{path}", _basic(login) if at else Headers()

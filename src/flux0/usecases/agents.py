@@ -14,7 +14,6 @@ from flux0.usecases.call import ApiCall
 T = TypeVar("T")
 
 _ROUTE = "/api/agents"
-_AGENT = f"{_ROUTE}/{{agent_id}}"
 
 
 def list_agents(call: ApiCall) -> Flow[Agents]:
@@ -46,7 +45,7 @@ def create_agent(call: ApiCall, name: str, type_: str, description: str | None) 
 def retrieve_agent(call: ApiCall, agent_id: str) -> Flow[Agent]:
     """Return the agent with this id."""
     ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
-    request = call.request("agents.retrieve", "GET", _AGENT, ids=ids)
+    request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", ids=ids)
     return with_name_hint(call.fetch(Agent, request), agent_id)
 
 
