@@ -135,10 +135,10 @@ def _encode(value: Any) -> bytes:
 def _convert(convert: Callable[[Any], T], value: Any, argument: str) -> T:
     try:
         return convert(value)
-    except RecursionError as error:
-        raise InvalidArgument(argument, "is nested too deeply") from error
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(argument, f"cannot be represented in JSON: {error}") from error
+    except (RecursionError, TypeError, ValueError) as error:
+        is_deep = isinstance(error, RecursionError)
+        problem = "is nested too deeply" if is_deep else f"cannot be represented in JSON: {error}"
+        raise InvalidArgument(argument, problem) from error
 
 
 def _load(text: str | bytes) -> Any:
