@@ -8,8 +8,8 @@ not finish, it waits for the lock. Then the script prints where the lock was acq
 A signal handler or the garbage collector could call `close` in the thread that holds the lock. Then
 `close` would never return. In a forked child, the lock is never released.
 
-Arguments: `close` or `fork`, the URL of a server that responds with turns, and the class name of a
-transport. The script prints the number of locks.
+Arguments: `close` or `fork`, the URL of a server that responds with turns, and the class names of
+transports. The script prints the number of locks with each transport.
 """
 
 from __future__ import annotations
@@ -120,8 +120,7 @@ def fork(client: flux0.Flux0) -> None:
         threading.Event().wait()
 
 
-def main(action: str, url: str, transport: str) -> None:
-    logging.getLogger("flux0").addHandler(logging.NullHandler())  # Do not print the retries.
+def count_locks(action: str, url: str, transport: str) -> int:
     retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0), max_attempts=2)
     act = {"close": close, "fork": fork}[action]
     locks, was_called = 0, True
@@ -133,7 +132,10 @@ def main(action: str, url: str, transport: str) -> None:
             make_calls(client)
         was_called = watch.stop()
         client.close()
-    print(locks - 1)
+    return locks - 1
 
 
-main(*sys.argv[1:])
+logging.getLogger("flux0").addHandler(logging.NullHandler())  # Do not print the retries.
+action, url, *transports = sys.argv[1:]
+for transport in transports:
+    print(count_locks(action, url, transport))

@@ -803,7 +803,7 @@ def test_memory_of_kept_turns_is_little_more_than_their_bytes() -> None:
     run_turn()
     tracemalloc.start()
     try:
-        kept = sum(run_turn() for _ in range(20))
+        kept = sum(run_turn() for _ in range(8))
         server.fake.reset()
         gc.collect()
         memory, _ = tracemalloc.get_traced_memory()

@@ -598,18 +598,23 @@ def test_turns_are_not_described_if_nothing_observes_or_logs_them() -> None:
     assert (stream.seconds, stream.ending) == (0, "confirmed")
 
 
-@pytest.mark.parametrize("server", ["", "import uvicorn; uvicorn.Config('app')\n"])
-def test_retries_are_printed_without_a_handler_for_flux0(server: str) -> None:
+def test_retries_are_printed_without_a_handler_for_flux0() -> None:
     """The logging configuration of uvicorn has no handler for other loggers."""
-    code = server + (
-        "from flux0 import BackoffStrategy, Flux0, RetryConfig\n"
-        "from flux0.testing import FakeTransport, Respond\n"
-        "fake = FakeTransport()\n"
-        "fake.inject(Respond(503))\n"
-        "Flux0(transport=fake).agents.list()\n"
-    )
+    code = """
+from flux0 import Flux0
+from flux0.testing import FakeTransport, Respond
+fake = FakeTransport()
+def retry():
+    fake.inject(Respond(503))
+    Flux0(transport=fake).agents.list()
+retry()
+import uvicorn
+uvicorn.Config("app")
+retry()
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.startswith(f"GET {URL}: attempt 1 failed (ServerError: ")
+    printed = f"GET {URL}: attempt 1 failed (ServerError: "
+    assert [line[: len(printed)] for line in done.stderr.splitlines()] == [printed] * 2
 
 
 def test_attempt_with_a_transport_error_has_no_status_code() -> None:

@@ -741,5 +741,5 @@ def test_cost_of_a_turn_is_linear(path: Path, scrub: Callable[[str], str] | None
         transport = RecordingTransport(fake, path.with_name(str(events)), scrub=scrub)
         return calls_made(lambda: list(Pieces(transport.send(turn).body)))
 
-    assert cost(4000) < 10.5 * cost(400)
-    assert len(recorded_pieces(path.with_name("4000"))) == 4000
+    assert cost(500) < 10.5 * cost(50)
+    assert len(recorded_pieces(path.with_name("500"))) == 500
