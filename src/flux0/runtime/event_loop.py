@@ -252,12 +252,11 @@ class PerLoop(Generic[T]):
 
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
-        self._close = close
-        self._entries: _Entries[T] = {}
+        self._entries: _Entries[T] = _Entries(close)
         # Use a finalizer and not __del__: the finalizer keeps the suspended generators alive until
         # it runs. In a reference cycle, the garbage collector might close the generators before it
         # calls __del__.
-        weakref.finalize(self, _schedule_close_all, self._entries, close).atexit = False
+        weakref.finalize(self, self._entries.schedule_close_all).atexit = False
 
     async def get(self) -> T:
         """Return the running loop's resource."""
@@ -265,73 +264,71 @@ class PerLoop(Generic[T]):
         entry = self._entries.get(loop)
         if entry is not None:
             return entry[0]
-        _close_ended_loops(self._entries, self._close)
+        self._entries.close_ended_loops()
         resource = self._make()
-        guard = _close_at_loop_end(self._entries, loop, self._close)
+        guard = self._entries.close_at_loop_end(loop)
         self._entries[loop] = (resource, guard)
         await guard.asend(None)
         return resource
 
     async def close_async(self) -> None:
         """Close the running loop's resource. Other resources are closed with their loops."""
-        await _close_entry(self._entries, running_loop(), self._close)
+        await self._entries.close(running_loop())
 
 
-# The keys are loops. The values are the resource and its guard, a suspended async generator that
-# closes the resource when the loop ends.
-_Entries: TypeAlias = dict[Loop, tuple[T, AsyncGenerator[None, None]]]
+class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
+    """Maps each loop to its resource and its guard.
 
+    The guard is a suspended async generator that closes the resource when the loop ends.
+    """
 
-async def _close_at_loop_end(
-    entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
-) -> AsyncGenerator[None, None]:
-    # At its end, a loop of asyncio or trio closes its suspended async generators, such as this one.
-    try:
-        yield
-    finally:
-        entry = entries.pop(loop, None)
+    def __init__(self, close_resource: Callable[[T], Awaitable[None]]) -> None:
+        super().__init__()
+        self._close_resource = close_resource
+
+    async def close_at_loop_end(self, loop: Loop) -> AsyncGenerator[None, None]:
+        # At its end, a loop of asyncio or trio closes its suspended async generators, such as this
+        # generator.
+        try:
+            yield
+        finally:
+            entry = self.pop(loop, None)
+            if entry is not None:
+                # trio closes this generator in a cancelled scope. Without the shield,
+                # `_close_resource` would be cancelled, too.
+                await shielded(partial(self._close_resource, entry[0]))
+
+    async def close(self, loop: Loop) -> None:
+        entry = self.pop(loop, None)
         if entry is not None:
-            # trio closes this generator in a cancelled scope. Without the shield, `close` would be
-            # cancelled, too.
-            await shielded(partial(close, entry[0]))
+            resource, guard = entry
+            # The entry is removed, so the guard ends without closing the resource.
+            await guard.aclose()
+            await self._close_resource(resource)
 
+    async def _close_later(self, loop: Loop) -> None:
+        # If the loop ends during the sleep, it cancels this task, and the guard closes the
+        # resource.
+        await sleep(_CLOSE_DELAY)
+        await self.close(loop)
 
-async def _close_entry(
-    entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
-) -> None:
-    entry = entries.pop(loop, None)
-    if entry is not None:
-        resource, guard = entry
-        # The entry is removed, so the guard ends without closing the resource.
-        await guard.aclose()
-        await close(resource)
+    def schedule_close_all(self) -> None:
+        self.close_ended_loops()
+        for loop in tuple(self):
+            schedule_close(loop, partial(self._close_later, loop))
 
-
-async def _close_entry_later(
-    entries: _Entries[T], loop: Loop, close: Callable[[T], Awaitable[None]]
-) -> None:
-    # If the loop ends during the sleep, it cancels this task, and the guard closes the resource.
-    await sleep(_CLOSE_DELAY)
-    await _close_entry(entries, loop, close)
-
-
-def _schedule_close_all(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
-    _close_ended_loops(entries, close)
-    for loop in tuple(entries):
-        schedule_close(loop, partial(_close_entry_later, entries, loop, close))
-
-
-def _close_ended_loops(entries: _Entries[T], close: Callable[[T], Awaitable[None]]) -> None:
-    """Close the resources of asyncio loops that ended without closing their async generators."""
-    for loop in tuple(entries):
-        if hasattr(loop, "is_closed") and loop.is_closed():
-            resource, _ = entries.pop(loop)
-            # The loop is closed and cannot run `close`. Run `close` without a loop, up to its first
-            # wait. The garbage collector closes sockets that are still open.
-            closing = close(resource).__await__()
-            with suppress(Exception):
-                next(closing)
-            closing.close()
+    def close_ended_loops(self) -> None:
+        """Close the resources of asyncio loops that ended without closing async generators."""
+        for loop in tuple(self):
+            if hasattr(loop, "is_closed") and loop.is_closed():
+                resource, _ = self.pop(loop)
+                # The loop is closed and cannot close the resource. Run `_close_resource` without a
+                # loop, up to its first wait. The garbage collector closes sockets that are still
+                # open.
+                closing = self._close_resource(resource).__await__()
+                with suppress(Exception):
+                    next(closing)
+                closing.close()
 
 
 def is_current(loop: Loop) -> bool:
