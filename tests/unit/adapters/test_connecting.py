@@ -19,6 +19,7 @@ from flux0 import ClientClosed, Flux0, RequestsTransport, RetryConfig, Urllib3Tr
 from flux0.adapters.urllib3 import transport
 from flux0.domain.errors import ConnectError, ConnectTimeout, PoolTimeout, ReadTimeout
 from flux0.ports import ByteStream, Request, Response, Transport
+from flux0.testing.contract.base import EXPIRY, SHORT
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from flux0.testing.contract.responses import Receive, Signal, WaitForRelease
@@ -29,7 +30,6 @@ from support.transports import ASYNC_WAYS, SYNC_WAYS, Way
 from support.unreachable import resolve_to, unreachable_address
 
 over_sync = pytest.mark.parametrize("way", SYNC_WAYS, ids=str)
-SHORT_TIMEOUT = 0.2
 # The number of unreachable addresses. A timeout for each address would take minutes.
 MANY = 1000
 
@@ -66,12 +66,15 @@ def close_while_calling(transport: Any, url: str, waiting: Event | None = None) 
 # --- a connection to the server
 
 
-@over_sync
+# httpx2 has the same adapter as httpx, and requests the same connections as urllib3.
+@pytest.mark.parametrize(
+    "way", [way for way in SYNC_WAYS if way.transport in ("httpx", "urllib3")], ids=str
+)
 def test_connect_timeout_limits_all_addresses_together(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     transport: Any = way.make_transport()
-    timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
+    timeout = evolve(LONG_TIMEOUT, connect=SHORT)
     with unreachable_address() as dead:
         resolve_to(monkeypatch, *[dead] * MANY)
         with pytest.raises(ConnectTimeout):
@@ -166,8 +169,8 @@ def test_pool_timeout_limits_the_wait_for_a_connection(make: Callable[[], Transp
     transport = make()
     with ByteServer(HALF, OK) as server:
         body = transport.send(get(server.url, stream=True)).body
-        with pytest.raises(PoolTimeout, match=r"within 0\.2 s \(pool timeout\)"):
-            transport.send(get(server.url, timeout=evolve(LONG_TIMEOUT, pool=SHORT_TIMEOUT)))
+        with pytest.raises(PoolTimeout, match=r"within 0\.05 s \(pool timeout\)"):
+            transport.send(get(server.url, timeout=evolve(LONG_TIMEOUT, pool=EXPIRY)))
         with ThreadPoolExecutor(1) as threads:
             second = threads.submit(fetch_sync, transport, get(server.url))
             server.release()
@@ -194,7 +197,8 @@ def test_kept_exception_keeps_no_connection_open(way: Way) -> None:
     with ByteServer((WaitForRelease(),), AGENTS) as server:
         transport: Any = way.make_transport()
         with pytest.raises(ReadTimeout) as caught:
-            transport.send(get(server.url, timeout=evolve(LONG_TIMEOUT, read=SHORT_TIMEOUT)))
+            transport.send(get(server.url, timeout=evolve(LONG_TIMEOUT, read=EXPIRY)))
+        server.wait_for_requests(1)
         flux0 = Flux0(server.url, transport=transport)
         flux0.agents.list()
         flux0.close()

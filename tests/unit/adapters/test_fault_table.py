@@ -19,6 +19,7 @@ from attrs import frozen
 from flux0 import Flux0, RetryConfig, TransportError, models
 from flux0.domain.errors import Flux0Error
 from flux0.flows import Middleware
+from flux0.testing.contract.base import EXPIRY
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import (
     Disconnect,
@@ -40,13 +41,12 @@ from support.unreachable import unreachable_address
 TABLE = Path(__file__).parents[3] / "docs" / "errors.md"
 ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
 
-# The timeouts, in seconds, that expire with these faults. All others are long.
-SHORT_TIMEOUT = 0.2
+# The timeouts that expire with these faults. All others are long.
 PAUSE = "the server stops sending within the body"
 LIMITS = {
-    "the connect timeout expires": {"connect": SHORT_TIMEOUT},
-    "no response head is received": {"read": SHORT_TIMEOUT},
-    PAUSE: {"read": SHORT_TIMEOUT},
+    "the connect timeout expires": {"connect": EXPIRY},
+    "no response head is received": {"read": EXPIRY},
+    PAUSE: {"read": EXPIRY},
 }
 LIMIT = 100_000
 BOMB = gzip.compress(b"data: " + bytes(20 * LIMIT))
@@ -193,11 +193,11 @@ RESPONSES: dict[str, Callable[[Content, tuple[str, str]], ServerSteps]] = {
 
 # The whole message of each transport error. The end `.+` is a message of the HTTP library, of the
 # operating system, or of OpenSSL or zlib.
-NO_DATA = r"no data received within 0\.2 s \(read timeout; set timeout_ms\)"
+NO_DATA = r"no data received within 0\.05 s \(read timeout; set timeout_ms\)"
 MESSAGES = {
     "the host name cannot be resolved": "the host name cannot be resolved: .+",
     "the connection is refused": "connection refused",
-    "the connect timeout expires": r"could not connect within 0\.2 s \(connect timeout\)",
+    "the connect timeout expires": r"could not connect within 0\.05 s \(connect timeout\)",
     "the certificate is not trusted": "the server's certificate is not trusted: .+",
     "the server replies without TLS to an https URL": (
         "TLS failed: the server or the proxy replied without TLS; use http:// in its URL"
@@ -283,7 +283,7 @@ async def test_calls_raise_the_documented_errors(way: Way, row: Row) -> None:
 async def test_streams_raise_the_documented_errors(way: Way, row: Row) -> None:
     with serving(row.fault, chunk("a") * 2, "text/event-stream") as url:
         if row.fault == PAUSE:
-            error = await error_of(way, url, turn, idle=SHORT_TIMEOUT)
+            error = await error_of(way, url, turn, idle=EXPIRY)
         else:
             error = await error_of(way, url, turn, limiting(**LIMITS.get(row.fault, {})))
     assert type(error).__name__ == row.stream

@@ -22,6 +22,7 @@ from flux0 import (
 )
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain.errors import ConnectTimeout
+from flux0.testing.contract.base import EXPIRY
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import Disconnect, Reset, ServerSteps, WaitForRelease, Write
@@ -245,7 +246,8 @@ async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
     way: Way, does: ServerSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_data = does == (WaitForRelease(),)
-    timeout = evolve(LONG_TIMEOUT, connect=0.2, read=0.2, pool=0.2) if no_data else LONG_TIMEOUT
+    short = evolve(LONG_TIMEOUT, connect=EXPIRY, read=EXPIRY, pool=EXPIRY)
+    timeout = short if no_data else LONG_TIMEOUT
     transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(does) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
@@ -263,9 +265,16 @@ async def test_socks_proxy_without_its_extra_is_a_connect_error(
 ) -> None:
     for module in ("socksio", "socks"):
         monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
-    with pytest.raises(ConnectError, match=r"socks5") as caught:
+    monkeypatch.setenv("all_proxy", "socks5://ada:secret@127.0.0.1:1")
+    with pytest.raises(ConnectError) as caught:
         await list_agents(way, "http://flux0.invalid")
+    assert caught.value.problem == (
+        "aiohttp cannot use the proxy socks5://127.0.0.1:1 from the environment: "
+        "use a URL such as http://proxy:8080"
+        if way.transport == "aiohttp"
+        else f"{way.transport} needs a package for the proxy socks5://127.0.0.1:1: "
+        f"pip install '{way.transport}[socks]'"
+    )
     assert caught.value.permanent
 
 
