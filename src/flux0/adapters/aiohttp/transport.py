@@ -9,8 +9,8 @@ A call passes these steps:
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
 3. `AiohttpConnection` limits the wait for the response head, and rejects data that is not HTTP.
-4. `_Source` receives the content. At the end, aiohttp returns the connection to the pool. If the
-   body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
+4. `_AiohttpSource` receives the content. At the end, aiohttp returns the connection to the pool. If
+   the body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class AiohttpTransport:
             proxy = self._proxies.proxy_for(request.url)
         response = await exchange.AiohttpExchange(request).run(request, url, session, proxy)
         pairs = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in response.raw_headers]
-        headers, body = Headers(tuple(pairs)), AsyncBody(_Source(response, self))
+        headers, body = Headers(tuple(pairs)), AsyncBody(_AiohttpSource(response, self))
         return Response(response.status, headers, body, response, not is_framed(response.headers))
 
     async def close_async(self) -> None:
@@ -98,7 +98,7 @@ def _parse_url(text: str) -> URL:
         raise errors.ConnectError(f"the URL is not valid: {error}") from error
 
 
-class _Source:
+class _AiohttpSource:
     """The `AsyncSource` of one response body.
 
     It keeps a reference to its transport, `owner`, because an unreferenced transport closes its

@@ -26,7 +26,7 @@ _HTTP2_WARNING: Final = (
 )
 
 
-class _Source:
+class _HttpxSource:
     """The connection of one response.
 
     flux0 decompresses the body with limits; httpx would decompress it without limits.
@@ -81,7 +81,7 @@ class _Source:
             shut_down(self._connection.get_extra_info("socket"))
 
 
-class SyncHttpxSource(_Source):
+class SyncHttpxSource(_HttpxSource):
     """The `Source` for responses of sync clients."""
 
     def __init__(self, *args: Any) -> None:
@@ -107,7 +107,7 @@ class SyncHttpxSource(_Source):
         self._exchange.leave()
 
 
-class AsyncHttpxSource(_Source):
+class AsyncHttpxSource(_HttpxSource):
     """The `AsyncSource` for responses of async clients."""
 
     # A reader in a daemon thread would fail, and print its error while the interpreter exits.
