@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import coverage
 
-from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
+_TIMEOUT_SECONDS = 20
 
 
 def in_child(act: Callable[[], object]) -> None:
@@ -25,14 +25,19 @@ def in_child(act: Callable[[], object]) -> None:
 def _run_and_exit(act: Callable[[], object]) -> None:
     code = 1
     try:
-        signal.alarm(int(DEFAULT_TIMEOUT))
+        signal.alarm(_TIMEOUT_SECONDS)
         act()
         gc.collect()
         code = 0
     except BaseException:  # noqa: BLE001 - the child must not continue with the parent's tests
         traceback.print_exc()
     finally:
-        measured = coverage.Coverage.current()
-        if measured is not None:
-            measured.save()
+        save_coverage()
         os._exit(code)
+
+
+def save_coverage() -> None:
+    """Save the coverage of this process, if it is measured."""
+    measured = coverage.Coverage.current()
+    if measured is not None:
+        measured.save()

@@ -17,12 +17,17 @@ from flux0 import BackgroundTurns, RedisTurnStore
 from flux0.domain.errors import TurnStopped
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.log_relay import LogReader, wait_for_end
+from support.forking import save_coverage
 from support.transports import ASYNC, Mode
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 TIMEOUT = 30.0
+
+# One process imports the modules that are slow to import. The tests use its children.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["anyio", "coverage", "redis", "trio"])
 
 
 def event(turn_id: str, number: int) -> bytes:
@@ -133,9 +138,8 @@ class TurnProcess:
     """A process with its own store."""
 
     def __init__(self, url: str, backend: Mode, options: dict[str, Any]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=_run, args=(other, url, backend, options))
+        self._connection, other = _CONTEXT.Pipe()
+        self._process = _CONTEXT.Process(target=_run, args=(other, url, backend, options))
         self._process.start()
         other.close()
 
@@ -191,3 +195,4 @@ def _run(connection: Connection, url: str, backend: Mode, options: dict[str, Any
         except Exception as error:  # noqa: BLE001 - raised again in the calling process
             connection.send((None, error))
     turns.store.close()
+    save_coverage()  # A child of the fork server exits without it.

@@ -185,13 +185,13 @@ def test_relays_end_if_redis_is_away_for_longer_than_the_lease_and_the_turn_can_
         # The turn continues, so the error must not have the number of the next event.
         assert content.startswith(turn_bytes("outage turn", 5) + b"event: error\ndata: ")
         assert b'"TurnStoreError"' in content
-        with pytest.raises(TurnStoreError):
-            follower.call(Turns.find, "outage session")
-        with pytest.raises(TurnStoreError) as raised:
-            follower.call(Turns.claim, "outage session 2", "outage turn 2")
-        assert raised.value.sent == "no"
 
         if outage == "stopped":
+            with pytest.raises(TurnStoreError):
+                follower.call(Turns.find, "outage session")
+            with pytest.raises(TurnStoreError) as raised:
+                follower.call(Turns.claim, "outage session 2", "outage turn 2")
+            assert raised.value.sent == "no"
             server.start()
         else:
             server.resume()
