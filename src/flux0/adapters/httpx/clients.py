@@ -8,6 +8,7 @@ clients.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -171,6 +172,9 @@ def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: 
         keepalive_expiry=MAX_IDLE_SECONDS,
     )
     kind = library.httpx.AsyncHTTPTransport if is_async else library.httpx.HTTPTransport
+    if proxy is not None:
+        # httpx before 0.28 rejects socks5h. All versions let the proxy look up host names.
+        proxy = re.sub("^socks5h:", "socks5:", proxy, flags=re.IGNORECASE)
 
     def make_transport() -> Any:
         try:
