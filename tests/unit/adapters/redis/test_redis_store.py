@@ -48,6 +48,8 @@ from support.turn_processes import event, turn_bytes
 
 TIMEOUT = 20.0
 LEASE_SECONDS = 1.0
+# A batch takes two of these events.
+LARGE = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
 
 
 def nothing() -> None:
@@ -311,27 +313,44 @@ def test_large_events_and_many_entries_arrive_complete(
             assert b"".join(followed.read(0)) == turn_bytes("turn", 120) + b"".join(large)
 
 
+def test_copy_keeps_its_events_if_redis_gets_them_again_in_other_batches(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    copy = other.find("session")
+    assert copy is not None
+    for number in (1, 2, 3):
+        log.append(LARGE[number - 1])
+        wait_for_events(copy, number)
+    with server.client() as client:
+        client.flushall()
+        log.append(LARGE[3])
+        wait_for_events(copy, 4)
+        # A large batch would delay other sessions.
+        assert client.xlen("flux0:{session}:turn:log") > 1
+    assert list(copy.read(0)) == LARGE
+
+
 def test_event_that_is_added_while_a_batch_is_created_does_not_wait_for_the_next_event(
     server: RedisServer, other: RedisTurnStore
 ) -> None:
-    events = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
 
     class GrowingLog(TurnLog):
         def read(self, after: int) -> Sequence[bytes]:
             read = super().read(after)
             if after == 2 and self.last == 3:
-                self.append(events[3])
+                self.append(LARGE[3])
             return read
 
     log = GrowingLog("turn", 10**9, lambda _: None)
     # Without another event, the store sends the next command after a fifth of the lease.
     with closing(RedisTurnStore.from_url(server.url, lease_seconds=10 * TIMEOUT)) as store:
         store.claim("session", log, refuse=True)
-        log.extend(1, events[:3])  # A batch has two of these events.
+        log.extend(1, LARGE[:3])
         copy = other.find("session")
         assert copy is not None
         wait_for_events(copy, 4)
-        assert list(copy.read(0)) == events
+        assert list(copy.read(0)) == LARGE
         log.finish(LogEnd())
 
 
