@@ -51,13 +51,7 @@ COMMAND = ("-m", "flux0", "mcp")
 
 @pytest.fixture
 def fake() -> FakeTransport:
-    steps: list[AgentStep] = [
-        Report("typing", {"detail": "Looking"}),
-        Say("Sunny."),
-        Report("idle"),
-        Say("Bye."),
-    ]
-    return FakeTransport(steps, agent_name="Weather in SF")
+    return FakeTransport("Sunny.", agent_name="Weather in SF")
 
 
 @asynccontextmanager
@@ -92,9 +86,13 @@ def texts(result: Any) -> list[str]:
 
 
 @over_each_transport
-def test_turn_has_progress_and_its_session_can_be_continued(
-    connect: Connect, environment: Mapping[str, str], fake: FakeTransport
+def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued(
+    connect: Connect, environment: Mapping[str, str], server: FakeOverHTTP
 ) -> None:
+    fake = server.fake
+    looking = Report("typing", {"detail": "Looking"})
+    answer: list[AgentStep] = [looking, Say("Sunny."), Report("idle"), Say("Bye.")]
+    fake.script(answer, [looking, FallSilent()], answer)
     received: list[tuple[float, str | None]] = []
 
     async def on_progress(progress: float, total: float | None, message: str | None) -> None:
@@ -108,8 +106,17 @@ def test_turn_has_progress_and_its_session_can_be_continued(
                 tool.name, {"message": "Hi"}, progress_callback=on_progress
             )
             given = {"message": "And now?", "session_id": first.structured_content["session_id"]}
-            second = await client.call_tool(tool.name, given)
-            for result in (first, second):
+            async with anyio.create_task_group() as tasks:
+
+                async def cancel(progress: float, total: float | None, message: str | None) -> None:
+                    with pytest.raises(AssertionError):
+                        fake.assert_no_open_streams()
+                    tasks.cancel_scope.cancel()
+
+                await client.call_tool(tool.name, given, progress_callback=cancel)
+            assert await anyio.to_thread.run_sync(server.no_open_streams.wait, _SECONDS)
+            third = await client.call_tool(tool.name, given)
+            for result in (first, third):
                 assert result.structured_content == {
                     "text": "Sunny.\nBye.",
                     "session_id": given["session_id"],
@@ -119,60 +126,32 @@ def test_turn_has_progress_and_its_session_can_be_continued(
     anyio.run(main)
     assert received == [(1, "typing: Looking"), (2, "idle")]
     calls = [call for call in fake.calls if call.operation == "sessions.create_event"]
-    assert [call.body["content"] for call in calls] == ["Hi", "And now?"]
-
-
-@over_each_transport
-@pytest.mark.parametrize(
-    "fake", [FakeTransport([Report("typing", "\ud83d"), Say("\ud83d"), Say("A\ud83d\ude00")])]
-)
-def test_lone_surrogates_of_an_agent_are_replaced(
-    connect: Connect, environment: Mapping[str, str]
-) -> None:
-    """An MCP server could not encode them, and would exit."""
-    received: list[str | None] = []
-
-    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
-        received.append(message)
-
-    async def main() -> None:
-        async with connect(environment) as client:
-            result = await client.call_tool(
-                "Fake", {"message": "Hi"}, progress_callback=on_progress
-            )
-            assert texts(result)[0] == "\ufffd\nA😀"
-
-    anyio.run(main)
-    assert received == ["typing: \ufffd"]
-
-
-@over_each_transport
-@pytest.mark.parametrize("fake", [FakeTransport([Report("typing"), FallSilent()])])
-def test_cancelled_call_stops_the_turn_and_the_next_call_works(
-    connect: Connect, environment: Mapping[str, str], server: FakeOverHTTP
-) -> None:
-    async def main() -> None:
-        async with connect(environment) as client:
-            async with anyio.create_task_group() as tasks:
-
-                async def on_progress(
-                    progress: float, total: float | None, message: str | None
-                ) -> None:
-                    with pytest.raises(AssertionError):
-                        server.fake.assert_no_open_streams()
-                    tasks.cancel_scope.cancel()
-
-                await client.call_tool("Fake", {"message": "Hi"}, progress_callback=on_progress)
-            assert await anyio.to_thread.run_sync(server.no_open_streams.wait, _SECONDS)
-            assert len((await client.list_tools()).tools) == 1
-
-    anyio.run(main)
+    assert [call.body["content"] for call in calls] == ["Hi", "And now?", "And now?"]
 
 
 @asynccontextmanager
 async def in_memory(fake: FakeTransport) -> AsyncGenerator[Client, None]:
     async with Flux0(transport=fake) as flux0, Client(create_server(flux0)) as client:
         yield client
+
+
+def test_lone_surrogates_of_an_agent_are_replaced(fake: FakeTransport) -> None:
+    """An MCP server with real streams could not encode them, and would exit."""
+    fake.script([Report("typing", "\ud83d"), Say("\ud83d"), Say("A\ud83d\ude00")])
+    received: list[str | None] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        received.append(message)
+
+    async def main() -> None:
+        async with in_memory(fake) as client:
+            result = await client.call_tool(
+                "Weather_in_SF", {"message": "Hi"}, progress_callback=on_progress
+            )
+            assert texts(result)[0] == "\ufffd\nA😀"
+
+    anyio.run(main)
+    assert received == ["typing: \ufffd"]
 
 
 def test_agent_that_is_created_later_is_a_tool(fake: FakeTransport) -> None:

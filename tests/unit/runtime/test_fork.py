@@ -41,9 +41,8 @@ pytestmark = [
 ]
 
 # httpx2 shares this code with httpx.
-over_every_transport = pytest.mark.parametrize(
-    "way", [way for way in SYNC_WAYS if way.transport != "httpx2"], ids=str
-)
+WAYS = tuple(way for way in SYNC_WAYS if way.transport != "httpx2")
+over_every_transport = pytest.mark.parametrize("way", WAYS, ids=str)
 
 TURN = http_response(
     status("typing"),
@@ -200,27 +199,34 @@ def test_fork_waits_until_a_client_is_created(monkeypatch: pytest.MonkeyPatch) -
 SCRIPT = """
 import os, sys
 import flux0
+from flux0.adapters.httpx import clients as httpx_clients
+from flux0.adapters.urllib3 import connection
 
-client = flux0.Flux0(sys.argv[1], transport=getattr(flux0, sys.argv[2])())
-stream = client.sessions.create_event(session_id="s", content="Hi")
-next(stream)
-client.agents.list()
+httpx_clients.MAX_IDLE_SECONDS = connection.MAX_IDLE_SECONDS = 60.0
+url, *transports = sys.argv[1:]
+clients = [flux0.Flux0(url, transport=getattr(flux0, name)()) for name in transports]
+streams = [client.sessions.create_event(session_id="s", content="Hi") for client in clients]
+for client, stream in zip(clients, streams):
+    next(stream)
+    client.agents.list()
 child = os.fork()
 if child == 0:
-    client.agents.list()
+    for client in clients:
+        client.agents.list()
     sys.exit()
 assert os.waitpid(child, 0)[1] == 0
-client.agents.list()
+for client in clients:
+    client.agents.list()
 print("the child has exited", flush=True)
-print(len(list(stream)))
+print(*[len(list(stream)) for stream in streams])
 """
 
 
-@over_every_transport
-def test_child_exits_normally(way: Way) -> None:
-    with ByteServer(TURN, AGENTS) as server:
+def test_child_exits_normally() -> None:
+    names = [TRANSPORTS[way.transport][0] for way in WAYS]
+    with ByteServer(*[TURN] * len(names), AGENTS) as server:
         with subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, server.url, TRANSPORTS[way.transport][0]],
+            [sys.executable, "-c", SCRIPT, server.url, *names],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -231,13 +237,13 @@ def test_child_exits_normally(way: Way) -> None:
             rest, errors = script.communicate(timeout=DEFAULT_TIMEOUT)
 
         assert errors == ""
-        assert (first_line, rest) == ("the child has exited\n", "2\n")
-        assert server.connections == 3
+        assert (first_line, rest) == ("the child has exited\n", "2 2 2\n")
+        assert server.connections == 3 * len(names)
         server.wait_until_closed()
 
 
 FINDER = """
-import sys
+import os, sys
 from contextlib import suppress
 import flux0
 from flux0.runtime.processes import fork_lock
@@ -248,41 +254,57 @@ class Finder:
         print(name, "while forks wait" if fork_lock._is_owned() else "")
 
 
-retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0, 0))
-url, transport = sys.argv[1:]
-client = flux0.Flux0(url, transport=getattr(flux0, transport)(), retry_config=retries)
-sys.meta_path.insert(0, Finder())
+def make_client(url):
+    retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0, 0))
+    client = flux0.Flux0(url, transport=getattr(flux0, sys.argv[1])(), retry_config=retries)
+    sys.meta_path.insert(0, Finder())
+    return client
 """
 SYNC_CALLS = """
-def begin():
-    return client.sessions.create_event(session_id="s", content="Hi")
+def make_calls(url):
+    client = make_client(url)
+    client.agents.list(extra_query={"new": "1"}, server_url=url.replace("//", "//name:password@"))
+    for id_ in range(3):
+        with suppress(flux0.Flux0Error):
+            client.agents.retrieve(agent_id=f"agent{id_}")
+
+    def begin():
+        return client.sessions.create_event(session_id="s", content="Hi")
+
+    with begin() as stream:
+        list(stream)
+        stream.messages
+    b"".join(begin().relay())
+    b"".join(begin().relay())
+    begin().close()
+    client.close()
+    del sys.meta_path[0]
 
 
-client.agents.list(extra_query={"new": "1"}, server_url=url.replace("//", "//name:password@"))
-for id_ in range(3):
-    with suppress(flux0.Flux0Error):
-        client.agents.retrieve(agent_id=f"agent{id_}")
-with begin() as stream:
-    list(stream)
-    stream.messages
-b"".join(begin().relay())
-b"".join(begin().relay())
-begin().close()
-client.close()
-del sys.meta_path[0]
+plain, tls, proxy = sys.argv[2:]
+make_calls(plain)
+print("---")
+make_calls(tls)
+os.environ["ALL_PROXY"] = proxy
+make_calls(plain)
 """
 ASYNC_CALLS = """
-async def run():
+async def make_calls(url):
+    client = make_client(url)
     await client.agents.list_async()
     await client.close_async()
     del sys.meta_path[0]
+
+
+import asyncio
+asyncio.run(make_calls(sys.argv[2]))
 """
 
 
-def imports_of(script: str, server: ByteServer, transport: str) -> list[str]:
-    """Return the modules that the calls in `script` import."""
+def imports_of(calls: str, transport: str, *urls: str) -> list[str]:
+    """Return the modules that the calls import."""
     done = subprocess.run(
-        [sys.executable, "-c", script, server.url, TRANSPORTS[transport][0]],
+        [sys.executable, "-c", FINDER + calls, TRANSPORTS[transport][0], *urls],
         capture_output=True,
         text=True,
         check=True,
@@ -291,9 +313,8 @@ def imports_of(script: str, server: ByteServer, transport: str) -> list[str]:
 
 
 @over_every_transport
-@pytest.mark.parametrize("network", ["plain", "TLS", "SOCKS"])
 def test_calls_import_no_modules(
-    way: Way, network: str, secured: Secured, monkeypatch: pytest.MonkeyPatch
+    way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child that is forked during an import would inherit the import lock as locked.
 
@@ -312,24 +333,24 @@ def test_calls_import_no_modules(
         http_response(b"event: status\ndata: 1\n\n", headers=sse, framing="chunked"),
         http_response(chunk("a"), WaitForRelease(), headers=sse, framing="chunked"),
     )
-    tls = secured.server if network == "TLS" else None
-    with ByteServer(*responses, tls=tls) as server, SocksProxy() as proxy:
-        monkeypatch.setenv("SSL_CERT_FILE", secured.ca_file)
+    with (
+        ByteServer(*responses, *responses) as plain,
+        ByteServer(*responses, tls=secured.server) as tls,
+        SocksProxy() as proxy,
+    ):
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.ca_file)
-        if network == "SOCKS":
-            monkeypatch.setenv("ALL_PROXY", f"socks5h://{proxy.address}")
-        imports = imports_of(FINDER + SYNC_CALLS, server, way.transport)
-        assert len(server.requests) == len(responses)
-    if network != "plain":
-        imports = [line for line in imports if not line.endswith("while forks wait")]
-    assert imports == []
+        urls = plain.url, tls.url, f"socks5h://{proxy.address}"
+        imports = imports_of(SYNC_CALLS, way.transport, *urls)
+        requests = len(plain.requests), len(tls.requests)
+    assert requests == (2 * len(responses), len(responses))
+    assert imports[0] == "---"
+    assert all(line.endswith("while forks wait") for line in imports[1:])
 
 
 @pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
 def test_forks_wait_while_the_first_async_call_imports_modules(transport: str) -> None:
-    script = f"import asyncio\n{FINDER}{ASYNC_CALLS}asyncio.run(run())"
     with ByteServer(AGENTS) as server:
-        imports = imports_of(script, server, transport)
+        imports = imports_of(ASYNC_CALLS, transport, server.url)
     assert imports
     assert all(line.endswith("while forks wait") for line in imports)
 
