@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
-from itertools import groupby
 
 import pytest
 
@@ -19,17 +18,6 @@ if not hasattr(os, "fork"):
     collect_ignore.append("runtime/test_fork.py")
 if not is_installed():
     collect_ignore.append("adapters/redis")
-
-
-def is_long_wait(item: pytest.Item) -> bool:
-    """Return whether a test is inherited from the `IdleContract` for transports."""
-    return isinstance(item, pytest.Function) and "IdleContract." in item.function.__qualname__
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In each class, run the long waits last: they have begun before the class's first test."""
-    classes = groupby(items, lambda item: item.parent)
-    items[:] = [item for _, tests in classes for item in sorted(tests, key=is_long_wait)]
 
 
 def pytest_report_collectionfinish() -> list[str]:
