@@ -48,21 +48,21 @@ class Way:
         return make_transport(self.transport)
 
 
+_HTTPX2 = sys.version_info >= (3, 11)  # httpx2 needs Python 3.11.
 WAYS = tuple(
     Way(name, mode)
     for name, (_, modes) in TRANSPORTS.items()
     for mode in modes
-    if name != "httpx2" or sys.version_info >= (3, 11)  # httpx2 needs Python 3.11.
+    if name != "httpx2" or _HTTPX2
 )
 SYNC_WAYS = tuple(way for way in WAYS if way.mode == "sync")
 ASYNC_WAYS = tuple(way for way in WAYS if way.mode != "sync")
-# Each adapter in the modes for which it has its own code. The tests of requests also cover the
-# worker threads of urllib3.
-ONCE = tuple(way for way in WAYS if way.mode != "trio" and way != Way("urllib3", "asyncio"))
 # Each library once. httpx and httpx2 share an adapter, and requests is based on urllib3, so both
 # modes of these adapters run.
-LIBRARIES = tuple(
-    way
-    for way in ONCE
-    if way not in (Way("httpx", "asyncio"), Way("httpx2", "sync"), Way("requests", "sync"))
+LIBRARIES = (
+    Way("aiohttp", "asyncio"),
+    Way("httpx", "sync"),
+    Way("httpx2" if _HTTPX2 else "httpx", "asyncio"),
+    Way("requests", "asyncio"),
+    Way("urllib3", "sync"),
 )

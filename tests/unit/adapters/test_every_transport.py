@@ -28,7 +28,7 @@ from support.in_memory import SSE, chunk
 from support.modes import call_blocking, in_mode, run
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, fetch, over
-from support.transports import LIBRARIES, ONCE, WAYS, Way
+from support.transports import LIBRARIES, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -38,7 +38,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 @pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> None:
     """`early` is the number of bytes of the last chunk that arrive together with the content."""
     start, first, _ = map(to_bytes, zip(http_response(b"first", framing="chunked")))
@@ -59,7 +59,7 @@ async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> 
         await transport.close_async()
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_invalid_url_is_a_connect_error(way: Way) -> None:
     transport = sending.as_async(way.mode, way.make_transport())
     for url in ("http://*/", "http://127.0.0.1:99999/", "ftp://127.0.0.1/", "http:///"):
@@ -69,7 +69,7 @@ async def test_invalid_url_is_a_connect_error(way: Way) -> None:
     await transport.close_async()
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_truncated_head_is_an_interruption(way: Way) -> None:
     whole = head("200 OK", [("Content-Length", "0")])
     cuts = [truncated((whole,), length) for length in range(size((whole,)))]
@@ -84,7 +84,7 @@ async def test_truncated_head_is_an_interruption(way: Way) -> None:
 
 
 # aiohttp loads its trusted certificates when it is imported, so the environment has no effect.
-@over(*(way for way in ONCE if way.transport != "aiohttp"))
+@over(*(way for way in LIBRARIES if way.transport != "aiohttp"))
 async def test_tls_connection_closed_within_a_body_is_an_interruption(
     way: Way, secured: Secured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +99,7 @@ async def test_tls_connection_closed_within_a_body_is_an_interruption(
         await transport.close_async()
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it(way: Way) -> None:
     transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(OK) as server:
@@ -110,7 +110,7 @@ async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it
     assert sent == ["gzip, deflate", "identity"]
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_body_can_be_read_after_its_transport_was_garbage_collected(way: Way) -> None:
     with ByteServer(HALF) as server:
         response = await sending.as_async(way.mode, way.make_transport()).send_async(

@@ -23,12 +23,12 @@ from support import sending
 from support.modes import in_mode
 from support.secured import Secured
 from support.sending import OK, fetch, over
-from support.transports import ONCE, Way
+from support.transports import LIBRARIES, Way
 
-LARGE = 20_000_000
+LARGE = 16_000_000
 TOO_LARGE = to_bytes(http_response(b'{"detail": "too large"}', status="413 Content Too Large"))
 # aiohttp loads its trusted certificates when it is imported, so the environment has no effect.
-OVER_TLS = tuple(way for way in ONCE if way.transport != "aiohttp")
+OVER_TLS = tuple(way for way in LIBRARIES if way.transport != "aiohttp")
 
 
 @contextmanager
@@ -69,7 +69,7 @@ async def send_message(way: Way, url: str, size: int, *, times: int = 1) -> None
             assert caught.value.status_code == 413
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize("closes", [False, True], ids=["open", "closes"])
 @pytest.mark.parametrize("size", [10_000, LARGE])
 async def test_rejection_of_a_large_request_is_an_api_error(
@@ -90,7 +90,7 @@ async def test_rejection_over_tls_is_an_api_error_and_ends_the_connection(
         assert server.connections == 2
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_interim_response_does_not_stop_a_large_request(way: Way) -> None:
     interim = (Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)
     transport, body = sending.as_async(way.mode, way.make_transport()), b"x" * LARGE

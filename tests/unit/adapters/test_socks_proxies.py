@@ -21,10 +21,10 @@ from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from support.modes import in_mode
 from support.sending import AGENTS, as_async, over
 from support.socks_proxy import SocksProxy
-from support.transports import ONCE, Way
+from support.transports import LIBRARIES, Way
 
 # aiohttp has no support for SOCKS. Its error is tested with the other unusable proxies.
-WAYS = [way for way in ONCE if way.transport != "aiohttp"]
+WAYS = [way for way in LIBRARIES if way.transport != "aiohttp"]
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 LOGIN_REJECTED = "the proxy rejected the login: set user and password in the proxy's URL"
 

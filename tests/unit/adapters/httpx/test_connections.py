@@ -239,7 +239,7 @@ NOT_HTTP = {
 }
 
 
-@over(*FAMILY)
+@over(*HTTPX)
 @pytest.mark.parametrize("end", [Reset(), WaitForRelease()], ids=repr)
 @pytest.mark.parametrize("name", NOT_HTTP)
 async def test_response_that_is_not_http_is_a_protocol_error(
@@ -274,7 +274,7 @@ async def test_response_that_is_not_http_over_an_untracked_connection(way: OverH
 def test_system_without_poll(way: OverHttpx, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no poll, and gevent removes it."""
     monkeypatch.delattr(select, "poll")
-    body = b"x" * 20_000_000
+    body = b"x" * 16_000_000
     with ByteServer(OK) as server:
         transport = way.transport_over(None)
         for _ in range(2):

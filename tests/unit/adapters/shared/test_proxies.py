@@ -31,7 +31,7 @@ from support.modes import in_mode
 from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import AGENTS, OK, fetch, fetch_sync, over
-from support.transports import ONCE, Way
+from support.transports import LIBRARIES, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -128,7 +128,7 @@ def test_unusable_proxy_is_a_connect_error(proxy: str, monkeypatch: pytest.Monke
 # --- requests through a proxy, over each transport
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize(
     ("name", "value", "login"),
     [
@@ -149,7 +149,7 @@ async def test_requests_are_sent_through_the_proxy(
         assert logins == [login] * 2
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_dead_proxy_is_named(way: Way, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy:
@@ -160,7 +160,7 @@ async def test_dead_proxy_is_named(way: Way, scheme: str, monkeypatch: pytest.Mo
     assert caught.value.problem == f"cannot connect to the proxy {place}: connection refused"
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_no_proxy_excludes_servers(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
     with Proxy() as proxy, ByteServer(AGENTS) as server:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
@@ -172,7 +172,7 @@ async def test_no_proxy_excludes_servers(way: Way, monkeypatch: pytest.MonkeyPat
 BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize(
     ("breaks", "pooled", "tunnel"),
     [
@@ -217,7 +217,7 @@ leaves_a_socket = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 
 @leaves_a_socket
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_rejected_tunnel_is_a_connect_error(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +236,7 @@ async def test_rejected_tunnel_is_a_connect_error(
 
 
 @leaves_a_socket
-@over(*ONCE)
+@over(*LIBRARIES)
 @pytest.mark.parametrize(
     "does",
     [(Disconnect(),), (Reset(),), (Write(b"nonsense\r\n\r\n"), Disconnect()), (WaitForRelease(),)],
@@ -259,7 +259,7 @@ async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
     gc.collect()
 
 
-@over(*ONCE)
+@over(*LIBRARIES)
 async def test_socks_proxy_without_its_extra_is_a_connect_error(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:

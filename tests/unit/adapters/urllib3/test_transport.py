@@ -73,15 +73,6 @@ def test_repeated_number_in_a_content_length_is_accepted() -> None:
         assert fetch_sync(Urllib3Transport(), get(server.url)) == b"ok"
 
 
-def test_one_transport_sends_to_several_servers() -> None:
-    with ByteServer(http_response(b"one")) as one, ByteServer(http_response(b"two")) as two:
-        transport = Urllib3Transport()
-        targets = [f"{one.url}/a?b=c", two.url, one.url]
-        bodies = [fetch_sync(transport, get(url)) for url in targets]
-        assert bodies == [b"one", b"two", b"one"]
-        assert [request.target for request in one.requests] == ["/a?b=c", "/"]
-
-
 def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:
     with ByteServer(OK) as proxy:
         transport = Urllib3Transport(urllib3.ProxyManager(proxy.url))
@@ -121,13 +112,6 @@ def chunked(body: bytes) -> ServerSteps:
     return (head("200 OK", [("Transfer-Encoding", "chunked")]), Write(body), Disconnect())
 
 
-def with_fields(*fields: tuple[str, str]) -> ServerSteps:
-    return (head("200 OK", fields), Write(b"body"), Disconnect())
-
-
-LENGTH = ("Content-Length", "4")
-
-
 @pytest.mark.parametrize(
     "steps",
     [
@@ -135,11 +119,11 @@ LENGTH = ("Content-Length", "4")
         (Write(b"ICY 200 OK"), Disconnect()),
         (Write(b"HTTP/2.0 200 OK\r\n\r\n"), Disconnect()),
         (head("101 Switching Protocols"), *OK),
-        with_fields(("Transfer-Encoding", "gzip, chunked")),
-        with_fields(("Content-Length", "four")),
-        with_fields(("Content-Length", "-4")),
-        with_fields(LENGTH, ("Content-Length", "5")),
-        with_fields(LENGTH, ("Content-Encoding", "br")),
+        (
+            head("200 OK", [("Content-Length", "4"), ("Content-Encoding", "br")]),
+            Write(b"body"),
+            Disconnect(),
+        ),
         chunked(b"-4\r\nbody\r\n0\r\n\r\n"),
         chunked(b"0_4\r\nbody\r\n0\r\n\r\n"),
         chunked(b"xyz\r\nbody\r\n0\r\n\r\n"),
