@@ -369,10 +369,10 @@ async def test_async_agent_without_an_end_waits_for_its_reader(mode: Mode) -> No
     body = (await fake.send_async(message_to(new_session(fake)))).body
     await anyio.wait_all_tasks_blocked()
     assert next(produced) == 10_000
-    for position in range(10_001, 10_003):
+    for _ in range(10_001):
         await body.read_async(None)
-        await anyio.wait_all_tasks_blocked()
-        assert next(produced) == position
+    await anyio.wait_all_tasks_blocked()
+    assert next(produced) == 20_001
     await body.close_async()
 
 
