@@ -43,6 +43,13 @@ class Time(ports.Time):
         return self.random
 
 
+class LoopTime(Time):
+    """The time of the running event loop."""
+
+    def monotonic(self) -> float:
+        return anyio.current_time()
+
+
 @define
 class Slow(Script):
     """A `Script` whose responses take `seconds` on the clock `time`."""

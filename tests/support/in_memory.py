@@ -17,7 +17,7 @@ from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, Flow, Send
 from flux0.ports import Request, Response
 from flux0.turns.turn import Turn
-from support.modes import run
+from support.modes import run, run_in_simulated_time
 from support.transports import ASYNC, SYNC, Mode
 
 JSON = {"content-type": "application/json"}
@@ -213,7 +213,9 @@ def status(name: str, data: object = None) -> bytes:
 Test = Callable[[Mode], Coroutine[Any, Any, None]]
 
 
-def _in_modes(test: Test, modes: tuple[Mode, ...]) -> Callable[[Mode], None]:
+def _in_modes(
+    test: Test, modes: tuple[Mode, ...], run: Callable[..., None] = run
+) -> Callable[[Mode], None]:
     @pytest.mark.parametrize("mode", modes)
     def run_test(mode: Mode) -> None:
         run(mode, functools.partial(test, mode))
@@ -229,3 +231,8 @@ def in_every_mode(test: Test) -> Callable[[Mode], None]:
 def in_both_loops(test: Test) -> Callable[[Mode], None]:
     """Run an async test under asyncio and trio."""
     return _in_modes(test, ASYNC)
+
+
+def in_simulated_time(test: Test) -> Callable[[Mode], None]:
+    """Run an async test under asyncio and trio; see `run_in_simulated_time`."""
+    return _in_modes(test, ASYNC, run_in_simulated_time)

@@ -10,12 +10,15 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from selectors import SelectorKey, SelectSelector
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
 import anyio.to_thread
 import trio
+from trio.testing import MockClock
 
 from flux0 import AsyncEventStream, BackgroundTurn, BackgroundTurns, EventStream, Flux0
 from flux0.client.conversation import AsyncConversation, Conversation
@@ -57,6 +60,37 @@ def run(mode: Mode, test: Test) -> None:
         except StopIteration:
             return
         raise AssertionError("a sync test must not wait for an event loop")
+
+
+class _JumpingSelector(SelectSelector):
+    """Never waits for the next timer of an event loop: the time of the loop jumps to it."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+        self.now += timeout or 0
+        return super().select(timeout and 0)
+
+
+class _SimulatedLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.now
+
+
+def run_in_simulated_time(mode: Mode, test: Test) -> None:
+    """Run `test` in an event loop whose time advances only while all tasks wait, and then at once.
+
+    The test must not wait for threads or sockets.
+    """
+    if mode == "trio":
+        trio.run(test, clock=MockClock(autojump_threshold=0))
+    else:
+        with closing(_SimulatedLoop()) as loop:
+            loop.run_until_complete(test())
 
 
 async def call_blocking(mode: Mode, function: Callable[..., T], *args: object) -> T:

@@ -193,7 +193,7 @@ async def test_signal_handler_that_closes_the_client_ends_a_reader_of_the_same_t
             real.close()
 
         previous = signal.signal(signal.SIGUSR1, close_client)
-        sending = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+        sending = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1))
         sending.start()
         try:
             with pytest.raises(ClientClosed):

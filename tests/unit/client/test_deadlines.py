@@ -24,8 +24,8 @@ from support.driving import Slow, Time, drive, drive_sync
 from support.in_memory import (
     Script,
     Step,
-    in_both_loops,
     in_every_mode,
+    in_simulated_time,
     response_from,
     script,
     scripted_response,
@@ -151,22 +151,22 @@ class NoResponse(Script):
         raise AssertionError("sleep_forever returned")
 
 
-@in_both_loops
+@in_simulated_time
 async def test_call_without_response_is_cancelled_at_timeout_ms_and_not_retried(mode: Mode) -> None:
     transport = NoResponse([])
 
-    async with Flux0(transport=transport, timeout_ms=200) as flux0:
+    async with Flux0(transport=transport, timeout_ms=20_000) as flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
             await flux0.agents.list_async()
         with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=100)
+            await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=10_000)
 
     assert caught.value.attempts == 1
     assert len(transport.requests) == 2
     assert transport.cancelled == 2
 
 
-@in_both_loops
+@in_simulated_time
 async def test_async_token_function_ends_at_timeout_ms(mode: Mode) -> None:
     ended: list[str] = []
 
@@ -180,7 +180,7 @@ async def test_async_token_function_ends_at_timeout_ms(mode: Mode) -> None:
     transport = script()
     async with Flux0(transport=transport, headers={"authorization": token}) as flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await flux0.agents.list_async(timeout_ms=100)
+            await flux0.agents.list_async(timeout_ms=10_000)
 
     assert ended == ["token"]
     assert transport.requests == []
@@ -203,14 +203,14 @@ async def test_sleep_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
     flux0 = in_mode(mode, Flux0(transport=transport, middleware=[sleeping]))
     async with flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await flux0.agents.list_async(timeout_ms=100)
+            await flux0.agents.list_async(timeout_ms=10)
 
     # The async call is cancelled, so the middleware catches no ReadTimeout in this mode.
     assert len(caught) == (mode == "sync")
     assert transport.requests == []
 
 
-@in_both_loops
+@in_simulated_time
 async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
     def awaiting(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         response = yield from send(request)
@@ -220,7 +220,7 @@ async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
     transport = script(scripted_response(b'{"data": []}'))
     async with Flux0(transport=transport, middleware=[awaiting]) as flux0:
         with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
-            await flux0.agents.list_async(timeout_ms=100)
+            await flux0.agents.list_async(timeout_ms=10_000)
 
     assert (caught.value.operation, caught.value.sent) == ("agents.list", "maybe")
 

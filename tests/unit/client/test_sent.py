@@ -28,7 +28,6 @@ from flux0 import (
     Sent,
     StreamIdleTimeout,
     StreamInterrupted,
-    TransportTimeout,
 )
 from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.ports import Request, Response
@@ -45,8 +44,8 @@ from support.in_memory import (
     Script,
     chunk,
     frame,
-    in_both_loops,
     in_every_mode,
+    in_simulated_time,
     script,
     scripted_response,
     status,
@@ -58,7 +57,7 @@ from support.transports import ASYNC, LIBRARIES, SYNC, Mode, Way
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
 NOTHING_LISTENS = "http://127.0.0.1:1"
 SILENT = (WaitForRelease(),)
-SHORT = 200  # A timeout in milliseconds that always expires.
+SHORT = 0.05  # A timeout in seconds that always expires.
 
 
 def turn(*pieces: bytes | WaitForRelease) -> ServerSteps:
@@ -102,7 +101,7 @@ FAILURES: dict[str, tuple[ServerSteps, type[Flux0Error], Sent]] = {
 @pytest.mark.parametrize("name", FAILURES)
 async def test_sent_depends_on_the_failure(way: Way, name: str) -> None:
     steps, kind, sent = FAILURES[name]
-    limits = [limiting(read=SHORT / 1000)] if kind is ReadTimeout else []
+    limits = [limiting(read=SHORT)] if kind is ReadTimeout else []
     with ByteServer(steps) as server:
         error = await error_of(client(way, server.url, middleware=limits), read_turn)
     assert isinstance(error, kind)
@@ -296,52 +295,13 @@ async def test_sent_of_a_stream_closed_early_depends_on_its_events(mode: Mode) -
 # --- waiting
 
 
-@over(*LIBRARIES)
-async def test_message_was_not_sent_if_it_waits_too_long_for_another_message(way: Way) -> None:
-    """The first message of the session is still waiting for its response headers."""
-
-    async def send(flux0: Flux0) -> None:
-        await flux0.sessions.create_event_async(session_id="s", content="Hi", timeout_ms=SHORT)
-
-    errors: list[Flux0Error] = []
-
-    async def send_second() -> None:
-        with pytest.raises(TransportTimeout) as caught:
-            await send(flux0)
-        errors.append(caught.value)
-        server.release()
-
-    with ByteServer((WaitForRelease(), *turn(chunk("a")))) as server:
-        flux0 = client(way, server.url)
-        if way.mode == "sync":
-            with ThreadPoolExecutor(1) as threads:
-                second = threads.submit(_after_request, way, server, send_second)
-                await read_turn(flux0)
-                second.result()
-        else:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(read_turn, flux0)
-                await call_blocking(way.mode, server.wait_for_requests, 1)
-                await send_second()
-        await flux0.close_async()
-    assert errors[0].sent == "no"
-    assert len(server.requests) == 1
-
-
-def _after_request(
-    way: Way, server: ByteServer, call: Callable[[], Coroutine[Any, Any, None]]
-) -> None:
-    server.wait_for_requests(1)
-    run(way.mode, call)
-
-
-@in_both_loops
+@in_simulated_time
 async def test_message_was_not_sent_if_a_token_function_takes_too_long(mode: Mode) -> None:
     async def token() -> str:
         await anyio.sleep_forever()
         return ""
 
-    flux0 = Flux0(transport=script(), headers={"authorization": token}, timeout_ms=SHORT)
+    flux0 = Flux0(transport=script(), headers={"authorization": token}, timeout_ms=10_000)
     error = await error_of(flux0, read_turn)
     assert isinstance(error, ReadTimeout)
     assert error.sent == "no"

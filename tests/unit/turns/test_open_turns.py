@@ -10,9 +10,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
-import trio
 from attrs import define, field
-from trio.testing import MockClock
 
 from flux0 import AsyncEventStream, EventStream, Flux0, HttpxTransport, RetryConfig
 from flux0.domain.errors import (
@@ -38,6 +36,7 @@ from support.in_memory import (
     chunk,
     in_both_loops,
     in_every_mode,
+    in_simulated_time,
     response_from,
     tape,
 )
@@ -228,31 +227,30 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
     assert len(transport.requests) == 1
 
 
-def test_message_without_timeout_ms_waits_at_most_a_minute_for_each_earlier_message() -> None:
+@in_simulated_time
+async def test_message_without_timeout_ms_waits_at_most_a_minute_for_each_earlier_message(
+    mode: Mode,
+) -> None:
     class Silent(Turns):
         async def send_async(self, request: Request) -> Response[Any]:
             await anyio.sleep_forever()
             return await super().send_async(request)
 
-    async def main() -> None:
-        limits = iter(("60 s", "120 s"))
+    limits = iter(("60 s", "120 s"))
 
-        async def wait() -> None:
-            with pytest.raises(TransportTimeout, match="still being sent after") as caught:
-                await begin(flux0)
-            assert f"after {next(limits)} (set timeout_ms" in str(caught.value)
-            assert caught.value.sent == "no"
+    async def wait() -> None:
+        with pytest.raises(TransportTimeout, match="still being sent after") as caught:
+            await begin(flux0)
+        assert f"after {next(limits)} (set timeout_ms" in str(caught.value)
+        assert caught.value.sent == "no"
 
-        async with Flux0(transport=Silent([])) as flux0, anyio.create_task_group() as first:
-            first.start_soon(begin, flux0)
-            await anyio.wait_all_tasks_blocked()
-            async with anyio.create_task_group() as later:
-                later.start_soon(wait)
-                later.start_soon(wait)
-            first.cancel_scope.cancel()
-
-    # The clock jumps to the next timeout when all tasks wait.
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    async with Flux0(transport=Silent([])) as flux0, anyio.create_task_group() as first:
+        first.start_soon(begin, flux0)
+        await anyio.wait_all_tasks_blocked()
+        async with anyio.create_task_group() as later:
+            later.start_soon(wait)
+            later.start_soon(wait)
+        first.cancel_scope.cancel()
 
 
 # --- messages that would wait for themselves

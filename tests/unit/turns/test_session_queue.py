@@ -89,7 +89,7 @@ def test_threads_that_create_a_queue_at_the_same_time_share_it() -> None:
 
     def let_the_second_thread_search() -> None:
         second.submit(search)
-        searched.wait(0.2)  # Without a lock, the second thread would finish in this time.
+        searched.wait(0.05)  # Without a lock, the second thread would finish in this time.
 
     # The first hash is for the search, and the second hash for storing the new queue.
     hooks = iter((lambda: None, let_the_second_thread_search))

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 from attrs import evolve
 
-from flux0 import BackoffStrategy, Flux0, HttpxTransport, RetryConfig, StreamIdleTimeout
+from flux0 import BackoffStrategy, Flux0, RetryConfig, StreamIdleTimeout
 from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import (
     ConnectError,
@@ -58,10 +58,11 @@ from support.cassettes import (
     write_cassette,
 )
 from support.cost import calls_made
+from support.driving import LoopTime
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
-from support.in_memory import script
-from support.modes import in_mode, run
+from support.in_memory import Hang, Script, script, scripted_response
+from support.modes import in_mode, run, run_in_simulated_time
 from support.sending import Pieces
 from support.transports import ASYNC, SYNC, Mode
 
@@ -560,15 +561,17 @@ def test_deadline_expires_again_if_it_is_not_longer(
 
 @loops
 def test_deadline_that_expired_while_recording_expires_again(mode: Mode, path: Path) -> None:
+    class Stalling(Script):
+        time = LoopTime()
+
     async def program(transport: Any) -> None:
         async with Flux0(transport=transport, retry_config=ONCE, timeout_ms=500) as flux0:
             with pytest.raises(ReadTimeout):
-                await flux0.agents.list_async(server_url=server.url)
+                await flux0.agents.list_async()
 
-    fake = FakeTransport()
-    with FakeOverHTTP(fake) as server:
-        fake.inject(Stall(after_bytes=5))
-        run(mode, lambda: program(RecordingTransport(HttpxTransport(), path)))
+    stalling = Stalling([scripted_response(b'{"dat', Hang())])
+    run_in_simulated_time(mode, lambda: program(RecordingTransport(stalling, path)))
+    assert read_cassette(path)[0].end == CLOSED
     run(mode, lambda: program(ReplayTransport(path)))
 
 

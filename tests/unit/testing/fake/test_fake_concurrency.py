@@ -419,10 +419,11 @@ async def test_exception_of_an_async_agent_is_raised_by_the_stream(mode: Mode) -
 async def test_async_agent_can_close_its_own_stream(mode: Mode) -> None:
     done: list[str] = []
     streams: list[Any] = []
+    opened = anyio.Event()
 
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
         yield Report("typing")
-        await anyio.sleep(0.01)
+        await opened.wait()
         await streams[0].close_async()
         yield Say("Never")
         done.append("on")
@@ -430,7 +431,7 @@ async def test_async_agent_can_close_its_own_stream(mode: Mode) -> None:
     fake = FakeTransport(agent)
     async with Flux0(transport=fake) as flux0:
         streams.append(await start_turn(flux0, fake))
-        await anyio.sleep(0.02)
+        opened.set()
         await anyio.wait_all_tasks_blocked()
     assert (done, kinds(fake, "s000000001")) == ([], ["message", "typing"])
 
