@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -35,6 +36,7 @@ from flux0.testing import (
     FallSilent,
     GiveResult,
     Reason,
+    Refuse,
     Report,
     Respond,
     Say,
@@ -45,6 +47,7 @@ from support.fake_over_http import FakeOverHTTP
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
 PYTHON = (sys.executable,)
+_FULL_DEVICE = "Error: cannot write the output: No space left on device"
 
 WEATHER = CallTool("get_weather", {"location": "SF"})
 TURN: tuple[Any, ...] = (
@@ -472,7 +475,7 @@ def test_common_options_are_accepted_before_and_after_the_command(
         options = (*before, "sessions", *between, "list", *after)
         listed = run("--user", "bob", *options, "--user", "ann", "--json").stdout
         assert len(json.loads(listed)["data"]) == 2
-    assert run(*nowhere, "sessions", "list").exit_code == 1
+    check_refused(run(*nowhere, "sessions", "list"), "sessions")
 
 
 def test_header_options_and_token_are_sent(
@@ -564,13 +567,18 @@ def test_options_that_cannot_be_combined_are_rejected(
 
 @pytest.mark.parametrize("command", ["agents get xxxxxxxxxx", "chat Hi"])
 def test_refused_connection_is_reported_on_one_line(
-    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+    run: Run, fake: FakeTransport, command: str
 ) -> None:
-    monkeypatch.setattr("time.sleep", no_sleep)  # The client sleeps between attempts.
-    result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
+    fake.inject(Refuse(), times=9)
+    with fake.installed():  # Real clients wait before they try again.
+        result = run(*command.split(), "--server-url", "http://127.0.0.1:1")
+    check_refused(result, "agents")
+
+
+def check_refused(result: Result, path: str) -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith("Error: No connection to http://127.0.0.1:1/api/agents")
+    assert line.startswith(f"Error: No connection to http://127.0.0.1:1/api/{path}")
     assert line.endswith(". Is the server running?")
 
 
@@ -803,12 +811,11 @@ def test_ctrl_c_ends_a_blocking_call_that_the_signal_did_not_interrupt() -> None
     os.close(writer)
 
 
-@pytest.mark.parametrize("command", ["chat Hi", "chat Hi --json", "agents list", "--help"])
 def test_closed_output_pipe_ends_the_command_with_exit_code_141(
-    environment: Mapping[str, str], fake: FakeTransport, command: str
+    environment: Mapping[str, str], fake: FakeTransport
 ) -> None:
     fake.script([Say("word " * 100, pieces=100)])
-    with started(environment, *command.split()) as process:
+    with started(environment, "chat", "Hi") as process:
         assert process.stdout is not None
         process.stdout.close()
         assert process.stderr is not None
@@ -816,14 +823,46 @@ def test_closed_output_pipe_ends_the_command_with_exit_code_141(
         assert (notes, process.wait()) == ([], 141)
 
 
-@pytest.mark.parametrize("command", ["chat weather", "agents list --json", "--help"])
-def test_full_device_is_reported_on_one_line(environment: Mapping[str, str], command: str) -> None:
-    full = f"exec {sys.executable} -m flux0 {command} >/dev/full"
+def test_full_device_is_reported_on_one_line(environment: Mapping[str, str]) -> None:
+    full = f"exec {sys.executable} -m flux0 chat weather >/dev/full"
     done = finished(environment, full, program=("/bin/sh", "-c"))
     assert done.returncode == 1
     *_, last = done.stderr.splitlines()
-    assert last == "Error: cannot write the output: No space left on device"
+    assert last == _FULL_DEVICE
     assert "Traceback" not in done.stderr
+
+
+def open_pipe_without_reader() -> IO[str]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w", encoding="utf-8")
+
+
+def open_full_device() -> IO[str]:
+    return open("/dev/full", "w", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("open_output", "code"), [(open_pipe_without_reader, 141), (open_full_device, _FULL_DEVICE)]
+)
+@pytest.mark.parametrize(
+    "command", ["chat Hi --json", "agents list", "agents list --json", "--help"]
+)
+def test_output_that_cannot_be_written_ends_each_command(
+    server: FakeOverHTTP,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    open_output: Callable[[], IO[str]],
+    code: int | str,
+) -> None:
+    monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+    monkeypatch.setattr(sys, "argv", ["flux0-client", *command.split()])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with open_output() as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(SystemExit) as caught:
+            __main__.main()
+    assert caught.value.code == code
 
 
 _INTERRUPTED_IMPORT = f"""\
