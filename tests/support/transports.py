@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from attrs import frozen
 
@@ -66,3 +66,13 @@ LIBRARIES = (
     Way("requests", "asyncio"),
     Way("urllib3", "sync"),
 )
+
+
+class WithoutLongWaits:
+    """The first base class of a contract. Its long waits are in `test_long_waits`."""
+
+    background: Any = None
+    test_timeout_none_waits_without_limit: Any = None
+    test_whole_body_may_take_longer_than_the_timeout_of_each_read: Any = None
+    test_read_timeout_of_the_request_does_not_apply_to_a_body: Any = None
+    test_connection_idle_for_long_is_not_reused: Any = None

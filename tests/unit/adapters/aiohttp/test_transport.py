@@ -55,13 +55,14 @@ from flux0.testing.contract.responses import (
 )
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, fetch, read
+from support.transports import WithoutLongWaits
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
 SHORT = 0.1
 
 
-class TestAiohttpTransport(LimitedPoolContract, AsyncTransportContract):
+class TestAiohttpTransport(WithoutLongWaits, LimitedPoolContract, AsyncTransportContract):
     backends: ClassVar[Any] = ("asyncio",)
 
     def make_transport(self) -> AiohttpTransport:

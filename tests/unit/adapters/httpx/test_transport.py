@@ -30,18 +30,19 @@ from flux0.testing.contract.responses import WaitForRelease, Write, http_respons
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, fetch, fetch_sync, over
+from support.transports import WithoutLongWaits
 
 
-class TestHttpxTransport(HttpxContract, TransportContract):
+class TestHttpxTransport(WithoutLongWaits, HttpxContract, TransportContract):
     transport: ClassVar[type[HttpxTransport]] = HttpxTransport
 
 
-class TestAsyncHttpxTransport(HttpxContract, AsyncTransportContract):
+class TestAsyncHttpxTransport(WithoutLongWaits, HttpxContract, AsyncTransportContract):
     backends: ClassVar[tuple[str, ...]] = ("asyncio",)
     transport: ClassVar[type[HttpxTransport]] = HttpxTransport
 
 
-class TestTrioHttpxTransport(HttpxContract, AsyncTransportContract):
+class TestTrioHttpxTransport(WithoutLongWaits, HttpxContract, AsyncTransportContract):
     backends: ClassVar[tuple[str, ...]] = ("trio",)
     transport: ClassVar[type[HttpxTransport]] = HttpxTransport
 

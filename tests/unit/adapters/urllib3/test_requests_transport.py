@@ -39,9 +39,10 @@ from flux0.testing.contract.responses import (
 )
 from support.secured import Secured
 from support.sending import OK, Pieces, fetch_sync
+from support.transports import WithoutLongWaits
 
 
-class TestRequestsTransport(TransportContract):
+class TestRequestsTransport(WithoutLongWaits, TransportContract):
     def make_transport(self) -> RequestsTransport:
         return RequestsTransport()
 

@@ -25,9 +25,10 @@ from flux0.testing.contract.responses import (
     http_response,
 )
 from support.sending import HALF, OK, Pieces, fetch_sync
+from support.transports import WithoutLongWaits
 
 
-class TestUrllib3Transport(LimitedPoolContract, TransportContract):
+class TestUrllib3Transport(WithoutLongWaits, LimitedPoolContract, TransportContract):
     def make_transport(self) -> Urllib3Transport:
         return Urllib3Transport()
 
