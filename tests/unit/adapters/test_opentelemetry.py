@@ -39,6 +39,7 @@ from flux0.testing import (
     AgentStep,
     CallTool,
     Fail,
+    FakeClock,
     FakeTransport,
     FallSilent,
     GiveResult,
@@ -126,10 +127,11 @@ async def turn(
     *faults: Any,
     contents: bool = False,
     events: int | None = None,
+    server_time: float = 0,
     **options: Any,
 ) -> Any:
     """Run a turn and read `events` events of its stream, or all; return the stream."""
-    fake = FakeTransport(agent_name="Drizzle")
+    fake = FakeTransport(agent_name="Drizzle", clock=FakeClock(server_time))
     fake.script(reply)
     session = Flux0(transport=fake).sessions.create(agent_id=fake.agent_id)
     fake.inject(*faults)
@@ -320,9 +322,13 @@ async def test_complete_turn_is_one_client_span(mode: Mode) -> None:
 
 @in_every_mode
 async def test_tool_calls_are_spans_within_the_turn(mode: Mode) -> None:
-    telemetry = Telemetry()
-    stream = await turn(mode, telemetry, TURN)
+    await check_tool_span(mode, server_time=0)
+    await check_tool_span(mode, server_time=9e9)  # The server's clock is ahead.
 
+
+async def check_tool_span(mode: Mode, server_time: float) -> None:
+    telemetry = Telemetry()
+    stream = await turn(mode, telemetry, TURN, server_time=server_time)
     tool, whole = telemetry.span("execute_tool weather"), telemetry.span("invoke_agent Drizzle")
     assert is_child(tool, whole)
     assert tool.kind is SpanKind.INTERNAL
