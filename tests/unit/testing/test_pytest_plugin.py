@@ -43,61 +43,62 @@ def test_each_test_gets_a_fake_and_a_client(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
 
 
-@pytest.mark.parametrize(
-    ("marker", "body", "message"),
-    [
-        ("streams", "next(say(client, fake))", "responses left open:"),
-        ("streams", "KEPT.append(say(client, fake))", "responses left open:"),
-        ("used", "fake.script('never')", "script 1: no turn has used it"),
-        ("used", "fake.inject(Refuse(), operation='agents.list')", "fault not applied: Refuse*"),
-        ("used", "fake.expect('sessions.list')", "expected but not called: sessions.list()"),
-        (
-            "expected",
-            "fake.expect('agents.list'); client.agents.list(); swallow(client.agents.list)",
-            "unexpected: agents.list()",
-        ),
-        (
-            "expected",
-            "fake.script(lambda _: [1]); swallow(lambda: list(say(client, fake)))",
-            "an agent raised TypeError(*",
-        ),
-    ],
-)
-def test_fixture_fails_the_test_if_a_check_fails(
-    pytester: pytest.Pytester, marker: str, body: str, message: str
-) -> None:
-    pytester.makepyfile(
-        f"""
-        import pytest
-        from flux0.testing import Refuse
+# An argument of the marker, code that fails its check, and the message of the failure.
+FAILURES = [
+    ("streams", "next(say(client, fake))", "responses left open:"),
+    ("streams", "KEPT.append(say(client, fake))", "responses left open:"),
+    ("used", "fake.script('never')", "script 1: no turn has used it"),
+    ("used", "fake.inject(Refuse(), operation='agents.list')", "fault not applied: Refuse*"),
+    ("used", "fake.expect('sessions.list')", "expected but not called: sessions.list()"),
+    (
+        "expected",
+        "fake.expect('agents.list'); client.agents.list(); swallow(client.agents.list)",
+        "unexpected: agents.list()",
+    ),
+    (
+        "expected",
+        "fake.script(lambda _: [1]); swallow(lambda: list(say(client, fake)))",
+        "an agent raised TypeError(*",
+    ),
+]
 
-        KEPT = []
+FAILING_TESTS = """
+    import pytest
+    from flux0.testing import Refuse
 
-        def say(client, fake):
-            return client.conversation(agent=fake.agent_id).send("Hi")
+    KEPT = []
 
-        def swallow(call):
-            with pytest.raises((AssertionError, TypeError)):
-                call()
+    def say(client, fake):
+        return client.conversation(agent=fake.agent_id).send("Hi")
 
-        def act(client, fake):
-            {body}
+    def swallow(call):
+        with pytest.raises((AssertionError, TypeError)):
+            call()
 
-        def test_strict(flux0_client, flux0_fake):
-            act(flux0_client, flux0_fake)
+    def act(client, fake):
+        {body}
 
-        @pytest.mark.flux0_fake({marker}=False)
-        def test_lenient(flux0_client, flux0_fake):
-            act(flux0_client, flux0_fake)
+    def test_strict(flux0_client, flux0_fake):
+        act(flux0_client, flux0_fake)
 
-        def test_that_fails(flux0_client, flux0_fake):
-            act(flux0_client, flux0_fake)
-            assert False
-        """
-    )
+    @pytest.mark.flux0_fake({marker}=False)
+    def test_lenient(flux0_client, flux0_fake):
+        act(flux0_client, flux0_fake)
+
+    def test_that_fails(flux0_client, flux0_fake):
+        act(flux0_client, flux0_fake)
+        assert False
+"""
+
+
+def test_fixture_fails_the_test_if_a_check_fails(pytester: pytest.Pytester) -> None:
+    for number, (marker, body, _) in enumerate(FAILURES):
+        source = FAILING_TESTS.format(marker=marker, body=body)
+        pytester.makepyfile(**{f"test_{number}": source})
     result = pytester.runpytest_inprocess("--strict-markers")
-    result.assert_outcomes(passed=2, errors=1, failed=1)
-    result.stdout.fnmatch_lines([f"*{message}"])
+    # Of the three tests in each file, the first has an error after it, and the last fails.
+    result.stdout.fnmatch_lines([f"test_{number}.py .E.F *" for number in range(len(FAILURES))])
+    result.stdout.fnmatch_lines([f"*{message}" for _, _, message in FAILURES])
 
 
 OWN_FAKE = """
@@ -156,33 +157,23 @@ def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
-@pytest.mark.parametrize(
-    ("marker", "problem"),
-    [
-        (
-            "flux0_fake(stream=False)",
-            "flux0_fake has no argument 'stream': use used=, expected=, streams=",
-        ),
-        ("flux0_fake(False)", "the marker flux0_fake has no argument False: use used=, expected="),
-        ("flux0_cassette('a', 'b')", "flux0_cassette has no argument 'b': use path=, mode=, match"),
-        ("flux0_cassette(matchin='loose')", "flux0_cassette has no argument 'matchin': use path="),
-    ],
-)
-def test_unknown_arguments_of_markers_are_rejected(
-    pytester: pytest.Pytester, marker: str, problem: str
-) -> None:
-    pytester.makepyfile(
-        f"""
-        import pytest
+WRONG_MARKERS = {
+    "flux0_fake(stream=False)": "flux0_fake has no argument 'stream': use used=, expected=",
+    "flux0_fake(False)": "the marker flux0_fake has no argument False: use used=, expected=",
+    "flux0_cassette('a', 'b')": "flux0_cassette has no argument 'b': use path=, mode=, match",
+    "flux0_cassette(matchin='loose')": "flux0_cassette has no argument 'matchin': use path=",
+}
 
-        @pytest.mark.{marker}
-        def test_it():
-            pass
-        """
+
+def test_unknown_arguments_of_markers_are_rejected(pytester: pytest.Pytester) -> None:
+    tests = (
+        f"@pytest.mark.{marker}\ndef test_{number}(): pass\n"
+        for number, marker in enumerate(WRONG_MARKERS)
     )
+    pytester.makepyfile("\n".join(("import pytest", *tests)))
     result = pytester.runpytest_inprocess()
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([f"*{problem}*"])
+    result.assert_outcomes(errors=len(WRONG_MARKERS))
+    result.stdout.fnmatch_lines([f"*{problem}*" for problem in WRONG_MARKERS.values()])
 
 
 def test_plugin_alone_does_not_import_flux0(
