@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from math import inf
-from socket import IPPROTO_TCP, MSG_PEEK, SHUT_RDWR, TCP_NODELAY, socket
+from selectors import EVENT_READ, DefaultSelector
+from socket import IPPROTO_TCP, MSG_PEEK, SHUT_RDWR, TCP_NODELAY, socket, socketpair
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from threading import Thread
 from typing import Any
@@ -21,7 +22,6 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import SharedTransport
 
-_POLL_SECONDS = 0.05  # `shutdown` takes effect within this time.
 _BLOCK_BYTES = 65536  # Most requests arrive in one block.
 # h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
@@ -35,13 +35,14 @@ def serve(
     fake: SharedTransport, port: int, allow_origins: Collection[str]
 ) -> Generator[str, None, None]:
     """Serve a fake in a `with` block; see `FakeTransport.serve`. Each connection has a thread."""
-    with _Server(fake, port, allow_origins) as server:
-        thread = Thread(target=server.serve_forever, args=(_POLL_SECONDS,), daemon=True)
+    stopped, stop = socketpair()
+    with stopped, stop, _Server(fake, port, allow_origins) as server:
+        thread = Thread(target=server.serve_until, args=(stopped,), daemon=True)
         thread.start()
         try:
             yield f"http://{server.address}"
         finally:
-            server.shutdown()
+            stop.shutdown(SHUT_RDWR)
             thread.join()
             for connection in tuple(server.connections):
                 with suppress(OSError):
@@ -52,6 +53,7 @@ class _Server(ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = 1024
+    timeout = 0  # `handle_request` does not wait.
 
     def __init__(self, fake: SharedTransport, port: int, allow_origins: Collection[str]) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -59,6 +61,14 @@ class _Server(ThreadingTCPServer):
         self.fake = fake
         self.allow_origins = allow_origins
         self.connections: WeakSet[socket] = WeakSet()
+
+    def serve_until(self, stopped: socket) -> None:
+        """Accept connections until `stopped` is readable."""
+        with DefaultSelector() as selector:
+            for each in (self, stopped):
+                selector.register(each, EVENT_READ)
+            while all(key.fileobj is self for key, _ in selector.select()):
+                self.handle_request()
 
     def get_request(self) -> tuple[socket, Any]:
         accepted = super().get_request()
