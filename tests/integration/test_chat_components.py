@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from attrs import frozen
 
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
-from flux0.domain.errors import Flux0Error, StreamInterrupted
+from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
 from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.log_relay import LogDecoder
@@ -117,77 +118,93 @@ CONTENT: dict[str, Callable[[list[dict[str, Any]]], Content]] = {
 }
 
 
+Results = dict[str, dict[str, Any]]
+
+
 @frozen
-class Package:
-    """An npm package that reads a format."""
+class Reader:
+    """The results of an npm package that has read the relays of all recorded turns.
 
-    folder: Path
-    reader: str
+    Attributes:
+        kind: The name of its format.
+        complete: The items, the error and the type of the last event, by the name of the turn.
+        interrupted: The same for relays that end with an error.
+    """
 
-    def read(self, relays: list[str]) -> list[dict[str, Any]]:
-        """Return the items, the error and the type of the last event of each relay."""
-        output = run_in(self.folder, "node", str(SCRIPT), self.reader, input=json.dumps(relays))
-        results: list[dict[str, Any]] = json.loads(output)
-        return results
+    kind: str
+    complete: Results
+    interrupted: Results
 
-    def relay(self, case: dict[str, Any], error: Flux0Error | None = None) -> str:
-        """Return the relay of a recorded turn, which ends with an error if one is passed."""
-        events = LogDecoder().decode([case["wire"].encode()])
-        return b"".join(pieces_of(FORMATS[self.reader], events, error)).decode()
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Installs an npm package, unless it is installed, and returns its folder."""
+
+    @cache
+    def installed(package: str) -> Path:
+        folder = tmp_path_factory.mktemp("package")
+        npm_install(package, folder=folder)
+        return folder
+
+    return installed
 
 
 @pytest.fixture(scope="module", params=PACKAGES)
-def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Package:
-    folder = tmp_path_factory.mktemp("package")
-    npm_install(request.param, folder=folder)
-    return Package(folder, PACKAGES[request.param])
+def reader(request: pytest.FixtureRequest, install: Callable[[str], Path]) -> Reader:
+    kind = PACKAGES[request.param]
+    relays = [
+        b"".join(pieces_of(FORMATS[kind], events, error)).decode()
+        for error in (None, StreamInterrupted("gone"))
+        for events in (LogDecoder().decode([case["wire"].encode()]) for case in CASES)
+    ]
+    command = ("node", str(SCRIPT), kind)
+    read = iter(json.loads(run_in(install(request.param), *command, input=json.dumps(relays))))
+    complete, interrupted = ({case["name"]: next(read) for case in CASES} for _ in range(2))
+    return Reader(kind, complete, interrupted)
 
 
-def test_content_of_recorded_turns_equals_the_stored_events(package: Package) -> None:
-    results = package.read([package.relay(case) for case in CASES])
+def test_content_of_recorded_turns_equals_the_stored_events(reader: Reader) -> None:
     different = {
         case["name"]
-        for case, result in zip(CASES, results, strict=True)
-        if CONTENT[package.reader](result["items"]) != stored(case)
+        for case in CASES
+        if CONTENT[reader.kind](reader.complete[case["name"]]["items"]) != stored(case)
     }
     assert different == set().union(*LOSSES.values())
     assert (len(CASES) - len(different), len(CASES)) == (36, 44)
 
 
-def test_only_turns_in_which_the_agent_failed_end_with_an_error(package: Package) -> None:
-    results = package.read([package.relay(case) for case in CASES])
+def test_only_turns_in_which_the_agent_failed_end_with_an_error(reader: Reader) -> None:
     failed = {
-        case["name"]: (result["error"], result["last"])
-        for case, result in zip(CASES, results, strict=True)
+        name: (result["error"], result["last"])
+        for name, result in reader.complete.items()
         if result["error"] is not None
     }
-    last = ERRORS[package.reader]
+    last = ERRORS[reader.kind]
     assert failed == {
         "error_after_ready": ("the agent reported an error: {'exception': 'later'}", last),
         "weather_8080_error": ("the agent reported an error: {'exception': 'bad'}", last),
     }
 
 
-def test_interrupted_turns_end_with_an_error_and_keep_their_content(package: Package) -> None:
-    cases = [case for case in CASES if "error" not in case["name"]]
-    complete = package.read([package.relay(case) for case in cases])
-    results = package.read([package.relay(case, StreamInterrupted("gone")) for case in cases])
-    assert [result["items"] for result in results] == [result["items"] for result in complete]
-    assert {(each["error"], each["last"]) for each in results} == {("gone", ERRORS[package.reader])}
+def test_interrupted_turns_end_with_an_error_and_keep_their_content(reader: Reader) -> None:
+    for name, result in reader.interrupted.items():
+        if "error" not in name:
+            assert result["items"] == reader.complete[name]["items"]
+            assert (result["error"], result["last"]) == ("gone", ERRORS[reader.kind])
 
 
-def test_http_agent_runs_a_turn_with_a_tool_call(tmp_path: Path) -> None:
+def test_http_agent_runs_a_turn_with_a_tool_call(install: Callable[[str], Path]) -> None:
     """`HttpAgent` is AG-UI's own client, with the sample of the page on both sides."""
-    npm_install(AG_UI, folder=tmp_path)
+    folder = install(AG_UI)
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
     fake = FakeTransport([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")])
     with chat_back_end(fake, '@app.post("/agent")') as url:
         (_, sample) = code_of(CHAT_COMPONENTS, "js")
         sample = sample.replace('"/agent"', json.dumps(f"{url}/agent"))
         sample = sample.replace("sessionId", json.dumps(new_chat(fake)))
-        script = tmp_path / "run.mjs"
+        script = folder / "run.mjs"
         script.write_text(f"{sample}console.log(JSON.stringify(agent.messages));", "utf-8")
-        (user, *messages) = json.loads(run_in(tmp_path, "node", str(script)))
+        (user, *messages) = json.loads(run_in(folder, "node", str(script)))
 
     assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
     assert of_ag_ui(messages) == {

@@ -12,10 +12,10 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -36,23 +36,18 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["fake", "server"])
-def flux0_server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """The fake on a port, and the real server."""
-    if request.param == "fake":
-        with fake_server() as running:
-            yield running
-    else:
-        yield cast("Flux0Server", request.getfixturevalue("server"))
-
-
-@pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
-def shared(
-    request: pytest.FixtureRequest, flux0_server: Server, redis: RedisServer
-) -> Iterator[Site]:
-    count = 3 if request.param == "uvicorn" else 2
-    with site(request.param, flux0_server, redis, count, LONG_LEASE) as running:
-        yield running
+@pytest.fixture(scope="module", params=["uvicorn-fake", "uvicorn-server", "gunicorn-server"])
+def shared(request: pytest.FixtureRequest, redis: RedisServer) -> Iterator[Site]:
+    """Workers with a fake on a port, or with the real server."""
+    kind, _, name = request.param.partition("-")
+    with ExitStack() as stack:
+        server: Server = (
+            stack.enter_context(fake_server())
+            if name == "fake"
+            else request.getfixturevalue("server")
+        )
+        count = 3 if kind == "uvicorn" else 2
+        yield stack.enter_context(site(kind, server, redis, count, LONG_LEASE))
 
 
 def send(
@@ -126,7 +121,9 @@ def test_turn_is_stopped_in_another_worker(shared: Site, fresh_name: str) -> Non
 
 
 # A fake on a port has threads: it may read the second message before the end of the first stream.
-@pytest.mark.parametrize("flux0_server", ["server"], indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "shared", ["uvicorn-server", "gunicorn-server"], indirect=True, scope="module"
+)
 def test_second_message_in_another_worker_stops_the_first_turn(
     shared: Site, fresh_name: str
 ) -> None:
@@ -166,11 +163,11 @@ def test_turn_continues_while_redis_is_restarted(shared: Site, fresh_name: str) 
 
 @pytest.mark.parametrize("kind", ["uvicorn", "gunicorn"])
 def test_relays_in_other_workers_report_a_killed_worker(
-    kind: Kind, flux0_server: Server, tmp_path: Path, fresh_name: str
+    kind: Kind, server: Flux0Server, tmp_path: Path, fresh_name: str
 ) -> None:
     with (
         redis_server(tmp_path) as redis,
-        site(kind, flux0_server, redis, 2, SHORT_LEASE) as running,
+        site(kind, server, redis, 2, SHORT_LEASE) as running,
     ):
         session_id = running.new_session()
         first, other = running.workers
