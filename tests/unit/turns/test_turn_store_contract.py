@@ -23,7 +23,7 @@ from flux0.turns.memory_store import MemoryTurnStore
 from support.redis_server import is_installed, redis_cluster, redis_server
 
 KEEP_SECONDS = 300.0
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 20.0
 SESSION = "session-1"
 TIMEOUT = 20.0
 
