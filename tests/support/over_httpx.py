@@ -90,6 +90,8 @@ FAMILY = tuple(
     if "httpx" in way.transport and (way.transport, way.mode) != ("httpx2", "trio")
 )
 FAMILY_SYNC = tuple(way for way in FAMILY if way.mode == "sync")
+# The sync and the async version of the adapter.
+VERSIONS = tuple(way for way in FAMILY if str(way) in ("httpx-sync", "httpx-asyncio"))
 
 
 class HttpxContract(LimitedPoolContract):

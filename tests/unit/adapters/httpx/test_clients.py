@@ -28,7 +28,7 @@ from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import http_response
 from support import sending
 from support.modes import run
-from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
+from support.over_httpx import FAMILY, FAMILY_SYNC, VERSIONS, OverHttpx
 from support.sending import OK, over
 
 
@@ -106,8 +106,7 @@ def raising(way: OverHttpx, error: Exception, where: str) -> dict[str, Any]:
     return {"event_hooks": {where: [way.act(act)]}}
 
 
-# The sync and the async version of the adapter.
-@over(*(way for way in FAMILY if way.transport == "httpx" and way.mode != "trio"))
+@over(*VERSIONS)
 @pytest.mark.parametrize(
     ("where", "raised"),
     [("response", raised) for raised in RAISED]

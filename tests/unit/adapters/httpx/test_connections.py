@@ -42,15 +42,13 @@ from flux0.testing.contract.responses import (
     to_bytes,
 )
 from support import modes, sending
-from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, OverHttpx
+from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, VERSIONS, OverHttpx
 from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import AGENTS, OK, Pieces, fetch_sync, over
 from support.socks_proxy import SocksProxy
 
 SHORT_TIMEOUT = 0.3
-# The sync and the async connections of the adapter.
-HTTPX = tuple(way for way in FAMILY if way.transport == "httpx" and way.mode != "trio")
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +140,7 @@ def test_surplus_bytes_through_a_proxy_with_tls_are_not_the_next_response(
         assert server.connections == 2
 
 
-@over(*HTTPX)
+@over(*VERSIONS)
 async def test_part_of_a_tls_record_through_a_proxy_with_tls_does_not_extend_the_timeout(
     way: OverHttpx, secured: Secured
 ) -> None:
@@ -239,7 +237,7 @@ NOT_HTTP = {
 }
 
 
-@over(*HTTPX)
+@over(*VERSIONS)
 @pytest.mark.parametrize("end", [Reset(), WaitForRelease()], ids=repr)
 @pytest.mark.parametrize("name", NOT_HTTP)
 async def test_response_that_is_not_http_is_a_protocol_error(

@@ -23,7 +23,7 @@ from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from flux0.testing.contract.responses import Disconnect, Signal, WaitForRelease, http_response
 from support import sending
-from support.over_httpx import FAMILY, FAMILY_SYNC, OverHttpx
+from support.over_httpx import FAMILY, FAMILY_SYNC, VERSIONS, OverHttpx
 from support.sending import HALF, OK, fetch_sync, over
 from support.soak import ANYIO_CLOSES_CANCELLED
 
@@ -64,7 +64,7 @@ async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
             assert await way.fetch(transport, get(server.url)) == (200, b"ok")
 
 
-@over(*FAMILY)
+@over(*VERSIONS)
 async def test_connections_are_reused_while_many_streams_are_open(way: OverHttpx) -> None:
     streams = 120
     with ByteServer(*[HALF] * streams, OK) as server:
