@@ -85,6 +85,7 @@ async def test_refused_connection_is_a_connect_error(
         assert type(caught.value) is ConnectError
         assert "connection refused" in caught.value.problem.lower()
         assert "Connection(" not in caught.value.problem
+        assert proxy.accepted == EAGER.max_attempts
 
 
 @over(*WAYS)

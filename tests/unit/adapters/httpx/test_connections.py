@@ -12,7 +12,6 @@ from typing import Any
 import httpcore
 import httpx
 import pytest
-from attrs import evolve
 from hypothesis import given, strategies as st
 
 from flux0 import Flux0
@@ -23,15 +22,13 @@ from flux0.adapters.shared.chunks import Chunks
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
-    ConnectTimeout,
     Flux0Error,
     ProtocolError,
     ReadTimeout,
 )
-from flux0.testing.contract.base import EXPIRY
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.connecting import slow_tls_record
-from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, get, post
+from flux0.testing.contract.harness import LONG, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -69,17 +66,15 @@ async def list_agents(way: OverHttpx, url: str, client: Any = None) -> None:
 
 
 @over(*FAMILY)
-@pytest.mark.parametrize("own", [False, True], ids=["environment", "user's client"])
 @pytest.mark.parametrize("login", [None, ("user", "secret")], ids=["no login", "login"])
-async def test_requests_are_sent_through_a_socks_proxy(
-    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, login: Any, *, own: bool
+async def test_requests_are_sent_through_the_socks_proxy_of_the_users_client(
+    way: OverHttpx, login: Any
 ) -> None:
     with SocksProxy(login=login) as proxy, ByteServer(AGENTS) as server:
         credentials = "" if login is None else f"{login[0]}:{login[1]}@"
-        url = f"socks5://{credentials}{proxy.address}"
-        if not own:
-            monkeypatch.setenv("ALL_PROXY", url)
-        await list_agents(way, server.url, way.client(proxy=url) if own else None)
+        await list_agents(
+            way, server.url, way.client(proxy=f"socks5://{credentials}{proxy.address}")
+        )
         assert len(server.requests) == 1
         assert [f"http://{host}:{port}" for host, port in proxy.targets] == [server.url]
 
@@ -173,30 +168,6 @@ async def test_interruption_through_a_proxy_with_tls_is_recognized(
 
 
 @over(*FAMILY)
-@pytest.mark.parametrize("credentials", ["", "user:wrong@"], ids=["no login", "wrong login"])
-async def test_login_that_a_socks_proxy_rejects_is_not_retried(
-    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, credentials: str
-) -> None:
-    with SocksProxy(login=("user", "secret")) as proxy:
-        monkeypatch.setenv("ALL_PROXY", f"socks5://{credentials}{proxy.address}")
-        with pytest.raises(ConnectError, match="the proxy rejected the login"):
-            await list_agents(way, "http://flux0.invalid")
-        assert proxy.accepted == 1
-
-
-@over(*FAMILY)
-async def test_refusal_by_a_socks_proxy_is_a_connect_error(
-    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with SocksProxy(refuse=True) as proxy:
-        monkeypatch.setenv("ALL_PROXY", f"socks5://{proxy.address}")
-        message = "the proxy refused the connection: connection refused"
-        with pytest.raises(ConnectError, match=message):
-            await list_agents(way, "http://flux0.invalid")
-        assert proxy.accepted == 3
-
-
-@over(*FAMILY)
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
@@ -212,19 +183,6 @@ async def test_proxy_that_is_not_socks_is_a_connect_error(
         monkeypatch.setenv("ALL_PROXY", proxy.url.replace("http:", "socks5:"))
         with pytest.raises(ConnectError, match=message):
             await list_agents(way, "http://flux0.invalid")
-
-
-@over(*FAMILY)
-@pytest.mark.parametrize("scheme", ["socks5", "http"])
-async def test_connect_timeout_limits_a_silent_proxy(
-    way: OverHttpx, monkeypatch: pytest.MonkeyPatch, scheme: str
-) -> None:
-    """The connect timeout is shorter than the read timeout, and also limits the proxy's replies."""
-    with SocksProxy(responds=False) as proxy:
-        monkeypatch.setenv("ALL_PROXY", f"{scheme}://{proxy.address}")
-        timeout = evolve(LONG_TIMEOUT, connect=EXPIRY)
-        with pytest.raises(ConnectTimeout, match=r"could not connect within 0\.05 s"):
-            await way.fetch_once(get("https://flux0.invalid", timeout=timeout))
 
 
 # --- responses that are not HTTP

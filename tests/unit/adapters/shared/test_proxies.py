@@ -246,8 +246,7 @@ async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
     way: Way, does: ServerSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_data = does == (WaitForRelease(),)
-    short = evolve(LONG_TIMEOUT, connect=EXPIRY, read=EXPIRY, pool=EXPIRY)
-    timeout = short if no_data else LONG_TIMEOUT
+    timeout = evolve(LONG_TIMEOUT, connect=EXPIRY) if no_data else LONG_TIMEOUT
     transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(does) as proxy:
         monkeypatch.setenv("https_proxy", proxy.url)
