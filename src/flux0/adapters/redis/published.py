@@ -48,7 +48,7 @@ class PublishedTurn:
 
     def steps(self) -> Steps[None]:
         """Send all events that Redis does not have yet, and the end. Renew the lease."""
-        while True:
+        while self.name.id in self._published:
             self._watch()
             try:
                 batch = self._next_batch()
@@ -67,8 +67,7 @@ class PublishedTurn:
             if batch.end and self._sent == batch.last:
                 self._shared.worker.cancel_timer(self)
                 self._published.pop(self.name.id, None)
-                return
-            if self._sent == batch.last and not batch.is_cut:
+            elif self._sent == batch.last and not batch.is_cut:
                 self._shared.worker.set_timer(self, self._shared.lease.renew_seconds)
                 # `_on_change` may have been called before the command was sent.
                 if self.log.has_more(self._sent):

@@ -435,6 +435,24 @@ def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: Re
     assert list(copy.read(0)) == [event("turn", 1)]
 
 
+def test_end_of_a_turn_is_published_once(server: RedisServer) -> None:
+    """A message about the turn arrives while its end is being published."""
+    before = threads()
+    log = new_log()
+    log.finish(LogEnd())
+    with Interrupted(port=server.port) as client:
+        store: Any = RedisTurnStore(client)
+        on_message: Callable[[str], object] = store._process.get()._on_message
+        find_claim_publish = [nothing, nothing, lambda: on_message("turn")]
+        client.actions = [*find_claim_publish, nothing]
+        store.claim("session", log, refuse=True)
+        del store
+        gc.collect()
+        for thread in threads() - before:
+            thread.join(TIMEOUT)
+        assert client.actions == [nothing]
+
+
 @pytest.mark.parametrize("closes", [True, False])
 def test_store_without_a_turn_starts_no_thread(closes: bool) -> None:
     before = threads()
