@@ -290,10 +290,9 @@ LATE = Write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
 def test_connection_with_unread_bytes_is_not_reused(body: bytes | None, then: Any) -> None:
     """The bytes arrive while the event loop is blocked, so it has not read them."""
 
-    async def run(transport: AiohttpTransport) -> None:
+    async def run(transport: Any) -> None:
         assert await fetch(transport, post(server.url)) == b"first"
-        session: Any = transport._session
-        (((protocol, _),),) = session.connector._conns.values()
+        (((protocol, _),),) = transport._session.connector._conns.values()
         server.release()
         # Block the event loop, as in a long computation.
         assert select([protocol.transport.get_extra_info("socket")], [], [], DEFAULT_TIMEOUT)[0]
