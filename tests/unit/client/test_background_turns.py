@@ -771,7 +771,7 @@ def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> N
 
 
 def test_relayed_event_costs_no_more_than_an_event_of_a_stream() -> None:
-    server = Server("asyncio", Say("x" * 300, pieces=300))
+    server = Server("asyncio", Say("x" * 100, pieces=100))
 
     async def relay_stream(conversation: AsyncConversation) -> AsyncIterator[bytes]:
         return (await conversation.send("Hi")).relay()
@@ -781,7 +781,7 @@ def test_relayed_event_costs_no_more_than_an_event_of_a_stream() -> None:
 
     async def run_turn(start: Callable[[Any], Coroutine[Any, Any, AsyncIterator[bytes]]]) -> None:
         pieces = await start(await server.conversation())
-        assert len(await gathered(pieces)) == 300
+        assert len(await gathered(pieces)) == 100
 
     costs = [
         calls_made(partial(asyncio.run, run_turn(start)))

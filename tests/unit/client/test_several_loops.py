@@ -97,7 +97,7 @@ def test_message_waits_until_another_loop_has_sent_its_message(first: Mode, seco
         server.wait_for_requests(1)
         waiting = threads.submit(run_in, second, send_second)
         with pytest.raises(TransportTimeout, match="timeout_ms"):
-            flux0.sessions.create_event(session_id="s", content="Hi", timeout_ms=100)
+            flux0.sessions.create_event(session_id="s", content="Hi", timeout_ms=20)
         assert len(server.requests) == 1
         server.release()
         sending.result(20)
