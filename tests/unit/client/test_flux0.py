@@ -156,16 +156,16 @@ def test_retries_and_idle_timeout_of_a_call_override_the_client() -> None:
     client, call = RetryConfig(max_attempts=7), RetryConfig("none")
 
     with Flux0(
-        transport=transport, retry_config=client, stream_idle_timeout_ms=2_000, timeout_ms=1_000
+        transport=transport, retry_config=client, stream_idle_timeout_ms=60_000, timeout_ms=30_000
     ) as flux0:
-        for own in ({}, {"retries": call, "stream_idle_timeout_ms": 3_500}):
+        for own in ({}, {"retries": call, "stream_idle_timeout_ms": 90_000}):
             options: dict[str, Any] = own
             list(flux0.sessions.create_event(session_id="s", content="Hi", **options))
     with Flux0(transport=transport) as flux0:
         list(flux0.sessions.create_event(session_id="s", content="Hi"))
 
     assert [request.retries for request in transport.requests][:2] == [client, call]
-    assert [body.timeouts for body in bodies] == [[2, 2], [3.5, 3.5], [600, 600]]
+    assert [body.timeouts for body in bodies] == [[60, 60], [90, 90], [600, 600]]
 
 
 BAD_OPTIONS: list[tuple[str, Any]] = [
