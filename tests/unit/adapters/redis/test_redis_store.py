@@ -24,6 +24,9 @@ from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore
 from flux0.adapters.redis import worker
+from flux0.adapters.redis.commands import Commands, Lease, TurnName
+from flux0.adapters.redis.published import PublishedTurn
+from flux0.adapters.redis.worker import SharedObjects, Worker
 from flux0.domain.errors import (
     ClientClosed,
     InvalidArgument,
@@ -435,22 +438,19 @@ def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: Re
     assert list(copy.read(0)) == [event("turn", 1)]
 
 
-def test_end_of_a_turn_is_published_once(server: RedisServer) -> None:
-    """A message about the turn arrives while its end is being published."""
-    before = threads()
-    log = new_log()
+def test_end_of_a_turn_is_published_once() -> None:
+    """A message about the turn, which arrives while its end is published, starts the job again."""
+    lease, log = Lease.of(LEASE_SECONDS), new_log()
+    shared = SharedObjects(Commands("flux0:", "process", 1.0, lease), Worker(Redis(), 1.0), lease)
+    published: dict[str, PublishedTurn] = {}
+    job = PublishedTurn(TurnName("session", "turn"), log, shared, published)
+    published["turn"] = job
     log.finish(LogEnd())
-    with Interrupted(port=server.port) as client:
-        store: Any = RedisTurnStore(client)
-        on_message: Callable[[str], object] = store._process.get()._on_message
-        find_claim_publish = [nothing, nothing, lambda: on_message("turn")]
-        client.actions = [*find_claim_publish, nothing]
-        store.claim("session", log, refuse=True)
-        del store
-        gc.collect()
-        for thread in threads() - before:
-            thread.join(TIMEOUT)
-        assert client.actions == [nothing]
+    steps = job.steps()
+    next(steps)
+    with pytest.raises(StopIteration):
+        steps.send([0, b""])
+    assert list(job.steps()) == []
 
 
 @pytest.mark.parametrize("closes", [True, False])
