@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
+from types import ModuleType
 
+import anyio
 import pytest
 from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+import flux0
 import flux0_pytest
 from flux0.cli.demo_agent import demo_transport
 from support.fake_over_http import FakeOverHTTP
@@ -19,13 +25,30 @@ PAGE = Path(__file__).parents[3] / "docs" / "testing.md"
 
 
 @pytest.fixture(autouse=True)
-def load_only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+def load_only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Load only this plugin, by its module name instead of its entry point."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTEST_PLUGINS", "flux0_pytest")
-    # After each run, `pytester` unloads the modules that the run imported. Without this import, the
-    # package `flux0` would keep a `Flux0` whose modules are not the loaded ones.
-    import_module("flux0.client.flux0")
+    # After each run, `pytester` unloads the modules that the run imported. If another module refers
+    # to them, later tests use two copies of them. So import all modules before.
+    anyio.run(anyio.sleep, 0)
+    for module in walk_packages(flux0.__path__, "flux0."):
+        if module.name not in ("flux0.__main__", "flux0.cli.mcp_server"):
+            import_module(module.name)
+    yield
+    assert unloaded_modules() == []
+
+
+def unloaded_modules() -> list[str]:
+    """Return the modules that modules of flux0 and its dependencies refer to, but are unloaded."""
+    users = ("flux0", "anyio", "attrs", "cattrs", "h11", "httpcore", "httpx")
+    return [
+        f"{user}: {used.__name__}"
+        for user, module in tuple(sys.modules.items())
+        if user.partition(".")[0] in users
+        for used in vars(module).values()
+        if isinstance(used, ModuleType) and sys.modules.get(used.__name__) is not used
+    ]
 
 
 def test_each_test_gets_a_fake_and_a_client(pytester: pytest.Pytester) -> None:
