@@ -110,9 +110,8 @@ class SyncConnection(HttpxConnection):
         return addresses[info]() if info in addresses else None
 
     def _is_readable(self) -> bool:
-        if isinstance(self._sock, _NestedTLS) and self._sock.has_unread:
-            return True
-        return wait(self._get_info("socket"), 0, read=True)[0]
+        has_unread = isinstance(self._sock, _NestedTLS) and self._sock.has_unread
+        return has_unread or wait(self._get_info("socket"), 0, read=True)[0]
 
 
 class _NestedTLS:
