@@ -206,8 +206,9 @@ def test_missing_package_of_the_extra_is_reported_with_the_install_command(
     monkeypatch.setattr(sys, "argv", ["flux0-client", "agents", "list"])
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.delattr("flux0.cli")
-    for module in [name for name in sys.modules if name.startswith(("flux0.cli", f"{package}."))]:
-        monkeypatch.delitem(sys.modules, module)
+    for name in tuple(sys.modules):
+        if name == "flux0.cli" or name.startswith(("flux0.cli.", f"{package}.")):
+            monkeypatch.delitem(sys.modules, name)
     problem = f"the command line needs the package {package}: pip install 'flux0-client[cli]'"
     with pytest.raises(SystemExit, match=re.escape(problem)):
         __main__.main()

@@ -35,8 +35,9 @@ def load_only_this_plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in walk_packages(flux0.__path__, "flux0."):
         if module.name not in ("flux0.__main__", "flux0.cli.mcp_server"):
             import_module(module.name)
+    before = unloaded_modules()
     yield
-    assert unloaded_modules() == []
+    assert unloaded_modules() == before
 
 
 def unloaded_modules() -> list[str]:
