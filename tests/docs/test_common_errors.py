@@ -194,6 +194,7 @@ def pass_timeout() -> str:
 def use_a_transport_without_its_library() -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "aiohttp", None)
+        patch.delattr("flux0.adapters.aiohttp", raising=False)
         for module in [name for name in sys.modules if name.startswith("flux0.adapters.aiohttp")]:
             patch.delitem(sys.modules, module)
         return last_line(flux0.AiohttpTransport)
