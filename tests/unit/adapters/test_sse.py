@@ -133,7 +133,7 @@ def test_known_case_at_once_and_byte_by_byte_and_in_its_own_pieces(
         check_case(case, map(b64decode, case["chunks_b64"]))
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=500)
 @example(pieces=in_pieces(BOM + b"data: a\r\rdata: b\r\n\r\nid: 1\r\n: c\n\n\r\n"))
 @given(pieces=SPLIT_STREAMS)
 def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: list[bytes]) -> None:
@@ -202,7 +202,7 @@ def bytes_accepted(stream: bytes, limit: int) -> int:
     return len(stream)
 
 
-@settings(deadline=None, max_examples=250)
+@settings(deadline=None, max_examples=500)
 @given(pieces=SPLIT_STREAMS, limit=st.integers(1, 40))
 def test_limit_applies_to_the_same_event_however_the_stream_is_split(
     pieces: list[bytes], limit: int

@@ -483,7 +483,7 @@ def kind_of(value: object) -> str:
     return type(value).__name__
 
 
-@settings(deadline=None, max_examples=5)
+@settings(deadline=None, max_examples=10)
 @pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
 @given(data=st.data())
 def test_every_model_is_unchanged_by_encoding_and_decoding(kind: Any, data: st.DataObject) -> None:

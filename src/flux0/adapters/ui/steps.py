@@ -23,7 +23,8 @@ from flux0.relay_format import RelayEncoder
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
 # The paths at which an agent adds or names tool calls, or adds results.
 _ITEMS: Final = re.compile("(/tool_calls(/[^/]+(/tool_name)?)?|/tool_call_results(/[^/]+)?)?")
-# A message is rebuilt for each of so many added calls and results, and then when it is settled.
+# A message is rebuilt for each of the first added calls and results, up to this number, and then
+# when it is settled.
 _MAX_REBUILDS: Final = 100
 
 

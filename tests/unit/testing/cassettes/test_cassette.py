@@ -227,7 +227,7 @@ exchanges = st.builds(
 ) | st.builds(RecordedExchange, requests, st.sampled_from([CLOSED, *ERRORS]), seconds)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None)
 @given(st.lists(exchanges, max_size=3))
 def test_written_exchanges_are_read_unchanged(exchanges: list[RecordedExchange]) -> None:
     with TemporaryDirectory() as folder:
