@@ -558,6 +558,9 @@ def test_caller_does_not_wait_longer_than_the_limit(
             server.pause()
             with pytest.raises(TurnStoreError, match="did not respond within"):
                 store.find("session")
+            with pytest.raises(TurnStoreError, match="did not respond within") as raised:
+                store.claim("session", new_log(), refuse=True)
+            assert raised.value.sent == "no"
             server.resume()
 
 
