@@ -83,7 +83,10 @@ def test_errors_page_lists_each_error() -> None:
     assert [each.__name__ for each in errors if f"`{each.__name__}`" not in page] == []
 
 
-def test_ci_runs_the_test_command_of_the_readme() -> None:
+@pytest.mark.parametrize(
+    "block", [r"```sh\n(.*&& .*flux0-client demo)", r"```console\n(.*\btox run)"]
+)
+def test_ci_runs_the_demo_command_and_the_test_command_of_the_readme(block: str) -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    (command,) = re.findall(r"^```console\n(.*\btox run)\n```$", readme, re.MULTILINE)
+    (command,) = re.findall(rf"^{block}\n```$", readme, re.MULTILINE)
     assert f"    {command}\n" in (ROOT / ".ci/run").read_text("utf-8")

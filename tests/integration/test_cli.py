@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import pytest
+from mcp import Client, StdioServerParameters, stdio_client
 from typer.testing import CliRunner, Result
 
+from flux0 import Flux0
 from flux0.cli.app import app
 from support.server import Flux0Server
 
@@ -90,6 +93,34 @@ def test_stored_events_of_a_turn_have_the_data_of_its_stream(run: Run, session_i
     }
     assert {event["event"] for event in streamed} == {"status", "chunk"}
     assert "get_weather" in run("events", session_id).stdout
+
+
+def test_assistant_of_a_user_continues_only_the_sessions_of_this_user(
+    server: Flux0Server, fresh_name: str
+) -> None:
+    command = StdioServerParameters(
+        command=sys.executable,
+        args=["-m", "flux0", "mcp", "--user", fresh_name],
+        env={**os.environ, "FLUX0_SERVER_URL": server.url},
+    )
+    with Flux0(server.url) as flux0:
+        agent = flux0.agents.retrieve(agent_id=server.agent_id)
+        own, foreign, anonymous = (
+            flux0.conversation(agent=agent, user=user) for user in (fresh_name, "bob", None)
+        )
+
+        async def main() -> None:
+            async with Client(stdio_client(command)) as client:
+                for conversation in (foreign, anonymous, own):
+                    given = {
+                        "message": script({"text": "Hi."}),
+                        "session_id": conversation.session_id,
+                    }
+                    result = await client.call_tool(agent.name, given)
+                    assert result.is_error is (conversation is not own)
+
+        anyio.run(main)
+        assert [len(each.history()) for each in (foreign, anonymous, own)] == [0, 0, 2]
 
 
 def test_error_response_is_reported_on_one_line(run: Run) -> None:

@@ -17,7 +17,13 @@ import typer
 from flux0 import Conversation, Event, EventSource, Flux0, Flux0Error, StreamEvent, to_dict
 from flux0.cli.descriptions import describe_data, describe_error
 from flux0.cli.interrupts import waking_on_ctrl_c
-from flux0.cli.output import Output, one_line, print_note, print_problem
+from flux0.cli.output import (
+    Output,
+    one_line,
+    output_streams_are_one_file,
+    print_note,
+    print_problem,
+)
 from flux0.cli.turn_view import TurnView
 from flux0.domain import arguments
 from flux0.models import Agent, AgentNotFound, InvalidArgument
@@ -65,7 +71,8 @@ class Chat:
     """Writes the turns of a conversation to the terminal or to a pipe.
 
     A terminal shows complete turns. If standard output is a pipe, only the answers are written to
-    the pipe, and everything else to standard error. If `as_json` is True, each event is written to
+    the pipe, and everything else to standard error. If both are the same pipe or file, it gets
+    complete turns. If `as_json` is True, each event is written to
     standard output as a line of JSON. `explain` converts an error to a message.
     """
 
@@ -80,7 +87,8 @@ class Chat:
         self._explain = explain
         self._as_json = as_json
         self._output = Output()
-        aside = self._output if self._output.is_terminal else Output(stderr=True)
+        is_one = self._output.is_terminal or output_streams_are_one_file()
+        aside = self._output if is_one else Output(stderr=True)
         self._view = TurnView(self._output, aside)
 
     def send(self, message: str) -> bool:

@@ -110,10 +110,14 @@ class AgentTools:
     async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}
         if (session_id := given.get("session_id")) is not None:
-            session = await self._client.sessions.retrieve_async(session_id=session_id)
-            if session.agent_id != agent.id:
-                raise InvalidArgument("session_id", f"{session_id} belongs to a different agent")
-            target = {"session": session}
+            # The server continues a session for everybody who knows its id, but lists the session
+            # only for its user.
+            sessions = await self._client.sessions.list_async(agent_id=agent.id)
+            found = [session for session in sessions if session.id == session_id]
+            if not found:
+                problem = f"{session_id} is not a session of this user with {agent.name}"
+                raise InvalidArgument("session_id", problem)
+            target = {"session": found[0]}
         return await self._client.conversation_async(**target)
 
     async def _run(self, context: Context, conversation: AsyncConversation, message: str) -> str:

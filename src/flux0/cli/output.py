@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from io import TextIOWrapper
@@ -172,6 +173,15 @@ def escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the program was started with this stream closed.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
+
+
+def output_streams_are_one_file() -> bool:
+    """Return whether standard output and standard error are the same pipe or file (`2>&1`)."""
+    try:
+        output, error = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
+    except (AttributeError, OSError):  # One of them is closed, or a replacement without a file.
+        return False
+    return output.st_ino != 0 and os.path.samestat(output, error)  # It is 0 for pipes on Windows.
 
 
 def _min_width(widths: Sequence[int], kept: Sequence[int]) -> int:

@@ -732,6 +732,16 @@ def test_piped_output_has_no_styles_and_escapes_unencodable_characters(
     assert "\x1b" not in done.stderr
 
 
+def test_one_pipe_for_both_outputs_gets_the_same_lines_as_a_terminal(
+    environment: Mapping[str, str], fake: FakeTransport
+) -> None:
+    fake.script([*TURN, Report("idle"), Say("Bye."), Report("idle")])
+    in_one_pipe = f"exec {sys.executable} -m flux0 chat weather 2>&1"
+    done = finished(environment, in_one_pipe, program=("/bin/sh", "-c"))
+    shown = done.stdout.partition("Drizzle.\n")[2]
+    assert shown == f"{TURN_STDERR}{TURN_STDOUT}\n· idle\nBye.\n\n· idle\n"
+
+
 @contextmanager
 def started(
     environment: Mapping[str, str],

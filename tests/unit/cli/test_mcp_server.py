@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    Connect = Callable[[Mapping[str, str]], AbstractAsyncContextManager["Client"]]
+    Connect = Callable[..., AbstractAsyncContextManager["Client"]]
 
 pytest.importorskip("mcp")
 
@@ -55,16 +55,18 @@ def fake() -> FakeTransport:
 
 
 @asynccontextmanager
-async def over_stdio(environment: Mapping[str, str]) -> AsyncGenerator[Client, None]:
-    command = StdioServerParameters(command=sys.executable, args=[*COMMAND], env={**environment})
+async def over_stdio(environment: Mapping[str, str], *options: str) -> AsyncGenerator[Client, None]:
+    command = StdioServerParameters(
+        command=sys.executable, args=[*COMMAND, *options], env={**environment}
+    )
     async with Client(stdio_client(command)) as client:
         yield client
 
 
 @asynccontextmanager
-async def over_http(environment: Mapping[str, str]) -> AsyncGenerator[Client, None]:
+async def over_http(environment: Mapping[str, str], *options: str) -> AsyncGenerator[Client, None]:
     with subprocess.Popen(
-        [sys.executable, *COMMAND, "--http", "--port", "0"],
+        [sys.executable, *COMMAND, *options, "--http", "--port", "0"],
         env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -127,6 +129,32 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
     assert received == [(1, "typing: Looking"), (2, "idle")]
     calls = [call for call in fake.calls if call.operation == "sessions.create_event"]
     assert [call.body["content"] for call in calls] == ["Hi", "And now?", "And now?"]
+
+
+@over_each_transport
+@pytest.mark.parametrize("options", [("--user", "ann lee"), ()], ids=["user", "anonymous"])
+def test_only_sessions_of_the_user_are_continued(
+    connect: Connect,
+    environment: Mapping[str, str],
+    server: FakeOverHTTP,
+    options: tuple[str, ...],
+) -> None:
+    user = options[-1] if options else None
+    with Flux0(server.url) as flux0:
+        own, foreign = (
+            flux0.conversation(agent=server.fake.agent_id, user=owner) for owner in (user, "bob")
+        )
+
+        async def main() -> None:
+            async with connect(environment, *options) as client:
+                for conversation, is_error in ((foreign, True), (own, False)):
+                    given = {"message": "Hi", "session_id": conversation.session_id}
+                    result = await client.call_tool("Weather_in_SF", given)
+                    assert result.is_error is is_error, texts(result)
+
+        anyio.run(main)
+        assert foreign.history() == ()
+        assert [event.text for event in own.history()] == ["Hi", "Sunny."]
 
 
 @asynccontextmanager
@@ -215,8 +243,14 @@ def test_errors_of_a_turn_are_tool_errors(fake: FakeTransport) -> None:
                 ({"message": "Hi"}, "no data", ["session_id: s000000002"]),
                 ({"message": "Hi"}, "connection", ["session_id: s000000003"]),
                 ({}, "message must be a str, not NoneType", []),
-                ({"message": "Hi", "session_id": "0123456789"}, "ID 0123456789 not found", []),
-                ({"message": "Hi", "session_id": session.id}, "belongs to a different agent", []),
+                *(
+                    (
+                        {"message": "Hi", "session_id": session_id},
+                        f"session_id {session_id} is not a session of this user with Weather in SF",
+                        [],
+                    )
+                    for session_id in ("0123456789", session.id)
+                ),
             ]:
                 result = await client.call_tool("Weather_in_SF", given)
                 text, *rest = texts(result)
