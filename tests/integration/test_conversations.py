@@ -112,6 +112,12 @@ async def test_user_name_may_have_any_characters(
             assert await chat.belongs_to_user()
             assert chat.session
             ids.append(chat.session.user_id)
+            created = await flux0.sessions.create_async(
+                agent_id=server.agent_id, user=name + fresh_name
+            )
+            listed = await flux0.sessions.list_async(user=name + fresh_name)
+            assert [session.id for session in listed][-2:] == [chat.session_id, created.id]
+            assert {session.user_id for session in listed} == {ids[-1]}
     assert ids[: len(names)] == ids[len(names) :]
     assert len(set(ids)) == len(names)
 
@@ -119,7 +125,7 @@ async def test_user_name_may_have_any_characters(
 async def test_conversation_belongs_to_one_user(
     make_client: MakeClient, server: Flux0Server
 ) -> None:
-    user = new_user()["cookie"].removeprefix("flux0_user_sub=")
+    user = f"Ünder 100% {new_user()['cookie']}"
     async with make_client() as flux0:
         chat = await flux0.conversation_async(agent=server.agent_id, user=user, title="Fog")
         assert chat.session is not None
@@ -131,7 +137,7 @@ async def test_conversation_belongs_to_one_user(
         history = await again.history()
         # Messages that are already stored are not repeated.
         assert await again.history(messages) == history
-        listed = await flux0.sessions.list_async(http_headers={"cookie": f"flux0_user_sub={user}"})
+        listed = await flux0.sessions.list_async(user=user)
     assert [message.text for message in history] == [
         *('[{"text": "One"}]', "One"),
         *('[{"text": "Two"}]', "Two"),

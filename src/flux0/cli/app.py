@@ -15,7 +15,7 @@ import typer
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
 from flux0.cli.options import AgentId, Port, SessionId, argument, option, with_common_options
-from flux0.client.conversation import user_headers
+from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
 if TYPE_CHECKING:
@@ -356,7 +356,7 @@ def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, N
 
 def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
     """Return the header fields to send. Repeated fields are joined (RFC 9110, section 5.3)."""
-    fields = dict(user_headers(user))
+    fields = {} if user is None else dict(arguments.user("user", user))
     for text in options:
         name, colon, value = map(str.strip, text.partition(":"))
         if not colon:

@@ -11,7 +11,6 @@ from attrs import evolve
 from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
-from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
@@ -97,9 +96,9 @@ class Caller:
         """
         return self._view(self._settings(**options))
 
-    def for_conversation(self, agent: Participant, cookie: Headers) -> Caller:
-        """Return a caller that sends `cookie`, and reports `agent` to observers."""
-        return self._view(evolve(self._default_call, agent=agent, cookie=cookie))
+    def for_conversation(self, agent: Participant, user: str | None) -> Caller:
+        """Return a caller that sends the user's cookie, and reports `agent` to observers."""
+        return self._view(evolve(self._settings(user=user), agent=agent))
 
     def _view(self, default_call: ApiCall) -> Caller:
         view = copy(self)
@@ -116,6 +115,7 @@ class Caller:
         extra_query: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         stream_idle_timeout_ms: int | None = None,
+        user: str | None = None,
         **unknown: object,
     ) -> ApiCall:
         check_names(unknown, of_call=True)
@@ -137,6 +137,8 @@ class Caller:
         if stream_idle_timeout_ms is not None:
             idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
             changes["idle_timeout"] = idle
+        if user is not None:
+            changes["cookie"] = arguments.user("user", user)
         return evolve(call, **changes) if changes else call
 
     @property

@@ -10,7 +10,6 @@ from flux0.client.resources import SessionsResource
 from flux0.client.unawaited import Unawaited, UnawaitedTurn
 from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
-from flux0.domain.headers import Headers
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, joined_history
 from flux0.domain.stored_models import Agent, Event, Participant, Session
@@ -21,10 +20,6 @@ from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-# RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
-# It allows `%`, too, which is encoded because other characters become `%` and their UTF-8 bytes.
-_IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
 
 
 class _ConversationBase(Uncopyable):
@@ -208,20 +203,6 @@ class UnawaitedConversation(Unawaited[AsyncConversation]):
     )
 
 
-def user_headers(user: str | None) -> Headers:
-    """Return the cookie that identifies the user to the server; no cookie if `user` is None.
-
-    Raises:
-        InvalidArgument: `user` is empty.
-    """
-    if user is None:
-        return Headers()
-    from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
-
-    name = quote(arguments.text("user", user), safe=_IN_COOKIES)
-    return Headers((("cookie", f"flux0_user_sub={name}"),))
-
-
 def conversation_caller(
     caller: Caller,
     agent: Any,
@@ -252,4 +233,4 @@ def conversation_caller(
         known = Participant(session.agent_id if isinstance(session, Session) else agent)
     if server_url := options.get("server_url"):
         caller = caller.with_options(server_url=server_url)
-    return caller.for_conversation(known, user_headers(user)), known
+    return caller.for_conversation(known, user), known

@@ -20,7 +20,7 @@ from flux0.turns.turn import Turn
 from flux0.turns.turn_report import TurnReport
 from flux0.usecases import agents, sessions
 from flux0.usecases.call import ApiCall
-from flux0.usecases.options import CallOptions, TurnOptions, show_options
+from flux0.usecases.options import CallOptions, TurnOptions, UserOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -118,7 +118,8 @@ class SessionsResource(_Resource):
     and read replies.
 
     All methods accept the options of `flux0.usecases.options.CallOptions`, such as `timeout_ms` and
-    `http_headers`. They change the client's settings for one call.
+    `http_headers`. They change the client's settings for one call. `create` and `list` also accept
+    `user`.
 
     All methods raise `APIError` if the server returns an error status, `TransportError` if the
     exchange fails, and `InvalidArgument` if an argument is wrong (then no request is sent).
@@ -133,7 +134,7 @@ class SessionsResource(_Resource):
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         mode: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[UserOptions],
     ) -> Session:
         """Create a session with an agent and return it.
 
@@ -164,18 +165,15 @@ class SessionsResource(_Resource):
         title: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         mode: str | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[UserOptions],
     ) -> Session:
         """The async version of `create`."""
         return await self._caller.run_async(
             sessions.create_session, options, agent_id, allow_greeting, id, title, metadata, mode
         )
 
-    def list(self, *, agent_id: str | None = None, **options: Unpack[CallOptions]) -> Sessions:
-        """Return the current user's sessions.
-
-        The server reads the user from the cookie `flux0_user_sub`, which you can send with
-        `http_headers`. Without the cookie, all clients share one anonymous user.
+    def list(self, *, agent_id: str | None = None, **options: Unpack[UserOptions]) -> Sessions:
+        """Return the sessions of the option `user`, by default of the anonymous user.
 
         Args:
             agent_id: Return only sessions with this agent.
@@ -183,7 +181,7 @@ class SessionsResource(_Resource):
         return self._caller.run(sessions.list_sessions, options, agent_id)
 
     async def list_async(
-        self, *, agent_id: str | None = None, **options: Unpack[CallOptions]
+        self, *, agent_id: str | None = None, **options: Unpack[UserOptions]
     ) -> Sessions:
         """The async version of `list`."""
         return await self._caller.run_async(sessions.list_sessions, options, agent_id)

@@ -25,6 +25,9 @@ _NOT_IN_IDS = frozenset("/\\?#%")
 # RFC 9110 defines field names in section 5.6.2 and field values in section 5.5.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
+# RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
+# It allows `%`, too, which is encoded because other characters become `%` and their UTF-8 bytes.
+_IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
 # The user must not set these fields: a wrong value would truncate the request, or the server would
 # read a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
@@ -160,6 +163,14 @@ def headers(argument: str, fields: object) -> Headers:
             problem = f"must have only one of {other!r} and {name!r}: case does not matter"
             raise InvalidArgument(argument, problem)
     return Headers(pairs)
+
+
+def user(argument: str, name: object) -> Headers:
+    """Return the cookie that identifies a user to the server."""
+    from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
+
+    value = quote(text(argument, name), safe=_IN_COOKIES)
+    return Headers((("cookie", f"flux0_user_sub={value}"),))
 
 
 def _field(argument: str, name: str, value: object) -> tuple[str, str]:

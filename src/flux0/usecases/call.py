@@ -50,7 +50,7 @@ class ApiCall:
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
         agent: the conversation's agent. Its id or its name is None if it is unknown.
-        cookie: a `cookie` header with the conversation's user. No option replaces this cookie.
+        cookie: a `cookie` header with the user. Cookies in `headers` do not replace this cookie.
     """
 
     _send: SendFlow = field(alias="send")

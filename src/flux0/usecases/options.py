@@ -44,6 +44,17 @@ class TurnOptions(CallOptions, total=False):
     stream_idle_timeout_ms: int | None
 
 
+class UserOptions(CallOptions, total=False):
+    """The options of a call that creates or lists the sessions of a user.
+
+    Attributes:
+        user: The user, as in `Flux0.conversation`. By default, all clients share one anonymous
+            user.
+    """
+
+    user: str | None
+
+
 def show_options(resource: type[T]) -> type[T]:
     """Decorate a class so that `help()` lists each option instead of `**options`.
 
@@ -58,7 +69,7 @@ def show_options(resource: type[T]) -> type[T]:
     return resource
 
 
-def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ...]:
+def _parameters(options: type[CallOptions]) -> tuple[Parameter, ...]:
     annotations = cast("dict[str, ForwardRef]", options.__annotations__)
     return tuple(
         Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=reference.__forward_arg__)
@@ -69,9 +80,9 @@ def _parameters(options: type[CallOptions | TurnOptions]) -> tuple[Parameter, ..
 # Maps the annotation of `**options` to the parameters that `help()` shows instead. Methods with
 # `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
 _SHOWN = {
-    "NoReturn": (),
-    **{f"Unpack[{kind.__name__}]": _parameters(kind) for kind in (CallOptions, TurnOptions)},
-}
+    f"Unpack[{kind.__name__}]": _parameters(kind)
+    for kind in (CallOptions, TurnOptions, UserOptions)
+} | {"NoReturn": ()}
 
 # Maps names from other libraries, which flux0 does not accept, to suggestions for the error
 # message: the first for the arguments of `Flux0`, the second for the options of one call.

@@ -54,10 +54,7 @@ def create_session(
 
 
 def list_sessions(call: ApiCall, agent_id: str | None) -> Flow[Sessions]:
-    """Return the user's sessions; if `agent_id` is not None, only sessions with this agent.
-
-    The server reads the user from a cookie.
-    """
+    """Return the user's sessions; if `agent_id` is not None, only sessions with this agent."""
     query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 

@@ -1,4 +1,4 @@
-"""The sync and the async version of each method have the same parameters and results."""
+"""The sync and the async version of each method are equal, and sessions belong to a user."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from flux0 import (
 )
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
+from flux0.domain.errors import InvalidArgument
+from flux0.testing import FakeTransport
+from support.in_memory import in_every_mode
+from support.modes import in_mode
+from support.transports import Mode
 
 # For each annotation of a sync method, the annotation of the async version.
 ASYNC_NAMES = {
@@ -114,3 +119,41 @@ def test_all_arguments_of_a_resource_are_passed_by_name(kind: type[Any]) -> None
     for method in methods(kind).values():
         _, *parameters = inspect.signature(method).parameters.values()
         assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters)
+
+
+# --- the user of a session
+
+
+@in_every_mode
+async def test_user_of_sessions_is_the_user_of_a_conversation(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with in_mode(mode, Flux0(transport=fake, headers={"cookie": "a=1"})) as flux0:
+        for user in ("ada", "Ada Lovelace", "José", "100%", 'a"b;c,d\\e'):
+            chat = await flux0.conversation_async(agent=fake.agent_id, user=user)
+            created = await flux0.sessions.create_async(agent_id=fake.agent_id, user=user)
+            listed = await flux0.sessions.list_async(
+                user=user, agent_id=fake.agent_id, http_headers={"cookie": "flux0_user_sub=eve"}
+            )
+            assert [session.id for session in listed] == [chat.session_id, created.id]
+        await flux0.sessions.create_async(agent_id=fake.agent_id)
+        assert len(await flux0.sessions.list_async()) == 1
+
+    cookies = [call.headers["cookie"] for call in fake.calls]
+    assert cookies[:3] == ["a=1; flux0_user_sub=ada"] * 3
+    assert cookies[-1] == "a=1"
+
+
+@in_every_mode
+async def test_wrong_user_is_rejected_before_a_request_is_sent(mode: Mode) -> None:
+    fake = FakeTransport()
+    wrong: list[Any] = ["", 7, "\ud800"]
+
+    async with in_mode(mode, Flux0(transport=fake)) as flux0:
+        for user in wrong:
+            with pytest.raises(InvalidArgument, match="user"):
+                await flux0.sessions.list_async(user=user)
+            with pytest.raises(InvalidArgument, match="user"):
+                await flux0.sessions.create_async(agent_id=fake.agent_id, user=user)
+
+    assert fake.calls == ()
