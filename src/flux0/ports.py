@@ -140,6 +140,7 @@ class ByteStream(Protocol):
             ReadTimeout: no piece was received within `timeout`.
             ConnectionInterrupted: the connection was closed or reset before the body's end.
             ProtocolError: the framing or the content coding is invalid.
+            Flux0Error: another thread or task is reading the body; that read continues.
         """
         ...
 

@@ -7,7 +7,6 @@ blocks, and `_EventDecoder` decodes the blocks into events.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
@@ -19,8 +18,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# 640 is the lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
-_RETRY: Final = re.compile("0*([0-9]{1,640})")
+# The lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
+_MAX_DIGITS: Final = 640
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
@@ -39,9 +38,9 @@ class SSEParser:
 
     The events depend only on the bytes, not on how the bytes are split into calls of `feed`. `feed`
     returns an event when it receives the CR or LF of a blank line. It does not wait for an LF
-    after a CR. The parser stores the incomplete block and the last event id, and its cost is linear
-    in the number of bytes. A `retry` field with more than 640 digits, not counting leading zeros,
-    is ignored.
+    after a CR. The parser stores the incomplete block, the last event id and the last reconnection
+    time. Its cost is linear in the number of bytes. A `retry` field with more than 640 digits, not
+    counting leading zeros, is ignored.
 
     `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
@@ -76,6 +75,17 @@ class SSEParser:
         *lines, rest = self._unfinished_block().split(b"\n")
         has_fields = any(not line.startswith(b":") for line in lines)
         return has_fields or bool(rest or self._bom) or self._state == _FAILED
+
+    @property
+    def retry(self) -> int | None:
+        """The reconnection time of the last `retry` field, in milliseconds; None without a field.
+
+        The field needs no event: it takes effect at the end of its line.
+        """
+        *lines, _ = self._unfinished_block().decode("utf-8", "replace").split("\n")
+        fields = (line.partition(":") for line in lines)
+        values = [_retry(value.removeprefix(" ")) for name, _, value in fields if name == "retry"]
+        return next((value for value in reversed(values) if value is not None), self._decoder.retry)
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Parse the next bytes and return the events that `data` completes.
@@ -198,6 +208,7 @@ class _EventDecoder:
 
     def __init__(self) -> None:
         self.last_event_id = ""
+        self.retry: int | None = None
         # Most blocks have the lines "event: NAME" and "data: ...", with the same NAME as before. To
         # decode them faster, store the last such block's start and name.
         self._common_start = b"event: message\ndata: "
@@ -244,8 +255,8 @@ class _EventDecoder:
                 name = value
             elif field == "id" and "\0" not in value:
                 self.last_event_id = value
-            elif field == "retry" and (digits := _RETRY.fullmatch(value)):
-                retry = int(digits[1])
+            elif field == "retry" and (milliseconds := _retry(value)) is not None:
+                retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
             # Do not use `name`: in this block, a second event line may follow the data.
@@ -254,3 +265,9 @@ class _EventDecoder:
         if not data:
             return None
         return ServerSentEvent(name or "message", "\n".join(data), self.last_event_id, retry)
+
+
+def _retry(value: str) -> int | None:
+    digits = value.lstrip("0") or value[-1:]
+    valid = value.isascii() and value.isdigit() and len(digits) <= _MAX_DIGITS
+    return int(digits) if valid else None

@@ -141,7 +141,8 @@ def optional_seconds(argument: str, milliseconds: object) -> float | None:
 def server_url(url: object) -> tuple[str, Headers]:
     """Return the API's base URL, and the credentials in the URL as an authorization header.
 
-    The base URL has no trailing slash and no credentials, so logs and errors may show it.
+    The base URL has no trailing slash and no credentials, so logs and errors may show it. Its path
+    is percent-encoded.
     """
     checked = instance("server_url", str, url)
     if not _is_base_url(checked):
@@ -150,7 +151,7 @@ def server_url(url: object) -> tuple[str, Headers]:
     scheme, _, rest = checked.rstrip("/").partition("//")
     authority, slash, path = rest.partition("/")
     login, at, host = authority.rpartition("@")
-    return f"{scheme}//{host}{slash}{path}", _basic(login) if at else Headers()
+    return f"{scheme}//{host}{slash}{_encode(path)}", _basic(login) if at else Headers()
 
 
 def headers(argument: str, fields: object) -> Headers:
@@ -187,6 +188,17 @@ def _field(argument: str, name: str, value: object) -> tuple[str, str]:
         )
         raise InvalidArgument(argument, problem)
     return name, value
+
+
+def _encode(path: str) -> str:
+    """Return the normal form of a path (RFC 3986, section 6.2.2): no HTTP library changes it."""
+    from urllib.parse import quote, unquote_to_bytes  # noqa: PLC0415 - as in `_basic`
+
+    def normalize(encoded: re.Match[str]) -> str:
+        return quote(unquote_to_bytes(f"%{encoded[1]}"), safe="")
+
+    # Encode each `%`, then restore the percent-encodings in `path`, such as %2F.
+    return re.sub("%25([0-9A-Fa-f]{2})", normalize, quote(path, safe="/:@!$&'()*+,;="))
 
 
 def _basic(login: str) -> Headers:

@@ -8,6 +8,8 @@ from typing import Final
 
 # The idempotent methods (RFC 9110, section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+# How many bytes of a response `version_problem` needs.
+START_BYTES: Final = 40
 # A valid content-length: a number, or a list that repeats the same number (RFC 9110, section 8.6).
 _LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.ASCII)
 
@@ -44,6 +46,16 @@ def is_framed(headers: Mapping[str, str]) -> bool:
     if coding is not None:  # transfer-encoding overrides content-length (RFC 9112, section 6.3).
         return coding.lower().rpartition(",")[2].strip() == "chunked"
     return "content-length" in headers
+
+
+def version_problem(start: bytes) -> str | None:
+    """Return the reason why a response is not HTTP/1.0 or HTTP/1.1, or None.
+
+    `start` has the first bytes that were received. It may end within the version.
+    """
+    if any(version.startswith(start[:9]) for version in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
+        return None
+    return f"it starts with {start[:START_BYTES].decode('latin-1')!r}"
 
 
 def framing_problem(length: str | None, coding: str | None) -> str | None:

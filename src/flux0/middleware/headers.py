@@ -19,8 +19,10 @@ class ComputedHeaders:
     """Calls functions before each attempt, and sends their results as headers.
 
     The functions run in the call's thread or task and must not block for long. Async functions work
-    only in async calls. Their exceptions are re-raised unchanged; an invalid header value raises
-    `InvalidArgument`. Headers that the user passes to a call replace computed headers.
+    only in async calls. Exceptions from the functions are re-raised, and the call is not retried.
+    If the exception is a `Flux0Error`, its `sent` is set: it says whether an earlier attempt may
+    have sent the request. An invalid header value raises `InvalidArgument`. Headers that the user
+    passes to a call replace computed headers.
     """
 
     _values: Mapping[str, Callable[[], str | Awaitable[str]]]

@@ -70,6 +70,17 @@ async def test_invalid_url_is_a_connect_error(way: Way) -> None:
 
 
 @over(*LIBRARIES)
+async def test_path_of_the_server_url_is_sent_percent_encoded(way: Way) -> None:
+    with ByteServer(http_response(b'{"data": []}')) as server:
+        flux0 = Flux0(
+            f"{server.url}/é/%c3%a9/a%2fb/a%20b/%41/c%/[d]/", transport=way.make_transport()
+        )
+        async with in_mode(way.mode, flux0) as either:
+            await either.agents.list_async()
+        assert server.requests[0].target == ("/%C3%A9/%C3%A9/a%2Fb/a%20b/A/c%25/%5Bd%5D/api/agents")
+
+
+@over(*LIBRARIES)
 async def test_truncated_head_is_an_interruption(way: Way) -> None:
     whole = head("200 OK", [("Content-Length", "0")])
     cuts = [truncated((whole,), length) for length in range(size((whole,)))]

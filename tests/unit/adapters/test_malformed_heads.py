@@ -78,7 +78,19 @@ NOT_HTTP = {
     "SSH": (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0"),
     "HTML": (b"<html>\r\n<body>hello</body></html>", "<html>"),
     "text": (b"hi", "hi"),
-    "blank lines": (b"\r\n\r\n\r\n", r"(\\r\\n|the status line is empty)"),
+    "blank lines": (b"\r\n\r\n\r\n", r"it starts with '\\r\\n"),
+    "lower case": (response(LENGTH).lower(), "it starts with 'http/1.1 200 ok"),
+    **{
+        version: (
+            response(LENGTH).replace(b"HTTP/1.1", version.encode()),
+            f"it starts with '{version} 200 OK",
+        )
+        for version in ("HTTP/0.9", "HTTP/1", "HTTP/1.2", "HTTP/1.10", "HTTP/2.0", "HTTP/9.9")
+    },
+    "unknown version after an interim response": (
+        b"HTTP/1.1 102 Processing\r\n\r\n" + response(LENGTH).replace(b"1.1", b"9.9"),
+        "(HTTP/9.9|Bad status line)",
+    ),
     "status of four digits": (b"HTTP/1.1 2000 OK\r\n\r\n", "(status|2000)"),
     "status that is no number": (b"HTTP/1.1 abc OK\r\n\r\n", "(status|abc)"),
 }
@@ -90,6 +102,7 @@ VALID = {
     "folded field": response(b"X: a\r\n  b\r\n", LENGTH),
     "no carriage returns": response(b"X: a\r\n", LENGTH).replace(b"\r\n", b"\n"),
     "no reason": response(LENGTH).replace(b"200 OK", b"200"),
+    "HTTP/1.0": response(LENGTH).replace(b"1.1", b"1.0"),
     "control character in a value": response(b"X: a\x01b\r\n", LENGTH),
 }
 

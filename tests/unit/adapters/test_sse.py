@@ -28,10 +28,11 @@ CASES: list[dict[str, Any]] = json.loads(
 
 @frozen
 class Outcome:
-    """The events of some bytes, and whether the last event is incomplete."""
+    """The events of some bytes, whether the last event is incomplete, and the reconnection time."""
 
     events: list[ServerSentEvent]
     pending: bool
+    reconnection_time: int | None
 
 
 def parse_all_at_once(stream: bytes) -> Outcome:
@@ -40,7 +41,7 @@ def parse_all_at_once(stream: bytes) -> Outcome:
     *lines, rest = re.split("\r\n|\r|\n", text)
     events: list[ServerSentEvent] = []
     event, data, last_event_id = "", "", ""
-    retry = None
+    retry = reconnection_time = None
     pending = False
     for line in lines:
         if line == "":
@@ -60,8 +61,8 @@ def parse_all_at_once(stream: bytes) -> Outcome:
         elif field == "id" and "\0" not in value:
             last_event_id = value
         elif field == "retry" and re.fullmatch("[0-9]+", value):
-            retry = int(value)
-    return Outcome(events, pending or rest != "")
+            retry = reconnection_time = int(value)
+    return Outcome(events, pending or rest != "", reconnection_time)
 
 
 def feed_all(parser: EventStreamParser, pieces: Iterable[bytes]) -> list[ServerSentEvent]:
@@ -116,10 +117,12 @@ SPLIT_STREAMS = st.one_of(STREAMS.flatmap(splits), st.lists(SEVERAL.map(b"".join
 
 
 def check_case(case: dict[str, Any], pieces: Iterable[bytes]) -> None:
-    events = feed_all(SSEParser(), pieces)
+    parser = SSEParser()
+    events = feed_all(parser, pieces)
     assert [{"event": event.event, "data": event.data, "id": event.id} for event in events] == case[
         "events"
     ]
+    assert parser.retry == case["retry"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
@@ -143,7 +146,7 @@ def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: l
     for piece in pieces:
         read += piece
         events += parser.feed(piece)
-        assert Outcome(events, parser.pending) == parse_all_at_once(read)
+        assert Outcome(events, parser.pending, parser.retry) == parse_all_at_once(read)
 
 
 def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
@@ -172,12 +175,31 @@ def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
         (b"9" * 640, 10**640 - 1),
         (b"9" * 641, 1),
         (b"9" * 100_000, 1),
+        (b"0" * 16_000_000 + b"x", 1),  # A regular expression would backtrack for minutes.
     ],
-    ids=["zeros", "leading-zeros", "longest", "too-long", "far-too-long"],
+    ids=["zeros", "leading-zeros", "longest", "too-long", "far-too-long", "zeros-and-a-letter"],
 )
 def test_retry_with_more_than_640_digits_is_ignored(digits: bytes, retry: int) -> None:
-    (event,) = SSEParser().feed(b"retry: 1\nretry: " + digits + b"\ndata: x\n\n")
-    assert event.retry == retry
+    parser = SSEParser()
+    assert parser.feed(b"retry: 1\nretry: " + digits + b"\n") == []
+    assert parser.retry == retry
+    (event,) = parser.feed(b"data: x\n\n")
+    assert event.retry == parser.retry == retry
+
+
+def test_retry_without_an_event_is_kept_until_the_next_retry() -> None:
+    assert SSEParser().retry is None
+    parser = SSEParser()
+    assert parser.feed(b"retry: 10\n\ndata: a\n\n") == [ServerSentEvent("message", "a")]
+    assert parser.retry == 10
+    for line in (b"retry", b"retry:", b"retry: -1", b"retry: +1", b"retry: 1.5", b"retry:  1"):
+        parser.feed(line + b"\n")
+        parser.feed(line + b"\n\n")
+        assert parser.retry == 10
+    parser.feed(b"retry:20")
+    assert parser.retry == 10
+    parser.feed(b"\r")
+    assert parser.retry == 20
 
 
 # --- the size limit of one event

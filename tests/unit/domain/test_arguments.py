@@ -176,6 +176,13 @@ def test_retries_must_be_a_retry_config() -> None:
         ("HTTP://example.org", "HTTP://example.org"),
         ("http://[::1]:8080", "http://[::1]:8080"),
         ("http://bücher.example/%C3%A9", "http://bücher.example/%C3%A9"),
+        ("http://a/é/日本", "http://a/%C3%A9/%E6%97%A5%E6%9C%AC"),
+        ("http://a/%c3%a9/b%20c", "http://a/%C3%A9/b%20c"),
+        ("http://a/b%2fc/%2F", "http://a/b%2Fc/%2F"),
+        ("http://a/%41%7eb", "http://a/A~b"),
+        ("http://a/%/%2/%zz/%2541/%E9", "http://a/%25/%252/%25zz/%2541/%E9"),
+        ('http://a/[b]|^`{}<>"', "http://a/%5Bb%5D%7C%5E%60%7B%7D%3C%3E%22"),
+        ("http://a/b:c@d/!$&'()*+,;=-._~", "http://a/b:c@d/!$&'()*+,;=-._~"),
     ],
 )
 def test_server_url_is_normalized(url: str, base: str) -> None:

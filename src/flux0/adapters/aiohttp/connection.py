@@ -14,9 +14,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
-from flux0.domain.http import framing_problem
+from flux0.domain.http import START_BYTES, framing_problem, version_problem
 
-_HTTP: Final = b"HTTP/"
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
 
 
@@ -110,10 +109,10 @@ class AiohttpConnection(ResponseHandler):
         If the bytes after a head are invalid, aiohttp discards the head, too. Therefore the head is
         passed to the parser separately.
         """
-        if len(self._head_start) < len(_HTTP):
-            self._head_start = (self._head_start + data)[:16]
-            if not _HTTP.startswith(self._head_start[: len(_HTTP)]):
-                self._fail(f"it starts with {self._head_start!r}")
+        if len(self._head_start) < START_BYTES:
+            self._head_start = (self._head_start + data)[:START_BYTES]
+            if problem := version_problem(self._head_start):
+                self._fail(problem)
                 return len(data)
         before, received, at = len(self._head_end), self._head_end + data, 0
         while self._content is None and (end := _HEAD_END.search(received, at)):

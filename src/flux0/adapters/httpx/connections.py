@@ -23,13 +23,12 @@ from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.connecting import MIN_SECONDS
 from flux0.adapters.shared.limits import LARGE_REQUEST_BYTES, MAX_OVERHEAD_BYTES, READ_BYTES
 from flux0.adapters.shared.sending import REJECTION
+from flux0.domain.http import START_BYTES, version_problem
 from flux0.runtime.event_loop import shielded
 
 # The exchange whose request the current thread or task is sending.
 current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
-_HTTP: Final = b"HTTP/"
-_SHOWN_BYTES: Final = 40
 # A valid head of a response that may have a body (RFC 9110, section 6.4.1).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (?!204|304)[2-5](?:[^\r\n]*\r\n)+?\r\n")
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
@@ -196,11 +195,10 @@ class HttpxConnection(ABC):
 
     def _check_head(self, data: bytes, exchange: HttpxExchange) -> None:
         start = exchange.head_start
-        if len(start) < len(_HTTP) and not exchange.multiplexed:
-            exchange.head_start = start = start + data[:_SHOWN_BYTES]
-            if start[: len(_HTTP)] != _HTTP[: len(start)]:
-                shown = start.decode("latin-1")
-                raise self._httpcore_module.RemoteProtocolError(f"it starts with {shown!r}")
+        if len(start) < START_BYTES and not exchange.multiplexed:
+            exchange.head_start = start = (start + data)[:START_BYTES]
+            if problem := version_problem(start):
+                raise self._httpcore_module.RemoteProtocolError(problem)
         exchange.head_bytes += len(data)
         if exchange.head_bytes > MAX_OVERHEAD_BYTES:
             raise self._httpcore_module.RemoteProtocolError(

@@ -26,7 +26,7 @@ from flux0.domain.errors import (
     TransportTimeout,
     WriteTimeout,
 )
-from flux0.domain.http import framing_problem
+from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
 
 # httpcore's error message contains this word if the server has closed an HTTP/2 connection.
@@ -90,7 +90,8 @@ class HttpxExchange(Exchange):
                 self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
             self.head_received = True
-            self._check_framing(info["return_value"][-1])
+            if not self.multiplexed:
+                self._check_head(*info["return_value"])
         elif step == "connect_tcp.started":
             self._connecting_to = info["host"], info["port"]
         elif step in _CONNECTED:
@@ -99,17 +100,22 @@ class HttpxExchange(Exchange):
         elif step.endswith(".failed"):
             self.failure: BaseException | None = info["exception"]
 
-    def _check_framing(self, fields: list[tuple[bytes, bytes]]) -> None:
-        """Raise `RemoteProtocolError` if a response has content-length and transfer-encoding.
+    def _check_head(
+        self, version: bytes, _status: int, _reason: bytes, fields: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Raise `RemoteProtocolError` for an unknown version of HTTP, and for an ambiguous end.
 
-        The two fields may imply different ends. httpcore accepts such a response.
+        httpcore accepts both. If a response has content-length and transfer-encoding, the two
+        fields may imply different ends.
         """
         length, coding = (
             [value.decode("latin-1") for field, value in fields if field.lower() == name]
             for name in (b"content-length", b"transfer-encoding")
         )
-        if length and coding and not self.multiplexed:
+        problem = version_problem(version + b" ")
+        if length and coding:
             problem = framing_problem(", ".join(length), ", ".join(coding))
+        if problem is not None:
             raise self.library.httpcore.RemoteProtocolError(problem)
 
     def bind_socket(self, sock: Any) -> None:

@@ -95,7 +95,7 @@ def _describe(
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
-        return f"the response is not valid HTTP: {message or 'the status line is empty'}"
+        return f"the response is not valid HTTP: {message}"
     if kind is ConnectionInterrupted:
         return _interrupted(found, "within the body" if head_received else "before the response")
     if isinstance(errors[-1], UnicodeError):

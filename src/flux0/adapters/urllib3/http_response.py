@@ -23,7 +23,7 @@ from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES, READ_BYTES
 from flux0.adapters.shared.sending import wait
-from flux0.domain.http import framing_problem
+from flux0.domain.http import framing_problem, version_problem
 
 _NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALID_HEAD: Final = re.compile(
@@ -130,8 +130,9 @@ class TrackedResponse(HTTPResponse):
         """Return the bytes received so far. Wait only if there are none."""
         data: bytes
         if self._may_be_buffered:
-            self._may_be_buffered = False
-            data = self.fp.read1()  # `read1` returns all buffered bytes, if there are any.
+            # `read1` returns buffered bytes, if there are any. The buffer may exceed a piece.
+            data = self.fp.read1(READ_BYTES)
+            self._may_be_buffered = len(data) == READ_BYTES
         else:
             data = self._receive(READ_BYTES)  # `recv` is twice as fast as `fp.read1`.
         if not data:
@@ -178,8 +179,10 @@ class _HeadFile:
         self._remaining -= len(line)
         if self._remaining < 0:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
-        # Do not check an empty response, or a response that is not HTTP: http.client rejects both.
-        in_head = self._valid_line or (line != b"" and b"HTTP/".startswith(line[:5]))
+        if self._valid_line is None and (problem := version_problem(line)):
+            raise HTTPException(problem)
+        # Do not check an empty response: http.client rejects it.
+        in_head = self._valid_line or line
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)
         if line in (b"\r\n", b"\n"):
