@@ -159,6 +159,7 @@ def serve_demo(
 
 
 _HTTP = "Serve streamable HTTP until Ctrl-C, and print the URL."
+_ERRORS = "Show assistants the text of errors. By default, they get a general sentence."
 
 
 @app.command("mcp")
@@ -169,6 +170,7 @@ def mcp(
     http: Annotated[bool, option("--http", None, _HTTP)] = False,
     host: Annotated[str, option("--host", "HOST", "Address to listen on.")] = "127.0.0.1",
     port: Port = 8000,
+    show_errors: Annotated[bool, option("--show-errors", None, _ERRORS)] = False,
 ) -> None:
     """Offer the agents as tools to an assistant (Model Context Protocol).
 
@@ -181,13 +183,18 @@ def mcp(
     with _client(context) as flux0:
         import anyio  # noqa: PLC0415 - slow
 
-        from flux0.cli.mcp_server import serve_http, serve_stdio  # noqa: PLC0415 - an extra
+        from flux0.cli.mcp_server import (  # noqa: PLC0415 - an extra
+            create_server,
+            serve_http,
+            serve_stdio,
+        )
 
         flux0.agents.list()  # Fail at once if the server cannot be reached.
+        server = create_server(flux0, show_errors=show_errors)
         if http:
-            serve_http(flux0, host, port)
+            serve_http(server, host, port)
         else:
-            anyio.run(serve_stdio, flux0)
+            anyio.run(serve_stdio, server)
 
 
 def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:

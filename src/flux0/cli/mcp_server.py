@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import select
 import signal
 import socket
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import count
+from threading import Thread
+from typing import Any, Final, TypeAlias
+from unicodedata import normalize
 
+import anyio
 import typer
 from attrs import frozen
 
-from flux0 import Agent, AsyncConversation, Flux0, Flux0Error, StatusEvent, __version__
+from flux0 import Agent, AsyncConversation, Flux0, Flux0Error, __version__, models
 from flux0.cli.descriptions import describe_data, items_of, to_text
 from flux0.domain import arguments
-from flux0.models import ContentPart, InvalidArgument, MissingDependency
+from flux0.runtime.event_loop import start_task
 
 try:
     import uvicorn
@@ -22,7 +30,7 @@ try:
     from mcp.server import Server, ServerRequestContext as Context
     from mcp.server.stdio import stdio_server
 except ModuleNotFoundError as _error:
-    raise MissingDependency(
+    raise models.MissingDependency(
         f"the MCP server needs the package {_error.name}: pip install 'flux0-client[mcp]'"
     ) from _error
 
@@ -41,17 +49,26 @@ _OUTPUT = _schema(
     ["text", "session_id"], text="The agent's answer.", session_id="The session to continue."
 )
 
+_SENT: Final = {
+    "no": "The message was not sent.",
+    "maybe": "The agent may have received the message.",
+    "yes": "The agent has received the message.",
+}
+
+Report: TypeAlias = Callable[[str | None], Awaitable[None]]
+
 
 def tool_names(agents: Iterable[Agent]) -> dict[str, Agent]:
     """Map the name of each tool to its agent.
 
-    A tool has the name of its agent, with underscores for characters that MCP does not allow. If
-    an older agent has the same name, the id is appended.
+    A tool has the name of its agent, without accents, and with underscores for other characters
+    that MCP does not allow. The id is appended if an older agent has the same name, or if only
+    underscores remain.
     """
     tools: dict[str, Agent] = {}
     for agent in agents:
         # Assistants accept names of up to 64 characters. An id with 10 characters may be appended.
-        name = _allowed(agent.name)[:53] or "agent"
+        name = _allowed(agent.name)[:53] or f"agent_{_allowed(agent.id)}"
         while name in tools:
             name = f"{name}_{_allowed(agent.id)}"
         tools[name] = agent
@@ -59,21 +76,28 @@ def tool_names(agents: Iterable[Agent]) -> dict[str, Agent]:
 
 
 def _allowed(text: str) -> str:
-    return re.sub(r"[^a-zA-Z0-9_-]+", "_", text).strip("_")
+    without_accents = re.sub("[\u0300-\u036f]", "", normalize("NFKD", text))
+    return re.sub(r"[^a-zA-Z0-9_-]+", "_", without_accents).strip("_")
 
 
 @frozen
 class AgentTools:
-    """The handlers of the MCP server. Each request lists the agents of the flux0 server again."""
+    """The handlers of the MCP server. Each request lists the agents of the flux0 server again.
+
+    If `show_errors` is False, an assistant gets a general sentence for an error of the agent or the
+    flux0 server. The log gets the complete error.
+    """
 
     _client: Flux0
+    _show_errors: bool
+    _progress_seconds: float
 
     async def list_tools(self, _: Context, __: object) -> types.ListToolsResult:
         """Return a tool for each agent."""
         try:
             agents = await self._client.agents.list_async()
         except Flux0Error as error:
-            raise MCPError(types.INTERNAL_ERROR, str(error)) from error
+            raise MCPError(types.INTERNAL_ERROR, self._logged("tools/list", error)) from error
         return types.ListToolsResult(
             tools=[
                 types.Tool(
@@ -92,6 +116,17 @@ class AgentTools:
     ) -> types.CallToolResult:
         """Run one turn. If the assistant cancels the call, closing the stream stops the agent."""
         given, session = params.arguments or {}, list[types.TextContent]()
+        numbers = count(1)
+
+        async def report(message: str | None) -> None:
+            await context.session.report_progress(next(numbers), message=message)
+
+        async def report_regularly() -> None:
+            while True:
+                await anyio.sleep(self._progress_seconds)
+                await report(None)
+
+        stop_reporting = start_task(report_regularly)
         try:
             agent = tool_names(await self._client.agents.list_async()).get(params.name)
             if agent is None:
@@ -99,13 +134,28 @@ class AgentTools:
             message = arguments.text("message", given.get("message"))
             conversation = await self._conversation(agent, given)
             session.append(_text(f"session_id: {conversation.session_id}"))
-            text = await self._run(context, conversation, message)
+            text = await self._run(report, conversation, message)
         except Flux0Error as error:
-            return types.CallToolResult(content=[_text(str(error)), *session], is_error=True)
+            problem = self._logged(params.name, error)
+            sent = _SENT[error.sent if session else "no"]
+            return types.CallToolResult(
+                content=[_text(f"{problem}. {sent}"), *session], is_error=True
+            )
+        finally:
+            stop_reporting()
         return types.CallToolResult(
             content=[_text(text), *session],
             structured_content={"text": text, "session_id": conversation.session_id},
         )
+
+    def _logged(self, name: str, error: Flux0Error) -> str:
+        """Log an error, and return the text that the assistant gets."""
+        logging.getLogger("flux0").error("MCP: %s failed: %s", ascii(name), error)
+        if self._show_errors or isinstance(error, models.InvalidArgument):
+            return error.problem
+        if isinstance(error, models.AgentError):
+            return "The agent reported an error"
+        return "The exchange with the flux0 server failed"
 
     async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}
@@ -116,22 +166,28 @@ class AgentTools:
             found = [session for session in sessions if session.id == session_id]
             if not found:
                 problem = f"{session_id} is not a session of this user with {agent.name}"
-                raise InvalidArgument("session_id", problem)
+                raise models.InvalidArgument("session_id", problem)
             target = {"session": found[0]}
         return await self._client.conversation_async(**target)
 
-    async def _run(self, context: Context, conversation: AsyncConversation, message: str) -> str:
-        statuses = 0
+    async def _run(self, report: Report, conversation: AsyncConversation, message: str) -> str:
+        begun = set[str]()
         async with conversation.send(message) as stream:
             async for event in stream:
-                if isinstance(event, StatusEvent):
-                    statuses += 1
-                    await context.session.report_progress(
-                        statuses, message=_utf8(describe_data(event.data))
-                    )
+                if isinstance(event, models.ChunkEvent) and event.event_id not in begun:
+                    begun.add(event.event_id)
+                    await report(f"message {len(begun)}")
+                # The data of an error is in the result, if the assistant may see it.
+                elif (
+                    isinstance(event, models.StatusEvent)
+                    and event.status != models.SessionStatus.ERROR
+                ):
+                    await report(_utf8(describe_data(event.data)))
             messages = await stream.final_messages()
         parts = (part for message in messages for part in items_of(message.data))
-        text = "\n".join(to_text(part.content) for part in parts if isinstance(part, ContentPart))
+        text = "\n".join(
+            to_text(part.content) for part in parts if isinstance(part, models.ContentPart)
+        )
         return _utf8(text)
 
 
@@ -144,34 +200,50 @@ def _utf8(text: str) -> str:
 
 
 def _text(text: str) -> types.TextContent:
-    return types.TextContent(type="text", text=text)
+    return types.TextContent(type="text", text=_utf8(text))
 
 
-def create_server(client: Flux0) -> Server:
-    """Return an MCP server for the agents of the client's flux0 server."""
-    tools = AgentTools(client)
+def create_server(
+    client: Flux0, *, show_errors: bool = False, progress_seconds: float = 15
+) -> Server:
+    """Return an MCP server for the agents of the client's flux0 server.
+
+    While a tool runs, progress is reported at least each `progress_seconds`, because some
+    assistants cancel a call after 60 s without progress.
+    """
+    tools = AgentTools(client, show_errors, progress_seconds)
     return Server(
         "flux0", version=__version__, on_list_tools=tools.list_tools, on_call_tool=tools.call_tool
     )
 
 
-async def serve_stdio(client: Flux0) -> None:
-    """Serve an assistant over standard input and output, until the input ends."""
+async def serve_stdio(server: Server) -> None:
+    """Serve an assistant over standard input and output, until one of them is closed."""
     # Ctrl-C ends the process: the thread that reads standard input cannot be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    server = create_server(client)
+    if hasattr(select, "poll"):
+        output = os.dup(sys.stdout.fileno())  # `stdio_server` redirects standard output.
+        Thread(target=_exit_when_closed, args=(output,), daemon=True).start()
     async with stdio_server() as (reader, writer):
         await server.run(reader, writer, server.create_initialization_options())
 
 
-def serve_http(client: Flux0, host: str, port: int) -> None:
+def _exit_when_closed(pipe: int) -> None:
+    """Wait until the assistant has closed its end of the pipe, and exit at once."""
+    poll = select.poll()
+    poll.register(pipe, 0)  # The system always reports errors, also without an event mask.
+    poll.poll()
+    os._exit(141)  # pragma: no cover - the process ends without saving the coverage
+
+
+def serve_http(server: Server, host: str, port: int) -> None:
     """Serve assistants over streamable HTTP until Ctrl-C, and print the URL."""
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
-        raise InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
+        raise models.InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
     with listener:
         typer.echo(f"http://{host}:{listener.getsockname()[1]}/mcp")
-        app = create_server(client).streamable_http_app(host=host)
+        app = server.streamable_http_app(host=host)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run([listener])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,6 +23,7 @@ from flux0 import Agent, Flux0
 from flux0.cli.app import app
 from flux0.testing import (
     AgentStep,
+    Fail,
     FakeTransport,
     FallSilent,
     Reason,
@@ -47,6 +50,7 @@ from flux0.cli.mcp_server import create_server, tool_names
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
 COMMAND = ("-m", "flux0", "mcp")
+PAGE = Path(__file__).parents[3] / "docs/how-to/mcp.md"
 
 
 @pytest.fixture
@@ -126,7 +130,12 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
                 assert texts(result) == ["Sunny.\nBye.", f"session_id: {given['session_id']}"]
 
     anyio.run(main)
-    assert received == [(1, "typing: Looking"), (2, "idle")]
+    assert received == [
+        (1, "typing: Looking"),
+        (2, "message 1"),
+        (3, "idle"),
+        (4, "message 2"),
+    ]
     calls = [call for call in fake.calls if call.operation == "sessions.create_event"]
     assert [call.body["content"] for call in calls] == ["Hi", "And now?", "And now?"]
 
@@ -158,9 +167,42 @@ def test_only_sessions_of_the_user_are_continued(
 
 
 @asynccontextmanager
-async def in_memory(fake: FakeTransport) -> AsyncGenerator[Client, None]:
-    async with Flux0(transport=fake) as flux0, Client(create_server(flux0)) as client:
+async def in_memory(fake: FakeTransport, **options: Any) -> AsyncGenerator[Client, None]:
+    async with (
+        Flux0(transport=fake) as flux0,
+        Client(create_server(flux0, **options)) as client,
+    ):
         yield client
+
+
+def test_progress_is_reported_regularly_while_the_agent_sends_nothing(
+    server: FakeOverHTTP,
+) -> None:
+    server.fake.script([FallSilent()])
+    received: list[tuple[float, str | None]] = []
+
+    async def main() -> None:
+        async with (
+            Flux0(server.url) as flux0,
+            Client(create_server(flux0, progress_seconds=0.01)) as client,
+            anyio.create_task_group() as tasks,
+        ):
+
+            async def on_progress(
+                progress: float, total: float | None, message: str | None
+            ) -> None:
+                received.append((progress, message))
+                if progress == 3:
+                    tasks.cancel_scope.cancel()
+
+            await client.call_tool(
+                "Weather_in_SF", {"message": "Hi"}, progress_callback=on_progress
+            )
+
+    anyio.run(main)
+    assert received == [(1, None), (2, None), (3, None)]
+    default = inspect.signature(create_server).parameters["progress_seconds"].default
+    assert f"at least each {default} s" in PAGE.read_text("utf-8")
 
 
 def test_lone_surrogates_of_an_agent_are_replaced(fake: FakeTransport) -> None:
@@ -179,7 +221,7 @@ def test_lone_surrogates_of_an_agent_are_replaced(fake: FakeTransport) -> None:
             assert texts(result)[0] == "\ufffd\nA😀"
 
     anyio.run(main)
-    assert received == ["typing: \ufffd"]
+    assert received == ["typing: \ufffd", "message 1", "message 2"]
 
 
 def test_agent_that_is_created_later_is_a_tool(fake: FakeTransport) -> None:
@@ -214,8 +256,8 @@ def test_result_has_all_content_also_if_it_is_not_text(fake: FakeTransport) -> N
     ("names", "expected"),
     [
         (["Weather"], ["Weather"]),
-        (["a b/c.d", "  Ünï  "], ["a_b_c_d", "n"]),
-        (["天气", "weather", "雨"], ["agent", "weather", "agent_id-2"]),
+        (["a b/c.d", "  Ünï  "], ["a_b_c_d", "Uni"]),
+        (["天气", "weather", "雨"], ["agent_id-0", "weather", "agent_id-2"]),
         (["A", "a", "A", "A_id-2"], ["A", "a", "A_id-2", "A_id-2_id-3"]),
         (["x" * 100, "x" * 99], ["x" * 53, f"{'x' * 53}_id-1"]),
     ],
@@ -230,31 +272,87 @@ def test_tool_names_are_unique_and_have_only_characters_that_mcp_allows(
     assert list(tools.values()) == agents
 
 
-def test_errors_of_a_turn_are_tool_errors(fake: FakeTransport) -> None:
-    fake.script([Report("error", {"detail": "no data"})], "Sunny.")
-    fake.inject(Truncate(after_events=0), operation="sessions.create_event", after=1)
+SESSION = ["session_id: s000000001"]
+FAILED = "The exchange with the flux0 server failed."
+NOT_SENT, MAYBE_SENT, WAS_SENT = (
+    "The message was not sent.",
+    "The agent may have received the message.",
+    "The agent has received the message.",
+)
+SECRET = "https://user:pw@db.internal/?key=1"
 
+
+@pytest.mark.parametrize("show_errors", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "operation", "general", "more", "sent"),
+    [
+        (None, "", "The agent reported an error.", SECRET, WAS_SENT),
+        (Truncate(after_events=0), "sessions.create_event", FAILED, "connection", MAYBE_SENT),
+        (Refuse(), "sessions.create_event", FAILED, "refused", NOT_SENT),
+        (Respond(500, SECRET), "sessions.create", FAILED, SECRET, NOT_SENT),
+    ],
+    ids=["agent", "stream", "connection", "server"],
+)
+def test_assistant_gets_a_general_sentence_and_the_log_the_complete_error(
+    fake: FakeTransport,
+    caplog: pytest.LogCaptureFixture,
+    show_errors: bool,
+    fault: Any,
+    operation: str,
+    general: str,
+    more: str,
+    sent: str,
+) -> None:
+    fake.script([Fail({"exception": SECRET})])
+    if fault is not None:
+        fake.inject(fault, operation=operation, times=9)
+    reported: list[str | None] = []
+
+    async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+        reported.append(message)
+
+    async def main() -> None:
+        async with in_memory(fake, show_errors=show_errors) as client:
+            result = await client.call_tool(
+                "Weather_in_SF", {"message": "Hi"}, progress_callback=on_progress
+            )
+            text, *rest = texts(result)
+            assert (result.is_error, rest) == (
+                True,
+                [] if operation == "sessions.create" else SESSION,
+            )
+            if show_errors:
+                assert more in text
+                assert text.endswith(f". {sent}")
+            else:
+                assert text == f"{general} {sent}"
+            assert "/api" not in text
+
+    anyio.run(main)
+    assert reported == []
+    (record,) = (each for each in caplog.records if each.levelname == "ERROR")
+    assert "'Weather_in_SF' failed: POST http://127.0.0.1:8080/api/sessions" in record.getMessage()
+    assert more in record.getMessage()
+
+
+def test_wrong_arguments_of_the_assistant_are_explained(fake: FakeTransport) -> None:
     async def main() -> None:
         with Flux0(transport=fake) as flux0:
             other = flux0.agents.create(name="Other", type_="fake")
             session = flux0.sessions.create(agent_id=other.id)
         async with in_memory(fake) as client:
-            for given, problem, ids in [
-                ({"message": "Hi"}, "no data", ["session_id: s000000002"]),
-                ({"message": "Hi"}, "connection", ["session_id: s000000003"]),
-                ({}, "message must be a str, not NoneType", []),
+            for given, problem in [
+                ({}, "message must be a str, not NoneType"),
                 *(
                     (
                         {"message": "Hi", "session_id": session_id},
                         f"session_id {session_id} is not a session of this user with Weather in SF",
-                        [],
                     )
                     for session_id in ("0123456789", session.id)
                 ),
             ]:
                 result = await client.call_tool("Weather_in_SF", given)
-                text, *rest = texts(result)
-                assert (result.is_error, problem in text, rest) == (True, True, ids), text
+                assert (result.is_error, texts(result)) == (True, [f"{problem}. {NOT_SENT}"])
 
     anyio.run(main)
 
@@ -264,8 +362,8 @@ def test_unknown_tool_and_failed_listing_are_protocol_errors(fake: FakeTransport
         async with in_memory(fake) as client:
             with pytest.raises(MCPError, match="unknown tool: 'nope'"):
                 await client.call_tool("nope", {"message": "Hi"})
-            fake.inject(Respond(403), operation="agents.list")
-            with pytest.raises(MCPError, match="403"):
+            fake.inject(Respond(403, SECRET), operation="agents.list")
+            with pytest.raises(MCPError, match=f"^{FAILED[:-1]}$"):
                 await client.list_tools()
 
     anyio.run(main)
@@ -305,6 +403,21 @@ def test_ctrl_c_ends_the_command_that_waits_for_its_input(environment: Mapping[s
         process.send_signal(signal.SIGINT)
         try:
             assert process.wait(_SECONDS) == -signal.SIGINT
+        finally:
+            process.kill()
+
+
+def test_command_exits_if_only_its_output_is_closed(environment: Mapping[str, str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, *COMMAND],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        try:
+            assert process.wait(_SECONDS) == 141
         finally:
             process.kill()
 
