@@ -37,6 +37,7 @@ from pydantic import BaseModel, Field
 
 from example_agent import in_memory_server
 from flux0 import (
+    RELAY_HEADERS,
     AsyncConversation,
     BackgroundTurn,
     BackgroundTurns,
@@ -50,17 +51,16 @@ from flux0.models import InvalidArgument
 STATIC = Path(__file__).parent / "static"
 logger = logging.getLogger("uvicorn.error")
 
-# One client for the process. It opens its first connection when it sends its first request.
 has_server = bool(os.environ.get("FLUX0_SERVER_URL"))
-client = Flux0() if has_server else Flux0(transport=in_memory_server())
 redis_url = os.environ.get("FLUX0_REDIS_URL")
-turns = BackgroundTurns(RedisTurnStore.from_url(redis_url) if redis_url else None)
 
 
 @asynccontextmanager
-async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-    """Stop the turns and close the client when the application ends."""
-    async with client:
+async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+    """Create one client for all requests of the process. Stop the turns and close it at the end."""
+    turns = BackgroundTurns(RedisTurnStore.from_url(redis_url) if redis_url else None)
+    async with Flux0() if has_server else Flux0(transport=in_memory_server()) as client:
+        app.state.client, app.state.turns = client, turns
         yield
         await turns.close_async()
 
@@ -89,10 +89,28 @@ def current_user(request: Request) -> str:
     return name
 
 
+async def flux0_client(request: Request) -> Flux0:
+    """Return the client of this process."""
+    client: Flux0 = request.app.state.client
+    return client
+
+
+async def background_turns(request: Request) -> BackgroundTurns:
+    """Return the background turns of this process."""
+    turns: BackgroundTurns = request.app.state.turns
+    return turns
+
+
 User = Annotated[str, Depends(current_user)]
+Client = Annotated[Flux0, Depends(flux0_client)]
+Turns = Annotated[BackgroundTurns, Depends(background_turns)]
 
 
-async def own_conversation(session_id: str, user: User) -> AsyncConversation:
+async def own_conversation(
+    session_id: str,
+    client: Client,
+    user: User,
+) -> AsyncConversation:
     """Return the conversation with this session, if it belongs to the user.
 
     The server accepts messages from everyone who knows the id of a session.
@@ -107,8 +125,10 @@ OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]
 
 
 @app.post("/sessions", status_code=201)
-async def start_session(user: User) -> dict[str, str]:
+async def start_session(client: Client, user: User) -> dict[str, str]:
     """Create a session that belongs to the user, and return its id."""
+    # The server creates a user at the first request of this user: not with two requests at once.
+    await client.sessions.list_async(user=user)
     agent = await client.agents.first_async()
     conversation = await client.conversation_async(agent=agent, user=user)
     return {"session_id": conversation.session_id}
@@ -127,15 +147,12 @@ class Message(BaseModel):
     text: Annotated[str, Field(pattern=r"\S", max_length=10_000)]
 
 
-EVENT_STREAM = {
-    "content-type": "text/event-stream",
-    "cache-control": "no-store",
-    "x-accel-buffering": "no",  # nginx forwards each event at once.
-}
-
-
 @app.post("/sessions/{session_id}/messages")
-async def send(conversation: OwnConversation, message: Message) -> StreamingResponse:
+async def send(
+    conversation: OwnConversation,
+    turns: Turns,
+    message: Message,
+) -> StreamingResponse:
     """Send a message, and stream the turn, which continues without the browser."""
     return stream(await turns.start_async(conversation, message.text))
 
@@ -143,6 +160,7 @@ async def send(conversation: OwnConversation, message: Message) -> StreamingResp
 @app.get("/sessions/{session_id}/turn")
 async def join(
     conversation: OwnConversation,
+    turns: Turns,
     last_event_id: Annotated[int | None, Header(ge=0)] = None,
 ) -> Response:
     """Stream the running turn, or a turn after an event; 204 if there is none."""
@@ -153,14 +171,14 @@ async def join(
 
 
 @app.delete("/sessions/{session_id}/turn", status_code=204)
-async def stop(conversation: OwnConversation) -> None:
+async def stop(conversation: OwnConversation, turns: Turns) -> None:
     """Stop the running turn, in whichever process reads it."""
     await turns.stop_async(conversation.session_id)
 
 
 def stream(turn: BackgroundTurn, after: int | None = None) -> StreamingResponse:
     """Return a response with the events and the id of a turn."""
-    headers = {**EVENT_STREAM, "turn-id": turn.id}
+    headers = {**RELAY_HEADERS, "turn-id": turn.id}
     return StreamingResponse(turn.relay_async(after=after), headers=headers)
 
 
@@ -182,7 +200,8 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Close the client, which ends its turns, and then the server."""
-        client.close()
+        with suppress(AttributeError):  # The lifespan has not begun.
+            app.state.client.close()
         super().handle_exit(sig, frame)
 
 

@@ -48,7 +48,11 @@ if TYPE_CHECKING:
         RetryDetails as RetryDetails,
     )
     from flux0.models import *  # noqa: F403 - all its names are public names of flux0
-    from flux0.relay_format import RelayEncoder as RelayEncoder, RelayFormat as RelayFormat
+    from flux0.relay_format import (
+        RELAY_HEADERS as RELAY_HEADERS,
+        RelayEncoder as RelayEncoder,
+        RelayFormat as RelayFormat,
+    )
     from flux0.turn_store import TurnStore as TurnStore
     from flux0.turns.background_turn import BackgroundTurn as BackgroundTurn
     from flux0.turns.memory_store import MemoryTurnStore as MemoryTurnStore
@@ -69,7 +73,7 @@ _NAMES = {
     "domain.headers": ["Headers"],
     "domain.messages.accumulator": ["MessageAccumulator"],
     "domain.retrying": ["BackoffStrategy", "RetryConfig", "RetryDetails"],
-    "relay_format": ["RelayEncoder", "RelayFormat"],
+    "relay_format": ["RELAY_HEADERS", "RelayEncoder", "RelayFormat"],
     "turn_store": ["TurnStore"],
     "turns.background_turn": ["BackgroundTurn"],
     "turns.memory_store": ["MemoryTurnStore"],

@@ -15,6 +15,15 @@ from flux0.domain.stream_events import StreamEvent
 # uses, would report the comment as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
 
+RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "content-type": "text/event-stream",
+        "cache-control": "no-store",
+        "x-accel-buffering": "no",  # nginx forwards each event at once.
+    }
+)
+"""The header fields of a response that relays a turn as server-sent events."""
+
 
 class RelayEncoder(ABC):
     """Encodes one turn for one relay. Each method returns the next bytes of the relay, if any.
@@ -62,13 +71,7 @@ class RelayFormat(ABC):
         headers: The header fields of the response.
     """
 
-    headers: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            "content-type": "text/event-stream",
-            "cache-control": "no-store",
-            "x-accel-buffering": "no",  # nginx forwards each event at once.
-        }
-    )
+    headers: ClassVar[Mapping[str, str]] = RELAY_HEADERS
 
     @abstractmethod
     def encoder(self) -> RelayEncoder:

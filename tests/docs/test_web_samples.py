@@ -9,6 +9,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,15 +33,22 @@ ROOT = Path(__file__).parents[2]
 Post = Callable[[str, str | None], tuple[int, bytes]]
 
 
+def browser(stack: ExitStack, app: Any) -> TestClient:
+    """Start the application, and stop it at the end of `stack`."""
+    with TestClient(app):  # Tests start an application several times.
+        pass
+    return stack.enter_context(TestClient(app))
+
+
 # Each function returns a function that posts a message to a session as a user; None means that
 # no user is logged in. It returns the status and the body of the response.
 
 
-def example() -> Post:
+def example(stack: ExitStack) -> Post:
     folder = ROOT / "examples/web"
     sys.path.insert(0, str(folder))
     try:
-        page = TestClient(runpy.run_path(str(folder / "app.py"))["app"])
+        page = browser(stack, runpy.run_path(str(folder / "app.py"))["app"])
     finally:
         sys.path.remove(str(folder))
 
@@ -56,7 +64,7 @@ def example() -> Post:
     return post
 
 
-def starlette() -> Post:
+def starlette(stack: ExitStack) -> Post:
     class User(SimpleUser):
         def __init__(self, identity: str) -> None:
             super().__init__("Ada Lovelace")  # Two users may have the same name.
@@ -73,7 +81,7 @@ def starlette() -> Post:
 
     app = load("README.md", "from starlette.applications import Starlette")["app"]
     app.add_middleware(AuthenticationMiddleware, backend=Login())
-    page = TestClient(app)
+    page = browser(stack, app)
 
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
         headers = {} if user is None else {"x-user": user}
@@ -83,17 +91,21 @@ def starlette() -> Post:
     return post
 
 
-def background() -> Post:
-    names = load("docs/how-to/background-turns.md", "turns = BackgroundTurns()\n\n")
-    page = TestClient(names["app"])
+def background(stack: ExitStack) -> Post:
+    names = load(
+        "docs/how-to/background-turns.md",
+        "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]",
+    )
+    page = browser(stack, names["app"])
 
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
         users = {} if user is None else {names["current_user"]: lambda: user}
         names["app"].dependency_overrides = users
         statuses, bodies = set[int](), list[bytes]()
         # The routes that join and stop a turn have the same check.
-        for method, path in (("POST", "messages?text=Hi"), ("GET", "turn"), ("DELETE", "turn")):
-            response = page.request(method, f"/sessions/{session_id}/{path}")
+        for method, path in (("POST", "messages"), ("GET", "turn"), ("DELETE", "turn")):
+            body = {"text": "Hi"} if method == "POST" else None
+            response = page.request(method, f"/sessions/{session_id}/{path}", json=body)
             statuses.add(response.status_code)
             bodies.append(response.content)
         assert statuses in ({200, 204}, {401}, {404})
@@ -102,9 +114,9 @@ def background() -> Post:
     return post
 
 
-def chat_components(line: str, member: str, *routes: tuple[str, str]) -> Post:
+def chat_components(stack: ExitStack, line: str, member: str, *routes: tuple[str, str]) -> Post:
     names = load(CHAT_COMPONENTS, line)
-    page = TestClient(names["app"])
+    page = stack.enter_context(TestClient(names["app"]))
 
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
         users = {} if user is None else {names["current_user"]: lambda: user}
@@ -121,20 +133,19 @@ def chat_components(line: str, member: str, *routes: tuple[str, str]) -> Post:
     return post
 
 
-def ai_sdk() -> Post:
+def ai_sdk(stack: ExitStack) -> Post:
     chat = "/api/chat/{}"
     routes = (("POST", "/api/chat"), ("GET", f"{chat}/stream"), ("GET", chat), ("DELETE", chat))
-    return chat_components('@app.post("/api/chat")', "id", *routes)
+    return chat_components(stack, '@app.post("/api/chat")', "id", *routes)
 
 
-def ag_ui() -> Post:
-    return chat_components('@app.post("/agent")', "threadId", ("POST", "/agent"))
+def ag_ui(stack: ExitStack) -> Post:
+    return chat_components(stack, '@app.post("/agent")', "threadId", ("POST", "/agent"))
 
 
-def flask() -> Post:
-    app: Flask = load(
-        "docs/how-to/web.md", "from flask import Flask, Response, abort, request, session"
-    )["app"]
+def flask(stack: ExitStack) -> Post:
+    line = "from flask import Flask, Response, abort, request, session"
+    app: Flask = load("docs/how-to/web.md", line)["create_app"]()
     app.secret_key = "of the test"
 
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
@@ -147,7 +158,7 @@ def flask() -> Post:
     return post
 
 
-def django() -> Post:
+def django(stack: ExitStack) -> Post:
     line = "from django.core.exceptions import PermissionDenied"
     view = load("docs/how-to/web.md", line)["send"]
 
@@ -165,9 +176,10 @@ def django() -> Post:
     return lambda session_id, user: asyncio.run(post_async(session_id, user))
 
 
-def wsgi() -> Post:
-    line = "def application(environ, start_response) -> Iterable[bytes]:"
-    application = load("docs/turns.md", line)["application"]
+def wsgi(stack: ExitStack) -> Post:
+    line = "def create_app(client: Flux0) -> Callable[..., Iterable[bytes]]:"
+    client = stack.enter_context(Flux0())
+    application = load("docs/turns.md", line)["create_app"](client)
 
     def post(session_id: str, user: str | None) -> tuple[int, bytes]:
         statuses: list[str] = []
@@ -208,9 +220,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
     "sample", [example, starlette, background, ai_sdk, ag_ui, flask, django, wsgi]
 )
 def test_web_sample_rejects_the_sessions_of_other_users(
-    fake: FakeTransport, sample: Callable[[], Post]
+    fake: FakeTransport, sample: Callable[[ExitStack], Post]
 ) -> None:
-    post = sample()
+    with ExitStack() as stack:
+        check_sessions(fake, sample(stack))
+
+
+def check_sessions(fake: FakeTransport, post: Post) -> None:
     with Flux0() as client:
         own = client.conversation(agent=fake.agent_id, user="ada").session_id
         of_nobody = client.conversation(agent=fake.agent_id).session_id
@@ -269,7 +285,8 @@ def test_web_example_returns_errors_as_json(
         session_id = "%23"
     else:
         fake.inject(fault, operation=operation, times=3)
-    received, body = example()(session_id, "ada")
+    with ExitStack() as stack:
+        received, body = example(stack)(session_id, "ada")
     assert received == status
     assert problem in json.loads(body)["detail"]
 
@@ -326,10 +343,9 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
     with Flux0() as client:
         agents = to_dict(client.agents.list())
         session = to_dict(client.sessions.create(agent_id=fake.agent_id))
-    page = load("docs/how-to/web.md", "    return to_dict(await client.agents.list_async())")
-    assert TestClient(page["app"]).get("/agents").json() == agents
-    page = load("docs/how-to/web.md", "    return to_dict(client.agents.list())")
-    assert page["app"].test_client().get("/agents").json == agents
+    line = "    return to_dict(await request.state.client.agents.list_async())"
+    with TestClient(load("docs/how-to/web.md", line)["app"]) as page:
+        assert page.get("/agents").json() == agents
 
     chat: Any = load("docs/how-to/web.md", "class Chat(BaseModel):")["Chat"]
     app = FastAPI()

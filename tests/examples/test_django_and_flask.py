@@ -79,7 +79,7 @@ def django_server() -> Generator[str, None, None]:
 
 @contextmanager
 def flask_server() -> Generator[str, None, None]:
-    app = run_sample("Flask")["app"]
+    app = run_sample("Flask")["create_app"]()
     app.secret_key = USER
 
     def log_in_first() -> None:
