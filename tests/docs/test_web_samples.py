@@ -8,12 +8,12 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import pytest
@@ -30,7 +30,8 @@ from support.samples import CHAT_COMPONENTS, chat_back_end, load, new_chat
 
 ROOT = Path(__file__).parents[2]
 
-Post = Callable[[str, str | None], tuple[int, bytes]]
+Result: TypeAlias = "tuple[int, bytes, Mapping[str, str]]"
+Post: TypeAlias = "Callable[[str, str | None], Result]"
 
 
 def browser(stack: ExitStack, app: Any) -> TestClient:
@@ -40,8 +41,15 @@ def browser(stack: ExitStack, app: Any) -> TestClient:
     return stack.enter_context(TestClient(app))
 
 
+def joined(responses: Sequence[httpx.Response]) -> Result:
+    statuses = {response.status_code for response in responses}
+    assert statuses in ({200, 204}, {200}, {401}, {404})
+    body = b"".join(response.content for response in responses)
+    return min(statuses), body, responses[0].headers
+
+
 # Each function returns a function that posts a message to a session as a user; None means that
-# no user is logged in. It returns the status and the body of the response.
+# no user is logged in. It returns the status, the body and the headers of the response.
 
 
 def example(stack: ExitStack) -> Post:
@@ -52,14 +60,14 @@ def example(stack: ExitStack) -> Post:
     finally:
         sys.path.remove(str(folder))
 
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+    def post(session_id: str, user: str | None) -> Result:
         page.cookies = {} if user is None else {"guest": user}
         response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
         if response.status_code in {401, 404}:  # The other routes have the same check.
             path = f"/sessions/{session_id}/turn"
             others = {page.request(method, path).status_code for method in ("GET", "DELETE")}
             assert others == {response.status_code}
-        return response.status_code, response.content
+        return response.status_code, response.content, response.headers
 
     return post
 
@@ -83,10 +91,10 @@ def starlette(stack: ExitStack) -> Post:
     app.add_middleware(AuthenticationMiddleware, backend=Login())
     page = browser(stack, app)
 
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+    def post(session_id: str, user: str | None) -> Result:
         headers = {} if user is None else {"x-user": user}
         response = page.post(f"/chat/{session_id}", content="Hi", headers=headers)
-        return response.status_code, response.content
+        return response.status_code, response.content, response.headers
 
     return post
 
@@ -98,18 +106,19 @@ def background(stack: ExitStack) -> Post:
     )
     page = browser(stack, names["app"])
 
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+    def post(session_id: str, user: str | None) -> Result:
         users = {} if user is None else {names["current_user"]: lambda: user}
         names["app"].dependency_overrides = users
-        statuses, bodies = set[int](), list[bytes]()
         # The routes that join and stop a turn have the same check.
-        for method, path in (("POST", "messages"), ("GET", "turn"), ("DELETE", "turn")):
-            body = {"text": "Hi"} if method == "POST" else None
-            response = page.request(method, f"/sessions/{session_id}/{path}", json=body)
-            statuses.add(response.status_code)
-            bodies.append(response.content)
-        assert statuses in ({200, 204}, {401}, {404})
-        return min(statuses), b"".join(bodies)
+        responses = [
+            page.request(
+                method,
+                f"/sessions/{session_id}/{path}",
+                json={"text": "Hi"} if method == "POST" else None,
+            )
+            for method, path in (("POST", "messages"), ("GET", "turn"), ("DELETE", "turn"))
+        ]
+        return joined(responses)
 
     return post
 
@@ -118,7 +127,7 @@ def chat_components(stack: ExitStack, line: str, member: str, *routes: tuple[str
     names = load(CHAT_COMPONENTS, line)
     page = stack.enter_context(TestClient(names["app"]))
 
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+    def post(session_id: str, user: str | None) -> Result:
         users = {} if user is None else {names["current_user"]: lambda: user}
         names["app"].dependency_overrides = users
         body = {member: session_id, "messages": [{"role": "user", "content": "Hi"}]}
@@ -126,9 +135,7 @@ def chat_components(stack: ExitStack, line: str, member: str, *routes: tuple[str
             page.request(method, path.format(session_id), json=body if method == "POST" else None)
             for method, path in routes
         ]
-        statuses = {response.status_code for response in responses}
-        assert statuses in ({200, 204}, {200}, {401}, {404})
-        return min(statuses), b"".join(response.content for response in responses)
+        return joined(responses)
 
     return post
 
@@ -148,12 +155,12 @@ def flask(stack: ExitStack) -> Post:
     app: Flask = load("docs/how-to/web.md", line)["create_app"]()
     app.secret_key = "of the test"
 
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+    def post(session_id: str, user: str | None) -> Result:
         with app.test_client() as page:
             with page.session_transaction() as session:
                 session["user_id"] = user
             response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
-            return response.status_code, response.data
+            return response.status_code, response.data, response.headers
 
     return post
 
@@ -162,7 +169,7 @@ def django(stack: ExitStack) -> Post:
     line = "from django.core.exceptions import PermissionDenied"
     view = load("docs/how-to/web.md", line)["send"]
 
-    async def post_async(session_id: str, user: str | None) -> tuple[int, bytes]:
+    async def post_async(session_id: str, user: str | None) -> Result:
         async def logged_in() -> Any:
             return SimpleNamespace(pk=user, is_authenticated=user is not None)
 
@@ -170,8 +177,8 @@ def django(stack: ExitStack) -> Post:
             request = SimpleNamespace(auser=logged_in, body=b'{"text": "Hi"}')
             response = await view(request, session_id)
         except Exception as error:  # noqa: BLE001 - Django turns them into responses
-            return {"Http404": 404, "PermissionDenied": 403}[type(error).__name__], b""
-        return 200, b"".join([piece async for piece in response])
+            return {"Http404": 404, "PermissionDenied": 403}[type(error).__name__], b"", {}
+        return 200, b"".join([piece async for piece in response]), response.headers
 
     return lambda session_id, user: asyncio.run(post_async(session_id, user))
 
@@ -181,19 +188,21 @@ def wsgi(stack: ExitStack) -> Post:
     client = stack.enter_context(Flux0())
     application = load("docs/turns.md", line)["create_app"](client)
 
-    def post(session_id: str, user: str | None) -> tuple[int, bytes]:
+    def post(session_id: str, user: str | None) -> Result:
         statuses: list[str] = []
+        headers: dict[str, str] = {}
 
-        def start_response(status: str, _: object) -> None:
+        def start_response(status: str, fields: Iterable[tuple[str, str]]) -> None:
             statuses.append(status)
+            headers.update(fields)
 
         environ = {"PATH_INFO": f"/{session_id}", "wsgi.input": io.BytesIO(b"Hi")}
         environ |= {} if user is None else {"REMOTE_USER": user}
         try:
             body = b"".join(application(environ, start_response))
         except KeyError:  # The web server sets REMOTE_USER if it has checked the login.
-            return 401, b""
-        return int(statuses[0].split()[0]), body
+            return 401, b"", headers
+        return int(statuses[0].split()[0]), body, headers
 
     return post
 
@@ -233,14 +242,17 @@ def check_sessions(fake: FakeTransport, post: Post) -> None:
     calls = len(fake.calls)
 
     for session_id, user in ((own, "eve"), (own, None), (of_nobody, "ada"), (of_nobody, None)):
-        status, body = post(session_id, user)
+        status, body, _ = post(session_id, user)
         assert status == 404 if user else status in (401, 403)
         assert b"Secret." not in body
     assert {call.operation for call in fake.calls[calls:]} == {"sessions.list"}
 
-    status, body = post(own, "ada")
+    status, body, headers = post(own, "ada")
     assert status == 200
     assert b"Secret." in body
+    # Otherwise, nginx sends the events together, when the turn has ended.
+    assert headers["x-accel-buffering"] == "no"
+    assert headers["cache-control"] == "no-store"
 
 
 def test_page_that_is_loaded_while_a_message_is_sent_has_the_earlier_reply(
@@ -286,7 +298,7 @@ def test_web_example_returns_errors_as_json(
     else:
         fake.inject(fault, operation=operation, times=3)
     with ExitStack() as stack:
-        received, body = example(stack)(session_id, "ada")
+        received, body, _ = example(stack)(session_id, "ada")
     assert received == status
     assert problem in json.loads(body)["detail"]
 
@@ -362,3 +374,24 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
     assert wrong.status_code == 422
     assert "id: expected a str, got int" in wrong.json()["detail"][0]["msg"]
     assert echo.get("/openapi.json").status_code == 200
+
+
+def test_list_of_chats_has_the_chats_of_the_user_with_title_and_last_message(
+    fake: FakeTransport,
+) -> None:
+    names = load("docs/how-to/web.md", "class NewChat(BaseModel):")
+    user = "ada"
+    names["app"].dependency_overrides = {names["current_user"]: lambda: user}
+    with TestClient(names["app"]) as page, Flux0() as client:
+        assert page.get("/chats").json() == []
+        first, second = (
+            page.post("/chats", json={"text": text}).json() for text in ("Hi  there\n!", "x" * 99)
+        )
+        client.conversation(session=first["id"], user=user).ask("Hi")
+        assert page.get("/chats").json() == [
+            {"id": second["id"], "title": "x" * 60, "last": ""},
+            {"id": first["id"], "title": "Hi there !", "last": "Secret."},
+        ]
+        assert page.post("/chats", json={"text": " "}).status_code == 422
+        user = "eve"
+        assert page.get("/chats").json() == []
