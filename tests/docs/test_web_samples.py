@@ -26,9 +26,12 @@ from starlette.requests import HTTPConnection
 
 from flux0 import AsyncConversation, Flux0, to_dict
 from flux0.testing import FakeTransport, Fault, Gate, Refuse, Respond, Say
-from support.samples import CHAT_COMPONENTS, chat_back_end, load, new_chat
+from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, load, new_chat
+
+pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
+BACKGROUND_TURNS = "docs/how-to/background-turns.md"
 
 Result: TypeAlias = "tuple[int, bytes, Mapping[str, str]]"
 Post: TypeAlias = "Callable[[str, str | None], Result]"
@@ -101,7 +104,7 @@ def starlette(stack: ExitStack) -> Post:
 
 def background(stack: ExitStack) -> Post:
     names = load(
-        "docs/how-to/background-turns.md",
+        BACKGROUND_TURNS,
         "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]",
     )
     page = browser(stack, names["app"])
@@ -212,9 +215,28 @@ def test_page_shows_code_of_the_example() -> None:
     code = [path.read_text("utf-8") for path in files]
     page = (ROOT / "docs/how-to/web.md").read_text("utf-8")
     excerpts: list[str] = re.findall(r"^```(?:py|js)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert len(excerpts) == 4
+    assert len(excerpts) == 5
     for excerpt in excerpts:
-        assert any(excerpt in each for each in code), excerpt
+        assert excerpt.startswith("# test_app.py") or any(excerpt in each for each in code), excerpt
+
+
+def test_tests_of_the_page_pass_and_fail_without_the_check_of_the_user(
+    pytester: pytest.Pytester,
+) -> None:
+    (application,) = (
+        code for code in code_of(BACKGROUND_TURNS, "python") if "app = FastAPI(" in code
+    )
+    (tests,) = (code for code in code_of("docs/how-to/web.md", "py") if "# test_app.py" in code)
+    check = "if not await conversation.belongs_to_user():"
+    pytester.makepyfile(
+        app=application,
+        test_app=tests,
+        unchecked=application.replace(check, "if False:"),
+        test_unchecked=tests.replace("from app import", "from unchecked import"),
+    )
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["FAILED test_unchecked.py::test_chat_of_another_user*"])
 
 
 @pytest.fixture

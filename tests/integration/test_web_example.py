@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -44,3 +45,16 @@ def test_turn_continues_without_the_browser_until_its_user_stops_it(
         (part,) = response.json()[0]["data"]["parts"]
         assert part["content"] == message["text"]
         assert eve.get(f"/sessions/{session}").status_code == 404
+
+
+def test_first_chats_of_a_user_belong_to_the_user_also_if_they_are_created_together(
+    url: str,
+) -> None:
+    """If two sessions of a new user are created at the same moment, the server may lose one."""
+    for _ in range(8):
+        with httpx.Client(base_url=url) as browser, ThreadPoolExecutor(2) as pool:
+            browser.get("/")
+            created = tuple(pool.map(browser.post, ["/sessions"] * 2))
+            for response in created:
+                session = response.json()["session_id"]
+                assert browser.get(f"/sessions/{session}").status_code == 200
