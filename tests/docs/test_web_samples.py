@@ -37,11 +37,15 @@ Result: TypeAlias = "tuple[int, bytes, Mapping[str, str]]"
 Post: TypeAlias = "Callable[[str, str | None], Result]"
 
 
-def browser(stack: ExitStack, app: Any) -> TestClient:
-    """Start the application, and stop it at the end of `stack`."""
+def started(stack: ExitStack, page: Any) -> Any:
+    return stack.enter_context(page)
+
+
+def browser(stack: ExitStack, app: Any) -> Any:
+    """Start the application, and stop it at the end of `stack`. Return a `TestClient`."""
     with TestClient(app):  # Tests start an application several times.
         pass
-    return stack.enter_context(TestClient(app))
+    return started(stack, TestClient(app))
 
 
 def joined(responses: Sequence[httpx.Response]) -> Result:
@@ -128,7 +132,7 @@ def background(stack: ExitStack) -> Post:
 
 def chat_components(stack: ExitStack, line: str, member: str, *routes: tuple[str, str]) -> Post:
     names = load(CHAT_COMPONENTS, line)
-    page = stack.enter_context(TestClient(names["app"]))
+    page = started(stack, TestClient(names["app"]))
 
     def post(session_id: str, user: str | None) -> Result:
         users = {} if user is None else {names["current_user"]: lambda: user}
@@ -163,7 +167,7 @@ def flask(stack: ExitStack) -> Post:
             with page.session_transaction() as session:
                 session["user_id"] = user
             response = page.post(f"/sessions/{session_id}/messages", json={"text": "Hi"})
-            return response.status_code, response.data, response.headers
+            return response.status_code, response.data, dict(response.headers)
 
     return post
 
@@ -378,7 +382,8 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
         agents = to_dict(client.agents.list())
         session = to_dict(client.sessions.create(agent_id=fake.agent_id))
     line = "    return to_dict(await request.state.client.agents.list_async())"
-    with TestClient(load("docs/how-to/web.md", line)["app"]) as page:
+    with ExitStack() as stack:
+        page = browser(stack, load("docs/how-to/web.md", line)["app"])
         assert page.get("/agents").json() == agents
 
     chat: Any = load("docs/how-to/web.md", "class Chat(BaseModel):")["Chat"]
@@ -404,7 +409,8 @@ def test_list_of_chats_has_the_chats_of_the_user_with_title_and_last_message(
     names = load("docs/how-to/web.md", "class NewChat(BaseModel):")
     user = "ada"
     names["app"].dependency_overrides = {names["current_user"]: lambda: user}
-    with TestClient(names["app"]) as page, Flux0() as client:
+    with ExitStack() as stack, Flux0() as client:
+        page = browser(stack, names["app"])
         assert page.get("/chats").json() == []
         first, second = (
             page.post("/chats", json={"text": text}).json() for text in ("Hi  there\n!", "x" * 99)
