@@ -10,6 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
 
 from flux0.client.conversation import AsyncConversation, Conversation
+from flux0.client.resources import Message
 from flux0.domain import arguments
 from flux0.domain.errors import (
     ClientClosed,
@@ -17,6 +18,7 @@ from flux0.domain.errors import (
     InvalidArgument,
     TurnRunning,
     TurnStoreError,
+    fresh,
 )
 from flux0.domain.timeouts import duration
 from flux0.domain.uncopyable import Uncopyable
@@ -182,11 +184,12 @@ class BackgroundTurns(Uncopyable):
             Flux0Error: The errors of `Conversation.send`.
         """
         _check_conversation(Conversation, conversation, AsyncConversation, "start_async")
-        arguments.text("content", content)  # Otherwise, the running turn would be stopped.
+        # Create the message first: an invalid option must not stop the running turn.
+        message = Message(conversation.sessions, conversation.session_id, content, options)
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
             _stop(claim.take(), _ANOTHER_MESSAGE)
-            reading.start(conversation.send(content, **options))
+            reading.start(message.send())
         return BackgroundTurn(conversation.session_id, reading.log)
 
     async def start_async(
@@ -199,11 +202,12 @@ class BackgroundTurns(Uncopyable):
     ) -> BackgroundTurn:
         """The async version of `start`."""
         _check_conversation(AsyncConversation, conversation, Conversation, "start")
-        arguments.text("content", content)  # Otherwise, the running turn would be stopped.
-        reading, claim = self._prepare(TaskReading, conversation.session_id, running)
+        session_id = conversation.session_id
+        message = Message(conversation.sessions, session_id, content, options, is_async=True)
+        reading, claim = self._prepare(TaskReading, session_id, running)
         with _undone_on_error(reading, claim):
             await self._stop_async(await self._run(claim.take), _ANOTHER_MESSAGE)
-            reading.start(await conversation.send(content, **options))
+            reading.start(await message.send_async())
         return BackgroundTurn(conversation.session_id, reading.log)
 
     def join(self, session_id: str) -> BackgroundTurn | None:
@@ -294,7 +298,8 @@ class BackgroundTurns(Uncopyable):
     async def _stop_async(self, log: TurnLog | None, reason: str) -> bool:
         if log is not None:
             await self._run(partial(log.stop, reason))
-            _check_ended(await wait_for_end_async(log, _MAX_STOP_SECONDS))
+            await wait_for_end_async(log, _MAX_STOP_SECONDS)
+            _check_ended(log)
         return log is not None
 
     def _begin_close(self) -> tuple[TurnReading[Any], ...]:
@@ -315,11 +320,11 @@ def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Flux0Error):
+        if isinstance(error, Flux0Error):
+            reading.stop(fresh(error))
+        else:
             problem = f"the message could not be sent: {type(error).__name__}"
             reading.stop(Flux0Error(problem))
-        else:
-            reading.stop(error)
         reading.end()
         claim.undo()
         raise
@@ -336,7 +341,8 @@ def _stop(log: TurnLog | None, reason: str) -> bool:
     if log is not None:
         check_loop(log)
         log.stop(reason)
-        _check_ended(wait_for_end(log, _MAX_STOP_SECONDS))
+        wait_for_end(log, _MAX_STOP_SECONDS)
+        _check_ended(log)
     return log is not None
 
 
@@ -345,7 +351,9 @@ def _stop_all(readings: Iterable[TurnReading[Any]]) -> None:
         reading.stop(ClientClosed(_CLOSED))
 
 
-def _check_ended(is_ended: bool) -> None:
-    if not is_ended:
+def _check_ended(log: TurnLog) -> None:
+    if log.end is None:
         limit = duration(_MAX_STOP_SECONDS)
         raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")
+    if log.end.is_of_copy:  # The turn may be running.
+        raise TurnStoreError(f"the end of the running turn is not known: {log.end.error}")

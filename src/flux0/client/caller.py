@@ -151,14 +151,18 @@ class Caller:
         """Whether `close` was called."""
         return self._calls.closed
 
-    def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
-        """Run `flow` over the sync transport. It must end before `deadline`."""
+    def sync_driver(self) -> Driver:
+        """Return the driver of sync calls. Raises a `Flux0Error` if there is no sync transport."""
         if self._driver is None:
             raise Flux0Error(
                 "this client has only an async transport: call the methods that end in _async, "
                 "or pass a sync transport or client, too"
             )
-        return self._driver.run(flow, deadline)
+        return self._driver
+
+    def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
+        """Run `flow` over the sync transport. It must end before `deadline`."""
+        return self.sync_driver().run(flow, deadline)
 
     def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> Coroutine[Any, Any, T]:
         """Run `flow` over the async transport. It must end before `deadline`."""

@@ -32,7 +32,7 @@ class _ConversationBase(Uncopyable):
 
     def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
         self._caller = caller
-        self._sessions = SessionsResource(caller)
+        self.sessions: SessionsResource = SessionsResource(caller)
         self._user = user
         self.session: Session | None = session if isinstance(session, Session) else None
         self.session_id: str = arguments.identifier(
@@ -61,7 +61,7 @@ class Conversation(_ConversationBase):
 
         The options and errors are the same as for `client.sessions.create_event`.
         """
-        return self._sessions.create_event(session_id=self.session_id, content=content, **options)
+        return self.sessions.create_event(session_id=self.session_id, content=content, **options)
 
     def ask(self, content: str, **options: Unpack[TurnOptions]) -> Reply:
         """Send a message, read the turn to its end, and return the agent's reply.
@@ -80,7 +80,7 @@ class Conversation(_ConversationBase):
             live: The messages of an open turn, from `stream.messages`. Messages that are not
                 stored yet are added at the end; no message is returned twice.
         """
-        stored = self._sessions.list_events(
+        stored = self.sessions.list_events(
             session_id=self.session_id, types=MESSAGE_TYPES, **options
         )
         return joined_history(stored, live)
@@ -136,7 +136,7 @@ class Conversation(_ConversationBase):
         user: everyone who knows the id of a session can read the session and send messages to it.
         If the conversation has no `user`, this method checks the anonymous user's sessions.
         """
-        sessions = self._sessions.list(**options)
+        sessions = self.sessions.list(**options)
         return any(session.id == self.session_id for session in sessions)
 
 
@@ -150,7 +150,7 @@ class AsyncConversation(_ConversationBase):
 
         Await the result to get the stream, or use the result directly in `async with`.
         """
-        return self._sessions.create_event_async(
+        return self.sessions.create_event_async(
             session_id=self.session_id, content=content, **options
         )
 
@@ -164,7 +164,7 @@ class AsyncConversation(_ConversationBase):
         self, live: Iterable[TurnMessage] = (), **options: Unpack[CallOptions]
     ) -> tuple[Event | TurnMessage, ...]:
         """The async version of `Conversation.history`."""
-        stored = await self._sessions.list_events_async(
+        stored = await self.sessions.list_events_async(
             session_id=self.session_id, types=MESSAGE_TYPES, **options
         )
         return joined_history(stored, live)
@@ -189,7 +189,7 @@ class AsyncConversation(_ConversationBase):
 
     async def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
         """The async version of `Conversation.belongs_to_user`."""
-        sessions = await self._sessions.list_async(**options)
+        sessions = await self.sessions.list_async(**options)
         return any(session.id == self.session_id for session in sessions)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, final
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
@@ -13,13 +13,11 @@ from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stored_models import Agent, Agents, Events, Session, Sessions
 from flux0.domain.uncopyable import Uncopyable
-from flux0.flows import CallRequest
 from flux0.turns.running_calls import CLIENT_CLOSED
 from flux0.turns.streams import AsyncEventStream, EventStream
 from flux0.turns.turn import Turn
 from flux0.turns.turn_report import TurnReport
 from flux0.usecases import agents, sessions
-from flux0.usecases.call import ApiCall
 from flux0.usecases.options import CallOptions, TurnOptions, UserOptions, show_options
 
 if TYPE_CHECKING:
@@ -28,10 +26,10 @@ if TYPE_CHECKING:
 
 class _Resource(Uncopyable):
     def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+        self.caller: Caller = caller
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._caller.server_url!r})"
+        return f"{type(self).__name__}({self.caller.server_url!r})"
 
 
 @show_options
@@ -47,11 +45,11 @@ class AgentsResource(_Resource):
 
     def list(self, **options: Unpack[CallOptions]) -> Agents:
         """Return all agents as a sequence. The server has no paging."""
-        return self._caller.run(agents.list_agents, options)
+        return self.caller.run(agents.list_agents, options)
 
     async def list_async(self, **options: Unpack[CallOptions]) -> Agents:
         """The async version of `list`."""
-        return await self._caller.run_async(agents.list_agents, options)
+        return await self.caller.run_async(agents.list_agents, options)
 
     def first(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
@@ -65,13 +63,13 @@ class AgentsResource(_Resource):
         Raises:
             AgentNotFound: No agent matches. The message lists the existing agents.
         """
-        return self._caller.run(agents.first_agent, options, type_, name)
+        return self.caller.run(agents.first_agent, options, type_, name)
 
     async def first_async(
         self, *, type_: str | None = None, name: str | None = None, **options: Unpack[CallOptions]
     ) -> Agent:
         """The async version of `first`."""
-        return await self._caller.run_async(agents.first_agent, options, type_, name)
+        return await self.caller.run_async(agents.first_agent, options, type_, name)
 
     def create(
         self,
@@ -88,7 +86,7 @@ class AgentsResource(_Resource):
             type_: The agent's type, 1 to 100 characters. The server must have a runner for it.
             description: A description for people.
         """
-        return self._caller.run(agents.create_agent, options, name, type_, description)
+        return self.caller.run(agents.create_agent, options, name, type_, description)
 
     async def create_async(
         self,
@@ -99,15 +97,15 @@ class AgentsResource(_Resource):
         **options: Unpack[CallOptions],
     ) -> Agent:
         """The async version of `create`."""
-        return await self._caller.run_async(agents.create_agent, options, name, type_, description)
+        return await self.caller.run_async(agents.create_agent, options, name, type_, description)
 
     def retrieve(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """Return the agent with this id. Raises `NotFoundError` if it does not exist."""
-        return self._caller.run(agents.retrieve_agent, options, agent_id)
+        return self.caller.run(agents.retrieve_agent, options, agent_id)
 
     async def retrieve_async(self, *, agent_id: str, **options: Unpack[CallOptions]) -> Agent:
         """The async version of `retrieve`."""
-        return await self._caller.run_async(agents.retrieve_agent, options, agent_id)
+        return await self.caller.run_async(agents.retrieve_agent, options, agent_id)
 
 
 @show_options
@@ -152,7 +150,7 @@ class SessionsResource(_Resource):
         The server 0.1.0b4 does not know `metadata` and `mode`: it returns a 422 response, and the
         call raises `HTTPValidationError`.
         """
-        return self._caller.run(
+        return self.caller.run(
             sessions.create_session, options, agent_id, allow_greeting, id, title, metadata, mode
         )
 
@@ -168,7 +166,7 @@ class SessionsResource(_Resource):
         **options: Unpack[UserOptions],
     ) -> Session:
         """The async version of `create`."""
-        return await self._caller.run_async(
+        return await self.caller.run_async(
             sessions.create_session, options, agent_id, allow_greeting, id, title, metadata, mode
         )
 
@@ -178,21 +176,21 @@ class SessionsResource(_Resource):
         Args:
             agent_id: Return only sessions with this agent.
         """
-        return self._caller.run(sessions.list_sessions, options, agent_id)
+        return self.caller.run(sessions.list_sessions, options, agent_id)
 
     async def list_async(
         self, *, agent_id: str | None = None, **options: Unpack[UserOptions]
     ) -> Sessions:
         """The async version of `list`."""
-        return await self._caller.run_async(sessions.list_sessions, options, agent_id)
+        return await self.caller.run_async(sessions.list_sessions, options, agent_id)
 
     def retrieve(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """Return the session with this id. Raises `NotFoundError` if it does not exist."""
-        return self._caller.run(sessions.retrieve_session, options, session_id)
+        return self.caller.run(sessions.retrieve_session, options, session_id)
 
     async def retrieve_async(self, *, session_id: str, **options: Unpack[CallOptions]) -> Session:
         """The async version of `retrieve`."""
-        return await self._caller.run_async(sessions.retrieve_session, options, session_id)
+        return await self.caller.run_async(sessions.retrieve_session, options, session_id)
 
     def create_event(
         self,
@@ -218,21 +216,7 @@ class SessionsResource(_Resource):
             type_: The event's type. The server 0.1.0b4 accepts only messages.
             source: The event's author. The server 0.1.0b4 accepts only users.
         """
-        caller = self._caller
-        call = caller.call(**options)
-        session = call.server_url, session_id
-        request = sessions.create_event(call, session_id, type_, source, content)
-        list_stored = partial(self.list_events, session_id=session_id, **_kept(options))
-        with caller.open_turns.exclusive(session, call.deadline):
-            report = TurnReport(caller.observers, request, session_id, call.agent)
-            response = caller.drive(sessions.open_stream(call, request), call.deadline)
-            turn, accumulator = _new_turn(call, request)
-            stream = EventStream(response, turn, accumulator, list_stored, report)
-            caller.open_turns.add(session, stream)
-        # If `Flux0.close` ran before `add`, it did not close this stream.
-        if caller.is_closed:
-            stream.close(CLIENT_CLOSED)
-        return stream
+        return Message(self, session_id, content, options, type_, source).send()
 
     @UnawaitedTurn.returned_by
     async def create_event_async(
@@ -248,21 +232,8 @@ class SessionsResource(_Resource):
 
         Await the result to get the stream, or use the result directly in `async with`.
         """
-        caller = self._caller
-        call = caller.call(**options)
-        session = call.server_url, session_id
-        request = sessions.create_event(call, session_id, type_, source, content)
-        list_stored = partial(self.list_events_async, session_id=session_id, **_kept(options))
-        async with caller.open_turns.exclusive_async(session, call.deadline):
-            report = TurnReport(caller.observers, request, session_id, call.agent)
-            response = await caller.drive_async(sessions.open_stream(call, request), call.deadline)
-            turn, accumulator = _new_turn(call, request)
-            stream = AsyncEventStream(response, turn, accumulator, list_stored, report)
-            caller.open_turns.add(session, stream)
-        # If `Flux0.close` ran before `add`, it did not close this stream.
-        if caller.is_closed:
-            await stream.close_async(CLIENT_CLOSED)
-        return stream
+        message = Message(self, session_id, content, options, type_, source, is_async=True)
+        return await message.send_async()
 
     def list_events(
         self,
@@ -283,7 +254,7 @@ class SessionsResource(_Resource):
             correlation_id: Return only events of this turn.
             types: Return only events of these types.
         """
-        return self._caller.run(
+        return self.caller.run(
             sessions.list_events, options, session_id, min_offset, source, correlation_id, types
         )
 
@@ -298,17 +269,70 @@ class SessionsResource(_Resource):
         **options: Unpack[CallOptions],
     ) -> Events:
         """The async version of `list_events`."""
-        return await self._caller.run_async(
+        return await self.caller.run_async(
             sessions.list_events, options, session_id, min_offset, source, correlation_id, types
         )
 
 
-def _new_turn(call: ApiCall, request: CallRequest) -> tuple[Turn, MessageAccumulator]:
-    parser = SSEParser(max_event_bytes=call.max_event_bytes)
-    accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
-    return Turn(parser, call.codec, request, call.idle_timeout), accumulator
+@final
+class Message:
+    """A message to send. Creating the object checks all arguments and options."""
 
+    def __init__(
+        self,
+        resource: SessionsResource,
+        session_id: str,
+        content: str,
+        options: TurnOptions,
+        type_: EventType | str = EventType.MESSAGE,
+        source: EventSource | str = EventSource.USER,
+        *,
+        is_async: bool = False,
+    ) -> None:
+        self._caller = caller = resource.caller
+        self._call = call = caller.call(**options)
+        if not is_async:
+            caller.sync_driver()
+        self._session = call.server_url, session_id
+        self._request = sessions.create_event(call, session_id, type_, source, content)
+        list_events = resource.list_events_async if is_async else resource.list_events
+        # These options also apply when the stored events are listed.
+        kept: dict[str, Any] = {name: options.get(name) for name in ("server_url", "http_headers")}
+        self._list_stored = partial(list_events, session_id=session_id, **kept)
 
-def _kept(options: TurnOptions) -> dict[str, Any]:
-    """Return the options of a turn that also apply when its stored events are listed."""
-    return {name: options.get(name) for name in ("server_url", "http_headers")}
+    def send(self) -> EventStream:
+        """Send the message, and return the stream of its turn."""
+        caller, call = self._caller, self._call
+        with caller.open_turns.exclusive(self._session, call.deadline):
+            report = self._report()
+            response = caller.drive(sessions.open_stream(call, self._request), call.deadline)
+            stream = EventStream(response, *self._turn(), self._list_stored, report)
+            caller.open_turns.add(self._session, stream)
+        # If `Flux0.close` ran before `add`, it did not close this stream.
+        if caller.is_closed:
+            stream.close(CLIENT_CLOSED)
+        return stream
+
+    async def send_async(self) -> AsyncEventStream:
+        """The async version of `send`."""
+        caller, call = self._caller, self._call
+        async with caller.open_turns.exclusive_async(self._session, call.deadline):
+            report = self._report()
+            flow = sessions.open_stream(call, self._request)
+            response = await caller.drive_async(flow, call.deadline)
+            stream = AsyncEventStream(response, *self._turn(), self._list_stored, report)
+            caller.open_turns.add(self._session, stream)
+        # If `Flux0.close` ran before `add`, it did not close this stream.
+        if caller.is_closed:
+            await stream.close_async(CLIENT_CLOSED)
+        return stream
+
+    def _report(self) -> TurnReport:
+        _, session_id = self._session
+        return TurnReport(self._caller.observers, self._request, session_id, self._call.agent)
+
+    def _turn(self) -> tuple[Turn, MessageAccumulator]:
+        call = self._call
+        parser = SSEParser(max_event_bytes=call.max_event_bytes)
+        accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
+        return Turn(parser, call.codec, self._request, call.idle_timeout), accumulator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from flux0.domain.safe_text import escaped, shown_json, shown_url
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from flux0.domain.messages.finalizing import TurnMessage
     from flux0.domain.stored_models import Agent
 
+E = TypeVar("E", bound="Flux0Error")
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request; see `Flux0Error.sent`."""
 
@@ -82,6 +83,25 @@ def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any])
     super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
     return error
+
+
+def fresh(error: E) -> E:
+    """Return a copy of `error` that was not raised, so that it has no traceback.
+
+    The cause of both errors is the same. The frames of a traceback keep their objects alive.
+    """
+    copied = restore(type(error), error.args, vars(error))
+    copied.__cause__ = error.__cause__
+    return cast("E", copied)
+
+
+def drop_tracebacks(error: BaseException | None) -> None:
+    """Remove the tracebacks of `error` and of its causes, whose frames keep objects alive."""
+    while error is not None:
+        error.__traceback__ = None
+        if error.__cause__ is not None:
+            error.__context__ = None
+        error = error.__cause__ or error.__context__
 
 
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:

@@ -20,7 +20,7 @@ _INHERITED: Final = "a forked child cannot read a background turn that its paren
 
 @frozen
 class LogEnd:
-    """The end of a background turn.
+    """The end of a log: of its background turn, or only of a copy in another process.
 
     Attributes:
         error: The error that ended the turn; None if the turn was read to its end.
@@ -79,7 +79,7 @@ class TurnLog:
     Attributes:
         turn_id: The turn's id.
         max_bytes: The largest size of all kept events.
-        stop: The function that was passed.
+        stop: The function that was passed. It does nothing after the end.
         on_end: A function that is called once, when the turn ends, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.
         loop: The event loop that reads the turn; None if the loop is unknown, or a thread reads it.
@@ -132,8 +132,8 @@ class TurnLog:
     def extend(self, number: int, events: Sequence[bytes]) -> None:
         """Add copies of events from another process. `number` is the first event's number.
 
-        If the events before `number` are missing in this log, all older events are dropped, because
-        a reader must not miss an event without an error.
+        If `number` is not `last + 1`, all older events are dropped first: a reader must neither
+        miss nor repeat an event without an error.
         """
         if number != self.last + 1:
             self._kept = (number, [])
@@ -145,7 +145,10 @@ class TurnLog:
         """End the turn. Only the first call has an effect."""
         self._ends.append(end)
         if self._ends[0] is end:
-            self.on_end()
+            on_end = self.on_end
+            # Both functions refer to this log. A reference cycle would delay its removal.
+            self.on_end = self.stop = do_nothing
+            on_end()
             self._wake()
 
     def read(self, after: int) -> Sequence[bytes]:

@@ -7,7 +7,7 @@ from typing import final
 
 from flux0.domain import arguments
 from flux0.domain.enums import SessionStatus
-from flux0.domain.errors import AgentError, InvalidArgument, StreamError
+from flux0.domain.errors import AgentError, E, InvalidArgument, StreamError, fresh
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
@@ -142,18 +142,16 @@ class _ReplyBuilder:
             self._accumulator.feed(event)
 
     def finish(self, reader: LogReader) -> Reply:
-        error = reader.error
-        if isinstance(error, StreamError):
-            raise self._with_turn(error)
-        if error is not None:
-            raise error
+        if reader.error is not None:
+            # A variable for the error would be a reference cycle, with its traceback.
+            raise self._with_turn(fresh(reader.error))
         messages = self._accumulator.finish()
         end = reader.log.end
         return Reply(messages, joined_tool_calls(messages), end is not None and end.finished)
 
-    def _with_turn(self, error: StreamError) -> StreamError:
-        """Add the details of the turn to an error that has none, because it has no stream."""
-        if not error.event_count:
+    def _with_turn(self, error: E) -> E:
+        """Add the details of the turn to a `StreamError` that has no stream."""
+        if isinstance(error, StreamError) and not error.event_count:
             error.correlation_id = self._correlation_id
             error.event_count = self._event_count
             error.messages = self._accumulator.messages

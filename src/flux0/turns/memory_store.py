@@ -8,11 +8,13 @@ from math import inf
 from threading import RLock
 from time import monotonic
 from typing import final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from flux0.domain import arguments
 from flux0.domain.errors import TurnRunning
+from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
+from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStore
 
@@ -35,54 +37,80 @@ class MemoryTurnStore(TurnStore):
     ) -> None:
         self._keep_seconds = arguments.interval("keep_seconds", keep_seconds)
         self._clock = clock
-        self._next_cleaning = 0.0
-        self._turns: PerProcess[dict[str, TurnLog]] = PerProcess(dict)
+        self._time = SystemTime()
+        self._turns = PerProcess(_Turns)
         self._ended_at: WeakKeyDictionary[TurnLog, float] = WeakKeyDictionary()
-        # The lock is reentrant, because a signal handler can start a turn in a thread that holds
-        # the lock.
-        self._changing = PerProcess(RLock)
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
         """Make `log` the turn of the session; see `TurnStore.claim`."""
-        with self._changing.get():
-            self._remove_expired()
-            turns = self._turns.get()
-            previous = turns.get(session_id)
+        turns = self._turns.get()
+        with turns.changing:
+            previous = turns.logs.get(session_id)
             if refuse and previous is not None and not previous.is_ended:
                 raise TurnRunning("a turn of the session is running")
             log.on_end = partial(self._record_end, log)
-            turns[session_id] = log
+            turns.logs[session_id] = log
+            if not turns.is_cleaning:
+                turns.is_cleaning = True
+                self._clean_later()
             return previous
 
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
         """Undo `claim`; see `TurnStore.release`."""
-        with self._changing.get():
-            turns = self._turns.get()
-            if turns.get(session_id) is log:
-                del turns[session_id]
-                if previous is not None:
-                    turns[session_id] = previous
+        turns = self._turns.get()
+        with turns.changing:
+            while previous is not None and previous in turns.released:
+                previous = turns.released[previous]
+            if turns.logs.get(session_id) is not log:
+                turns.released[log] = previous
+            elif previous is None:
+                del turns.logs[session_id]
+            else:
+                turns.logs[session_id] = previous
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the turn of the session that is running or kept; see `TurnStore.find`."""
-        log = self._turns.get().get(session_id)
+        log = self._turns.get().logs.get(session_id)
         return None if log is None or self._is_expired(log) else log
 
     def close(self) -> None:
         """Remove all turns."""
-        self._turns.get().clear()
+        self._turns.get().logs.clear()
 
     def _record_end(self, log: TurnLog) -> None:
         self._ended_at[log] = self._clock()
 
-    def _remove_expired(self) -> None:
+    def _clean_later(self) -> None:
         # Check all turns only from time to time, because there may be many.
-        if self._clock() >= self._next_cleaning:
-            self._next_cleaning = self._clock() + self._keep_seconds / 10
-            turns = self._turns.get()
-            for session_id, log in tuple(turns.items()):
+        method = WeakMethod(self._remove_expired)
+
+        def clean() -> None:
+            (method() or do_nothing)()
+
+        self._time.alarm(monotonic() + self._keep_seconds / 10, clean)
+
+    def _remove_expired(self) -> None:
+        turns = self._turns.get()
+        with turns.changing:
+            for session_id, log in tuple(turns.logs.items()):
                 if self._is_expired(log):
-                    del turns[session_id]
+                    del turns.logs[session_id]
+            turns.is_cleaning = bool(turns.logs)
+        if turns.is_cleaning:
+            self._clean_later()
 
     def _is_expired(self, log: TurnLog) -> bool:
         return self._clock() > self._ended_at.get(log, inf) + self._keep_seconds
+
+
+class _Turns:
+    """The turns of one process."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, TurnLog] = {}
+        # Maps each released log to the log that it had replaced.
+        self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
+        self.is_cleaning = False
+        # The lock is reentrant, because a signal handler can start a turn in a thread that holds
+        # the lock.
+        self.changing = RLock()

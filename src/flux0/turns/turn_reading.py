@@ -9,7 +9,13 @@ from contextvars import copy_context
 from functools import partial
 from typing import Final, Generic, TypeVar
 
-from flux0.domain.errors import ConnectionInterrupted, Flux0Error, ReaderLost, TurnStopped
+from flux0.domain.errors import (
+    ConnectionInterrupted,
+    Flux0Error,
+    ReaderLost,
+    TurnStopped,
+    drop_tracebacks,
+)
 from flux0.domain.stream_events import StreamEvent
 from flux0.middleware.logging import log_failed_background_turn
 from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task
@@ -63,6 +69,7 @@ class TurnReading(ABC, Generic[S]):
     def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
         """End the turn."""
         self._stream = None
+        drop_tracebacks(error)  # Their frames refer to the log, which keeps the error.
         self.log.finish(LogEnd(self._stopped or error, finished))
         self._on_end(self)
 

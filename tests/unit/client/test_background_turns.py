@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import re
 import threading
 import tracemalloc
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
@@ -32,10 +34,11 @@ from flux0 import (
     TurnRunning,
     TurnStopped,
     TurnStore,
+    TurnStoreError,
 )
 from flux0.client import background_turns
 from flux0.ports import Request, Response
-from flux0.runtime.event_loop import running_loop
+from flux0.runtime.event_loop import do_nothing, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import (
     AgentReply,
@@ -51,6 +54,7 @@ from flux0.testing import (
     Say,
     Truncate,
 )
+from flux0.turns import turn_reading
 from support.cost import calls_made
 from support.forking import in_child
 from support.in_memory import in_both_loops, in_every_mode
@@ -311,6 +315,122 @@ async def test_invalid_message_does_not_stop_the_running_turn(mode: Mode) -> Non
     assert (await joined_turn(server, conversation)).id == turn.id
     gate.open()
     assert (await turn.wait_async()).text == "a\nb"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"timeout_ms": -1},
+        {"http_headers": {"a": "b\n"}},
+        {"extra_body": {"content": "Hi"}},
+        {"stream_idle_timeout_ms": "1"},
+        {"timeout": 1},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_invalid_option_does_not_stop_the_running_turn(mode: Mode, option: Any) -> None:
+    async def start_with_option() -> None:
+        gate = Gate()
+        server = Server(mode, ["a", gate, "b"])
+        conversation = await server.conversation()
+        turn = await server.turns.start_async(conversation, "Hi")
+        sent = len(server.fake.calls)
+        with pytest.raises((InvalidArgument, TypeError), match=next(iter(option))):
+            await server.turns.start_async(conversation, "Hi", **option)
+        assert len(server.fake.calls) == sent
+        assert (await joined_turn(server, conversation)).id == turn.id
+        gate.open()
+        assert (await turn.wait_async()).text == "a\nb"
+        await server.turns.close_async()
+
+    run(mode, start_with_option)
+
+
+def test_client_without_a_sync_transport_does_not_stop_the_running_turn() -> None:
+    server = Server("sync", ["a", Gate()])
+    conversation = Flux0(transport=server.fake).conversation(agent=server.fake.agent_id)
+    turn = server.real.start(conversation, "Hi")
+    other = Flux0(async_transport=server.fake).conversation(session=conversation.session_id)
+    with pytest.raises(Flux0Error, match="has only an async transport"):
+        server.real.start(other, "Hi")
+    assert turn.is_running
+    server.real.close()
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+@pytest.mark.parametrize("method", ["start", "stop"])
+def test_message_is_not_sent_if_the_end_of_the_running_turn_is_not_known(
+    mode: Mode, method: str
+) -> None:
+    async def lose_the_store() -> None:
+        store = MemoryTurnStore()
+        server = Server(mode, store=store)
+        conversation = await server.conversation()
+
+        def stop(_: str) -> None:
+            error = TurnStoreError("Redis could not be reached")
+            error.sent = "maybe"
+            copy.finish(LogEnd(error, is_of_copy=True))
+
+        copy = TurnLog("copy", 1000, stop)
+        store.claim(conversation.session_id, copy, refuse=True)
+        sent = len(server.fake.calls)
+        call = (
+            partial(server.turns.start_async, conversation, "Hi")
+            if method == "start"
+            else partial(server.turns.stop_async, conversation.session_id)
+        )
+        with pytest.raises(TurnStoreError, match="Redis could not be reached") as caught:
+            await call()
+        assert caught.value.sent == "no"
+        assert len(server.fake.calls) == sent
+        assert (await joined_turn(server, conversation)).id == "copy"
+
+    run(mode, lose_the_store)
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_replaced_turn_is_removed_from_memory_without_the_garbage_collector(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> Any:
+        yield "a"
+        raise ZeroDivisionError("a bug")
+
+    async def replace_turns() -> None:
+        server = Server(mode, "End")
+        conversation = await server.conversation()
+        logs: list[weakref.ref[TurnLog]] = []
+        replies: list[tuple[str, Any]] = [
+            ("finished", "End"),
+            ("stopped", ["Stopped", Gate()]),
+            ("user error", fail),
+            ("truncated", ["a", "b"]),
+            ("last", "End"),
+        ]
+        for name, reply in replies:
+            server.fake.script(reply)
+            if name == "truncated":
+                server.fake.inject(Truncate(after_events=1))
+            turn = await server.turns.start_async(conversation, "Hi")
+            logs.append(weakref.ref(unwrapped(turn)._log))
+            relay = turn.relay_async()
+            await anext(relay)
+            if name != "stopped":
+                with contextlib.suppress(Flux0Error):
+                    await turn.wait_async()
+        while [log() is None for log in logs] != [True, True, True, True, False]:
+            await pause(mode)
+
+    # The log handlers of pytest keep the exceptions.
+    monkeypatch.setattr(turn_reading, "log_failed_background_turn", do_nothing)
+    gc.collect()
+    gc.disable()
+    try:
+        run(mode, replace_turns)
+    finally:
+        gc.enable()
 
 
 @in_every_mode

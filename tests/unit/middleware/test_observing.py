@@ -252,7 +252,7 @@ async def test_call_without_a_response_body_is_observed(mode: Mode) -> None:
     fake, recorder = FakeTransport(), Recorder()
     fake.inject(Respond(204))
     async with observed(mode, fake, recorder) as flux0:
-        caller: Any = cast("Any", flux0.agents)._caller
+        caller: Any = cast("Any", flux0.agents).caller
         if mode == "sync":
             status = caller.run(delete, {})
         else:

@@ -68,17 +68,22 @@ def test_error_before_the_first_event_may_have_been_sent() -> None:
 def test_error_with_details_keeps_them() -> None:
     error = StreamInterrupted("gone")
     error.correlation_id, error.event_count = "other", 7
-    with pytest.raises(StreamInterrupted) as caught:
+    with pytest.raises(StreamInterrupted, match="gone") as caught:
         background_turn([chunk("a")], LogEnd(error)).wait()
-    assert caught.value is error
-    assert (error.correlation_id, error.event_count) == ("other", 7)
+    assert (caught.value.correlation_id, caught.value.event_count) == ("other", 7)
 
 
-def test_other_errors_are_raised_unchanged() -> None:
+def test_each_reader_raises_its_own_copy_of_the_error() -> None:
+    """A traceback would keep the objects of other readers, for as long as the turn is kept."""
     error = ClientClosed("closed")
-    with pytest.raises(ClientClosed) as caught:
-        background_turn([], LogEnd(error)).wait()
-    assert caught.value is error
+    error.__cause__ = ZeroDivisionError("a bug")
+    error.sent = "yes"
+    turn = background_turn([], LogEnd(error))
+    for _ in range(2):
+        with pytest.raises(ClientClosed, match="closed") as caught:
+            turn.wait()
+        assert (caught.value.__cause__, caught.value.sent) == (error.__cause__, "yes")
+    assert error.__traceback__ is None
 
 
 def test_reply_of_a_turn_whose_first_events_were_dropped_is_an_error() -> None:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import tracemalloc
 import weakref
 
 from flux0 import MemoryTurnStore
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from support.redis_server import wait_until
 
 
 def new_log() -> TurnLog:
     return TurnLog("turn-1", 1000, lambda _: None)
 
 
-def test_expired_turns_are_removed_when_later_turns_start() -> None:
+def test_expired_turns_are_removed_without_a_call() -> None:
     now = [1000.0]
-    store = MemoryTurnStore(keep_seconds=60, clock=lambda: now[0])
+    store = MemoryTurnStore(keep_seconds=0.05, clock=lambda: now[0])
     logs = [new_log() for _ in range(3)]
     for number in range(3):
         store.claim(f"session-{number}", logs[number], refuse=True)
@@ -24,16 +24,38 @@ def test_expired_turns_are_removed_when_later_turns_start() -> None:
     logs[1].finish(LogEnd())
     references = [*map(weakref.ref, logs)]
     del logs[:]
+    assert store.find("session-1") is references[1]()
 
-    now[0] += 60
-    store.claim("another", new_log(), refuse=True)
-    gc.collect()
-    assert all(reference() for reference in references)
-    now[0] += 30
-    store.claim("another", new_log(), refuse=False)
-    gc.collect()
-    assert [reference() is None for reference in references] == [True, True, False]
-    assert store.find("session-2") is references[2]()
+    now[0] += 1
+    wait_until(lambda: not any(reference() for reference in references[:2]))
+    running = references[2]()
+    assert running is not None
+    assert store.find("session-2") is running
+
+    # Later turns are removed, too, after the store was empty.
+    running.finish(LogEnd())
+    del running
+    now[0] += 1
+    wait_until(lambda: references[2]() is None)
+    later = new_log()
+    store.claim("session", later, refuse=True)
+    later.finish(LogEnd())
+    reference = weakref.ref(later)
+    del later
+    now[0] += 1
+    wait_until(lambda: reference() is None)
+
+
+def test_turn_before_two_claims_is_found_after_both_were_released() -> None:
+    for order in ((0, 1), (1, 0)):
+        store, kept, claims = MemoryTurnStore(), new_log(), [new_log(), new_log()]
+        store.claim("session", kept, refuse=True)
+        kept.finish(LogEnd())
+        previous = [store.claim("session", log, refuse=False) for log in claims]
+        for number in order:
+            claims[number].finish(LogEnd())
+            store.release("session", claims[number], previous[number])
+        assert store.find("session") is kept
 
 
 def test_claim_can_be_released_after_the_store_was_closed() -> None:
@@ -52,7 +74,7 @@ def test_release_of_a_turn_that_was_replaced_changes_nothing() -> None:
     store.release("session", first, None)
     assert store.find("session") is second
     store.release("session", second, first)
-    assert store.find("session") is first
+    assert store.find("session") is None
 
 
 def test_ended_turn_is_kept_for_a_while_also_if_a_later_claim_is_released() -> None:
