@@ -10,7 +10,7 @@ times, always with `yield from`, and returns a response or raises.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 from attrs import field, frozen
@@ -37,6 +37,8 @@ class CallRequest(Request):
         attempt: the number of this attempt; the first is 1.
         deadline: the moment by which the call must end, with all its attempts.
         call: the `Call` that is passed to observers; None if the client has no observers.
+        header_functions: the functions that compute header fields for each attempt, by the name of
+            the field in lower case. A field in `headers` with this name is sent instead.
     """
 
     operation: str = ""
@@ -45,6 +47,9 @@ class CallRequest(Request):
     attempt: int = 1
     deadline: Deadline | None = None
     call: Call | None = field(default=None, eq=False, repr=False)
+    header_functions: Mapping[str, HeaderFunction] = field(
+        factory=dict[str, Any], eq=False, repr=False
+    )
 
     @property
     def is_idempotent(self) -> bool:
@@ -108,6 +113,8 @@ class Await:
     argument: str
 
 
+HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]
+"""A function that computes the value of a header field, such as a token that expires."""
 Effect: TypeAlias = Send | ReadBody | Sleep | Await
 """An I/O operation that a flow yields."""
 Flow: TypeAlias = Generator[Effect, Any, T]
@@ -143,6 +150,7 @@ __all__ = [
     "CallRequest",
     "Effect",
     "Flow",
+    "HeaderFunction",
     "Middleware",
     "ReadBody",
     "Send",

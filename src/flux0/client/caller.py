@@ -14,7 +14,7 @@ from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow
+from flux0.flows import Flow, HeaderFunction
 from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.turns.open_turns import OpenTurns
@@ -96,9 +96,9 @@ class Caller:
         """
         return self._view(self._settings(**options))
 
-    def for_conversation(self, agent: Participant, user: str | None) -> Caller:
-        """Return a caller that sends the user's cookie, and reports `agent` to observers."""
-        return self._view(evolve(self._settings(user=user), agent=agent))
+    def for_conversation(self, agent: Participant, **options: Any) -> Caller:
+        """Return a caller with these default options that reports `agent` to observers."""
+        return self._view(evolve(self._settings(**options), agent=agent))
 
     def _view(self, default_call: ApiCall) -> Caller:
         view = copy(self)
@@ -111,7 +111,7 @@ class Caller:
         retries: RetryConfig | None = None,
         server_url: str | None = None,
         timeout_ms: int | None = None,
-        http_headers: Mapping[str, str] | None = None,
+        http_headers: Mapping[str, str | HeaderFunction] | None = None,
         extra_query: Mapping[str, str] | None = None,
         extra_body: Mapping[str, Any] | None = None,
         stream_idle_timeout_ms: int | None = None,
@@ -123,13 +123,15 @@ class Caller:
         if retries is not None:
             changes["retries"] = arguments.instance("retries", RetryConfig, retries)
         if server_url is not None:
-            changes["server_url"], login = arguments.server_url(server_url)
-            changes["login"] = None if call.login is None else login
+            changes["server_url"], changes["login"] = arguments.server_url(server_url)
         if timeout_ms is not None:
             changes["limit"] = arguments.seconds("timeout_ms", timeout_ms)
         if http_headers is not None:
-            added = arguments.headers("http_headers", http_headers)
+            added, functions = arguments.split_headers("http_headers", http_headers)
             changes["headers"] = call.headers.merge(added)
+            both = {**call.header_functions, **functions}.items()
+            functions = {name: each for name, each in both if name == "cookie" or name not in added}
+            changes["header_functions"] = functions
         if extra_query is not None:
             changes["extra_query"] = arguments.parameters("extra_query", extra_query)
         if extra_body is not None:

@@ -15,7 +15,7 @@ from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, join
 from flux0.domain.stored_models import Agent, Event, Participant, Session
 from flux0.domain.uncopyable import Uncopyable
 from flux0.turns.streams import AsyncEventStream, EventStream
-from flux0.usecases.options import CallOptions, TurnOptions, check_names, show_options
+from flux0.usecases.options import CallOptions, TurnOptions, check_names, kept, show_options
 from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:
@@ -219,8 +219,9 @@ def conversation_caller(
     check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or session must be passed, but not both")
+    whole = kept(options)
     for argument, value in {**new, **options}.items():
-        if session is not None and value is not None:
+        if session is not None and value is not None and argument not in whole:
             problem = "is for a new session: it cannot be passed together with session"
             raise InvalidArgument(argument, problem)
     for argument, value, kind in (("agent", agent, Agent), ("session", session, Session)):
@@ -231,6 +232,4 @@ def conversation_caller(
         known = Participant(agent.id, agent.name)
     else:
         known = Participant(session.agent_id if isinstance(session, Session) else agent)
-    if server_url := options.get("server_url"):
-        caller = caller.with_options(server_url=server_url)
-    return caller.for_conversation(known, user), known
+    return caller.for_conversation(known, user=user, **whole), known

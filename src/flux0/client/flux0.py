@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
+from flux0._version import __version__
 from flux0.client.caller import Caller
 from flux0.client.conversation import (
     AsyncConversation,
@@ -14,15 +16,16 @@ from flux0.client.conversation import (
     UnawaitedConversation,
     conversation_caller,
 )
-from flux0.client.layers import HeaderFunction, build_chain, split_headers
+from flux0.client.layers import build_chain
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
 from flux0.domain import arguments
+from flux0.domain.headers import Headers
 from flux0.domain.messages.accumulator import DEFAULT_MAX_TURN_BYTES
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryConfig, RetryDetails
 from flux0.domain.stored_models import Agent, Session
 from flux0.domain.uncopyable import Uncopyable
-from flux0.flows import Middleware
+from flux0.flows import HeaderFunction, Middleware
 from flux0.middleware.observing import Observers
 from flux0.observers import Observer
 from flux0.ports import AsyncTransport, Timeout, Transport
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from flux0.adapters.httpx.transport import AsyncHttpClient, HttpClient
     from flux0.middleware.logging import DebugLogger
 
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__} Python/{_PYTHON}"),))
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
 # Agents think for minutes.
 DEFAULT_IDLE_TIMEOUT = 600.0
@@ -146,7 +151,7 @@ class Flux0(Uncopyable):
 
         check_names(options, of_call=False)
         codec = JsonCodec()
-        fixed, computed = split_headers({} if headers is None else headers)
+        fixed, functions = arguments.split_headers("headers", {} if headers is None else headers)
         idle = arguments.optional_seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
         retries = DEFAULT_RETRIES if retry_config is None else retry_config
         if server_url is None:
@@ -158,15 +163,14 @@ class Flux0(Uncopyable):
         time = time_source(transports[0] or transports[1])
         observing = Observers(observers, time)
         max_body = arguments.integer("max_body_bytes", max_body_bytes, smallest=1)
-        send = build_chain(
-            codec, time, max_body, middleware, computed, on_retry, debug_logger, observing
-        )
+        send = build_chain(codec, time, max_body, middleware, on_retry, debug_logger, observing)
         default_call = ApiCall(
             send=send,
             codec=codec,
             server_url=server_url,
-            login=None if "authorization" in map(str.lower, computed) else login,
-            headers=fixed,
+            login=login,
+            headers=_USER_AGENT.merge(fixed),
+            header_functions=functions,
             timeout=Timeout(),
             idle_timeout=DEFAULT_IDLE_TIMEOUT if idle is None else idle,
             limit=arguments.optional_seconds("timeout_ms", timeout_ms),
@@ -215,9 +219,9 @@ class Flux0(Uncopyable):
         """Start a conversation with an agent, or continue an existing session.
 
         Pass either `agent`, to create a new session, or `session`, to continue an existing session.
-        Continuing a session sends no request. The options of `client.sessions.create`, such as
-        `extra_body`, are accepted for a new session, and apply only to the request that creates it,
-        except `server_url`, which applies to the whole conversation.
+        Continuing a session sends no request. `http_headers` and `server_url` apply to all requests
+        of the conversation. The other options of `client.sessions.create`, such as `extra_body`,
+        are accepted for a new session, and apply only to the request that creates it.
 
         Args:
             agent: The agent to talk to, or its id.

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import TypeAlias, cast
+from typing import cast
 
-from flux0._version import __version__
-from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument
-from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryDetails
 from flux0.flows import Middleware, SendFlow, chain
+from flux0.middleware.headers import compute_headers
 from flux0.middleware.logging import DebugLogger, Logging
 from flux0.middleware.observing import Observers
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
 from flux0.ports import Codec, Time
-
-HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]
-
-_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-_USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__} Python/{_PYTHON}"),))
 
 
 def build_chain(
@@ -32,7 +24,6 @@ def build_chain(
     time: Time,
     max_body_bytes: int,
     middleware: Iterable[Middleware],
-    computed_headers: Mapping[str, HeaderFunction],
     on_retry: Callable[[RetryDetails], None] | None,
     debug_logger: DebugLogger | None,
     observers: Observers,
@@ -52,30 +43,13 @@ def build_chain(
     layers: list[Middleware] = [
         *_user_layers(middleware, policy),
         Retry(RetryBudget(), time, on_retry),
+        compute_headers,
     ]
-    if computed_headers:
-        from flux0.middleware.headers import ComputedHeaders  # noqa: PLC0415 - rarely needed
-
-        layers.append(ComputedHeaders(computed_headers))
     logger = debug_logger if debug_logger is not None else _environment_logger()
     attempt: list[Middleware] = [policy] if logger is None else [Logging(logger, time), policy]
     if observers:
         attempt = [partial(observers.observe_attempt, attempt)]
     return chain([*layers, *attempt])
-
-
-def split_headers(
-    headers: Mapping[str, str | HeaderFunction],
-) -> tuple[Headers, dict[str, HeaderFunction]]:
-    """Return the fields with fixed values, and the functions that compute the other values."""
-    arguments.members("headers", headers)
-    fixed = {name: value for name, value in headers.items() if not callable(value)}
-    computed = {name: value for name, value in headers.items() if callable(value)}
-    names = arguments.headers("headers", dict.fromkeys(headers, ""))
-    # Fixed headers replace computed headers. If the user passes a function for the user agent, do
-    # not add the default user agent: it would replace the function's result.
-    defaults = Headers() if "user-agent" in names else _USER_AGENT
-    return defaults.merge(arguments.headers("headers", fixed)), computed
 
 
 def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]:

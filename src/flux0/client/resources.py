@@ -18,7 +18,7 @@ from flux0.turns.streams import AsyncEventStream, EventStream
 from flux0.turns.turn import Turn
 from flux0.turns.turn_report import TurnReport
 from flux0.usecases import agents, sessions
-from flux0.usecases.options import CallOptions, TurnOptions, UserOptions, show_options
+from flux0.usecases.options import CallOptions, TurnOptions, UserOptions, kept, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -297,8 +297,7 @@ class Message:
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
         # These options also apply when the stored events are listed.
-        kept: dict[str, Any] = {name: options.get(name) for name in ("server_url", "http_headers")}
-        self._list_stored = partial(list_events, session_id=session_id, **kept)
+        self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:
         """Send the message, and return the stream of its turn."""

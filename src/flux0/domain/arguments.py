@@ -7,7 +7,7 @@ raises `InvalidArgument` with the argument's name and the values that are allowe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeGuard, TypeVar, cast
 
 from flux0.domain.errors import InvalidArgument
@@ -164,6 +164,17 @@ def headers(argument: str, fields: object) -> Headers:
             problem = f"must have only one of {other!r} and {name!r}: case does not matter"
             raise InvalidArgument(argument, problem)
     return Headers(pairs)
+
+
+def split_headers(argument: str, fields: object) -> tuple[Headers, dict[str, Callable[[], Any]]]:
+    """Return the fields with fixed values, and the functions that compute the other values.
+
+    The names of the functions are in lower case.
+    """
+    values = members(argument, fields)
+    functions = {name.lower(): value for name, value in values.items() if callable(value)}
+    texts = {name: "" if callable(value) else value for name, value in values.items()}
+    return headers(argument, texts).without(functions), functions
 
 
 def user(argument: str, name: object) -> Headers:

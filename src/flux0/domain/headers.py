@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping
+from collections.abc import Container, ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
@@ -63,13 +63,16 @@ class Headers(Mapping[str, str]):
         if not other.pairs:
             return self
         names = other._joined
-        kept = [pair for pair in self.pairs if pair[0].lower() not in names]
         added = other.pairs
         if "cookie" in names and (own := self._joined.get("cookie")) is not None:
             both = {**_cookies(own), **_cookies(names["cookie"])}
             rest = (pair for pair in added if pair[0].lower() != "cookie")
             added = (*rest, ("cookie", "; ".join(both.values())))
-        return Headers((*kept, *added))
+        return Headers((*self.without(names).pairs, *added))
+
+    def without(self, names: Container[str]) -> Headers:
+        """Return a copy without the fields whose lower-case name is in `names`."""
+        return Headers(tuple(pair for pair in self.pairs if pair[0].lower() not in names))
 
     def get_all(self, name: str) -> tuple[str, ...]:
         """Return the values of all fields with this name, in order."""

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from attrs import field, frozen
 
 from flux0.domain import arguments
-from flux0.domain.api_errors import APIError
+from flux0.domain.api_errors import APIError, AuthenticationError
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -57,7 +57,8 @@ class RetryConfig:
 
     Idempotent requests (such as GET) are retried after connection errors and after the
     statuses 408, 429, 500, 502, 503 and 504. A POST is retried only if the server has certainly not
-    acted on it: if the connection could not be established, or after a 429.
+    acted on it: if the connection could not be established, or after a 429. If a function computes
+    the header `authorization`, each request is retried once after a 401, without a wait.
 
     Attributes:
         strategy: `"backoff"`, or `"none"` for no retries.
@@ -89,7 +90,7 @@ class RetryConfig:
 DEFAULT_RETRIES = RetryConfig(max_attempts=3)
 
 _TOO_MANY_REQUESTS = 429
-_RETRIED_STATUSES = frozenset({408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
+_RETRIED_STATUSES = frozenset({401, 408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
 
 
 @frozen
@@ -133,7 +134,8 @@ def wait_before_retry(
         config: the retry policy.
         error: the failed attempt's error.
         attempt: the number of the attempt that failed; the first attempt is 1.
-        repeatable: whether it is harmless if the server processes the request twice.
+        repeatable: whether it is harmless if the server processes the request twice; after a 401,
+            whether the next attempt has a new token.
         elapsed: the seconds since the first attempt started.
         left: the seconds until the call's deadline.
         jitter: a random number from 0 to 1.
@@ -144,7 +146,7 @@ def wait_before_retry(
     if config.max_attempts is not None and attempt >= config.max_attempts:
         return None
     backoff = config.backoff
-    requested = retry_after(error, now)
+    requested = 0.0 if isinstance(error, AuthenticationError) else retry_after(error, now)
     if requested is None:
         wait = jitter * backoff.ceiling(attempt) / 1000
     else:

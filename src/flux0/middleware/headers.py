@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error, mark_user_error
@@ -14,30 +13,27 @@ from flux0.flows import Await, CallRequest, Flow, SendFlow
 from flux0.ports import Response
 
 
-@frozen(eq=False)
-class ComputedHeaders:
-    """Calls functions before each attempt, and sends their results as headers.
+def compute_headers(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+    """Call `request.header_functions`, send the request with the results, and return the response.
 
     The functions run in the call's thread or task and must not block for long. Async functions work
     only in async calls. Exceptions from the functions are re-raised, and the call is not retried.
     If the exception is a `Flux0Error`, its `sent` is set: it says whether an earlier attempt may
-    have sent the request. An invalid header value raises `InvalidArgument`. Headers that the user
-    passes to a call replace computed headers.
+    have sent the request. An invalid header value raises `InvalidArgument`.
     """
+    return _send_computed(request, send) if request.header_functions else send(request)
 
-    _values: Mapping[str, Callable[[], str | Awaitable[str]]]
 
-    def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        """Send the request with the computed headers, and return the response."""
-        computed: dict[str, object] = {}
-        try:
-            for name, function in self._values.items():
-                value = function()
-                if not isinstance(value, str) and isawaitable(value):
-                    value = yield Await(value, f"headers[{name!r}]")
-                computed[name] = value
-        except Flux0Error as error:
-            mark_user_error(error)
-            raise
-        headers = arguments.headers("headers", computed).merge(request.headers)
-        return (yield from send(evolve(request, headers=headers)))
+def _send_computed(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+    computed: dict[str, object] = {}
+    try:
+        for name, function in request.header_functions.items():
+            value = function()
+            if not isinstance(value, str) and isawaitable(value):
+                value = yield Await(value, f"headers[{name!r}]")
+            computed[name] = value
+    except Flux0Error as error:
+        mark_user_error(error)
+        raise
+    headers = arguments.headers("headers", computed).merge(request.headers)
+    return (yield from send(evolve(request, headers=headers)))

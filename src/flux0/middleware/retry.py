@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from flux0.domain.api_errors import AuthenticationError
 from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import DEFAULT_RETRIES, RetryDetails, wait_before_retry
 from flux0.domain.safe_text import shown_url
@@ -64,14 +65,14 @@ class Retry:
     def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         """Send the request until an attempt succeeds, or the policy allows no other attempt."""
         start = self._time.monotonic()
-        sent = False
+        sent = renewed = False
         while True:
             try:
                 response = yield from send(request)
             except Flux0Error as error:
                 sent = sent or error.sent != "no"
                 error.sent = "maybe" if sent else "no"
-                wait = self._wait(request, error, start)
+                wait = self._wait(request, error, start, renewed)
                 if wait is None:
                     if not error.from_user_code:
                         error.attach_request(request.operation, request.method, request.url)
@@ -85,6 +86,7 @@ class Retry:
                     delay_ms=wait * 1000,
                     cause=error,
                 )
+                renewed = renewed or isinstance(error, AuthenticationError)
                 log_retry(details)
                 if self._on_retry is not None:
                     self._on_retry(details)
@@ -94,17 +96,24 @@ class Retry:
             yield Sleep(wait)
             request = evolve(request, attempt=request.attempt + 1)
 
-    def _wait(self, request: CallRequest, error: Flux0Error, start: float) -> float | None:
+    def _wait(
+        self, request: CallRequest, error: Flux0Error, start: float, renewed: bool
+    ) -> float | None:
         config = request.retries or DEFAULT_RETRIES
         now = self._time.monotonic()
+        repeatable = request.is_idempotent or (config.retry_posts and not request.stream)
+        if unauthorized := isinstance(error, AuthenticationError):
+            computed = request.header_functions.keys() - request.headers
+            repeatable = "authorization" in computed and not renewed
         wait = wait_before_retry(
             config,
             error,
             attempt=request.attempt,
-            repeatable=request.is_idempotent or (config.retry_posts and not request.stream),
+            repeatable=repeatable,
             elapsed=now - start,
             left=inf if request.deadline is None else request.deadline.left(now),
             jitter=self._time.jitter(),
             now=self._time.utc_now(),
         )
-        return wait if wait is not None and self._budget.spend() else None
+        # An expired token fails all calls at once, and each call is repeated only once.
+        return wait if wait is not None and (unauthorized or self._budget.spend()) else None

@@ -13,7 +13,7 @@ from flux0.domain.retrying import RetryConfig
 from flux0.domain.safe_text import shown_url
 from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
-from flux0.flows import CallRequest, Flow, SendFlow
+from flux0.flows import CallRequest, Flow, HeaderFunction, SendFlow
 from flux0.observers import Call
 from flux0.ports import Codec, Response, Timeout
 
@@ -35,9 +35,9 @@ class ApiCall:
         codec: encodes request bodies and decodes responses.
         server_url: the base URL, without a trailing slash and without credentials.
         login: an `authorization` header with the credentials in the server URL or `FLUX0_TOKEN`. An
-            `authorization` header in `headers` replaces it. None if a user's function computes
-            the `authorization` header.
+            `authorization` header in `headers` replaces it.
         headers: the client's headers, joined with the call's headers.
+        header_functions: the functions that compute other headers, by the name in lower case.
         timeout: the timeouts of each attempt.
         idle_timeout: the longest time between two events of a stream, in seconds.
         max_event_bytes: the size limit of one event of a stream.
@@ -56,8 +56,9 @@ class ApiCall:
     _send: SendFlow = field(alias="send")
     codec: Codec
     server_url: str
-    login: Headers | None
+    login: Headers
     headers: Headers
+    header_functions: Mapping[str, HeaderFunction]
     timeout: Timeout
     idle_timeout: float
     max_event_bytes: int
@@ -114,10 +115,12 @@ class ApiCall:
             shown = shown_url(url)
             call = Call(operation, method, shown, route, session_id, agent.id, agent.name, content)
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
+        headers, functions = defaults.merge(self.login).merge(self.headers), self.header_functions
         return CallRequest(
             method=method,
             url=url,
-            headers=defaults.merge(self.login or _NOTHING).merge(self.headers).merge(self.cookie),
+            headers=headers.without(functions.keys() - {"cookie"}).merge(self.cookie),
+            header_functions=functions,
             body=None if body is None else self.codec.encode(body, "extra_body"),
             stream=stream,
             timeout=self.timeout,

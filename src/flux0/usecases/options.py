@@ -7,6 +7,7 @@ from inspect import Parameter, signature
 from typing import Any, ForwardRef, TypedDict, TypeVar, cast
 
 from flux0.domain.retrying import RetryConfig
+from flux0.flows import HeaderFunction
 
 T = TypeVar("T")
 
@@ -20,7 +21,8 @@ class CallOptions(TypedDict, total=False):
         timeout_ms: The longest time in milliseconds that the call may take, with all its retries.
             For a stream, the longest time until the response headers are received.
         http_headers: Header fields to send in addition to the client's fields. They replace the
-            client's fields with the same name, except that cookies are joined.
+            client's fields with the same name, except that cookies are joined. If a value is a
+            function, it is called for each attempt, as in `Flux0(headers=...)`.
         extra_query: Parameters to add to the query, for a server that is newer than this client.
         extra_body: Members to add to the JSON object in the request body, for a server that is
             newer than this client. Values are plain JSON or models.
@@ -29,7 +31,7 @@ class CallOptions(TypedDict, total=False):
     retries: RetryConfig | None
     server_url: str | None
     timeout_ms: int | None
-    http_headers: Mapping[str, str] | None
+    http_headers: Mapping[str, str | HeaderFunction] | None
     extra_query: Mapping[str, str] | None
     extra_body: Mapping[str, Any] | None
 
@@ -53,6 +55,11 @@ class UserOptions(CallOptions, total=False):
     """
 
     user: str | None
+
+
+def kept(options: CallOptions) -> dict[str, Any]:
+    """Return the options that apply to all requests of a conversation, and of a turn."""
+    return {name: options.get(name) for name in ("server_url", "http_headers")}
 
 
 def show_options(resource: type[T]) -> type[T]:

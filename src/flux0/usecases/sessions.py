@@ -99,8 +99,7 @@ def list_events(
     if correlation_id is not None:
         query.append(("correlation_id", arguments.text("correlation_id", correlation_id)))
     type_names = None if types is None else arguments.names("types", types)
-    if type_names is not None:
-        query.extend(("types", name) for name in type_names)
+    query.extend(("types", name) for name in type_names or ())
     request = call.request(
         "sessions.list_events", "GET", _EVENTS, ids=ids, query=tuple(query), body=type_names
     )

@@ -15,7 +15,7 @@ from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import BackoffStrategy
 from flux0.flows import CallRequest, chain
-from flux0.middleware.headers import ComputedHeaders
+from flux0.middleware.headers import compute_headers
 from flux0.testing import FakeTransport
 from support.driving import Time, drive_sync
 from support.in_memory import in_both_loops, in_every_mode, script, scripted_response
@@ -90,7 +90,8 @@ REQUEST = CallRequest("GET", "http://h/", Headers((("Accept", "a/b"), ("X-Own", 
 def sent(values: dict[str, Callable[[], Any]], request: CallRequest = REQUEST) -> CallRequest:
     """Send a request with computed headers, and return the request that the transport received."""
     transport = script(scripted_response())
-    drive_sync(chain([ComputedHeaders(values)])(request), transport, Time())
+    request = evolve(request, header_functions=values)
+    drive_sync(chain([compute_headers])(request), transport, Time())
     return transport.requests[0]
 
 

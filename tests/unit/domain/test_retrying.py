@@ -69,12 +69,12 @@ ALWAYS = [
 ]
 IF_REPEATABLE = [
     ConnectionInterrupted("reset"),
-    *(status_error(status) for status in (408, 500, 502, 503, 504)),
+    *(status_error(status) for status in (401, 408, 500, 502, 503, 504)),
 ]
 NEVER = [
     *(kind("no") for kind in (TLSError, PoolTimeout, ReadTimeout, WriteTimeout, ProtocolError)),
     *(kind("no") for kind in (TransportError, TransportTimeout, ClientClosed, DecodeError)),
-    *(status_error(status) for status in (300, 307, 400, 401, 403, 404, 405, 409, 418, 422, 425)),
+    *(status_error(status) for status in (300, 307, 400, 403, 404, 405, 409, 418, 422, 425)),
     *(status_error(status) for status in (501, 505, 507, 520, 599)),
     ResponseTooLarge(1),
     InvalidArgument("id", "is bad"),

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, chain
-from flux0.middleware.headers import ComputedHeaders
+from flux0.middleware.headers import compute_headers
 from support.driving import Time, drive
 from support.in_memory import Script, in_both_loops, in_every_mode, script, scripted_response
 from support.transports import Mode
@@ -19,18 +20,20 @@ REQUEST = CallRequest("GET", "http://h/api/agents", Headers((("X-Own", "call"),)
 
 
 async def send(mode: Mode, transport: Script, **functions: Callable[[], Any]) -> None:
-    layer = ComputedHeaders({name.replace("_", "-"): each for name, each in functions.items()})
-    await drive(mode, chain([layer])(REQUEST), transport, Time())
+    named = {name.replace("_", "-"): each for name, each in functions.items()}
+    request = evolve(REQUEST, header_functions=named)
+    await drive(mode, chain([compute_headers])(request), transport, Time())
 
 
 @in_every_mode
 async def test_headers_are_computed_for_each_attempt_unless_the_call_has_them(mode: Mode) -> None:
     transport = script(scripted_response(), scripted_response())
     tokens = iter(["first", "second"])
-    layer = ComputedHeaders({"authorization": tokens.__next__, "x-own": lambda: "computed"})
+    functions = {"authorization": tokens.__next__, "x-own": lambda: "computed"}
+    request = evolve(REQUEST, header_functions=functions)
 
     for _ in range(2):
-        await drive(mode, chain([layer])(REQUEST), transport, Time())
+        await drive(mode, chain([compute_headers])(request), transport, Time())
 
     sent = [dict(request.headers) for request in transport.requests]
     assert sent == [{"authorization": token, "x-own": "call"} for token in ("first", "second")]

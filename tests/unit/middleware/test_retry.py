@@ -165,6 +165,64 @@ async def test_no_retry_after_the_deadline_or_max_elapsed_time(mode: Mode) -> No
         assert policy.time.waits == waits
 
 
+# --- a new token after a 401
+
+COMPUTED = {"authorization": lambda: "Bearer new"}
+
+
+@in_every_mode
+async def test_request_is_sent_again_once_after_a_401_if_a_function_returns_the_token(
+    mode: Mode,
+) -> None:
+    for request in (GET, POST, TURN):
+        renewable = evolve(request, header_functions=COMPUTED)
+        policy = Policy(script(scripted_response(status=401), scripted_response(b"ok")))
+        assert (await policy.send(mode, renewable)).status_code == 200
+        assert (policy.attempts, policy.time.waits) == ([1, 2], [0])
+        assert [type(each.cause) for each in policy.reported] == [api_errors.AuthenticationError]
+
+        policy = Policy(script(*(scripted_response(status=401) for _ in range(3))))
+        error = await policy.fails(mode, renewable)
+        assert isinstance(error, api_errors.AuthenticationError)
+        assert (error.attempts, error.sent, policy.attempts) == (2, "no", [1, 2])
+
+
+@in_every_mode
+async def test_request_with_a_fixed_token_is_sent_once_if_the_response_is_a_401(mode: Mode) -> None:
+    fixed = Headers((("Authorization", "Bearer fixed"),))
+    other = {"x-request-id": lambda: "1"}
+    for changes in (
+        {"headers": fixed},
+        {"headers": fixed, "header_functions": COMPUTED},
+        {"headers": fixed, "header_functions": other},
+        {"retries": evolve(STEADY, retry_posts=True)},
+        {"retries": RetryConfig("none"), "header_functions": COMPUTED},
+        {"retries": evolve(STEADY, max_attempts=1), "header_functions": COMPUTED},
+    ):
+        for request in (GET, POST, TURN):
+            policy = Policy(script(scripted_response(status=401)))
+            await policy.fails(mode, evolve(request, **changes))
+            assert policy.attempts == [1]
+
+
+def test_only_one_of_several_401_responses_is_retried_among_other_failures() -> None:
+    statuses = (503, 401, 503, 401)
+    policy = Policy(script(*(scripted_response(status=status) for status in statuses)))
+
+    with pytest.raises(api_errors.AuthenticationError):
+        policy.send_sync(evolve(GET, header_functions=COMPUTED))
+
+    assert policy.attempts == [1, 2, 3, 4]
+
+
+def test_new_token_needs_no_retry_budget() -> None:
+    responses = [scripted_response(status=status) for _ in range(3) for status in (401, 200)]
+    policy = Policy(script(*responses), budget=RetryBudget(0))
+
+    for _ in range(3):
+        assert policy.send_sync(evolve(POST, header_functions=COMPUTED)).status_code == 200
+
+
 # --- which failures are retried
 
 _DOC = (Path(__file__).parents[3] / "docs" / "reliability.md").read_text("utf-8")

@@ -47,6 +47,7 @@ CALL = ApiCall(
     server_url="http://127.0.0.1:8080/base",
     login=Headers(),
     headers=Headers((("user-agent", "test"),)),
+    header_functions={},
     timeout=Timeout(read=7),
     idle_timeout=600,
     max_event_bytes=1000,

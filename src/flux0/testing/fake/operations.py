@@ -92,20 +92,20 @@ class Target:
     """The operation that a request calls, the parameters in its URL, and its user.
 
     Attributes:
-        user: the user from the cookie `flux0_user_sub`; None if there is no such cookie.
         operation: the operation; None if the request matches none.
         path: the percent-decoded path, without a prefix before `/api`.
         arguments: the parameters in the path.
         query: the parameters in the query. If a parameter is repeated, it has its last value.
         allowed: the methods that the path allows, if the request has another method.
+        user_id: the id of the user; empty before the server has read the user from the headers.
     """
 
-    user: str | None
     operation: Operation | None
     path: str
     arguments: Mapping[str, str]
     query: Mapping[str, str]
     allowed: tuple[str, ...] = ()
+    user_id: str = ""
 
 
 def target_from(request: Request) -> Target:
@@ -113,13 +113,13 @@ def target_from(request: Request) -> Target:
     url = urlsplit(request.url)
     path = _PREFIX.sub("", unquote(url.path), count=1)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
-    user, allowed = user_of(request.headers), list[str]()
+    allowed: list[str] = []
     for operation in OPERATIONS:
         if (found := operation.match(path)) is not None:
             if operation.method == request.method:
-                return Target(user, operation, path, found.groupdict(), query)
+                return Target(operation, path, found.groupdict(), query)
             allowed.append(operation.method)
-    return Target(user, None, path, {}, query, tuple(allowed))
+    return Target(None, path, {}, query, tuple(allowed))
 
 
 def user_of(headers: Headers) -> str | None:

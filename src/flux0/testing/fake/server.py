@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
@@ -16,7 +17,7 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
 from flux0.testing.fake import calls
 from flux0.testing.fake.clock import FakeClock
-from flux0.testing.fake.operations import NEWER_SESSION, Target, target_from
+from flux0.testing.fake.operations import NEWER_SESSION, Target, target_from, user_of
 from flux0.testing.fake.steps import UserMessage
 from flux0.testing.fake.store import FakeStore, JSONObject, models_of, without_nulls
 from flux0.testing.fake.turn import FakeTurn
@@ -31,6 +32,7 @@ class FakeServer:
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
     _is_newer: bool
+    _tokens: Mapping[str, str] | None
     store: FakeStore = field(init=False)
     # Maps the id of each session to its latest turn.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
@@ -68,8 +70,9 @@ class FakeServer:
 
     def _route(self, request: Request) -> Response[Any]:
         target = target_from(request)
-        if target.operation is not None:
-            name, form = target.operation.name, target.operation.form
+        if (operation := target.operation) is not None:
+            target = evolve(target, user_id=self._user_id(request.headers))
+            name, form = operation.name, operation.form
             if self._is_newer and name == "sessions.create":
                 form = NEWER_SESSION
             body = form.read(request, target.arguments, target.query)
@@ -104,7 +107,7 @@ class FakeServer:
         session: JSONObject = {
             "id": body.get("id") or self.store.new_id("session"),
             "agent_id": agent["id"],
-            "user_id": self._user_id(target),
+            "user_id": target.user_id,
             "title": body.get("title"),
             "consumption_offsets": {"client": 0},
             "created_at": self.store.created_at(),
@@ -126,11 +129,11 @@ class FakeServer:
         return _json(200, without_nulls(self._session(target, 404)))
 
     def _sessions_list(self, target: Target, _: Any) -> Response[bytes]:
-        user_id, agent_id = self._user_id(target), target.query.get("agent_id")
+        agent_id = target.query.get("agent_id")
         sessions = [
             session
             for session in self.store.sessions
-            if session["user_id"] == user_id and agent_id in {None, session["agent_id"]}
+            if session["user_id"] == target.user_id and agent_id in {None, session["agent_id"]}
         ]
         return _json(200, {"data": sessions})
 
@@ -199,8 +202,14 @@ class FakeServer:
                 return session  # If sessions share an id, the server uses the first session.
         raise RequestRejected(otherwise, problem.format(session_id))
 
-    def _user_id(self, target: Target) -> str:
-        return self.store.user_ids[target.user or "anonymous"]
+    def _user_id(self, headers: Headers) -> str:
+        """Return the id of the user who owns the bearer token; without tokens, of the cookie."""
+        if self._tokens is None:
+            return self.store.user_ids[user_of(headers) or "anonymous"]
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or token not in self._tokens:
+            raise RequestRejected(401, "Invalid token")
+        return self.store.user_ids[self._tokens[token]]
 
 
 def _json(status_code: int, data: JSONObject, *fields: tuple[str, str]) -> Response[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import zip_longest
 from math import inf
@@ -67,6 +67,10 @@ class FakeTransport(SharedTransport):
         newer_server: if True, follow the newest sources of the server, which are not released:
             sessions have `metadata` and `mode`, an existing session id gets a 409 response, and
             status events have a timestamp.
+        tokens: the users who are logged in: maps bearer tokens to names of users. The fake then
+            follows the newest sources, too: it takes the user of each request from the token
+            instead of the cookie, and responds with 401 to requests without such a token. The
+            mapping is read at each request: to let a token expire, remove it.
 
     Attributes:
         agent_id: the first agent's id.
@@ -85,8 +89,9 @@ class FakeTransport(SharedTransport):
         agent_types: Iterable[str] = ("fake",),
         clock: FakeClock | None = None,
         newer_server: bool = False,
+        tokens: Mapping[str, str] | None = None,
     ) -> None:
-        self._newer_server = newer_server
+        self._newer = newer_server or tokens is not None, tokens
         self._types = tuple(agent_types)
         if not self._types:
             raise InvalidArgument("agent_types", "must not be empty")
@@ -121,7 +126,7 @@ class FakeTransport(SharedTransport):
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []
             self._planned: list[_PlannedFaults] = []
-            self._server = FakeServer(self._types, self.clock, self._lock, self._newer_server)
+            self._server = FakeServer(self._types, self.clock, self._lock, *self._newer)
             store = self._server.store
             agent = store.create_agent(self._agent_name, self._types[0], id=self.agent_id)
             self.agent_id = agent["id"]

@@ -13,6 +13,7 @@ import pytest
 from flux0 import Flux0
 from flux0.domain.headers import Headers
 from flux0.models import (
+    AuthenticationError,
     BadRequestError,
     ConflictError,
     HTTPValidationError,
@@ -174,6 +175,32 @@ def test_newer_server_sends_the_time_of_each_status() -> None:
     assert isinstance(second, StatusEvent)
     assert first.timestamp is not None
     assert second.timestamp == first.timestamp + 5
+
+
+def test_fake_with_tokens_requires_one_of_them_and_takes_the_user_from_it() -> None:
+    tokens = {"of-ann": "ann"}
+    fake = FakeTransport(tokens=tokens)
+
+    def status(method: str, path: str, authorization: str, body: Any = None) -> int:
+        headers = {**JSON, "cookie": "flux0_user_sub=ann", "authorization": authorization}
+        return ask(fake, method, path, body, headers).status_code
+
+    assert ask(fake, "GET", "/api/agents").status_code == 401
+    for authorization in ("", "of-ann", "Basic of-ann", "Bearer", "Bearer of-bob", "Bearer ann"):
+        assert status("GET", f"/api/agents/{fake.agent_id}", authorization) == 401
+    for path in ("/api/agents", "/api/sessions", "/api/sessions/0123456789/events/stream"):
+        assert status("POST", path, "Bearer of-bob", {"wrong": 1}) == 401
+        assert status("POST", path, "bearer of-ann", {"wrong": 1}) == 422
+    assert status("GET", "/nope", "") == 404
+
+    with Flux0(transport=fake, headers={"authorization": "Bearer of-ann"}) as flux0:
+        session = flux0.sessions.create(agent_id=fake.agent_id, user="bob", metadata={"a": 1})
+        assert flux0.sessions.list(user="eve").data == (session,)
+        fake.reset()
+        assert flux0.sessions.list().data == ()
+        del tokens["of-ann"]
+        with pytest.raises(AuthenticationError, match="401: Invalid token"):
+            flux0.sessions.list()
 
 
 def test_list_sessions_filters_by_user_and_agent() -> None:
