@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,14 @@ _MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
 _MARKERS = {
     "flux0_fake": ("used", "expected", "streams"),
     "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
+    "flux0_real": (),
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that sets the mode of cassettes."""
+    """Add the option that sets the mode of cassettes, and the ini option `flux0_forbid_real`."""
+    forbids = "fail each call that flux0 would send to a server, except with the marker flux0_real"
+    parser.addini("flux0_forbid_real", forbids, type="bool", default=False)
     parser.getgroup("flux0").addoption(
         "--flux0-cassettes",
         choices=("once", "none", "all", "new_episodes"),
@@ -39,11 +43,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # Before the modules `conftest`, which may create clients.
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Forbid real transports if the ini option `flux0_forbid_real` is set."""
+    if early_config.getini("flux0_forbid_real"):
+        from flux0.client.default_transport import real_transports  # noqa: PLC0415
+
+        stack = ExitStack()
+        stack.enter_context(real_transports(allowed=False))
+        early_config.add_cleanup(stack.close)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, None, None]:
+    """Allow real transports in a test with the marker `flux0_real`."""
+    if item.get_closest_marker("flux0_real") is None:
+        yield
+        return
+    from flux0.client.default_transport import real_transports  # noqa: PLC0415
+
+    with real_transports(allowed=True):
+        yield
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
     for name, arguments in _MARKERS.items():
         signature = f"{name}({', '.join(f'{each}=' for each in arguments)})"
-        config.addinivalue_line("markers", f"{signature}: options of the fixture {name}")
+        purpose = f"options of the fixture {name}" if arguments else "allow calls to a server"
+        config.addinivalue_line("markers", f"{signature}: {purpose}")
 
 
 @pytest.hookimpl(hookwrapper=True)  # Old versions of pytest do not support `wrapper`.
@@ -78,9 +106,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Reject unknown arguments of markers."""
     for name, known in _MARKERS.items():
         for marker in item.iter_markers(name):
-            unknown = [*(set(marker.kwargs) - set(known)), *marker.args[known[0] == "path" :]]
+            unknown = [*(set(marker.kwargs) - set(known)), *marker.args["path" in known :]]
             if unknown:
-                arguments = ", ".join(f"{each}=" for each in known)
+                arguments = ", ".join(f"{each}=" for each in known) or "no arguments"
                 problem = f"the marker {name} has no argument {unknown[0]!r}: use {arguments}"
                 pytest.fail(problem, pytrace=False)
 

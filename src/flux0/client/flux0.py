@@ -16,6 +16,7 @@ from flux0.client.conversation import (
     UnawaitedConversation,
     conversation_caller,
 )
+from flux0.client.default_transport import guarded
 from flux0.client.layers import build_chain
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.client.transports import choose_transports, time_source
@@ -165,7 +166,7 @@ class Flux0(Uncopyable):
         max_body = arguments.integer("max_body_bytes", max_body_bytes, smallest=1)
         send = build_chain(codec, time, max_body, middleware, on_retry, debug_logger, observing)
         default_call = ApiCall(
-            send=send,
+            send=guarded(send, transports),
             codec=codec,
             server_url=server_url,
             login=login,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from flux0.adapters.shared.misplaced import library_of, refuse_misplaced
+from flux0.client.default_transport import DefaultTransport
 from flux0.domain.errors import Flux0Error, InvalidArgument
 from flux0.ports import AsyncTransport, Shared, Time, Transport
 from flux0.runtime.time import SystemTime
@@ -17,25 +16,6 @@ if TYPE_CHECKING:
     from flux0.adapters.httpx.transport import AsyncHttpClient, HttpClient, HttpxFamilyTransport
 
 T = TypeVar("T")
-
-# One transport for each active block of `default_transport`. New clients use the last one. All
-# threads and tasks share the list, because the code under test may create clients in any thread.
-_default_transports: Final[list[Any]] = []
-
-
-@contextmanager
-def default_transport(transport: T) -> Generator[T, None, None]:
-    """In the `with` block, make `transport` the default transport of new `Flux0` objects.
-
-    A `Flux0` that is created with `transport`, `async_transport`, `client` or `async_client` does
-    not use it. The block affects all threads and tasks. `FakeTransport.installed` calls this
-    function.
-    """
-    _default_transports.append(transport)
-    try:
-        yield transport
-    finally:
-        _default_transports.remove(transport)
 
 
 def _refuse_eventlet() -> None:
@@ -68,7 +48,7 @@ def choose_transports(
     base: Any = transport if client is None else _httpx_transport(client)
     own: Any = async_transport if async_client is None else _httpx_transport(None, async_client)
     if base is None and own is None:
-        base = _default_transports[-1] if _default_transports else _httpx_transport()
+        base = DefaultTransport(_httpx_transport)
     if base is not None and not hasattr(base, "send") and own is not None:
         problem = "is async and cannot be passed together with async_transport or async_client"
         raise InvalidArgument("transport", problem)

@@ -14,7 +14,6 @@ import requests
 import urllib3
 
 from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport, Urllib3Transport
-from flux0.client.transports import default_transport
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
@@ -258,16 +257,6 @@ def test_repr_of_transports_names_the_class_of_their_client(tmp_path: Path) -> N
 
 
 # --- closing
-
-
-def test_innermost_default_transport_serves_new_clients_until_its_block_ends() -> None:
-    served: list[str] = []
-    with default_transport(Sync("outer", served)):
-        with default_transport(Sync("inner", served)):
-            Flux0().agents.list()
-        Flux0().agents.list()
-        Flux0(transport=Sync("own", served)).agents.list()
-    assert served == ["inner", "outer", "own"]
 
 
 def test_sync_call_of_a_client_with_only_an_async_client_is_rejected() -> None:

@@ -17,6 +17,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 import flux0
 import flux0_pytest
 from flux0.cli.demo_agent import demo_transport
+from flux0.testing import FakeTransport
 from support.fake_over_http import FakeOverHTTP
 
 pytest_plugins = ["pytester"]
@@ -186,6 +187,7 @@ WRONG_MARKERS = {
     "flux0_fake(False)": "the marker flux0_fake has no argument False: use used=, expected=",
     "flux0_cassette('a', 'b')": "flux0_cassette has no argument 'b': use path=, mode=, match",
     "flux0_cassette(matchin='loose')": "flux0_cassette has no argument 'matchin': use path=",
+    "flux0_real(True)": "the marker flux0_real has no argument True: use no arguments",
 }
 
 
@@ -198,6 +200,71 @@ def test_unknown_arguments_of_markers_are_rejected(pytester: pytest.Pytester) ->
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(errors=len(WRONG_MARKERS))
     result.stdout.fnmatch_lines([f"*{problem}*" for problem in WRONG_MARKERS.values()])
+
+
+CLIENTS_AT_IMPORT = """
+    import httpx
+    from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport
+
+    url = {url!r}
+    clients = [
+        Flux0(url),
+        Flux0(url).with_options(timeout_ms=60_000),
+        Flux0(url, transport=HttpxTransport()),
+        Flux0(url, client=httpx.Client(), async_client=httpx.AsyncClient()),
+        Flux0(url, transport=RequestsTransport()),
+        Flux0(url, async_transport=AiohttpTransport()),
+    ]
+"""
+FORBIDDEN_CALLS = """
+    import asyncio
+    from functools import lru_cache
+    import pytest
+    from conftest import clients, url
+    from flux0 import Flux0
+    from flux0.testing import FakeTransport, RecordingTransport
+
+    @lru_cache
+    def client():
+        return Flux0(url)
+
+    @pytest.mark.flux0_real
+    def test_with_marker():
+        assert client().agents.first().name == clients[0].agents.first().name == "Fake"
+
+    @pytest.mark.parametrize("client", [client(), *clients])
+    def test_calls(client):
+        if client is not clients[-1]:
+            with pytest.raises(AssertionError, match="agents.create must not be sent to a server"):
+                client.agents.create(name="a", type_="fake")
+        asyncio.run(client.agents.list_async())
+
+    def test_fakes(flux0_client, tmp_path):
+        assert len(flux0_client.agents.list()) == 1
+        with FakeTransport().installed(), Flux0() as new:
+            assert len(clients[0].agents.list()) == len(new.agents.list()) == 1
+        with Flux0(transport=RecordingTransport(FakeTransport(), tmp_path / "c.json")) as recorded:
+            recorded.agents.list()
+"""
+
+
+def test_ini_option_forbids_real_transports(pytester: pytest.Pytester) -> None:
+    fake = FakeTransport()
+    with fake.serve() as url:
+        pytester.makeconftest(CLIENTS_AT_IMPORT.format(url=url))
+        pytester.makepyfile(FORBIDDEN_CALLS)
+        pytester.makeini("[pytest]\nflux0_forbid_real = true")
+        result = pytester.runpytest_inprocess("--strict-markers", "-p", "no:randomly")
+        result.assert_outcomes(passed=2, failed=7)
+        shown = (
+            f"E  *AssertionError: agents.list must not be sent to a server (GET {url}/api/agents), "
+            "because the ini option flux0_forbid_real is set*@pytest.mark.flux0_real*"
+        )
+        result.stdout.fnmatch_lines([shown] * 7)
+        assert [call.operation for call in fake.calls] == ["agents.list"] * 2
+        pytester.makeini("[pytest]")
+        result = pytester.runpytest_inprocess("-k", "test_with_marker or test_fakes")
+        result.assert_outcomes(passed=2, deselected=7)
 
 
 def test_plugin_alone_does_not_import_flux0(

@@ -290,8 +290,8 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     """Return the exchanges of a cassette, in the order in which their requests were sent.
 
     Raises:
-        CassetteError: The file does not exist, is a folder, is damaged, is not a cassette, or has
-            another version.
+        CassetteError: The file does not exist, cannot be read, is a folder, is damaged, is not a
+            cassette, or has another version.
     """
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
@@ -308,11 +308,13 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     except FileNotFoundError:
         problem = f"cassette {path} does not exist: to record it, {how_to_record(path)}"
         raise CassetteError(problem) from None
+    except OSError as error:
+        raise CassetteError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
         raise CassetteError(f"{path} is not a cassette, or it is damaged: {error}") from error
     return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))
 
 
 def _check_no_folder(path: Path) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):  # `Path.is_dir` can raise PermissionError.
         raise CassetteError(f"{path} is a folder: the path of a cassette must be a file")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import re
-from collections.abc import Callable, Collection, Generator, Iterable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from http import HTTPStatus
 from math import inf
-from selectors import EVENT_READ, DefaultSelector
-from socket import IPPROTO_TCP, MSG_PEEK, SHUT_RDWR, TCP_NODELAY, socket, socketpair
-from socketserver import BaseRequestHandler, ThreadingTCPServer
-from threading import Thread
-from typing import Any
-from weakref import WeakSet
+from socket import (
+    IPPROTO_TCP,
+    MSG_PEEK,
+    SHUT_RDWR,
+    TCP_NODELAY,
+    create_connection,
+    create_server,
+    socket,
+)
+from threading import Thread, current_thread
+from time import monotonic
 
 import h11
 
@@ -22,6 +28,9 @@ from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.testing.fake.body import SharedTransport
 
+_BACKLOG = 1024  # Many clients may connect at once.
+# The longest wait, at the end of the block, until agents notice that their clients are gone.
+_MAX_JOIN_SECONDS = 5.0
 _BLOCK_BYTES = 65536  # Most requests arrive in one block.
 # h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
@@ -30,53 +39,64 @@ _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.A
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
 
 
-@contextmanager
-def serve(
-    fake: SharedTransport, port: int, allow_origins: Collection[str]
-) -> Generator[str, None, None]:
-    """Serve a fake in a `with` block; see `FakeTransport.serve`. Each connection has a thread."""
-    stopped, stop = socketpair()
-    with stopped, stop, _Server(fake, port, allow_origins) as server:
-        thread = Thread(target=server.serve_until, args=(stopped,), daemon=True)
-        thread.start()
-        try:
-            yield f"http://{server.address}"
-        finally:
-            stop.shutdown(SHUT_RDWR)
-            thread.join()
-            for connection in tuple(server.connections):
-                with suppress(OSError):
-                    connection.shutdown(SHUT_RDWR)
-
-
-class _Server(ThreadingTCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    request_queue_size = 1024
-    timeout = 0  # `handle_request` does not wait.
+class FakeHTTPServer(AbstractContextManager[str]):
+    """Serves a fake in a `with` block; see `FakeTransport.serve`. Each connection has a thread."""
 
     def __init__(self, fake: SharedTransport, port: int, allow_origins: Collection[str]) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
-        self.address = f"127.0.0.1:{self.server_address[1]}"
         self.fake = fake
         self.allow_origins = allow_origins
-        self.connections: WeakSet[socket] = WeakSet()
+        self.address = f"127.0.0.1:{port}"
+        # The threads that serve the connections, with their sockets.
+        self._threads: dict[Thread, socket] = {}
 
-    def serve_until(self, stopped: socket) -> None:
-        """Accept connections until `stopped` is readable."""
-        with DefaultSelector() as selector:
-            for each in (self, stopped):
-                selector.register(each, EVENT_READ)
-            while all(key.fileobj is self for key, _ in selector.select()):
-                self.handle_request()
+    def __enter__(self) -> str:
+        host, _, port = self.address.partition(":")
+        self._listener = create_server((host, int(port)), backlog=_BACKLOG)
+        self.address = f"{host}:{self._listener.getsockname()[1]}"
+        self._closing = False
+        self._accepting = Thread(target=self._accept, daemon=True)
+        self._accepting.start()
+        # While the interpreter finalizes, daemon threads do not run, so joining them would hang.
+        atexit.register(self._close)
+        return f"http://{self.address}"
 
-    def get_request(self) -> tuple[socket, Any]:
-        accepted = super().get_request()
-        self.connections.add(accepted[0])
-        return accepted
+    def __exit__(self, *_: object) -> None:
+        atexit.unregister(self._close)
+        self._close()
+
+    def _close(self) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        create_connection(self._listener.getsockname()).close()  # Wakes `_accept`.
+        self._accepting.join()
+        self._listener.close()
+        threads = tuple(self._threads.items())
+        for _, connection in threads:
+            with suppress(OSError):
+                connection.shutdown(SHUT_RDWR)
+        ends = monotonic() + _MAX_JOIN_SECONDS
+        for thread, _ in threads:
+            thread.join(max(ends - monotonic(), 0))
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            if self._closing:
+                connection.close()
+                return
+            thread = Thread(target=self._serve, args=(connection,), daemon=True)
+            self._threads[thread] = connection
+            thread.start()
+
+    def _serve(self, connection: socket) -> None:
+        with connection, suppress(OSError):
+            connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # Send each event at once.
+            _Connection(self, connection).handle()
+        del self._threads[current_thread()]
 
 
-class _Handler(BaseRequestHandler):
+class _Connection:
     """Serves the requests of one connection from a fake.
 
     Events are sent as soon as the agent produces them. If the client disconnects, the agent is
@@ -84,23 +104,25 @@ class _Handler(BaseRequestHandler):
     disconnects.
     """
 
-    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    request: socket
-
-    def setup(self) -> None:
-        """Prepare the connection: TCP_NODELAY sends each event at once."""
-        self.request.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    def __init__(self, server: FakeHTTPServer, connection: socket) -> None:
+        self.server = server
+        self.request = connection
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
+        self._watchers: list[Thread] = []
 
     def handle(self) -> None:
         """Respond to requests until the connection has to be closed."""
-        with suppress(OSError):
-            try:
-                while (request := self._read_request()) and self._respond(request):
-                    self.http.start_next_cycle()
-            except h11.RemoteProtocolError:
-                fields = ("content-type", "text/plain; charset=utf-8"), ("connection", "close")
-                self._send_response(400, fields, [b"Invalid HTTP request received."])
+        try:
+            while (request := self._read_request()) and self._respond(request):
+                self.http.start_next_cycle()
+        except h11.RemoteProtocolError:
+            fields = ("content-type", "text/plain; charset=utf-8"), ("connection", "close")
+            self._send_response(400, fields, [b"Invalid HTTP request received."])
+        finally:
+            with suppress(OSError):
+                self.request.shutdown(SHUT_RDWR)
+            for watcher in self._watchers:
+                watcher.join()
 
     def _read_request(self) -> Request | None:
         """Return the next request; None if the client has closed the connection."""
@@ -150,6 +172,8 @@ class _Handler(BaseRequestHandler):
         body = response.body
         watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
         watcher.start()
+        # If the client sends requests in advance, several watchers run until the connection ends.
+        self._watchers = [*(each for each in self._watchers if each.is_alive()), watcher]
         try:
             fields = (*response.headers.pairs, *cors)
             self._send_response(response.status_code, fields, iter(partial(body.read, inf), None))

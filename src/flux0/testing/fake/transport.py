@@ -241,11 +241,13 @@ class FakeTransport(SharedTransport):
     def installed(self) -> AbstractContextManager[FakeTransport]:
         """Return a context manager for code that creates its own clients.
 
-        Within its `with` block, a `Flux0` that is created without the arguments `transport` and
-        `client` uses the fake, in all threads and tasks. Entering the context manager returns the
-        fake.
+        Entering the context manager returns the fake. In its `with` block, each `Flux0` that was
+        created without a transport and without an HTTP client sends its calls to the fake, and
+        waits on the fake's clock, in all threads and tasks. After the block, a client that was
+        created before the block uses its own transport again. A client that was created in the
+        block still uses the fake.
         """
-        from flux0.client.transports import default_transport  # noqa: PLC0415 - rarely needed
+        from flux0.client.default_transport import default_transport  # noqa: PLC0415 - rarely needed
 
         return default_transport(self)
 
@@ -259,10 +261,10 @@ class FakeTransport(SharedTransport):
             allow_origins: the origins of web pages that may use the fake with CORS, such as
                 `http://localhost:5173`; `*` allows all. The real server allows none.
         """
-        from flux0.testing.fake.serving import serve  # noqa: PLC0415 - loads h11
+        from flux0.testing.fake.serving import FakeHTTPServer  # noqa: PLC0415 - loads h11
 
         origins = (allow_origins,) if isinstance(allow_origins, str) else allow_origins
-        return serve(self, port, origins)
+        return FakeHTTPServer(self, port, origins)
 
     def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
         """See `SharedTransport.respond`."""

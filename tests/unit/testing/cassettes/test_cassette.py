@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -250,6 +252,38 @@ def test_cost_of_append_does_not_depend_on_the_file_size(tmp_path: Path) -> None
 
 
 # --- damaged files
+
+
+@contextmanager
+def without_root() -> Generator[None, None, None]:
+    """In the `with` block, lose the permissions of root, who may read all files."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_cassette_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path = write_cassette(tmp_path / "folder" / "c.json", REFUSED)
+    (tmp_path / "loop.json").symlink_to("loop.json")
+    unreadable = {
+        path / "c.json": "Not a directory",
+        tmp_path / "loop.json": "Too many levels of symbolic links",
+        tmp_path / f"{'a' * 300}.json": "File name too long",
+    }
+    for each, problem in unreadable.items():
+        with pytest.raises(CassetteError, match=f" cannot be read: {problem}"):
+            read_cassette(each)
+    read_cassette(path)
+    for locked in (path, path.parent):
+        locked.chmod(0)
+        with without_root(), pytest.raises(CassetteError, match="cannot be read: Permission den"):
+            read_cassette(path)
+        locked.chmod(0o700)
 
 
 def test_error_for_a_missing_cassette_says_how_to_record_it(tmp_path: Path) -> None:

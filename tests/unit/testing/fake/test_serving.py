@@ -1,10 +1,12 @@
-"""`FakeTransport.serve` on a real port, and `FakeTransport.installed`."""
+"""`FakeTransport.serve` on a real port."""
 
 from __future__ import annotations
 
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Generator
@@ -17,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from flux0 import EventStream, Flux0, HttpxTransport, StreamInterrupted
+from flux0 import EventStream, Flux0, StreamInterrupted
 from flux0.models import NotFoundError, ServerError, StatusEvent, TransportError
 from flux0.testing import (
     AgentReply,
@@ -31,6 +33,7 @@ from flux0.testing import (
     Respond,
     Say,
     Truncate,
+    UserMessage,
 )
 from support.cassettes import ONCE
 from support.fakes import kinds, new_session
@@ -366,33 +369,54 @@ def test_connections_are_closed_at_the_end_of_the_block() -> None:
     flux0.close()
 
 
-# --- clients without a transport
+ENTERED_AT_EXIT = """
+from contextlib import ExitStack, contextmanager
+from urllib.request import urlopen
+from flux0 import Flux0
+from flux0.testing import FakeTransport, FallSilent, Say
+
+@contextmanager
+def served():
+    with fake.serve() as url:
+        yield url
+
+fake = FakeTransport([Say("Hi"), FallSilent()])
+{enter}
+client = Flux0(url)
+stream = client.conversation(agent=fake.agent_id).send("Hi")
+print(next(stream).type)
+"""
 
 
-@in_every_mode
-async def test_installed_fake_replaces_the_default_transport(mode: Mode) -> None:
-    fake = FakeTransport("Hello")
-    with fake.installed() as installed:
-        assert installed is fake
-        async with in_mode(mode, Flux0("http://flux0.example")) as flux0:
-            assert len(await flux0.agents.list_async()) == 1
-        with ThreadPoolExecutor(1) as threads:
-            assert len(threads.submit(lambda: Flux0().agents.list()).result()) == 1  # noqa: PLW0108
-    assert len(fake.calls) == 2
+@pytest.mark.parametrize(
+    "enter",
+    [
+        "url = fake.serve().__enter__()",
+        "stack = ExitStack(); url = stack.enter_context(fake.serve())",
+        "server = served(); url = server.__enter__()",
+    ],
+)
+def test_process_exits_while_its_fake_is_served(enter: str) -> None:
+    program = [sys.executable, "-c", ENTERED_AT_EXIT.format(enter=enter)]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("chunk\n", "")
 
 
-def test_an_installed_fake_leaves_other_transports_alone() -> None:
-    fake, other, latest, real = (FakeTransport() for _ in range(4))
-    with fake.installed(), real.serve() as url:
-        with Flux0(transport=other) as flux0, latest.installed(), Flux0() as inner:
-            flux0.agents.list()
-            inner.agents.list()
-        Flux0().agents.list()
-        with Flux0(url, transport=HttpxTransport()) as flux0:
-            flux0.agents.list()
-    assert [len(one.calls) for one in (fake, other, latest, real)] == [1, 1, 1, 1]
-    with Flux0("http://127.0.0.1:1", retry_config=ONCE) as flux0, pytest.raises(TransportError):
-        flux0.agents.list()
+def test_cleanup_of_agents_has_run_after_the_block() -> None:
+    cleaned: list[str] = []
+
+    def agent(message: UserMessage) -> Any:
+        try:
+            yield Report("typing")
+            yield FallSilent()
+        finally:
+            cleaned.append(message.content)
+
+    fake = FakeTransport(agent)
+    with fake.serve() as url, Flux0(url) as flux0:
+        for number in range(10):
+            next(flux0.conversation(agent=fake.agent_id).send(str(number)))
+    assert sorted(cleaned) == [str(number) for number in range(10)]
 
 
 def test_path_prefix_before_the_api_is_ignored() -> None:

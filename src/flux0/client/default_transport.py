@@ -1,0 +1,157 @@
+"""The transport of clients that were created without one, and its replacement in tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from flux0.domain.safe_text import shown_url
+from flux0.flows import CallRequest, Flow, SendFlow
+from flux0.ports import AsyncByteStream, ByteStream, Request, Response, Time
+from flux0.runtime.time import SystemTime
+
+T = TypeVar("T")
+
+# One transport for each active block of `default_transport`, after None. Clients use the last one.
+# All threads and tasks share the list, because the code under test may send in any of them.
+_replacements: Final[list[Any]] = [None]
+# Whether real transports may send: one item for each active block of `real_transports`, after True.
+_allowed: Final[list[bool]] = [True]
+
+
+@contextmanager
+def default_transport(transport: T) -> Generator[T, None, None]:
+    """In the `with` block, send the calls of all default transports over `transport`.
+
+    `transport` is a `Shared` transport with a clock. Clients with the argument `transport`,
+    `async_transport`, `client` or `async_client` are not affected. `FakeTransport.installed` calls
+    this function.
+    """
+    _replacements.append(transport)
+    try:
+        yield transport
+    finally:
+        _replacements.remove(transport)
+
+
+@contextmanager
+def real_transports(*, allowed: bool) -> Generator[None, None, None]:
+    """In the `with` block, allow or forbid the calls that a transport of flux0 sends to a server.
+
+    The first block must start before clients are created, and forbid these calls.
+    """
+    _allowed.append(allowed)
+    try:
+        yield
+    finally:
+        _allowed.pop()
+
+
+def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
+    """Return `send`. If real transports are forbidden, check each call first."""
+    if len(_allowed) == 1:
+        return send
+
+    def check_and_send(request: CallRequest) -> Flow[Response[Any]]:
+        if not _allowed[-1] and any(map(_is_real, transports)):
+            raise AssertionError(
+                f"{request.operation} must not be sent to a server ({request.method} "
+                f"{shown_url(request.url)}), because the ini option flux0_forbid_real is set: "
+                "install a fake (`with FakeTransport().installed()`), pass a transport of "
+                "flux0.testing to the client, or mark the test with @pytest.mark.flux0_real"
+            )
+        return send(request)
+
+    return check_and_send
+
+
+class DefaultTransport:
+    """Sends over the replacement, in a block of `default_transport`, or over its own transport.
+
+    Its own transport is the replacement at its creation. If there was none, `create` returns it.
+    """
+
+    def __init__(self, create: Callable[[], Any]) -> None:
+        replacement = _replacements[-1]
+        self._own: Any = create() if replacement is None else replacement.for_client()
+        self._last = replacement, self._own
+        self.time: Time = _DefaultTime(None if replacement is None else replacement.time)
+
+    def __repr__(self) -> str:
+        return repr(self.current())
+
+    def send(self, request: Request) -> Response[ByteStream]:
+        """See `Transport.send`."""
+        response: Response[ByteStream] = self.current().send(request)
+        return response
+
+    async def send_async(self, request: Request) -> Response[AsyncByteStream]:
+        """See `AsyncTransport.send_async`."""
+        response: Response[AsyncByteStream] = await self.current().send_async(request)
+        return response
+
+    def close(self) -> None:
+        """Close the own transport, and the streams of the last replacement."""
+        for transport in {self._own, self._last[1]}:
+            transport.close()
+
+    async def close_async(self) -> None:
+        """The async version of `close`."""
+        for transport in {self._own, self._last[1]}:
+            await transport.close_async()
+
+    def current(self) -> Any:
+        """Return the transport that sends the next call."""
+        replacement, (last, transport) = _replacements[-1], self._last
+        if replacement is None:
+            return self._own
+        if replacement is not last:
+            transport = replacement.for_client()
+            self._last = replacement, transport
+        return transport
+
+
+def _is_real(transport: object) -> bool:
+    used = transport.current() if isinstance(transport, DefaultTransport) else transport
+    return any(kind.__module__.startswith("flux0.adapters.") for kind in type(used).__mro__)
+
+
+class _DefaultTime(Time):
+    """The replacement's clock, in a block of `default_transport`, or `own` (None: the system's)."""
+
+    def __init__(self, own: Time | None) -> None:
+        self._own = SystemTime() if own is None else own
+        # Each event of a stream needs the time, so do not call a method of `SystemTime`, too.
+        self._own_monotonic = time.monotonic if own is None else own.monotonic
+
+    @property
+    def _current(self) -> Time:
+        replacement = _replacements[-1]
+        current: Time = self._own if replacement is None else replacement.time
+        return current
+
+    def monotonic(self) -> float:
+        if _replacements[-1] is None:
+            return self._own_monotonic()
+        return self._current.monotonic()
+
+    def utc_now(self) -> datetime:
+        return self._current.utc_now()
+
+    def sleep(self, seconds: float) -> None:
+        self._current.sleep(seconds)
+
+    def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
+        self._current.sleep_or_wake(seconds, wait)
+
+    async def sleep_async(self, seconds: float) -> None:
+        await self._current.sleep_async(seconds)
+
+    def jitter(self) -> float:
+        return self._current.jitter()
+
+    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
+        return self._current.alarm(moment, act)
