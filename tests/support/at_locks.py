@@ -1,4 +1,4 @@
-"""A script that closes a client, or forks, while calls hold a lock.
+"""A script that closes a client, forks, or makes a call while calls hold a lock.
 
 It makes the same calls with many clients. When the calls of the first client acquire their first
 lock, another thread acts: it closes the client, or it forks a child that makes the calls, too. With
@@ -6,14 +6,16 @@ the second client, the thread acts at the second lock, and so on. If the thread 
 not finish, it waits for the lock. Then the script prints where the lock was acquired.
 
 A signal handler or the garbage collector could call `close` in the thread that holds the lock. Then
-`close` would never return. In a forked child, the lock is never released.
+`close` would never return. In a forked child, the lock is never released. The action `call` makes a
+call in the thread that holds the lock, as a signal handler would.
 
-Arguments: `close` or `fork`, the URL of a server that responds with turns, and the class names of
-transports. The script prints the number of locks with each transport.
+Arguments: `close`, `fork` or `call`, the URL of a server that responds with turns, and the class
+names of transports. The script prints the number of locks with each transport.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import logging
 import os
@@ -50,7 +52,9 @@ class Watch:
             return
         self._left -= 1
         # While a thread holds `fork_lock`, no other thread can fork.
-        if self._left == 0 and not fork_lock._is_owned():  # type: ignore[attr-defined]
+        if self._left == 0 and action == "call":
+            self._act()
+        elif self._left == 0 and not fork_lock._is_owned():  # type: ignore[attr-defined]
             thread = threading.Thread(target=self._act, daemon=True)
             thread.start()
             thread.join(_LIMIT)
@@ -120,9 +124,15 @@ def fork(client: flux0.Flux0) -> None:
         threading.Event().wait()
 
 
-def count_locks(action: str, url: str, transport: str) -> int:
+def call(client: flux0.Flux0) -> None:
+    """Make a call. The response is a turn, so the call fails even if it is sent."""
+    with suppress(flux0.Flux0Error):
+        client.agents.list()
+
+
+def count_locks(url: str, transport: str) -> int:
     retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0), max_attempts=2)
-    act = {"close": close, "fork": fork}[action]
+    act = {"close": close, "fork": fork, "call": call}[action]
     locks, was_called = 0, True
     while was_called:
         locks += 1
@@ -137,5 +147,7 @@ def count_locks(action: str, url: str, transport: str) -> int:
 
 logging.getLogger("flux0").addHandler(logging.NullHandler())  # Do not print the retries.
 action, url, *transports = sys.argv[1:]
+if action == "call":
+    faulthandler.dump_traceback_later(6 * _LIMIT, exit=True)
 for transport in transports:
-    print(count_locks(action, url, transport))
+    print(count_locks(url, transport))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,11 +31,12 @@ from support.in_memory import SSE, chunk
 from support.modes import call_blocking, in_mode, run
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, fetch, over
-from support.transports import LIBRARIES, WAYS, Way
+from support.transports import LIBRARIES, SYNC_WAYS, TRANSPORTS, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
 
+AT_LOCKS = Path(__file__).parents[2] / "support/at_locks.py"
 SURPLUS = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nothers"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -167,6 +171,18 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
         server.wait_until_closed()
     kept = []
     gc.collect()
+
+
+def test_call_in_a_signal_handler_does_not_wait_for_a_lock_of_its_thread() -> None:
+    """Over httpx, it raises an error instead. The interrupted call continues."""
+    turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
+    transports = [TRANSPORTS[way.transport][0] for way in SYNC_WAYS]
+    with ByteServer(turn) as server:
+        command = [sys.executable, str(AT_LOCKS), "call", server.url, *transports]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert len(numbers := done.stdout.split()) == len(transports)
+    assert min(map(int, numbers)) > 0
 
 
 IDLE = 0.5  # An idle timeout in seconds.

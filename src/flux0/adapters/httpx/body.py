@@ -97,14 +97,16 @@ class SyncHttpxSource(_HttpxSource):
 
     def finish(self) -> None:
         """Return the connection to the pool."""
-        self._response.close()
-        self._exchange.leave()
+        with self._exchange:
+            self._response.close()
+            self._exchange.leave()
 
     def release(self) -> None:
         """Close the response."""
-        with suppress(Exception):  # Closing a connection that was shut down may fail.
-            self._response.close()
-        self._exchange.leave()
+        with self._exchange:
+            with suppress(Exception):  # Closing a connection that was shut down may fail.
+                self._response.close()
+            self._exchange.leave()
 
 
 class AsyncHttpxSource(_HttpxSource):

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from typing import Any, Final, cast
 
-from flux0.adapters.httpx.connections import AsyncBackend, current_exchange
+from flux0.adapters.httpx.connections import AsyncBackend
+from flux0.adapters.httpx.exchange import current_exchange
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.httpx.pools import MAX_EXCHANGES, Place, Pools
 from flux0.adapters.httpx.sockets import SyncBackend

@@ -10,7 +10,6 @@ import re
 import ssl
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from contextvars import ContextVar
 from time import monotonic
 from typing import Any, Final
 
@@ -18,16 +17,13 @@ from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint
 from attrs import frozen
 
-from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.exchange import HttpxExchange, current_exchange
 from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.connecting import MIN_SECONDS
 from flux0.adapters.shared.limits import LARGE_REQUEST_BYTES, MAX_OVERHEAD_BYTES, READ_BYTES
 from flux0.adapters.shared.sending import REJECTION
 from flux0.domain.http import START_BYTES, version_problem
 from flux0.runtime.event_loop import shielded
-
-# The exchange whose request the current thread or task is sending.
-current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
 
 # A valid head of a response that may have a body (RFC 9110, section 6.4.1).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (?!204|304)[2-5](?:[^\r\n]*\r\n)+?\r\n")
@@ -175,7 +171,7 @@ class HttpxConnection(ABC):
                 raise self._httpcore_module.ConnectError("the proxy closed the connection")
             return data
         exchange, body_start = current_exchange.get(None), 0
-        if exchange is not None and exchange.sent and not exchange.head_received:
+        if exchange is not None and exchange.awaits_head(self):
             self._check_head(data, exchange)
             head = _HEAD.match(data)
             if head is not None and _CHUNKED.search(head[0]):

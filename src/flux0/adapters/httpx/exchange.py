@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import Any
+from contextvars import ContextVar
+from threading import get_ident
+from typing import Any, Final
 
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.exchange import Exchange
@@ -37,14 +39,21 @@ _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
+# The exchange for which the current thread or task is using the HTTP library.
+current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
+
+
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
+
+    Inside a `with` block, the exchange is the current exchange.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
     not refer to the request: a reference cycle would delay garbage collection.
 
     Attributes:
         library: The library that sends the request.
+        caller: The built-in clients, or None for the user's client; and the thread.
         leave: Frees the exchange's place in a pool of a built-in client. Further calls do nothing.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes in interim responses and the response head so far.
@@ -53,9 +62,12 @@ class HttpxExchange(Exchange):
         multiplexed: Whether other exchanges share the connection, as in HTTP/2.
     """
 
-    def __init__(self, library: Library, built: Any, request: Request) -> None:
+    def __init__(
+        self, library: Library, built: Any, request: Request, built_in: object = None
+    ) -> None:
         super().__init__(request)
         self.library = library
+        self.caller: tuple[object, int] = built_in, get_ident()
         self.leave: Callable[[], object] = lambda: None
         self.head_received: bool = False
         self.head_bytes: int = 0
@@ -66,6 +78,20 @@ class HttpxExchange(Exchange):
         self._user_trace = built.extensions.get("trace")
         self._traced = False  # Whether httpcore has reported any event.
         self._connecting_to: tuple[str, int] | None = None
+
+    def __enter__(self) -> None:
+        self._token = current_exchange.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        current_exchange.reset(self._token)
+        self.interrupt.clear()
+
+    def awaits_head(self, connection: object) -> bool:
+        """Return whether the bytes that `connection` receives now are a part of the response head.
+
+        The thread's context may be a copy, and this exchange the current one of another thread.
+        """
+        return self.sent and not self.head_received and self.connection in (connection, None)
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         """Record an event of httpcore, then call the user's trace function."""

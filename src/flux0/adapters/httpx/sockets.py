@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
-from flux0.adapters.httpx.connections import HttpxConnection, current_exchange
+from flux0.adapters.httpx.connections import HttpxConnection
+from flux0.adapters.httpx.exchange import current_exchange
 from flux0.adapters.shared.connecting import MIN_SECONDS, Connector
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES

@@ -26,13 +26,12 @@ import weakref
 from collections.abc import AsyncIterator
 from functools import cache, partial
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.httpx.body import AsyncHttpxSource, SyncHttpxSource
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.clients import BuiltInClients, track_client
-from flux0.adapters.httpx.connections import current_exchange
-from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.exchange import HttpxExchange, current_exchange
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.bodies import AsyncBody, SyncBody
 from flux0.adapters.shared.failures import failure
@@ -53,6 +52,11 @@ from flux0.runtime.event_loop import PerLoop, shielded
 from flux0.runtime.processes import PerProcess
 
 Body = TypeVar("Body")
+
+_NESTED: Final = (
+    "a signal handler or a finalizer interrupts a call, and would wait for its locks: "
+    "make the call in a new thread, or use RequestsTransport"
+)
 
 
 class _BuildsRequests(Protocol):
@@ -127,18 +131,19 @@ class HttpxFamilyTransport:
         built_in = None if self._client is not None else self._built_in_clients.get()
         client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace
-        token = current_exchange.set(exchange)
-        try:
-            response = client.send(built, stream=True, follow_redirects=False)
-        except Exception as error:
-            response = self._handle_error(error, client, built, exchange)
-            if response is None:
-                raise
-        finally:
-            current_exchange.reset(token)
-            exchange.interrupt.clear()
-            if exchange.unfinished_connection is not None:
-                exchange.unfinished_connection.close()
+        interrupted = current_exchange.get(None)
+        if built_in is not None and interrupted and interrupted.caller == exchange.caller:
+            raise Flux0Error(_NESTED)
+        with exchange:
+            try:
+                response = client.send(built, stream=True, follow_redirects=False)
+            except Exception as error:
+                response = self._handle_error(error, client, built, exchange)
+                if response is None:
+                    raise
+            finally:
+                if exchange.unfinished_connection is not None:
+                    exchange.unfinished_connection.close()
         body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
         if built_in is not None:
             built_in.bodies.add(body)
@@ -167,18 +172,16 @@ class HttpxFamilyTransport:
     async def _send_async(
         self, client: Any, built: Any, exchange: HttpxExchange, request: Request
     ) -> Response[AsyncByteStream]:
-        token = current_exchange.set(exchange)
-        try:
-            response = await client.send(built, stream=True, follow_redirects=False)
-        except Exception as error:
-            response = self._handle_error(error, client, built, exchange)
-            if response is None:
-                raise
-        finally:
-            current_exchange.reset(token)
-            exchange.interrupt.clear()
-            if exchange.unfinished_connection is not None:
-                await shielded(exchange.unfinished_connection.aclose)
+        with exchange:
+            try:
+                response = await client.send(built, stream=True, follow_redirects=False)
+            except Exception as error:
+                response = self._handle_error(error, client, built, exchange)
+                if response is None:
+                    raise
+            finally:
+                if exchange.unfinished_connection is not None:
+                    await shielded(exchange.unfinished_connection.aclose)
         body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
         return _to_response(response, body)
 
@@ -208,7 +211,7 @@ class HttpxFamilyTransport:
         # UnicodeError: the host name is not valid.
         except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
-        return client, built, HttpxExchange(self._library, built, request)
+        return client, built, HttpxExchange(self._library, built, request, built_in)
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
         """Raise the flux0 error for an error that `client.send` raised.

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from flux0 import Flux0
-from flux0.adapters.httpx.connections import AsyncConnection, current_exchange
-from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.connections import AsyncConnection
+from flux0.adapters.httpx.exchange import HttpxExchange, current_exchange
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.chunks import Chunks
 from flux0.domain.errors import (

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import socket
 import ssl
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import closing, suppress
+from contextvars import copy_context
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -26,7 +30,7 @@ from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get, post
-from flux0.testing.contract.responses import WaitForRelease, Write, http_response, to_bytes
+from flux0.testing.contract.responses import Sleep, WaitForRelease, Write, http_response, to_bytes
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, fetch, fetch_sync, over
@@ -272,6 +276,42 @@ def test_unreferenced_stream_is_kept_while_the_interpreter_exits(
             del body
         server.wait_until_closed()
         transport.close()
+
+
+@over(*FAMILY_SYNC)
+async def test_call_that_interrupts_a_call_of_its_thread_raises_an_error(way: OverHttpx) -> None:
+    """The interrupted call continues. A call in a new thread or over another transport works."""
+    done: list[object] = []
+
+    def handle(*_: object) -> None:
+        with pytest.raises(Flux0Error, match="make the call in a new thread") as caught:
+            transport.send(get(server.url))
+        assert caught.value.sent == "no"
+        with ThreadPoolExecutor() as threads, closing(way.transport_over(None)) as other:
+            call = partial(fetch_sync, transport, get(server.url))
+            done.append(threads.submit(copy_context().run, call).result())
+            done.append(fetch_sync(other, get(server.url)))
+        server.release()
+
+    def interrupt() -> None:
+        server.wait_for_requests(1)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    head, *body = OK
+    in_parts = head, Sleep(0.1), *body
+    previous = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with (
+            ByteServer((WaitForRelease(), *OK), in_parts, OK) as server,
+            closing(way.transport_over(None)) as transport,
+            ThreadPoolExecutor() as threads,
+        ):
+            interrupting = threads.submit(interrupt)
+            assert fetch_sync(transport, get(server.url)) == b"ok"
+            interrupting.result()
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
+    assert done == [b"ok", b"ok"]
 
 
 # --- event loops
