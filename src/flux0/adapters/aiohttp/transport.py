@@ -131,6 +131,9 @@ class _AiohttpSource:
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
+            # aiohttp keeps its errors, and raises the same object for all closed responses.
+            # Therefore no traceback of them may refer to the stream.
+            error.__traceback__ = None
             raised = exchange.without_secrets(error)
         if raised is not None and (self._response.closed or not data):
             # Raised after the `except` block, so that `__context__` has no secrets.
@@ -162,4 +165,5 @@ class _AiohttpSource:
     ) -> errors.TransportError | None:
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
+        error.__traceback__ = None  # See `receive`.
         return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)

@@ -72,9 +72,11 @@ class _HttpxSource:
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
-        if isinstance(error, errors) or exchange.raised_by_httpcore(error):
-            return exchange.to_transport_error(error)
-        return None
+        known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
+        # The traceback refers to the body. The finalizer of the body, and `raw_response`, refer to
+        # the exchange: the failure would keep the body and its stream in memory.
+        exchange.failure = None
+        return exchange.to_transport_error(error) if known else None
 
     def shut_down(self) -> None:
         if self._connection is not None:
@@ -99,14 +101,14 @@ class SyncHttpxSource(_HttpxSource):
         """Return the connection to the pool."""
         with self._exchange:
             self._response.close()
-            self._exchange.leave()
+            self._exchange.end()
 
     def release(self) -> None:
         """Close the response."""
         with self._exchange:
             with suppress(Exception):  # Closing a connection that was shut down may fail.
                 self._response.close()
-            self._exchange.leave()
+            self._exchange.end()
 
 
 class AsyncHttpxSource(_HttpxSource):
@@ -131,7 +133,7 @@ class AsyncHttpxSource(_HttpxSource):
         try:
             await Uninterrupted(self._response.aclose())
         finally:
-            self._exchange.leave()
+            self._exchange.end()
 
     async def close(self) -> None:
         """Release the connection; see `AsyncSource.close`."""
@@ -150,7 +152,7 @@ class AsyncHttpxSource(_HttpxSource):
             with suppress(Exception):
                 await self._response.aclose()
         finally:
-            self._exchange.leave()
+            self._exchange.end()
 
     def close_from_finalizer(self, loop: Loop) -> None:
         """Shut the connection down now, and release the connection later in `loop`.

@@ -80,7 +80,7 @@ class _BuiltInClient:
 
         Set the attribute of an error that `httpx.Client` would set.
         """
-        current_exchange.get().leave = partial(self._pools.leave, place)
+        cast("Any", current_exchange.get()()).leave = partial(self._pools.leave, place)
         try:
             yield
         except BaseException as error:
@@ -96,7 +96,7 @@ class SyncBuiltInClient(_BuiltInClient):
     def send(self, request: Any, **_: object) -> Any:
         """Send a request; see `HttpClient.send`."""
         timeout = request.extensions["timeout"]["pool"]
-        place = self._pools.enter(timeout, current_exchange.get().interrupt)
+        place = self._pools.enter(timeout, cast("Any", current_exchange.get()()).interrupt)
         with self._exchange(place, request):
             response = place.pool.transport.handle_request(request)
         response.request = request  # `httpx.Client` sets the attribute, too.

@@ -100,7 +100,7 @@ class HttpxConnection(ABC):
             self._sending = True
             self._in_body, self._chunks = False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
-            exchange = current_exchange.get(None)
+            exchange = current_exchange.get()()
             if exchange is not None:  # None if the user's code uses its client directly.
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
@@ -170,7 +170,7 @@ class HttpxConnection(ABC):
             if self.at_eof:
                 raise self._httpcore_module.ConnectError("the proxy closed the connection")
             return data
-        exchange, body_start = current_exchange.get(None), 0
+        exchange, body_start = current_exchange.get()(), 0
         if exchange is not None and exchange.awaits_head(self):
             self._check_head(data, exchange)
             head = _HEAD.match(data)
@@ -228,7 +228,7 @@ class AsyncConnection(HttpxConnection):
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
         data = self._next_to_send(buffer)
-        exchange = current_exchange.get(None)
+        exchange = current_exchange.get()()
         if len(data) > LARGE_REQUEST_BYTES and exchange is not None and not exchange.multiplexed:
             await self._write_and_read(data, timeout)
         elif data:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from threading import get_ident
 from typing import Any, Final
+from weakref import ref
 
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.exchange import Exchange
@@ -30,6 +31,7 @@ from flux0.domain.errors import (
 )
 from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
+from flux0.runtime.event_loop import do_nothing
 
 # httpcore's error message contains this word if the server has closed an HTTP/2 connection.
 _TERMINATED = "ConnectionTerminated"
@@ -39,8 +41,11 @@ _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
-# The exchange for which the current thread or task is using the HTTP library.
-current_exchange: Final[ContextVar[HttpxExchange]] = ContextVar("current_exchange")
+# Returns the exchange for which the current thread or task is using the HTTP library. A weak
+# reference: timers of asyncio, and tasks that the user's hooks start, keep copies of the context.
+current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = ContextVar(
+    "current_exchange", default=do_nothing
+)
 
 
 class HttpxExchange(Exchange):
@@ -80,7 +85,7 @@ class HttpxExchange(Exchange):
         self._connecting_to: tuple[str, int] | None = None
 
     def __enter__(self) -> None:
-        self._token = current_exchange.set(self)
+        self._token = current_exchange.set(ref(self))
 
     def __exit__(self, *_: object) -> None:
         current_exchange.reset(self._token)
@@ -185,6 +190,11 @@ class HttpxExchange(Exchange):
     def raised_by_httpcore(self, error: BaseException) -> bool:
         """Return whether `error` is the last exception that httpcore reported in a trace event."""
         return error is self.failure and isinstance(error, Exception)
+
+    def end(self) -> None:
+        """Free the place in the pool, and drop the failure, whose traceback refers to the body."""
+        self.failure = None
+        self.leave()
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
         """Return the flux0 error for an error that the HTTP library raised.

@@ -86,7 +86,7 @@ class SyncConnection(HttpxConnection):
             self._sock.settimeout(self._connect_limit(timeout))
             with _connect_errors(self._httpcore_module):
                 self._sock = self._wrap(ssl_context, server_hostname)
-                if exchange := current_exchange.get(None):
+                if exchange := current_exchange.get()():
                     exchange.bind_socket(self._get_info("socket"))
                 self._sock.do_handshake()
         except BaseException:
@@ -174,7 +174,7 @@ class SyncBackend:
     ) -> SyncConnection:
         """Return a new TCP connection; see `Connector`."""
         connect_by = None if timeout is None else time.monotonic() + timeout
-        exchange, source = current_exchange.get(None), options.get("local_address")
+        exchange, source = current_exchange.get()(), options.get("local_address")
         connector = Connector(
             timeout,
             Interrupt() if exchange is None else exchange.interrupt,

@@ -131,7 +131,7 @@ class HttpxFamilyTransport:
         built_in = None if self._client is not None else self._built_in_clients.get()
         client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace
-        interrupted = current_exchange.get(None)
+        interrupted = current_exchange.get()()
         if built_in is not None and interrupted and interrupted.caller == exchange.caller:
             raise Flux0Error(_NESTED)
         with exchange:

@@ -103,11 +103,6 @@ class _BodyState:
         if not self._read_lock.acquire(NO_WAIT):
             raise Flux0Error("another thread or task is reading this body")
 
-    def _mark_closed(self) -> bool:
-        """Mark the body as closed; return True if it was already closed."""
-        closed, self.closed = self.closed, True
-        return closed
-
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
 
@@ -125,18 +120,13 @@ class _BodyState:
             decoder.end()
         return None
 
-    def _raise_translated(
-        self, error: BaseException, timeout: float | None, *, closed: bool
-    ) -> None:
-        """Raise the flux0 error for `error`, if there is one.
-
-        `closed` is True if the body was already closed when the error was raised.
-        """
-        if closed and isinstance(error, Exception):
-            raise ConnectionInterrupted("the body was closed while it was read") from error
+    def _fail(self, error: BaseException, timeout: float | None) -> TransportError | None:
+        """Mark the body as closed. Return the flux0 error for `error`; None for other errors."""
+        closed, self.closed = self.closed, True
         translated = self._translate_error(error, timeout)
-        if translated is not None:
-            raise translated from error
+        if closed and isinstance(error, Exception):
+            return ConnectionInterrupted("the body was closed while it was read")
+        return translated
 
 
 class AsyncBody(_BodyState):
@@ -167,9 +157,10 @@ class AsyncBody(_BodyState):
                     self._finalizer.detach()
                     await self._source.finish()
         except BaseException as error:
-            closed = self._mark_closed()
-            await self._source.close()
-            self._raise_translated(error, timeout, closed=closed)
+            translated = self._fail(error, timeout)
+            await self.close_async()
+            if translated is not None:
+                raise translated from error
             raise
         finally:
             self._read_lock.release()
@@ -178,7 +169,7 @@ class AsyncBody(_BodyState):
     async def close_async(self) -> None:
         """Release the connection; see `AsyncByteStream.close_async`."""
         self._finalizer.detach()
-        self._mark_closed()
+        self.closed = True
         await self._source.close()
 
 
@@ -225,11 +216,12 @@ class SyncBodyState(_BodyState):
                         self.finished = True
                     self._source.finish()
         except BaseException as error:
-            closed = self._mark_closed()
+            translated = self._fail(error, timeout)
             self._released = True
             self._source.shut_down()
             self._source.release()
-            self._raise_translated(error, timeout, closed=closed)
+            if translated is not None:
+                raise translated from error
             raise
         finally:
             self._read_lock.release()
@@ -248,7 +240,7 @@ class SyncBodyState(_BodyState):
         if self._owner.is_inherited():
             self._never_collected.add(self)
             return
-        self._mark_closed()
+        self.closed = True
         if not self._end_lock.acquire(blocking=False):
             return  # The body has ended, or another call of this method is closing it.
         try:

@@ -277,7 +277,7 @@ def read_chunks(*received: bytes) -> list[bytes]:
     )
     exchange.sent = True
     context = copy_context()
-    context.run(current_exchange.set, exchange)
+    context.run(current_exchange.set, lambda: exchange)
     return context.run(asyncio.run, read())
 
 
