@@ -14,6 +14,10 @@ class TurnStore(ABC):
     threads. Only the process that claimed a turn adds events to its log; the store copies the log
     for other processes, and never delays or fails the turn.
 
+    A store can be created before the process forks. Each child is another process: it does not use
+    the threads and connections of its parent, and the turns of its parent are turns of another
+    process. `flux0.testing.contract.TurnStoreContract` has the tests that a store must pass.
+
     Attributes:
         blocking: Whether `claim`, `find` and `TurnLog.stop` may block, for example on a network.
     """
@@ -43,7 +47,10 @@ class TurnStore(ABC):
 
         The turn that `log` has replaced is the session's turn again, running or ended. `previous`
         is the result of `claim`. If another turn has replaced `log` in the meantime, that turn
-        stays. This method never blocks and never raises, also in an async task that was cancelled.
+        stays.
+
+        This method never blocks and never raises, also in an async task that was cancelled. It may
+        undo the claim later, in another thread, but later calls of the same process see its effect.
         """
 
     @abstractmethod
@@ -52,7 +59,8 @@ class TurnStore(ABC):
 
         If another process reads the turn, the result is a copy of its log, which grows until the
         turn has ended. If that process is killed, the copy ends with a `ReaderLost`. The callers of
-        one process share a copy, and its cost ends when it is unreferenced.
+        one process share a copy. The store has only a weak reference to a copy, and its cost ends
+        when it is garbage-collected.
 
         Raises:
             TurnStoreError: The store cannot be used.
@@ -60,4 +68,7 @@ class TurnStore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Release all resources. The turns of this process have ended before."""
+        """End the threads, close the connections, and end all copies with an error.
+
+        The turns of this process have ended before. A second call has no effect.
+        """

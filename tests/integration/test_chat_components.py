@@ -10,19 +10,40 @@ from typing import Any
 
 import pytest
 from attrs import frozen
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+from starlette.responses import Response
 
+from flux0 import Flux0
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
-from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
+from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.log_relay import LogDecoder
+from support.back_ends import serve
 from support.npm import npm_install, run_in
-from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
+from support.samples import (
+    CHAT_COMPONENTS,
+    WRITE_A_RELAY_FORMAT,
+    chat_back_end,
+    code_of,
+    load,
+    new_chat,
+)
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
 
 SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
 AG_UI = "@ag-ui/client@1.0.0"
+OPENAI = "openai@7.59.0"
+READ_COMPLETION = """
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: SERVER, apiKey: "none", maxRetries: 0 });
+const messages = [{ role: "user", content: "Hi" }];
+const stream = client.chat.completions.stream({ model: "flux0", messages });
+const message = await stream.finalMessage().catch((error) => ({ error: error.message }));
+console.log(JSON.stringify(message));
+"""
 # The current major version of the AI SDK and the version before, and AG-UI's own client.
 PACKAGES = {
     "ai@7.0.173": "ai-sdk",
@@ -214,3 +235,35 @@ def test_http_agent_runs_a_turn_with_a_tool_call(install: Callable[[str], Path])
         "calls": [("call-1", "weather", {"city": "SF"})],
         "results": [("call-1", {"sky": "clear"})],
     }
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (
+            Say("Sunny.", pieces=3),
+            {"role": "assistant", "content": "Sunny.", "tool_calls": ["weather", '{"city": "SF"}']},
+        ),
+        (Fail("no model"), {"error": "the agent reported an error: no model"}),
+    ],
+)
+def test_openai_reads_the_relay_format_of_the_page(
+    install: Callable[[str], Path], last: AgentStep, expected: dict[str, Any]
+) -> None:
+    folder = install(OPENAI)
+    tool = CallTool("weather", {"city": "SF"}, id="call-1")
+    fake = FakeTransport([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), last])
+    names = load(WRITE_A_RELAY_FORMAT, "class ChatCompletions(RelayFormat):")
+    (route,) = code_of(WRITE_A_RELAY_FORMAT, "py")
+    names |= {"app": FastAPI(), "Response": Response, "StreamingResponse": StreamingResponse}
+    with Flux0(transport=fake) as names["client"]:
+        exec(route, names)  # noqa: S102 - a sample of the documentation
+        with serve(names["app"]) as url:
+            script = folder / "read.mjs"
+            script.write_text(READ_COMPLETION.replace("SERVER", json.dumps(f"{url}/v1")), "utf-8")
+            message = json.loads(run_in(folder, "node", str(script)))
+
+    if calls := message.get("tool_calls"):
+        (function,) = (call["function"] for call in calls)
+        message["tool_calls"] = [function["name"], function["arguments"]]
+    assert {key: message[key] for key in expected} == expected

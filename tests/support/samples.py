@@ -18,6 +18,7 @@ from support.back_ends import serve
 
 ROOT = Path(__file__).parents[2]
 CHAT_COMPONENTS = "docs/how-to/chat-components.md"
+WRITE_A_RELAY_FORMAT = "docs/how-to/write-a-relay-format.md"
 _USER = "ada"
 
 

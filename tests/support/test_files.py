@@ -40,7 +40,7 @@ ELSEWHERE: Mapping[str, str] = {
     "adapters/redis/test_redis_store.py": """
         adapters/redis/listener adapters/redis/process
         adapters/redis/published adapters/redis/scripts adapters/redis/store""",
-    "turns/test_turn_store_contract.py": "adapters/redis/commands",
+    "turns/test_turn_store_contract.py": "adapters/redis/commands testing/contract/turn_stores",
     "adapters/redis/test_redis_processes.py": "adapters/redis/followed adapters/redis/worker",
     "cli/test_app.py": """
         __main__ cli/chat cli/descriptions cli/interrupts cli/listing cli/options""",

@@ -19,6 +19,7 @@ from flux0 import (
     Conversation,
     EventStream,
     Flux0,
+    Flux0Error,
     MemoryTurnStore,
     MessageData,
     RedisTurnStore,
@@ -33,6 +34,7 @@ from flux0.flows import CallRequest, Flow, SendFlow, Sleep
 from flux0.models import Event
 from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
 from flux0.testing import FakeTransport
+from flux0.turn_steps import Step
 
 
 def stream_events_can_be_matched_by_class(event: StreamEvent) -> None:
@@ -54,6 +56,13 @@ def stream_events_can_be_compared_by_type(event: StreamEvent) -> None:
         assert_type(event, StatusEvent)
     else:
         assert_type(event, UnknownEvent)
+
+
+def steps_have_known_types(step: Step) -> None:
+    if step.type == "text-delta":
+        assert_type(step.text, str)
+    if step.type == "error":
+        assert_type(step.error, Flux0Error | None)
 
 
 def event_data_can_be_matched_by_class(event: Event) -> None:

@@ -1,53 +1,33 @@
-"""The contract of stores: each test runs over every store, with two stores of two processes."""
+"""The contract of stores, over each store of flux0."""
 
 # redis has incomplete types.
-# pyright: reportUnknownArgumentType=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
-from attrs import define, field, frozen
+from attrs import frozen
 from redis import Redis, RedisCluster
 
 from flux0.adapters.redis.store import RedisTurnStore
-from flux0.domain.errors import StreamIdleTimeout, TurnRunning, TurnTooLarge
-from flux0.runtime.turn_log import LogEnd, TurnLog
-from flux0.runtime.waker import Waker
-from flux0.turn_store import TurnStore
+from flux0.runtime.turn_log import TurnLog
+from flux0.testing.contract import LocalTurnStoreContract, TurnStoreContract
 from flux0.turns.memory_store import MemoryTurnStore
-from support.redis_server import is_installed, redis_cluster, redis_server
+from support.redis_server import (
+    NOT_INSTALLED,
+    RedisServer,
+    is_installed,
+    redis_cluster,
+    redis_server,
+)
 
-KEEP_SECONDS = 300.0
-LEASE_SECONDS = 20.0
-SESSION = "session-1"
-TIMEOUT = 20.0
-
-
-@frozen
-class Stores:
-    """Two stores as in two processes, and a function that waits until an ended turn expires."""
-
-    first: TurnStore
-    second: TurnStore
-    wait_until_expired: Callable[[], object]
-
-
-@contextmanager
-def memory_stores() -> Generator[Stores, None, None]:
-    """A memory store serves one process, so both stores are the same."""
-    now = [1000.0]
-
-    def pass_time() -> None:
-        now[0] += KEEP_SECONDS + 1
-
-    store = MemoryTurnStore(keep_seconds=KEEP_SECONDS, clock=lambda: now[0])
-    yield Stores(store, store, pass_time)
-    store.close()
+needs_redis = pytest.mark.skipif(not is_installed(), reason=NOT_INSTALLED)
 
 
 @frozen(slots=False)  # for cached_property
@@ -58,12 +38,12 @@ class Servers:
     stack: ExitStack
 
     @cached_property
-    def single(self) -> str:
-        return self.stack.enter_context(redis_server(self.folder)).url
+    def single(self) -> RedisServer:
+        return self.stack.enter_context(redis_server(self.folder))
 
     @cached_property
-    def cluster_port(self) -> int:
-        return self.stack.enter_context(redis_cluster(self.folder)).port
+    def cluster(self) -> RedisServer:
+        return self.stack.enter_context(redis_cluster(self.folder))
 
 
 @pytest.fixture(scope="module")
@@ -72,322 +52,124 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Generator[Servers, None
         yield Servers(tmp_path_factory.mktemp("redis"), stack)
 
 
-@contextmanager
-def redis_stores(
-    admin: Redis | RedisCluster, make: Callable[[], Redis | RedisCluster]
-) -> Generator[Stores, None, None]:
-    """Two stores with threads and connections of their own, as in two processes."""
-    with admin, make() as first, make() as second:
-        admin.flushall()
+class TestMemoryTurnStore(LocalTurnStoreContract):
+    def make_store(self, *, keep_seconds: float, lease_seconds: float) -> MemoryTurnStore:
+        return MemoryTurnStore(keep_seconds=keep_seconds)
 
-        def let_expire() -> None:
-            for key in admin.scan_iter():
-                ttl = admin.pttl(key)
-                # -2: the key was deleted after `scan_iter` returned it, because its turn has ended.
-                assert ttl == -2 or 0 < ttl <= (KEEP_SECONDS + LEASE_SECONDS) * 1000
+
+class RedisContract(TurnStoreContract):
+    """Each store has its own client, as in its own process. The clients have no timeouts."""
+
+    is_cluster: ClassVar[bool] = False
+
+    @pytest.fixture(autouse=True)
+    def empty(self, servers: Servers) -> Generator[None, None, None]:
+        self.server: RedisServer = servers.cluster if self.is_cluster else servers.single
+        with ExitStack() as self.stack, self.client() as admin:
             admin.flushall()
+            self.prepare(admin)
+            yield
 
-        one, other = (
-            RedisTurnStore(client, keep_seconds=KEEP_SECONDS, lease_seconds=LEASE_SECONDS)
-            for client in (first, second)
-        )
-        yield Stores(one, other, let_expire)
-        one.close()
-        other.close()
+    def prepare(self, admin: Redis | RedisCluster) -> None: ...
+
+    def client(self) -> Redis | RedisCluster:
+        return Redis.from_url(self.server.url)
+
+    def make_store(self, *, keep_seconds: float, lease_seconds: float) -> RedisTurnStore:
+        client = self.stack.enter_context(self.client())
+        return RedisTurnStore(client, keep_seconds=keep_seconds, lease_seconds=lease_seconds)
+
+    @contextmanager
+    def paused(self) -> Generator[None, None, None]:
+        self.server.pause()
+        try:
+            yield
+        finally:
+            self.server.resume()
 
 
-def over_redis(servers: Servers) -> AbstractContextManager[Stores]:
-    def connect() -> Redis:
-        return Redis.from_url(servers.single)
-
-    return redis_stores(connect(), connect)
+@needs_redis
+class TestRedisTurnStore(RedisContract):
+    pass
 
 
-def over_redis_with_decoded_replies(servers: Servers) -> AbstractContextManager[Stores]:
+@needs_redis
+class TestRedisTurnStoreWithDecodedReplies(RedisContract):
     """The user has only the permissions that the documentation names."""
-    admin = Redis.from_url(servers.single)
-    admin.acl_setuser(
-        "limited",
-        enabled=True,
-        passwords=["+secret"],
-        keys=["flux0:*"],
-        reset_channels=True,
-        channels=["flux0:process:*"],
-        categories=["+@connection", "+@pubsub", "+@read", "+@scripting", "+@write"],
-    )
-    url = servers.single.replace("//", "//limited:secret@")
-    return redis_stores(admin, lambda: Redis.from_url(url, decode_responses=True, protocol=2))
+
+    def prepare(self, admin: Redis | RedisCluster) -> None:
+        admin.acl_setuser(
+            "limited",
+            enabled=True,
+            passwords=["+secret"],
+            keys=["flux0:*"],
+            reset_channels=True,
+            channels=["flux0:process:*"],
+            categories=["+@connection", "+@pubsub", "+@read", "+@scripting", "+@write"],
+        )
+
+    def make_store(self, *, keep_seconds: float, lease_seconds: float) -> RedisTurnStore:
+        url = self.server.url.replace("//", "//limited:secret@")
+        client = Redis.from_url(url, decode_responses=True, protocol=2)
+        self.stack.enter_context(client)
+        return RedisTurnStore(client, keep_seconds=keep_seconds, lease_seconds=lease_seconds)
 
 
-def over_redis_cluster(servers: Servers) -> AbstractContextManager[Stores]:
-    def connect() -> RedisCluster:
+@needs_redis
+class TestRedisTurnStoreInACluster(RedisContract):
+    is_cluster: ClassVar[bool] = True
+
+    def client(self) -> RedisCluster:
         # After `RedisCluster.from_url`, `close` of redis-py leaves connections open.
-        return RedisCluster(host="127.0.0.1", port=servers.cluster_port)
-
-    return redis_stores(connect(), connect)
+        return RedisCluster(host="127.0.0.1", port=self.server.port)
 
 
-MAKERS: dict[str, Callable[[Servers], AbstractContextManager[Stores]]] = {
-    "memory": lambda _: memory_stores()
-}
-if is_installed():
-    MAKERS.update(
-        {
-            "redis": over_redis,
-            "redis with decoded replies": over_redis_with_decoded_replies,
-            "redis cluster": over_redis_cluster,
-        }
-    )
+find, release = RedisTurnStore.find, RedisTurnStore.release
+kept: list[object] = []
 
 
-@pytest.fixture(params=MAKERS)
-def stores(request: pytest.FixtureRequest, servers: Servers) -> Generator[Stores, None, None]:
-    with MAKERS[request.param](servers) as made:
-        yield made
+def find_and_keep(store: RedisTurnStore, session_id: str) -> TurnLog | None:
+    kept.append(found := find(store, session_id))
+    return found
 
 
-@define
-class Reader:
-    """The process that reads a turn: its log, and the reasons for which it was asked to stop."""
-
-    log: TurnLog
-    reasons: list[str] = field(factory=list[str])
-    stopped: Waker = field(factory=Waker)
-
-    def stop(self, reason: str) -> None:
-        self.reasons.append(reason)
-        self.stopped.wake()
+def find_a_copy(store: RedisTurnStore, session_id: str) -> TurnLog | None:
+    found = find(store, session_id)
+    return found and TurnLog(found.turn_id, found.max_bytes, found.stop)
 
 
-def reader(turn_id: str, max_bytes: int = 1000) -> Reader:
-    def stop(reason: str) -> None:
-        made.stop(reason)
-
-    made = Reader(TurnLog(turn_id, max_bytes, stop))
-    return made
+def ask_and_release(store: RedisTurnStore, *arguments: Any) -> None:
+    store._client.execute_command("EXISTS", "turn")  # pyright: ignore[reportPrivateUsage]
+    release(store, *arguments)
 
 
-def started(store: TurnStore, turn_id: str = "turn-1", max_bytes: int = 1000) -> Reader:
-    made = reader(turn_id, max_bytes)
-    assert store.claim(SESSION, made.log, refuse=True) is None
-    return made
+def do_nothing(store: RedisTurnStore, *arguments: Any) -> None: ...
 
 
-def event(number: int, size: int = 0) -> bytes:
-    return f"id: {number}\ndata: {'x' * size}\n\n".encode()
-
-
-def wait_until(log: TurnLog, condition: Callable[[], bool]) -> None:
-    while True:
-        waker = Waker()
-        cancel = log.on_change(waker.wake)
-        if condition():
-            cancel()
-            return
-        assert waker.wait(TIMEOUT), "the log did not change"
-
-
-def found(store: TurnStore) -> TurnLog:
-    log = store.find(SESSION)
-    assert log is not None
-    return log
-
-
-def test_session_without_a_turn_has_none(stores: Stores) -> None:
-    assert stores.first.find(SESSION) is None
-
-
-def test_events_and_end_reach_the_other_process(stores: Stores) -> None:
-    writer = started(stores.first)
-    writer.log.append(event(1))
-    copy = found(stores.second)
-    assert (copy.turn_id, copy.max_bytes) == ("turn-1", 1000)
-    wait_until(copy, lambda: copy.last == 1)
-    assert list(copy.read(0)) == [event(1)]
-    for number in (2, 3, 4):
-        writer.log.append(event(number))
-    wait_until(copy, lambda: copy.last == 4)
-    assert list(copy.read(2)) == [event(3), event(4)]
-    assert list(copy.read(4)) == []
-    assert not copy.is_ended
-
-    error = StreamIdleTimeout("no event")
-    error.correlation_id = "RID(1)"
-    writer.log.finish(LogEnd(error))
-    wait_until(copy, lambda: copy.is_ended)
-    assert copy.end is not None
-    assert type(copy.end.error) is StreamIdleTimeout
-    assert copy.end.error.problem == "no event"
-    assert copy.end.error.correlation_id == "RID(1)"
-    assert copy.last == 4
-
-
-def test_ended_turn_is_found_until_it_expires(stores: Stores) -> None:
-    writer = started(stores.first)
-    writer.log.append(event(1))
-    writer.log.finish(LogEnd(finished=True))
-    copy = found(stores.second)
-    wait_until(copy, lambda: copy.is_ended)
-    assert copy.end == LogEnd(finished=True)
-    assert list(copy.read(0)) == [event(1)]
-
-    stores.wait_until_expired()
-    assert stores.second.find(SESSION) is None
-    assert stores.first.find(SESSION) is None
-
-
-def test_claim_is_refused_while_a_turn_is_running_in_any_process(stores: Stores) -> None:
-    started(stores.first)
-    for store in (stores.first, stores.second):
-        with pytest.raises(TurnRunning) as raised:
-            store.claim(SESSION, reader("turn-2").log, refuse=True)
-        assert raised.value.sent == "no"
-        assert found(store).turn_id == "turn-1"
-
-
-@pytest.mark.parametrize("refuse", [True, False])
-def test_claim_after_an_ended_turn_replaces_it(stores: Stores, refuse: bool) -> None:
-    writer = started(stores.first)
-    writer.log.finish(LogEnd())
-    copy = found(stores.second)
-    wait_until(copy, lambda: copy.is_ended)
-
-    previous = stores.second.claim(SESSION, reader("turn-2").log, refuse=refuse)
-    assert previous is None or previous.is_ended
-    assert found(stores.first).turn_id == found(stores.second).turn_id == "turn-2"
-
-
-def test_claim_returns_the_running_turn_which_can_be_stopped(stores: Stores) -> None:
-    first, second = started(stores.first), reader("turn-2")
-    previous = stores.second.claim(SESSION, second.log, refuse=False)
-    assert previous is not None
-    assert previous.turn_id == "turn-1"
-    assert not previous.is_ended
-    assert found(stores.first).turn_id == "turn-2"
-
-    previous.stop("another message")
-    assert first.stopped.wait(TIMEOUT)
-    assert first.reasons == ["another message"]
-    first.log.finish(LogEnd())
-    wait_until(previous, lambda: previous.is_ended)
-    assert second.reasons == []
-
-
-def test_found_turn_can_be_stopped_from_both_processes(stores: Stores) -> None:
-    writer = started(stores.first)
-    for number, store in enumerate((stores.first, stores.second), 1):
-        found(store).stop("the stop button")
-        assert writer.stopped.wait(TIMEOUT)
-        assert writer.reasons == ["the stop button"] * number
-
-
-def test_released_turn_is_not_found(stores: Stores) -> None:
-    writer = started(stores.first)
-    writer.log.finish(LogEnd())
-    stores.first.release(SESSION, writer.log, None)
-
-    assert stores.first.find(SESSION) is None
-    assert stores.second.claim(SESSION, reader("turn-2").log, refuse=True) is None
-
-
-def test_released_turn_ends_for_those_who_wait_for_it(stores: Stores) -> None:
-    first, second = started(stores.first), reader("turn-2")
-    previous = stores.second.claim(SESSION, second.log, refuse=False)
-    assert previous is not None
-    first.log.finish(LogEnd())
-    stores.first.release(SESSION, first.log, None)
-
-    wait_until(previous, lambda: previous.is_ended)
-    assert found(stores.first).turn_id == "turn-2"
-
-
-def test_running_turn_is_found_again_after_its_successor_is_released(stores: Stores) -> None:
-    first, second = started(stores.first), reader("turn-2")
-    previous = stores.second.claim(SESSION, second.log, refuse=False)
-    second.log.finish(LogEnd())
-    stores.second.release(SESSION, second.log, previous)
-
-    assert found(stores.second).turn_id == "turn-1"
-    copy = found(stores.second)
-    first.log.append(event(1))
-    wait_until(copy, lambda: copy.last == 1)
-    first.log.finish(LogEnd())
-    wait_until(copy, lambda: copy.is_ended)
-    stores.wait_until_expired()
-    assert stores.second.find(SESSION) is None
-
-
-@pytest.mark.parametrize("ends_before", [True, False])
-def test_ended_turn_is_found_again_after_its_successor_is_released(
-    stores: Stores, ends_before: bool
+@needs_redis
+@pytest.mark.parametrize(
+    ("method", "bug", "test"),
+    [
+        ("find", find_and_keep, "unreferenced_copy_is_garbage_collected"),
+        ("find", find_a_copy, "callers_of_one_process_share_a_log"),
+        ("find", find_a_copy, "events_and_end_reach_the_other_process"),
+        ("release", ask_and_release, "release_does_not_wait_for_another_program"),
+        ("release", do_nothing, "released_turn_is_not_found"),
+        ("close", do_nothing, "closing_a_store_ends_its_copies"),
+    ],
+)
+def test_contract_detects_a_bug(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, method: str, bug: object, test: str
 ) -> None:
-    first, second = started(stores.first), reader("turn-2")
-    copy = found(stores.second)
-    if ends_before:
-        first.log.finish(LogEnd())
-        wait_until(copy, lambda: copy.is_ended)
-    previous = stores.second.claim(SESSION, second.log, refuse=False)
-    first.log.finish(LogEnd())
-    wait_until(copy, lambda: copy.is_ended)
-    second.log.finish(LogEnd())
-    stores.second.release(SESSION, second.log, previous)
-
-    # `release` does not wait, but later calls of the same process see its effect.
-    assert found(stores.second).turn_id == "turn-1"
-    assert found(stores.first).turn_id == "turn-1"
-    stores.wait_until_expired()
-    assert stores.second.find(SESSION) is None
-
-
-def test_reader_that_needs_dropped_events_gets_an_error(stores: Stores) -> None:
-    writer = started(stores.first, max_bytes=1000)
-    for number in range(1, 101):
-        writer.log.append(event(number, 80))
-    assert writer.log.last == 100
-    copy = found(stores.second)
-    wait_until(copy, lambda: copy.last == 100)
-
-    assert 5 <= copy.last - copy.first + 1 <= 11
-    with pytest.raises(TurnTooLarge):
-        copy.read(0)
-    assert list(copy.read(98)) == [event(99, 80), event(100, 80)]
-
-
-def test_sessions_are_independent(stores: Stores) -> None:
-    started(stores.first)
-    assert stores.second.find("session-2") is None
-    assert stores.second.claim("session-2", reader("turn-2").log, refuse=True) is None
-    assert found(stores.first).turn_id == "turn-1"
-
-
-def test_session_id_may_have_any_characters(stores: Stores) -> None:
-    """In a cluster, the part of a key in braces selects the server."""
-
-    def run_turn(session_id: str) -> None:
-        log = reader(f"turn of {session_id}").log
-        assert stores.first.claim(session_id, log, refuse=True) is None
-        log.append(event(1))
-        copy = stores.second.find(session_id)
-        assert copy is not None
-        wait_until(copy, lambda: copy.last == 1)
-        log.finish(LogEnd(finished=True))
-        wait_until(copy, lambda: copy.is_ended)
-
-    for session_id in ("}a{", "{}", "a b:c", "é"):
-        run_turn(session_id)
-
-
-def test_callers_of_one_process_share_a_log(stores: Stores) -> None:
-    started(stores.first)
-    assert found(stores.second) is found(stores.second)
-
-
-def test_thousand_events_arrive_complete_and_in_order(stores: Stores) -> None:
-    writer = started(stores.first, max_bytes=10**6)
-    copy = found(stores.second)
-    events = [event(number) for number in range(1, 1001)]
-    for each in events:
-        writer.log.append(each)
-    writer.log.finish(LogEnd(finished=True))
-    wait_until(copy, lambda: copy.is_ended)
-    assert list(copy.read(0)) == events
+    contract = RedisContract()
+    monkeypatch.setattr(RedisContract, "timeout", 0.5)
+    with ExitStack() as contract.stack:
+        contract.server = servers.single
+        contract.stack.enter_context(contract.client()).flushall()
+        stores = contract.make_stores()
+        for store in stores:
+            contract.stack.callback(store.close)
+        with monkeypatch.context() as patch:
+            patch.setattr(RedisTurnStore, method, bug)
+            with pytest.raises(AssertionError):
+                getattr(contract, f"test_{test}")(stores)

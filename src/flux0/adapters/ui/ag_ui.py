@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
-from flux0.adapters.ui.steps import ID, NAME, VALUE, Step, StepEncoder, Templates
 from flux0.domain.json_text import json_text
 from flux0.relay_format import RelayFormat
+from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
 
 @final
@@ -25,47 +25,63 @@ class AgUiFormat(RelayFormat):
 
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""
-        ids = {"threadId": self.thread_id, "runId": self.run_id}
-        run, finish = {"type": "RUN_STARTED", **ids}, {"type": "RUN_FINISHED", **ids}
-        return StepEncoder({**_TEMPLATES, "run": [run], "finish": [finish]})
+        return StepEncoder(self._encode)
+
+    def _encode(self, step: Step) -> bytes:
+        if name := _RUN.get(step.type):
+            return json_event({"type": name, "threadId": self.thread_id, "runId": self.run_id})
+        encode = _EVENTS.get(step.type)
+        return b"" if encode is None else encode(step)
 
 
-def _text(type: str, **members: Any) -> Mapping[str, Any]:
-    return {"type": type, "messageId": ID, **members}
+def _text(type: str, step: Step, **members: Any) -> bytes:
+    return json_event({"type": type, "messageId": step.id, **members})
 
 
-def _call(type: str, **members: Any) -> Mapping[str, Any]:
-    return {"type": type, "toolCallId": ID, **members}
+def _call(type: str, step: Step, **members: Any) -> bytes:
+    return json_event({"type": type, "toolCallId": step.id, **members})
 
 
-def _content(step: Step) -> dict[str, Any]:
-    return {"content": step.value}
+def _result(step: Step) -> bytes:
+    content = step.value if isinstance(step.value, str) else json_text(step.value)
+    ids = {"messageId": f"{step.id}-result", "role": "tool"}
+    return _call("TOOL_CALL_RESULT", step, content=content, **ids)
 
 
-def _result_id(step: Step) -> str:
-    return f"{step.id}-result"
+def _content(step: Step) -> bytes:
+    content = {"content": step.value}
+    return _text("ACTIVITY_SNAPSHOT", step, activityType="content", content=content)
 
 
-def _result(step: Step) -> str:
-    return step.value if isinstance(step.value, str) else json_text(step.value)
+def _status(step: Step) -> bytes:
+    value = {"status": step.name, "data": step.value}
+    return json_event({"type": "CUSTOM", "name": "status", "value": value})
 
 
-_TEMPLATES: Final[Templates] = {
-    "text-start": [_text("TEXT_MESSAGE_START", role="assistant")],
-    "text-delta": [_text("TEXT_MESSAGE_CONTENT", delta=VALUE)],
-    "text-end": [_text("TEXT_MESSAGE_END")],
-    "reasoning-start": [
-        _text("REASONING_START"),
-        _text("REASONING_MESSAGE_START", role="reasoning"),
-    ],
-    "reasoning-delta": [_text("REASONING_MESSAGE_CONTENT", delta=VALUE)],
-    "reasoning-end": [_text("REASONING_MESSAGE_END"), _text("REASONING_END")],
-    "call-start": [_call("TOOL_CALL_START", toolCallName=NAME)],
-    "call-delta": [_call("TOOL_CALL_ARGS", delta=VALUE)],
-    "call-end": [_call("TOOL_CALL_END")],
-    "call-invalid": [_call("TOOL_CALL_END")],
-    "call-result": [_call("TOOL_CALL_RESULT", messageId=_result_id, content=_result, role="tool")],
-    "content": [_text("ACTIVITY_SNAPSHOT", activityType="content", content=_content)],
-    "status": [{"type": "CUSTOM", "name": "status", "value": VALUE}],
-    "error": [{"type": "RUN_ERROR", "message": VALUE, "code": NAME}],
+def _error(step: Step) -> bytes:
+    return json_event(
+        {"type": "RUN_ERROR", "message": step.text, "code": type(step.error).__name__}
+    )
+
+
+_RUN: Final[Mapping[StepType, str]] = {"relay-start": "RUN_STARTED", "turn-end": "RUN_FINISHED"}
+_EVENTS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
+    "text-start": lambda step: _text("TEXT_MESSAGE_START", step, role="assistant"),
+    "text-delta": lambda step: _text("TEXT_MESSAGE_CONTENT", step, delta=step.text),
+    "text-end": lambda step: _text("TEXT_MESSAGE_END", step),
+    "reasoning-start": lambda step: (
+        _text("REASONING_START", step) + _text("REASONING_MESSAGE_START", step, role="reasoning")
+    ),
+    "reasoning-delta": lambda step: _text("REASONING_MESSAGE_CONTENT", step, delta=step.text),
+    "reasoning-end": lambda step: (
+        _text("REASONING_MESSAGE_END", step) + _text("REASONING_END", step)
+    ),
+    "call-start": lambda step: _call("TOOL_CALL_START", step, toolCallName=step.name),
+    "call-delta": lambda step: _call("TOOL_CALL_ARGS", step, delta=step.text),
+    "call-end": lambda step: _call("TOOL_CALL_END", step),
+    "call-invalid": lambda step: _call("TOOL_CALL_END", step),
+    "call-result": _result,
+    "content": _content,
+    "status": _status,
+    "error": _error,
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, Final, final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, final
 
-from flux0.adapters.ui.steps import ID, NAME, VALUE, StepEncoder, Templates
 from flux0.relay_format import RelayFormat
+from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
-_HEADER = "x-vercel-ai-ui-message-stream"
+_HEADER: Final = "x-vercel-ai-ui-message-stream"
+_DONE: Final = b"data: [DONE]\n\n"
+_INVALID: Final = "the arguments are not valid JSON"
 
 
 @final
@@ -22,29 +24,47 @@ class AiSdkFormat(RelayFormat):
 
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""
-        return StepEncoder(_TEMPLATES, last=b"data: [DONE]\n\n")
+        return StepEncoder(_encode)
 
 
-# flux0 does not know the tools of the component, so they are dynamic.
-_TOOL: Final = {"toolCallId": ID, "toolName": NAME, "dynamic": True}
-_INVALID: Final = "the arguments are not valid JSON"
+def _encode(step: Step) -> bytes:
+    encode = _CHUNKS.get(step.type)
+    return b"" if encode is None else encode(step)
 
 
-_TEMPLATES: Final[Templates] = {
-    "start": [{"type": "start", "messageId": ID}],
-    "text-start": [{"type": "text-start", "id": ID}],
-    "text-delta": [{"type": "text-delta", "id": ID, "delta": VALUE}],
-    "text-end": [{"type": "text-end", "id": ID}],
-    "reasoning-start": [{"type": "reasoning-start", "id": ID}],
-    "reasoning-delta": [{"type": "reasoning-delta", "id": ID, "delta": VALUE}],
-    "reasoning-end": [{"type": "reasoning-end", "id": ID}],
-    "call-start": [{"type": "tool-input-start", **_TOOL}],
-    "call-delta": [{"type": "tool-input-delta", "toolCallId": ID, "inputTextDelta": VALUE}],
-    "call-end": [{"type": "tool-input-available", **_TOOL, "input": VALUE}],
-    "call-invalid": [{"type": "tool-input-error", **_TOOL, "input": VALUE, "errorText": _INVALID}],
-    "call-result": [{"type": "tool-output-available", "toolCallId": ID, "output": VALUE}],
-    "content": [{"type": "data-content", "id": ID, "data": VALUE}],
-    "status": [{"type": "data-status", "data": VALUE, "transient": True}],
-    "error": [{"type": "error", "errorText": VALUE}],
-    "finish": [{"type": "finish"}],
+def _part(step: Step, **members: Any) -> bytes:
+    return json_event({"type": step.type, "id": step.id, **members})
+
+
+def _tool(type: str, step: Step, **members: Any) -> bytes:
+    return json_event({"type": type, "toolCallId": step.id, **members})
+
+
+def _dynamic(type: str, step: Step, **members: Any) -> bytes:
+    # flux0 does not know the tools of the component, so they are dynamic.
+    return _tool(type, step, toolName=step.name, dynamic=True, **members)
+
+
+def _status(step: Step) -> bytes:
+    data = {"status": step.name, "data": step.value}
+    return json_event({"type": "data-status", "data": data, "transient": True})
+
+
+_CHUNKS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
+    "turn-start": lambda step: json_event({"type": "start", "messageId": step.id}),
+    "text-start": _part,
+    "text-delta": lambda step: _part(step, delta=step.text),
+    "text-end": _part,
+    "reasoning-start": _part,
+    "reasoning-delta": lambda step: _part(step, delta=step.text),
+    "reasoning-end": _part,
+    "call-start": lambda step: _dynamic("tool-input-start", step),
+    "call-delta": lambda step: _tool("tool-input-delta", step, inputTextDelta=step.text),
+    "call-end": lambda step: _dynamic("tool-input-available", step, input=step.value),
+    "call-invalid": lambda step: _dynamic("tool-input-error", step, input=None, errorText=_INVALID),
+    "call-result": lambda step: _tool("tool-output-available", step, output=step.value),
+    "content": lambda step: json_event({"type": "data-content", "id": step.id, "data": step.value}),
+    "status": _status,
+    "error": lambda step: json_event({"type": "error", "errorText": step.text}) + _DONE,
+    "turn-end": lambda _: json_event({"type": "finish"}) + _DONE,
 }

@@ -1,4 +1,4 @@
-"""The transport contract: tests that each transport must pass, including your own.
+"""The contracts: tests that each transport and each store of background turns must pass.
 
 In a test module, subclass `TransportContract` or `AsyncTransportContract`, with a name that starts
 with `Test`. Define how to create the transport, and how to create a transport that trusts a
@@ -12,7 +12,8 @@ certificate authority::
             return MyTransport(ca_file)
 
 If your library can limit the connections of a pool, subclass `LimitedPoolContract` as well. The
-tests need Linux, pytest and trustme, and trio for async transports.
+tests need Linux, pytest and trustme, and trio for async transports. `TurnStoreContract` has the
+tests for stores.
 """
 
 # ruff: noqa: E402 - pytest must know the modules before they are imported
@@ -23,7 +24,10 @@ from typing import ClassVar
 
 import pytest
 
-_PARTS = ("base", "bodies", "connecting", "connections", "harness", "heads", "waiting")
+_PARTS = (
+    *("base", "bodies", "connecting", "connections", "harness", "heads"),
+    *("turn_stores", "waiting"),
+)
 pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
 
 from flux0.testing.contract.base import THREADS
@@ -39,6 +43,10 @@ from flux0.testing.contract.connections import (
     SendOnceContract,
 )
 from flux0.testing.contract.heads import HeadContract
+from flux0.testing.contract.turn_stores import (
+    LocalTurnStoreContract as LocalTurnStoreContract,
+    TurnStoreContract as TurnStoreContract,
+)
 from flux0.testing.contract.waiting import IdleContract, InterruptContract, TimeoutContract
 
 

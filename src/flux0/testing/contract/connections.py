@@ -281,7 +281,8 @@ class ReleaseContract(Contract):
                     signal.setitimer(signal.ITIMER_REAL, self.timeout)
                     check(harness.fetch(get(server.url)), b"firstsecond", "the body")
 
-        _run_in_child(work, self.timeout)
+        code = child_exit_code(work, self.timeout)
+        assert code == 0, "the transport failed in a child process: see the captured standard error"
 
     def test_closing_the_transport_closes_idle_connections(self, harness: Harness) -> None:
         """A second `close` has no effect. A later request succeeds or raises `ClientClosed`."""
@@ -359,8 +360,8 @@ def _posts(server: ByteServer) -> int:
     return sum(request.method == "POST" for request in server.requests)
 
 
-def _run_in_child(work: Callable[[], object], timeout: float) -> None:
-    """Assert that `work` ends in a child process without an error.
+def child_exit_code(work: Callable[[], object], timeout: float) -> int:
+    """Call `work` in a forked child process, and return its exit code: 1 if `work` has raised.
 
     A deadlock in a finalizer would also block this process at a later garbage collection. A timer
     kills the child after `timeout` seconds; `work` can restart the timer.
@@ -382,7 +383,5 @@ def _run_in_child(work: Callable[[], object], timeout: float) -> None:
         os._exit(0)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    assert code != -signal.SIGALRM, (
-        f"the transport hangs: the call did not end within {timeout:.1f} s"
-    )
-    assert code == 0, "the transport failed in a child process: see the captured standard error"
+    assert code != -signal.SIGALRM, f"the call hangs: it did not end within {timeout:.1f} s"
+    return code

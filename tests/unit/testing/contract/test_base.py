@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 import flux0.testing.contract
-from flux0.testing.contract import AsyncTransportContract, LimitedPoolContract, TransportContract
+from flux0.testing.contract import (
+    AsyncTransportContract,
+    LimitedPoolContract,
+    TransportContract,
+    TurnStoreContract,
+)
 
 
 def test_each_assertion_says_what_is_required() -> None:
@@ -35,6 +40,11 @@ def test_missing_method_of_a_subclass_is_named(
 ) -> None:
     with pytest.raises(NotImplementedError, match=rf"{contract.__name__} must define {method}\(\)"):
         getattr(contract(), method)(*arguments)
+
+
+def test_missing_make_store_is_named() -> None:
+    with pytest.raises(NotImplementedError, match=r"TurnStoreContract must define make_store\(\)"):
+        TurnStoreContract().make_stores()
 
 
 def test_missing_make_limited_transport_is_named() -> None:

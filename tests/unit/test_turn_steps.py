@@ -10,7 +10,10 @@ from hypothesis import given, strategies as st
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent, UnknownEvent
+from flux0.relay_format import HEARTBEAT
+from flux0.turn_steps import Step, StepEncoder, TurnSteps
 from support.cost import steps_taken
+from support.in_memory import CORRELATION_ID
 from support.ui import (
     args,
     call,
@@ -210,6 +213,64 @@ def test_cost_is_linear_in_the_events() -> None:
         return steps_taken(lambda: pieces_of(AiSdkFormat(), events))
 
     assert cost(200) < 2.1 * cost(100)
+
+
+def test_steps_of_a_turn_are_typed_values() -> None:
+    steps = TurnSteps()
+    events: list[StreamEvent] = [
+        status_event("typing", {"a": 1}),
+        text("Hi"),
+        call([]),
+        args('{"a": 1}'),
+        result(2),
+    ]
+    each = [step for event in events for step in steps.event(event)]
+    assert [*each, *steps.end(), *steps.end()] == [
+        Step("turn-start", CORRELATION_ID),
+        Step("status", name="typing", value={"a": 1}),
+        Step("text-start", "m-1"),
+        Step("text-delta", "m-1", text="Hi"),
+        Step("text-end", "m-1"),
+        Step("message-end", "m"),
+        Step("call-start", "c", "weather"),
+        Step("call-delta", "c", "weather", '{"a": 1}'),
+        Step("call-end", "c", "weather", value={"a": 1}),
+        Step("message-end", "calls"),
+        Step("call-result", "c", "weather", value=2),
+        Step("message-end", "results"),
+        Step("turn-end"),
+    ]
+
+
+def test_message_that_continues_after_the_next_message_ends_twice() -> None:
+    steps = TurnSteps()
+    events = [text("a"), text("b", "other"), text("c")]
+    each = [step for event in events for step in steps.event(event)]
+    ends = [
+        (step.type, step.id)
+        for step in (*each, *steps.end())
+        if step.type in {"text-end", "message-end"}
+    ]
+    assert ends == [
+        ("text-end", "m-1"),
+        ("message-end", "m"),
+        ("text-end", "m-3"),
+        ("message-end", "m"),
+        ("text-end", "other-2"),
+        ("message-end", "other"),
+    ]
+
+
+def test_encoder_calls_the_function_for_each_step() -> None:
+    def encode(step: Step) -> bytes:
+        return f"{step.type}\n".encode()
+
+    encoder = StepEncoder(encode, heartbeat=b"...\n")
+    assert encoder.start() + encoder.heartbeat() == b"relay-start\n...\n"
+    assert encoder.event(text("Hi")) == b"turn-start\ntext-start\ntext-delta\n"
+    assert encoder.error(StreamInterrupted("gone")) == b"text-end\nmessage-end\nerror\n"
+    assert encoder.end() == b""
+    assert StepEncoder(encode).heartbeat() == HEARTBEAT
 
 
 # Events in any order, for the properties below. Some of them are malformed.
