@@ -245,9 +245,10 @@ class LocalTurnStoreContract:
         stores = self.make_stores()
         _start(stores[0]).finish(_DONE)
         stores[1].find(_SESSION)
+        started = {*threading.enumerate()} - before
         for store in (*stores, *stores):
             store.close()
-        self.poll(lambda: before.issuperset(threading.enumerate()))
+        self.poll(lambda: not any(thread.is_alive() for thread in started))
 
     def test_forked_child_is_another_process(self, stores: Stores) -> None:
         """A child can use a store of its parent. The turns of the parent stay in the parent."""
