@@ -239,17 +239,6 @@ class LocalTurnStoreContract:
         self.poll(lambda: copy.is_ended)
         check(list(copy.read(0)), events, _EVENTS)
 
-    def test_threads_end_when_the_stores_are_closed(self) -> None:
-        """A second `close` has no effect."""
-        before = set(threading.enumerate())
-        stores = self.make_stores()
-        _start(stores[0]).finish(_DONE)
-        stores[1].find(_SESSION)
-        started = {*threading.enumerate()} - before
-        for store in (*stores, *stores):
-            store.close()
-        self.poll(lambda: not any(thread.is_alive() for thread in started))
-
     def test_forked_child_is_another_process(self, stores: Stores) -> None:
         """A child can use a store of its parent. The turns of the parent stay in the parent."""
         log = _start(stores[0])
@@ -332,6 +321,17 @@ class TurnStoreContract(LocalTurnStoreContract):
             check(copy.end and type(copy.end.error), ReaderLost, "the error of the copy")
             check(list(copy.read(0)), [_event(1)], _EVENTS)
             store.claim(_SESSION, _log("turn-2"), refuse=True)
+
+    def test_threads_end_when_the_stores_are_closed(self) -> None:
+        """A second `close` has no effect."""
+        before = set(threading.enumerate())
+        stores = self.make_stores()
+        _start(stores[0]).finish(_DONE)
+        stores[1].find(_SESSION)
+        started = {*threading.enumerate()} - before
+        for store in (*stores, *stores):
+            store.close()
+        self.poll(lambda: not any(thread.is_alive() for thread in started))
 
     def test_closing_a_store_ends_its_copies(self, stores: Stores) -> None:
         """The copies have an error, and the turn continues."""
