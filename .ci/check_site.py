@@ -396,13 +396,12 @@ def test_reference_pages_are_short(name: str, page: Page, url: str) -> None:
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        ("agents.first", "reference/client/#flux0.client.resources.AgentsResource.first"),
+        ("agents.first", "reference/calls/#flux0.client.resources.AgentsResource.first"),
         ("stream.text", "reference/turns/#flux0.EventStream.text"),
         ("flux0_fake", "reference/testing-pytest/#flux0_pytest.flux0_fake"),
         ("Session", "reference/resources/#flux0.Session"),
         ("history", "reference/turns/#flux0.Conversation.history"),
         ("retry", "how-to/connect/#wait-longer-or-retry-more-often"),
-        ("cancel", "testing/#time"),
     ],
 )
 def test_search_finds_an_entry_first(query: str, found: str, page: Page, url: str) -> None:
@@ -412,6 +411,49 @@ def test_search_finds_an_entry_first(query: str, found: str, page: Page, url: st
     # The first link leads to the page, and the second to the best section.
     link = page.wait_for("document.querySelector('.md-search-result__item a[href*=\\'#\\']')?.href")
     assert re.sub(r"\?h=[^#]*", "", link) == f"{url}/{found}"
+
+
+PAGES_OF_RESULTS = """
+[...document.querySelectorAll(".md-search-result__item")].slice(0, 3)
+  .map((item) => new URL(item.querySelector("a").href).pathname.slice(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("faketransport", "testing/"),
+        ("backgroundturns", "how-to/background-turns/"),
+        ("streaminterrupted", "reference/stream-errors/"),
+        ("flux0error", "errors/"),
+        ("readtimeout", "errors/"),
+        ("FakeTransport", "testing/"),
+        ("cancel", "turns/"),
+        ("cancelling", "turns/"),
+        ("canceled", "turns/"),
+        ("streaming", "turns/"),
+        ("retry", "reliability/"),
+        ("timeout", "reliability/"),
+        ("fastapi", "how-to/web/"),
+        ("langchain", "testing/"),
+        ("docker", "common-errors/"),
+        ("redis", "how-to/background-turns/"),
+        ("proxy", "proxies/"),
+        ("tls", "how-to/connect/"),
+        ("token", "how-to/connect/"),
+        ("logging", "middleware/"),
+        ("mcp", "how-to/mcp/"),
+        ("tool", "tutorial/"),
+    ],
+)
+def test_page_is_among_the_first_three_results(
+    query: str, found: str, page: Page, url: str
+) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    page.resize(*LAPTOP)
+    page.open(f"{url}/?q={query}")
+    page.wait_for("document.querySelector('.md-search-result__item a')?.href")
+    assert found in page.evaluate(PAGES_OF_RESULTS)
 
 
 def test_front_page_contacts_no_other_host(page: Page, url: str) -> None:

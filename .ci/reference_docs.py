@@ -2,6 +2,7 @@
 
 Each class gets one list of its attributes, also of the inherited ones, described as in the
 sections "Attributes" of the docstrings. attrs classes get the signature of their constructor.
+Methods with `**options` show each option.
 Private base classes are hidden.
 """
 
@@ -17,8 +18,10 @@ from griffe import (
     Class,
     Docstring,
     DocstringAttribute,
+    DocstringParameter,
     DocstringSection,
     DocstringSectionAttributes,
+    DocstringSectionParameters,
     Extension,
     Function,
     Module,
@@ -32,6 +35,7 @@ _HIDDEN |= {"ABC", "SharedTransport", "Shared"}
 _INTERNAL = {"type_in_json", "monotonic"}
 _FACTORY = re.compile(r"factory=(\w+)")
 _DEFAULT = re.compile(r"default=([\w.\"'-]+)")
+_OPTIONS = re.compile(r"Unpack\[(\w+)\]")
 
 
 class ReferenceDocs(Extension):
@@ -54,6 +58,11 @@ class ReferenceDocs(Extension):
             text = "" if each.docstring is None else each.docstring.value
             each.docstring = _ClassDocstring(text, parent=each)
             each.docstring.attributes = attributes
+        options = {each.name: attributes for each, attributes in zip(classes, lines, strict=True)}
+        for each in classes:
+            for method in each.members.values():
+                if isinstance(method, Function):
+                    _show_options(method, options)
         for each in classes:
             for name in [name for name, member in each.members.items() if member.is_attribute]:
                 each.del_member(name)
@@ -71,6 +80,42 @@ class _ClassDocstring(Docstring):
         if self.attributes:
             sections.append(DocstringSectionAttributes(self.attributes))
         return sections
+
+
+class _MethodDocstring(Docstring):
+    options: list[DocstringParameter]
+
+    def parse(self, *args: Any, **options: Any) -> list[DocstringSection]:
+        sections = super().parse(*args, **options)
+        shown = [each for each in sections if isinstance(each, DocstringSectionParameters)]
+        if shown:
+            shown[0].value.extend(self.options)
+        else:
+            sections.insert(1, DocstringSectionParameters(self.options))
+        return sections
+
+
+def _show_options(method: Function, options: dict[str, list[DocstringAttribute]]) -> None:
+    """Replace `**options` in the signature and, except for async versions, in the parameters."""
+    last = method.parameters["options"] if "options" in method.parameters else None
+    found = None if last is None else _OPTIONS.fullmatch(str(last.annotation))
+    if found is None or method.docstring is None:
+        return
+    del method.parameters["options"]
+    shown = [
+        DocstringParameter(
+            each.name, annotation=each.annotation, description=each.description, value="None"
+        )
+        for each in options[found[1]]
+    ]
+    for each in shown:
+        parameter = Parameter(each.name, annotation=each.annotation, default="None")
+        parameter.kind = ParameterKind.keyword_only
+        method.parameters.add(parameter)
+    text = method.docstring.value
+    if not text.startswith("The async version of"):
+        method.docstring = _MethodDocstring(text, parent=method, parser="google")
+        method.docstring.options = shown
 
 
 def _classes(module: Module) -> Iterator[Class]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
+from mkdocs.plugins import event_priority
 from mkdocs.utils import get_relative_url
 
 _MEMBER = re.compile(
@@ -20,8 +23,22 @@ _BOOSTS = {
     "reference/async-turns.md": 0.5,
     "reference/lists.md": 0.3,
     "reference/turns.md": 1.5,
+    "reliability.md": 2.0,
+    "testing.md": 3.0,
 }
 _GUIDE_BOOST = 1.3
+
+
+# Words that readers search for, and that the page does not have in this form. The search has no
+# stemmer, because a stemmer would change the names of classes.
+_KEYWORDS = {
+    "how-to/web/": "fastapi flask django starlette react",
+    "reliability/": "retry retries retrying timeout timeouts thread threads",
+    "testing/": "fake mock mocking",
+    "turns/": "cancel canceled cancelled canceling cancelling cancellation stream streaming",
+}
+_KEYWORD_COUNT = 8  # A page with the word in its text has it several times.
+_CLASS_NAME = re.compile(r"\b[A-Z]+[a-z0-9]+[A-Z]\w*")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -54,3 +71,19 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
         html += f'<script src="{script}"></script>'
     html = _ATTRIBUTE.sub(r'\1<span id="\2">\3</span>', html)
     return _MEMBER.sub(r"\1\g<owner>.<wbr>", html)
+
+
+@event_priority(-100)  # After the search has written its index.
+def on_post_build(config: Any, **_: Any) -> None:
+    """Add words to the index of the search: keywords, and the names of classes in lower case.
+
+    The search splits `FakeTransport` into its words, so it would not find `faketransport`.
+    """
+    path = Path(config.site_dir, "search/search_index.json")
+    index = json.loads(path.read_text("utf-8"))
+    for entry in index["docs"]:
+        names = set(_CLASS_NAME.findall(f"{entry['title']} {entry['text']}"))
+        keywords = [_KEYWORDS.get(entry["location"], "")] * _KEYWORD_COUNT
+        words = (*sorted(name.lower() for name in names), *keywords)
+        entry["text"] = " ".join(filter(None, (entry["text"], *words)))
+    path.write_text(json.dumps(index), "utf-8")
