@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+import flux0
 from support.browser import Browser, Page, find_browser
+from support.npm import is_npm_installed, npm_install
 
 SITE = Path(__file__).parents[1] / "site"
 REFERENCE = "".join(
@@ -124,9 +126,25 @@ def test_each_entry_and_each_attribute_in_the_reference_has_a_text() -> None:
     assert [item for item, text in zip(items, texts, strict=True) if len(text) < 5] == []
 
 
-def test_options_of_a_call_link_to_their_entry() -> None:
-    page = (SITE / "reference/client/index.html").read_text("utf-8")
-    assert page.count('href="../options/#flux0.usecases.options.CallOptions">CallOptions</a>') > 10
+def text_of(anchor: str) -> str:
+    """Return the text of an entry."""
+    entry = re.split(r"<h[23] id=", REFERENCE.partition(f'id="{anchor}"')[2])[0]
+    return html.unescape(re.sub(r"<[^>]+>|\s+", " ", entry))
+
+
+def test_methods_show_each_option_of_a_call_with_its_unit() -> None:
+    methods = [
+        f"{anchor_of(name)}.{method.__name__}"
+        for name, kind in ((name, getattr(flux0, name, None)) for name in flux0.__all__)
+        if inspect.isclass(kind) and kind.__module__.startswith("flux0.client.")
+        for method in vars(kind).values()
+        if "options" in getattr(method, "__annotations__", {})
+        and not (method.__doc__ or "").startswith("The async version")
+    ]
+    assert len(methods) > 5
+    for method in methods:
+        assert "timeout_ms ( int | None" in re.sub(" +", " ", text_of(method)), method
+        assert "milliseconds that the call may take" in text_of(method), method
 
 
 # The classes and functions that users create or call.
@@ -219,6 +237,16 @@ def test_reference_has_an_example(name: str) -> None:
     )
 
 
+def test_example_of_a_class_is_before_its_methods() -> None:
+    entries = re.split(r'(?=<div class="doc doc-object doc-class">)', REFERENCE)[1:]
+    parts = ('<div class="highlight">', '<div class="doc doc-object doc-function">')
+    with_both = [entry for entry in entries if all(part in entry for part in parts)]
+    assert len(with_both) > 10
+    for entry in with_both:
+        sample, method = map(entry.index, parts)
+        assert sample < method, entry[:200]
+
+
 CONFIG = (Path(__file__).parents[1] / "mkdocs.yml").read_text("utf-8")
 PAGES = sorted(path.parent.relative_to(SITE).as_posix() for path in SITE.rglob("index.html"))
 
@@ -256,8 +284,10 @@ def test_no_page_loads_anything_from_another_host() -> None:
     for page in SITE.rglob("*.html"):
         text = page.read_text("utf-8")
         assert pattern.findall(text) == [], page
-        # The script of the theme loads the numbers of this repository from api.github.com.
+        # With it, the script of the theme loads numbers from api.github.com.
         assert 'data-md-component="source"' not in text, page
+        for link in ("", "/issues"):
+            assert f'href="https://github.com/flux0-ai/flux0-client-python{link}"' in text, page
 
 
 def test_only_pages_with_a_diagram_load_mermaid() -> None:
@@ -413,6 +443,34 @@ def test_search_finds_an_entry_first(query: str, found: str, page: Page, url: st
     assert re.sub(r"\?h=[^#]*", "", link) == f"{url}/{found}"
 
 
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    if not is_npm_installed():
+        pytest.skip("npm is not installed")
+    folder = tmp_path_factory.mktemp("axe")
+    npm_install("axe-core@4", folder=folder)
+    return (folder / "node_modules/axe-core/axe.min.js").read_text("utf-8")
+
+
+BARRIERS = """
+axe.run({ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"] }).then(({ violations }) =>
+  violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html}`)))
+"""
+
+
+@pytest.mark.parametrize("color_scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "name", [".", "tutorial", "how-to/web", "reliability", "reference/turns", "testing"]
+)
+def test_page_has_no_barriers(name: str, color_scheme: str, page: Page, url: str, axe: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    page.prefer(color_scheme)
+    page.resize(*LAPTOP)
+    page.open(f"{url}/{name}/")
+    page.evaluate(axe)
+    assert page.evaluate(BARRIERS) == []
+
+
 PAGES_OF_RESULTS = """
 [...document.querySelectorAll(".md-search-result__item")].slice(0, 3)
   .map((item) => new URL(item.querySelector("a").href).pathname.slice(1))
@@ -426,7 +484,7 @@ PAGES_OF_RESULTS = """
         ("backgroundturns", "how-to/background-turns/"),
         ("streaminterrupted", "reference/stream-errors/"),
         ("flux0error", "errors/"),
-        ("readtimeout", "errors/"),
+        ("readtimeout", "reference/connection-errors/"),
         ("FakeTransport", "testing/"),
         ("cancel", "turns/"),
         ("cancelling", "turns/"),

@@ -97,9 +97,10 @@ class _MethodDocstring(Docstring):
 
 def _show_options(method: Function, options: dict[str, list[DocstringAttribute]]) -> None:
     """Replace `**options` in the signature and, except for async versions, in the parameters."""
-    last = method.parameters["options"] if "options" in method.parameters else None
-    found = None if last is None else _OPTIONS.fullmatch(str(last.annotation))
-    if found is None or method.docstring is None:
+    if "options" not in method.parameters or method.docstring is None:
+        return
+    found = _OPTIONS.fullmatch(str(method.parameters["options"].annotation))
+    if found is None:
         return
     del method.parameters["options"]
     shown = [

@@ -21,8 +21,11 @@ _MEMBER = re.compile(
 _BOOSTS = {
     "how-to/notebooks.md": 0.4,
     "reference/async-turns.md": 0.5,
+    "reference/calls.md": 2.0,
+    "reference/resources.md": 2.5,
     "reference/lists.md": 0.3,
-    "reference/turns.md": 1.5,
+    "reference/stream-errors.md": 0.5,
+    "reference/turns.md": 2.5,
     "reliability.md": 2.0,
     "testing.md": 3.0,
 }
@@ -32,13 +35,15 @@ _GUIDE_BOOST = 1.3
 # Words that readers search for, and that the page does not have in this form. The search has no
 # stemmer, because a stemmer would change the names of classes.
 _KEYWORDS = {
+    "errors/": "flux0error",
+    "how-to/background-turns/": "backgroundturns",
     "how-to/web/": "fastapi flask django starlette react",
     "reliability/": "retry retries retrying timeout timeouts thread threads",
-    "testing/": "fake mock mocking",
+    "testing/": "fake faketransport mock mocking langchain",
     "turns/": "cancel canceled cancelled canceling cancelling cancellation stream streaming",
 }
 _KEYWORD_COUNT = 8  # A page with the word in its text has it several times.
-_CLASS_NAME = re.compile(r"\b[A-Z]+[a-z0-9]+[A-Z]\w*")
+_CLASS_NAME = re.compile(r"^[A-Z]+[a-z0-9]+[A-Z]?\w*$")
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
@@ -53,6 +58,9 @@ _ATTRIBUTE = re.compile(
     r'(<li class="doc-section-item field-body">\s*<b><code>)'
     r'<autoref identifier="([\w.]+)"[^>]*>(\w+)</autoref>'
 )
+_CLASS = '<div class="doc doc-object doc-class">'
+_MEMBERS = '<div class="doc doc-children">'
+_EXAMPLE = re.compile(r'\s*<div class="highlight">.*?</div>', re.DOTALL)
 # From the npm package @mermaid-js/tiny 11.17.2. It replaces the script that the theme would load.
 _MERMAID = "javascripts/mermaid.tiny.js"
 _DIAGRAM = re.compile(r'(<pre class="mermaid">.*?</pre>)', re.DOTALL)
@@ -63,14 +71,32 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
 
     Links can lead to attributes, too, such as `#flux0.Event.id`.
 
+    The example after a class is shown before its first method.
+
     Load the script that draws diagrams only if the page has a diagram.
     """
     if _DIAGRAM.search(html):
         script = get_relative_url(_MERMAID, page.url)
         html = _DIAGRAM.sub(r'<div class="diagram">\1</div>', html)
         html += f'<script src="{script}"></script>'
+    before, *classes = re.split(f"(?={_CLASS})", html)
+    html = before + "".join(map(_with_example_first, classes))
     html = _ATTRIBUTE.sub(r'\1<span id="\2">\3</span>', html)
     return _MEMBER.sub(r"\1\g<owner>.<wbr>", html)
+
+
+def _with_example_first(entry: str) -> str:
+    depth, end = 0, len(entry)
+    for tag in re.finditer(r"<(/?)div\b[^>]*>", entry):
+        depth += -1 if tag[1] else 1
+        if depth == 0:
+            end = tag.end()
+            break
+    shown, rest = entry[:end], entry[end:]
+    example = _EXAMPLE.match(rest)
+    if example is None or (position := shown.find(_MEMBERS)) < 0:
+        return entry
+    return shown[:position] + example[0] + shown[position:] + rest[example.end() :]
 
 
 @event_priority(-100)  # After the search has written its index.
@@ -82,8 +108,8 @@ def on_post_build(config: Any, **_: Any) -> None:
     path = Path(config.site_dir, "search/search_index.json")
     index = json.loads(path.read_text("utf-8"))
     for entry in index["docs"]:
-        names = set(_CLASS_NAME.findall(f"{entry['title']} {entry['text']}"))
+        # Not the names in the text: the search also finds words that begin with a word of the query.
+        names = map(str.lower, _CLASS_NAME.findall(entry["title"]))
         keywords = [_KEYWORDS.get(entry["location"], "")] * _KEYWORD_COUNT
-        words = (*sorted(name.lower() for name in names), *keywords)
-        entry["text"] = " ".join(filter(None, (entry["text"], *words)))
+        entry["text"] = " ".join((entry["text"], *names, *keywords)).strip()
     path.write_text(json.dumps(index), "utf-8")

@@ -127,7 +127,7 @@ OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]
 @app.post("/sessions", status_code=201)
 async def start_session(client: Client, user: User) -> dict[str, str]:
     """Create a session that belongs to the user, and return its id."""
-    # The server creates a user at the first request of this user: not with two requests at once.
+    # Create a new user by this request. Two sessions at once could create two users.
     await client.sessions.list_async(user=user)
     agent = await client.agents.first_async()
     conversation = await client.conversation_async(agent=agent, user=user)
