@@ -108,7 +108,7 @@ def on_post_build(config: Any, **_: Any) -> None:
     path = Path(config.site_dir, "search/search_index.json")
     index = json.loads(path.read_text("utf-8"))
     for entry in index["docs"]:
-        # Not the names in the text: the search also finds words that begin with a word of the query.
+        # Not the names in texts: the search also finds words that begin with a word of the query.
         names = map(str.lower, _CLASS_NAME.findall(entry["title"]))
         keywords = [_KEYWORDS.get(entry["location"], "")] * _KEYWORD_COUNT
         entry["text"] = " ".join((entry["text"], *names, *keywords)).strip()
