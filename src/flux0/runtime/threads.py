@@ -11,8 +11,8 @@ from attrs import evolve
 
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 from flux0.ports import AsyncByteStream, ByteStream, Interrupt, Request, Response, Transport
-from flux0.runtime.event_loop import call_soon, load_anyio, running_loop
 from flux0.runtime.processes import start_thread
+from flux0.runtime.waker import AsyncWaker
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ async def run_in_thread(function: Callable[[], T], failure: type[Flux0Error] = C
 
     The worker threads of anyio are not suitable, because the interpreter waits for them at exit.
     """
-    loop, done = running_loop(), load_anyio().Event()
+    done = AsyncWaker()
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -34,10 +34,10 @@ async def run_in_thread(function: Callable[[], T], failure: type[Flux0Error] = C
             results.append(function())
         except BaseException as error:  # noqa: BLE001 - raised again in the caller
             errors.append(error)
-        call_soon(loop, done.set)
+        done.wake()
 
     start_thread(partial(copy_context().run, work), "flux0-call", failure)
-    await done.wait()
+    await done.wait(None)
     if errors:
         raise errors.pop()
     return results[0]

@@ -1,9 +1,13 @@
-"""A class that lets one thread wait until another thread wakes it."""
+"""Classes that let one thread, or one task, wait until it is woken."""
 
 from __future__ import annotations
 
+import sys
 from _thread import allocate_lock
 from contextlib import suppress
+from math import inf
+
+from flux0.runtime.event_loop import Loop, call_soon, is_current, running_loop
 
 
 class Waker:
@@ -25,6 +29,52 @@ class Waker:
         with suppress(RuntimeError):  # release() fails if `wake` was already called.
             self._woken.release()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float | None) -> bool:
         """Wait until `wake` is called; return False if `wake` is not called within `seconds`."""
-        return self._woken.acquire(timeout=seconds)
+        return self._woken.acquire(timeout=-1 if seconds is None else seconds)
+
+
+class AsyncWaker:
+    """The async version of `Waker`, for tasks of the event loop in which it was created.
+
+    It needs no cancel scope in asyncio: a scope for each wait would cost more than an event.
+
+    Attributes:
+        loop: The event loop.
+    """
+
+    def __init__(self) -> None:
+        self.loop: Loop = running_loop()
+        self._library = sys.modules["trio" if hasattr(self.loop, "run_sync_soon") else "asyncio"]
+        self._woken = self._library.Event()
+
+    def wake(self) -> None:
+        """End the wait, or the next wait if no task waits.
+
+        Safe in any thread, in signal handlers and in finalizers.
+        """
+        call_soon(self.loop, self._woken.set)
+
+    def wake_from_task(self) -> None:
+        """Like `wake`, but not safe in signal handlers and finalizers.
+
+        If the caller runs in the same event loop as the waiting task, this method does not write to
+        the socket that wakes the loop.
+        """
+        (self._woken.set if is_current(self.loop) else self.wake)()
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait until `wake` is called, or for `seconds`."""
+        woken = self._woken
+        if hasattr(self.loop, "run_sync_soon"):
+            with self._library.move_on_after(inf if seconds is None else seconds):
+                await woken.wait()
+        else:
+            timer = None if seconds is None else self.loop.call_later(seconds, woken.set)
+            try:
+                await woken.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        # If another thread sets the old event now, the caller finds its change after this wait.
+        self._woken = self._library.Event()

@@ -21,7 +21,6 @@ from flux0.domain.timeouts import Deadline, duration
 from flux0.runtime.event_loop import (
     has_ended,
     is_stopped,
-    load_anyio,
     running_loop,
     running_task,
     schedule_close,
@@ -165,8 +164,8 @@ class OpenTurns:
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
         seconds, error = limit
-        with load_anyio().move_on_after(seconds), self._calls.start(wake=sender.wake):
-            await sender.wait()
+        with self._calls.start(wake=sender.wake):
+            await sender.wait(seconds)
         self._calls.check()
         if not queue.is_first(sender):
             raise error

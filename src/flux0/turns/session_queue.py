@@ -16,9 +16,9 @@ from threading import RLock, get_ident
 from typing import TypeAlias
 from weakref import WeakValueDictionary
 
-from flux0.runtime.event_loop import Loop, call_soon, load_anyio, running_loop, running_task
+from flux0.runtime.event_loop import running_task
 from flux0.runtime.processes import PerProcess
-from flux0.runtime.waker import Waker
+from flux0.runtime.waker import AsyncWaker, Waker
 
 # Identifies a session by the URL of its server and its id.
 SessionKey: TypeAlias = tuple[str, str]
@@ -32,22 +32,13 @@ class ThreadSender(Waker):
         self.thread: int = get_ident()
 
 
-class TaskSender:
+class TaskSender(AsyncWaker):
     """The async version of `ThreadSender`."""
 
     def __init__(self) -> None:
-        self._woken = load_anyio().Event()
+        super().__init__()
         self.thread: int = get_ident()
-        self.loop: Loop = running_loop()
         self.task: object = running_task()
-
-    def wake(self) -> None:
-        """End `wait`. Safe in any thread and in finalizers."""
-        call_soon(self.loop, self._woken.set)
-
-    async def wait(self) -> None:
-        """Wait until `wake` is called."""
-        await self._woken.wait()
 
 
 Sender: TypeAlias = ThreadSender | TaskSender

@@ -1,10 +1,16 @@
-"""A waker: one thread wakes another, before or during its wait."""
+"""Wakers: a thread or task is woken before or during its wait."""
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from flux0.runtime.waker import Waker
+import anyio.lowlevel
+import anyio.to_thread
+
+from flux0.runtime.waker import AsyncWaker, Waker
+from support.in_memory import in_both_loops, in_simulated_time
+from support.transports import Mode
 
 TOO_LONG = 20.0
 
@@ -24,3 +30,50 @@ def test_wake_in_another_thread_ends_the_wait() -> None:
         waiting = threads.submit(waker.wait, TOO_LONG)
         waker.wake()
         assert waiting.result(TOO_LONG)
+
+
+@in_both_loops
+async def test_wake_before_an_async_wait_ends_it(mode: Mode) -> None:
+    waker = AsyncWaker()
+    for wake in (waker.wake, waker.wake_from_task):
+        wake()
+        await waker.wait(None)
+
+
+@in_both_loops
+async def test_wake_during_an_async_wait_ends_it(mode: Mode) -> None:
+    waker, waits = AsyncWaker(), list[int]()
+
+    async def wait() -> None:
+        for number in range(3):
+            await waker.wait(TOO_LONG)
+            waits.append(number)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        for number, wake in enumerate((waker.wake, waker.wake_from_task), 1):
+            await anyio.wait_all_tasks_blocked()
+            wake()
+            while len(waits) < number:
+                await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+        await anyio.to_thread.run_sync(waker.wake_from_task)
+    assert waits == [0, 1, 2]
+
+
+@in_simulated_time
+async def test_async_wait_ends_after_its_seconds(mode: Mode) -> None:
+    waker = AsyncWaker()
+    start = anyio.current_time()
+    await waker.wait(2.0)
+    await waker.wait(3.0)
+    assert anyio.current_time() - start == 5.0
+
+
+def test_wake_of_an_ended_event_loop_has_no_effect() -> None:
+    async def make() -> AsyncWaker:
+        return AsyncWaker()
+
+    waker = asyncio.run(make())
+    waker.wake()
+    waker.wake_from_task()
