@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Final, cast, final
 
 from flux0.domain import arguments
 from flux0.domain.errors import Flux0Error
-from flux0.domain.stream_events import StreamEvent
+from flux0.domain.stream_events import ChunkEvent, StreamEvent
+from flux0.ports import ServerSentEvent
 
 # Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
 # uses, would report the comment as an empty message.
@@ -100,6 +101,23 @@ class Flux0Format(RelayFormat, RelayEncoder):
 
 
 FLUX0: Final = Flux0Format()
+
+
+def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) -> bytes:
+    """Encode an event in flux0's own format, without encoding its JSON again if possible.
+
+    Args:
+        event: The event.
+        source: The server-sent event from which the event was decoded.
+        id: The field `id` of the encoded event; see `to_sse`.
+    """
+    data = source.data
+    # `to_sse` replaces NaN and infinities, which are not JSON.
+    is_plain = "\n" not in data and "NaN" not in data and "Infinity" not in data
+    if is_plain and type(event) is ChunkEvent:
+        field = "" if id is None else f"id: {id}\n"
+        return f"event: {event.event}\n{field}data: {data}\n\n".encode()
+    return event.to_sse(id)
 
 
 def checked_format(format: object) -> RelayFormat:

@@ -19,7 +19,6 @@ from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
 from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, GiveResult, Reason, Say
-from flux0.turns.log_relay import LogDecoder
 from support.back_ends import serve
 from support.npm import npm_install, run_in
 from support.samples import (
@@ -32,6 +31,7 @@ from support.samples import (
 )
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
+from unit.turns.test_relay import events_of
 
 SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
 AG_UI = "@ag-ui/client@1.0.0"
@@ -176,7 +176,7 @@ def reader(request: pytest.FixtureRequest, install: Callable[[str], Path]) -> Re
     relays = [
         b"".join(pieces_of(FORMATS[kind], events, error)).decode()
         for error in (None, StreamInterrupted("gone"))
-        for events in (LogDecoder().decode([case["wire"].encode()]) for case in CASES)
+        for events in (events_of(case["wire"].encode()) for case in CASES)
     ]
     command = ("node", str(SCRIPT), kind)
     read = iter(json.loads(run_in(install(request.param), *command, input=json.dumps(relays))))

@@ -15,7 +15,7 @@ SRC, TESTS = (Path(__file__).parents[2] / name for name in ("src/flux0", "tests/
 # `tests/unit` or `src/flux0`.
 ELSEWHERE: Mapping[str, str] = {
     # These modules only declare constants, interfaces or names.
-    "test_import.py": "_version flows models observers ports relay_format turn_store",
+    "test_import.py": "_version flows models observers ports turn_store",
     # The contract of transports runs over these modules.
     "adapters/aiohttp/test_transport.py": "adapters/aiohttp/connection adapters/shared/limits",
     "adapters/httpx/test_transport.py": "adapters/httpx/body adapters/httpx/exchange",

@@ -54,7 +54,7 @@ def result(value: Any, call_id: str = "c", event_id: str = "results") -> ChunkEv
 
 def status_event(name: str, data: Any = None) -> StatusEvent:
     """Return a status event."""
-    (event,), _ = new_turn().feed(status(name, data))
+    ((event, _),), _ = new_turn().feed(status(name, data))
     assert isinstance(event, StatusEvent)
     return event
 

@@ -1,4 +1,4 @@
-"""The log of a background turn: its encoded events, for any number of readers."""
+"""The log of a turn: its encoded events, for any number of readers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
+# Readers get the events of about this many bytes at once, so that the pieces of a relay are small.
+READ_BYTES: Final = 64 * 1024
 _PLAIN: Final = (str, int, float, type(None))
-_INHERITED: Final = "a forked child cannot read a background turn that its parent reads"
+_INHERITED: Final = "a forked child cannot read a turn that its parent reads"
 
 
 @frozen
@@ -62,7 +64,7 @@ class LogEnd:
 
 
 class TurnLog:
-    """The events of one background turn in this process, numbered from 1.
+    """The events of one turn in this process, numbered from 1.
 
     One thread or task at a time appends events. Any number of threads, and tasks of any event
     loop, can read them. No method acquires a lock, so finalizers can call all methods.
@@ -83,6 +85,7 @@ class TurnLog:
         on_end: A function that is called once, when the turn ends, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.
         loop: The event loop that reads the turn; None if the loop is unknown, or a thread reads it.
+        size: The size of all kept events in bytes.
     """
 
     def __init__(self, turn_id: str, max_bytes: int, stop: Callable[[str], object]) -> None:
@@ -94,7 +97,7 @@ class TurnLog:
         self._owner = OwnerProcess()
         # The number of the oldest kept event, and the kept events. Both change together.
         self._kept: tuple[int, list[bytes]] = (1, [])
-        self._size = 0
+        self.size: int = 0
         # Several threads may add an end at the same time. The first one takes precedence.
         self._ends: list[LogEnd] = []
         self._wakers: dict[object, Callable[[], object]] = {}
@@ -120,26 +123,36 @@ class TurnLog:
         """Whether the turn has ended. Then all its events have been added."""
         return bool(self._ends)
 
-    def append(self, event: bytes) -> None:
-        """Add an event: a complete server-sent event, with its number as the field `id`.
+    def append(self, *events: bytes) -> None:
+        """Add events: complete server-sent events, each with its number as the field `id`.
 
         Does nothing if the turn has ended.
         """
-        if not self._ends:
-            self._kept[1].append(event)
-            self._add_size(len(event))
+        self.extend(self.last + 1, events)
 
     def extend(self, number: int, events: Sequence[bytes]) -> None:
         """Add copies of events from another process. `number` is the first event's number.
 
         If `number` is not `last + 1`, all older events are dropped first: a reader must neither
-        miss nor repeat an event without an error.
+        miss nor repeat an event without an error. Does nothing if the turn has ended.
         """
+        if self._ends:
+            return
         if number != self.last + 1:
             self._kept = (number, [])
-            self._size = 0
+            self.size = 0
         self._kept[1].extend(events)
-        self._add_size(sum(map(len, events)))
+        self.size += sum(map(len, events))
+        if self.size > self.max_bytes:
+            self._drop_oldest()
+        self._wake()
+
+    def drop(self, last: int) -> None:
+        """Drop the events up to the number `last`. Only the thread that adds events may call it."""
+        first, events = self._kept
+        count = last + 1 - first
+        self.size -= sum(map(len, events[:count]))
+        self._kept = (last + 1, events[count:])
 
     def finish(self, end: LogEnd) -> None:
         """End the turn. Only the first call has an effect."""
@@ -152,9 +165,10 @@ class TurnLog:
             self._wake()
 
     def read(self, after: int) -> Sequence[bytes]:
-        """Return the events after the event with the number `after`; empty if there is none yet.
+        """Return the next events after the number `after`; empty if there is none yet.
 
-        Events are complete if `end` was not None before this call.
+        If they have more than 64 KiB, return only the first events. If `end` was not None before
+        this call, and the result is empty, the turn has no more events.
 
         Raises:
             TurnTooLarge: The next event was dropped.
@@ -165,12 +179,16 @@ class TurnLog:
         first, events = self._kept
         if after < first - 1:
             raise TurnTooLarge(self.max_bytes)
-        return events[after - first + 1 :]
+        start = end = after - first + 1
+        size = 0
+        while end < len(events) and size < READ_BYTES:
+            size += len(events[end])
+            end += 1
+        return events[start:end]
 
     def has_more(self, after: int) -> bool:
         """Return whether `read(after)` is complete or not empty, so that it need not wait."""
-        first, events = self._kept
-        return first + len(events) - 1 > after or bool(self._ends)
+        return self.last > after or self.is_ended
 
     def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
         """Call `wake` once, after the next change. Return a function that cancels the call.
@@ -183,20 +201,13 @@ class TurnLog:
         wakers[key] = wake
         return partial(wakers.pop, key, None)
 
-    def _add_size(self, size: int) -> None:
-        self._size += size
-        if self._size > self.max_bytes:
-            self._drop_oldest()
-        self._wake()
-
     def _drop_oldest(self) -> None:
         first, events = self._kept
-        dropped, size = 0, self._size
-        while size > self.max_bytes // 2 and dropped < len(events) - 1:
-            size -= len(events[dropped])
-            dropped += 1
-        self._kept = (first + dropped, events[dropped:])
-        self._size = size
+        count, size = 0, self.size
+        while size > self.max_bytes // 2 and count < len(events) - 1:
+            size -= len(events[count])
+            count += 1
+        self.drop(first + count - 1)
 
     def _wake(self) -> None:
         wakers = self._wakers

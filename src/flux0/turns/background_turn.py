@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import final
 
 from flux0.domain import arguments
 from flux0.domain.enums import SessionStatus
-from flux0.domain.errors import AgentError, E, InvalidArgument, StreamError, fresh
+from flux0.domain.errors import AgentError, E, Flux0Error, InvalidArgument, StreamError, fresh
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
-from flux0.domain.stream_events import StatusEvent
+from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.domain.uncopyable import Uncopyable
-from flux0.relay_format import FLUX0, RelayFormat, checked_format
+from flux0.relay_format import FLUX0, RelayEncoder, RelayFormat, checked_format
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.log_relay import AsyncLogRelay, LogDecoder, LogReader, relay_log
+from flux0.turns.log_relay import AsyncRelay, Pieces, Relay, turn_pieces
 
 # Last-Event-ID may come from any client. Longer numbers are slow to convert.
 _MAX_DIGITS = 18
@@ -81,7 +81,7 @@ class BackgroundTurn(Uncopyable):
             InvalidArgument: `after` is not the number of an event, or was passed with a format
                 whose events have no numbers.
         """
-        return relay_log(self._log, *_relay_arguments(after, heartbeat_ms, format))
+        return Relay(*self._pieces(after, heartbeat_ms, format))
 
     def relay_async(
         self,
@@ -91,7 +91,17 @@ class BackgroundTurn(Uncopyable):
         format: RelayFormat = FLUX0,
     ) -> AsyncIterator[bytes]:
         """The async version of `relay`."""
-        return AsyncLogRelay(self._log, *_relay_arguments(after, heartbeat_ms, format))
+        return AsyncRelay(*self._pieces(after, heartbeat_ms, format))
+
+    def _pieces(
+        self, after: int | str | None, heartbeat_ms: int | None, format: RelayFormat
+    ) -> tuple[Pieces, float | None]:
+        heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
+        number = _number(after)
+        if number and format is not FLUX0:
+            problem = "must be None: only flux0's own format numbers its events"
+            raise InvalidArgument("after", problem)
+        return turn_pieces(self._log, checked_format(format).encoder(), number), heartbeat
 
     def wait(self) -> Reply:
         """Wait until the turn has ended, and return the reply of the agent.
@@ -105,49 +115,39 @@ class BackgroundTurn(Uncopyable):
             StreamError: The stream of the turn failed.
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
-        reader, reply = LogReader(self._log), _ReplyBuilder()
-        while (events := reader.read()) is not None:
-            if events:
-                reply.feed(events)
-            else:
-                reader.wait(None)
-        return reply.finish(reader)
+        reply = _ReplyBuilder(self._log)
+        for _ in Relay(turn_pieces(self._log, reply), None):
+            pass
+        return reply.reply()
 
     async def wait_async(self) -> Reply:
         """The async version of `wait`."""
-        reader, reply = LogReader(self._log), _ReplyBuilder()
-        while (events := reader.read()) is not None:
-            if events:
-                reply.feed(events)
-            else:
-                await reader.wait_async(None)
-        return reply.finish(reader)
+        reply = _ReplyBuilder(self._log)
+        async for _ in AsyncRelay(turn_pieces(self._log, reply), None):
+            pass
+        return reply.reply()
 
 
-class _ReplyBuilder:
-    """Builds the reply from the encoded events of a turn, which another process may have read."""
+class _ReplyBuilder(RelayEncoder):
+    """Builds the reply instead of encoding the events."""
 
-    def __init__(self) -> None:
-        self._decoder = LogDecoder()
+    def __init__(self, log: TurnLog) -> None:
+        self._log = log
         self._accumulator = MessageAccumulator()
         self._correlation_id: str | None = None
         self._event_count = 0
 
-    def feed(self, events: Iterable[bytes]) -> None:
-        for event in self._decoder.decode(events):
-            self._event_count += 1
-            self._correlation_id = getattr(event, "correlation_id", self._correlation_id)
-            if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
-                raise self._with_turn(AgentError(event.data.data))
-            self._accumulator.feed(event)
+    def event(self, event: StreamEvent) -> bytes:
+        self._event_count += 1
+        self._correlation_id = getattr(event, "correlation_id", self._correlation_id)
+        if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
+            raise self._with_turn(AgentError(event.data.data))
+        self._accumulator.feed(event)
+        return b""
 
-    def finish(self, reader: LogReader) -> Reply:
-        if reader.error is not None:
-            # A variable for the error would be a reference cycle, with its traceback.
-            raise self._with_turn(fresh(reader.error))
-        messages = self._accumulator.finish()
-        end = reader.log.end
-        return Reply(messages, joined_tool_calls(messages), end is not None and end.finished)
+    def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - a parameter of each encoder
+        # A variable for the error would be a reference cycle, with its traceback.
+        raise self._with_turn(fresh(error))
 
     def _with_turn(self, error: E) -> E:
         """Add the details of the turn to a `StreamError` that has no stream."""
@@ -158,15 +158,9 @@ class _ReplyBuilder:
             error.sent = "yes" if self._event_count else "maybe"
         return error
 
-
-def _relay_arguments(
-    after: int | str | None, heartbeat_ms: int | None, format: RelayFormat
-) -> tuple[int, float | None, RelayFormat]:
-    heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
-    number = _number(after)
-    if number and format is not FLUX0:
-        raise InvalidArgument("after", "must be None: only flux0's own format numbers its events")
-    return number, heartbeat, checked_format(format)
+    def reply(self) -> Reply:
+        messages, end = self._accumulator.finish(), self._log.end
+        return Reply(messages, joined_tool_calls(messages), end is not None and end.finished)
 
 
 def _number(after: int | str | None) -> int:

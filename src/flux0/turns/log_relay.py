@@ -1,40 +1,23 @@
-"""Reads the log of a background turn, in threads and in tasks of any event loop."""
+"""Reads the log of a turn, in threads and in tasks of any event loop."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import chain
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from threading import TIMEOUT_MAX
 from time import monotonic
-from typing import Final
+from typing import Final, TypeAlias
 
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import Flux0Error
-from flux0.domain.stream_events import StreamEvent
-from flux0.relay_format import FLUX0, RelayEncoder, RelayFormat
-from flux0.runtime.event_loop import call_soon, is_current, load_anyio, running_loop
+from flux0.relay_format import FLUX0, RelayEncoder
+from flux0.runtime.event_loop import is_current, load_anyio
 from flux0.runtime.turn_log import TurnLog
-from flux0.runtime.waker import Waker
+from flux0.runtime.waker import AsyncWaker, Waker
 
-_FOREVER: Final = -1.0
 _OWN_LOOP: Final = (
     "this call would block the event loop that reads the background turn: use the _async method"
 )
-
-
-class LogDecoder:
-    """Decodes the events of a log."""
-
-    def __init__(self) -> None:
-        # The stream has already checked the size of each event.
-        self._parser = SSEParser(max_event_bytes=None)
-        self._codec = JsonCodec()
-
-    def decode(self, events: Iterable[bytes]) -> Iterator[StreamEvent]:
-        """Yield the decoded events."""
-        return map(self._codec.decode_event, chain.from_iterable(map(self._parser.feed, events)))
 
 
 class LogReader:
@@ -82,21 +65,22 @@ class LogReader:
         check_loop(self.log)
         cancel = self.log.on_change(self._waker.wake)
         try:
-            return self.log.has_more(self.position) or self._waker.wait(
-                _FOREVER if seconds is None else seconds
-            )
+            return self.log.has_more(self.position) or self._waker.wait(seconds)
         finally:
             cancel()
 
     async def wait_async(self, seconds: float | None) -> bool:
         """The async version of `wait`."""
-        anyio = load_anyio()
-        changed = anyio.Event()
-        cancel = self.log.on_change(partial(call_soon, running_loop(), changed.set))
+        waker = AsyncWaker()
+
+        def wake() -> None:
+            # The end may be added by a signal handler or a finalizer, events only by a reader.
+            waker.wake() if self.log.is_ended else waker.wake_from_task()
+
+        cancel = self.log.on_change(wake)
         try:
             if not self.log.has_more(self.position):
-                with anyio.move_on_after(seconds):
-                    await changed.wait()
+                await waker.wait(seconds)
             return self.log.has_more(self.position)
         finally:
             cancel()
@@ -124,66 +108,102 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-def relay_log(
-    log: TurnLog, after: int, heartbeat: float | None, format: RelayFormat = FLUX0
-) -> Iterator[bytes]:
-    """Yield the encoded events of a turn, and a heartbeat after `heartbeat` seconds without events.
+# The pieces of a relay. A generator yields the reader if the relay must wait for more events, and
+# is sent whether there are more events.
+Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
-    If the turn has failed, the last piece describes the error. Closing the iterator, or deleting
-    it, has no effect on the turn.
+
+class Relay(Iterator[bytes]):
+    """An iterator over the pieces of a relay, with heartbeats while there are no events.
+
+    Args:
+        pieces: The pieces. Closing the relay closes this generator.
+        heartbeat: Seconds without an event after which a heartbeat is yielded; None for never.
     """
-    reader, encoder = LogReader(log, after), format.encoder()
-    for piece in _pieces(reader, encoder):
-        if piece is not None:
-            yield piece
-        elif not reader.wait(heartbeat):
-            yield encoder.heartbeat()
+
+    def __init__(self, pieces: Pieces, heartbeat: float | None) -> None:
+        self._pieces = pieces
+        self._heartbeat = heartbeat
+
+    def __next__(self) -> bytes:
+        try:
+            piece = next(self._pieces)
+            while isinstance(piece, LogReader):
+                piece = self._pieces.send(piece.wait(self._heartbeat))
+        except BaseException:
+            self._pieces.close()
+            raise
+        return piece
+
+    def close(self) -> None:
+        """End the iteration."""
+        self._pieces.close()
 
 
-class AsyncLogRelay(AsyncIterator[bytes]):
-    """The async version of `relay_log`.
+class AsyncRelay(AsyncIterator[bytes]):
+    """The async version of `Relay`.
 
     It is not an async generator, because an event loop warns about async generators that were not
-    closed. An `AsyncLogRelay` has nothing to close.
+    closed. The garbage collector closes an `AsyncRelay` in any thread.
     """
 
-    def __init__(
-        self, log: TurnLog, after: int, heartbeat: float | None, format: RelayFormat = FLUX0
-    ) -> None:
-        self._reader = LogReader(log, after)
-        self._encoder = format.encoder()
+    def __init__(self, pieces: Pieces, heartbeat: float | None) -> None:
+        self._pieces = pieces
         self._heartbeat = heartbeat
-        self._pieces: Iterator[bytes | None] = _pieces(self._reader, self._encoder)
 
     async def __anext__(self) -> bytes:
-        for piece in self._pieces:
-            if piece is not None:
-                return piece
-            if not await self._reader.wait_async(self._heartbeat):
-                return self._encoder.heartbeat()
-        raise StopAsyncIteration
+        try:
+            piece = next(self._pieces)
+            while isinstance(piece, LogReader):
+                piece = self._pieces.send(await piece.wait_async(self._heartbeat))
+        except StopIteration:
+            raise StopAsyncIteration from None
+        except BaseException:
+            self._pieces.close()
+            raise
+        return piece
 
     async def aclose(self) -> None:
         """End the iteration, as the same method of an async generator."""
-        self._pieces = iter(())
+        self._pieces.close()
 
 
-def _pieces(reader: LogReader, encoder: RelayEncoder) -> Iterator[bytes | None]:
-    """Yield the pieces of a relay; None if the caller must wait until the log has more events."""
-    decoder = None if encoder is FLUX0 else LogDecoder()
-    yield from filter(None, (encoder.start(),))
+def event_pieces(
+    reader: LogReader, encoder: RelayEncoder, encode: Callable[[Sequence[bytes]], bytes]
+) -> Pieces:
+    """Yield a piece for all events that are read at once, and heartbeats, up to the end."""
     while (events := reader.read()) is not None:
         if not events:
-            yield None
-        elif decoder is None:  # The events of the log have flux0's own format.
-            yield from events
-        else:
-            yield from filter(None, map(encoder.event, decoder.decode(events)))
+            if not (yield reader):
+                yield encoder.heartbeat()
+        elif piece := encode(events):
+            yield piece
+
+
+def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:
+    """Yield the pieces of a relay of a background turn.
+
+    If the turn has failed, the last piece describes the error. Closing the relay, or deleting it,
+    has no effect on the turn.
+    """
+    reader = LogReader(log, after)
+    # The stream has already checked the size of each event.
+    parse, decode = SSEParser(max_event_bytes=None).feed, JsonCodec().decode_event
+
+    def encode(events: Sequence[bytes]) -> bytes:
+        data = b"".join(events)
+        # The events of the log have flux0's own format.
+        return data if encoder is FLUX0 else b"".join(map(encoder.event, map(decode, parse(data))))
+
+    if begin := encoder.start():
+        yield begin
+    yield from event_pieces(reader, encoder, encode)
     if reader.error is None:
         last = encoder.end()
     else:
         # If the error did not end the turn, its number would be the number of another event.
-        end = reader.log.end
-        is_end = end and end.has_numbered_error and reader.position == reader.log.last
+        end = log.end
+        is_end = end and end.has_numbered_error and reader.position == log.last
         last = encoder.error(reader.error, reader.position + 1 if is_end else None)
-    yield from filter(None, (last,))
+    if last:
+        yield last

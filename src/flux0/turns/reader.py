@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from threading import Lock
 from typing import Any, TypeVar, final
 from weakref import ref
@@ -13,7 +12,7 @@ from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import NO_WAIT
 from flux0.turns.turn import Turn
 
-T = TypeVar("T")
+V = TypeVar("V", bound=Iterator[Any])
 
 
 @final
@@ -53,11 +52,6 @@ class ReaderRole:
         self.reader: Callable[[], Reader | None] = do_nothing
         self.lock: Lock = Lock()
 
-    @property
-    def is_taken(self) -> bool:
-        """Whether a loop, or a call of `next` or `anext`, reads the stream."""
-        return self.reader() is not None or self.lock.locked()
-
     def in_use(self) -> StreamInUse:
         """Return the error for a second reader."""
         return self._turn.attach_request(StreamInUse())
@@ -96,16 +90,9 @@ class ReaderRole:
         return reader
 
 
-def started(values: Iterator[T]) -> Iterator[T]:
+def started(values: V) -> V:
     """Run a generator up to its first `yield`. Before, closing the generator would do nothing."""
     next(values)
-    return values
-
-
-def started_async(values: AsyncGenerator[T, None]) -> AsyncIterator[T]:
-    """The async version of `started`. Up to its first `yield`, the generator must not wait."""
-    with suppress(StopIteration):
-        values.asend(None).send(None)
     return values
 
 
@@ -116,24 +103,25 @@ class AsyncLoop:
     Args:
         step: Returns the next value.
         leave: Closes the stream after its last loop, except in a `with` block.
+        take: Returns the next value from the received events, if there is one.
         reader: The reader of the loop; None before the first step and after the end.
-        is_text: Whether the values are pieces of the answer instead of events.
+        is_pending: Whether the stream is closed even if the loop never starts.
     """
 
     def __init__(
         self,
         step: Callable[[AsyncLoop], Coroutine[Any, Any, Any]],
         leave: Callable[[], None],
+        take: Callable[[], Any],
         *,
         reader: Reader | None = None,
-        is_text: bool = False,
+        is_pending: bool = False,
     ) -> None:
         self._step = step
         self._leave = leave
+        self.take: Callable[[], Any] = take
         self.reader: Reader | None = reader
-        self.is_text: bool = is_text
-        # An iterator over the text closes the stream even if the loop never starts.
-        self.is_pending: bool = is_text
+        self.is_pending: bool = is_pending
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self

@@ -1,32 +1,81 @@
-"""Forwards a turn to a browser.
+"""Forwards the stream of a turn to a browser.
 
 If no event is received for a while, a heartbeat is sent, which keeps proxies from closing the
 connection. If sending the heartbeat fails, the web server knows that the browser has disconnected.
-A separate thread or task reads the stream, so that heartbeats can be sent while it waits.
+A separate thread or task reads the stream, so that heartbeats can be sent while it waits. It adds
+the encoded events to a log, which the relay reads as the log of a background turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from queue import Empty, SimpleQueue
-from typing import Final
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Generic, TypeVar, final
 
-from flux0.domain.errors import Flux0Error
-from flux0.domain.stream_events import StreamEvent
-from flux0.relay_format import RelayEncoder, RelayFormat
-from flux0.runtime.event_loop import start_task
+from flux0.domain.errors import Flux0Error, drop_tracebacks
+from flux0.relay_format import FLUX0, RelayEncoder, RelayFormat, encoded
+from flux0.runtime.event_loop import call_soon, start_task
 from flux0.runtime.processes import start_thread
+from flux0.runtime.turn_log import READ_BYTES, LogEnd, TurnLog
+from flux0.runtime.waker import AsyncWaker, Waker
+from flux0.turns.log_relay import AsyncRelay, LogReader, Pieces, Relay, event_pieces
+from flux0.turns.reader import started
+from flux0.turns.turn import Received
 
-_QUEUE_SIZE: Final = 64  # The number of events that may wait for the web server.
-# Permits for the thread that reads the stream.
-_ADD: Final = True
-_STOP: Final = False
+W = TypeVar("W", Waker, AsyncWaker)
+B = TypeVar("B")
+
+
+@final
+class _Reading(Generic[W]):
+    """The reading of a stream by another thread or task than its relay.
+
+    Args:
+        encoder: Encodes the events.
+        waker: Ends the wait of the thread or task while too many events wait for the web server.
+
+    Attributes:
+        log: The encoded events. Its end ends the reading.
+        reader: The position of the relay in the log.
+        errors: The exception that ended the reading, unless it is a `Flux0Error`.
+    """
+
+    def __init__(self, encoder: RelayEncoder, waker: W) -> None:
+        self.log: TurnLog = TurnLog("", sys.maxsize, lambda _: None)
+        self.reader: LogReader = LogReader(self.log)
+        self.errors: list[BaseException] = []
+        self.waker: W = waker
+        self._encoder = encoder
+
+    def add(self, events: Received) -> None:
+        encoder = self._encoder
+        self.log.append(
+            *(encoded(*each) if encoder is FLUX0 else encoder.event(each[0]) for each in events)
+        )
+
+    def must_wait(self) -> bool:
+        self.log.drop(self.reader.position)
+        return self.log.size > READ_BYTES and not self.log.is_ended
+
+    def take(self, events: Sequence[bytes]) -> bytes:
+        if self.log.size > READ_BYTES:
+            self.waker.wake()
+        return b"".join(events)
+
+    def end(self, error: BaseException | None = None) -> None:
+        """End the log. Only the first call has an effect."""
+        failure = error if isinstance(error, Flux0Error) else None
+        if failure is None and error is not None:
+            self.errors.append(error)
+        drop_tracebacks(failure)  # Their frames refer to the log.
+        self.log.finish(LogEnd(failure))
+        self.waker.wake()
 
 
 def relay(
-    start: Callable[[], Iterator[StreamEvent]],
+    read: Callable[[], Iterator[Received]],
+    leave: Callable[[], object],
     close: Callable[[], object],
-    is_read: Callable[[], bool],
     heartbeat: float | None,
     format: RelayFormat,
 ) -> Iterator[bytes]:
@@ -37,147 +86,99 @@ def relay(
     another reader uses the stream, the iterator yields an error, and the stream stays open.
 
     Args:
-        start: Becomes the reader of the stream, and returns its events.
-        close: Closes the stream.
-        is_read: Returns whether the stream has a reader.
+        read: Becomes the reader of the stream, and returns its events.
+        leave: Closes the stream unless it is used elsewhere. The garbage collector may call it.
+        close: Closes the stream. The garbage collector may call it, in any thread.
         heartbeat: The time without events after which a heartbeat is yielded; None for no
             heartbeats.
         format: Encodes the events.
     """
-    try:
-        yield b""  # For `started` or `started_async`.
-        encoder = format.encoder()
-    except BaseException:
-        if not is_read():
-            close()
-        raise
-    try:
-        events = start()
-    except Flux0Error as error:
-        yield encoder.start() + encoder.error(error)
-        return
-    # The garbage collector may close this generator in any thread, even inside a call of a queue.
-    # The methods of `SimpleQueue` are reentrant, so this is safe.
-    pieces: SimpleQueue[bytes | BaseException | None] = SimpleQueue()
-    # Limits the number of waiting events: `read` waits for a permit before it adds an event.
-    permits: SimpleQueue[bool] = SimpleQueue()
-    for _ in range(_QUEUE_SIZE):
-        permits.put(_ADD)
 
-    def read() -> None:
-        end: BaseException | None = None
-        try:
-            for piece in filter(None, _encoded(encoder, events)):
-                if not permits.get():
-                    return
-                pieces.put(piece)
-        except BaseException as error:  # noqa: BLE001 - raised below, in the thread of the web server
-            end = error
-        pieces.put(end)
-
-    try:
-        try:
-            start_thread(read, "flux0-relay")
-        except Flux0Error as error:
-            yield encoder.start() + encoder.error(error)
-            return
-        while True:
+    def start(reading: _Reading[Waker], batches: Iterator[Received]) -> Callable[[], object]:
+        def run() -> None:
             try:
-                piece = pieces.get(timeout=heartbeat)
-                permits.put(_ADD)
-            except Empty:
-                piece = encoder.heartbeat()
-            if isinstance(piece, BaseException):
-                raise piece
-            if piece is None:
-                return
-            yield piece
-    finally:
-        permits.put(_STOP)
-        close()
+                for events in batches:
+                    reading.add(events)
+                    while reading.must_wait():
+                        reading.waker.wait(None)
+                    if reading.log.is_ended:
+                        return
+            except BaseException as error:  # noqa: BLE001 - raised in the thread of the web server
+                reading.end(error)
+            reading.end()
+
+        try:
+            start_thread(run, "flux0-relay")
+        except Flux0Error as error:
+            reading.end(error)
+        return close
+
+    return Relay(started(_pieces(Waker, read, start, leave, format)), heartbeat)
 
 
-def _encoded(encoder: RelayEncoder, events: Iterable[StreamEvent]) -> Iterator[bytes]:
-    try:
-        yield encoder.start()
-        yield from map(encoder.event, events)
-        yield encoder.end()
-    except Flux0Error as error:
-        yield encoder.error(error)
-
-
-async def relay_async(
-    start: Callable[[], AsyncIterator[StreamEvent]],
+def relay_async(
+    read: Callable[[], AsyncIterator[Received]],
+    leave: Callable[[], object],
     close: Callable[[], Awaitable[object]],
     close_soon: Callable[[], object],
-    is_read: Callable[[], bool],
     heartbeat: float | None,
     format: RelayFormat,
-) -> AsyncGenerator[bytes, None]:
+) -> AsyncIterator[bytes]:
     """The async version of `relay`."""
-    try:
-        yield b""  # For `started` or `started_async`.
-        encoder = format.encoder()
-    except BaseException:
-        if not is_read():
-            close_soon()
-        raise
-    import anyio  # noqa: PLC0415 - slow to import; httpx requires it
 
-    try:
-        events = start()
-    except Flux0Error as error:
-        yield encoder.start() + encoder.error(error)
-        return
-    is_started = False
-    sender, receiver = anyio.create_memory_object_stream[bytes | Exception](_QUEUE_SIZE)
-
-    async def send(piece: bytes) -> None:
-        if piece:
-            await sender.send(piece)
-
-    async def read() -> None:
-        nonlocal is_started
-        is_started = True
-        async with sender:
+    def start(
+        reading: _Reading[AsyncWaker], batches: AsyncIterator[Received]
+    ) -> Callable[[], object]:
+        async def run() -> None:
             try:
-                await _encode_async(encoder, events, send)
-            except Exception as error:  # noqa: BLE001 - raised below, in the task of the web server
-                await sender.send(error)
+                async for events in batches:
+                    reading.add(events)
+                    while reading.must_wait():
+                        await reading.waker.wait(None)
+            except Exception as error:  # noqa: BLE001 - raised in the task of the web server
+                reading.end(error)
             finally:
+                reading.end()
                 await close()
 
-    # Use no task group: a task group must be closed by the task that opened it, but the web server
-    # may close this generator in another task.
-    cancel = start_task(read)
-    try:
-        while True:
-            piece: bytes | Exception | None = None
-            try:
-                with anyio.move_on_after(heartbeat):
-                    piece = await receiver.receive()
-            except anyio.EndOfStream:
-                return
-            if isinstance(piece, Exception):
-                raise piece
-            yield encoder.heartbeat() if piece is None else piece
-    finally:
-        cancel()
-        receiver.close()
-        if not is_started:  # asyncio does not start a task that was cancelled before its start.
-            sender.close()
-            close_soon()
+        # Use no task group: a task group must be closed by the task that opened it, but the web
+        # server may close the relay in another task.
+        cancel = start_task(run)
+        return lambda: call_soon(reading.waker.loop, cancel) or close_soon()
+
+    return AsyncRelay(started(_pieces(AsyncWaker, read, start, leave, format)), heartbeat)
 
 
-async def _encode_async(
-    encoder: RelayEncoder,
-    events: AsyncIterator[StreamEvent],
-    send: Callable[[bytes], Awaitable[None]],
-) -> None:
+def _pieces(
+    make_waker: Callable[[], W],
+    read: Callable[[], B],
+    start: Callable[[_Reading[W], B], Callable[[], object]],
+    leave: Callable[[], object],
+    format: RelayFormat,
+) -> Pieces:
     try:
-        await send(encoder.start())
-        async for event in events:
-            await send(encoder.event(event))
-        await send(encoder.end())
+        yield b""  # For `started`.
+        encoder = format.encoder()
+        begin = encoder.start()
+    except BaseException:
+        leave()
+        raise
+    try:
+        batches = read()
     except Flux0Error as error:
-        await send(encoder.error(error))
+        yield begin + encoder.error(error)
+        return
+    reading = _Reading(encoder, make_waker())
+    stop = start(reading, batches)
+    try:
+        if begin:
+            yield begin
+        yield from event_pieces(reading.reader, encoder, reading.take)
+        if reading.errors:
+            raise reading.errors.pop()
+        failure = reading.reader.error
+        if last := encoder.end() if failure is None else encoder.error(failure):
+            yield last
+    finally:
+        reading.end()
+        stop()

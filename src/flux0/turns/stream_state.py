@@ -17,7 +17,6 @@ from flux0.domain.messages.json_patch import copied
 from flux0.domain.messages.tool_calls import joined_tool_calls, timed_tool_calls
 from flux0.domain.safe_text import escaped
 from flux0.domain.stored_models import Events, Participant, ToolCall
-from flux0.domain.stream_events import StreamEvent
 from flux0.domain.uncopyable import Uncopyable
 from flux0.observers import TurnEnd
 from flux0.ports import Response
@@ -304,16 +303,22 @@ class StreamState(Uncopyable):
 
     def _is_left(self) -> bool:
         """Return whether the stream must be closed: after the last loop, without a `with` block."""
-        return self._life.current.state is not State.ENTERED and not self._role.is_taken
+        is_read = self._role.reader() is not None or self.is_being_read
+        return not is_read and self._life.current.state is not State.ENTERED
 
-    def _take_text(self, event: StreamEvent) -> str:
-        """Return the text that `event` appends to the answer, or raise an `AgentError`."""
+    def _take_text(self) -> str:
+        """Take events up to the next text, and return the text, or raise an `AgentError`.
+
+        Without a text, return an empty string.
+        """
         content = self._content
-        content.take(event)
-        content.fold()
-        if content.agent_error is not None:
-            self._raise_agent_error()
-        return content.text
+        while content.take_next():
+            content.fold()
+            if content.agent_error is not None:
+                self._raise_agent_error()
+            if content.text:
+                return content.text
+        return ""
 
     # --- the end of the turn
 
@@ -359,13 +364,11 @@ class StreamState(Uncopyable):
         if data is None:
             failure = self._turn.on_end()
             return Transition(State.FAILED if failure else State.ENDED, failure=failure)
-        events, failure = self._turn.feed(data)
+        events, failure = self._turn.feed(data, self._clock() - began)
         if events:
             self._content.add(events, len(data))
             if self._report.seconds_to_first_event is None:
                 self._report.first_event()
-        elif failure is None:
-            failure = self._turn.add_wait(self._clock() - began)
         return None if failure is None else Transition(State.FAILED, failure=failure)
 
     def _on_transport_error(self, error: TransportError) -> Transition:

@@ -7,11 +7,10 @@ loop early closes the connection.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from flux0.domain import arguments
 from flux0.domain.errors import StreamInUse, TransportError
@@ -22,12 +21,15 @@ from flux0.ports import AsyncByteStream, ByteStream
 from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.event_loop import Loop, running_loop, running_task
 from flux0.runtime.processes import NO_WAIT
-from flux0.turns.reader import AsyncLoop, Reader, started, started_async
+from flux0.turns.reader import AsyncLoop, Reader, started
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
+from flux0.turns.turn import Received
 from flux0.usecases.options import CallOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 
 @final
@@ -73,20 +75,29 @@ class EventStream(StreamState):
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        return self._events()
+        return self._values(self._content.take_next)
 
-    def _events(self, reader: Reader | None = None) -> Iterator[StreamEvent]:
-        content = self._content
-        take = content.take
-        with self._loop(reader):
+    def _values(self, take: Callable[[], T | None], reader: Reader | None = None) -> Iterator[T]:
+        """Yield the results of `take`, which takes unread events, as long as they are not empty."""
+        reader = reader or self._role.claim()
+        later = False
+        try:
             while True:
-                # All loops share `unread`, so the next loop continues after the last event.
-                unread = content.unread
-                for event in unread:
-                    take(event)
-                    yield event
+                unread = self._content.unread  # Other loops may take these events, too.
+                while value := take():
+                    yield value
                 if not self._advance(unread):
                     return
+        except GeneratorExit:
+            later = True  # The garbage collector may be closing this generator.
+            raise
+        finally:
+            del reader
+            self._leave(later=later)
+
+    def _received(self, reader: Reader | None = None) -> Iterator[Received]:
+        """Iterate over the events that are received together, for relays and background turns."""
+        return self._values(self._content.take_all, reader)
 
     def __next__(self) -> StreamEvent:
         content = self._content
@@ -94,8 +105,7 @@ class EventStream(StreamState):
             if self._role.reader() is not None:
                 self._role.check()
             unread = content.unread
-            for event in unread:
-                content.take(event)
+            if event := content.take_next():
                 return event
             if not self._advance(unread):
                 raise StopIteration
@@ -117,14 +127,7 @@ class EventStream(StreamState):
         except GeneratorExit:
             self._leave(later=True)
             raise
-        with self._loop():
-            while True:
-                unread = self._content.unread
-                for event in unread:
-                    if text := self._take_text(event):
-                        yield text
-                if not self._advance(unread):
-                    return
+        yield from self._values(self._take_text)
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read the stream to its end, and return the messages and tool results of the turn.
@@ -166,9 +169,11 @@ class EventStream(StreamState):
     ) -> Iterator[bytes]:
         """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
-        By default, the events have the format of the flux0 server. If the stream fails, the last
-        event is named `error`, and its data is JSON with the `type` and the `message` of the error.
-        Closing the iterator closes the stream, which cancels the agent.
+        By default, the events have the format of the flux0 server. A piece may have several events
+        that were received together. If the stream fails, the last event is named `error`, and its
+        data is JSON with the `type` and the `message` of the error. Closing the iterator closes the
+        stream, which cancels the agent. If more than 64 KiB wait for the web server, the stream is
+        not read.
 
         Args:
             heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The
@@ -177,15 +182,13 @@ class EventStream(StreamState):
         """
         from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
-        pieces = relay(
-            lambda: self._events(self._role.claim(object())),
-            # The garbage collector may close the iterator.
+        return relay(
+            lambda: self._received(self._role.claim(object())),
+            partial(self._leave, later=True),
             partial(self._close, later=True),
-            lambda: self._role.is_taken,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
             checked_format(format),
         )
-        return started(pieces)
 
     def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """Request the events of this turn that the server has stored so far.
@@ -212,20 +215,6 @@ class EventStream(StreamState):
         self._close_body()
         self._mark_released()
         self._report_end(later=later)
-
-    @contextmanager
-    def _loop(self, reader: Reader | None = None) -> Generator[None, None, None]:
-        """Read the stream in a `with` block. Create a reader unless `reader` is passed."""
-        reader = reader or self._role.claim()
-        later = False
-        try:
-            yield
-        except GeneratorExit:
-            later = True  # The garbage collector may be closing the generator of the loop.
-            raise
-        finally:
-            del reader
-            self._leave(later=later)
 
     def _leave(self, *, later: bool) -> None:
         if self._is_left():
@@ -282,14 +271,17 @@ class AsyncEventStream(StreamState):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return AsyncLoop(self._next, self._leave)
+        return AsyncLoop(self._next, self._leave, self._content.take_next)
+
+    def _received(self, reader: Reader | None = None) -> AsyncIterator[Received]:
+        return AsyncLoop(self._next, self._leave, self._content.take_all, reader=reader)
 
     def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
         return self._next(None)
 
     def text(self) -> AsyncIterator[str]:
         """The async version of `EventStream.text`."""
-        return AsyncLoop(self._next, self._leave, is_text=True)
+        return AsyncLoop(self._next, self._leave, self._take_text, is_pending=True)
 
     async def final_messages(self) -> tuple[TurnMessage, ...]:
         """The async version of `EventStream.final_messages`."""
@@ -312,15 +304,14 @@ class AsyncEventStream(StreamState):
         """The async version of `EventStream.relay`."""
         from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
-        pieces = relay_async(
-            lambda: AsyncLoop(self._next, self._leave, reader=self._role.claim(object())),
+        return relay_async(
+            lambda: self._received(self._role.claim(object())),
+            self._leave,
             self.close_async,
             self.close_soon,
-            lambda: self._role.is_taken,
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
             checked_format(format),
         )
-        return started_async(pieces)
 
     async def stored_events(self, **options: Unpack[CallOptions]) -> Events:
         """The async version of `EventStream.stored_events`."""
@@ -354,17 +345,13 @@ class AsyncEventStream(StreamState):
         if loop is not None and loop.reader is None:
             loop.is_pending = False
             loop.reader = self._role.claim()
-        content, is_text = self._content, loop is not None and loop.is_text
+        take = self._content.take_next if loop is None else loop.take
         try:
             while True:
                 if loop is None and self._role.reader() is not None:
                     self._role.check()
-                for event in content.unread:
-                    if not is_text:
-                        content.take(event)
-                        return event
-                    if text := self._take_text(event):
-                        return text
+                if value := take():
+                    return value
                 if not await self._advance():
                     raise StopAsyncIteration  # noqa: TRY301 - the loop ends below
         except BaseException as error:

@@ -7,8 +7,7 @@ transport. The outputs are events, and the failure that ends the turn. The strea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from flux0.domain.errors import (
     DecodeError,
@@ -23,9 +22,11 @@ from flux0.domain.errors import (
 from flux0.domain.stream_events import StreamEvent
 from flux0.domain.timeouts import duration
 from flux0.flows import CallRequest
-from flux0.ports import Codec, EventStreamParser
+from flux0.ports import Codec, EventStreamParser, ServerSentEvent
 
 E = TypeVar("E", bound=Flux0Error)
+# Events that were received together, each with the server-sent event that encodes it.
+Received: TypeAlias = list[tuple[StreamEvent, ServerSentEvent]]
 
 
 class Turn:
@@ -55,34 +56,32 @@ class Turn:
         self.correlation_id: str | None = None
         self.event_count: int = 0
 
-    def feed(self, data: bytes) -> tuple[Sequence[StreamEvent], Flux0Error | None]:
+    def feed(self, data: bytes, waited: float = 0.0) -> tuple[Received, Flux0Error | None]:
         """Return the events that `data` completes, and the failure after these events.
 
-        If there are no events, the caller must call `add_wait`.
+        Only events reset the idle timeout, because comments and partial events do not show that the
+        agent is running. Without events, `waited`, the seconds for which the reader waited for
+        `data`, are subtracted from `timeout`.
         """
-        events: list[StreamEvent] = []
-        failure: DecodeError | EventTooLarge | None = None
+        events: Received = []
+        failure: Flux0Error | None = None
         try:
-            for event in self._parser.feed(data):
-                events.append(self._decode(event))  # noqa: PERF401 - keep the events before a failure
+            for encoded in self._parser.feed(data):
+                events.append((self._decode(encoded), encoded))
         except (DecodeError, EventTooLarge) as error:
             failure = error
         self.event_count += len(events)
+        if self.correlation_id is None:
+            ids = (getattr(event, "correlation_id", None) for event, _ in events)
+            self.correlation_id = next((id_ for id_ in ids if id_ is not None), None)
+        if failure is not None:
+            self.attach_request(failure)
         if events:
             self.timeout = self._idle_timeout
-        if self.correlation_id is None:
-            ids = (getattr(event, "correlation_id", None) for event in events)
-            self.correlation_id = next((id_ for id_ in ids if id_ is not None), None)
-        return events, None if failure is None else self.attach_request(failure)
-
-    def add_wait(self, seconds: float) -> StreamIdleTimeout | None:
-        """Record how long the reader waited for data that completed no event.
-
-        The idle timeout limits the sum of all waits since the last event. Comments and partial
-        events do not reset the sum, because they do not show that the agent is running.
-        """
-        self.timeout -= seconds
-        return self._idle_failure() if self.timeout <= 0 else None
+        elif failure is None:
+            self.timeout -= waited
+            failure = self._idle_failure() if self.timeout <= 0 else None
+        return events, failure
 
     def on_end(self) -> Flux0Error | None:
         """Return the failure if the body ends in the middle of an event."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import RLock
 from typing import Final, TypeVar
@@ -12,7 +12,9 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
+from flux0.ports import ServerSentEvent
 from flux0.runtime.processes import NO_WAIT, OwnerProcess
+from flux0.turns.turn import Received
 
 T = TypeVar("T")
 # Fold the events of at least this many bytes at once: the lock costs as much as folding a chunk.
@@ -37,10 +39,9 @@ class TurnContent:
         self._lock = RLock()
         self._is_folding = False
         self._process = OwnerProcess()
-        self.unread: Iterator[StreamEvent] = iter(())
+        self.unread: Iterator[tuple[StreamEvent, ServerSentEvent]] = iter(())
         self._taken: deque[StreamEvent] = deque()
         self._size = 0  # The bytes of the events since `add` has folded events.
-        self.take: Callable[[StreamEvent], None] = self._taken.append
         self.status: SessionStatus | str | None = None
         self.agent_error: StatusEvent | None = None
         self.text: str = ""
@@ -64,7 +65,20 @@ class TurnContent:
         """Return new objects for the messages; see `MessageAccumulator.finish`."""
         return self.fold(lambda: self._accumulator.finish(partial=partial))
 
-    def add(self, events: Sequence[StreamEvent], size: int) -> None:
+    def take_next(self) -> StreamEvent | None:
+        """Take the next unread event; None if there is none."""
+        for event, _ in self.unread:
+            self._taken.append(event)
+            return event
+        return None
+
+    def take_all(self) -> Received:
+        """Take all unread events."""
+        events = list(self.unread)
+        self._taken.extend(event for event, _ in events)
+        return events
+
+    def add(self, events: Received, size: int) -> None:
         """Add the events of `size` bytes. The reader must have taken all earlier events."""
         self.unread = iter(events)
         self._size += size

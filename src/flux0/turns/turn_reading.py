@@ -16,12 +16,13 @@ from flux0.domain.errors import (
     TurnStopped,
     drop_tracebacks,
 )
-from flux0.domain.stream_events import StreamEvent
 from flux0.middleware.logging import log_failed_background_turn
+from flux0.relay_format import encoded
 from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task
 from flux0.runtime.processes import start_thread
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.streams import AsyncEventStream, EventStream
+from flux0.turns.turn import Received
 
 S = TypeVar("S", EventStream, AsyncEventStream)
 
@@ -73,8 +74,9 @@ class TurnReading(ABC, Generic[S]):
         self.log.finish(LogEnd(self._stopped or error, finished))
         self._on_end(self)
 
-    def _append(self, event: StreamEvent) -> None:
-        self.log.append(event.to_sse(str(self.log.last + 1)))
+    def _append(self, events: Received) -> None:
+        numbered = enumerate(events, self.log.last + 1)
+        self.log.append(*(encoded(*each, str(number)) for number, each in numbered))
 
     @contextmanager
     def _reading(self, stream: S) -> Generator[None, None, None]:
@@ -118,8 +120,8 @@ class ThreadReading(TurnReading[EventStream]):
 
     def _read(self, stream: EventStream) -> None:
         with self._reading(stream), stream:
-            for event in stream:
-                self._append(event)
+            for events in stream._received():  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+                self._append(events)
             stream.confirm()
 
     def _close(self, stream: EventStream, reason: str) -> None:
@@ -161,8 +163,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
     async def _read(self, stream: AsyncEventStream) -> None:
         with self._reading(stream):
             async with stream:
-                async for event in stream:
-                    self._append(event)
+                async for events in stream._received():  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+                    self._append(events)
                 await stream.confirm()
 
     def _close(self, stream: AsyncEventStream, reason: str) -> None:

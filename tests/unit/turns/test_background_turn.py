@@ -123,7 +123,7 @@ async def test_format_encodes_the_turn_from_its_start(mode: Mode) -> None:
     for error, last in ((None, b"end\n"), (TurnStopped("stopped"), b"TurnStopped 4\n")):
         turn = background_turn([status("typing"), frame("note", {}), chunk("a")], LogEnd(error))
         for _ in range(2):
-            assert await relayed(turn, mode) == [b"start\n", b"1 typing\n", b"3 a\n", last]
+            assert await relayed(turn, mode) == [b"start\n", b"1 typing\n3 a\n", last]
 
 
 def test_format_encodes_the_heartbeats() -> None:

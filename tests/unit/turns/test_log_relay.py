@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import signal
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,12 +16,13 @@ import anyio
 import pytest
 
 from flux0.domain.errors import StreamIdleTimeout, TurnStoreError
-from flux0.relay_format import HEARTBEAT
+from flux0.relay_format import FLUX0, HEARTBEAT
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.log_relay import (
-    AsyncLogRelay,
+    AsyncRelay,
     LogReader,
-    relay_log,
+    Relay,
+    turn_pieces,
     wait_for_end,
     wait_for_end_async,
 )
@@ -56,13 +58,21 @@ def new_log(*events: bytes, max_bytes: int = 1000) -> WatchedLog:
     return log
 
 
-async def gathered(pieces: AsyncLogRelay) -> list[bytes]:
+def relayed(log: TurnLog, *, after: int = 0, heartbeat: float | None = None) -> Relay:
+    return Relay(turn_pieces(log, FLUX0, after), heartbeat)
+
+
+def relayed_async(log: TurnLog, heartbeat: float | None = None) -> AsyncRelay:
+    return AsyncRelay(turn_pieces(log, FLUX0), heartbeat)
+
+
+async def gathered(pieces: AsyncRelay) -> list[bytes]:
     return [piece async for piece in pieces]
 
 
 def test_sync_relay_yields_events_as_they_arrive_and_comments_between_them() -> None:
     log = new_log(b"1")
-    pieces = relay_log(log, 0, 0.001)
+    pieces = relayed(log, heartbeat=0.001)
     assert [next(pieces), next(pieces), next(pieces)] == [b"1", HEARTBEAT, HEARTBEAT]
     log.append(b"2")
     log.finish(LogEnd())
@@ -74,7 +84,7 @@ async def test_async_relay_yields_events_as_they_arrive_and_comments_between_the
     mode: Mode,
 ) -> None:
     log = new_log(b"1")
-    pieces = AsyncLogRelay(log, 0, 0.001)
+    pieces = relayed_async(log, 0.001)
     assert [await anext(pieces) for _ in range(3)] == [b"1", HEARTBEAT, HEARTBEAT]
     log.append(b"2")
     log.finish(LogEnd())
@@ -84,8 +94,10 @@ async def test_async_relay_yields_events_as_they_arrive_and_comments_between_the
 
 @in_both_loops
 async def test_closed_async_relay_ends(mode: Mode) -> None:
-    pieces = AsyncLogRelay(new_log(b"1", b"2"), 0, None)
+    log = new_log(b"1")
+    pieces = relayed_async(log)
     assert await anext(pieces) == b"1"
+    log.append(b"2")
     await pieces.aclose()
     assert await gathered(pieces) == []
 
@@ -93,7 +105,7 @@ async def test_closed_async_relay_ends(mode: Mode) -> None:
 def test_relay_in_another_thread_is_woken_by_each_event_and_by_the_end() -> None:
     log = new_log()
     with ThreadPoolExecutor(1) as threads:
-        reading = threads.submit(list, relay_log(log, 0, None))
+        reading = threads.submit(list, relayed(log))
         for number in (b"1", b"2", b"3"):
             while not log.waiting:
                 threading.Event().wait(0.001)
@@ -102,7 +114,7 @@ def test_relay_in_another_thread_is_woken_by_each_event_and_by_the_end() -> None
             threading.Event().wait(0.001)
         log.finish(LogEnd(StreamIdleTimeout("no event")))
         *events, last = reading.result(TIMEOUT)
-    assert events == [b"1", b"2", b"3"]
+    assert b"".join(events) == b"123"
     assert last == (
         b'event: error\nid: 4\ndata: {"type": "StreamIdleTimeout", "message": "no event"}\n\n'
     )
@@ -120,7 +132,7 @@ def test_task_is_woken_by_events_from_another_thread(mode: Mode) -> None:
         log.finish(LogEnd())
 
     async def read() -> None:
-        assert await gathered(AsyncLogRelay(log, 0, None)) == [b"1", b"2"]
+        assert b"".join(await gathered(relayed_async(log))) == b"12"
 
     with ThreadPoolExecutor(1) as threads:
         writing = threads.submit(write)
@@ -131,8 +143,8 @@ def test_task_is_woken_by_events_from_another_thread(mode: Mode) -> None:
 def test_relay_that_is_too_slow_gets_an_error_without_a_number() -> None:
     """With a number, a browser would continue after an event that it has not received."""
     log = new_log(b"12345", b"12345", max_bytes=10)
-    pieces = relay_log(log, 0, None)
-    assert [next(pieces), next(pieces)] == [b"12345"] * 2
+    pieces = relayed(log)
+    assert next(pieces) == b"1234512345"
     for _ in range(10):
         log.append(b"12345")
     log.finish(LogEnd())
@@ -145,8 +157,8 @@ def test_relay_that_is_too_slow_gets_an_error_without_a_number() -> None:
 def test_relay_after_the_last_number_yields_nothing_more(after: int) -> None:
     log = new_log(b"1", b"2")
     log.finish(LogEnd(StreamIdleTimeout("no event")))
-    assert list(relay_log(log, after, None)) == []
-    assert len(list(relay_log(log, 2, None))) == 1
+    assert list(relayed(log, after=after)) == []
+    assert len(list(relayed(log, after=2))) == 1
 
 
 @pytest.mark.parametrize("after", [2, 5])
@@ -154,13 +166,13 @@ def test_error_that_ends_only_a_copy_has_no_number_and_is_never_left_out(after: 
     """Another process adds events to the turn, and the browser may have received them from it."""
     log = new_log(b"1", b"2")
     log.finish(LogEnd(TurnStoreError("no connection"), is_of_copy=True))
-    (error,) = relay_log(log, after, None)
+    (error,) = relayed(log, after=after)
     assert error.startswith(b'event: error\ndata: {"type": "TurnStoreError"')
 
 
 def test_relay_after_a_number_that_is_not_copied_yet_waits_for_the_next_number() -> None:
     log = new_log(b"1")
-    pieces = relay_log(log, 2, 0.001)
+    pieces = relayed(log, after=2, heartbeat=0.001)
     assert next(pieces) == HEARTBEAT
     log.append(b"2")
     assert next(pieces) == HEARTBEAT
@@ -187,7 +199,7 @@ async def test_async_wait_returns_at_once_if_an_event_was_added_after_the_last_r
 
 def test_unreferenced_sync_relays_leave_nothing_behind() -> None:
     log = new_log(b"1")
-    pieces: list[Any] = [relay_log(log, 0, 0.001) for _ in range(3)]
+    pieces: list[Any] = [relayed(log, heartbeat=0.001) for _ in range(3)]
     assert [next(pieces[1]), next(pieces[2])] == [b"1"] * 2
     assert [next(pieces[1]), next(pieces[2])] == [HEARTBEAT] * 2
     references = [weakref.ref(each) for each in pieces]
@@ -199,7 +211,7 @@ def test_unreferenced_sync_relays_leave_nothing_behind() -> None:
 @in_both_loops
 async def test_unreferenced_and_cancelled_async_relays_leave_nothing_behind(mode: Mode) -> None:
     log = new_log(b"1")
-    pieces = [AsyncLogRelay(log, 0, 0.001) for _ in range(3)]
+    pieces = [relayed_async(log, 0.001) for _ in range(3)]
     for expected in (b"1", HEARTBEAT):
         assert await anext(pieces[1]) == await anext(pieces[2]) == expected
     references = [weakref.ref(each) for each in pieces]
@@ -209,11 +221,50 @@ async def test_unreferenced_and_cancelled_async_relays_leave_nothing_behind(mode
     assert [reference() for reference in references] == [None] * 3
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(gathered, AsyncLogRelay(log, 0, None))
+        tasks.start_soon(gathered, relayed_async(log))
         while not log.waiting:
             await anyio.sleep(0.001)
         tasks.cancel_scope.cancel()
     assert not log.waiting
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_end_in_a_signal_handler_wakes_a_relay_whose_loop_waits_for_io(mode: Mode) -> None:
+    log = new_log()
+
+    def send_signal() -> None:
+        while not log.waiting:
+            threading.Event().wait(0.001)
+        threading.Event().wait(0.05)  # The loop usually waits for I/O now.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    async def read() -> None:
+        assert await gathered(relayed_async(log)) == []
+
+    def end(_: int, __: object) -> None:
+        log.finish(LogEnd())
+
+    before = signal.signal(signal.SIGUSR1, end)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            sending = threads.submit(send_signal)
+            run(mode, read)
+            sending.result(TIMEOUT)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_relay_can_be_read_in_a_second_event_loop(mode: Mode) -> None:
+    log = new_log(b"1")
+    pieces = relayed_async(log, 0.001)
+    for expected in (b"1", HEARTBEAT):
+
+        async def read(expected: bytes = expected) -> None:
+            assert await anext(pieces) == expected
+            assert await anext(pieces) == HEARTBEAT
+
+        run(mode, read)
 
 
 def ignore_open_tasks(_: object, __: object) -> None:
@@ -224,7 +275,7 @@ def test_waiting_relay_of_a_closed_loop_does_not_disturb_the_turn() -> None:
     log = new_log()
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(ignore_open_tasks)
-    task = loop.create_task(gathered(AsyncLogRelay(log, 0, None)))
+    task = loop.create_task(gathered(relayed_async(log)))
     while not log.waiting:
         loop.run_until_complete(asyncio.sleep(0))
     loop.close()
@@ -271,10 +322,10 @@ async def test_wait_for_end_async_returns_whether_the_turn_has_ended(mode: Mode)
 @in_both_loops
 async def test_thousand_relays_of_one_turn_get_all_events(mode: Mode) -> None:
     log, number = new_log(max_bytes=10**6), 50
-    counts: list[int] = []
+    results: list[bytes] = []
 
     async def read() -> None:
-        counts.append(len(await gathered(AsyncLogRelay(log, 0, None))))
+        results.append(b"".join(await gathered(relayed_async(log))))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(1000):
@@ -284,4 +335,4 @@ async def test_thousand_relays_of_one_turn_get_all_events(mode: Mode) -> None:
             if each % 10 == 0:
                 await anyio.sleep(0.001)
         log.finish(LogEnd())
-    assert counts == [number] * 1000
+    assert results == [b"".join(str(each).encode() for each in range(number))] * 1000

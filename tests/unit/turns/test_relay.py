@@ -7,6 +7,7 @@ import json
 import pickle
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import anyio
@@ -29,6 +30,7 @@ from flux0.testing import (
     Report,
     Say,
 )
+from support.forking import in_child
 from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
 from support.modes import in_mode
 from support.plain_format import PlainFormat
@@ -171,7 +173,6 @@ async def test_relay_yields_all_events_of_the_turn(mode: Mode) -> None:
 
     events = events_of(b"".join(pieces))
     assert [type(event) for event in events] == [type(event) for event in expected]
-    assert len(pieces) == len(events)
     assert stream.finished
     fake.assert_no_open_streams()
 
@@ -289,6 +290,44 @@ def test_relay_may_be_finalized_in_its_reader_thread() -> None:
     assert recorded.releases
 
 
+@in_both_loops
+async def test_async_relay_may_be_finalized_in_another_thread(mode: Mode) -> None:
+    recorded = tape(chunk("a"), Hang())
+    relays = [open_async(recorded).relay(heartbeat_ms=None)]
+    assert await anext(relays[0]) == chunk("a")
+    await anyio.to_thread.run_sync(relays.clear)
+    while not recorded.releases:
+        await anyio.sleep(0.001)
+
+
+def test_closing_the_relay_in_another_thread_ends_the_wait_for_its_next_piece() -> None:
+    closed = threading.Event()
+
+    def idle() -> bytes:
+        assert closed.wait(20)
+        raise ConnectionInterrupted("the socket was shut down")
+
+    pieces: Any = open_sync(tape(chunk("a"), idle)).relay(heartbeat_ms=None)
+    assert next(pieces) == chunk("a")
+    with ThreadPoolExecutor(1) as threads:
+        rest = threads.submit(list, pieces)
+        pieces.close()
+        assert rest.result(20) == []
+    closed.set()
+
+
+def test_relay_in_a_forked_child_ends_with_an_error() -> None:
+    pieces = open_sync(tape(chunk("a"), chunk("b"))).relay()
+
+    def read() -> None:
+        (error,) = pieces
+        assert b"ReaderLost" in error
+
+    assert chunk("a") in next(pieces)
+    in_child(read)
+    assert b"error" not in b"".join(pieces)
+
+
 @in_every_mode
 async def test_second_relay_gets_an_error_and_the_first_continues(mode: Mode) -> None:
     gate = Gate()
@@ -318,22 +357,65 @@ async def yield_to_others(mode: Mode) -> None:
         await anyio.sleep(0.001)
 
 
-def test_closing_the_relay_stops_the_reader_with_a_full_queue() -> None:
-    recorded = tape(*(chunk(str(number)) for number in range(500)))
-    others = set(threading.enumerate())
-    pieces = open_sync(recorded).relay()
+BIG = chunk("x" * 700)
 
-    assert next(pieces) == chunk("0")
+
+def reads_ahead(first: bytes) -> int:
+    """Return how many events like `BIG` are read if a web server has taken only its first piece.
+
+    The stream is read as long as at most 64 KiB wait.
+    """
+    return (64 * 1024 + len(first)) // len(BIG) + 1
+
+
+def test_closing_the_relay_stops_the_reader_that_waits_for_a_slow_browser() -> None:
+    recorded = tape(*[BIG] * 300)
+    others = set(threading.enumerate())
+    pieces: Any = open_sync(recorded).relay()
+
+    full = reads_ahead(next(pieces))
     (reader,) = set(threading.enumerate()) - others
-    full = 64 + 2  # The web server has one more event, and the reader waits with another event.
     while recorded.reads < full:
         reader.join(0.001)
-    pieces.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue] - as a web server does
+    pieces.close()
 
     reader.join(20)
     assert not reader.is_alive()
     assert recorded.reads == full
     assert recorded.releases
+
+
+@in_both_loops
+async def test_closing_the_async_relay_stops_the_reader_that_waits_for_a_slow_browser(
+    mode: Mode,
+) -> None:
+    recorded = tape(*[BIG] * 300)
+    pieces: Any = open_async(recorded).relay()
+
+    full = reads_ahead(await anext(pieces))
+    while recorded.reads < full:
+        await anyio.lowlevel.checkpoint()
+    await pieces.aclose()
+    while not recorded.releases:
+        await anyio.lowlevel.checkpoint()
+    assert recorded.reads == full
+
+
+@in_every_mode
+async def test_slow_browser_gets_all_events_in_pieces_of_limited_size(mode: Mode) -> None:
+    recorded = tape(*[BIG] * 300)
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    relay = in_mode(mode, cast("Any", stream)).relay()
+
+    pieces = [await anext(relay)]
+    full = reads_ahead(pieces[0])
+    while recorded.reads < full:
+        await yield_to_others(mode)
+    pieces += [piece async for piece in relay]
+
+    assert b"".join(pieces) == BIG * 300
+    assert max(map(len, pieces)) <= 64 * 1024 + len(BIG)
+    assert stream.finished
 
 
 @in_every_mode
@@ -366,7 +448,8 @@ async def test_format_encodes_the_start_the_events_and_the_end(mode: Mode) -> No
 
     pieces = await gathered(stream.relay(heartbeat_ms=None, format=PlainFormat()))
 
-    assert pieces == [b"start\n", b"1 typing\n", b"3 a\n", b"end\n"]
+    assert pieces[0] == b"start\n"
+    assert b"".join(pieces) == b"start\n1 typing\n3 a\nend\n"
 
 
 @in_every_mode
@@ -453,7 +536,7 @@ async def test_heartbeats_are_encoded_only_when_they_are_sent(mode: Mode) -> Non
 
     stream = open_async(tape(chunk("a"), status("completed")))
     pieces = await gathered(stream.relay(heartbeat_ms=None, format=NoHeartbeats()))
-    assert pieces == [b"start\n", b"1 a\n", b"2 completed\n", b"end\n"]
+    assert b"".join(pieces) == b"start\n1 a\n2 completed\nend\n"
 
 
 def test_relay_raises_exceptions_that_exit_the_process_to_its_reader() -> None:

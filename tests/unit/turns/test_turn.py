@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 from flux0.domain import errors
-from flux0.domain.stream_events import ChunkEvent, StreamEvent
-from flux0.turns.turn import Turn
+from flux0.domain.stream_events import ChunkEvent
+from flux0.turns.turn import Received, Turn
 from support.in_memory import CORRELATION_ID, chunk, frame, new_turn
 
 UNKNOWN = frame("weather", {"sun": True})
 
 
-def values(events: Sequence[StreamEvent]) -> list[object]:
+def values(events: Received) -> list[object]:
     """Return the values that the chunk events append."""
-    return [event.patches[0].value for event in events if isinstance(event, ChunkEvent)]
+    return [event.patches[0].value for event, _ in events if isinstance(event, ChunkEvent)]
 
 
 def turn_after(data: bytes) -> Turn:
@@ -103,9 +101,7 @@ def test_timeout_of_a_read_is_the_rest_of_the_idle_timeout() -> None:
         (event[5:] + event[:5], 0.25, 5.0),
         (b"", 1.0, 4.0),
     ):
-        events, failure = turn.feed(piece)
-        if not events:
-            failure = turn.add_wait(waited)
+        _, failure = turn.feed(piece, waited)
         assert failure is None
         assert turn.timeout == left
 
@@ -113,11 +109,10 @@ def test_timeout_of_a_read_is_the_rest_of_the_idle_timeout() -> None:
 def test_comments_do_not_reset_the_idle_timeout() -> None:
     turn = new_turn(idle=5)
 
-    assert turn.feed(b": keep-alive\n") == ([], None)
-    assert turn.add_wait(3) is None
-    assert len(turn.feed(chunk("a"))[0]) == 1
-    assert turn.add_wait(2.5) is None
-    failure = turn.add_wait(2.5)
+    assert turn.feed(b": keep-alive\n", 3.0) == ([], None)
+    assert len(turn.feed(chunk("a"), 3.0)[0]) == 1
+    assert turn.feed(b": keep-alive\n", 2.5)[1] is None
+    _, failure = turn.feed(b": keep-alive\n", 2.5)
 
     assert isinstance(failure, errors.StreamIdleTimeout)
     assert f"(after 1 event of turn {CORRELATION_ID})" in str(failure)

@@ -21,7 +21,7 @@ from flux0.domain.stream_events import ChunkEvent, StreamEvent
 from flux0.flows import CallRequest
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import ServerSentEvent
-from flux0.turns.turn import Turn
+from flux0.turns.turn import Received, Turn
 from flux0.turns.turn_content import TurnContent
 from support.contention import before_wait
 from support.forking import in_child
@@ -39,14 +39,14 @@ def content_of(accumulator: MessageAccumulator, *frames: bytes) -> TurnContent:
     """Return a content whose events were taken."""
     content = TurnContent(accumulator)
     content.add(decoded(*frames), 0)
-    for event in content.unread:
-        content.take(event)
+    content.take_all()
     return content
 
 
-def decoded(*frames: bytes) -> list[StreamEvent]:
+def decoded(*frames: bytes) -> Received:
     codec = JsonCodec()
-    return [codec.decode_event(event) for event in SSEParser().feed(b"".join(frames))]
+    events = SSEParser().feed(b"".join(frames))
+    return [(codec.decode_event(event), event) for event in events]
 
 
 # --- the reader
@@ -58,8 +58,7 @@ def test_content_has_the_events_that_were_taken() -> None:
     assert text_of(content) == []
 
     seen: list[tuple[object, ...]] = []
-    for event in content.unread:
-        content.take(event)
+    while content.take_next():
         content.fold()
         seen.append((text_of(content), content.text, content.status))
 
@@ -70,9 +69,7 @@ def test_events_that_were_taken_are_freed_also_if_nobody_reads_the_messages() ->
     content, events = TurnContent(MessageAccumulator()), list[ref[StreamEvent]]()
     for _ in range(200):
         content.add(decoded(chunk("x" * 1_000)), 1_000)
-        for event in content.unread:
-            content.take(event)
-            events.append(ref(event))
+        events.extend(ref(event) for event, _ in content.take_all())
 
     assert sum(event() is not None for event in events) < 100
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import accumulate
 from typing import Final, final
 
 from attrs import define, field
@@ -13,8 +12,6 @@ from flux0.adapters.redis.worker import SharedObjects, Steps
 from flux0.runtime.processes import run_in_new_thread
 from flux0.runtime.turn_log import TurnLog
 
-# The size in bytes after which a batch takes no more events.
-_BATCH_BYTES: Final = 64 * 1024
 _REPLACED: Final = "another turn of the session was started while Redis could not be reached"
 
 
@@ -87,16 +84,11 @@ class PublishedTurn:
         end = self.log.end  # Get the end first: after the end, no event is added.
         kept = self.log.first
         after = max(self._sent, kept - 1)
-        available = self.log.read(after)  # Raises an error if events were dropped since then.
-        count = 0
-        for count, size in enumerate(accumulate(map(len, available)), 1):  # noqa: B007 - used below
-            if size >= _BATCH_BYTES:
-                break
-        events = b"".join(available[:count])
-        last = after + count if count else self._sent
-        is_cut = count < len(available)
+        events = self.log.read(after)  # Raises an error if events were dropped since then.
+        last = after + len(events) if events else self._sent
+        is_cut = last < self.log.last
         encoded_end = b"" if end is None or is_cut else end.to_json()
-        return Batch(self._sent, after + 1, last, events, kept, encoded_end, is_cut)
+        return Batch(self._sent, after + 1, last, b"".join(events), kept, encoded_end, is_cut)
 
     def _obey(self, request: bytes) -> None:
         """Stop the turn if this was requested, and not before."""

@@ -82,7 +82,7 @@ def compared(event: dict[str, Any]) -> str:
 )
 def test_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, Any]) -> None:
     accumulator = MessageAccumulator()
-    for event in new_turn().feed(case["wire"].encode())[0]:
+    for event, _ in new_turn().feed(case["wire"].encode())[0]:
         accumulator.feed(event)
     rebuilt = [compared(to_dict(event)) for event in accumulator.finish()]
     expected = [
