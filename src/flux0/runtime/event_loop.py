@@ -314,18 +314,18 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
 
     def schedule_close_all(self) -> None:
         self.close_ended_loops()
-        for loop in tuple(self):
+        for loop in self.copy():
             schedule_close(loop, partial(self._close_later, loop))
 
     def close_ended_loops(self) -> None:
         """Close the resources of asyncio loops that ended without closing async generators."""
-        for loop in tuple(self):
-            if hasattr(loop, "is_closed") and loop.is_closed():
-                resource, _ = self.pop(loop)
+        for loop in self.copy():
+            is_closed = hasattr(loop, "is_closed") and loop.is_closed()
+            if is_closed and (entry := self.pop(loop, None)) is not None:
                 # The loop is closed and cannot close the resource. Run `_close_resource` without a
                 # loop, up to its first wait. The garbage collector closes sockets that are still
                 # open.
-                closing = self._close_resource(resource).__await__()
+                closing = self._close_resource(entry[0]).__await__()
                 with suppress(Exception):
                     next(closing)
                 closing.close()

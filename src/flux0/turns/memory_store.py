@@ -92,9 +92,9 @@ class MemoryTurnStore(TurnStore):
     def _remove_expired(self) -> None:
         turns = self._turns.get()
         with turns.changing:
-            for session_id, log in tuple(turns.logs.items()):
+            for session_id, log in turns.logs.copy().items():
                 if self._is_expired(log):
-                    del turns.logs[session_id]
+                    turns.logs.pop(session_id, None)
             turns.is_cleaning = bool(turns.logs)
         if turns.is_cleaning:
             self._clean_later()

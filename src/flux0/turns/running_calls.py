@@ -54,7 +54,7 @@ class RunningCalls:
     def close(self) -> None:
         """Cancel all calls. Later calls raise `ClientClosed`."""
         self.closed = True
-        for call in tuple(self._calls.get()):
+        for call in self._calls.get().copy():
             call.cancel()
 
 

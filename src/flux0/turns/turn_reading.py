@@ -64,8 +64,8 @@ class TurnReading(ABC, Generic[S]):
         If the message is still being sent, its stream is closed later, by `start`.
         """
         self._stopped = self._stopped or error
-        if self._stream is not None:
-            self._close(self._stream, error.problem)
+        if (stream := self._stream) is not None:
+            self._close(stream, error.problem)
 
     def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
         """End the turn."""
@@ -153,8 +153,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
     def lose(self) -> None:
         """End the turn, because its event loop has ended without ending its tasks."""
         self._stopped = self._stopped or ReaderLost(_LOST)
-        if self._stream is not None:
-            self._stream.close_soon(_LOST)
+        if (stream := self._stream) is not None:
+            stream.close_soon(_LOST)
         self.end()
 
     def _start(self, stream: AsyncEventStream) -> None:

@@ -309,7 +309,6 @@ def test_message_is_rejected_while_a_task_of_a_stopped_loop_sends_a_message(
         assert stopped.run_until_complete(read("asyncio", stream)) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.usefixtures("little_garbage")
 @pytest.mark.parametrize("way", IN_ASYNCIO, ids=str)
 def test_child_that_frees_a_stream_of_its_parent_does_not_interrupt_it(

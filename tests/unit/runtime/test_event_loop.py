@@ -7,7 +7,8 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -128,6 +129,32 @@ def test_resource_collected_as_its_loop_ends_is_closed(
 
     assert run(main).closed == 1
     assert caplog.messages == []
+
+
+def test_two_threads_find_an_ended_loop_at_the_same_time() -> None:
+    class Loop(asyncio.SelectorEventLoop):
+        waits: Iterator[threading.Barrier] = iter(())
+
+        def is_closed(self) -> bool:
+            for both in self.waits:
+                both.wait(10)
+                break
+            return super().is_closed()
+
+    resources, ended = per_loop(), Loop()
+    ended.run_until_complete(resources.get())
+    ended.close()  # The loop does not close its async generators.
+    ended.waits = iter([threading.Barrier(2)] * 2)
+
+    def get() -> Resource:
+        return asyncio.run(resources.get())
+
+    with ThreadPoolExecutor(2) as threads:
+        getting = [threads.submit(get) for _ in range(2)]
+        first, second = (each.result() for each in getting)
+
+    assert first is not second
+    assert (first.closed, second.closed) == (1, 1)
 
 
 # --- closing

@@ -45,7 +45,6 @@ def test_all_threads_get_the_resource_that_was_stored_first() -> None:
     assert resource.get() is made[1]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child_has_its_own_resource_and_inherits_objects() -> None:
     resource, owner = PerProcess(object), OwnerProcess()
     parents = resource.get()

@@ -122,7 +122,6 @@ def test_alarm_later_than_the_longest_possible_wait(time: WatchedTime) -> None:
     time.join()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child_has_its_own_alarms(time: WatchedTime) -> None:
     time.set_alarm(LATER, "later")
     child = os.fork()

@@ -352,7 +352,6 @@ def test_streams_can_be_opened_while_the_client_is_closed() -> None:
 # --- forks
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("reading", [True, False], ids=["being read", "not read"])
 @pytest.mark.parametrize(
     "way", [Way("aiohttp", "asyncio"), Way("httpx", "asyncio"), Way("httpx", "trio")], ids=str

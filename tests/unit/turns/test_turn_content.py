@@ -208,7 +208,6 @@ def test_other_threads_read_the_content_after_ctrl_c() -> None:
     assert [text[-1] for text in seen] == ["b"]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_content_can_be_read_in_a_child_that_is_forked_during_a_fold() -> None:
     """In the child, the lock of the parent's thread is never released."""
     folding, forked = Event(), Event()

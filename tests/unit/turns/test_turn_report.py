@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from attrs import define, field
 
 from flux0 import EventStream
@@ -70,7 +69,6 @@ def test_end_is_reported_once_with_the_time_of_the_first_end() -> None:
     assert recorder.names == ["first event", "turn end"]
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_forked_child_does_not_report_the_turn_of_its_parent() -> None:
     recorder = Recorder()
     stream = open_sync(tape(chunk("a")), None, recorder)
