@@ -37,9 +37,10 @@ _GUIDE_BOOST = 1.3
 _KEYWORDS = {
     "errors/": "flux0error",
     "how-to/background-turns/": "backgroundturns",
+    "how-to/language-model/": "langchain langgraph llm openai anthropic ollama",
     "how-to/web/": "fastapi flask django starlette react",
     "reliability/": "retry retries retrying timeout timeouts thread threads",
-    "testing/": "fake faketransport mock mocking langchain",
+    "testing/": "fake faketransport mock mocking",
     "turns/": "cancel canceled cancelled canceling cancelling cancellation stream streaming",
 }
 _KEYWORD_COUNT = 8  # A page with the word in its text has it several times.
