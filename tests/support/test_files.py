@@ -55,7 +55,6 @@ ELSEWHERE: Mapping[str, str] = {
     "testing/fake/test_server.py": "testing/fake/operations testing/fake/validation",
     "testing/fake/test_transport.py": "testing/fake/body testing/fake/calls",
     "testing/fake/test_turn.py": "testing/fake/clock",
-    "turns/test_streams.py": "turns/reader",
 }
 
 

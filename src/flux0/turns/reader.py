@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from inspect import CO_GENERATOR, currentframe
 from threading import Lock
 from typing import Any, TypeVar, final
 from weakref import ref
 
 from flux0.domain.errors import StreamInUse
-from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import NO_WAIT
 from flux0.turns.turn import Turn
 
@@ -17,16 +17,18 @@ V = TypeVar("V", bound=Iterator[Any])
 
 @final
 class Reader:
-    """A loop that reads a stream, together with the loops inside it.
+    """A loop that reads a stream.
 
     Attributes:
         owner: The thread or task that runs the loop.
+        generators: The generators that contain the loop; see `running_generators`.
     """
 
-    __slots__ = ("__weakref__", "owner")
+    __slots__ = ("__weakref__", "generators", "owner")
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, generators: frozenset[int]) -> None:
         self.owner: object = owner
+        self.generators: frozenset[int] = generators
 
 
 @final
@@ -34,22 +36,27 @@ class ReaderRole:
     """Lets one thread or task read a stream at a time.
 
     A loop keeps the role between two events, as long as it refers to its `Reader`. A call of `next`
-    or `anext` has the role until it returns.
+    or `anext` has the role until it returns. A loop may contain another loop, also if both are in a
+    generator that is continued in another thread.
 
     Args:
         running: Returns the running thread or task.
+        generators: Returns the running generators that another thread may continue.
         turn: Adds the request to the error for a second reader.
 
     Attributes:
-        reader: Returns the reader; None if no loop reads the stream.
+        readers: Weak references to the loops that read the stream.
         lock: Is held while a thread or task waits for the next events.
     """
 
-    def __init__(self, running: Callable[[], object], turn: Turn) -> None:
+    def __init__(
+        self, running: Callable[[], object], generators: Callable[[], frozenset[int]], turn: Turn
+    ) -> None:
         self._running = running
+        self._generators = generators
         self._turn = turn
-        # A weak reference: a loop that is left gives up the role even if Ctrl-C interrupts it.
-        self.reader: Callable[[], Reader | None] = do_nothing
+        # Weak references: a loop that is left gives up the role even if Ctrl-C interrupts it.
+        self.readers: list[ref[Reader]] = []
         self.lock: Lock = Lock()
 
     def in_use(self) -> StreamInUse:
@@ -58,36 +65,52 @@ class ReaderRole:
 
     def check(self) -> None:
         """Raise `StreamInUse` if another thread or task has a loop."""
-        self._reader_of(self._running())
+        self._check(self._running(), self._generators)
 
     def claim(self, owner: object = None) -> Reader:
         """Return the reader for a loop of `owner`; None means the running thread or task.
 
-        The loops of one owner share a reader, so that a loop may contain another loop. Raises
-        `StreamInUse` if another thread or task reads the stream.
+        Raises `StreamInUse` if another thread or task reads the stream.
         """
+        generators = self._generators if owner is None else frozenset[int]
         owner = owner or self._running()
-        reader = self._reader_of(owner)
-        if reader is None:
-            if not self.lock.acquire(NO_WAIT):
-                raise self.in_use()
-            try:
-                reader = self._reader_of(owner) or Reader(owner)
-                self.reader = ref(reader)
-            finally:
-                self.lock.release()
+        # A thread that is refused must not hold the lock: the reader could not continue meanwhile.
+        self._check(owner, generators)
+        if not self.lock.acquire(NO_WAIT):
+            raise self.in_use()
+        try:
+            self._check(owner, generators)
+            reader = Reader(owner, generators())
+            self.readers.append(ref(reader, self.readers.remove))
+        finally:
+            self.lock.release()
         return reader
 
-    def _reader_of(self, owner: object) -> Reader | None:
-        """Return the current reader; raise `StreamInUse` if it does not belong to `owner`."""
-        reader = self.reader()
-        if reader is not None and reader.owner != owner:
+    def _check(self, owner: object, generators: Callable[[], frozenset[int]]) -> None:
+        for reference in tuple(self.readers):
+            reader = reference()
+            if reader is None or reader.owner == owner:
+                continue
             # A task that has ended runs no loop: `asyncio.wait_for` of Python 3.11 runs each call
             # of `anext` in a task of its own.
-            if not getattr(reader.owner, "done", bool)():
+            has_ended = getattr(reader.owner, "done", bool)()
+            if not has_ended and reader.generators.isdisjoint(generators()):
+                del reader  # An error that is kept must not keep the role with its traceback.
                 raise self.in_use()
-            reader.owner = owner
-        return reader
+
+
+def running_generators() -> frozenset[int]:
+    """Return the ids of the frames of all generators that the current thread is executing.
+
+    A web server may execute each step of a generator in another thread. The frame exists as long as
+    the `for` loops in it, so no other frame has its id meanwhile.
+    """
+    generators, frame = set[int](), currentframe()
+    while frame is not None:
+        if frame.f_code.co_flags & CO_GENERATOR:
+            generators.add(id(frame))
+        frame = frame.f_back
+    return frozenset(generators)
 
 
 def started(values: V) -> V:

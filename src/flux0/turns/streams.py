@@ -21,7 +21,7 @@ from flux0.ports import AsyncByteStream, ByteStream
 from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.event_loop import Loop, running_loop, running_task
 from flux0.runtime.processes import NO_WAIT
-from flux0.turns.reader import AsyncLoop, Reader, started
+from flux0.turns.reader import AsyncLoop, Reader, running_generators, started
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
 from flux0.turns.turn import Received
 from flux0.usecases.options import CallOptions, show_options
@@ -60,6 +60,7 @@ class EventStream(StreamState):
     """
 
     _running = staticmethod(get_ident)
+    _generators = staticmethod(running_generators)
 
     def _bind(self, body: ByteStream) -> None:
         self._read = body.read
@@ -102,7 +103,7 @@ class EventStream(StreamState):
     def __next__(self) -> StreamEvent:
         content = self._content
         while True:
-            if self._role.reader() is not None:
+            if self._role.readers:
                 self._role.check()
             unread = content.unread
             if event := content.take_next():
@@ -348,7 +349,7 @@ class AsyncEventStream(StreamState):
         take = self._content.take_next if loop is None else loop.take
         try:
             while True:
-                if loop is None and self._role.reader() is not None:
+                if loop is None and self._role.readers:
                     self._role.check()
                 if value := take():
                     return value

@@ -1,0 +1,285 @@
+"""One reader at a time: errors that are kept, and generators that run in several threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from threading import Event, get_ident
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.routing import Route
+
+from flux0 import EventStream, Flux0
+from flux0.domain.errors import ConnectionInterrupted, StreamInterrupted, StreamInUse
+from flux0.testing import FakeTransport, Say
+from support.back_ends import serve
+from support.in_memory import Tape, chunk, in_both_loops, tape
+from support.transports import Mode
+from unit.turns.test_streams import open_async, open_sync, value_of
+
+TOO_LONG = 20.0
+
+Reads = Callable[[Any], Any]
+Generates = Callable[[EventStream], Iterator[object]]
+
+
+def letters() -> Tape:
+    return tape(chunk("a"), chunk("b") + chunk("c"), chunk("d"), chunk("e"))
+
+
+def read_text(stream: EventStream) -> list[str]:
+    return list(stream.text())
+
+
+# --- errors that are kept
+
+
+READS = (next, list, read_text, EventStream.final_messages)
+
+
+@pytest.mark.parametrize("read", READS)
+@pytest.mark.parametrize("loop", [iter, EventStream.text])
+def test_kept_error_of_a_second_thread_does_not_keep_the_stream_open(
+    loop: Callable[[EventStream], Iterator[object]], read: Callable[[EventStream], object]
+) -> None:
+    recorded = letters()
+    stream = open_sync(recorded)
+
+    with ThreadPoolExecutor(1) as thread:
+        for _ in loop(stream):
+            error = thread.submit(read, stream).exception()
+            break
+
+    assert isinstance(error, StreamInUse)
+    assert recorded.releases, "leaving the loop closes the stream"
+
+
+@in_both_loops
+async def test_kept_error_of_a_second_task_does_not_keep_the_stream_open(mode: Mode) -> None:
+    kept: list[BaseException] = []
+
+    async def read() -> None:
+        for values in (stream, stream.text()):
+            try:
+                await anext(values)
+            except StreamInUse as error:
+                kept.append(error)
+
+    for reads_text in (False, True):
+        recorded = letters()
+        stream = open_async(recorded)
+        async for _value in stream.text() if reads_text else stream:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read)
+            break
+        assert recorded.releases, "leaving the loop closes the stream"
+
+    assert len(kept) == 4
+
+
+def test_refused_thread_reads_in_its_except_block_after_the_loop() -> None:
+    """The error exists until the end of the block."""
+    refused, left = Event(), Event()
+    received: list[object] = []
+
+    def retry() -> None:
+        try:
+            next(stream)
+        except StreamInUse:
+            refused.set()
+            assert left.wait(TOO_LONG)
+            for event in stream:
+                received.append(value_of(event))
+                assert isinstance(threads.submit(next, stream).exception(), StreamInUse)
+                break
+
+    with ThreadPoolExecutor(2) as threads, open_sync(letters()) as stream:
+        for event in stream:
+            received.append(value_of(event))
+            retrying = threads.submit(retry)
+            assert refused.wait(TOO_LONG)
+            break
+        left.set()
+        retrying.result()
+        received += [value_of(event) for event in stream]
+
+    assert received == list("abcde")
+
+
+def test_failure_of_a_relay_is_raised_by_later_reads() -> None:
+    stream = open_sync(tape(chunk("a"), ConnectionInterrupted("gone")))
+    _, last = stream.relay()
+    assert b"StreamInterrupted" in last
+    for read in READS:
+        with pytest.raises(StreamInterrupted):
+            read(stream)
+
+
+# --- generators that several threads continue
+
+
+def loop_in_a_loop(stream: EventStream) -> Iterator[object]:
+    for event in stream:
+        yield value_of(event)
+        yield from stream.text()
+
+
+def text_in_a_loop(stream: EventStream) -> Iterator[object]:
+    for event in stream:
+        yield value_of(event)
+        for text in stream.text():
+            yield text.lower()
+
+
+def text_after_a_loop(stream: EventStream) -> Iterator[object]:
+    with stream:
+        for event in stream:
+            yield value_of(event)
+            break
+        yield from stream.text()
+
+
+def text_after_next(stream: EventStream) -> Iterator[object]:
+    events = iter(stream)
+    yield value_of(next(events))
+    yield from stream.text()
+
+
+def next_in_a_loop(stream: EventStream) -> Iterator[object]:
+    for event in stream:
+        yield value_of(event)
+        while (following := next(stream, None)) is not None:
+            yield value_of(following)
+
+
+def messages_in_a_loop(stream: EventStream) -> Iterator[object]:
+    for event in stream:
+        yield value_of(event)
+        (message,) = stream.final_messages()
+        yield from message.text[1:]
+
+
+def loop_in_a_function(stream: EventStream) -> Iterator[object]:
+    events = iter(stream)
+
+    def first() -> object:
+        return value_of(next(events))
+
+    yield first()
+    yield from stream.text()
+
+
+def loop_in_a_generator(stream: EventStream) -> Iterator[object]:
+    def values() -> Iterator[object]:
+        for event in stream:
+            yield value_of(event)
+
+    for value in values():
+        yield value
+        yield from stream.text()
+
+
+def kept_text(stream: EventStream) -> Iterator[object]:
+    text = stream.text()
+    yield next(text)
+    yield from stream.text()
+
+
+GENERATORS: tuple[Generates, ...] = (
+    loop_in_a_loop,
+    text_in_a_loop,
+    text_after_a_loop,
+    text_after_next,
+    next_in_a_loop,
+    messages_in_a_loop,
+    loop_in_a_function,
+    loop_in_a_generator,
+    kept_text,
+)
+
+
+@pytest.mark.parametrize("generate", GENERATORS)
+def test_generator_may_continue_in_another_thread(generate: Generates) -> None:
+    stream = open_sync(letters())
+    values, received = generate(stream), list[object]()
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        for thread in cycle((first, second)):
+            value = thread.submit(next, values, None).result()
+            if value is None:
+                break
+            received.append(value)
+    assert received == list("abcde")
+    assert stream.finished
+
+
+def test_other_threads_are_refused_while_a_generator_is_unfinished() -> None:
+    stream = open_sync(letters())
+    values, another = text_in_a_loop(stream), text_in_a_loop(stream)
+    with (
+        ThreadPoolExecutor(1) as first,
+        ThreadPoolExecutor(1) as second,
+        ThreadPoolExecutor(1) as third,
+    ):
+        received = [thread.submit(next, values).result() for thread in (first, second)]
+        for thread in (first, third):
+            for read in READS:
+                assert isinstance(thread.submit(read, stream).exception(), StreamInUse)
+        assert isinstance(third.submit(next, another).exception(), StreamInUse)
+        received += third.submit(list, values).result()
+    assert received == list("abcde")
+    assert stream.finished
+
+
+def test_iterators_of_another_thread_are_refused_if_an_outer_loop_has_ended() -> None:
+    """The new iterators use the memory of the outer loop."""
+    with ThreadPoolExecutor(1) as thread, open_sync(letters()) as stream:
+        for _ in stream:
+            inner = iter(stream)
+            assert value_of(next(inner)) == "b"
+            break
+        iterators = [iter(stream) for _ in range(50)]
+        for iterator in iterators:
+            assert isinstance(thread.submit(next, iterator).exception(), StreamInUse)
+        assert [value_of(event) for event in inner] == list("cde")
+
+
+def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None:
+    """Starlette does so with sync generators."""
+    text = "abcde"
+    fake = FakeTransport([Say(text, pieces=len(text))])
+    client, finished = Flux0(transport=fake), Event()
+
+    def in_changing_threads(values: Iterator[object]) -> Iterator[str]:
+        for value in values:
+            yield str(value)
+            thread = get_ident()
+            while get_ident() == thread and not finished.is_set():
+                yield " "
+
+    def reply(request: Request) -> StreamingResponse:
+        stream = client.conversation(agent=fake.agent_id).send("Hi")
+        values = GENERATORS[request.path_params["number"]](stream)
+        return StreamingResponse(in_changing_threads(values))
+
+    def other(_: Request) -> StreamingResponse:
+        """Use the threads of the server, so that the other responses get other threads."""
+        return StreamingResponse(iter(lambda: "" if finished.is_set() else " ", ""))
+
+    def get(number: object) -> str:
+        return httpx.get(f"{url}/{number}", timeout=TOO_LONG).text.replace(" ", "")
+
+    routes = [Route("/other", other), Route("/{number:int}", reply)]
+    with serve(Starlette(routes=routes)) as url, ThreadPoolExecutor(4) as threads:
+        threads.submit(get, "other")
+        try:
+            replies = list(threads.map(get, range(len(GENERATORS))))
+        finally:
+            finished.set()
+    assert replies == [text] * len(GENERATORS)
