@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import alternatives, decoding, exchanges, lockstep, processes, report
+from benchmarks import alternatives, decoding, exchanges, lockstep, processes, relays, report
 from benchmarks.measuring import FULL, QUICK, Case, Effort, Result, measure
 
 _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
@@ -21,12 +21,16 @@ _SCENARIOS: dict[str, Callable[[Effort], Iterator[Case]]] = {
     "lockstep": lockstep.lockstep,
     "burst": exchanges.bursts,
     "alternatives": alternatives.alternatives,
+    "relay": relays.relays,
+    "web": relays.web,
+    "paced": relays.paced,
     "call": exchanges.calls,
     "first": exchanges.first_calls,
     "core": exchanges.core,
     "client": processes.clients,
     "import": processes.imports,
     "memory": processes.memory,
+    "kept": processes.kept,
     "many": processes.many,
 }
 
@@ -42,7 +46,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="run fewer and shorter rounds: less than two minutes")
+    add("--quick", action="store_true", help="run fewer and shorter rounds: about two minutes")
     add(
         "--only",
         action="append",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import subprocess
@@ -23,12 +24,13 @@ from benchmarks import data
 from benchmarks.exchanges import Stub
 from benchmarks.measuring import Case, Effort, Sample
 from benchmarks.server import open_many_files, serving, session_id
-from flux0 import AiohttpTransport, Flux0
+from flux0 import AiohttpTransport, BackgroundTurns, Flux0
 
 _STREAMS = 2000
 _SESSION = session_id(0)
 _WORD = "word 7 "
 _LONG_TURN = 1_000_000
+_KEPT_TURNS = 1000
 _NO_BYTECODE_FILES = "PYTHONDONTWRITEBYTECODE"
 _IMPORT = """
 import sys, time
@@ -65,6 +67,15 @@ def memory(effort: Effort) -> Iterator[Case]:
     ours = _run_sample("-m", __name__, "turn", str(_LONG_TURN))
     peers = {"text": lambda: len(_WORD) * _LONG_TURN / 1e6}
     yield Case("memory", name, ours, peers, target=1.0, unit="MB", slow=True)
+
+
+def kept(effort: Effort) -> Iterator[Case]:
+    """The memory of 1,000 background turns of 20 kB that have ended, compared with their bytes."""
+    sizes = [_run("-m", __name__, "kept", str(_KEPT_TURNS))() for _ in range(effort.slow_rounds)]
+    memory, text = (min(amounts) for amounts in zip(*sizes, strict=True))
+    peers: dict[str, Sample] = {"text": lambda: text}
+    name = "1,000 turns of 20 kB, compared with their bytes"
+    yield Case("kept", name, lambda: memory, peers, target=1.3, unit="MB", slow=True)
 
 
 def many(effort: Effort) -> Iterator[Case]:
@@ -130,6 +141,24 @@ def _turn(count: int) -> float:
                 pass
             grown += _megabytes()
     return grown
+
+
+def _kept(count: int) -> tuple[float, float]:
+    """Return the memory of `count` background turns, and the size of their events."""
+    pieces = data.turn(0, 80)  # Each turn has about 20 kB.
+    turns, client = BackgroundTurns(), Flux0(transport=Stub(pieces))
+
+    def run(number: int) -> int:
+        turn = turns.start(client.conversation(session=f"s{number}"), "Hi")
+        return sum(map(len, turn.relay()))
+
+    for number in range(50):
+        run(-number)
+    gc.collect()
+    before = _megabytes()
+    size = sum(map(run, range(count)))
+    gc.collect()
+    return _megabytes() - before, size / 1e6
 
 
 @asynccontextmanager
@@ -226,5 +255,7 @@ if __name__ == "__main__":
     open_many_files()
     if measurement == "turn":
         print(_turn(int(argument)))
+    elif measurement == "kept":
+        print(*_kept(int(argument)))
     else:
         print(*asyncio.run(_open_streams(measurement, argument)))

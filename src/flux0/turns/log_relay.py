@@ -173,11 +173,10 @@ def event_pieces(
 ) -> Pieces:
     """Yield a piece for all events that are read at once, and heartbeats, up to the end."""
     while (events := reader.read()) is not None:
-        if not events:
-            if not (yield reader):
-                yield encoder.heartbeat()
-        elif piece := encode(events):
-            yield piece
+        if events or not (yield reader):
+            piece = encode(events) if events else encoder.heartbeat()
+            if piece:
+                yield piece
 
 
 def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:

@@ -23,7 +23,6 @@ from flux0.turns.reader import started
 from flux0.turns.turn import Received
 
 W = TypeVar("W", Waker, AsyncWaker)
-B = TypeVar("B")
 
 
 @final
@@ -54,7 +53,8 @@ class _Reading(Generic[W]):
         )
 
     def must_wait(self) -> bool:
-        self.log.drop(self.reader.position)
+        if self.log.size > READ_BYTES:
+            self.log.drop(self.reader.position)
         return self.log.size > READ_BYTES and not self.log.is_ended
 
     def take(self, events: Sequence[bytes]) -> bytes:
@@ -94,7 +94,9 @@ def relay(
         format: Encodes the events.
     """
 
-    def start(reading: _Reading[Waker], batches: Iterator[Received]) -> Callable[[], object]:
+    def start(reading: _Reading[Waker]) -> Callable[[], object]:
+        batches = read()
+
         def run() -> None:
             try:
                 for events in batches:
@@ -113,7 +115,7 @@ def relay(
             reading.end(error)
         return close
 
-    return Relay(started(_pieces(Waker, read, start, leave, format)), heartbeat)
+    return Relay(started(_pieces(Waker, start, leave, format)), heartbeat)
 
 
 def relay_async(
@@ -126,9 +128,9 @@ def relay_async(
 ) -> AsyncIterator[bytes]:
     """The async version of `relay`."""
 
-    def start(
-        reading: _Reading[AsyncWaker], batches: AsyncIterator[Received]
-    ) -> Callable[[], object]:
+    def start(reading: _Reading[AsyncWaker]) -> Callable[[], object]:
+        batches = read()
+
         async def run() -> None:
             try:
                 async for events in batches:
@@ -146,13 +148,12 @@ def relay_async(
         cancel = start_task(run)
         return lambda: call_soon(reading.waker.loop, cancel) or close_soon()
 
-    return AsyncRelay(started(_pieces(AsyncWaker, read, start, leave, format)), heartbeat)
+    return AsyncRelay(started(_pieces(AsyncWaker, start, leave, format)), heartbeat)
 
 
 def _pieces(
     make_waker: Callable[[], W],
-    read: Callable[[], B],
-    start: Callable[[_Reading[W], B], Callable[[], object]],
+    start: Callable[[_Reading[W]], Callable[[], object]],
     leave: Callable[[], object],
     format: RelayFormat,
 ) -> Pieces:
@@ -163,13 +164,12 @@ def _pieces(
     except BaseException:
         leave()
         raise
+    reading = _Reading(encoder, make_waker())
     try:
-        batches = read()
+        stop = start(reading)
     except Flux0Error as error:
         yield begin + encoder.error(error)
         return
-    reading = _Reading(encoder, make_waker())
-    stop = start(reading, batches)
     try:
         if begin:
             yield begin

@@ -21,7 +21,7 @@ from flux0.domain.uncopyable import Uncopyable
 from flux0.observers import TurnEnd
 from flux0.ports import Response
 from flux0.turns.life_cycle import READABLE, LifeCycle, State, Transition
-from flux0.turns.reader import ReaderRole
+from flux0.turns.reader import Reader, ReaderRole
 from flux0.turns.turn import Turn
 from flux0.turns.turn_content import TurnContent
 from flux0.turns.turn_report import TurnReport
@@ -86,6 +86,10 @@ class StreamState(Uncopyable):
     @abstractmethod
     def _bind(self, body: Any) -> None:
         """Store the functions that read and close `body`."""
+
+    @abstractmethod
+    def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any:
+        """Iterate over the results of `take`, as long as the stream has events."""
 
     def __del__(self) -> None:
         if self._report.seconds is None:
@@ -213,6 +217,10 @@ class StreamState(Uncopyable):
     def mark_closed(self, reason: str) -> None:
         """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""
         self._life.move(Transition(State.CLOSING, reason))
+
+    def received(self, reader: Reader | None = None) -> Any:
+        """Iterate over lists of events that were received together; see `Received`."""
+        return self._values(self._content.take_all, reader)
 
     def _mark_released(self) -> None:
         self._life.move(Transition(State.CLOSED, self._life.current.reason))

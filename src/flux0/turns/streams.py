@@ -23,7 +23,6 @@ from flux0.runtime.event_loop import Loop, running_loop, running_task
 from flux0.runtime.processes import NO_WAIT
 from flux0.turns.reader import AsyncLoop, Reader, running_generators, started
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
-from flux0.turns.turn import Received
 from flux0.usecases.options import CallOptions, show_options
 
 if TYPE_CHECKING:
@@ -95,10 +94,6 @@ class EventStream(StreamState):
         finally:
             del reader
             self._leave(later=later)
-
-    def _received(self, reader: Reader | None = None) -> Iterator[Received]:
-        """Iterate over the events that are received together, for relays and background turns."""
-        return self._values(self._content.take_all, reader)
 
     def __next__(self) -> StreamEvent:
         content = self._content
@@ -184,7 +179,7 @@ class EventStream(StreamState):
         from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
         return relay(
-            lambda: self._received(self._role.claim(object())),
+            lambda: self.received(self._role.claim(object())),
             partial(self._leave, later=True),
             partial(self._close, later=True),
             arguments.optional_seconds("heartbeat_ms", heartbeat_ms),
@@ -272,10 +267,10 @@ class AsyncEventStream(StreamState):
         await self.close_async()
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        return AsyncLoop(self._next, self._leave, self._content.take_next)
+        return self._values(self._content.take_next)
 
-    def _received(self, reader: Reader | None = None) -> AsyncIterator[Received]:
-        return AsyncLoop(self._next, self._leave, self._content.take_all, reader=reader)
+    def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> AsyncIterator[Any]:
+        return AsyncLoop(self._next, self._leave, take, reader=reader)
 
     def __anext__(self) -> Coroutine[Any, Any, StreamEvent]:
         return self._next(None)
@@ -306,7 +301,7 @@ class AsyncEventStream(StreamState):
         from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
         return relay_async(
-            lambda: self._received(self._role.claim(object())),
+            lambda: self.received(self._role.claim(object())),
             self._leave,
             self.close_async,
             self.close_soon,

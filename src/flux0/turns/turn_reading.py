@@ -120,7 +120,7 @@ class ThreadReading(TurnReading[EventStream]):
 
     def _read(self, stream: EventStream) -> None:
         with self._reading(stream), stream:
-            for events in stream._received():  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+            for events in stream.received():
                 self._append(events)
             stream.confirm()
 
@@ -163,7 +163,7 @@ class TaskReading(TurnReading[AsyncEventStream]):
     async def _read(self, stream: AsyncEventStream) -> None:
         with self._reading(stream):
             async with stream:
-                async for events in stream._received():  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+                async for events in stream.received():
                     self._append(events)
                 await stream.confirm()
 
