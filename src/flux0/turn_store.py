@@ -57,6 +57,9 @@ class TurnStore(ABC):
     def find(self, session_id: str) -> TurnLog | None:
         """Return the session's running or kept turn; None if there is none.
 
+        The process that reads a running turn may return it until it has ended, also after another
+        process has replaced it.
+
         If another process reads the turn, the result is a copy of its log, which grows until the
         turn has ended. If that process is killed, the copy ends with a `ReaderLost`. The callers of
         one process share a copy. The store has only a weak reference to a copy, and its cost ends

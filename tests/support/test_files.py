@@ -41,7 +41,8 @@ ELSEWHERE: Mapping[str, str] = {
         adapters/redis/listener adapters/redis/process
         adapters/redis/published adapters/redis/scripts adapters/redis/store""",
     "turns/test_turn_store_contract.py": "adapters/redis/commands testing/contract/turn_stores",
-    "adapters/redis/test_redis_processes.py": "adapters/redis/followed adapters/redis/worker",
+    "adapters/redis/test_redis_processes.py": """
+        adapters/redis/followed adapters/redis/lease adapters/redis/worker""",
     "cli/test_app.py": """
         __main__ cli/chat cli/descriptions cli/interrupts cli/listing cli/options""",
     # Users notice these modules only in the objects of others.

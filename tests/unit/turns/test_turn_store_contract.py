@@ -106,6 +106,7 @@ class TestRedisTurnStoreWithDecodedReplies(RedisContract):
             reset_channels=True,
             channels=["flux0:process:*"],
             categories=["+@connection", "+@pubsub", "+@read", "+@scripting", "+@write"],
+            commands=["+time"],
         )
 
     def make_store(self, *, keep_seconds: float, lease_seconds: float) -> RedisTurnStore:

@@ -1,4 +1,4 @@
-"""The commands that are sent to Redis. Each runs one script."""
+"""The commands that are sent to Redis."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from attrs import frozen
 
 from flux0.adapters.redis import scripts
 
+# A command and its arguments. After `EVALSHA` comes the script. The worker sends its hash.
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 
@@ -19,91 +20,71 @@ class TurnName:
     """The name of a turn in Redis.
 
     Attributes:
-        session: The key of its session, with which the names of all its keys start.
-        id: The id of the turn.
+        session: The key of its session.
+        id: The id of the turn; empty for no turn.
     """
 
     session: str
     id: str
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of the turn: info, log, lease and followers."""
-        return tuple(map(self.key, ("info", "log", "lease", "followers")))
+    def info(self) -> str:
+        """The key of the turn."""
+        return f"{self.session}:{self.id}"
 
-    def key(self, kind: str) -> str:
-        """Return one of the keys, such as `log`."""
-        return f"{self.session}:{self.id}:{kind}"
+    @property
+    def keys(self) -> tuple[str, str]:
+        """The keys of the turn: its info and its log."""
+        return self.info, f"{self.info}:log"
 
 
 @final
 @frozen
-class Lease:
-    """The times of leases in seconds.
+class Times:
+    """The times of all turns, in seconds.
 
     Attributes:
-        total_seconds: The longest time after which readers notice that the reading process has
-            ended.
-        key_seconds: The time after which the key of a lease expires.
-        renew_seconds: The time between two renewals.
-        grace_seconds: The time for which the key may be missing, for example after Redis was
-            restarted.
+        keep: The time for which a turn is kept after its end.
+        lease: The longest time after which readers notice that the reading process has ended, or
+            that Redis does not respond.
+        renew: The time between two renewals of a lease, and between two attempts to reach Redis.
+        expiry: The time without a renewal after which a process is lost. It is checked only at the
+            next renewal. If Redis was unreachable, the process has this time to renew its lease.
+        check: The time between two checks whether Redis responds.
     """
 
-    total_seconds: float
-    key_seconds: float
-    renew_seconds: float
-    grace_seconds: float
+    keep: float
+    lease: float
+    renew: float
+    expiry: float
+    check: float
 
     @classmethod
-    def of(cls, seconds: float) -> Lease:
-        """Return the times for `total_seconds`."""
-        return cls(seconds, seconds * 0.6, seconds * 0.2, seconds * 0.4)
-
-
-@final
-@frozen
-class Batch:
-    """Consecutive events of a turn, and its end.
-
-    Attributes:
-        sent: The number of the last event that Redis has.
-        first: The number of the first event.
-        last: The number of the last event; `sent` if there is no event.
-        events: The events, one after the other.
-        kept: The number of the oldest event that is kept.
-        end: The encoded end of the turn; empty if it has not ended.
-        is_cut: Whether more events are available.
-    """
-
-    sent: int
-    first: int
-    last: int
-    events: bytes
-    kept: int
-    end: bytes
-    is_cut: bool
+    def of(cls, keep: float, lease: float) -> Times:
+        """Return the times for these two."""
+        return cls(keep, lease, lease * 0.2, lease * 0.55, lease * 0.1)
 
 
 @final
 class Commands:
-    """Creates the commands of one process.
+    """Creates the commands of one process. The scripts describe their replies.
 
     Args:
         prefix: The start of all keys and channels.
-        process: The id of the process, unique in all processes.
-        keep_seconds: The time for which a turn is kept after its end.
-        lease: The times of leases.
+        times: The times of all turns.
+
+    Attributes:
+        process: The name of this process: its channel, and the key of its lease.
+        everyone: The channel of all processes.
     """
 
-    def __init__(self, prefix: str, process: str, keep_seconds: float, lease: Lease) -> None:
+    def __init__(self, prefix: str, times: Times) -> None:
         self._prefix = prefix
-        self._process = process
-        self._keep_ms = round(keep_seconds * 1000)
-        self._lease_ms = round(lease.key_seconds * 1000)
-        self._ttl_ms = self._keep_ms + self._lease_ms
-        self._channels = f"{prefix}process:"
-        self.channel: str = self._channels + process
+        self.process: str = f"{prefix}process:{urandom(12).hex()}"
+        self.everyone: str = f"{prefix}process:all"
+        self._lease_ms = round(times.expiry * 1000)
+        self._keep_ms = round(times.keep * 1000)
+        self._ttl_ms = round((times.keep + times.lease) * 1000)
 
     def session(self, session_id: str) -> str:
         """Return the key of a session. It contains the hash tag of all its keys."""
@@ -111,67 +92,69 @@ class Commands:
         return f"{self._prefix}{{{quote(session_id, safe='')}}}"
 
     def find(self, session: str) -> Command:
-        """Get the id of the turn of a session, or None."""
-        return "GET", session
+        """Get the id of the turn of a session, and the name of its process."""
+        return "HMGET", session, "turn", "process"
 
     def claim(self, turn: TurnName, max_bytes: int, expected: TurnName, *, refuse: bool) -> Command:
-        """Replace the expected turn of the session; its id is empty if there is none.
-
-        The reply is `["changed", id]` if the session has another turn, `["running"]` if the
-        expected turn is running and `refuse` is True, or `["claimed", is_running]`.
-        """
-        keys = (turn.session, turn.key("info"), turn.key("lease"))
-        expected_keys = (expected.key("info"), expected.key("lease"))
-        values = (turn.id, expected.id, int(refuse), self._process, max_bytes)
-        return _run(scripts.CLAIM, keys + expected_keys, *values, self._lease_ms, self._ttl_ms)
+        """Replace the expected turn of the session."""
+        keys = (turn.session, turn.info, expected.info)
+        values = (turn.id, expected.id, int(refuse), self.process, max_bytes, self._ttl_ms)
+        return ("EVALSHA", scripts.CLAIM, len(keys), *keys, *values)
 
     def release(self, turn: TurnName, previous: TurnName) -> Command:
-        """Give the session back to the previous turn; its id is empty if there is none."""
-        return _run(scripts.RELEASE, (turn.session, previous.key("info")), turn.id, previous.id)
+        """Give the session back to the previous turn."""
+        keys = (turn.session, turn.info, previous.info)
+        return ("EVALSHA", scripts.RELEASE, len(keys), *keys, turn.id, previous.id)
 
     def append(
-        self, turn: TurnName, max_bytes: int, batch: Batch, *, is_released: bool, replaced: bytes
+        self, turn: TurnName, generation: int, numbers: tuple[int, ...], *content: bytes
     ) -> Command:
-        """Append events, or renew the lease. The reply is `[last event, request to stop]`."""
-        times = (self._lease_ms, self._keep_ms)
-        values = (turn.id, self._process, max_bytes, *times, self._channels, int(is_released))
-        events = (batch.sent, batch.first, batch.last, batch.events, batch.kept, batch.end)
-        return _run(scripts.APPEND, (turn.session, *turn.keys), *values, replaced, *events)
+        """Append events and the end; keep the turn, which may have no new events.
+
+        `numbers` are the numbers of the last event that Redis has, of the first and the last event
+        to append, and of the oldest event that is kept. `content` is the events and the end.
+        """
+        ttl_ms = self._keep_ms if content[-1] else self._ttl_ms
+        keys = (turn.session, *turn.keys)
+        return ("EVALSHA", scripts.APPEND, len(keys), *keys, generation, ttl_ms, *numbers, *content)
+
+    def restore(self, turn: TurnName, max_bytes: int) -> Command:
+        """Create a turn again, without its events."""
+        values = (self.process, max_bytes, self._ttl_ms, self.everyone)
+        return ("EVALSHA", scripts.RESTORE, 2, *turn.keys, *values)
 
     def read(self, turn: TurnName, first: int) -> Command:
-        """Follow a turn, and read its events from number `first`.
-
-        The reply is empty if Redis does not have the turn. Otherwise it is `[max_bytes, last event,
-        end, remaining lease in ms, [number, events, number, events, ...]]`.
-        """
-        return _run(scripts.READ, turn.keys, self._process, first, _MAX_ENTRIES, self._ttl_ms)
+        """Follow a turn, and read its events from number `first`."""
+        return ("EVALSHA", scripts.READ, 2, *turn.keys, self.process, first, _MAX_ENTRIES)
 
     def leave(self, turn: TurnName) -> Command:
         """End to follow a turn."""
-        return "SREM", turn.key("followers"), self._process
+        return "HDEL", turn.info, f"@{self.process}"
 
-    def stop(self, turn: TurnName, request: bytes) -> Command:
+    def stop(self, turn: TurnName, reason: str) -> Command:
         """Ask the process that reads a turn to stop it."""
-        return _run(scripts.STOP, (turn.key("info"),), request, self._channels, turn.id)
+        # The request has a unique start, so that two requests with one reason differ.
+        return ("EVALSHA", scripts.STOP, 1, turn.info, f"{urandom(8).hex()} {reason}")
 
-    def wake_listener(self) -> Command:
-        """Wake the thread that listens to the channel of this process."""
-        return "PUBLISH", self.channel, ""
+    def lose(self, turn: TurnName, process: str, end: bytes) -> Command:
+        """End a turn whose process is lost."""
+        return ("EVALSHA", scripts.LOSE, 2, *turn.keys, process, end, self._keep_ms)
+
+    def renew(self) -> Command:
+        """Renew the lease of this process."""
+        return ("EVALSHA", scripts.RENEW, 1, self.process, self._lease_ms)
+
+    def lease(self, process: str) -> Command:
+        """Get the counter of the lease of a process."""
+        return "GET", process
+
+    def wake(self, process: str, message: str = "") -> Command:
+        """Send a message to a process: the key of a turn to check."""
+        return "PUBLISH", process, message
 
 
 # The largest number of entries that one command reads.
 _MAX_ENTRIES = 100
-
-
-def _run(script: str, keys: tuple[str, ...], *values: str | bytes | int) -> Command:
-    # The script itself is sent, and not its hash. This needs some bytes, but no second attempt if
-    # the server does not know the script.
-    return ("EVAL", script, len(keys), *keys, *values)
-
-
-def stop_request(reason: str) -> bytes:
-    """Return a request to stop. It has a unique start, so that two requests differ."""
-    return f"{urandom(8).hex()} {reason}".encode()
 
 
 def as_bytes(value: bytes | str | None) -> bytes:

@@ -15,11 +15,11 @@ from flux0.runtime.waker import Waker
 @final
 @define(eq=False)
 class Listener:
-    """Receives the messages of one channel, over one connection.
+    """Receives the messages of some channels, over one connection.
 
     Args:
         client: The client of Redis.
-        channel: The name of the channel.
+        channels: The names of the channels.
         on_message: A function that is called with each message. The message is None if messages may
             have been lost: after each connection and after each failure.
         on_tick: A function that is called regularly.
@@ -27,7 +27,7 @@ class Listener:
     """
 
     _client: RedisClient
-    _channel: str
+    _channels: tuple[str, ...]
     _on_message: Callable[[str | None], object]
     _on_tick: Callable[[], object]
     _tick_seconds: float
@@ -52,7 +52,7 @@ class Listener:
     def _receive(self) -> None:
         subscriber = self._client.pubsub()
         try:
-            subscriber.subscribe(self._channel)
+            subscriber.subscribe(*self._channels)
             while not self._is_stopped:
                 message = subscriber.get_message(timeout=self._tick_seconds)
                 self._on_tick()

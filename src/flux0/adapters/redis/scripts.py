@@ -1,120 +1,133 @@
-"""The Lua scripts of the store, which Redis runs atomically, and their keys.
+"""The Lua scripts of the store, which Redis runs atomically. Running a script again has no effect.
 
-A session has one key: `{prefix}{{session}}` is the id of its turn. A turn has four keys:
+The life of a turn: CLAIM gives it the session, and a generation, which is larger than all earlier
+generations of the session. APPEND adds batches of events, and at last the end. READ returns
+the next events to a process that follows the turn, and registers it; APPEND then wakes it over its
+channel. STOP asks the reading process to stop. RELEASE undoes CLAIM. If Redis has lost the turn
+(restart, failover, eviction), APPEND returns nothing, and RESTORE creates the turn again. APPEND
+also compares generations: an older or missing turn of the session is replaced, and a newer turn,
+whose claim did not know this one, stops it. RENEW shows each second that the process is alive. If
+it does not, LOSE ends its turns.
 
-- `...:info`, a hash: `process` (the id of the reading process), `max_bytes`, `last` (the number of
-  the last event), `stop` (the last request to stop), and `end` after the end.
-- `...:log`, a stream: each entry has consecutive events. The id of an entry is the number of its
-  first event.
-- `...:lease`, a string that expires if the reading process does not renew it.
-- `...:followers`, a set: the ids of the processes that copy the log.
-
-All keys of a session have the same hash tag, so that they are in one slot of a Redis Cluster. Every
-key expires. The scripts use only commands of Redis 6.0, and no command with a random result before
-a write, which Redis 6 rejects.
+Keys: `{prefix}{{session}}` is a hash: `turn`, `generation`, `process`, and `before`, the running
+turn that it has replaced. The key of a turn is the key of its session, `:` and its id. It is a
+hash: `process`, `max_bytes`, `last` (the number of the last event), `stop` (the last request to
+stop), `end`, and a field `@channel` for each follower. The stream
+`...:log` has its events: the id of an entry is the number of the first event in it. The name of a
+process is its channel, and the key of its lease, which is a counter. All keys of a session have the
+same hash tag, so they are in one slot of a Redis Cluster. Every key expires.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# Make a turn the turn of its session. The caller must know the present turn, because scripts get
-# the names of all keys as arguments. Running the script again has no effect.
+# The caller must know the present turn, because scripts get the names of all keys as arguments. The
+# reply is empty if the session has another turn. Otherwise: whether the present turn is running,
+# and the generation of the claimed turn, which is empty if the claim was refused. The time orders
+# claims also if Redis has lost the last generation.
 CLAIM: Final = """
-local session, info, lease, previous_info, previous_lease = unpack(KEYS)
-local id, expected, refuse, process, max_bytes, lease_ms, ttl_ms = unpack(ARGV)
-local present = redis.call('GET', session) or ''
-local running = expected ~= '' and redis.call('HEXISTS', previous_info, 'end') == 0
-    and redis.call('EXISTS', previous_info) == 1
+local session, info, expected_info = unpack(KEYS)
+local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
+local present, generation = unpack(redis.call('HMGET', session, 'turn', 'generation'))
+local running = expected ~= '' and redis.call('HEXISTS', expected_info, 'max_bytes') == 1
+    and redis.call('HEXISTS', expected_info, 'end') == 0
 if present ~= id then
-  if present ~= expected then return {'changed', present} end
-  if refuse == '1' and running and redis.call('EXISTS', previous_lease) == 1 then
-    return {'running', 0}
-  end
-  redis.call('SET', session, id, 'PX', ttl_ms)
+  if (present or '') ~= expected then return {} end
+  if running and refuse == '1' then return {1, ''} end
+  local time = redis.call('TIME')
+  generation = math.max((generation or 0) + 1, time[1] * 1000000 + time[2])
+  generation = string.format('%.0f', generation)
+  redis.call('HSET', session, 'turn', id, 'generation', generation, 'process', process,
+      'before', running and expected or '')
+  redis.call('PEXPIRE', session, ttl_ms)
   redis.call('HSET', info, 'process', process, 'max_bytes', max_bytes, 'last', 0)
   redis.call('PEXPIRE', info, ttl_ms)
-  redis.call('SET', lease, 1, 'PX', lease_ms)
 end
-return {'claimed', running and 1 or 0}
+return {running and 1 or 0, generation}
 """
 
-# Undo CLAIM. The previous turn becomes the turn of the session again if it is still kept.
+# The previous turn becomes the turn of the session again, if it is still kept and was sent.
 RELEASE: Final = """
-local session, previous_info = unpack(KEYS)
+local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
-if redis.call('GET', session) == id then
-  local ttl_ms = redis.call('PTTL', previous_info)
-  if ttl_ms > 0 then
-    redis.call('SET', session, previous, 'PX', ttl_ms)
-  else
-    redis.call('DEL', session)
-  end
+if redis.call('HGET', session, 'turn') ~= id then return redis.call('HDEL', info, 'process') end
+local process = redis.call('HGET', previous_info, 'process')
+if process then
+  redis.call('HSET', session, 'turn', previous, 'process', process, 'before', '')
+  redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
+else
+  redis.call('DEL', session)
 end
 """
 
-# Append events and the end, renew the lease, and wake all followers. If Redis has lost its data,
-# restore the turn. If `sent` is not the number of the last event, append nothing. Return the number
-# of the last event and the last request to stop. Running the script again has no effect.
+# The generation is 0 if the turn was released. If `sent` is not the number of the last event, no
+# event is appended. If another process has recorded the end, nothing more is appended. The reply is
+# the number of the last event and the last request to stop; it is empty if Redis has lost the turn.
 APPEND: Final = """
-local session, info, log, lease, followers = unpack(KEYS)
-local id, process, max_bytes, lease_ms, keep_ms, channel, is_released, replaced,
-    sent, first, last, events, kept, turn_end = unpack(ARGV)
-local ttl_ms = keep_ms + lease_ms
-local present = redis.call('GET', session)
-local stored = redis.call('HGET', info, 'last')
-if not stored then
-  stored = '0'
-  redis.call('DEL', log)
-  redis.call('HSET', info, 'process', process, 'max_bytes', max_bytes, 'last', stored)
-  if present and present ~= id then redis.call('HSET', info, 'stop', replaced) end
+local session, info, log = unpack(KEYS)
+local generation, ttl_ms, sent, first, last, kept, events, turn_end = unpack(ARGV)
+local fields, state = redis.call('HGETALL', info), {}
+for i = 1, #fields, 2 do state[fields[i]] = fields[i + 1] end
+local stored = state.last
+if not stored or (stored ~= '0' and redis.call('EXISTS', log) == 0) then return {} end
+if state['end'] then
+  sent = last
+  stored = last
 end
-if not present and is_released == '0' then
-  redis.call('SET', session, id)
-  present = id
-end
-local is_changed = false
 if stored == sent and last ~= sent then
   redis.call('XADD', log, first .. '-0', 'events', events)
   redis.call('HSET', info, 'last', last)
   stored = last
-  is_changed = true
   -- The last entry may have events that are still kept.
   local old = kept ~= '1' and redis.call('XRANGE', log, '-', kept .. '-0') or {}
   for i = 1, #old - 1 do redis.call('XDEL', log, old[i][1]) end
 end
-if stored == last and turn_end ~= '' then
-  redis.call('HSET', info, 'end', turn_end)
-  redis.call('DEL', lease)
-  ttl_ms = keep_ms
-  is_changed = true
-else
-  redis.call('SET', lease, 1, 'PX', lease_ms)
+if stored == last and turn_end ~= '' then redis.call('HSETNX', info, 'end', turn_end) end
+if last ~= sent or turn_end ~= '' then
+  for field in pairs(state) do
+    if field:sub(1, 1) == '@' then redis.call('PUBLISH', field:sub(2), info) end
+  end
 end
 redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PEXPIRE', log, ttl_ms)
-redis.call('PEXPIRE', followers, ttl_ms)
-if present == id then redis.call('PEXPIRE', session, ttl_ms) end
-if is_changed then
-  for _, follower in ipairs(redis.call('SMEMBERS', followers)) do
-    redis.call('PUBLISH', channel .. follower, id)
+local stop = state.stop or ''
+local turn, present, before = unpack(redis.call('HMGET', session, 'turn', 'generation', 'before'))
+if generation ~= '0' then
+  local is_own = session .. ':' .. (turn or '') == info
+  if not is_own and (not turn or tonumber(present) < tonumber(generation)) then
+    redis.call('HSET', session, 'turn', info:sub(#session + 2), 'generation', generation,
+        'process', state.process, 'before', '')
+    is_own = true
+  end
+  if is_own then
+    redis.call('PEXPIRE', session, ttl_ms)
+  elseif session .. ':' .. before ~= info then
+    stop = 'replaced'
   end
 end
-return {stored, redis.call('HGET', info, 'stop') or ''}
+return {stored, stop}
 """
 
-# Return the state of a turn and its next events, and register the process as a follower. If Redis
-# has restored the turn, the entries may begin with other events than before. Then the first entry
-# contains older events, too.
+# All processes learn that followers must register again.
+RESTORE: Final = """
+local info, log = unpack(KEYS)
+local process, max_bytes, ttl_ms, everyone = unpack(ARGV)
+redis.call('DEL', log)
+redis.call('HSET', info, 'process', process, 'max_bytes', max_bytes, 'last', 0)
+redis.call('PEXPIRE', info, ttl_ms)
+redis.call('PUBLISH', everyone, info)
+"""
+
+# The reply is empty if Redis does not have the turn. If Redis has restored the turn, the entries
+# may begin with other events than before. Then the first entry contains older events, too.
 READ: Final = """
-local info, log, lease, followers = unpack(KEYS)
-local process, first, count, ttl_ms = unpack(ARGV)
-local max_bytes, last, turn_end = unpack(redis.call('HMGET', info, 'max_bytes', 'last', 'end'))
-if not turn_end then
-  redis.call('SADD', followers, process)
-  redis.call('PEXPIRE', followers, ttl_ms)
-end
+local info, log = unpack(KEYS)
+local process, first, count = unpack(ARGV)
+local reader, max_bytes, last, turn_end =
+    unpack(redis.call('HMGET', info, 'process', 'max_bytes', 'last', 'end'))
 if not max_bytes then return {} end
+if not turn_end then redis.call('HSET', info, '@' .. process, 1) end
 local entries = redis.call('XRANGE', log, first .. '-0', '+', 'COUNT', count)
 if tonumber(last) >= tonumber(first) and not (entries[1] and entries[1][1] == first .. '-0') then
   local before = redis.call('XREVRANGE', log, first .. '-0', '-', 'COUNT', 1)[1]
@@ -125,14 +138,35 @@ for i, entry in ipairs(entries) do
   events[2 * i - 1] = entry[1]
   events[2 * i] = entry[2][2]
 end
-return {max_bytes, last, turn_end or '', redis.call('PTTL', lease), events}
+return {max_bytes, reader, last, turn_end or '', events}
 """
 
-# Ask the reading process to stop a turn.
 STOP: Final = """
 local process = redis.call('HGET', KEYS[1], 'process')
 if process then
   redis.call('HSET', KEYS[1], 'stop', ARGV[1])
-  redis.call('PUBLISH', ARGV[2] .. process, ARGV[3])
+  redis.call('PUBLISH', process, KEYS[1])
 end
+"""
+
+# The reply is 1 if this call has ended the turn.
+LOSE: Final = """
+local info, log = unpack(KEYS)
+local process, turn_end, ttl_ms = unpack(ARGV)
+local reader, old_end = unpack(redis.call('HMGET', info, 'process', 'end'))
+if reader ~= process or old_end then return 0 end
+redis.call('HSET', info, 'end', turn_end)
+redis.call('PEXPIRE', info, ttl_ms)
+redis.call('PEXPIRE', log, ttl_ms)
+for _, field in ipairs(redis.call('HKEYS', info)) do
+  if field:sub(1, 1) == '@' then redis.call('PUBLISH', field:sub(2), info) end
+end
+return 1
+"""
+
+# If Redis has lost data, the reply is not the previous reply plus 1.
+RENEW: Final = """
+local count = redis.call('INCR', KEYS[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return count
 """

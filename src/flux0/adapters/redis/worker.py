@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from functools import cache
+from hashlib import sha1
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, final
 
 from attrs import define, field, frozen
 
-from flux0.adapters.redis.commands import Command, Commands, Lease
+from flux0.adapters.redis.commands import Command, Commands, Times
 from flux0.domain.errors import Flux0Error, TurnStoreError
+from flux0.runtime.turn_log import TurnLog
 from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
@@ -61,6 +64,14 @@ class Job(Protocol):
         ...
 
 
+class Turn(Job, Protocol):
+    """The job of a turn that this process reads or follows."""
+
+    def log(self) -> TurnLog | None:
+        """Return the log of the turn, or its copy; None if the copy is unreferenced."""
+        ...
+
+
 @define(eq=False)
 class _Call(Generic[T]):
     """Work whose result another thread waits for."""
@@ -78,9 +89,9 @@ class _Call(Generic[T]):
             self._error = error
         self._done.wake()
 
-    def wait(self) -> T:
-        if not self._done.wait(_MAX_CALL_SECONDS):
-            raise TurnStoreError(f"Redis did not respond within {_MAX_CALL_SECONDS:.0f} s")
+    def wait(self, seconds: float) -> T:
+        if not self._done.wait(seconds):
+            raise TurnStoreError(f"Redis did not respond within {seconds:g} s")
         if isinstance(self._error, Flux0Error):
             raise self._error
         if self._error is not None:
@@ -111,29 +122,34 @@ class Worker:
         self._running: dict[Job, tuple[Steps[None], Command]] = {}
         # When to start each job that is not running.
         self._timers: dict[Job, float] = {}
-        self._sending_since: float | None = None
+        self._last_reply = monotonic()
+        # Whether the last commands have failed, or wait for their replies.
+        self._is_waiting = False
         self._is_stopped = False
         self._is_unused = False
 
     @property
-    def sending_seconds(self) -> float:
-        """The time in seconds since the worker waits for replies. Safe in any thread."""
-        since = self._sending_since
-        return 0.0 if since is None else monotonic() - since
+    def waiting_seconds(self) -> float:
+        """The time in seconds since the last reply; 0 if no command waits for a reply."""
+        return monotonic() - self._last_reply if self._is_waiting else 0.0
 
     def submit(self, job: Job) -> None:
         """Start a job soon, unless it is running. Safe in any thread and in finalizers."""
         self._inbox.put(job)
 
-    def call(self, steps: Steps[T]) -> T:
+    def call(self, steps: Steps[T], seconds: float | None = None) -> T:
         """Run steps as a job, wait for their end, and return their result.
+
+        Args:
+            steps: The steps to run.
+            seconds: The longest time in seconds to wait; by default, 10 s.
 
         Raises:
             TurnStoreError: Redis cannot be used.
         """
         call = _Call(steps)
         self.submit(call)
-        return call.wait()
+        return call.wait(_MAX_CALL_SECONDS if seconds is None else seconds)
 
     def set_timer(self, job: Job, seconds: float) -> None:
         """Start the job after `seconds`. This replaces its previous timer."""
@@ -195,17 +211,36 @@ class Worker:
     def _send(self, commands: list[Command]) -> Sequence[object]:
         if not commands:
             return ()
-        self._sending_since = monotonic()
+        if not self._is_waiting:  # If this process was suspended, Redis may have responded.
+            self._last_reply = max(self._last_reply, monotonic() - self._retry_seconds)
+        self._is_waiting = True
         try:
-            pipeline = self._client.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            replies: Sequence[object] = pipeline.execute(raise_on_error=False)
+            replies = self._pipeline(commands, is_known=True)
+            # Redis may not know a script. Keep the order of all commands.
+            failed = (isinstance(reply, Exception) for reply in replies)
+            first = next((number for number, fails in enumerate(failed) if fails), None)
+            if first is not None:
+                replies[first:] = self._pipeline(commands[first:], is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             replies = [error] * len(commands)
-        self._sending_since = None
-        is_failing = all(isinstance(reply, Exception) for reply in replies)
-        self._not_before = monotonic() + (self._retry_seconds if is_failing else _MIN_INTERVAL)
+        self._is_waiting = all(isinstance(reply, Exception) for reply in replies)
+        now = monotonic()
+        if not self._is_waiting:
+            self._last_reply = now
+        self._not_before = now + (self._retry_seconds if self._is_waiting else _MIN_INTERVAL)
+        return replies
+
+    def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
+        pipeline = self._client.pipeline(transaction=False)
+        for command in commands:
+            name, script, *values = command
+            if name != "EVALSHA":
+                pipeline.execute_command(*command)
+            elif is_known:
+                pipeline.execute_command(name, _hash(str(script)), *values)
+            else:
+                pipeline.execute_command("EVAL", script, *values)
+        replies: list[object] = pipeline.execute(raise_on_error=False)
         return replies
 
     def _continue(self, job: Job, steps: Steps[None], reply: object) -> None:
@@ -216,6 +251,11 @@ class Worker:
         self._running[job] = steps, command
 
 
+@cache
+def _hash(script: str) -> str:
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
 @final
 @frozen
 class SharedObjects:
@@ -224,9 +264,11 @@ class SharedObjects:
     Attributes:
         commands: Creates the commands of this process.
         worker: Sends the commands.
-        lease: The times of the leases of all turns.
+        times: The times of all turns.
+        turns: The turns that this process reads or follows, by the keys of the turns.
     """
 
     commands: Commands
     worker: Worker
-    lease: Lease
+    times: Times
+    turns: dict[str, Turn] = field(factory=dict[str, "Turn"])

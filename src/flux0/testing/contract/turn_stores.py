@@ -141,11 +141,12 @@ class LocalTurnStoreContract:
         previous = stores[1].claim(_SESSION, later, refuse=False)
         assert previous is not None, "claim() must return the running turn"
         check((previous.turn_id, previous.is_ended), ("turn-1", False), "the replaced turn")
-        check(_ids(stores), ["turn-2"] * 2, _IDS)
+        check(_find(stores[1]).turn_id, "turn-2", "the id of the found turn")
         previous.stop("another message")
         self.poll(lambda: reasons == ["another message"])
         log.finish(LogEnd())
         self.poll(lambda: previous.is_ended)
+        check(_ids(stores), ["turn-2"] * 2, _IDS)
 
     def test_found_turn_can_be_stopped_from_both_processes(self, stores: Stores) -> None:
         """`TurnLog.stop` of a copy calls the function of the process that reads the turn."""

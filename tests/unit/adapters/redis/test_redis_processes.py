@@ -109,16 +109,55 @@ def test_relays_report_that_the_reading_process_was_killed(tmp_path: Path) -> No
 
         ((content, count),) = follower.call(Turns.relayed, "killed session").items()
         assert count == 3
-        assert content.startswith(turn_bytes("killed turn", 10) + b"event: error\ndata: ")
+        # The turn has ended, so its error has a number: an EventSource does not connect again.
+        error = b"event: error\nid: 11\ndata: "
+        assert content.startswith(turn_bytes("killed turn", 10) + error)
         assert b'"ReaderLost"' in content
-        # The lost turn does not refuse the next message, but the message waits for its end.
-        assert (
-            follower.call(Turns.claim, "killed session", "killed turn 2", refuse=True)
-            == "killed turn"
-        )
+        assert follower.call(Turns.find, "killed session") == "killed turn"
         assert "ReaderLost" in follower.call(Turns.wait_for_end, "killed turn")
+        assert follower.call(Turns.claim, "killed session", "killed turn 2", refuse=True) is None
         with server.client() as client:
             check_expiry(client, KEEP_SECONDS + SHORT_LEASE)
+
+
+def test_message_after_a_killed_process_waits_until_its_turn_is_lost(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        turn_processes(2, server.url, lease_seconds=SHORT_LEASE) as (reader, other),
+    ):
+        reader.call(Turns.claim, "lost session", "lost turn")
+        with pytest.raises(TurnRunning):
+            other.call(Turns.claim, "lost session", "lost turn 2", refuse=True)
+        reader.kill()
+        assert other.call(Turns.claim, "lost session", "lost turn 2") == "lost turn"
+        assert "ReaderLost" in other.call(Turns.wait_for_end, "lost turn")
+        assert other.call(Turns.find, "lost session") == "lost turn 2"
+
+
+def test_running_turn_keeps_its_session_if_redis_loads_an_older_snapshot(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        turn_processes(2, server.url, lease_seconds=LONG_LEASE) as (reader, follower),
+    ):
+        reader.call(Turns.claim, "snapshot session", "kept turn")
+        reader.call(Turns.finish, "kept turn")
+        follower.call(Turns.relay, "snapshot session", 1)
+        assert follower.call(Turns.relayed, "snapshot session") == {b"": 1}
+        with server.client() as client:
+            client.save()
+        reader.call(Turns.claim, "snapshot session", "running turn")
+        reader.call(Turns.append, "running turn", 5)
+        follower.call(Turns.relay, "snapshot session", 2)
+        follower.call(Turns.wait_for_events, "running turn", 5)
+        server.stop()
+        server.start()
+        reader.call(Turns.append, "running turn", 5)
+        follower.call(Turns.wait_for_events, "running turn", 10)
+        wait_until(lambda: follower.call(Turns.find, "snapshot session") == "running turn")
+        reader.call(Turns.finish, "running turn")
+        assert follower.call(Turns.relayed, "snapshot session") == {
+            turn_bytes("running turn", 10): 2
+        }
 
 
 def test_relays_continue_after_redis_was_restarted_without_data(

@@ -9,10 +9,11 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -24,14 +25,16 @@ from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore
 from flux0.adapters.redis import worker
-from flux0.adapters.redis.commands import Commands, Lease, TurnName
+from flux0.adapters.redis.commands import Commands, Times, TurnName, as_text
 from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import SharedObjects, Worker
 from flux0.domain.errors import (
     ClientClosed,
     InvalidArgument,
     MissingDependency,
+    ReaderLost,
     TurnRunning,
+    TurnStopped,
     TurnStoreError,
 )
 from flux0.runtime.turn_log import LogEnd, TurnLog
@@ -105,6 +108,17 @@ def claimed(store: RedisTurnStore, session_id: str = "session", turn_id: str = "
     log = new_log(turn_id)
     assert store.claim(session_id, log, refuse=True) is None
     return log
+
+
+def copied_by(client: Redis) -> str:
+    """Return the channel of the process that follows the turn."""
+    (follower,) = followers(client)
+    return follower
+
+
+def followers(client: Redis) -> list[str]:
+    fields = cast("dict[bytes, bytes]", client.hgetall("flux0:{session}:turn"))
+    return [field[1:].decode() for field in fields if field.startswith(b"@")]
 
 
 def wait_for_events(log: TurnLog, count: int) -> None:
@@ -187,18 +201,18 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
     ):
         log = claimed(store)
         log.finish(LogEnd())
-        wait_until(lambda: bool(admin.hexists("flux0:{session}:turn:info", "end")))
+        wait_until(lambda: bool(admin.hexists("flux0:{session}:turn", "end")))
         late = new_log("late")
-        # The claim is sent after the id of the present turn was received.
-        client.actions = [nothing, server.pause]
+        # The claim is sent after the permission, the lease, and the id of the present turn.
+        client.actions = [nothing, nothing, nothing, server.pause]
         with pytest.raises(TurnStoreError):
             other.claim("session", late, refuse=False)
         late.finish(LogEnd())
         other.release("session", late, None)
         server.resume()
 
-        wait_until(lambda: bool(admin.exists("flux0:{session}:late:info")))
-        wait_until(lambda: admin.get("flux0:{session}") == b"turn")
+        wait_until(lambda: bool(admin.exists("flux0:{session}:late")))
+        wait_until(lambda: admin.hget("flux0:{session}", "turn") == b"turn")
 
 
 def test_release_is_repeated_only_while_the_turn_would_be_kept(tmp_path: Path) -> None:
@@ -228,27 +242,213 @@ def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
     assert store.claim("session", new_log("turn-2"), refuse=False) is log
 
 
-def test_turn_is_stopped_if_another_turn_was_started_while_redis_had_no_data(
-    server: RedisServer,
-) -> None:
-    reasons: list[str] = []
+class Turn:
+    """A turn, and the reasons for which it was asked to stop. It ends at the first reason."""
 
-    def stop(reason: str) -> None:
-        reasons.append(reason)
-        log.finish(LogEnd())
+    def __init__(self, turn_id: str) -> None:
+        self.reasons: list[str] = []
+        self.log = TurnLog(turn_id, 10**6, self._stop)
 
-    log = TurnLog("turn", 1000, stop)
-    with closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store:
-        assert store.claim("session", log, refuse=True) is None
-        with server.client() as client, client.pipeline() as transaction:
-            # Between two commands, the store could restore the turn.
+    def _stop(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self.log.finish(LogEnd(TurnStopped(reason)))
+
+
+REPLACED = "another message was sent on the session while Redis had lost this turn"
+
+
+def save(client: Any) -> Callable[[], None]:
+    """Return a function that replaces the data of Redis at once by the present data."""
+    dumps = {key: (client.pttl(key), client.dump(key)) for key in client.scan_iter()}
+
+    def load() -> None:
+        with client.pipeline() as transaction:
             transaction.flushall()
-            transaction.set("flux0:{session}", "turn-2")
+            for key, (ttl, dump) in dumps.items():
+                transaction.restore(key, ttl, dump)
             transaction.execute()
-        log.append(event("turn", 1))
 
-        assert wait_for_end(log, TIMEOUT)
-    assert reasons == ["another turn of the session was started while Redis could not be reached"]
+    return load
+
+
+@pytest.mark.parametrize("loss", ["empty", "older turn", "session evicted", "turn evicted"])
+def test_turn_is_stopped_if_another_turn_was_started_while_redis_had_lost_it(
+    server: RedisServer, loss: str
+) -> None:
+    """The lease is long, so that the process does not restore the turn before the second claim."""
+    first, second = Turn("first"), Turn("second")
+    with (
+        server.client() as client,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as other,
+    ):
+        older = claimed(store, turn_id="older")
+        older.append(event("older", 1))
+        older.finish(LogEnd())
+        wait_until(lambda: bool(client.hexists("flux0:{session}:older", "end")))
+        load = save(client)
+        assert store.claim("session", first.log, refuse=True) is None
+        first.log.append(event("first", 1))
+        wait_until(lambda: client.hget("flux0:{session}:first", "last") == b"1")
+        process = as_text(client.hget("flux0:{session}", "process"))
+        wait_until(lambda: client.get(process) == b"4")  # The next renewal is in 12 s.
+        if loss == "empty":
+            client.flushall()
+        elif loss == "older turn":
+            load()
+        else:
+            client.delete(
+                "flux0:{session}" if loss == "session evicted" else "flux0:{session}:first"
+            )
+        assert other.claim("session", second.log, refuse=False) is None
+        first.log.append(event("first", 2))
+
+        assert wait_for_end(first.log, TIMEOUT)
+        assert first.reasons == [REPLACED]
+        second.log.append(event("second", 1))
+        wait_until(lambda: client.hget("flux0:{session}:second", "last") == b"1")
+        assert second.reasons == []
+        found = store.find("session")
+        assert found is not None
+        assert found.turn_id == "second"
+
+
+@pytest.mark.parametrize("loss", ["empty", "older turn", "session", "turn", "log", "lease"])
+def test_running_turn_keeps_its_session_and_its_readers_if_redis_loses_data(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore, loss: str
+) -> None:
+    turn = Turn("turn")
+    with server.client() as client:
+        older = claimed(store, turn_id="older")
+        older.finish(LogEnd())
+        wait_until(lambda: bool(client.hexists("flux0:{session}:older", "end")))
+        load = save(client)
+        store.claim("session", turn.log, refuse=False)
+        turn.log.append(event("turn", 1))
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_events(copy, 1)
+        if loss == "empty":
+            client.flushall()
+        elif loss == "older turn":
+            load()
+        else:
+            turn_key = "flux0:{session}:turn"
+            process = as_text(client.hget(turn_key, "process"))
+            keys = {"session": "flux0:{session}", "turn": turn_key, "log": f"{turn_key}:log"}
+            client.delete(keys.get(loss, process))
+        turn.log.append(event("turn", 2))
+        wait_for_events(copy, 2)
+        with closing(RedisTurnStore.from_url(server.url)) as third:
+
+            def is_found() -> bool:
+                found = third.find("session")
+                return found is not None and (found.turn_id, found.last) == ("turn", 2)
+
+            wait_until(is_found)
+        turn.log.finish(LogEnd(finished=True))
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end == LogEnd(finished=True)
+        assert b"".join(copy.read(0)) == turn_bytes("turn", 2)
+        assert turn.reasons == []
+
+
+def test_lost_data_of_a_silent_turn_is_restored(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    log.append(event("turn", 1))
+    with server.client() as client:
+        client.flushall()
+        wait_until(lambda: other.find("session") is not None)
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_events(copy, 1)
+        # A follower notices that events are missing, and asks the process for them.
+        log.append(event("turn", 2))
+        wait_for_events(copy, 2)
+        with closing(RedisTurnStore.from_url(server.url)) as third:
+            with client.pipeline() as transaction:
+                transaction.delete("flux0:{session}:turn:log")
+                transaction.execute()
+            late = third.find("session")
+            assert late is not None
+            wait_for_events(late, 2)
+
+
+def test_two_claims_that_are_released_leave_no_turn(
+    store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    first, second = new_log("first"), new_log("second")
+    assert store.claim("session", first, refuse=False) is None
+    previous = other.claim("session", second, refuse=False)
+    for released, log, before in ((store, first, None), (other, second, previous)):
+        log.finish(LogEnd())
+        released.release("session", log, before)
+    wait_until(lambda: other.find("session") is None)
+
+
+class CutOff(Redis):
+    """A client that cannot reach Redis while `is_cut_off` is set."""
+
+    is_cut_off = False
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        if self.is_cut_off:
+            raise redis.ConnectionError("no route to host")
+        return super().pipeline(transaction, shard_hint)
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_turn_of_a_process_that_was_cut_off_from_redis(
+    server: RedisServer, other: RedisTurnStore, is_replaced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    turn, second = Turn("turn"), Turn("second")
+    with (
+        CutOff(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as store,
+    ):
+        store.claim("session", turn.log, refuse=True)
+        turn.log.append(event("turn", 1))
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_events(copy, 1)
+        client.is_cut_off = True
+        turn.log.append(event("turn", 2))
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end is not None
+        assert copy.end.has_numbered_error
+        assert isinstance(copy.end.error, ReaderLost)
+        # The turn continues in its own process.
+        assert store.find("session") is turn.log
+        assert not turn.reasons
+        if is_replaced:
+            assert other.claim("session", second.log, refuse=True) is None
+        client.is_cut_off = False
+        if is_replaced:
+            assert wait_for_end(turn.log, TIMEOUT)
+            assert turn.reasons == [REPLACED]
+            assert not second.log.is_ended
+            assert other.find("session") is second.log
+        wait_until(lambda: "can be reached again" in caplog.text)
+        if not is_replaced:
+            turn.log.append(event("turn", 3))
+            turn.log.finish(LogEnd(finished=True))
+            wait_until(lambda: store.find("session") is not turn.log)
+            # The other readers know the end of the turn, and its number.
+            found = store.find("session")
+            assert found is not None
+            assert (found.last, found.end) == (1, found.end)
+            assert found.end is not None
+            assert isinstance(found.end.error, ReaderLost)
+            assert not turn.reasons
+    lines = [record.getMessage() for record in caplog.records if record.name == "flux0"]
+    assert [line.partition(":")[0] for line in lines if "Redis can" in line[:9]] == [
+        "Redis cannot be reached",
+        "Redis can be reached again",
+    ]
+    assert len([line for line in lines if line.startswith("the process that read the turn")]) == 1
 
 
 def test_copy_ends_if_redis_no_longer_has_its_events(
@@ -260,7 +460,8 @@ def test_copy_ends_if_redis_no_longer_has_its_events(
     assert copy is not None
     wait_for_events(copy, 1)
     with server.client() as client:
-        client.hset("flux0:{session}:turn:info", "last", 2)
+        client.hset("flux0:{session}:turn", "last", 2)
+        client.publish(copied_by(client), "flux0:{session}:turn")
     assert wait_for_end(copy, TIMEOUT)
     assert copy.end is not None
     assert isinstance(copy.end.error, TurnStoreError)
@@ -277,7 +478,7 @@ def test_turn_whose_data_was_evicted_is_not_found(
     assert wait_for_end(copy, TIMEOUT)
     del copy
     with server.client() as client:
-        client.delete("flux0:{session}:turn:info")
+        client.delete("flux0:{session}:turn")
     wait_until(lambda: other.find("session") is None)
 
 
@@ -288,7 +489,8 @@ def test_invalid_data_in_redis_ends_the_copy(
     copy = other.find("session")
     assert copy is not None
     with server.client() as client:
-        client.hset("flux0:{session}:turn:info", "end", "not JSON")
+        client.hset("flux0:{session}:turn", "end", "not JSON")
+        client.publish(copied_by(client), "flux0:{session}:turn")
     assert wait_for_end(copy, TIMEOUT)
     assert copy.end is not None
     assert isinstance(copy.end.error, TurnStoreError)
@@ -374,10 +576,10 @@ def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
         server.client() as admin,
     ):
         copies = [other.find("session")]
-        assert admin.scard("flux0:{session}:turn:followers") == 1
+        assert len(followers(admin)) == 1
         client.actions = [copies.clear]
         log.append(event("turn", 1))
-        wait_until(lambda: admin.scard("flux0:{session}:turn:followers") == 0)
+        wait_until(lambda: not followers(admin))
         assert copies == []
 
 
@@ -386,12 +588,11 @@ def test_unreferenced_copy_is_no_longer_followed(
 ) -> None:
     claimed(store)
     copy = other.find("session")
-    followers = "flux0:{session}:turn:followers"
     with server.client() as client:
-        assert client.scard(followers) == 1
+        assert len(followers(client)) == 1
         del copy
         gc.collect()
-        wait_until(lambda: client.scard(followers) == 0)
+        wait_until(lambda: not followers(client))
     assert other.find("session") is not None
 
 
@@ -447,11 +648,10 @@ def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: Re
 
 def test_end_of_a_turn_is_published_once() -> None:
     """A message about the turn, which arrives while its end is published, starts the job again."""
-    lease, log = Lease.of(LEASE_SECONDS), new_log()
-    shared = SharedObjects(Commands("flux0:", "process", 1.0, lease), Worker(Redis(), 1.0), lease)
-    published: dict[str, PublishedTurn] = {}
-    job = PublishedTurn(TurnName("session", "turn"), log, shared, published)
-    published["turn"] = job
+    times, log = Times.of(1.0, LEASE_SECONDS), new_log()
+    shared = SharedObjects(Commands("flux0:", times), Worker(Redis(), 1.0), times)
+    job = PublishedTurn(TurnName("session", "turn"), 1, log, shared)
+    shared.turns["session:turn"] = job
     log.finish(LogEnd())
     steps = job.steps()
     next(steps)
@@ -553,6 +753,90 @@ def test_turn_of_the_process_is_found_while_redis_cannot_be_reached(tmp_path: Pa
         with pytest.raises(TurnStoreError):
             store.find("another session")
         log.finish(LogEnd())
+        assert store.find("session") is log
+
+
+def test_turn_that_ended_while_redis_could_not_be_reached_expires(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=0.5, keep_seconds=1)) as store,
+    ):
+        log = weakref.ref(claimed(store))
+        server.stop()
+        found = store.find("session")
+        assert found is not None
+        found.finish(LogEnd())
+        assert store.find("session") is found
+        del found
+        wait_until(lambda: log() is None)
+        with pytest.raises(TurnStoreError):
+            store.find("session")
+
+
+def test_turn_of_the_process_is_found_and_closed_while_redis_is_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a call waited for Redis, the test would not end."""
+    monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 1000)
+    with redis_server(tmp_path) as server, Redis(port=server.port, socket_timeout=None) as client:
+        store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
+        log = claimed(store)
+        server.pause()
+        log.append(event("turn", 1))
+        assert store.find("session") is log
+        log.finish(LogEnd())
+        store.close()
+        server.resume()
+
+
+def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        Redis(port=server.port, socket_timeout=None) as client,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as store,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as other,
+    ):
+        log = claimed(store)
+        copy = other.find("session")
+        assert copy is not None
+        server.pause()
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end is not None
+        assert copy.end.is_of_copy
+        assert isinstance(copy.end.error, TurnStoreError)
+        server.resume()
+        log.finish(LogEnd())
+
+
+def test_user_without_channels_gets_an_error_before_the_first_claim(server: RedisServer) -> None:
+    with server.client() as admin:
+        admin.acl_setuser(
+            "half", enabled=True, passwords=["+pw"], keys=["flux0:*"], reset_channels=True,
+            categories=["+@all"],
+        )  # fmt: skip
+        url = server.url.replace("//", "//half:pw@")
+        with closing(RedisTurnStore.from_url(url)) as store:
+            calls: list[Callable[[], object]] = [
+                lambda: store.claim("session", new_log(), refuse=True),
+                lambda: store.find("session"),
+            ]
+            for call in calls:
+                with pytest.raises(TurnStoreError, match="NoPermissionError") as raised:
+                    call()
+                assert raised.value.sent == "no"
+        assert admin.keys() == []
+
+
+def test_scripts_are_sent_once(store: RedisTurnStore, server: RedisServer) -> None:
+    log = claimed(store)
+    with server.client() as client:
+        for number in (1, 2, 3):
+            log.append(event("turn", number))
+            wait_until(lambda: client.hget("flux0:{session}:turn", "last") == b"%d" % log.last)
+            if number == 2:
+                client.execute_command("SCRIPT FLUSH")
+        commands: Any = client.info("commandstats")
+        assert commands["cmdstat_evalsha"]["calls"] > commands["cmdstat_eval"]["calls"]
 
 
 def test_caller_does_not_wait_longer_than_the_limit(
@@ -575,7 +859,7 @@ def test_calls_that_fail_do_not_delay_the_events_of_other_sessions(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
     with server.client() as client:
-        client.lpush("flux0:{broken}", "not the id of a turn")
+        client.lpush("flux0:{broken}", "not a turn")
     log = claimed(store)
     copy = other.find("session")
     assert copy is not None
