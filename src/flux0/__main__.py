@@ -22,6 +22,7 @@ def main() -> None:
     """Run the command line, or exit with a message if its packages are not installed."""
     if sys.stdout is None:
         sys.exit(f"{_NO_OUTPUT}: it is closed")
+    sys.argv[1:] = map(_decoded, sys.argv[1:])
     try:
         app = _import_app()
         app(prog_name="flux0-client")
@@ -42,6 +43,28 @@ def main() -> None:
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
         sys.exit(f"{_NO_OUTPUT}: {cause.strerror}")
+    finally:
+        _ignore_ctrl_c()
+
+
+def _decoded(argument: str) -> str:
+    """Decode an argument as UTF-8 if the system's encoding, such as ASCII, could not decode it."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode(errors="surrogateescape")
+    return argument
+
+
+def _ignore_ctrl_c() -> None:
+    """Ignore Ctrl-C until the process has ended.
+
+    While Python frees its modules, it has no handler for the signal, and a second Ctrl-C would
+    change the exit code.
+    """
+    signal = sys.modules.get("signal")
+    if signal is not None:  # None if Ctrl-C was pressed during its import.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _import_app() -> Typer:

@@ -1,7 +1,12 @@
-"""The samples of batches run a limited number of turns at once."""
+"""The samples of batches run a limited number of turns at once, or continue after a failure."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +15,12 @@ import pytest
 from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+from flux0 import Flux0
 from flux0.testing import Fail, FakeTransport, UserMessage
 from support.fake_over_http import FakeOverHTTP
 
-PAGE = Path(__file__).parents[2] / "docs/how-to/notebooks.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "how-to/notebooks.md"
 SAMPLES = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())
 AT_ONCE, PROMPTS = 8, 24
 
@@ -48,3 +55,34 @@ def test_batch_runs_eight_turns_at_once_and_keeps_the_order(
     assert answers[3].startswith("failed: ")
     assert "no model" in answers[3]
     assert answers[4:] == [f"What is {number} times {number}?" for number in range(4, PROMPTS)]
+
+
+def test_nightly_script_continues_with_the_prompt_that_failed(tmp_path: Path) -> None:
+    (script,) = re.findall(
+        r"(?ms)^```bash\n(.*?)^```$", (DOCS / "command-line.md").read_text("utf-8")
+    )
+    program = tmp_path / "flux0-client"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flux0 "$@"\n', "utf-8")
+    program.chmod(0o755)
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n", "utf-8")
+    with FakeOverHTTP(FakeTransport(lambda message: f"{message.content}\n\n!")) as server:
+        with Flux0(server.url) as flux0:
+            session_id = flux0.sessions.create(agent_id=server.fake.agent_id).id
+        environment = {
+            **os.environ,
+            "FLUX0_SERVER_URL": server.url,
+            "SESSION": session_id,
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+        }
+
+        def run() -> tuple[int, list[str]]:
+            done = subprocess.run(
+                ["/bin/bash", "-c", script], cwd=tmp_path, env=environment, check=False
+            )
+            lines = (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()
+            return done.returncode, [json.loads(line)["text"] for line in lines]
+
+        server.fake.script("one", [Fail("no model")])
+        assert run() == (1, ["one"])
+        for _ in range(2):
+            assert run() == (0, ["one", "two\n\n!", "three\n\n!"])

@@ -201,6 +201,27 @@ def test_batch_that_is_killed_within_a_turn_continues_after_it(
     assert messages_of_user(conversation) == prompts
 
 
+def test_prompt_whose_agent_was_stopped_before_it_answered_is_sent_once_more(
+    answer_all: AnswerAll,
+    server: Flux0Server,
+    client: Flux0,
+    session_id: str,
+    fresh_name: str,
+) -> None:
+    slow = content_of({"status": "typing"}, {"wait": fresh_name}, {"text": "B"})
+    prompts = [content_of({"text": "A"}), slow, content_of({"text": "C"})]
+    conversation = client.conversation(session=session_id)
+    with start_batch(server, session_id, prompts) as process:
+        until_stored(conversation, slow, "")
+        process.kill()
+    server.wait_cancelled(fresh_name)
+    server.release(fresh_name)
+
+    for _ in range(2):
+        assert [turn.text for turn in answer_all(conversation, prompts)] == ["A", "B", "C"]
+        assert messages_of_user(conversation) == [prompts[0], slow, *prompts[1:]]
+
+
 # --- a queue
 
 RUN_JOB = """

@@ -44,7 +44,8 @@ ELSEWHERE: Mapping[str, str] = {
     "adapters/redis/test_redis_processes.py": """
         adapters/redis/followed adapters/redis/lease adapters/redis/worker""",
     "cli/test_app.py": """
-        __main__ cli/chat cli/descriptions cli/interrupts cli/listing cli/options""",
+        __main__ cli/chat cli/choices cli/descriptions cli/interrupts cli/listing
+        cli/options""",
     # Users notice these modules only in the objects of others.
     "domain/test_errors.py": "domain/api_errors domain/uncopyable",
     "client/test_find_turn.py": "usecases/stored_turns",

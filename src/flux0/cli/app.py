@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from shutil import get_terminal_size
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,19 @@ import typer
 
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
-from flux0.cli.options import AgentId, Port, SessionId, argument, option, with_common_options
-from flux0.domain import arguments
+from flux0.cli.options import (
+    AgentId,
+    CommandWithId,
+    Json,
+    Port,
+    SessionId,
+    argument,
+    common_options,
+    complete_agents,
+    complete_sessions,
+    option,
+    with_common_options,
+)
 from flux0.models import InvalidArgument
 
 if TYPE_CHECKING:
@@ -23,19 +35,29 @@ if TYPE_CHECKING:
 
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
 
-# An id may begin with a hyphen. With this setting, such an id is not read as an option.
-_SETTINGS_FOR_IDS = {"ignore_unknown_options": True}
-
-
-app: typer.Typer = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # With it, the names of options are shortened on a narrow terminal.
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": min(get_terminal_size().columns, 80),
+    },
+)
 
 
 @with_common_options
-def _store_options(_: typer.Context) -> None:
-    """Store the common options that are written between a group and its command."""
+def _accept_options(_: typer.Context) -> None:
+    """Accept the common options between a group and its command."""
 
 
-_group = partial(typer.Typer, no_args_is_help=True, callback=_store_options)
+def _examples(*commands: str) -> str:
+    """Return the examples at the end of a help text."""
+    # The backspace character keeps the line breaks.
+    return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))
+
+
+_group = partial(typer.Typer, no_args_is_help=True, callback=_accept_options)
 agents: typer.Typer = _group(help="List, show and create agents.")
 sessions: typer.Typer = _group(help="List, show and create sessions.")
 app.add_typer(agents, name="agents")
@@ -51,64 +73,74 @@ def _print_version(wanted: bool) -> None:
 _VERSION = option("--version", None, "Print the version.", callback=_print_version, is_eager=True)
 
 
-@app.callback()
-@with_common_options
-def root(_: typer.Context, *, _version: Annotated[bool, _VERSION] = False) -> None:
-    """Talk to the agents of a flux0 server, and list its agents, sessions and events.
-
-    flux0-client demo                       Show an example turn.
-    flux0-client chat "What's the weather?" Send one message.
-    flux0-client chat                       Have a conversation.
-    flux0-client events qH-klmX3cz          List the stored events of a session.
-    """
-
-
-_MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
-_AGENT = "Id of the agent. Default: the server's only agent."
-_SESSION = "Id of a session to continue. Default: a new session."
-_TYPE = "Agent type: use the first agent of this type, or create it."
-_IDLE = "Longest time without an event, after which the turn fails. Default: 600."
-
-# Do not break a sentence into lines: typer removes line breaks from the first paragraph only.
-_CHAT = (
-    "Talk to an agent: one turn for a MESSAGE, or a conversation.\n\n"
-    "A terminal shows the complete turn while it streams. If the output is piped, only the text of "
-    "the answer is written to it, and everything else to standard error. Piped input is the "
-    "message; if there is a MESSAGE, the input is appended to it as context.\n\n"
-    "In a conversation, Ctrl-C cancels the turn. "
-    'A second Ctrl-C, Ctrl-D or "exit" ends the program.\n\n'
-    "Examples:\n"
-    'flux0-client chat "What\'s the weather in SF?"\n'
-    'flux0-client chat "Summarize this." < report.txt > summary.txt\n'
-    'flux0-client chat --session qH-klmX3cz "And tomorrow?"'
+_ROOT_EXAMPLES = _examples(
+    "demo                       Show an example turn.",
+    'chat "What\'s the weather?" Send one message.',
+    "chat                       Have a conversation.",
+    "events qH-klmX3cz          List the stored events of a session.",
 )
 
 
-@app.command("chat", help=_CHAT)
+@app.callback(epilog=_ROOT_EXAMPLES)
+@with_common_options
+def root(_: typer.Context, *, _version: Annotated[bool, _VERSION] = False) -> None:
+    """Talk to the agents of a flux0 server, and list its agents, sessions and events."""
+
+
+_MESSAGE = "Text to send. Default: the piped input; in a terminal, a prompt for each message."
+_AGENT = "Id or unique name of the agent. Default: the server's only agent."
+_SESSION = "Id of a session to continue. Default: a new session."
+_CONTINUE = "Continue the last session that was created for the user."
+_TYPE = "Agent type: use the first agent of this type, or create it."
+_LINES = "Send each piped line as a message. With --json, print one object for each line."
+_KEEP_GOING = "After a failure, send the other lines, too."
+_IDLE = "Longest time without an event, after which the turn fails. Default: 600."
+_DEMO = "Use the demo agent, without a server."
+
+_CHAT_EXAMPLES = _examples(
+    'chat "What\'s the weather in SF?"',
+    'chat "Summarize this." < report.txt > summary.txt',
+    'chat --continue "And tomorrow?"',
+)
+
+
+@app.command("chat", epilog=_CHAT_EXAMPLES)
 @with_common_options
 def chat(
     context: typer.Context,
     message: Annotated[str | None, argument("MESSAGE", _MESSAGE)] = None,
     *,
-    agent: Annotated[str | None, option("--agent", "ID", _AGENT)] = None,
+    agent: Annotated[
+        str | None, option("--agent -a", "AGENT", _AGENT, autocompletion=complete_agents)
+    ] = None,
     agent_type: Annotated[str | None, option("--agent-type", "TYPE", _TYPE)] = None,
-    session: Annotated[str | None, option("--session", "ID", _SESSION)] = None,
-    lines: Annotated[bool, option("--lines", None, "Send each piped line as a message.")] = False,
+    session: Annotated[
+        str | None, option("--session -s", "ID", _SESSION, autocompletion=complete_sessions)
+    ] = None,
+    continue_last: Annotated[bool | None, option("--continue -c", None, _CONTINUE)] = None,
+    lines: Annotated[bool, option("--lines", None, _LINES)] = False,
+    keep_going: Annotated[bool, option("--keep-going", None, _KEEP_GOING)] = False,
     idle_timeout: Annotated[int | None, option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
-    demo: Annotated[bool, option("--demo", None, "Use the demo agent, without a server.")] = False,
+    demo: Annotated[bool, option("--demo", None, _DEMO)] = False,
 ) -> None:
-    """Send messages to an agent, and show its turns.
+    """Talk to an agent: one turn for a MESSAGE, or a conversation.
 
-    With MESSAGE or piped input, send one message. With `--lines`, send each piped line as a
-    message. Without MESSAGE, if the input is a terminal, send each message that the user types.
+    A terminal shows the complete turn while it streams. If the output is piped, only the text of
+    the answer is written to it, and everything else to standard error. Piped input is the message;
+    if there is a MESSAGE, the input is appended to it as context.
+
+    In a conversation, Ctrl-C cancels the turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.
     """
-    if sum(choice is not None for choice in (agent, agent_type, session)) > 1:
-        raise typer.BadParameter("--agent, --agent-type and --session cannot be combined.")
+    if sum(choice is not None for choice in (agent, agent_type, session, continue_last)) > 1:
+        problem = "--agent, --agent-type, --session and --continue cannot be combined."
+        raise typer.BadParameter(problem)
     if lines and message is not None:
         problem = "cannot be combined with MESSAGE: the messages are read from standard input."
         raise typer.BadParameter(problem, param_hint="--lines")
-    *_, as_json = context.obj
-    explain = partial(describe_error, ids={"agent": agent, "session": session})
+    if keep_going and not lines:
+        raise typer.BadParameter("has no effect without --lines.", param_hint="--keep-going")
+    as_json = common_options(context).as_json
+    explain = partial(describe_error, ids={"session": session})
     with _client(context, explain, idle_timeout, demo=demo) as flux0:
         from flux0.cli.chat import (  # noqa: PLC0415 - slow
             Chat,
@@ -121,26 +153,33 @@ def chat(
         if as_json and interactive:
             raise typer.BadParameter("needs a MESSAGE or piped input.", param_hint="--json")
         messages = None if interactive else messages_to_send(message, lines=lines)
+        if continue_last:
+            from flux0.cli.choices import last_session  # noqa: PLC0415 - loads rich
+
+            session = last_session(flux0).id
         conversation = start_conversation(
-            flux0, agent_id=agent, agent_type=agent_type, session_id=session
+            flux0, agent=agent, agent_type=agent_type, session_id=session
         )
         chat = Chat(conversation, explain, as_json=as_json)
-        if not (chat.converse() if messages is None else chat.send_all(messages)):
+        if messages is None:
+            chat.converse()
+        elif not chat.send_all(messages, lines=lines, keep_going=keep_going):
             raise typer.Exit(_FAILED)
 
 
-@app.command()
-def demo(context: typer.Context) -> None:
+@app.command(epilog="To talk to the agent: flux0-client chat --demo")
+def demo(context: typer.Context, *, as_json: Json = False) -> None:
     """Show a turn with reasoning, a tool call and an answer.
 
-    The agent runs in memory, so no server is needed. To talk to the agent:
-    flux0-client chat --demo
+    The agent runs in memory, so no server is needed.
     """
+    as_json = common_options(context).as_json
     with _client(context, demo=True) as flux0:
         from flux0.cli.chat import Chat  # noqa: PLC0415 - slow
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
-        Chat(conversation).show_example("What's the weather like in San Francisco?")
+        message = "What's the weather like in San Francisco?"
+        Chat(conversation, as_json=as_json).show_example(message)
 
 
 @app.command()
@@ -148,7 +187,10 @@ def serve_demo(
     *,
     port: Port = 8080,
 ) -> None:
-    """Serve the demo agent on 127.0.0.1 until Ctrl-C, and print the URL."""
+    """Serve the demo agent until Ctrl-C.
+
+    The command prints the URL when it is ready. It listens on 127.0.0.1.
+    """
     with _exit_codes(describe_error):
         try:
             with _demo_transport().serve(port) as url:
@@ -172,13 +214,12 @@ def mcp(
     port: Port = 8000,
     show_errors: Annotated[bool, option("--show-errors", None, _ERRORS)] = False,
 ) -> None:
-    """Offer the agents as tools to an assistant (Model Context Protocol).
+    """Offer the agents as MCP tools.
 
-    The assistant starts this command, and uses standard input and output.
-    With --http, assistants connect to the URL instead.
+    An assistant can then use them over the Model Context Protocol. The assistant starts this
+    command, and uses standard input and output. With --http, assistants connect to the URL instead.
     """
-    *_, as_json = context.obj
-    if as_json:
+    if common_options(context).as_json:
         raise typer.BadParameter("has no effect on this command.", param_hint="--json")
     with _client(context) as flux0:
         import anyio  # noqa: PLC0415 - slow
@@ -197,7 +238,9 @@ def mcp(
             anyio.run(serve_stdio, server)
 
 
-def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], None]:
+def _query(
+    group: typer.Typer, name: str, *examples: str
+) -> Callable[[Callable[..., Listed]], None]:
     """Return a decorator that adds a command to `group`.
 
     The command calls the decorated function, and shows the models that the function returns. It has
@@ -206,13 +249,12 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
 
     def register(get: Callable[..., Listed]) -> None:
         def command(context: typer.Context, **arguments: Any) -> None:
-            *_, as_json = context.obj
             with _client(context, partial(describe_error, ids=arguments)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich
                 from flux0.cli.output import Output  # noqa: PLC0415
 
                 model = get(flux0, **arguments)
-                if as_json:
+                if common_options(context).as_json:
                     Output().json(to_dict(model), indent=2)
                 else:
                     show(Output(), model)
@@ -221,8 +263,13 @@ def _query(group: typer.Typer, name: str) -> Callable[[Callable[..., Listed]], N
         command.__doc__ = get.__doc__
         vars(command)["__signature__"] = signature
         kinds = {each.annotation for each in signature.parameters.values()}
-        settings = _SETTINGS_FOR_IDS if kinds & {AgentId, SessionId} else None
-        group.command(name, context_settings=settings)(with_common_options(command))
+        has_id = bool(kinds & {AgentId, SessionId})
+        group.command(
+            name,
+            cls=CommandWithId if has_id else None,
+            context_settings={"ignore_unknown_options": has_id},
+            epilog=_examples(*examples) if examples else None,
+        )(with_common_options(command))
 
     return register
 
@@ -233,7 +280,7 @@ _TURN = "List only events with this correlation id, from one turn."
 _FROM = "List only events with this offset or a higher one."
 
 
-@_query(app, "events")
+@_query(app, "events", "events qH-klmX3cz", "events qH-klmX3cz --type message --type tool --json")
 def events(
     flux0: Flux0,
     session: SessionId,
@@ -243,12 +290,7 @@ def events(
     correlation_id: Annotated[str | None, option("--correlation-id", "ID", _TURN)] = None,
     min_offset: Annotated[int | None, option("--min-offset", "N", _FROM, min=0)] = None,
 ) -> Listed:
-    """List the events that the server has stored for a session, grouped by turn.
-
-    Examples:
-    flux0-client events qH-klmX3cz
-    flux0-client events qH-klmX3cz --type message --type tool --json
-    """
+    """List the stored events of a session."""
     return flux0.sessions.list_events(
         session_id=session,
         types=types or None,
@@ -273,7 +315,7 @@ def get_agent(flux0: Flux0, agent: AgentId) -> Listed:
 _PURPOSE = "Description: the purpose of the agent."
 
 
-@_query(agents, "create")
+@_query(agents, "create", 'agents create Drizzle weather --description "Knows the weather"')
 def create_agent(
     flux0: Flux0,
     name: Annotated[str, argument("NAME", "Name of the agent for people.")],
@@ -281,12 +323,11 @@ def create_agent(
     *,
     description: Annotated[str | None, option("--description", "TEXT", _PURPOSE)] = None,
 ) -> Listed:
-    """Create an agent.
-
-    Example:
-    flux0-client agents create Drizzle weather --description "Knows the weather"
-    """
+    """Create an agent."""
     return flux0.agents.create(name=name, type_=type_, description=description)
+
+
+_OF_AGENT = "List only sessions with the agent that has this id or unique name."
 
 
 @_query(sessions, "list")
@@ -294,11 +335,13 @@ def list_sessions(
     flux0: Flux0,
     *,
     agent: Annotated[
-        str | None, option("--agent", "ID", "List only sessions with this agent.")
+        str | None, option("--agent -a", "AGENT", _OF_AGENT, autocompletion=complete_agents)
     ] = None,
 ) -> Listed:
     """List the user's sessions."""
-    return flux0.sessions.list(agent_id=agent)
+    from flux0.cli.choices import choose_agent  # noqa: PLC0415 - loads rich
+
+    return flux0.sessions.list(agent_id=agent and choose_agent(flux0, agent).id)
 
 
 @_query(sessions, "get")
@@ -307,18 +350,14 @@ def get_session(flux0: Flux0, session: SessionId) -> Listed:
     return flux0.sessions.retrieve(session_id=session)
 
 
-@_query(sessions, "create")
+@_query(sessions, "create", 'sessions create f1KizRKqjY --title "The weather"')
 def create_session(
     flux0: Flux0,
     agent: AgentId,
     *,
     title: Annotated[str | None, option("--title", "TEXT", "Topic of the session.")] = None,
 ) -> Listed:
-    """Create a session with an agent.
-
-    Example:
-    flux0-client sessions create f1KizRKqjY --title "The weather"
-    """
+    """Create a session with an agent."""
     return flux0.sessions.create(agent_id=agent, title=title)
 
 
@@ -331,15 +370,11 @@ def _client(
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
     """Open a client with the command's common options."""
-    server, user, timeout, header, _ = context.obj
     with (
         _exit_codes(explain),
-        Flux0(
-            server,
+        common_options(context).client(
             transport=_demo_transport() if demo else None,
-            timeout_ms=None if timeout is None else timeout * 1000,
             stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
-            headers=_headers(user, header),
         ) as client,
     ):
         yield client
@@ -359,18 +394,6 @@ def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, N
         print_problem(explain(error))
         code = _WRONG_USE if isinstance(error, InvalidArgument) else _FAILED
         raise typer.Exit(code) from error
-
-
-def _headers(user: str | None, options: list[str]) -> Mapping[str, str]:
-    """Return the header fields to send. Repeated fields are joined (RFC 9110, section 5.3)."""
-    fields = {} if user is None else dict(arguments.user("user", user))
-    for text in options:
-        name, colon, value = map(str.strip, text.partition(":"))
-        if not colon:
-            raise InvalidArgument("headers", "must have the form 'NAME: VALUE'")
-        name, separator = name.lower(), "; " if name.lower() == "cookie" else ", "
-        fields[name] = f"{fields[name]}{separator}{value}" if name in fields else value
-    return fields
 
 
 def _demo_transport() -> FakeTransport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import signal
 import sys
@@ -12,14 +13,20 @@ from io import StringIO, TextIOWrapper
 from itertools import chain
 from typing import TextIO, cast
 
-import typer
-
-from flux0 import Conversation, Event, EventSource, Flux0, Flux0Error, StreamEvent, to_dict
+from flux0 import (
+    Conversation,
+    Event,
+    EventSource,
+    Flux0,
+    Flux0Error,
+    StreamEvent,
+    to_dict,
+)
+from flux0.cli.choices import choose_agent
 from flux0.cli.descriptions import describe_data, describe_error
 from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.cli.output import (
     Output,
-    one_line,
     output_streams_are_one_file,
     print_note,
     print_problem,
@@ -30,36 +37,39 @@ from flux0.models import Agent, AgentNotFound, InvalidArgument
 
 _PROMPT = "> "
 _EXIT_COMMANDS = {"exit", "quit"}
+_interruptible = waking_on_ctrl_c if hasattr(signal, "pthread_kill") else nullcontext
 
 
-def messages_to_send(message: str | None, *, lines: bool) -> Iterable[str]:
+def messages_to_send(message: str | None, *, lines: bool) -> Iterable[tuple[int, str]]:
     """Return the messages to send, from the argument MESSAGE and the piped input.
 
-    If `lines` is True, each line is a message. Otherwise there is one message:
-    `message`, or the piped input, or both with a blank line between them.
+    If `lines` is True, each line is a message, with the line's number. Otherwise there is one
+    message: `message`, or the piped input, or both with a blank line between them.
     """
     stream = standard_input()
+    texts: Iterator[tuple[int, str]]
     if lines:
-        messages: Iterator[str] = (line.strip() for line in stream if not line.isspace())
+        numbered = enumerate(stream, 1)
+        texts = ((number, line.strip()) for number, line in numbered if not line.isspace())
     else:
         is_blank = message is not None and not message.strip()
         piped = "" if is_blank or stream.isatty() else stream.read().rstrip()
-        messages = iter(["\n\n".join(filter(None, (message, piped)))])
-    first = next(messages, "")
+        texts = iter([(1, "\n\n".join(filter(None, (message, piped))))])
+    number, first = next(texts, (1, ""))
     if not first.strip():
         raise InvalidArgument(
             "message", "must not be empty: pass a message, or pipe text into the command"
         )
-    return chain([arguments.text("message", first)], messages)
+    return chain([(number, arguments.text("message", first))], texts)
 
 
 def start_conversation(
-    flux0: Flux0, *, agent_id: str | None, agent_type: str | None, session_id: str | None
+    flux0: Flux0, *, agent: str | None, agent_type: str | None, session_id: str | None
 ) -> Conversation:
     """Continue the session with `session_id`, or create a session; print the session id."""
     if session_id is None:
-        agent = _chosen_agent(flux0, agent_id, agent_type)
-        conversation, name = flux0.conversation(agent=agent), agent.name
+        chosen = _chosen_agent(flux0, agent, agent_type)
+        conversation, name = flux0.conversation(agent=chosen), chosen.name
     else:
         session = flux0.sessions.retrieve(session_id=session_id)
         conversation, name = flux0.conversation(session=session), f"agent {session.agent_id}"
@@ -96,8 +106,7 @@ class Chat:
 
         Return False if the agent reported an error.
         """
-        wake = waking_on_ctrl_c if hasattr(signal, "pthread_kill") else nullcontext
-        with wake(), self._conversation.send(message) as stream:
+        with _interruptible(), self._conversation.send(message) as stream:
             try:
                 for event in stream:
                     if self._as_json:
@@ -110,20 +119,36 @@ class Chat:
 
     def show_example(self, message: str) -> bool:
         """Write `message` as if the user had typed it, send it, and write the turn."""
-        self._view.user(message)
+        if not self._as_json:
+            self._view.user(message)
         return self.send(message)
 
-    def send_all(self, messages: Iterable[str]) -> bool:
-        """Send all messages, even if a turn fails. Return True if all turns succeeded."""
-        succeeded = True
-        for number, message in enumerate(messages):
-            if number and not self._as_json:
+    def send_all(
+        self, messages: Iterable[tuple[int, str]], *, lines: bool, keep_going: bool
+    ) -> bool:
+        """Send messages until a turn fails, or all messages if `keep_going` is True.
+
+        If `lines` is True and the output is JSON, write one object for each message instead of its
+        events. Return True if all turns succeeded.
+        """
+        succeeded, is_first = True, True
+        for number, message in messages:
+            if not (is_first or self._as_json):
                 self._output.write("\n")
-            succeeded &= self._send_and_report(message)
+            is_first = False
+            if lines and self._as_json:
+                succeeded &= self._send_line(number, message)
+            else:
+                succeeded &= self._send_and_report(message)
+            if not (succeeded or keep_going):
+                break
         return succeeded
 
-    def converse(self) -> bool:
-        """Send each message that the user types. Ctrl-C cancels only the current turn."""
+    def converse(self) -> None:
+        """Send each message that the user types. Ctrl-C cancels only the current turn.
+
+        Errors of single turns do not change the exit code, because the user has seen them.
+        """
         if self._output.is_terminal:
             self._show_history()
         for message in self._read_messages():
@@ -132,7 +157,6 @@ class Chat:
             except KeyboardInterrupt:
                 print_note("Turn cancelled.")
             self._output.write("\n")
-        return True  # Errors of single turns do not change the exit code.
 
     def _send_and_report(self, message: str) -> bool:
         try:
@@ -140,6 +164,17 @@ class Chat:
         except Flux0Error as error:
             print_problem(self._explain(error))
             return False
+
+    def _send_line(self, number: int, message: str) -> bool:
+        text, problem = "", None
+        try:
+            with _interruptible():
+                text = self._conversation.ask(message).text
+        except Flux0Error as error:
+            problem = self._explain(error)
+        session = self._conversation.session_id
+        self._output.json({"line": number, "session_id": session, "text": text, "error": problem})
+        return problem is None
 
     def _show_history(self) -> None:
         history = self._conversation.history()
@@ -180,28 +215,24 @@ class Chat:
 
 
 def standard_input() -> TextIO:
-    """Return standard input, configured to replace bytes that it cannot decode."""
+    """Return standard input. Bytes that are not UTF-8 become surrogates, as in arguments.
+
+    A message with surrogates is rejected.
+    """
     if sys.stdin is None:  # The program was started with standard input closed.
         return StringIO()
-    cast("TextIOWrapper", sys.stdin).reconfigure(errors="replace")
-    return sys.stdin
+    stream = cast("TextIOWrapper", sys.stdin)
+    # The encoding is ASCII if no locale is set. A file may begin with a byte order mark.
+    is_utf8 = codecs.lookup(stream.encoding).name in {"ascii", "utf-8"}
+    stream.reconfigure(encoding="utf-8-sig" if is_utf8 else None, errors="surrogateescape")
+    return stream
 
 
-def _chosen_agent(flux0: Flux0, agent_id: str | None, agent_type: str | None) -> Agent:
-    """Return the agent with `agent_id`, or the first agent of `agent_type`, or the only agent."""
-    if agent_id is not None:
-        return flux0.agents.retrieve(agent_id=agent_id)
-    if agent_type is not None:
-        try:
-            return flux0.agents.first(type_=agent_type)
-        except AgentNotFound:
-            return flux0.agents.create(name=agent_type, type_=agent_type)
-    agents = flux0.agents.list()
-    if len(agents) == 1:
-        return agents[0]
-    if not agents:
-        raise typer.BadParameter(
-            "The server has no agents. Create an agent with --agent-type TYPE."
-        )
-    listed = "".join(f"\n{one_line(f'{agent.id} {agent.name} ({agent.type})')}" for agent in agents)
-    raise typer.BadParameter(f"The server has several agents. Select one with --agent ID:{listed}")
+def _chosen_agent(flux0: Flux0, wanted: str | None, agent_type: str | None) -> Agent:
+    """Return the first agent of `agent_type`, which is created if necessary, or `wanted`."""
+    if agent_type is None:
+        return choose_agent(flux0, wanted)
+    try:
+        return flux0.agents.first(type_=agent_type)
+    except AgentNotFound:
+        return flux0.agents.create(name=agent_type, type_=agent_type)

@@ -16,11 +16,12 @@ Listed: TypeAlias = models.Agent | models.Agents | models.Session | models.Sessi
 MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
-_ID_LENGTH = 10
+ID_LENGTH = 10
 # Maps the client's arguments to their names on the command line. Other arguments are the names of
 # options.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
+    "content": "MESSAGE",
     "headers": "--header",
     "message": "MESSAGE",
     "name": "NAME",
@@ -77,7 +78,7 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
     for kind in ("agent", "session"):
         id_ = (ids or {}).get(kind)
         if id_ is not None and _is_unknown(kind, id_, error):
-            hint = "" if len(id_) == _ID_LENGTH else f": ids have {_ID_LENGTH} characters"
+            hint = "" if len(id_) == ID_LENGTH else f": ids have {ID_LENGTH} characters"
             return f"No {kind} has the id {id_!r}{hint}. To list ids: flux0-client {kind}s list"
     if isinstance(error, models.InvalidArgument):
         option = _OPTIONS.get(error.argument, f"--{error.argument.replace('_', '-')}")
@@ -95,18 +96,11 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
 def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
     """Return whether the error indicates that no agent or session has the id `id_`.
 
-    `kind` is "agent" or "session".
+    `kind` is "agent" or "session". The text names the argument, or else the id; a 404 response for
+    an unknown route contains neither.
     """
-    match error:
-        case models.InvalidArgument():
-            return error.argument == f"{kind}_id"
-        case models.HTTPValidationError():
-            return any(f"{kind}_id" in problem.loc for problem in error.data.detail)
-        case models.APIError():
-            # A 404 response for an unknown route does not contain the id.
-            return id_ in error.message
-        case _:
-            return False
+    is_rejected = isinstance(error, (models.InvalidArgument, models.APIError))
+    return is_rejected and (f"{kind}_id" in error.problem or id_ in error.problem)
 
 
 def items_of(data: models.EventData | None) -> Sequence[Item]:

@@ -222,8 +222,9 @@ async def serve_stdio(server: Server) -> None:
     # Ctrl-C ends the process: the thread that reads standard input cannot be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(select, "poll"):
-        output = os.dup(sys.stdout.fileno())  # `stdio_server` redirects standard output.
-        Thread(target=_exit_when_closed, args=(output,), daemon=True).start()
+        # `stdio_server` redirects standard output, so poll a duplicate.
+        pipe = os.dup(sys.stdout.fileno())
+        Thread(target=_exit_when_closed, args=(pipe,), daemon=True).start()
     async with stdio_server() as (reader, writer):
         await server.run(reader, writer, server.create_initialization_options())
 

@@ -3,23 +3,62 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Annotated, Any
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
+from flux0 import Flux0, Flux0Error, RetryConfig
+from flux0.cli.descriptions import ID_LENGTH
 from flux0.client.flux0 import DEFAULT_SERVER_URL
+from flux0.domain import arguments
+from flux0.models import InvalidArgument
+
+_COMPLETION_MS = 2_000  # The longest time that a shell waits for completions.
+_SAFE = re.compile(r"[\w.-]+")  # Text that a shell does not interpret.
 
 
-def option(name: str, metavar: str | None, help: str, **more: Any) -> Any:
+def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
     """Return an option for typer. `metavar` is the name of its value, or None for a flag."""
-    return typer.Option(name, metavar=metavar, help=help, **more)
+    return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 
-def argument(metavar: str, help: str) -> Any:
+def argument(metavar: str, help: str, **more: Any) -> Any:
     """Return a positional argument for typer."""
-    return typer.Argument(metavar=metavar, help=help)
+    return typer.Argument(metavar=metavar, help=help, **more)
 
+
+def _completion(
+    kind: str, label: str, *, has_names: bool = False
+) -> Callable[..., list[tuple[str, str]]]:
+    """Return a function that completes ids of agents or sessions in a shell.
+
+    `label` is the attribute that describes an id. If `has_names` is True, it is completed, too.
+    """
+
+    def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        limits = {"timeout_ms": _COMPLETION_MS, "retry_config": RetryConfig("none")}
+        try:
+            with common_options(context).client(**limits) as flux0:
+                models = getattr(flux0, kind).list()
+        except Flux0Error:
+            return []
+        listed = [(each.id, getattr(each, label) or "") for each in models]
+        if has_names:
+            listed += [(name, id_) for id_, name in listed]
+        return [
+            (value, " ".join(_SAFE.findall(description)))
+            for value, description in listed
+            if value.startswith(incomplete) and _SAFE.fullmatch(value)
+        ]
+
+    return complete
+
+
+complete_agents = _completion("agents", "name", has_names=True)
+complete_sessions = _completion("sessions", "title")
 
 _SERVER = f"Server URL. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
 _USER = "Name of the user who owns the sessions. Default: the anonymous user."
@@ -29,7 +68,7 @@ _JSON = "Print JSON in the server's format; for a turn, one line for each event.
 
 # The options of all commands that connect to a server, written before or after the command.
 Server = Annotated[str | None, option("--server-url", "URL", _SERVER)]
-User = Annotated[str | None, option("--user", "NAME", _USER)]
+User = Annotated[str | None, option("--user -u", "NAME", _USER)]
 Header = Annotated[list[str] | None, option("--header", "'NAME: VALUE'", _HEADER)]
 Timeout = Annotated[float | None, option("--timeout", "SECONDS", _TIMEOUT, min=0.001)]
 Json = Annotated[bool, option("--json", None, _JSON)]
@@ -37,41 +76,79 @@ Json = Annotated[bool, option("--json", None, _JSON)]
 _PORT = "Port to listen on; 0 selects a free port."
 
 Port = Annotated[int, option("--port", "N", _PORT, min=0, max=65535)]
-AgentId = Annotated[str, argument("AGENT", "Id of the agent.")]
-SessionId = Annotated[str, argument("SESSION", "Id of the session.")]
+_complete_ids = _completion("agents", "name")
+AgentId = Annotated[str, argument("AGENT", "Id of the agent.", autocompletion=_complete_ids)]
+SessionId = Annotated[
+    str, argument("SESSION", "Id of the session.", autocompletion=complete_sessions)
+]
+
+
+class CommonOptions(NamedTuple):
+    """The options of all commands that connect to a server."""
+
+    server: Server = None
+    user: User = None
+    header: Header = None
+    timeout: Timeout = None
+    as_json: Json = False
+
+    def client(self, **more: Any) -> Flux0:
+        """Return a client with these options."""
+        more = {"timeout_ms": self.timeout and self.timeout * 1000, **more}
+        return Flux0(self.server, headers=self._header_fields(), **more)
+
+    def _header_fields(self) -> Mapping[str, str]:
+        """Return the header fields to send. Repeated fields are joined (RFC 9110, section 5.3)."""
+        fields = {} if self.user is None else dict(arguments.user("user", self.user))
+        for text in self.header or ():
+            name, colon, value = map(str.strip, text.partition(":"))
+            if not colon:
+                raise InvalidArgument("headers", "must have the form 'NAME: VALUE'")
+            name, separator = name.lower(), "; " if name.lower() == "cookie" else ", "
+            fields[name] = f"{fields[name]}{separator}{value}" if name in fields else value
+        return fields
+
+
+def common_options(context: Any) -> CommonOptions:
+    """Return the common options that are written before and after a command.
+
+    If an option is written in both places, the second value is used. The header fields of both
+    places are returned.
+    """
+    before = CommonOptions() if context.parent is None else common_options(context.parent)
+    values = {name: context.params.get(name) for name in CommonOptions._fields}
+    after = {name: value for name, value in values.items() if value not in (None, False)}
+    headers = [*(before.header or ()), *(after.get("header") or ())]
+    return before._replace(**{**after, "header": headers})
 
 
 def with_common_options(run: Callable[..., None]) -> Callable[..., None]:
     """Return a command that has the parameters of `run` and the common options.
 
-    The command stores the common options in `context.obj`, and then calls `run` with the context.
-    If an option is passed before and after the command, the second value is used. The header
-    fields of both places are sent.
+    The command calls `run` with the context, from which `common_options` gets the options.
     """
 
-    def command(
-        context: typer.Context,
-        *,
-        server: Server = None,
-        user: User = None,
-        header: Header = None,
-        timeout: Timeout = None,
-        as_json: Json = False,
-        **own: Any,
-    ) -> None:
-        before = context.obj or (None, None, None, (), False)
-        context.obj = (
-            before[0] if server is None else server,
-            before[1] if user is None else user,
-            before[2] if timeout is None else timeout,
-            [*before[3], *(header or ())],
-            as_json or before[4],
-        )
-        run(context, **own)
+    def command(context: typer.Context, **values: Any) -> None:
+        own = values.keys() - set(CommonOptions._fields)
+        run(context, **{name: values[name] for name in own})
 
-    signature = inspect.signature(command, eval_str=True)
-    context, *common, _ = signature.parameters.values()
+    context, _ = inspect.signature(command, eval_str=True).parameters.values()
     _, *own = inspect.signature(run, eval_str=True).parameters.values()
+    hints = get_type_hints(CommonOptions, include_extras=True)
+    common = (
+        each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])
+        for each in inspect.signature(CommonOptions).parameters.values()
+    )
     command.__doc__ = run.__doc__
-    vars(command)["__signature__"] = signature.replace(parameters=[context, *own, *common])
+    vars(command)["__signature__"] = inspect.Signature([context, *own, *common])
     return command
+
+
+class CommandWithId(TyperCommand):
+    """A command whose only positional argument is an id. The id may begin with a hyphen."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments. A first argument such as `-helpmeABC` is an id, and no option."""
+        if args and len(args[0]) == ID_LENGTH and args[0].startswith("-"):
+            args = [*args[1:], "--", args[0]]
+        return super().parse_args(ctx, args)

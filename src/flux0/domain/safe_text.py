@@ -24,12 +24,16 @@ _SHOWN = frozenset(
     }
 )
 
-# Control characters, line separators, and surrogates, which UTF-8 cannot encode.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Control characters, line separators, characters that change the direction of the text after them,
+# and surrogates, which UTF-8 cannot encode.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Escape control characters, line separators and surrogates, except the characters `keep`."""
+    """Escape control characters, line separators and surrogates, except the characters `keep`.
+
+    Characters that change the direction of text, such as U+202E, are control characters, too.
+    """
     if text.isprintable():
         return text
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import pty
@@ -68,6 +67,7 @@ Let me see.
 · typing
 """
 TURN_STDOUT = "It is foggy.\n"
+SELECTION = "--agent, --agent-type, --session and --continue"
 
 
 def reply(message: UserMessage) -> Iterable[AgentStep]:
@@ -82,6 +82,14 @@ def _terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Restores the handler of Ctrl-C, because `main` ignores Ctrl-C at its end."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
@@ -140,8 +148,8 @@ def words(text: str) -> str:
 @pytest.mark.parametrize(
     ("command", "mentions"),
     [
-        ("", "chat demo events agents sessions --header"),
-        ("chat", "--session --agent-type --idle-timeout --lines --json --server-url FLUX0_TOKEN"),
+        ("", "chat demo events agents sessions --header -h, -u,"),
+        ("chat", "-s, --session -a, --agent-type --idle-timeout --lines --json FLUX0_TOKEN -c,"),
         ("events", "--type --source --correlation-id --min-offset --user"),
         ("serve-demo", "--port Ctrl-C"),
         ("agents", "list get create"),
@@ -152,21 +160,24 @@ def words(text: str) -> str:
 def test_help_mentions_subcommands_and_options(run: Run, command: str, mentions: str) -> None:
     result = run(*command.split(), "--help")
     assert result.exit_code == 0
-    assert [text for text in mentions.split() if text not in words(result.stdout)] == []
+    assert [text for text in mentions.split() if text not in result.stdout] == []
+    assert run(*command.split(), "-h").stdout == result.stdout
 
 
-@pytest.mark.parametrize("command", ["", "chat", "demo", "events", "agents create"])
-def test_help_lines_are_wrapped_at_words_of_whole_paragraphs(
-    run: Run, monkeypatch: pytest.MonkeyPatch, command: str
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("command", ["", "chat", "events", "mcp", "agents create"])
+def test_help_fits_the_terminal_and_shows_the_complete_names_of_options(
+    environment: Mapping[str, str], command: str, columns: int
 ) -> None:
-    """Line breaks of the source would show as short lines within a paragraph."""
-    monkeypatch.setenv("COLUMNS", "80")
-    text = run(*command.split(), "--help").stdout.partition("╭")[0].partition("Usage:")[2]
-    for paragraph in re.split(r"\n *\n", text)[1:]:
-        lines = [line.strip() for line in paragraph.splitlines()]
-        for line, following in itertools.pairwise(lines):
-            is_list = following.startswith("flux0-client")
-            assert is_list or len(f"{line} {following.split()[0]}") > 78
+    variables = {**environment, "COLUMNS": str(columns)}
+    shown = finished(variables, "-m", "flux0", *command.split(), "--help").stdout
+    text, _, examples = shown.partition("Examples:")  # Examples are not wrapped.
+    assert [line for line in text.splitlines() if len(line) > columns] == []
+    for name in ("--server-url URL", "--header 'NAME: VALUE'", "-h, --help"):
+        assert f"  {name} " in text
+    flags = re.findall(r"^  (?:-\w, )?(--[a-z-]+)  ", text, re.MULTILINE)  # They have no type.
+    assert {"--json", "--help"} <= {*flags}
+    assert len(examples.splitlines()) == examples.count("flux0-client") + bool(examples)
 
 
 @pytest.mark.parametrize(
@@ -179,13 +190,69 @@ def test_help_lines_are_wrapped_at_words_of_whole_paragraphs(
     ],
 )
 def test_shell_completion_of_commands_and_options(typed: str, completions: list[str]) -> None:
-    shell = {
-        "_FLUX0_CLIENT_COMPLETE": "complete_bash",
+    assert completed({}, typed) == completions
+
+
+def completed(environment: Mapping[str, str], typed: str, shell: str = "bash") -> list[str]:
+    """Return the lines of the completion of a command line in a shell."""
+    variables = {
+        **environment,
+        "_FLUX0_CLIENT_COMPLETE": f"complete_{shell}",
         "COMP_WORDS": f"flux0-client {typed}",
         "COMP_CWORD": str(len(f"{typed}.".split())),
+        "_TYPER_COMPLETE_ARGS": f"flux0-client {typed}",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }
-    done = CliRunner().invoke(app, env=shell, prog_name="flux0-client")
-    assert (done.exit_code, done.stdout.split()) == (0, completions)
+    done = CliRunner().invoke(app, env=variables, prog_name="flux0-client")
+    assert done.exit_code == 0
+    return done.stdout.strip().splitlines()
+
+
+@pytest.fixture
+def ann(client: Flux0, agent_id: str) -> str:
+    """The id of the only session of the user "ann"."""
+    titled = "Rain; rm -rf ~"
+    return client.conversation(agent=agent_id, user="ann", title=titled).session_id
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("chat --agent ", ["AGENT", "Drizzle"]),
+        ("chat -a Dri", ["Drizzle"]),
+        ("sessions list -a nope", []),
+        ("agents get ", ["AGENT"]),
+        ("chat --user ann --session ", ["SESSION"]),
+        ("-u ann events s", ["SESSION"]),
+        ("--user bob events ", []),
+        ("sessions get --server-url http://127.0.0.1:1 ", []),
+        ("sessions get --header wrong ", []),
+    ],
+)
+def test_agents_and_sessions_of_the_user_are_completed(
+    environment: Mapping[str, str],
+    agent_id: str,
+    ann: str,
+    typed: str,
+    completions: list[str],
+) -> None:
+    names = {"AGENT": agent_id, "SESSION": ann}
+    assert completed(environment, typed) == [names.get(each, each) for each in completions]
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"), [("zsh", '"{}":"Rain rm -rf"'), ("fish", "{}\tRain rm -rf")]
+)
+def test_completion_shows_descriptions_without_characters_that_a_shell_interprets(
+    environment: Mapping[str, str],
+    client: Flux0,
+    ann: str,
+    shell: str,
+    line: str,
+) -> None:
+    client.agents.create(name="$(reboot)", type_="echo")
+    assert line.format(ann) in "\n".join(completed(environment, "events -u ann ", shell))
+    assert "$" not in "".join(completed(environment, "chat --agent ", shell))
 
 
 def test_help_loads_no_http_library(environment: Mapping[str, str]) -> None:
@@ -336,6 +403,7 @@ def test_id_that_begins_with_a_hyphen_is_not_parsed_as_an_option(run: Run) -> No
         result = run(*command.split(), "-helpmeABC")
         assert (result.exit_code, result.stdout) == (1, "")
         assert "has the id '-helpmeABC'" in result.stderr
+        assert run(*command.split(), "-umeABCDEF", "--json").stdout == ""
     assert "-helpmeABC" in run("chat", "--session", "-helpmeABC", "Hi").stderr
 
 
@@ -359,8 +427,11 @@ def test_json_option_prints_one_line_per_event(
     run: Run, fake: FakeTransport, session_id: str
 ) -> None:
     fake.script([Report("typing", {"at": float("nan"), "é": "\udc80"}), Say("Hi")], "Bye")
-    result = run("chat", "--lines", "--json", "--session", session_id, input="one\ntwo\n")
-    status, said, bye = events = [json.loads(line) for line in result.stdout.splitlines()]
+    result = run("chat", "--json", "-s", session_id, "one")
+    bye_result = run("chat", "--json", "--session", session_id, input="two\n")
+    status, said = (json.loads(line) for line in result.stdout.splitlines())
+    bye = json.loads(bye_result.stdout)
+    events = (status, said, bye)
     assert [event["event"] for event in events] == ["status", "chunk", "chunk"]
     # JSON has no NaN, so null is printed.
     assert status["data"]["data"] == {"at": None, "é": "\udc80"}
@@ -412,9 +483,9 @@ def test_piped_answer_ends_with_one_line_break(run: Run, fake: FakeTransport, te
         (("one",), "", "one"),
         ((), "one\ntwo\n", "one\ntwo"),
         (("Summarize this:",), "one\ntwo\n", "Summarize this:\n\none\ntwo"),
-        ((), b"caf\xe9", "caf\ufffd"),
+        ((), "\ufeffcaf\u00e9".encode(), "caf\u00e9"),
         (("--lines",), "one\n\n  two \n", "one|two"),
-        (("--lines",), b"caf\xe9\n", "caf\ufffd"),
+        (("--lines",), "\ufeffone\n\ufefftwo\n".encode(), "one|\ufefftwo"),
     ],
 )
 def test_message_consists_of_the_argument_and_the_piped_input(
@@ -436,10 +507,12 @@ def test_message_consists_of_the_argument_and_the_piped_input(
         ((), "  \n"),
         (("--lines",), ""),
         (("--lines",), "\n  \n"),
+        ((), b"caf\xe9"),
+        (("--lines",), b"caf\xe9\n"),
     ],
 )
 def test_empty_or_invalid_message_is_rejected_before_a_request_is_sent(
-    run: Run, fake: FakeTransport, arguments: tuple[str, ...], input: str
+    run: Run, fake: FakeTransport, arguments: tuple[str, ...], input: str | bytes
 ) -> None:
     result = run("chat", *arguments, input=input)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -460,6 +533,24 @@ def test_chat_works_with_closed_standard_streams(environment: Mapping[str, str])
     closed = f"exec {sys.executable} -m flux0 chat Hi <&- 2>&-"
     done = finished(environment, closed, program=("/bin/sh", "-c"))
     assert (done.returncode, done.stdout) == (0, "You said Hi.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input"), [(["chat", "h\u00e9"], b""), (["chat"], "h\u00e9".encode())]
+)
+def test_message_is_utf8_also_if_no_locale_is_set(
+    environment: Mapping[str, str],
+    client: Flux0,
+    arguments: list[str],
+    input: bytes,
+) -> None:
+    no_locale = {**environment, "LC_ALL": "POSIX", "PYTHONUTF8": "0"}
+    command: list[str | bytes] = [sys.executable, "-m", "flux0"]
+    command += (each.encode() for each in arguments)
+    subprocess.run(command, env=no_locale, input=input, check=True, timeout=_SECONDS)
+    (session,) = client.sessions.list()
+    message, *_ = client.conversation(session=session).history()
+    assert message.text == "h\u00e9"
 
 
 # --- server, user and headers
@@ -520,15 +611,60 @@ def test_invalid_header_is_rejected_without_showing_its_value(
 # --- the agent
 
 
-def test_agent_is_selected_by_id_or_type_and_created_if_the_type_has_no_agent(
+def test_agent_is_selected_by_id_or_name_or_type_and_created_if_the_type_has_no_agent(
     run: Run, client: Flux0, agent_id: str
 ) -> None:
-    for options in ("--agent-type weather", "--agent-type echo", "--agent-type echo"):
+    for options in (
+        "--agent-type weather",
+        "--agent-type echo",
+        "--agent-type echo",
+        f"--agent {agent_id}",
+        "-a Drizzle",
+    ):
         assert run("chat", "Hi", *options.split()).exit_code == 0
-    assert run("chat", "Hi", "--agent", agent_id).exit_code == 0
     first, echo = client.agents.list()
     chosen = [session.agent_id for session in client.sessions.list()]
-    assert (first.id, chosen) == (agent_id, [agent_id, echo.id, echo.id, agent_id])
+    assert (first.id, chosen) == (agent_id, [agent_id, echo.id, echo.id, agent_id, agent_id])
+    for agent in (echo.id, "echo"):
+        listed = json.loads(run("sessions", "list", "--agent", agent, "--json").stdout)["data"]
+        assert [session["agent_id"] for session in listed] == [echo.id, echo.id]
+
+
+def test_agent_with_this_id_is_selected_before_an_agent_with_this_name(
+    run: Run, client: Flux0, agent_id: str
+) -> None:
+    client.agents.create(name=agent_id, type_="echo")
+    assert run("chat", "Hi", "--agent", agent_id).exit_code == 0
+    (session,) = client.sessions.list()
+    assert session.agent_id == agent_id
+
+
+def test_unknown_agent_and_name_of_several_agents_are_rejected_with_a_list(
+    run: Run, client: Flux0, agent_id: str
+) -> None:
+    second = client.agents.create(name="Drizzle", type_="echo")
+    for wanted, problem in (
+        ("Drizzle", "The server has several agents. Select one with --agent ID:"),
+        ("nope", "No agent has the id or the name 'nope'. The server has these agents:"),
+    ):
+        for command in (("chat", "Hi"), ("sessions", "list")):
+            result = run(*command, "--agent", wanted)
+            listed = f"{agent_id} Drizzle (weather)\n{second.id} Drizzle (echo)\n"
+            assert (result.exit_code, result.stdout) == (2, "")
+            assert result.stderr.endswith(f"{problem}\n{listed}")
+
+
+@pytest.mark.parametrize("option", ["--continue", "-c"])
+def test_last_session_of_the_user_is_continued(run: Run, client: Flux0, option: str) -> None:
+    for user in ("ann", "ann", "bob"):
+        run("chat", "Hi", "--user", user)
+    assert run("chat", "Again", option, "-u", "ann").stdout == "You said Again.\n"
+    listed = json.loads(run("sessions", "list", "-u", "ann", "--json").stdout)["data"]
+    sizes = [len(client.conversation(session=each["id"]).history()) for each in listed]
+    assert sizes == [2, 4]
+    nobody = run("chat", "Again", option)
+    assert nobody.exit_code == 2
+    assert "--continue: The user has no session." in words(nobody.stderr)
 
 
 def test_chat_without_agent_option_fails_for_several_agents_or_no_agent(
@@ -549,8 +685,10 @@ def test_chat_without_agent_option_fails_for_several_agents_or_no_agent(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ("--agent a --agent-type b", "--agent, --agent-type and --session cannot be combined."),
-        ("--agent a --session b", "--agent, --agent-type and --session cannot be combined."),
+        ("--agent a --agent-type b", f"{SELECTION} cannot be combined."),
+        ("--agent a --session b", f"{SELECTION} cannot be combined."),
+        ("--continue --session b", f"{SELECTION} cannot be combined."),
+        ("--keep-going", "--keep-going: has no effect without --lines."),
         ("--lines", "--lines: cannot be combined with MESSAGE"),
     ],
 )
@@ -603,7 +741,6 @@ def test_timeout_option_limits_each_request(run: Run, command: str) -> None:
         ("sessions get ID", "x"),
         ("sessions create ID", "x" * 10),
         ("events ID", "x"),
-        ("chat Hi --agent ID", "x" * 10),
         ("chat Hi --session ID", "a/b"),
     ],
 )
@@ -679,13 +816,42 @@ def test_lines_option_sends_each_line_as_a_message(run: Run) -> None:
     assert result.stdout == "You said one.\n\nYou said two.\n\nYou said exit.\n"
 
 
-def test_lines_after_a_failed_turn_are_sent(run: Run, fake: FakeTransport) -> None:
-    fake.script([Fail("boom")], "fine")
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_lines_after_a_failed_turn_are_sent_only_with_keep_going(
+    run: Run, fake: FakeTransport, options: tuple[str, ...]
+) -> None:
+    fake.script([Fail("boom")])
+    stopped = run("chat", "--lines", *options, input="one\ntwo\n")
+    assert stopped.exit_code == 1
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
     fake.inject(Respond(503, "busy"), operation="sessions.create_event")
-    result = run("chat", "--lines", input="one\ntwo\nthree\n")
-    assert (result.exit_code, result.stdout) == (1, "\n\nfine\n")
-    assert "busy" in result.stderr
-    assert "· error: boom\n" in result.stderr
+    kept = run("chat", "--lines", "--keep-going", *options, input="one\ntwo\n")
+    assert kept.exit_code == 1
+    assert "busy" in kept.output
+    assert "You said two." in kept.stdout
+
+
+def test_json_of_lines_is_one_object_for_each_line_with_its_number(
+    run: Run, fake: FakeTransport, session_id: str
+) -> None:
+    fake.script([*TURN, Report("idle"), Say("Take\n\na jacket.")], [Fail("boom")], "fine")
+    options = ("--lines", "--json", "--keep-going", "--session", session_id)
+    result = run("chat", *options, input=b"one\n\ntwo\nthree\ncaf\xe9\n")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(line["line"], line["text"]) for line in lines] == [
+        (1, "It is foggy.\nTake\n\na jacket."),
+        (3, ""),
+        (4, "fine"),
+        (5, ""),
+    ]
+    assert [line["error"] for line in lines] == [
+        None,
+        "the agent reported an error: boom",
+        None,
+        "MESSAGE has lone surrogates, which UTF-8 cannot encode",
+    ]
+    assert {line["session_id"] for line in lines} == {session_id}
+    assert result.stderr.splitlines()[1:] == []
 
 
 # --- the demo
@@ -703,6 +869,11 @@ def test_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     chat = run("chat", "--demo", "How is it in Oslo?", "--server-url", "http://127.0.0.1:1")
     assert chat.exit_code == 0
     assert "foggy in Oslo" in chat.stdout
+    for command in (["--json", "demo"], ["demo", "--json"]):
+        shown = run(*command)
+        events = [json.loads(line)["event"] for line in shown.stdout.splitlines()]
+        assert {*events} == {"status", "chunk"}
+        assert (shown.exit_code, shown.stderr) == (0, "")
 
 
 # --- in a child process
@@ -899,6 +1070,48 @@ def test_ctrl_c_during_an_import_prints_no_traceback(
 ) -> None:
     done = finished(environment, "-c", _INTERRUPTED_IMPORT, module, "agents", "list")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+_SLOW_END = """\
+import os, runpy, sys
+
+pipe = int(sys.argv.pop(1))
+
+class Slow:
+    def __del__(self, read=os.read, write=os.write, pipe=pipe):
+        write(1, b"ending")
+        read(pipe, 1)
+
+sys.modules["slow"] = Slow()
+runpy.run_module("flux0", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_ctrl_c_while_the_process_ends_does_not_change_its_exit_code(
+    environment: Mapping[str, str], fake: FakeTransport, is_first: bool
+) -> None:
+    fake.script(["Bye."] if is_first else [Say("Once upon"), FallSilent()])
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [*PYTHON, "-c", _SLOW_END, str(reader), "chat", "Hi"],
+        env=environment,
+        pass_fds=[reader],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        if not is_first:
+            read_until(process.stdout, "Once upon")
+            process.send_signal(signal.SIGINT)
+        read_until(process.stdout, "ending")
+        process.send_signal(signal.SIGINT)
+        os.close(writer)
+        _, problems = process.communicate()
+    os.close(reader)
+    assert process.returncode == (0 if is_first else 130)
+    assert "Traceback" not in problems
 
 
 def test_ctrl_c_stays_disabled_during_an_import(environment: Mapping[str, str]) -> None:
