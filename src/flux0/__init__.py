@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from flux0.models import *  # noqa: F403 - all its names are public names of flux0
     from flux0.relay_format import (
         RELAY_HEADERS as RELAY_HEADERS,
+        Flux0Format as Flux0Format,
         RelayEncoder as RelayEncoder,
         RelayFormat as RelayFormat,
     )
@@ -73,7 +74,7 @@ _NAMES = {
     "domain.headers": ["Headers"],
     "domain.messages.accumulator": ["MessageAccumulator"],
     "domain.retrying": ["BackoffStrategy", "RetryConfig", "RetryDetails"],
-    "relay_format": ["RELAY_HEADERS", "RelayEncoder", "RelayFormat"],
+    "relay_format": ["Flux0Format", "RELAY_HEADERS", "RelayEncoder", "RelayFormat"],
     "turn_store": ["TurnStore"],
     "turns.background_turn": ["BackgroundTurn"],
     "turns.memory_store": ["MemoryTurnStore"],

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, cast, final
 
 from flux0.domain import arguments
-from flux0.domain.errors import Flux0Error
+from flux0.domain.errors import (
+    AgentError,
+    ClientClosed,
+    Flux0Error,
+    ReaderLost,
+    StreamIdleTimeout,
+    TurnStopped,
+    TurnTooLarge,
+)
 from flux0.domain.stream_events import ChunkEvent, StreamEvent
 from flux0.ports import ServerSentEvent
 
@@ -24,6 +32,23 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """The header fields of a response that relays a turn as server-sent events."""
+
+
+# The texts of these errors are sentences of flux0.
+_PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, TurnTooLarge)
+
+
+def general_text(error: Flux0Error) -> str:
+    """Return a text of `error` that strangers may see.
+
+    The message of an error may contain the exception of an agent, or the address of a server. Then,
+    the result is a general sentence.
+    """
+    if isinstance(error, _PUBLIC):
+        return error.problem
+    if isinstance(error, AgentError):
+        return "The agent reported an error"
+    return "The exchange with the flux0 server failed"
 
 
 class RelayEncoder(ABC):
@@ -81,10 +106,20 @@ class RelayFormat(ABC):
 
 @final
 class Flux0Format(RelayFormat, RelayEncoder):
-    """The format of the flux0 server. It is its own encoder, because it has no state."""
+    """The format of the flux0 server, the default of `relay`.
+
+    Status events and chunks are sent as they are, with all members and the errors of the agent.
+
+    Args:
+        error_text: Returns the `message` of an event `error`. By default, it is a general sentence,
+            because an error may contain the address of a server.
+    """
+
+    def __init__(self, *, error_text: Callable[[Flux0Error], str] = general_text) -> None:
+        self._error_text = error_text
 
     def encoder(self) -> Flux0Format:
-        """Return this object."""
+        """Return this object, because it has no state."""
         return self
 
     def event(self, event: StreamEvent) -> bytes:
@@ -96,7 +131,7 @@ class Flux0Format(RelayFormat, RelayEncoder):
         import json  # noqa: PLC0415 - errors are rare
 
         field = "" if number is None else f"id: {number}\n"
-        data = json.dumps({"type": type(error).__name__, "message": error.problem})
+        data = json.dumps({"type": type(error).__name__, "message": self._error_text(error)})
         return f"event: error\n{field}data: {data}\n\n".encode()
 
 

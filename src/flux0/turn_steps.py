@@ -20,7 +20,7 @@ from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import REASONING
 from flux0.domain.stored_models import ContentPart, MessageData, ToolCall, ToolCallPart, ToolData
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
-from flux0.relay_format import HEARTBEAT, RelayEncoder
+from flux0.relay_format import HEARTBEAT, RelayEncoder, general_text
 
 # The path at which an agent appends to the arguments of a tool call.
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
@@ -61,7 +61,7 @@ class Step:
     | `content` | JSON content of a message | `id` of the message, `value`: the content |
     | `message-end` | the next message has begun, or the turn ends | `id` of the message |
     | `status` | a status | `name` of the status, `value`: its data |
-    | `error` | the turn, or the relay, has failed | `text`, `error` |
+    | `error` | the turn, or the relay, has failed | `name` of the class, `text` to show, `error` |
     | `turn-end` | the turn has ended without an error | |
 
     Each part and each call starts before its other steps, ends once, and has a new id. A result
@@ -73,10 +73,10 @@ class Step:
     Attributes:
         type: The type.
         id: The id of a turn, part, call or message.
-        name: The name of a tool or a status.
-        text: The added text, or the text of an error.
+        name: The name of a tool or a status, or the class of an error.
+        text: The added text, or the text that readers get for an error.
         value: Plain JSON, as in the table.
-        error: The error.
+        error: The error. Its text may contain the exception of an agent.
     """
 
     type: StepType
@@ -116,9 +116,14 @@ class TurnSteps:
     A part of text ends when the next message begins. If an agent writes several messages at the
     same time, a message may have several parts. JSON content has a step when the next message
     begins, and again at the end of the turn if the message has changed.
+
+    Args:
+        error_text: Returns the text that a reader gets for an error. By default, the text is a
+            general sentence.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error_text: Callable[[Flux0Error], str] = general_text) -> None:
+        self._error_text = error_text
         self._accumulator = MessageAccumulator()
         self._messages: dict[str, _Message] = {}
         self._calls: dict[str, _StreamedCall] = {}
@@ -145,7 +150,9 @@ class TurnSteps:
 
     def error(self, error: Flux0Error) -> Iterator[Step]:
         """Return the remaining steps of a turn that fails."""
-        return self._end(Step("error", text=error.problem, error=error))
+        return self._end(
+            Step("error", name=type(error).__name__, text=self._error_text(error), error=error)
+        )
 
     def end(self) -> Iterator[Step]:
         """Return the remaining steps of a turn that ends without an error."""
@@ -261,12 +268,19 @@ class StepEncoder(RelayEncoder):
     Args:
         encode: Returns the bytes of a step. It is called for each step, in their order, and never
             twice at the same time.
+        error_text: Returns the text that a reader gets for an error, as in `TurnSteps`.
         heartbeat: The bytes that show that the relay is alive.
     """
 
-    def __init__(self, encode: Callable[[Step], bytes], *, heartbeat: bytes = HEARTBEAT) -> None:
+    def __init__(
+        self,
+        encode: Callable[[Step], bytes],
+        *,
+        error_text: Callable[[Flux0Error], str] = general_text,
+        heartbeat: bytes = HEARTBEAT,
+    ) -> None:
         self._encode, self._heartbeat = encode, heartbeat
-        self._steps = TurnSteps()
+        self._steps = TurnSteps(error_text)
 
     def start(self) -> bytes:
         """Encode the start of the relay."""

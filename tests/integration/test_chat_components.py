@@ -51,6 +51,7 @@ PACKAGES = {
     AG_UI: "ag-ui",
 }
 FORMATS: dict[str, RelayFormat] = {"ai-sdk": AiSdkFormat(), "ag-ui": AgUiFormat("thread", "run")}
+GENERAL = "The exchange with the flux0 server failed"
 ERRORS = {"ai-sdk": "error", "ag-ui": "RUN_ERROR"}
 
 # The recorded turns that differ, by the rows of the table in docs/how-to/chat-components.md.
@@ -202,8 +203,8 @@ def test_only_turns_in_which_the_agent_failed_end_with_an_error(reader: Reader) 
     }
     last = ERRORS[reader.kind]
     assert failed == {
-        "error_after_ready": ("the agent reported an error: {'exception': 'later'}", last),
-        "weather_8080_error": ("the agent reported an error: {'exception': 'bad'}", last),
+        "error_after_ready": ("The agent reported an error", last),
+        "weather_8080_error": ("The agent reported an error", last),
     }
 
 
@@ -211,7 +212,7 @@ def test_interrupted_turns_end_with_an_error_and_keep_their_content(reader: Read
     for name, result in reader.interrupted.items():
         if "error" not in name:
             assert result["items"] == reader.complete[name]["items"]
-            assert (result["error"], result["last"]) == ("gone", ERRORS[reader.kind])
+            assert (result["error"], result["last"]) == (GENERAL, ERRORS[reader.kind])
 
 
 def test_http_agent_runs_a_turn_with_a_tool_call(install: Callable[[str], Path]) -> None:
@@ -244,7 +245,7 @@ def test_http_agent_runs_a_turn_with_a_tool_call(install: Callable[[str], Path])
             Say("Sunny.", pieces=3),
             {"role": "assistant", "content": "Sunny.", "tool_calls": ["weather", '{"city": "SF"}']},
         ),
-        (Fail("no model"), {"error": "the agent reported an error: no model"}),
+        (Fail("no model"), {"error": "The agent reported an error"}),
     ],
 )
 def test_openai_reads_the_relay_format_of_the_page(

@@ -22,6 +22,7 @@ from attrs import frozen
 from flux0 import Agent, AsyncConversation, Flux0, Flux0Error, __version__, models
 from flux0.cli.descriptions import describe_data, items_of, to_text
 from flux0.domain import arguments
+from flux0.relay_format import general_text
 from flux0.runtime.event_loop import start_task
 
 try:
@@ -153,9 +154,7 @@ class AgentTools:
         logging.getLogger("flux0").error("MCP: %s failed: %s", ascii(name), error)
         if self._show_errors or isinstance(error, models.InvalidArgument):
             return error.problem
-        if isinstance(error, models.AgentError):
-            return "The agent reported an error"
-        return "The exchange with the flux0 server failed"
+        return general_text(error)
 
     async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}

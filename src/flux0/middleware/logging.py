@@ -113,6 +113,13 @@ def log_turn(turn: TurnEnd) -> None:
     )
 
 
+def log_relayed_turn(turn: TurnEnd) -> None:
+    """Log the error of a turn that relays hide from their readers, if there is an error."""
+    for error in filter(None, (turn.agent_error, turn.error)):
+        ids = (escaped(str(each)) for each in (turn.session_id, turn.correlation_id))
+        _logger().error("relayed turn failed: %s session=%s turn=%s", error, *ids)
+
+
 def log_unconfirmed_end() -> None:
     """Log a warning to the logger `flux0`: the end of a turn is unconfirmed.
 

@@ -13,7 +13,7 @@ from flux0.domain.messages.history import Reply
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.domain.uncopyable import Uncopyable
-from flux0.relay_format import FLUX0, RelayEncoder, RelayFormat, checked_format
+from flux0.relay_format import FLUX0, Flux0Format, RelayEncoder, RelayFormat, checked_format
 from flux0.runtime.turn_log import TurnLog
 from flux0.turns.log_relay import AsyncRelay, Pieces, Relay, turn_pieces
 
@@ -98,7 +98,7 @@ class BackgroundTurn(Uncopyable):
     ) -> tuple[Pieces, float | None]:
         heartbeat = arguments.optional_seconds("heartbeat_ms", heartbeat_ms)
         number = _number(after)
-        if number and format is not FLUX0:
+        if number and not isinstance(format, Flux0Format):
             problem = "must be None: only flux0's own format numbers its events"
             raise InvalidArgument("after", problem)
         return turn_pieces(self._log, checked_format(format).encoder(), number), heartbeat

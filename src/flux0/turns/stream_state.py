@@ -214,6 +214,10 @@ class StreamState(Uncopyable):
         """Seconds from sending the message to the end of the stream; None while it is open."""
         return self._report.seconds
 
+    def mark_relayed(self) -> None:
+        """Record that the turn is relayed, so that its error is logged."""
+        self._report.is_relayed = True
+
     def mark_closed(self, reason: str) -> None:
         """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""
         self._life.move(Transition(State.CLOSING, reason))

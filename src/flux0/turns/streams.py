@@ -178,6 +178,7 @@ class EventStream(StreamState):
         """
         from flux0.turns.relay import relay  # noqa: PLC0415 - rarely needed
 
+        self.mark_relayed()
         return relay(
             lambda: self.received(self._role.claim(object())),
             partial(self._leave, later=True),
@@ -300,6 +301,7 @@ class AsyncEventStream(StreamState):
         """The async version of `EventStream.relay`."""
         from flux0.turns.relay import relay_async  # noqa: PLC0415 - rarely used
 
+        self.mark_relayed()
         return relay_async(
             lambda: self.received(self._role.claim(object())),
             self._leave,

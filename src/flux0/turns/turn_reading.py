@@ -53,6 +53,7 @@ class TurnReading(ABC, Generic[S]):
     def start(self, stream: S) -> None:
         """Start to read `stream`, in another thread or task."""
         self._stream = stream
+        stream.mark_relayed()
         self._start(stream)
         # `stop` may have been called before the stream was known.
         if self._stopped is not None:

@@ -9,6 +9,7 @@ from threading import Lock
 
 from flux0.domain.stored_models import Participant
 from flux0.flows import CallRequest
+from flux0.middleware.logging import log_relayed_turn
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
 from flux0.runtime.processes import NO_WAIT, OwnerProcess
@@ -26,6 +27,8 @@ class TurnReport:
         agent: The agent; None if only the first chunk event names it.
         clock: Returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
+        is_relayed: Whether the turn is relayed. The log gets its error, because relays show only a
+            general sentence.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class TurnReport:
         self.session_id: str = session_id
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
+        self.is_relayed = False
         # The times at which threads have ended the turn. Only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
@@ -97,5 +101,9 @@ class TurnReport:
     def _report_end(self, describe: Callable[[bool], TurnEnd]) -> None:
         self._is_complete = True
         observers = self._observers
-        if not self._owner.is_inherited() and observers.is_turn_observed():
+        if self._owner.is_inherited():
+            return
+        if observers.is_turn_observed():
             observers.turn_ended(self._call, describe(bool(observers)))
+        if self.is_relayed:
+            log_relayed_turn(describe(bool(observers)))

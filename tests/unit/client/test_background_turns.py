@@ -37,6 +37,7 @@ from flux0 import (
     TurnStore,
     TurnStoreError,
 )
+from flux0.adapters.ui import AiSdkFormat
 from flux0.client import background_turns
 from flux0.ports import Request, Response
 from flux0.runtime.event_loop import do_nothing, running_loop
@@ -66,6 +67,7 @@ from support.in_memory import (
     script,
     scripted_response,
 )
+from support.logged import logged_errors
 from support.modes import at_once, in_mode, run, unwrapped
 from support.transports import ASYNC, SYNC, Mode
 
@@ -209,6 +211,19 @@ async def test_turn_is_read_to_its_end_without_a_reader(mode: Mode) -> None:
         await pause(mode)
     assert server.stored_by(conversation) == ["It is", "sunny."]
     server.fake.assert_no_open_streams()
+
+
+@in_every_mode
+async def test_log_has_the_error_of_the_agent_once_for_all_relays(mode: Mode) -> None:
+    server = Server(mode, [Fail("no model")])
+    conversation = await server.conversation()
+    with logged_errors() as messages:
+        turn = await server.turns.start_async(conversation, "Hi")
+        relays = [await gathered(turn.relay_async(format=AiSdkFormat())) for _ in range(2)]
+    assert relays[0] == relays[1]
+    assert b"The agent reported an error" in b"".join(relays[0])
+    (message,) = messages
+    assert "no model" in message
 
 
 @in_every_mode

@@ -17,9 +17,9 @@ from attrs import evolve
 from flux0 import ChunkEvent, Flux0, UnknownEvent
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
-from flux0.domain.errors import ConnectionInterrupted, InvalidArgument
+from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, StreamInterrupted
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
-from flux0.relay_format import RelayEncoder, RelayFormat
+from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -31,7 +31,17 @@ from flux0.testing import (
     Say,
 )
 from support.forking import in_child
-from support.in_memory import Hang, chunk, frame, in_both_loops, in_every_mode, status, tape
+from support.in_memory import (
+    CORRELATION_ID,
+    Hang,
+    chunk,
+    frame,
+    in_both_loops,
+    in_every_mode,
+    status,
+    tape,
+)
+from support.logged import logged_errors
 from support.modes import in_mode
 from support.plain_format import PlainFormat
 from support.transports import Mode
@@ -429,10 +439,41 @@ async def test_relay_yields_an_error_as_the_last_event(mode: Mode) -> None:
     (event,) = events_of(last)
     assert isinstance(event, UnknownEvent)
     assert event.event == "error"
-    data = json.loads(event.data)
-    assert data["type"] == "StreamInterrupted"
-    assert "gone" in data["message"]
+    assert json.loads(event.data) == {
+        "type": "StreamInterrupted",
+        "message": "The exchange with the flux0 server failed",
+    }
     assert recorded.releases
+
+
+@in_every_mode
+async def test_error_text_chooses_the_message_of_an_error(mode: Mode) -> None:
+    recorded = tape(ConnectionInterrupted("gone"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    shown = Flux0Format(error_text=lambda error: f"Sorry: {error.problem}")
+    (last,) = await gathered(stream.relay(heartbeat_ms=None, format=shown))
+    assert b'"message": "Sorry: the stream was interrupted: gone' in last
+
+
+@in_every_mode
+async def test_log_has_the_complete_error_of_a_relayed_turn_once(mode: Mode) -> None:
+    recorded = tape(status("error", "no model"), ConnectionInterrupted("gone"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    with logged_errors() as messages:
+        await gathered(stream.relay(heartbeat_ms=None))
+    first, second = messages
+    assert "the agent reported an error: no model" in first
+    assert f"session=s turn={CORRELATION_ID}" in first
+    assert "the stream was interrupted: gone" in second
+
+
+@in_every_mode
+async def test_error_of_a_stream_that_is_not_relayed_is_not_logged(mode: Mode) -> None:
+    recorded = tape(status("error", "no model"), ConnectionInterrupted("gone"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    with logged_errors() as messages, pytest.raises(StreamInterrupted):
+        [event async for event in in_mode(mode, stream)]
+    assert messages == []
 
 
 @pytest.mark.parametrize("heartbeat_ms", [0, -1, True, "1"])

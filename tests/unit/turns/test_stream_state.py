@@ -116,7 +116,7 @@ def test_relay_without_a_thread_ends_with_an_error_event(monkeypatch: pytest.Mon
         events = list(stream.relay())
     assert len(events) == 1
     assert b"event: error" in events[0]
-    assert b"no thread could be started" in events[0]
+    assert b'"type": "ConnectError"' in events[0]
     assert not stream.is_open
 
 

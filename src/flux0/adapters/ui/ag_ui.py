@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
+from flux0.domain.errors import Flux0Error
 from flux0.domain.json_text import json_text
-from flux0.relay_format import RelayFormat
+from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
 
@@ -14,18 +15,27 @@ from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 class AgUiFormat(RelayFormat):
     """The events of AG-UI, a relay format for `HttpAgent` of `@ag-ui/client`, and for CopilotKit.
 
-    Attributes:
+    Args:
         thread_id: The member `threadId` of the request.
         run_id: The member `runId` of the request.
+        error_text: Returns the text that the page gets for an error. By default, the text is a
+            general sentence, because an error may contain the exception of an agent.
     """
 
-    def __init__(self, thread_id: str, run_id: str) -> None:
+    def __init__(
+        self,
+        thread_id: str,
+        run_id: str,
+        *,
+        error_text: Callable[[Flux0Error], str] = general_text,
+    ) -> None:
+        self._error_text = error_text
         self.thread_id: str = thread_id
         self.run_id: str = run_id
 
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""
-        return StepEncoder(self._encode)
+        return StepEncoder(self._encode, error_text=self._error_text)
 
     def _encode(self, step: Step) -> bytes:
         if name := _RUN.get(step.type):
@@ -58,12 +68,6 @@ def _status(step: Step) -> bytes:
     return json_event({"type": "CUSTOM", "name": "status", "value": value})
 
 
-def _error(step: Step) -> bytes:
-    return json_event(
-        {"type": "RUN_ERROR", "message": step.text, "code": type(step.error).__name__}
-    )
-
-
 _RUN: Final[Mapping[StepType, str]] = {"relay-start": "RUN_STARTED", "turn-end": "RUN_FINISHED"}
 _EVENTS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
     "text-start": lambda step: _text("TEXT_MESSAGE_START", step, role="assistant"),
@@ -83,5 +87,7 @@ _EVENTS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
     "call-result": _result,
     "content": _content,
     "status": _status,
-    "error": _error,
+    "error": lambda step: json_event(
+        {"type": "RUN_ERROR", "message": step.text, "code": step.name}
+    ),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, final
 
-from flux0.relay_format import RelayFormat
+from flux0.domain.errors import Flux0Error
+from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
 _HEADER: Final = "x-vercel-ai-ui-message-stream"
@@ -18,13 +19,20 @@ class AiSdkFormat(RelayFormat):
     """The UI message stream of the AI SDK, a relay format for `useChat`.
 
     The messages of a turn become one `UIMessage`, whose id is the `correlation_id` of the turn.
+
+    Args:
+        error_text: Returns the text that the page gets for an error. By default, the text is a
+            general sentence, because an error may contain the exception of an agent.
     """
 
     headers: ClassVar[Mapping[str, str]] = {**RelayFormat.headers, _HEADER: "v1"}
 
+    def __init__(self, *, error_text: Callable[[Flux0Error], str] = general_text) -> None:
+        self._error_text = error_text
+
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""
-        return StepEncoder(_encode)
+        return StepEncoder(_encode, error_text=self._error_text)
 
 
 def _encode(step: Step) -> bytes:

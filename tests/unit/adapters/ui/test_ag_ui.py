@@ -9,12 +9,14 @@ import pytest
 from flux0.adapters.ui import AgUiFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import StreamEvent
+from flux0.relay_format import general_text
 from support.ui import args, call, chunk, objects_of, result, status_event, text
 
 RUN = {"threadId": "thread", "runId": "run"}
 START, FINISH = {"type": "RUN_STARTED", **RUN}, {"type": "RUN_FINISHED", **RUN}
 FORMAT = AgUiFormat("thread", "run")
 TOOL = {"toolCallId": "c"}
+GONE = StreamInterrupted("gone")
 
 
 def events_of(*events: StreamEvent) -> list[Any]:
@@ -72,15 +74,17 @@ def test_json_content_is_an_activity_and_statuses_are_custom_events() -> None:
 
 def test_nothing_follows_an_error() -> None:
     events: list[StreamEvent] = [call([]), status_event("error", "no model"), text("lost")]
-    problem = "the agent reported an error: no model"
+    problem = "The agent reported an error"
     last = {"type": "RUN_ERROR", "message": problem, "code": "AgentError"}
     assert objects_of(FORMAT, *events)[-2:] == [{"type": "TOOL_CALL_END", **TOOL}, last]
     assert objects_of(FORMAT, *events, error=StreamInterrupted("gone"))[-1] == last
 
 
-def test_failed_turn_ends_with_an_error() -> None:
-    last = {"type": "RUN_ERROR", "message": "gone", "code": "StreamInterrupted"}
-    assert objects_of(FORMAT, error=StreamInterrupted("gone")) == [START, last]
+def test_failed_turn_ends_with_a_general_sentence_or_the_text_of_a_function() -> None:
+    last = {"type": "RUN_ERROR", "message": general_text(GONE), "code": "StreamInterrupted"}
+    assert objects_of(FORMAT, error=GONE) == [START, last]
+    shown = AgUiFormat("thread", "run", error_text=lambda error: f"Sorry: {error.problem}")
+    assert objects_of(shown, error=GONE) == [START, {**last, "message": "Sorry: gone"}]
 
 
 def test_each_relay_has_its_own_state() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from flux0.adapters.ui import AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
+from flux0.relay_format import general_text
 from support.in_memory import CORRELATION_ID
 from support.ui import args, call, chunk, objects_of, pieces_of, result, status_event, text
 
@@ -79,7 +80,7 @@ def test_json_content_and_statuses_are_data() -> None:
 def test_failed_turn_ends_with_an_error_after_its_messages() -> None:
     assert objects_of(AiSdkFormat(), text("Half"), error=StreamInterrupted("gone"))[-3:] == [
         {"type": "text-end", "id": "m-1"},
-        {"type": "error", "errorText": "gone"},
+        {"type": "error", "errorText": general_text(StreamInterrupted("gone"))},
         "[DONE]",
     ]
 
@@ -93,8 +94,14 @@ def test_error_of_the_agent_ends_the_turn() -> None:
     ]
     *_, end, error, done = objects_of(AiSdkFormat(), *events)
     assert end == {"type": "text-end", "id": "m-1"}
-    assert error == {"type": "error", "errorText": "the agent reported an error: no model"}
+    assert error == {"type": "error", "errorText": "The agent reported an error"}
     assert done == "[DONE]"
+
+
+def test_function_chooses_the_text_of_an_error() -> None:
+    shown = AiSdkFormat(error_text=lambda error: f"Sorry: {error.problem}")
+    (*_, error, _) = objects_of(shown, status_event("error", "no model"))
+    assert error["errorText"] == "Sorry: the agent reported an error: no model"
 
 
 def test_unknown_events_are_left_out() -> None:
@@ -105,6 +112,6 @@ def test_unknown_events_are_left_out() -> None:
 def test_turn_without_events_that_fails_has_only_the_error() -> None:
     error = StreamInterrupted("gone")
     assert objects_of(AiSdkFormat(), error=error) == [
-        {"type": "error", "errorText": "gone"},
+        {"type": "error", "errorText": general_text(StreamInterrupted("gone"))},
         "[DONE]",
     ]
