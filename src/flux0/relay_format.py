@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, cast, final
 
+from attrs import evolve
+
 from flux0.domain import arguments
+from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import (
     AgentError,
     ClientClosed,
@@ -17,7 +20,7 @@ from flux0.domain.errors import (
     TurnStopped,
     TurnTooLarge,
 )
-from flux0.domain.stream_events import ChunkEvent, StreamEvent
+from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.ports import ServerSentEvent
 
 # Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
@@ -34,6 +37,8 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 """The header fields of a response that relays a turn as server-sent events."""
 
 
+# A part of the encoded status `error`, in which the agent's text must be replaced.
+AGENT_ERROR: Final = b'"status": "error"'
 # The texts of these errors are sentences of flux0.
 _PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, TurnTooLarge)
 
@@ -108,11 +113,11 @@ class RelayFormat(ABC):
 class Flux0Format(RelayFormat, RelayEncoder):
     """The format of the flux0 server, the default of `relay`.
 
-    Status events and chunks are sent as they are, with all members and the errors of the agent.
+    All events have all their members. Only the data of a status `error` are replaced by a text.
 
     Args:
-        error_text: Returns the `message` of an event `error`. By default, it is a general sentence,
-            because an error may contain the address of a server.
+        error_text: Returns the text that a reader gets for an error: the data of a status `error`,
+            and the `message` of an event `error`. By default, it is a general sentence.
     """
 
     def __init__(self, *, error_text: Callable[[Flux0Error], str] = general_text) -> None:
@@ -123,8 +128,15 @@ class Flux0Format(RelayFormat, RelayEncoder):
         return self
 
     def event(self, event: StreamEvent) -> bytes:
-        """Encode an event as in the server's stream."""
-        return event.to_sse()
+        """Encode an event as in the server's stream, except the data of a status `error`."""
+        return self.shown(event).to_sse()
+
+    def shown(self, event: StreamEvent) -> StreamEvent:
+        """Return the event that a reader gets."""
+        if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
+            text = self._error_text(AgentError(event.data.data))
+            event = evolve(event, data=evolve(event.data, data=text))
+        return event
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:
         """Return an event named `error`, with the class and the message of the error as JSON."""

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import Flux0Error
-from flux0.relay_format import Flux0Format, RelayEncoder
+from flux0.relay_format import AGENT_ERROR, Flux0Format, RelayEncoder
 from flux0.runtime.event_loop import is_current, load_anyio
 from flux0.runtime.turn_log import TurnLog
 from flux0.runtime.waker import AsyncWaker, Waker
@@ -193,7 +193,9 @@ def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:
         data = b"".join(events)
         # The events of the log have flux0's own format.
         if isinstance(encoder, Flux0Format):
-            return data
+            if AGENT_ERROR not in data:
+                return data
+            return b"".join(encoder.shown(decode(each)).to_sse(each.id) for each in parse(data))
         return b"".join(map(encoder.event, map(decode, parse(data))))
 
     if begin := encoder.start():

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from typing import Generic, TypeVar, final
 
 from flux0.domain.errors import Flux0Error, drop_tracebacks
+from flux0.domain.stream_events import ChunkEvent
 from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat, encoded
 from flux0.runtime.event_loop import call_soon, start_task
 from flux0.runtime.processes import start_thread
@@ -48,8 +49,10 @@ class _Reading(Generic[W]):
 
     def add(self, events: Received) -> None:
         encoder = self._encoder
-        is_own = isinstance(encoder, Flux0Format)
-        self.log.append(*(encoded(*each) if is_own else encoder.event(each[0]) for each in events))
+        own = ChunkEvent if isinstance(encoder, Flux0Format) else None
+        self.log.append(
+            *(encoded(*each) if type(each[0]) is own else encoder.event(each[0]) for each in events)
+        )
 
     def must_wait(self) -> bool:
         if self.log.size > READ_BYTES:

@@ -28,6 +28,7 @@ from flux0 import (
     ConnectError,
     Flux0,
     Flux0Error,
+    Flux0Format,
     InvalidArgument,
     MemoryTurnStore,
     ReaderLost,
@@ -224,6 +225,14 @@ async def test_log_has_the_error_of_the_agent_once_for_all_relays(mode: Mode) ->
     assert b"The agent reported an error" in b"".join(relays[0])
     (message,) = messages
     assert "no model" in message
+    own = b"".join(await gathered(turn.relay_async()))
+    assert b"no model" not in own
+    assert b'"data": "The agent reported an error"' in own
+    assert own.startswith(b"event: status\nid: 1\n")
+    shown = Flux0Format(error_text=lambda error: error.problem)
+    assert b"no model" in b"".join(await gathered(turn.relay_async(format=shown)))
+    with pytest.raises(AgentError, match="no model"):
+        await turn.wait_async()
 
 
 @in_every_mode

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from attrs import evolve
 
-from flux0 import ChunkEvent, Flux0, UnknownEvent
+from flux0 import ChunkEvent, Flux0, StatusEvent, UnknownEvent
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, StreamInterrupted
@@ -453,6 +453,20 @@ async def test_error_text_chooses_the_message_of_an_error(mode: Mode) -> None:
     shown = Flux0Format(error_text=lambda error: f"Sorry: {error.problem}")
     (last,) = await gathered(stream.relay(heartbeat_ms=None, format=shown))
     assert b'"message": "Sorry: the stream was interrupted: gone' in last
+
+
+@in_every_mode
+async def test_text_of_the_agents_error_is_replaced(mode: Mode) -> None:
+    """A chunk with the same text is not changed."""
+    text = '"status": "error"'
+    recorded = tape(status("error", {"exception": "secret"}), chunk(text), status("typing", 1))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    pieces = await gathered(stream.relay(heartbeat_ms=None))
+    error, same, typing = events_of(b"".join(pieces))
+    assert isinstance(error, StatusEvent)
+    assert (error.status, error.data.data) == ("error", "The agent reported an error")
+    assert chunk(text) in b"".join(pieces)
+    assert (same.type, typing) == ("chunk", *events_of(status("typing", 1)))
 
 
 @in_every_mode
