@@ -90,13 +90,14 @@ def pytest_runtest_makereport(
         item.stash[_PASSED] = outcome.get_result().passed
 
 
-def _passed(request: pytest.FixtureRequest) -> bool:
-    node: pytest.Item = request.node
-    return node.stash.get(_PASSED, False)
+def _passed(*items: pytest.Item) -> bool:
+    """Return whether a test has passed, and no test has failed."""
+    outcomes = {item.stash.get(_PASSED, None) for item in items}
+    return True in outcomes and False not in outcomes
 
 
-def _options(request: pytest.FixtureRequest, marker: str) -> dict[str, Any]:
-    found = request.node.get_closest_marker(marker)
+def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
+    found = item.get_closest_marker(marker)
     if found is None:
         return {}
     return {**dict(zip(("path",), found.args, strict=False)), **found.kwargs}
@@ -126,24 +127,30 @@ def pytest_fixture_setup(
 def _check(fake: object, request: pytest.FixtureRequest) -> None:
     from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
 
-    stash = request.node.stash
-    if not isinstance(fake, FakeTransport) or stash.get(_CHECKED, None) is fake:
+    node: pytest.Item | pytest.Collector = request.node
+    if not isinstance(fake, FakeTransport) or node.stash.get(_CHECKED, None) is fake:
         return
     # A fixture that overrides `flux0_fake` may return the same fake: check the fake only once.
-    stash[_CHECKED] = fake
-    enabled = _options(request, "flux0_fake")
+    node.stash[_CHECKED] = fake
+    # The tests in the scope of the fixture.
+    tests = [item for item in request.session.items if node in item.listchain()]
+    if not _passed(*tests):
+        return
     checks = {
-        "used": fake.assert_all_used,
         "expected": fake.assert_nothing_unexpected,
+        "used": fake.assert_all_used,
         "streams": fake.assert_no_open_streams,
     }
+    problems: list[str] = []
     for name, check in checks.items():
-        if _passed(request) and enabled.get(name, True):
+        if all(_options(test, "flux0_fake").get(name, True) for test in tests):
             try:
                 check()
             except AssertionError as error:
                 hint = f"to switch this check off: @pytest.mark.flux0_fake({name}=False)"
-                raise AssertionError(f"{error}\n{hint}") from None
+                problems.append(f"{error}\n{hint}")
+    if problems:
+        raise AssertionError("\n\n".join(problems))
 
 
 @pytest.fixture
@@ -152,14 +159,16 @@ def flux0_fake() -> FakeTransport:
 
     After a test that passed, the plugin raises an error:
 
-    - if a part of a script, a fault or an expected call was not used (`used`),
     - if a call was not expected or an agent raised an exception, and the code under test caught
       the error (`expected`),
+    - if a part of a script, a fault or an expected call was not used (`used`),
     - if a stream is still open (`streams`).
 
     The marker `flux0_fake` switches checks off:
     `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`. A fixture of a project
-    that overrides this fixture is checked, too.
+    that overrides this fixture is checked, too. If it has the scope class, module, package or
+    session, it is checked after the last test, if no test of the scope has failed; a check is
+    switched off if a test of the scope has its marker.
     """
     from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
 
@@ -199,7 +208,7 @@ def flux0_cassette(
     from flux0.testing.cassettes.cassette import how_to_record  # noqa: PLC0415
 
     mode = request.config.getoption("--flux0-cassettes")
-    options: dict[str, Any] = {"mode": mode, **_options(request, "flux0_cassette")}
+    options: dict[str, Any] = {"mode": mode, **_options(request.node, "flux0_cassette")}
     path = request.path.parent / options.pop("path", _default_path(request))
     record = "run this test with `pytest --flux0-cassettes=all`"
     try:
@@ -209,12 +218,12 @@ def flux0_cassette(
     if isinstance(transport, ReplayTransport):
         transport.how_to_record = record
         yield transport
-        if _passed(request):
+        if _passed(request.node):
             transport.assert_all_used()
     else:
         keep = transport.defer()
         yield transport
-        keep(_passed(request))
+        keep(_passed(request.node))
 
 
 def _default_path(request: pytest.FixtureRequest) -> Path:

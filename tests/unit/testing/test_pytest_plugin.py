@@ -164,6 +164,63 @@ def test_own_fixture_with_the_name_flux0_fake_is_checked(
     )
 
 
+WIDE_FAKE = """
+    import pytest
+    from flux0 import Flux0
+    from flux0.testing import FakeTransport, Say, Gate
+
+    @pytest.fixture(scope={scope!r})
+    def flux0_fake():
+        return FakeTransport([Say("One"), Gate(), Say("Two")])
+
+    class TestIt:
+        def test_unused_script(self, flux0_fake):
+            flux0_fake.script("never", "never")
+
+        {marker}
+        def test_open_stream(self, flux0_fake):
+            self.flux0 = Flux0(transport=flux0_fake)
+            next(self.flux0.conversation(agent=flux0_fake.agent_id).send("Hi"))
+
+        def test_swallowed_exception(self, request):
+            flux0_fake = request.getfixturevalue("flux0_fake")
+            {failure}
+            flux0_fake.expect("agents.list")
+            with Flux0(transport=flux0_fake) as flux0, pytest.raises(AssertionError):
+                flux0.sessions.list()
+"""
+
+
+@pytest.mark.parametrize("scope", ["class", "module", "package", "session"])
+def test_fake_of_a_wide_scope_is_checked_after_its_last_test(
+    pytester: pytest.Pytester, scope: str
+) -> None:
+    problems = [
+        "E   AssertionError: unexpected calls or errors:",
+        "*unexpected: sessions.list()",
+        "*@pytest.mark.flux0_fake(expected=False)",
+        "*script 2: no turn has used it",
+        "*expected but not called: agents.list()",
+        "*@pytest.mark.flux0_fake(used=False)",
+        "*responses left open:",
+        "*sessions.create_event(*",
+        "*@pytest.mark.flux0_fake(streams=False)",
+    ]
+
+    def run(marker: str = "", failure: str = "") -> pytest.RunResult:
+        pytester.makepyfile(WIDE_FAKE.format(scope=scope, marker=marker, failure=failure))
+        return pytester.runpytest_inprocess("-p", "no:randomly")
+
+    result = run()
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(problems)
+    result = run(marker="@pytest.mark.flux0_fake(used=False, expected=False)")
+    result.assert_outcomes(passed=3, errors=1)
+    result.stdout.fnmatch_lines(["E   AssertionError: responses left open:"])
+    result.stdout.no_fnmatch_line("*script 2*")
+    run(failure="assert False").assert_outcomes(passed=2, failed=1)
+
+
 def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
     pytester: pytest.Pytester,
 ) -> None:

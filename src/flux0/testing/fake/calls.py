@@ -46,7 +46,7 @@ class ReceivedCall:
         operation: the API operation, such as `sessions.create_event`; empty if the request matches
             no operation.
         method: the HTTP method.
-        path: the percent-decoded path.
+        path: the percent-decoded path, without the prefix of the fake.
         query: the decoded query parameters.
         headers: the header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON; None if the body is empty.
@@ -108,9 +108,9 @@ class ExpectedCall:
         return lines
 
 
-def call_from(request: Request, time: float = 0.0) -> ReceivedCall:
+def call_from(request: Request, time: float = 0.0, prefix: str = "") -> ReceivedCall:
     """Return the `ReceivedCall` for a request received at `time`."""
-    target, body = target_from(request), json_or_bytes(request.body)
+    target, body = target_from(request, prefix), json_or_bytes(request.body)
     operation = "" if target.operation is None else target.operation.name
     query, arguments = target.query, {**target.query, **target.arguments}
     if isinstance(body, dict):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
+from http.client import responses
 from itertools import cycle
 from math import inf
 from typing import Any, TypeAlias
 
-from attrs import evolve, field, frozen
+from attrs import Attribute, evolve, field, frozen
 
+from flux0.domain import arguments
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
@@ -25,7 +27,25 @@ from flux0.domain.timeouts import timed_out
 from flux0.ports import Response, Timeout
 from flux0.testing.fake.calls import ReceivedCall, complete_response, internal_server_error
 from flux0.testing.fake.clock import Wait
+from flux0.testing.fake.steps import check_interval
 from flux0.testing.fake.turn import FakeTurn
+
+
+def _check_status(_: object, attribute: Attribute[int], value: object) -> None:
+    if not isinstance(value, int) or not 200 <= value <= 599:  # noqa: PLR2004
+        raise InvalidArgument(
+            attribute.name, f"must be an HTTP status from 200 to 599, not {value!r}"
+        )
+
+
+def _check_count(_: object, attribute: Attribute[Any], value: object) -> None:
+    if value is not None:
+        arguments.integer(attribute.name, value, smallest=0)
+
+
+def _check_error(_: object, attribute: Attribute[Any], value: object) -> None:
+    if not (isinstance(value, type) and issubclass(value, ConnectError)):
+        raise InvalidArgument(attribute.name, f"must be a subclass of ConnectError, not {value!r}")
 
 
 @frozen
@@ -33,15 +53,16 @@ class Respond:
     """A response from a proxy in front of the server. The call does not reach the fake server.
 
     Attributes:
-        status_code: the HTTP status.
+        status_code: the HTTP status, from 200 to 599.
         detail: the member `detail` of the JSON body. The default is the phrase for the status, such
-            as "Service Unavailable"; for 500, the default body is the server's plain text.
+            as "Service Unavailable", or "Status 524" if it has none; for 500, the default body is
+            the server's plain text.
         retry_after: the header `retry-after`: seconds, or an HTTP date.
         headers: more header fields; they replace default fields with the same name.
         body: the whole body in bytes, instead of the JSON with `detail`.
     """
 
-    status_code: int
+    status_code: int = field(validator=_check_status)
     detail: Any = None
     retry_after: float | str | None = None
     headers: Mapping[str, str] = field(factory=dict[str, str])
@@ -54,7 +75,8 @@ class Respond:
         elif self.detail is None and self.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
             plain = internal_server_error()
         else:
-            detail = HTTPStatus(self.status_code).phrase if self.detail is None else self.detail
+            phrase = responses.get(self.status_code, f"Status {self.status_code}")
+            detail = phrase if self.detail is None else self.detail
             body = json.dumps({"detail": detail}).encode()
             plain = complete_response(self.status_code, "application/json", body)
         own = dict(self.headers)
@@ -71,7 +93,7 @@ class Refuse:
         raises: a class of errors, such as `ConnectTimeout` or `TLSError`.
     """
 
-    raises: type[ConnectError] = ConnectError
+    raises: type[ConnectError] = field(default=ConnectError, validator=_check_error)
 
     def error(self, timeout: Timeout) -> TransportError:
         """Return the error, with the same message as over a real transport."""
@@ -106,13 +128,13 @@ class Delay:
         seconds: the delay on the fake's clock.
     """
 
-    seconds: float
+    seconds: float = field(validator=check_interval)
 
 
 @frozen
 class _Cutoff:
-    after_events: int | None = None
-    after_bytes: int | None = None
+    after_events: int | None = field(default=None, validator=_check_count)
+    after_bytes: int | None = field(default=None, validator=_check_count)
 
     def __attrs_post_init__(self) -> None:
         if None not in (self.after_events, self.after_bytes):
@@ -146,10 +168,8 @@ class Truncate(_Cutoff):
 
 
 def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:
-    several = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    if not several or min(several) < 1:
-        raise InvalidArgument("sizes", f"must be one or more positive numbers, not {several}")
-    return several
+    several = tuple(sizes) if isinstance(sizes, Iterable) else (sizes,)
+    return tuple(arguments.integer("sizes", size, smallest=1) for size in several or (0,))
 
 
 @frozen

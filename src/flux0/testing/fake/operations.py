@@ -74,8 +74,6 @@ OPERATIONS = (
     Operation("sessions.create_event", "POST", f"{_EVENTS}/stream", _MESSAGE),
     Operation("sessions.list_events", "GET", _EVENTS, _FILTERS),
 )
-# A path prefix before `/api`, such as the prefix of a reverse proxy.
-_PREFIX = re.compile(r"(?!/api(?:/|$))(?:/[^/]+)+?(?=/api/)")
 
 
 def check_operation_name(name: str) -> None:
@@ -93,7 +91,7 @@ class Target:
 
     Attributes:
         operation: the operation; None if the request matches none.
-        path: the percent-decoded path, without a prefix before `/api`.
+        path: the percent-decoded path, without the prefix.
         arguments: the parameters in the path.
         query: the parameters in the query. If a parameter is repeated, it has its last value.
         allowed: the methods that the path allows, if the request has another method.
@@ -108,13 +106,15 @@ class Target:
     user_id: str = ""
 
 
-def target_from(request: Request) -> Target:
-    """Find the operation of a request."""
+def target_from(request: Request, prefix: str = "") -> Target:
+    """Find the operation of a request. A path that does not start with `prefix` has none."""
     url = urlsplit(request.url)
-    path = _PREFIX.sub("", unquote(url.path), count=1)
+    path = unquote(url.path)
+    operations = OPERATIONS if path.startswith(f"{prefix}/") else ()
+    path = path.removeprefix(prefix)
     query = dict(parse_qsl(url.query, keep_blank_values=True))
     allowed: list[str] = []
-    for operation in OPERATIONS:
+    for operation in operations:
         if (found := operation.match(path)) is not None:
             if operation.method == request.method:
                 return Target(operation, path, found.groupdict(), query)

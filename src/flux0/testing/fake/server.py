@@ -33,6 +33,7 @@ class FakeServer:
     _lock: AbstractContextManager[Any]
     _is_newer: bool
     _tokens: Mapping[str, str] | None
+    _path_prefix: str
     store: FakeStore = field(init=False)
     # Maps the id of each session to its latest turn.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
@@ -69,7 +70,7 @@ class FakeServer:
             turn.cancel()
 
     def _route(self, request: Request) -> Response[Any]:
-        target = target_from(request)
+        target = target_from(request, self._path_prefix)
         if (operation := target.operation) is not None:
             target = evolve(target, user_id=self._user_id(request.headers))
             name, form = operation.name, operation.form

@@ -6,11 +6,13 @@ import json
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping
 from itertools import count, pairwise, takewhile
 from threading import Lock
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast, get_args
 from uuid import UUID
 
 from attrs import Attribute, field, frozen
 
+from flux0.domain import arguments
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import InvalidArgument
 from flux0.domain.messages.finalizing import REASONING
@@ -20,27 +22,27 @@ if TYPE_CHECKING:
 
 
 def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> None:
-    if not step.text:
+    if not arguments.instance("text", str, step.text):
         raise InvalidArgument(
             "text",
             f"of {type(step).__name__} must not be empty; to send no message, return no steps",
         )
-    if not 1 <= pieces <= len(step.text):
+    if arguments.integer(attribute.name, pieces, smallest=1) > len(step.text):
         raise InvalidArgument(
             attribute.name, f"must be from 1 to {len(step.text)} (characters of text), not {pieces}"
         )
 
 
-def _not_negative(_: object, attribute: Attribute[float], value: float) -> None:
-    if value < 0:
-        raise InvalidArgument(attribute.name, f"must be 0 or more, not {value}")
+def check_interval(_: object, attribute: Attribute[float], value: object) -> None:
+    """Validate an attribute: raise `InvalidArgument` if it is not a number of at least 0."""
+    arguments.interval(attribute.name, value)
 
 
 @frozen
 class _TextStep:
     text: str
     pieces: int = field(default=1, validator=_check_pieces)
-    pause: float = field(default=0.0, validator=_not_negative)
+    pause: float = field(default=0.0, validator=check_interval)
 
 
 @frozen
@@ -80,6 +82,10 @@ class CallTool:
     id: str | None = None
 
 
+def _check_call(_: object, attribute: Attribute[CallTool], value: object) -> None:
+    arguments.instance(attribute.name, CallTool, value)
+
+
 @frozen
 class GiveResult:
     """Send the result of a tool call.
@@ -89,7 +95,7 @@ class GiveResult:
         result: any JSON value.
     """
 
-    call: CallTool
+    call: CallTool = field(validator=_check_call)
     result: Any = None
 
 
@@ -136,7 +142,7 @@ class Pause:
         seconds: the duration.
     """
 
-    seconds: float = field(validator=_not_negative)
+    seconds: float = field(validator=check_interval)
 
 
 class Gate:
@@ -272,15 +278,18 @@ AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunct
 
 def as_agent(reply: AgentReply) -> AgentFunction:
     """Return a function that returns `reply`; if `reply` is a function, return it unchanged."""
-    if callable(reply):
+    if callable(reply) and reply not in get_args(AgentStep):
         return reply
-    steps = tuple(iter_steps(reply))
+    try:
+        steps = tuple(iter_steps(cast("SyncSteps", reply)))
+    except TypeError as error:
+        raise InvalidArgument("reply", f"is not valid: {error}") from None
     return lambda _: steps
 
 
 def iter_steps(result: SyncSteps) -> Generator[AgentStep, None, None]:
     """Yield the steps of an agent's result. If the result is a generator, close it at the end."""
-    is_single = isinstance(result, _STEP_TYPES)
+    is_single = isinstance(result, _STEP_TYPES) or not isinstance(result, (Iterable, NoneType))
     try:
         for step in cast("Iterable[str | AgentStep]", (result,) if is_single else result or ()):
             if not isinstance(step, _STEP_TYPES):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import zip_longest
 from math import inf
 from threading import RLock
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from attrs import define, evolve
 
+from flux0.domain import arguments
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTimeout, TransportError
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Request, Response
@@ -71,6 +73,8 @@ class FakeTransport(SharedTransport):
             follows the newest sources, too: it takes the user of each request from the token
             instead of the cookie, and responds with 401 to requests without such a token. The
             mapping is read at each request: to let a token expire, remove it.
+        path_prefix: the path below which a reverse proxy serves the API, such as `/flux0`. The
+            fake responds with 404 to other paths.
 
     Attributes:
         agent_id: the first agent's id.
@@ -90,17 +94,22 @@ class FakeTransport(SharedTransport):
         clock: FakeClock | None = None,
         newer_server: bool = False,
         tokens: Mapping[str, str] | None = None,
+        path_prefix: str = "",
     ) -> None:
-        self._newer = newer_server or tokens is not None, tokens
-        self._types = tuple(agent_types)
-        if not self._types:
+        types = tuple(agent_types)
+        if not types:
             raise InvalidArgument("agent_types", "must not be empty")
         if agent_id is not None and len(agent_id) != ID_LENGTH:
             raise InvalidArgument("agent_id", f"must have {ID_LENGTH} characters, not {agent_id!r}")
         super().__init__(FakeClock() if clock is None else clock)
         self._lock = RLock()
         self._agent = as_agent(reply)
-        self._agent_name = agent_name
+        self._first_agent = agent_name, types[0]
+        self._path_prefix = path_prefix and f"/{path_prefix.strip('/')}"
+        is_newer = newer_server or tokens is not None
+        self._new_server = partial(
+            FakeServer, types, self.clock, self._lock, is_newer, tokens, self._path_prefix
+        )
         # The bodies that were neither read to their end nor closed: maps the iterator over a body's
         # pieces to its call and its turn.
         self._open: dict[Iterator[bytes | Wait], tuple[ReceivedCall, FakeTurn | None]] = {}
@@ -126,9 +135,8 @@ class FakeTransport(SharedTransport):
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []
             self._planned: list[_PlannedFaults] = []
-            self._server = FakeServer(self._types, self.clock, self._lock, *self._newer)
-            store = self._server.store
-            agent = store.create_agent(self._agent_name, self._types[0], id=self.agent_id)
+            self._server = self._new_server()
+            agent = self._server.store.create_agent(*self._first_agent, id=self.agent_id)
             self.agent_id = agent["id"]
 
     def script(self, *replies: AgentReply) -> None:
@@ -158,12 +166,17 @@ class FakeTransport(SharedTransport):
                 `lambda call: call.user == "ann"`.
 
         Raises:
-            InvalidArgument: the operation does not exist, or `times` is less than 1.
+            InvalidArgument: there is no fault, or a value that is not a fault; the operation does
+                not exist; `times` is less than 1, or `after` less than 0.
         """
         if operation is not None:
             check_operation_name(operation)
-        if times < 1:
-            raise InvalidArgument("times", f"must be 1 or more, not {times}")
+        for fault in faults or (None,):
+            if not isinstance(fault, get_args(Fault)):
+                problem = f"must be faults of flux0.testing, such as Respond(503), not {fault!r}"
+                raise InvalidArgument("faults", problem)
+        arguments.integer("times", times, smallest=1)
+        arguments.integer("after", after, smallest=0)
         with self._lock:
             self._planned.append(_PlannedFaults(faults, times, operation, after, when))
 
@@ -270,7 +283,7 @@ class FakeTransport(SharedTransport):
         """See `SharedTransport.respond`."""
         with self._lock:
             received, number = self._calls, len(self._calls)
-            call = calls.call_from(request, self.clock.now())
+            call = calls.call_from(request, self.clock.now(), self._path_prefix)
             received.append(call)
             self._check_expected(call)
             faults = self._pop_faults(call)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -78,6 +78,10 @@ def test_injected_status_applies_to_the_next_calls() -> None:
             Respond(500, body=b"Oh", headers={"Content-Type": "text/plain"}),
             b"Oh",
             {"content-type": "text/plain", "content-length": "2"},
+        ),
+        *(
+            (Respond(status), f'{{"detail": "Status {status}"}}'.encode(), {})
+            for status in (499, 520, 522, 524, 529, 599)
         ),
     ],
 )
@@ -220,7 +224,8 @@ def read(
     """Run a turn with faults; return its events, the error of the stream if any, and the fake."""
     fake = FakeTransport(steps)
     session_id = new_session(fake)
-    fake.inject(*faults)
+    if faults:
+        fake.inject(*faults)
     events: list[Any] = []
     failure = None
     with client(fake) as flux0:
@@ -322,17 +327,35 @@ def test_pause_flushes_a_partial_piece() -> None:
     assert first == second
 
 
+def inject(*faults: Any, **options: Any) -> None:
+    FakeTransport().inject(*faults, **options)
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "problem"),
     [
-        lambda: Truncate(after_events=1, after_bytes=1),
-        lambda: Stall(after_events=1, after_bytes=1),
-        lambda: Split(0),
-        lambda: Split(()),
-        lambda: Split((5, -1)),
-        lambda: FakeTransport().inject(Refuse(), times=0),
+        (lambda: Truncate(after_events=1, after_bytes=1), "after_bytes cannot be combined with"),
+        (lambda: Stall(after_events=1, after_bytes=1), "after_bytes cannot be combined with"),
+        (lambda: Truncate(after_bytes=-1), "after_bytes must be an int of at least 0, not -1"),
+        (lambda: Stall(after_events=cast("int", "2")), "after_events must be an int of at least"),
+        (lambda: Split(0), "sizes must be an int of at least 1, not 0"),
+        (lambda: Split(()), "sizes must be an int of at least 1, not 0"),
+        (lambda: Split((5, -1)), "sizes must be an int of at least 1, not -1"),
+        (lambda: Split(cast("int", 1.5)), r"sizes must be an int of at least 1, not 1\.5"),
+        (lambda: Delay(-1), "seconds must be a number from 0"),
+        (lambda: Respond(99), "status_code must be an HTTP status from 200 to 599, not 99"),
+        (lambda: Respond(cast("int", "503")), "status_code must be an HTTP status from 200 to 5"),
+        (lambda: Refuse(cast("Any", ReadTimeout)), "raises must be a subclass of ConnectError"),
+        (lambda: inject(Refuse(), times=0), "times must be an int of at least 1, not 0"),
+        (lambda: inject(Refuse(), after=-1), "after must be an int of at least 0, not -1"),
+        (lambda: inject(503), r"faults must be faults of flux0\.testing, such as .*, not 503"),
+        (lambda: inject([Respond(503)]), r"faults must be faults .*, not \[Respond\("),
+        (lambda: inject(Respond), "faults must be faults .*, not <class"),
+        (lambda: inject(Refuse(), None), "faults must be faults .*, not None"),
+        (lambda: inject(Say("x")), "faults must be faults .*, not Say"),
+        (inject, "faults must be faults .*, not None"),
     ],
 )
-def test_invalid_faults_raise(make: Callable[[], object]) -> None:
-    with pytest.raises(InvalidArgument):
+def test_invalid_faults_raise(make: Callable[[], object], problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
         make()

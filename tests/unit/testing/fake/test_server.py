@@ -122,6 +122,26 @@ def test_invalid_agent_id_and_agent_types(options: dict[str, Any], problem: str)
         FakeTransport(**options)
 
 
+@pytest.mark.parametrize("declared", ["/a/flux0", "a/flux0/"])
+def test_only_paths_below_the_path_prefix_are_served(declared: str) -> None:
+    fake = FakeTransport(path_prefix=declared)
+    with Flux0("http://proxy/a/flux0/", transport=fake) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+        assert conversation.ask("Hi").text == "Hello"
+        assert fake.calls[-1].operation == "sessions.create_event"
+        assert fake.calls[-1].path == "/api/sessions/s000000001/events/stream"
+    for path in ("/api/agents", "/flux0/api/agents", "/a/flux0x/api/agents", "/b/a/flux0/api"):
+        assert ask(fake, "GET", path).status_code == 404
+
+
+def test_path_prefixes_that_are_not_declared_get_404() -> None:
+    fake = FakeTransport()
+    assert ask(fake, "GET", "/wrong/api/agents").status_code == 404
+    assert [call.name for call in fake.calls] == ["GET /wrong/api/agents"]
+    with fake.serve() as url, Flux0(f"{url}/wrong") as flux0, pytest.raises(NotFoundError):
+        flux0.agents.list()
+
+
 def test_create_list_and_retrieve_sessions() -> None:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:

@@ -417,12 +417,3 @@ def test_cleanup_of_agents_has_run_after_the_block() -> None:
         for number in range(10):
             next(flux0.conversation(agent=fake.agent_id).send(str(number)))
     assert sorted(cleaned) == [str(number) for number in range(10)]
-
-
-def test_path_prefix_before_the_api_is_ignored() -> None:
-    fake = FakeTransport()
-    for url in ("http://proxy/flux0/", "http://proxy/a/b"):
-        with Flux0(url, transport=fake) as flux0:
-            conversation = flux0.conversation(agent=fake.agent_id)
-            assert "".join(conversation.send("Hi").text()) == "Hello"
-    assert fake.calls[-1].operation == "sessions.create_event"

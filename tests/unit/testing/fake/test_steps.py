@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
@@ -13,6 +13,7 @@ from flux0 import Flux0
 from flux0.models import (
     ChunkEvent,
     ContentPart,
+    InvalidArgument,
     MessageData,
     ReasoningPart,
     ToolCallPart,
@@ -28,6 +29,7 @@ from flux0.testing import (
     Pause,
     Reason,
     Report,
+    Respond,
     Say,
     SendChunk,
     UserMessage,
@@ -125,11 +127,28 @@ def test_langchain_step_equals_the_recorded_adapter() -> None:
         lambda: SendChunk("e1", [{"op": "add", "value": 1}]),
         lambda: SendChunk("e1", [{"path": "/-", "value": 1}]),
         lambda: SendChunk("e1", [{"op": "add", "path": "/-"}]),
+        lambda: Say(cast("str", 5)),
+        lambda: Reason("abc", pieces=cast("int", "2")),
+        lambda: Pause(cast("float", "1")),
     ],
 )
 def test_invalid_steps_raise(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"text|pieces|pause|seconds|patches"):
+    with pytest.raises(InvalidArgument, match=r"^(text|pieces|pause|seconds|patches) "):
         make()
+
+
+@pytest.mark.parametrize("reply", [5, [5], [Say("One"), None], Say, Respond(503)])
+def test_invalid_replies_raise_at_once(reply: Any) -> None:
+    problem = "reply is not valid: an agent must yield strings or steps of flux0.testing, not "
+    with pytest.raises(InvalidArgument, match=problem):
+        FakeTransport().script(reply)
+    with pytest.raises(InvalidArgument, match=problem):
+        FakeTransport(reply)
+
+
+def test_result_of_something_else_than_a_tool_call_raises() -> None:
+    with pytest.raises(InvalidArgument, match="call must be a CallTool, not str"):
+        GiveResult(cast("CallTool", "get_weather"))
 
 
 REPLIES: list[tuple[AgentReply, str]] = [
