@@ -17,7 +17,6 @@ from flux0.domain.errors import InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import CallRequest
 from flux0.ports import AsyncByteStream, AsyncTransport, ByteStream, Request, Response, Transport
-from flux0.runtime.event_loop import Loop
 from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
@@ -38,7 +37,7 @@ from flux0.testing.cassettes.differences import (
 )
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
 from flux0.testing.cassettes.scrubbing import Scrub
-from flux0.testing.fake.body import FakeBody, SharedTransport
+from flux0.testing.fake.body import FakeBody, SharedTransport, StartTask
 from flux0.testing.fake.calls import ReceivedCall, nearest
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
@@ -151,19 +150,19 @@ class ReplayTransport(SharedTransport):
     def respond(
         self,
         request: Request,
-        loop: Loop | None,  # noqa: ARG002 - only a fake runs an agent in it
+        start: StartTask | None,  # noqa: ARG002 - only a fake has agents
     ) -> Waits[Response[FakeBody]]:
         """See `SharedTransport.respond`."""
         with self._lock:
             sent_request = recorded_request(request, self._scrub)
             replay = self._find(sent_request, self._key(sent_request))
             replay.done = True
-        start = self.clock.now()
+        sent_at = self.clock.now()
         response = replay.exchange.response
         if response is None:
-            yield Wait(start + replay.exchange.after)
+            yield Wait(sent_at + replay.exchange.after)
             raise self._failure(request, replay)
-        head_time = start + response.after
+        head_time = sent_at + response.after
         yield Wait(head_time)
         pieces = self._pieces(request, replay, response, head_time)
         headers = Headers(tuple(response.headers.items()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from math import inf
 from typing import Any, Literal, TypeAlias, final
 from weakref import WeakSet
@@ -14,7 +15,7 @@ from attrs import define, evolve, field
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.domain.timeouts import timed_out
 from flux0.ports import AsyncByteStream, Request, Response, Shared
-from flux0.runtime.event_loop import Loop, running_loop, sleep
+from flux0.runtime.event_loop import call_soon, running_loop, sleep, start_task
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
 # "unclosed": the body was neither closed nor read to its end when the client was closed or the
@@ -109,6 +110,14 @@ class FakeBody:
         return None
 
 
+# Starts a task that runs an async agent, and returns a function that cancels it in any thread.
+StartTask: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]]], Callable[[], object]]
+
+
+def _start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    return partial(call_soon, running_loop(), start_task(run))
+
+
 class SharedTransport(Shared):
     """The base class of in-memory transports. Many clients can share one transport."""
 
@@ -118,8 +127,8 @@ class SharedTransport(Shared):
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod
-    def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
-        """Return the response to `request`. `loop` is the running event loop, if there is one."""
+    def respond(self, request: Request, start: StartTask | None) -> Waits[Response[FakeBody]]:
+        """Return the response to `request`. `start` starts async agents, if it is possible."""
 
     def send(self, request: Request) -> Response[FakeBody]:
         """See `Transport.send`."""
@@ -131,7 +140,7 @@ class SharedTransport(Shared):
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """See `AsyncTransport.send_async`."""
         await sleep(0)
-        response = await perform_async(self.respond(request, running_loop()), self.clock)
+        response = await perform_async(self.respond(request, _start_task), self.clock)
         response.body.end_if_unread = "closed"
         return response
 
@@ -155,9 +164,9 @@ class ClientTransport(SharedTransport):
     def __repr__(self) -> str:
         return repr(self._shared)
 
-    def respond(self, request: Request, loop: Loop | None) -> Waits[Response[FakeBody]]:
+    def respond(self, request: Request, start: StartTask | None) -> Waits[Response[FakeBody]]:
         """Forward the request, and track the body."""
-        response = yield from self._shared.respond(request, loop)
+        response = yield from self._shared.respond(request, start)
         self._bodies.add(response.body)
         return response
 

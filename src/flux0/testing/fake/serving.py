@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import re
-from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractContextManager, suppress
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from http import HTTPStatus
+from logging import getLogger
 from math import inf
 from socket import (
     IPPROTO_TCP,
@@ -20,13 +24,17 @@ from socket import (
 )
 from threading import Thread, current_thread
 from time import monotonic
+from typing import Any
 
 import h11
 
-from flux0.domain.errors import TransportError
+from flux0.domain.errors import ConnectionInterrupted, TransportError
 from flux0.domain.headers import Headers
-from flux0.ports import Request, Timeout
-from flux0.testing.fake.body import SharedTransport
+from flux0.ports import Request, Response, Timeout
+from flux0.testing.fake.body import FakeBody, SharedTransport
+from flux0.testing.fake.clock import Wait, Waits
+
+_logger = getLogger("flux0.testing")
 
 _BACKLOG = 1024  # Many clients may connect at once.
 # The longest wait, at the end of the block, until agents notice that their clients are gone.
@@ -54,7 +62,10 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._listener = create_server((host, int(port)), backlog=_BACKLOG)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
         self._closing = False
+        self._loop: Future[AbstractEventLoop] = Future()
+        self._loop_thread = Thread(target=lambda: asyncio.run(self._run_loop()), daemon=True)
         self._accepting = Thread(target=self._accept, daemon=True)
+        self._loop_thread.start()
         self._accepting.start()
         # While the interpreter finalizes, daemon threads do not run, so joining them would hang.
         atexit.register(self._close)
@@ -78,6 +89,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
         ends = monotonic() + _MAX_JOIN_SECONDS
         for thread, _ in threads:
             thread.join(max(ends - monotonic(), 0))
+        self._loop.result().call_soon_threadsafe(self._ended.set)
+        self._loop_thread.join(max(ends - monotonic(), 0))
 
     def _accept(self) -> None:
         while True:
@@ -95,6 +108,15 @@ class FakeHTTPServer(AbstractContextManager[str]):
             _Connection(self, connection).handle()
         del self._threads[current_thread()]
 
+    async def _run_loop(self) -> None:
+        self._ended = asyncio.Event()
+        self._loop.set_result(asyncio.get_running_loop())
+        await self._ended.wait()
+
+    def start_task(self, run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+        """Start an async agent in the event loop of the server; see `StartTask`."""
+        return asyncio.run_coroutine_threadsafe(run(), self._loop.result()).cancel
+
 
 class _Connection:
     """Serves the requests of one connection from a fake.
@@ -109,6 +131,8 @@ class _Connection:
         self.request = connection
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
         self._watchers: list[Thread] = []
+        self._body: FakeBody | None = None
+        self._is_disconnected = False
 
     def handle(self) -> None:
         """Respond to requests until the connection has to be closed."""
@@ -116,8 +140,7 @@ class _Connection:
             while (request := self._read_request()) and self._respond(request):
                 self.http.start_next_cycle()
         except h11.RemoteProtocolError:
-            fields = ("content-type", "text/plain; charset=utf-8"), ("connection", "close")
-            self._send_response(400, fields, [b"Invalid HTTP request received."])
+            self._send_text(400, "Invalid HTTP request received.", ("connection", "close"))
         finally:
             with suppress(OSError):
                 self.request.shutdown(SHUT_RDWR)
@@ -165,28 +188,55 @@ class _Connection:
         if cors and request.method == "OPTIONS":
             self._send_response(204, cors)
             return self.http.our_state is h11.DONE
-        try:
-            response = self.server.fake.send(request)
-        except (TransportError, AssertionError):  # No response: close the connection.
-            return False
-        body = response.body
-        watcher = Thread(target=self._close_on_disconnect, args=(body.close,), daemon=True)
+        watcher = Thread(target=self._watch, daemon=True)
         watcher.start()
         # If the client sends requests in advance, several watchers run until the connection ends.
         self._watchers = [*(each for each in self._watchers if each.is_alive()), watcher]
         try:
+            response = self._perform(self.server.fake.respond(request, self.server.start_task))
+        except TransportError as error:  # No response: close the connection.
+            _logger.debug("%s %s: %s", request.method, request.url, error)
+            return False
+        except AssertionError as error:  # For example, an unexpected call.
+            _logger.exception("%s %s: no response", request.method, request.url)
+            self._send_text(500, str(error), *cors)
+            return self.http.our_state is h11.DONE
+        _logger.debug("%s %s: %d", request.method, request.url, response.status_code)
+        self._body = body = response.body
+        if self._is_disconnected:
+            body.close()
+        try:
             fields = (*response.headers.pairs, *cors)
             self._send_response(response.status_code, fields, iter(partial(body.read, inf), None))
-        except Exception as error:  # noqa: BLE001 - agents can raise any exception
+        except (TransportError, OSError, h11.LocalProtocolError):
             # h11 raises LocalProtocolError if a fault has made the response invalid.
-            if not isinstance(error, (TransportError, OSError, h11.LocalProtocolError)):
-                # The agent raised an exception. Like the real server, send no more data, but keep
-                # the connection open.
-                watcher.join()
+            return False
+        except Exception:
+            # The agent raised an exception. Like the real server, send no more data, but keep the
+            # connection open.
+            _logger.exception("%s %s: the agent failed", request.method, request.url)
+            watcher.join()
             return False
         finally:
             body.close()
         return self.http.our_state is h11.DONE and not body.closes_connection
+
+    def _perform(self, waits: Waits[Response[FakeBody]]) -> Response[FakeBody]:
+        """Run `waits`. Waits without an end, and for a clock that only a test moves, are real."""
+        clock = self.server.fake.clock
+        with closing(waits):
+            try:
+                while True:
+                    moment = next(waits).moment or inf
+                    while clock.now() < moment:
+                        seen = clock.changes
+                        if self._is_disconnected:
+                            raise ConnectionInterrupted("the client has closed the connection")
+                        by_itself = clock.moves_by_itself and moment < inf
+                        clock.wait(Wait(moment) if by_itself else Wait(seen=seen))
+            except StopIteration as stop:
+                response: Response[FakeBody] = stop.value
+                return response
 
     def _send_response(
         self, status: int, fields: Iterable[tuple[str, str]], body: Iterable[bytes] = ()
@@ -197,6 +247,11 @@ class _Connection:
         for piece in body:
             self._send(h11.Data(data=piece))
         self._send(h11.EndOfMessage())
+
+    def _send_text(self, status: int, text: str, *fields: tuple[str, str]) -> None:
+        body = text.encode(errors="replace")
+        own = ("content-length", str(len(body))), ("content-type", "text/plain; charset=utf-8")
+        self._send_response(status, (*own, *fields), [body])
 
     def _send(self, event: h11.Event) -> None:
         if data := self.http.send(event):
@@ -212,11 +267,14 @@ class _Connection:
         finally:
             self.request.settimeout(None)
 
-    def _close_on_disconnect(self, close: Callable[[], None]) -> None:
+    def _watch(self) -> None:
         with suppress(OSError):
             if self.request.recv(1, MSG_PEEK):
                 return  # The client sent its next request, so it is still connected.
-        close()
+        self._is_disconnected = True
+        if self._body is not None:
+            self._body.close()
+        self.server.fake.clock.notify()
 
 
 def _cors_fields(headers: Headers, origins: Collection[str]) -> tuple[tuple[str, str], ...]:

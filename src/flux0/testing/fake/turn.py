@@ -21,8 +21,8 @@ from attrs import define, field
 
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
-from flux0.runtime.event_loop import Loop, call_soon, start_task
 from flux0.testing.fake import steps
+from flux0.testing.fake.body import StartTask
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
@@ -112,10 +112,10 @@ class FakeTurn:
         done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
         return None if self._used_up else f"its turn stopped after {done}"
 
-    def start(self, agent: steps.AgentFunction, loop: Loop | None) -> None:
+    def start(self, agent: steps.AgentFunction, start_task: StartTask | None) -> None:
         """Start the agent.
 
-        With a `loop`, an async agent runs in a task. All other agents run up to their first wait.
+        `start_task` starts an async agent. All other agents run up to their first wait.
         """
         try:
             result = agent(self.message)
@@ -123,9 +123,11 @@ class FakeTurn:
             self._fail(error)
             return
         run = partial(self._run, result)
-        if loop is not None and isinstance(result, (Awaitable, AsyncIterable)):
+        if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
             self._running = True
-            self._cancel_task = partial(call_soon, loop, start_task(run))
+            self._cancel_task = start_task(run)
+            if self._cancelled:  # Another thread has cancelled the turn before the task started.
+                self._cancel_task()
         else:
             self._agent = run()
             self.resume()
@@ -207,7 +209,7 @@ class FakeTurn:
             seen = self._clock.changes
             while self._wait is not None:
                 self._silent_steps = 0
-                if self._cancel_task is None:
+                if self._agent is not None:
                     await _AgentPaused()
                 else:
                     await self._clock.wait_async(Wait(seen=seen))

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import logging
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice, repeat
 from typing import Any
 from urllib.parse import urlsplit
 
+import anyio
 import httpx
 import pytest
 
-from flux0 import EventStream, Flux0, StreamInterrupted
-from flux0.models import NotFoundError, ServerError, StatusEvent, TransportError
+from flux0 import EventStream, Flux0, StreamIdleTimeout, StreamInterrupted
+from flux0.models import NotFoundError, ReadTimeout, ServerError, StatusEvent, TransportError
 from flux0.testing import (
     AgentReply,
+    Delay,
     Drop,
     FakeClock,
     FakeTransport,
@@ -32,6 +36,7 @@ from flux0.testing import (
     Report,
     Respond,
     Say,
+    Stall,
     Truncate,
     UserMessage,
 )
@@ -142,17 +147,128 @@ def test_faults_apply_to_the_real_connection() -> None:
         assert caught.value.event_count == 2
 
 
-def test_exception_of_an_agent_leaves_the_stream_open() -> None:
+def test_exception_of_an_agent_is_logged_and_leaves_the_stream_open(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def agent(_: object) -> Any:
         yield Report("typing")
         raise LookupError("a bug")
 
-    with served(agent) as (fake, url, stream):
+    fake = FakeTransport(agent)
+    with fake.serve() as url, Flux0(url, stream_idle_timeout_ms=200) as flux0:
+        stream = flux0.conversation(agent=fake.agent_id).send("Hi")
         next(stream)
-        with Flux0(url) as flux0:
-            assert len(flux0.agents.list()) == 1
+        assert len(flux0.agents.list()) == 1
+        with pytest.raises(StreamIdleTimeout):
+            next(stream)
     with pytest.raises(AssertionError, match="a bug"):
         fake.assert_nothing_unexpected()
+    (record,) = (each for each in caplog.records if each.levelno > logging.WARNING)
+    assert record.name == "flux0.testing"
+    assert "POST http://127.0.0.1" in record.getMessage()
+    assert "the agent failed" in record.getMessage()
+    assert record.exc_info is not None
+    assert repr(record.exc_info[1]) == "LookupError('a bug')"
+
+
+def test_requests_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "flux0.testing")
+    fake = FakeTransport()
+    with fake.serve() as url, Flux0(url) as flux0:
+        fake.inject(Drop())
+        flux0.agents.list()
+    logged = [each.getMessage() for each in caplog.records if each.name == "flux0.testing"]
+    assert logged == [
+        f"GET {url}/api/agents: the connection was closed before the response",
+        f"GET {url}/api/agents: 200",
+    ]
+
+
+def test_unexpected_call_gets_a_500_with_the_problem(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeTransport()
+    fake.expect("sessions.list")
+    with fake.serve() as url, Flux0(url, retry_config=ONCE) as flux0:
+        with pytest.raises(ServerError, match=r"500: unexpected: agents\.list\(\)") as caught:
+            flux0.agents.list()
+        assert "nearest expected: sessions.list()" in str(caught.value.body)
+        assert len(flux0.sessions.list()) == 0
+    assert "unexpected: agents.list()" in caplog.text
+
+
+@pytest.mark.parametrize("moves_by_itself", [True, False])
+def test_stall_ends_when_the_client_disconnects(moves_by_itself: bool) -> None:
+    fake = FakeTransport(clock=FakeClock(moves_by_itself=moves_by_itself))
+    with fake.serve() as url, Flux0(url, retry_config=ONCE) as flux0:
+        fake.inject(Stall(), operation="agents.list")
+        with pytest.raises(ReadTimeout):
+            flux0.agents.list(timeout_ms=200)
+        fake.inject(Stall())
+        with connect(url) as connection:
+            connection.sendall(b"GET /api/agents HTTP/1.1\r\nhost: x\r\n\r\n")
+            while len(fake.calls) < 2:
+                time.sleep(0.001)
+            connection.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                connection.recv(1)
+
+
+def test_delay_lasts_until_a_test_moves_the_clock() -> None:
+    clock = FakeClock(moves_by_itself=False)
+    fake = FakeTransport(clock=clock)
+    with fake.serve() as url, Flux0(url) as flux0, ThreadPoolExecutor(1) as threads:
+        fake.inject(Delay(5))
+        listed = threads.submit(flux0.agents.list)
+        while not fake.calls:
+            time.sleep(0.001)
+        clock.advance(4)
+        clock.advance(1)
+        assert len(listed.result(10)) == 1
+
+
+async def answer_slowly(message: UserMessage) -> list[Any]:
+    await asyncio.sleep(0.001)
+    return [Report("typing"), Pause(5), message.content]
+
+
+async def yield_slowly(message: UserMessage) -> AsyncGenerator[Any, None]:
+    yield Report("typing")
+    await anyio.sleep(0.001)
+    yield Pause(5)
+    await asyncio.sleep(0.001)
+    yield message.content
+
+
+@pytest.mark.parametrize("agent", [answer_slowly, yield_slowly])
+def test_async_agents_run_on_an_event_loop(agent: AgentReply) -> None:
+    fake = FakeTransport(agent)
+    with fake.serve() as url, Flux0(url) as flux0, ThreadPoolExecutor(4) as threads:
+
+        def ask(number: int) -> str | None:
+            return flux0.conversation(agent=fake.agent_id).ask(str(number)).text
+
+        assert list(threads.map(ask, range(20))) == [str(number) for number in range(20)]
+    fake.assert_nothing_unexpected()
+
+
+def test_async_agent_is_cancelled_when_its_client_disconnects_or_the_block_ends() -> None:
+    cancelled = {"left": threading.Event(), "open": threading.Event()}
+
+    async def agent(message: UserMessage) -> AsyncGenerator[Any, None]:
+        yield Report("typing")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled[message.content].set()
+
+    fake = FakeTransport(agent)
+    with fake.serve() as url, Flux0(url) as flux0:
+        streams = [flux0.conversation(agent=fake.agent_id).send(text) for text in cancelled]
+        for stream in streams:
+            next(stream)
+        streams[0].close()
+        assert cancelled["left"].wait(10)
+        assert not cancelled["open"].is_set()
+    assert cancelled["open"].is_set()
 
 
 def connect(url: str) -> socket.socket:
