@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
+_RECORDED = pytest.StashKey[dict["Path", str]]()  # Maps cassettes of this run to their tests.
 _MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
 # The arguments of each marker.
 _MARKERS = {
@@ -207,9 +208,17 @@ def flux0_cassette(
     from flux0.testing import CassetteError, ReplayTransport, cassette  # noqa: PLC0415
     from flux0.testing.cassettes.cassette import how_to_record  # noqa: PLC0415
 
-    mode = request.config.getoption("--flux0-cassettes")
-    options: dict[str, Any] = {"mode": mode, **_options(request.node, "flux0_cassette")}
+    options = _options(request.node, "flux0_cassette")
+    if (mode := request.config.getoption("--flux0-cassettes")) is not None:
+        options["mode"] = mode
     path = request.path.parent / options.pop("path", _default_path(request))
+    recorded = request.config.stash.setdefault(_RECORDED, {})
+    test = request.node.nodeid
+    if recorded.get(path, test) != test:
+        raise CassetteError(
+            f"{path} was recorded by {recorded[path]} in this run: give each test its own path, or "
+            'add the requests of several tests with mode="new_episodes"'
+        )
     record = "run this test with `pytest --flux0-cassettes=all`"
     try:
         transport = cassette(path, flux0_cassette_transport, **options)
@@ -221,6 +230,8 @@ def flux0_cassette(
         if _passed(request.node):
             transport.assert_all_used()
     else:
+        if options.get("mode") != "new_episodes":
+            recorded[path] = test
         keep = transport.defer()
         yield transport
         keep(_passed(request.node))
@@ -231,7 +242,8 @@ def _default_path(request: pytest.FixtureRequest) -> Path:
     test_class = request.node.getparent(pytest.Class)
     full = test if test_class is None else f"{test_class.obj.__qualname__}.{test}"
     name = re.sub(r"[^\w.\[\]-]", "_", full)
-    if name != full or len(name) > _MAX_NAME:
+    # On some systems, the names of files do not distinguish upper and lower case.
+    if name != full or len(name) > _MAX_NAME or test != test.lower():
         name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"
     folder = request.path.parent / "cassettes" / request.path.stem
     return folder / f"{name}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -437,7 +438,7 @@ def test_tests_with_similar_names_have_their_own_cassettes(
             from flux0.testing import FakeTransport
             return FakeTransport
 
-        @pytest.mark.parametrize("title", ["a_b", "a:b", "a/b"])
+        @pytest.mark.parametrize("title", ["a_b", "a:b", "a/b", "A_b"])
         def test_odd(flux0_cassette, title):
             with Flux0(transport=flux0_cassette) as flux0:
                 flux0.sessions.create(agent_id=flux0.agents.first().id, title=title)
@@ -446,8 +447,9 @@ def test_tests_with_similar_names_have_their_own_cassettes(
     pytester.runpytest_inprocess("test_cassette.py::test_odd[a_b]").assert_outcomes(passed=1)
     for mode in ("once", "none"):
         result = pytester.runpytest_inprocess(f"--flux0-cassettes={mode}")
-        result.assert_outcomes(passed=3)
-    assert len(list((pytester.path / "cassettes" / "test_cassette").iterdir())) == 3
+        result.assert_outcomes(passed=4)
+    files = (pytester.path / "cassettes" / "test_cassette").iterdir()
+    assert len({file.name.lower() for file in files}) == 4
 
 
 def test_mismatch_fits_on_a_screen_and_names_the_option(
@@ -505,6 +507,48 @@ def test_cassette_of_a_fixture_without_the_plugin_survives_a_failed_test(
         result = pytester.runpytest_inprocess("-W", "default")
         result.assert_outcomes(**{outcome: 1}, warnings=int(not passes))
         assert path.read_text("utf-8").count('"request"') == 2
+
+
+def test_command_line_overrides_the_mode_of_a_marker(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="mode='none'", passes=True))
+    for mode, outcome in ((None, "errors"), ("all", "passed"), (None, "passed")):
+        options = [] if mode is None else [f"--flux0-cassettes={mode}"]
+        pytester.runpytest_inprocess(*options).assert_outcomes(**{outcome: 1})
+
+
+SHARED_CASSETTE = (
+    CASSETTE_TEST
+    + """
+    @pytest.mark.flux0_cassette("shared.json", mode={mode!r})
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_other(flux0_cassette, number):
+        with Flux0(transport=flux0_cassette) as flux0:
+            flux0.agents.list()
+            flux0.sessions.create(agent_id=flux0.agents.first().id, title=str(number))
+"""
+)
+
+
+@pytest.mark.parametrize("mode", ["once", "all"])
+def test_cassette_of_another_test_in_this_run_is_an_error(
+    pytester: pytest.Pytester, mode: str
+) -> None:
+    source = SHARED_CASSETTE.format(options="'shared.json'", passes=True, mode=mode)
+    pytester.makepyfile(test_shared=source)
+    run = partial(pytester.runpytest_inprocess, "-p", "no:randomly", f"--flux0-cassettes={mode}")
+    result = run()
+    result.assert_outcomes(passed=1, errors=2)
+    problem = "shared.json was recorded by test_shared.py::test_it in this run: give each test its"
+    result.stdout.fnmatch_lines([f"E  *{problem}*"] * 2)
+    run("-k", "test_it").assert_outcomes(passed=1, deselected=2)
+
+
+def test_tests_can_append_to_one_cassette(pytester: pytest.Pytester) -> None:
+    source = SHARED_CASSETTE.format(options="'shared.json'", passes=True, mode="new_episodes")
+    pytester.makepyfile(test_shared=source)
+    for _ in range(2):
+        result = pytester.runpytest_inprocess("--flux0-cassettes=new_episodes")
+        result.assert_outcomes(passed=3)
 
 
 def test_cassette_marker_sets_path_and_options_and_unused_exchanges_fail(

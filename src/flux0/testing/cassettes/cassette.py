@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from base64 import b64decode, b64encode
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
@@ -38,6 +39,8 @@ _ABSENT: Final = object()  # Marks an absent value; None is a JSON value.
 
 class CassetteError(Flux0Error):
     """A cassette is missing, damaged, a folder, of another version, or being recorded already."""
+
+    __module__ = "flux0.testing"  # Python prints the module of an exception.
 
 
 def _bytes_of(content: Content) -> bytes:
@@ -297,7 +300,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
     _check_no_folder(path)
     try:
-        body = path.read_bytes()
+        body = path.read_bytes().removeprefix(BOM_UTF8)  # Some editors add it.
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
             raise CassetteError(
@@ -311,7 +314,8 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     except OSError as error:
         raise CassetteError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError as error:
-        raise CassetteError(f"{path} is not a cassette, or it is damaged: {error}") from error
+        problem = f"{path} is not a cassette, or it is damaged: {error}\nTo record it again, "
+        raise CassetteError(f"{problem}{how_to_record(path)}.") from error
     return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))
 
 

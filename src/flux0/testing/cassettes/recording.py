@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from attrs import define, evolve, field
 
 from flux0.domain.errors import TransportError
+from flux0.domain.http import is_event_stream
 from flux0.ports import (
     AsyncByteStream,
     AsyncTransport,
@@ -37,9 +38,10 @@ from flux0.testing.cassettes.cassette import (
     RecordedResponse,
     to_content,
 )
-from flux0.testing.cassettes.scrubbing import Scrub, scrub_body, scrub_path, scrub_query
+from flux0.testing.cassettes.scrubbing import Scrub, checked, scrub_body, scrub_path, scrub_query
 from flux0.testing.fake.validation import is_json
 
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DIGITS = 6  # Times are rounded to microseconds.
 
 
@@ -61,7 +63,8 @@ class RecordingTransport:
             `RecordingTransport` closes it, too.
         path: The cassette's path. Missing folders are created.
         scrub: A function that is called with each string in a path, a query or a body, and returns
-            the string to record instead.
+            the string to record instead. The incomplete event at the end of an interrupted stream
+            is then not recorded.
 
     Raises:
         CassetteError: `path` is a folder, or another transport is recording to the same path.
@@ -83,7 +86,7 @@ class RecordingTransport:
         self.time: Time | None = clock if isinstance(clock, Time) else None
         self._clock = time.monotonic if self.time is None else self.time.monotonic
         self._file = CassetteFile(Path(path), keep)
-        self._scrub = scrub
+        self._scrub = checked(scrub)
         self._lock = RLock()
         self._sent = max((exchange.number for exchange in keep), default=0)
         # The class name of an error that interrupted an exchange, such as KeyboardInterrupt; empty
@@ -218,6 +221,9 @@ class _OpenExchange:
         response, pieces, self._pieces = self._response, self._pieces, []
         if response is not None:
             as_json = is_json(response.headers.get("content-type", "")) and how == WHOLE
+            if not as_json and scrub is not None:
+                keep_rest = how == WHOLE and not is_event_stream(response.headers)
+                pieces = list(_complete_events(pieces, keep_rest=keep_rest))
             response = evolve(response, pieces=recorded_pieces(pieces, scrub, as_json=as_json))
         request = recorded_request(self._request, scrub)
         return RecordedExchange(request, how, self._elapsed(), response, self._number)
@@ -269,11 +275,10 @@ def recorded_pieces(
 ) -> tuple[Content, ...]:
     """Return the pieces of a body in the form that a cassette stores, with their arrival times.
 
-    JSON is recorded as one piece. With `scrub`, pieces are joined to complete events, because a
-    string to replace may be split between two pieces.
+    JSON is recorded as one piece.
     """
-    if as_json or scrub is not None:
-        pieces = list(_joined(pieces, b"" if as_json else b"\n\n"))
+    if as_json and pieces:
+        pieces = [(pieces[-1][0], b"".join(data for _, data in pieces))]
     bodies = [data for _, data in pieces]
     if scrub is not None:
         bodies = scrub_body(bodies, scrub)
@@ -283,16 +288,22 @@ def recorded_pieces(
     )
 
 
-def _joined(pieces: Iterable[tuple[float, bytes]], end: bytes) -> Iterator[tuple[float, bytes]]:
-    """Join successive pieces, so that each result, except the last, ends with `end`.
+def _complete_events(
+    pieces: Iterable[tuple[float, bytes]], *, keep_rest: bool
+) -> Iterator[tuple[float, bytes]]:
+    """Join successive pieces, so that each result ends at the end of an event.
 
-    If `end` is empty, join all pieces. The time of a result is the time of its last piece.
+    A string to replace may be split between two pieces. An incomplete event at the end, which
+    clients ignore, may contain a part of such a string: drop it, unless `keep_rest`.
     """
     joined, after = bytearray(), 0.0
     for after, data in pieces:
         joined += data
-        if end and joined.endswith(end):
+        if joined.endswith(_BLANK_LINES):
             yield after, bytes(joined)
             joined.clear()
+    if not keep_rest:
+        ends = (joined.rfind(end) + len(end) for end in _BLANK_LINES if end in joined)
+        del joined[max(ends, default=0) :]
     if joined:
         yield after, bytes(joined)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import define
 
@@ -36,7 +36,7 @@ from flux0.testing.cassettes.differences import (
     shorten,
 )
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
-from flux0.testing.cassettes.scrubbing import Scrub
+from flux0.testing.cassettes.scrubbing import Scrub, checked
 from flux0.testing.fake.body import FakeBody, SharedTransport, StartTask
 from flux0.testing.fake.calls import ReceivedCall, nearest
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
@@ -121,7 +121,7 @@ class ReplayTransport(SharedTransport):
         # The last part of error messages. The pytest plugin replaces it with its own advice.
         self.how_to_record: str = how_to_record(self._path)
         self._match = match
-        self._scrub = scrub
+        self._scrub = checked(scrub)
         self._lock = RLock()
         self._replays = tuple(
             _Replay(number, exchange, self._key(exchange.request))
@@ -221,7 +221,14 @@ class ReplayTransport(SharedTransport):
             problem = f"{call} was sent more often than it was recorded in {self._path}"
             raise self._mismatch(problem, f"exchanges {numbers} were replayed already")
         near = nearest(call, self._replays, lambda replay: replay.differences(request))
-        raise self._mismatch(f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near)))
+        lines = [f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near))]
+        recorded = (replay.exchange.request for replay in self._replays)
+        if self._match is None and _without_ids(request) in map(_without_ids, recorded):
+            lines.append(
+                "threads and tasks that send equal requests may get the ids of each other: to "
+                "ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
+            )
+        raise self._mismatch(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
         """Return a string that is equal for requests that match."""
@@ -235,6 +242,11 @@ class ReplayTransport(SharedTransport):
             + "\nThe code or the cassette has changed. If the cassette is outdated, record it "
             f"again: {self.how_to_record}."
         )
+
+
+def _without_ids(request: RecordedRequest) -> tuple[str, Any]:
+    call = call_of(request)
+    return call.operation, call.body
 
 
 class NewEpisodesTransport(RecordingTransport):

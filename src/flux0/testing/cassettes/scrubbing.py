@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from flux0.domain.errors import InvalidArgument
+
 # Called with each string in a path, a query or a body; returns the string to record instead.
 Scrub: TypeAlias = Callable[[str], str]
 
@@ -17,6 +19,20 @@ _DATA = "data: "
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
 # With this error handler, decoding and encoding keep bytes that are not UTF-8.
 _NOT_UTF8 = "surrogateescape"
+
+
+def checked(scrub: Scrub | None) -> Scrub | None:
+    """Return `scrub` with a check of its results."""
+    if scrub is None:
+        return None
+
+    def call(text: str) -> str:
+        scrubbed: object = scrub(text)
+        if not isinstance(scrubbed, str):
+            raise InvalidArgument("scrub", f"must return a str, but {scrub} returned {scrubbed!r}")
+        return scrubbed
+
+    return call
 
 
 def scrub_path(path: str, scrub: Scrub) -> str:

@@ -52,6 +52,8 @@ Waits: TypeAlias = Generator[Wait, None, T]
 class ClockStandsStill(AssertionError):
     """Raised if code waits on a `FakeClock(moves_by_itself=False)`, which only `advance` moves."""
 
+    __module__ = "flux0.testing"  # Python prints the module of an exception.
+
 
 class FakeClock(Time):
     """A simulated clock: waits take no real time, unless you pass `sleep`.

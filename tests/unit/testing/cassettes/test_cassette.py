@@ -14,11 +14,12 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings, strategies as st
 
+import flux0.testing
 from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.models import Flux0Error
 from flux0.ports import Request
-from flux0.testing import CassetteError
+from flux0.testing import CassetteError, ClockStandsStill, NotRecorded
 from flux0.testing.cassettes.cassette import (
     CLOSED,
     ERRORS,
@@ -326,6 +327,8 @@ def test_file_that_is_not_a_cassette_is_an_error(
         read_cassette(path)
     assert str(caught.value).startswith(str(path))
     assert problem in str(caught.value)
+    advice = f"ecord it again, run this code with RecordingTransport(transport, {str(path)!r})"
+    assert advice in str(caught.value)
 
 
 def replace(path: Path, place: str, value: object) -> None:
@@ -389,6 +392,18 @@ def test_cassette_without_bodies_is_checked(tmp_path: Path) -> None:
         replace(path, "exchanges.0.end", end)
         with pytest.raises(CassetteError, match=f"damaged: exchanges.0.: .*{problem}"):
             read_cassette(path)
+
+
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
+    path = write_cassette(tmp_path / "c.json", LIST_AGENTS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_cassette(path) == (LIST_AGENTS,)
+
+
+def test_errors_are_printed_with_their_public_module() -> None:
+    for error in (CassetteError, NotRecorded, ClockStandsStill):
+        assert getattr(flux0.testing, error.__name__) is error
+        assert error.__module__ == "flux0.testing"
 
 
 def test_unknown_members_are_ignored(tmp_path: Path) -> None:

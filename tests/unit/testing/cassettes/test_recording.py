@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Barrier
@@ -27,8 +28,8 @@ from flux0 import (
     StreamInterrupted,
 )
 from flux0.cli.demo_agent import demo_transport
-from flux0.domain.errors import ConnectError, ReadTimeout, TransportError
-from flux0.models import APIError, Flux0Error
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
+from flux0.models import APIError, Flux0Error, InvalidArgument
 from flux0.testing import (
     CallTool,
     CassetteError,
@@ -52,7 +53,7 @@ from support.cassettes import ONCE, loops, modes, record, use_client
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
-from support.in_memory import Script, chunk, response_from, script, scripted_response, tape
+from support.in_memory import SSE, Script, chunk, response_from, script, scripted_response, tape
 from support.modes import in_mode, run
 from support.ports import reserved_port
 from support.sending import Pieces
@@ -78,6 +79,9 @@ def awaitable(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:
         function()
 
     return call
+
+
+HTML = {"content-type": "text/html"}
 
 
 @pytest.fixture
@@ -292,6 +296,58 @@ def test_scrub_replaces_secrets_that_are_split_between_events(path: Path, pieces
     assert program(ReplayTransport(path)) == ("It is ***, ok?", {"key": "***"})
     added = re.findall(r'\\"value\\": \\"(.*?)\\"', path.read_text("utf-8"))
     assert "It is ***, ok?" in "".join(added)
+
+
+@pytest.mark.parametrize("ending", ["interrupted", "unconfirmed", "closed"])
+def test_incomplete_event_is_not_recorded_with_scrub(path: Path, ending: str) -> None:
+    secret = 'caf\u00e9-"Zq"\\x'
+    fake = FakeTransport([Say(f"My {secret}", pieces=2)])
+    turn = message_to(new_session(fake))
+    first, second = Pieces(fake.send(turn).body)
+    for cut in (*range(1, len(first + second), 9), len(first) - 1, len(first), len(first) + 1):
+        if ending != "closed":
+            fake.inject(Truncate(after_bytes=cut, clean=ending == "unconfirmed"))
+        else:
+            fake.inject(Split((cut, 1000)))
+        transport = RecordingTransport(fake, path, scrub=lambda text: text.replace(secret, "***"))
+        body = transport.send(turn).body
+        with suppress(ConnectionInterrupted):
+            read = body.read(None)
+            if ending != "closed":
+                while read:
+                    read = body.read(None)
+        body.close()
+        transport.close()
+        assert len(b"".join(recorded_pieces(path))) == (len(first) if cut >= len(first) else 0)
+        assert "Zq" not in path.read_text("utf-8")
+        path.unlink()
+
+
+def test_event_with_other_line_breaks_is_recorded_with_scrub(path: Path) -> None:
+    events = [b"data: 1\r\n\r\ndata: se", b"cret\r\n\r\n", b"data: sec"]
+    sent = script(scripted_response(*events, headers=SSE), scripted_response(b"<p>x", headers=HTML))
+    transport = RecordingTransport(sent, path, scrub=lambda text: text.replace("secret", "***"))
+    for _ in range(2):
+        list(Pieces(transport.send(request("GET", "/")).body))
+    assert recorded_pieces(path, 0) == [b"data: 1\r\n\r\ndata: ***\r\n\r\n"]
+    assert recorded_pieces(path, 1) == [b"<p>x"]
+
+
+def test_scrub_that_returns_no_string_is_an_error(path: Path) -> None:
+    def scrub(text: str) -> Any:
+        return None if text == "agents" else text
+
+    with (
+        Flux0(transport=RecordingTransport(FakeTransport(), path, scrub=scrub)) as flux0,
+        pytest.raises(InvalidArgument, match=r"scrub must return a str, but <.*> returned None"),
+    ):
+        flux0.agents.list()
+    RecordingTransport(FakeTransport(), path).send(request("GET", "/api/agents")).body.close()
+    with (
+        Flux0(transport=ReplayTransport(path, scrub=scrub)) as flux0,
+        pytest.raises(InvalidArgument, match="scrub must return a str"),
+    ):
+        flux0.agents.list()
 
 
 def test_scrub_keeps_the_pieces_of_text_without_split_secrets() -> None:

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any, get_args
 
 import pytest
@@ -466,6 +467,44 @@ def test_bodies_that_are_not_json_are_compared_as_bytes(path: Path, body: bytes)
     replay.send(Request("POST", "http://h/a", Headers(), body))
     with pytest.raises(AssertionError, match="  body: recorded b"):
         replay.send(Request("POST", "http://h/a", Headers(), body + b"x"))
+
+
+def test_threads_are_replayed_if_ids_in_paths_are_ignored(path: Path) -> None:
+    def program(transport: Any) -> None:
+        with Flux0(transport=transport) as flux0, ThreadPoolExecutor(8) as threads:
+            agent = flux0.agents.first()
+
+            def ask(number: int) -> str | None:
+                conversation = flux0.conversation(agent=agent)
+                barrier.wait()
+                return conversation.ask(str(number)).text
+
+            barrier = Barrier(8)
+            assert list(threads.map(ask, range(8))) == [str(number) for number in range(8)]
+
+    program(RecordingTransport(FakeTransport(lambda message: message.content), path))
+    for _ in range(5):
+        program(ReplayTransport(path, "loose", match=lambda call: (call.operation, call.body)))
+
+
+def test_mismatch_of_an_id_in_a_path_suggests_to_ignore_it(path: Path) -> None:
+    body = b'{"type":"message","content":"Hi"}'
+    turn = posting("/api/sessions/s1/events/stream", body)
+    other = posting("/api/sessions/s2/events/stream", body)
+    hint = "to ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
+    replay = ReplayTransport(write_cassette(path, turn), "loose")
+    assert any(hint in line for line in explanation(replay, other))
+    replay = ReplayTransport(write_cassette(path, turn), "strict")
+    assert not any(hint in line for line in explanation(replay, other))
+
+
+def test_path_of_the_server_url_may_differ_at_replay(path: Path) -> None:
+    fake = FakeTransport(path_prefix="/flux0")
+    with Flux0("http://proxy/flux0", transport=RecordingTransport(fake, path)) as flux0:
+        agents = flux0.agents.list()
+    for url in ("http://proxy/flux0", "http://127.0.0.1:8080", "http://x/other/path"):
+        with Flux0(url, transport=ReplayTransport(path)) as flux0:
+            assert flux0.agents.list() == agents
 
 
 def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
