@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.connections import HttpxConnection
-from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.exchange import HttpxExchange, package_of
 from flux0.adapters.shared.exchange import shut_down
+from flux0.adapters.shared.limits import READ_BYTES
 from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request, Timeout
@@ -45,34 +46,43 @@ class _HttpxSource:
         # If a hook called `raise_for_status`, the response is closed, and no body can be read.
         unreadable = response.is_closed and not self._already_read
         self._has_body = is_success(response.status_code) or not unreadable
-        self.coding: str = (
-            "" if self._already_read else response.headers.get("content-encoding", "")
-        )
+        coding = response.headers.get("content-encoding", "")
+        self.coding: str = "" if self._already_read else coding
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
         # The connection to shut down. None over HTTP/2, because other exchanges share it.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
+        if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
+            # The user's hook may have replaced the stream of the response.
+            is_own = package_of(response.stream) == exchange.library.httpx.__name__
+            is_unread = not (response.is_closed or self._already_read)
+            self._connection.is_direct = is_own and is_unread
         # Keep the transport alive, because its finalizer closes the client.
         self._transport = transport
         self._timeouts: dict[str, float | None] = built.extensions.get("timeout", {})
         if http2 and request.is_streaming(response.status_code):
             warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
 
-    def _start_timeout(self, timeout: float | None) -> None:
-        """Start the timeout for the next piece. Chunk sizes and trailers do not reset it."""
+    def _start_piece(self, timeout: float | None) -> bool:
+        """Start the timeout for the next piece. Chunk sizes and trailers do not reset it.
+
+        Return whether to read the piece directly from the connection.
+        """
         if isinstance(self._connection, HttpxConnection):
-            self._connection.start_piece(timeout)
-        else:
-            # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, it looks it
-            # up only when it starts to read the body.
-            self._timeouts["read"] = timeout
+            return self._connection.start_piece(timeout)
+        # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, it looks it up
+        # only when it starts to read the body.
+        self._timeouts["read"] = timeout
+        return False
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
+        if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
+            known = isinstance(error, Exception)
         # The traceback refers to the body. The finalizer of the body, and `raw_response`, refer to
         # the exchange: the failure would keep the body and its stream in memory.
         exchange.failure = None
@@ -94,7 +104,8 @@ class SyncHttpxSource(_HttpxSource):
 
     def receive(self, timeout: float | None) -> bytes | None:
         """Return the next bytes; see `Source.receive`."""
-        self._start_timeout(timeout)
+        if self._start_piece(timeout) and (piece := self._connection.read(READ_BYTES)):
+            return piece
         return next(self._raw, None) if self._has_body else None
 
     def finish(self) -> None:
@@ -105,10 +116,8 @@ class SyncHttpxSource(_HttpxSource):
 
     def release(self) -> None:
         """Close the response."""
-        with self._exchange:
-            with suppress(Exception):  # Closing a connection that was shut down may fail.
-                self._response.close()
-            self._exchange.end()
+        with suppress(Exception):  # Closing a connection that was shut down may fail.
+            self.finish()
 
 
 class AsyncHttpxSource(_HttpxSource):
@@ -125,7 +134,8 @@ class AsyncHttpxSource(_HttpxSource):
 
     async def receive(self, timeout: float | None) -> bytes | None:
         """Return the next bytes; see `Source.receive`."""
-        self._start_timeout(timeout)
+        if self._start_piece(timeout) and (piece := await self._connection.read(READ_BYTES)):
+            return piece
         return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
     async def finish(self) -> None:
@@ -148,11 +158,8 @@ class AsyncHttpxSource(_HttpxSource):
             # the wait with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
-        try:
-            with suppress(Exception):
-                await self._response.aclose()
-        finally:
-            self._exchange.end()
+        with suppress(Exception):
+            await self.finish()
 
     def close_from_finalizer(self, loop: Loop) -> None:
         """Shut the connection down now, and release the connection later in `loop`.

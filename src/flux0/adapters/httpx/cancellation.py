@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Generator
 from math import inf
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -47,8 +47,7 @@ class Uninterrupted(Generic[T]):
                         resume, argument = steps.throw, error
         except StopIteration as stop:
             if not cancelled:
-                result: T = stop.value
-                return result
+                return cast("T", stop.value)
         except Exception:
             if not cancelled:
                 raise

@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from collections.abc import Generator
-from contextlib import contextmanager
 from functools import cache, lru_cache, partial
 from typing import Any, Final, cast
 
 from flux0.adapters.httpx.connections import AsyncBackend
 from flux0.adapters.httpx.exchange import current_exchange
 from flux0.adapters.httpx.library import Library
-from flux0.adapters.httpx.pools import MAX_EXCHANGES, Place, Pools
+from flux0.adapters.httpx.pools import MAX_EXCHANGES, Pools
 from flux0.adapters.httpx.sockets import SyncBackend
 from flux0.adapters.shared.bodies import OpenBodies
 from flux0.adapters.shared.failures import failure
@@ -51,9 +49,9 @@ def track_transport(transport: Any, library: Library) -> None:
     backends = {httpx.HTTPTransport: SyncBackend, httpx.AsyncHTTPTransport: AsyncBackend}
     for kind, backend in backends.items():
         if isinstance(transport, kind):
-            pool: Any = transport._pool  # noqa: SLF001
-            if not isinstance(pool._network_backend, backend):  # noqa: SLF001
-                pool._network_backend = backend(pool._network_backend, httpcore)  # noqa: SLF001
+            pool = transport._pool  # noqa: SLF001
+            if not isinstance(wrapped := pool._network_backend, backend):  # noqa: SLF001
+                pool._network_backend = backend(wrapped, httpcore, type(transport) is kind)  # noqa: SLF001
 
 
 class _BuiltInClient:
@@ -64,30 +62,14 @@ class _BuiltInClient:
     """
 
     def __init__(self, library: Library, pools: Pools) -> None:
-        self._httpx_module = library.httpx
-        self._pools = pools
+        self._request_class, self._pools = library.httpx.Request, pools
         # Cache parsed URLs, because parsing takes a tenth of a call's time.
         self._parse_url = lru_cache(128)(library.httpx.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
         limits = dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))
-        request: Any = self._httpx_module.Request
-        return request(method, self._parse_url(url), extensions={"timeout": limits}, **options)
-
-    @contextmanager
-    def _exchange(self, place: Place, request: Any) -> Generator[None, None, None]:
-        """Free the place if the exchange in the `with` block fails, or when its body is released.
-
-        Set the attribute of an error that `httpx.Client` would set.
-        """
-        cast("Any", current_exchange.get()()).leave = partial(self._pools.leave, place)
-        try:
-            yield
-        except BaseException as error:
-            self._pools.leave(place)
-            if isinstance(error, self._httpx_module.RequestError):
-                cast("Any", error).request = request
-            raise
+        url = self._parse_url(url)
+        return self._request_class(method, url, extensions={"timeout": limits}, **options)
 
 
 class SyncBuiltInClient(_BuiltInClient):
@@ -95,10 +77,13 @@ class SyncBuiltInClient(_BuiltInClient):
 
     def send(self, request: Any, **_: object) -> Any:
         """Send a request; see `HttpClient.send`."""
-        timeout = request.extensions["timeout"]["pool"]
-        place = self._pools.enter(timeout, cast("Any", current_exchange.get()()).interrupt)
-        with self._exchange(place, request):
-            response = place.pool.transport.handle_request(request)
+        timeout, exchange = (
+            request.extensions["timeout"]["pool"],
+            cast("Any", current_exchange.get()()),
+        )
+        place = self._pools.enter(timeout, exchange.interrupt)
+        exchange.leave = partial(self._pools.leave, place)
+        response = place.pool.transport.handle_request(request)
         response.request = request  # `httpx.Client` sets the attribute, too.
         return response
 
@@ -113,8 +98,8 @@ class AsyncBuiltInClient(_BuiltInClient):
     async def send(self, request: Any, **_: object) -> Any:
         """Send a request; see `AsyncHttpClient.send`."""
         place = await self._pools.enter_async(request.extensions["timeout"]["pool"])
-        with self._exchange(place, request):
-            response = await place.pool.transport.handle_async_request(request)
+        cast("Any", current_exchange.get()()).leave = partial(self._pools.leave, place)
+        response = await place.pool.transport.handle_async_request(request)
         response.request = request
         return response
 

@@ -11,7 +11,7 @@ import ssl
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint
@@ -33,31 +33,47 @@ _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", 
 _TO_PROXY: Final = (b"\x05", b"\x01", b"CONNECT ")
 
 
+@frozen
+class Backend:
+    """Opens the connections of a pool.
+
+    Attributes:
+        backend: The backend of httpcore.
+        httpcore_module: The module `httpcore` or `httpcore2`.
+        is_plain: Whether no code of the user can wrap the streams of responses.
+    """
+
+    backend: Any
+    httpcore_module: Any
+    is_plain: bool
+
+
 class HttpxConnection(ABC):
     """A network stream of httpcore that detects surplus bytes after the end of a response.
 
     httpcore would treat surplus bytes as the response to the next request. If a connection has
     surplus bytes, `get_extra_info("is_readable")` is True, and the pool closes the connection.
 
-    A chunked body is decoded here, so its surplus bytes are known. `read` returns the content as
-    one chunk. If many events arrive together, this also saves more than a third of an event's cost,
-    because httpcore and its parser h11 take longer for a chunk than flux0 takes for an event.
+    Therefore `read` keeps the last received byte, and returns it at the next call. Normally, this
+    byte completes the response, and httpcore has to call `read` again to get it. If httpcore finds
+    the end without this call, the kept byte is surplus. `read` keeps no byte of a proxy's messages.
 
-    Of other responses, `read` keeps the last received byte, and returns it at the next call.
-    Normally, this byte completes the response, and httpcore has to call `read` again to get it. If
-    httpcore finds the end without this call, the kept byte is surplus. `read` keeps no byte of a
-    proxy's messages.
+    While `is_direct` is True, `read` returns the content of a chunked body. Afterwards, httpcore
+    reads only the last chunk. This halves the cost of an event, because httpcore and its parser h11
+    take longer for a chunk than flux0 takes for an event.
 
     Attributes:
         at_eof: Whether the server has closed the connection.
         connecting: True until the first request is sent to the server. Messages to a proxy
             leave it True.
+        is_direct: Whether `read` returns the content of a chunked body.
+        chunks: The decoder for a chunked body that `read` may return; otherwise None.
     """
 
     at_eof: bool = False
 
-    def __init__(self, httpcore_module: Any, connect_by: float | None) -> None:
-        self._httpcore_module = httpcore_module
+    def __init__(self, backend: Backend, connect_by: float | None) -> None:
+        self._backend, self._httpcore_module = backend, backend.httpcore_module
         self._connect_by = connect_by  # The connect deadline, as a time of `time.monotonic`.
         self.connecting: bool = True
         self._sending = False
@@ -67,12 +83,12 @@ class HttpxConnection(ABC):
         self._piece_timeout: float | None = None
         self._piece_expiry: float | None = None
         self._unsent_head = b""
-        # Data that was received before the request was sent completely.
+        # Data that was received before the request was sent completely, or together with the head
+        # of a chunked response.
         self._early_data: bytes | None = None
         self._kept_byte = b""
-        # None until a head was received, and if the body is not chunked. It is also None if the
-        # head was received in several parts.
-        self._chunks: Chunks | None = None
+        self.is_direct: bool = False
+        self.chunks: Chunks | None = None  # Also None if the head was received in several parts.
 
     @abstractmethod
     def _is_readable(self) -> bool:
@@ -85,8 +101,7 @@ class HttpxConnection(ABC):
     def get_extra_info(self, info: str) -> Any:
         """Return a property. `is_readable` is also True if `read` has kept surplus bytes."""
         if info == "is_readable":
-            surplus = self._kept_byte or self._early_data or (self._chunks and self._chunks.surplus)
-            return bool(surplus) or self._is_readable()
+            return bool(self._kept_byte or self._early_data) or self._is_readable()
         return self._get_info(info)
 
     def _next_to_send(self, buffer: bytes) -> bytes:
@@ -98,7 +113,7 @@ class HttpxConnection(ABC):
         """
         if not self._sending:
             self._sending = True
-            self._in_body, self._chunks = False, None
+            self._in_body, self.is_direct, self.chunks = False, False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
             if exchange is not None:  # None if the user's code uses its client directly.
@@ -116,23 +131,24 @@ class HttpxConnection(ABC):
             return timeout
         return max(self._connect_by - monotonic(), MIN_SECONDS)
 
-    def start_piece(self, timeout: float | None) -> None:
-        """Limit the wait for the next piece of a body to `timeout` seconds.
+    def start_piece(self, timeout: float | None) -> bool:
+        """Limit the wait for the next piece of a body to `timeout` seconds. Return `is_direct`.
 
         httpcore applies one read timeout to all reads of a body, and may read several times for one
         piece.
         """
         self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
+        return self.is_direct
 
     def _read_limit(self, timeout: float | None) -> float | None:
         """Return the next read's limit in seconds. `timeout` is the limit from httpcore.
 
         Raises:
-            RemoteProtocolError: The bytes after the returned chunks are not valid chunks.
+            RemoteProtocolError: The bytes after the returned content are not valid chunks.
             ReadTimeout: The current piece did not arrive in time.
         """
-        if self._chunks is not None and self._chunks.failure is not None:
-            raise self._httpcore_module.RemoteProtocolError(self._chunks.failure)
+        if self.chunks is not None and self.chunks.failure is not None:
+            raise self._httpcore_module.RemoteProtocolError(self.chunks.failure)
         if not self._in_body:
             return self._connect_limit(timeout)
         limit = self._piece_timeout
@@ -170,24 +186,28 @@ class HttpxConnection(ABC):
             if self.at_eof:
                 raise self._httpcore_module.ConnectError("the proxy closed the connection")
             return data
-        exchange, body_start = current_exchange.get()(), 0
+        if self.is_direct:
+            return self._decode(data)
+        exchange = current_exchange.get()()
         if exchange is not None and exchange.awaits_head(self):
             self._check_head(data, exchange)
             head = _HEAD.match(data)
-            if head is not None and _CHUNKED.search(head[0]):
-                self._chunks, body_start = Chunks(), head.end()
-        if self._chunks is not None and data:
-            return data[:body_start] + self._as_one_chunk(self._chunks, data[body_start:]) or None
+            if head and self._backend.is_plain and _CHUNKED.search(head[0]):
+                self.chunks, self._early_data = Chunks(), data[head.end() :] or None
+                return head[0]
         if len(data) > 1:
             self._kept_byte = data[-1:]
             return data[:-1]
         return data
 
-    def _as_one_chunk(self, chunks: Chunks, data: bytes) -> bytes:
-        """Return the content in `data` as one chunk, followed by the last chunk, if any."""
+    def _decode(self, data: bytes) -> bytes | None:
+        if not data:
+            raise self._httpcore_module.RemoteProtocolError("the body is truncated")
+        chunks = cast("Chunks", self.chunks)
         content = chunks.feed(data)
-        chunk = b"%x\r\n%b\r\n" % (len(content), content) if content else b""
-        return chunk + b"0\r\n\r\n" if chunks.ended else chunk
+        if chunks.ended:
+            self.is_direct, self._early_data = False, b"0\r\n\r\n" + chunks.surplus
+        return content or (b"" if chunks.ended else None)
 
     def _check_head(self, data: bytes, exchange: HttpxExchange) -> None:
         start = exchange.head_start
@@ -213,8 +233,8 @@ class HttpxConnection(ABC):
 class AsyncConnection(HttpxConnection):
     """An `HttpxConnection` for async code. It wraps a network stream of httpcore."""
 
-    def __init__(self, stream: Any, httpcore_module: Any, connect_by: float | None = None) -> None:
-        super().__init__(httpcore_module, connect_by)
+    def __init__(self, stream: Any, backend: Backend, connect_by: float | None = None) -> None:
+        super().__init__(backend, connect_by)
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -276,7 +296,7 @@ class AsyncConnection(HttpxConnection):
         except BaseException:  # If the task is cancelled, httpcore does not close the connection.
             await shielded(self.aclose)
             raise
-        return AsyncConnection(stream, self._httpcore_module, self._connect_by)
+        return AsyncConnection(stream, self._backend, self._connect_by)
 
     def _get_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
@@ -294,23 +314,19 @@ class AsyncConnection(HttpxConnection):
         return True
 
 
-@frozen
-class AsyncBackend:
+class AsyncBackend(Backend):
     """A backend for async pools (`httpcore.AsyncNetworkBackend`) with tracked connections."""
-
-    backend: Any
-    httpcore_module: Any
 
     async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
         """Return a new TCP connection."""
         connect_by = None if timeout is None else monotonic() + timeout
         stream = await self.backend.connect_tcp(timeout=timeout, **options)
-        return AsyncConnection(stream, self.httpcore_module, connect_by)
+        return AsyncConnection(stream, self, connect_by)
 
     async def connect_unix_socket(self, **options: Any) -> AsyncConnection:
         """Return a new connection to the server that listens at a Unix socket."""
         stream = await self.backend.connect_unix_socket(**options)
-        return AsyncConnection(stream, self.httpcore_module)
+        return AsyncConnection(stream, self)
 
     async def sleep(self, seconds: float) -> None:
         """Wait for `seconds`. httpcore calls this method between its attempts to connect."""

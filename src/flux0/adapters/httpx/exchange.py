@@ -51,7 +51,7 @@ current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = Contex
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
 
-    Inside a `with` block, the exchange is the current exchange.
+    Inside a `with` block, the exchange is the current exchange. If the block fails, it ends.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
     not refer to the request: a reference cycle would delay garbage collection.
@@ -87,9 +87,11 @@ class HttpxExchange(Exchange):
     def __enter__(self) -> None:
         self._token = current_exchange.set(ref(self))
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: object, __: object) -> None:
         current_exchange.reset(self._token)
         self.interrupt.clear()
+        if error is not None:
+            self.end()
 
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now are a part of the response head.
@@ -164,7 +166,7 @@ class HttpxExchange(Exchange):
         connection = self.connection
         return connection if connection is not None and connection.connecting else None
 
-    def translate(self, error: Exception, built: Any) -> TransportError | None:
+    def translate(self, error: Any, built: Any) -> TransportError | None:
         """Return the flux0 error for an exception that `client.send` raised.
 
         If the user's code raised the exception, return None. `built` is the request that was sent.
@@ -172,10 +174,12 @@ class HttpxExchange(Exchange):
         httpx, httpcore = self.library
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
+            if self.caller[0] is not None:
+                error.request = built  # `httpx.Client` sets the attribute, too.
             # The user's hook may send other requests, so compare the requests. If httpcore
             # has reported no event, a custom transport may have raised the error. httpx itself
             # raises RemoteProtocolError for a redirect with an invalid `location`.
-            from_httpcore = _package_of(cause) == httpcore.__name__
+            from_httpcore = package_of(cause) == httpcore.__name__
             known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
             if _request_of(error) is not built or (self._traced and not known):
                 return None
@@ -201,11 +205,11 @@ class HttpxExchange(Exchange):
 
         `sent` is True if any byte may have been sent.
         """
-        httpx = self.library.httpx
-        if not sent and (isinstance(error, httpx.ProxyError) or _package_of(error) == "socksio"):
+        httpx, httpcore = self.library
+        if not sent and (isinstance(error, httpx.ProxyError) or package_of(error) == "socksio"):
             return _proxy_failure(str(error))
         kind: type[TransportError] = ProtocolError
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, (httpx.TimeoutException, httpcore.TimeoutException)):
             same_name = (ReadTimeout, WriteTimeout) if sent else (PoolTimeout,)
             kind = TransportTimeout if sent else ConnectTimeout
             kind = next((each for each in same_name if each.__name__ == type(error).__name__), kind)
@@ -227,8 +231,9 @@ class HttpxExchange(Exchange):
 
     def _is_interruption(self, error: BaseException) -> bool:
         """Return whether the connection ended. Otherwise, `error` reports an invalid response."""
-        httpx = self.library.httpx
-        if isinstance(error, (httpx.NetworkError, httpx.ProxyError, OSError)):
+        httpx, httpcore = self.library
+        network_errors = httpx.NetworkError, httpcore.NetworkError, httpx.ProxyError, OSError
+        if isinstance(error, network_errors):
             return True
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
@@ -240,8 +245,9 @@ class HttpxExchange(Exchange):
         return self._traced and (self.head_received or not from_h11)
 
 
-def _package_of(error: object) -> str:
-    return type(error).__module__.partition(".")[0]
+def package_of(value: object) -> str:
+    """Return the package that defines the value's class."""
+    return type(value).__module__.partition(".")[0]
 
 
 def _request_of(error: Any) -> object:

@@ -15,9 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from attrs import frozen
-
-from flux0.adapters.httpx.connections import HttpxConnection
+from flux0.adapters.httpx.connections import Backend, HttpxConnection
 from flux0.adapters.httpx.exchange import current_exchange
 from flux0.adapters.shared.connecting import MIN_SECONDS, Connector
 from flux0.adapters.shared.exchange import shut_down
@@ -34,8 +32,8 @@ _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 class SyncConnection(HttpxConnection):
     """An `HttpxConnection` for sync code, over a socket."""
 
-    def __init__(self, sock: Any, httpcore_module: Any, connect_by: float | None = None) -> None:
-        super().__init__(httpcore_module, connect_by)
+    def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
+        super().__init__(backend, connect_by)
         self._sock = sock  # A socket, or `_NestedTLS`.
         self._owner = OwnerProcess()
 
@@ -92,7 +90,7 @@ class SyncConnection(HttpxConnection):
         except BaseException:
             self.close()
             raise
-        return SyncConnection(self._sock, self._httpcore_module, self._connect_by)
+        return SyncConnection(self._sock, self._backend, self._connect_by)
 
     def _wrap(self, context: ssl.SSLContext, host: str | None) -> Any:
         if isinstance(self._sock, ssl.SSLSocket):
@@ -101,18 +99,18 @@ class SyncConnection(HttpxConnection):
 
     def _get_info(self, info: str) -> Any:
         sock = self._sock
-        raw = sock.sock if isinstance(sock, _NestedTLS) else sock
+        raw, tls = (sock.sock, sock.tls) if isinstance(sock, _NestedTLS) else (sock, sock)
         if info == "socket":
             return raw
         if info == "ssl_object":
-            tls = sock.tls if isinstance(sock, _NestedTLS) else sock
             return tls if isinstance(tls, (ssl.SSLSocket, ssl.SSLObject)) else None
         addresses = {"client_addr": raw.getsockname, "server_addr": raw.getpeername}
         return addresses[info]() if info in addresses else None
 
     def _is_readable(self) -> bool:
-        has_unread = isinstance(self._sock, _NestedTLS) and self._sock.has_unread
-        return has_unread or wait(self._get_info("socket"), 0, read=True)[0]
+        # If received bytes are in memory, `recv` does not need the socket.
+        has_unread = isinstance(self._sock, _NestedTLS) and self._sock.incoming.pending
+        return bool(has_unread) or wait(self._get_info("socket"), 0, read=True)[0]
 
 
 class _NestedTLS:
@@ -120,14 +118,9 @@ class _NestedTLS:
 
     def __init__(self, context: ssl.SSLContext, sock: ssl.SSLSocket, host: str | None) -> None:
         self.sock = sock
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self.incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self.incoming, self._outgoing, server_hostname=host)
         self.gettimeout, self.settimeout, self.close = sock.gettimeout, sock.settimeout, sock.close
-
-    @property
-    def has_unread(self) -> bool:
-        """Whether received bytes are in memory, so that `recv` does not need the socket."""
-        return self._incoming.pending > 0
 
     def do_handshake(self) -> None:
         self._perform(self.tls.do_handshake)
@@ -154,7 +147,7 @@ class _NestedTLS:
             except ssl.SSLWantReadError:
                 self.sock.sendall(self._outgoing.read())
                 data = self.sock.recv(READ_BYTES)
-                self._incoming.write(data) if data else self._incoming.write_eof()
+                self.incoming.write(data) if data else self.incoming.write_eof()
                 left = None if end is None else max(end - time.monotonic(), MIN_SECONDS)
                 self.sock.settimeout(left)
             else:
@@ -162,12 +155,8 @@ class _NestedTLS:
                 return result
 
 
-@frozen
-class SyncBackend:
+class SyncBackend(Backend):
     """A backend for the pools of httpcore (`httpcore.NetworkBackend`) with tracked connections."""
-
-    backend: Any
-    httpcore_module: Any
 
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **options: Any
@@ -183,12 +172,12 @@ class SyncBackend:
         )
         with _connect_errors(self.httpcore_module):
             sock = connector.connect(host, port)
-        return SyncConnection(sock, self.httpcore_module, connect_by)
+        return SyncConnection(sock, self, connect_by)
 
     def connect_unix_socket(self, **options: Any) -> SyncConnection:
         """Return a new connection to the server that listens at a Unix socket."""
         stream = self.backend.connect_unix_socket(**options)
-        return SyncConnection(stream.get_extra_info("socket"), self.httpcore_module)
+        return SyncConnection(stream.get_extra_info("socket"), self)
 
     def sleep(self, seconds: float) -> None:
         """Wait for `seconds`. httpcore calls this method between its attempts to connect."""

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from contextvars import copy_context
@@ -24,8 +24,8 @@ import pytest
 from attrs import evolve
 
 from flux0 import HttpxTransport
-from flux0.adapters.httpx.connections import AsyncConnection
-from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error
+from flux0.adapters.httpx.connections import AsyncBackend, AsyncConnection
+from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error, ProtocolError
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
@@ -33,7 +33,7 @@ from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import Sleep, WaitForRelease, Write, http_response, to_bytes
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
-from support.sending import HALF, OK, Pieces, fetch, fetch_sync, over
+from support.sending import HALF, OK, Pieces, as_async, fetch, fetch_sync, over
 from support.transports import WithoutLongWaits
 
 
@@ -109,7 +109,9 @@ def test_bytes_in_the_tls_buffer_are_surplus(secured: Secured) -> None:
         with suppress(ssl.SSLWantReadError):
             side.do_handshake()
     infos = {"is_readable": False, "ssl_object": client}
-    connection = AsyncConnection(SimpleNamespace(get_extra_info=infos.__getitem__), None)
+    connection = AsyncConnection(
+        SimpleNamespace(get_extra_info=infos.__getitem__), AsyncBackend(None, None, is_plain=True)
+    )
     assert not connection.get_extra_info("is_readable")
     server.write(b"surplus")
     assert connection.get_extra_info("is_readable")
@@ -164,7 +166,9 @@ def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pool
 
 def test_read_that_starts_after_the_timeout_raises() -> None:
     """If the received bytes contain only overhead, such as a chunk size, httpcore reads again."""
-    connection = AsyncConnection(httpcore.AsyncMockStream([b"x"]), httpcore)
+    connection = AsyncConnection(
+        httpcore.AsyncMockStream([b"x"]), AsyncBackend(None, httpcore, is_plain=True)
+    )
     connection.start_piece(1e-9)
 
     async def read() -> None:
@@ -312,6 +316,107 @@ async def test_call_that_interrupts_a_call_of_its_thread_raises_an_error(way: Ov
     finally:
         signal.signal(signal.SIGUSR1, previous)
     assert done == [b"ok", b"ok"]
+
+
+# --- streams of responses that the user's code replaces
+
+
+def upper_stream(way: OverHttpx, stream: Any) -> Any:
+    """Return a stream with the content of `stream` in capitals."""
+
+    class Upper(way.library.SyncByteStream, way.library.AsyncByteStream):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Iterator[bytes]:
+            for piece in stream:
+                yield piece.upper()
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for piece in stream:
+                yield piece.upper()
+
+        def close(self) -> None:
+            stream.close()
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+    return Upper()
+
+
+def client_that_replaces_streams(way: OverHttpx, where: str) -> Any:
+    def replace(response: Any) -> Any:
+        response.stream = upper_stream(way, response.stream)
+        return response
+
+    kind = way.kind("HTTPTransport")
+
+    class UpperTransport(kind):  # type: ignore[misc, valid-type]
+        def handle_request(self, request: Any) -> Any:
+            return replace(kind.handle_request(self, request))
+
+        async def handle_async_request(self, request: Any) -> Any:
+            return replace(await kind.handle_async_request(self, request))
+
+    if where == "hook":
+        return way.client(event_hooks={"response": [way.act(replace)]})
+    return way.client(transport=UpperTransport())
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("where", ["hook", "transport"])
+async def test_content_is_read_through_the_stream_of_the_user(way: OverHttpx, where: str) -> None:
+    surplus = Write(b"HTTP/1.1 200 OK\r\n\r\n")
+    with_surplus = (*http_response(b"a", b"b", framing="chunked"), surplus)
+    in_parts = http_response(b"c", WaitForRelease(), b"d", framing="chunked")
+    invalid = (*http_response(b"e", framing="chunked")[:2], Write(b"z\r\n"))
+    async with way.closing(client_that_replaces_streams(way, where)) as transport:
+        sending = as_async(way.mode, transport)
+        with ByteServer(with_surplus, in_parts, invalid) as server:
+            assert await fetch(sending, get(server.url)) == b"AB"
+            pieces = Pieces((await sending.send_async(get(server.url))).body)
+            assert await anext(pieces) == b"C"
+            server.release()
+            assert await anext(pieces) == b"D"
+            assert await anext(pieces, None) is None
+            pieces = Pieces((await sending.send_async(get(server.url))).body)
+            assert await anext(pieces) == b"E"
+            with pytest.raises(ProtocolError):
+                await anext(pieces)
+            assert server.connections == 2  # The connection with surplus bytes is not reused.
+
+
+@over(*FAMILY)
+@pytest.mark.parametrize("failed", [False, True], ids=["read", "raise_for_status"])
+async def test_hook_may_use_a_chunked_body(way: OverHttpx, *, failed: bool) -> None:
+    def read(response: Any) -> None:
+        response.read()
+
+    async def read_async(response: Any) -> None:
+        await response.aread()
+
+    def raise_for_status(response: Any) -> None:
+        response.raise_for_status()
+
+    hook, status, expected = way.act(raise_for_status), "404 Not Found", (404, b"")
+    if not failed:
+        hook = read if way.mode == "sync" else read_async
+        status, expected = "200 OK", (200, b"abcd")
+    steps = http_response(b"ab", b"cd", framing="chunked", status=status)
+    async with way.closing(way.client(event_hooks={"response": [hook]})) as transport:
+        with ByteServer(steps) as server:
+            assert await way.fetch(transport, get(server.url)) == expected
+
+
+@over(*FAMILY_SYNC)
+async def test_hook_that_reads_a_part_of_a_body_is_an_error(way: OverHttpx) -> None:
+    """Otherwise, the part would be missing from the body."""
+
+    def read_part(response: Any) -> None:
+        assert next(response.iter_raw()) == b"ab"
+
+    steps = http_response(b"ab", WaitForRelease(), b"cd", framing="chunked")
+    async with way.closing(way.client(event_hooks={"response": [read_part]})) as transport:
+        with ByteServer(steps) as server, pytest.raises(ProtocolError):
+            await way.fetch(transport, get(server.url))
 
 
 # --- event loops
