@@ -146,7 +146,6 @@ class ByteStream(Protocol):
 
     def close(self) -> None:
         """Release the connection at once. Never raises; further calls do nothing."""
-        ...
 
 
 class AsyncByteStream(Protocol):
@@ -158,7 +157,6 @@ class AsyncByteStream(Protocol):
 
     async def close_async(self) -> None:
         """Release the connection, even if the task is cancelled. Further calls do nothing."""
-        ...
 
 
 @frozen
@@ -254,7 +252,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close the connections of this transport, but not an HTTP client that the user passed."""
-        ...
 
 
 class AsyncTransport(Protocol):
@@ -269,7 +266,6 @@ class AsyncTransport(Protocol):
 
     async def close_async(self) -> None:
         """Close the connections of this transport, but not an HTTP client that the user passed."""
-        ...
 
 
 class Shared(ABC):

@@ -72,14 +72,15 @@ def _decoders() -> dict[str, Decode]:
         return msgspec.defstruct(name, list(fields.items()))
 
     return {
-        "httpx-sse + pydantic": _pydantic_class(BaseModel).model_validate_json,
-        "httpx-sse + msgspec": msgspec.json.Decoder(_chunk_class(create)).decode,
+        "pydantic": _pydantic_class(BaseModel).model_validate_json,
+        "msgspec": msgspec.json.Decoder(_chunk_class(create)).decode,
     }
 
 
 def _sync() -> dict[str, Callable[[str], object]]:
     """Return functions that read a turn, and decode each event."""
     client, httpx_sse, openai = httpx.Client(), import_module("httpx_sse"), import_module("openai")
+    client2: Any = import_module("httpx2").Client()
     sdk = openai.OpenAI(api_key="key", base_url="http://127.0.0.1")
     chunk = _pydantic_class(openai.BaseModel)
 
@@ -92,13 +93,24 @@ def _sync() -> dict[str, Callable[[str], object]]:
 
         return read
 
+    def with_httpx2(decode: Decode) -> Callable[[str], object]:
+        def read(url: str) -> None:
+            with client2.sse(url, method="POST", content=BODY, headers=HEADERS) as source:
+                for event in source:
+                    decode(event.data)
+
+        return read
+
     def with_openai(url: str) -> None:
         stream_class = openai.Stream[chunk]
         for _ in sdk.post(url, body={}, cast_to=chunk, stream=True, stream_cls=stream_class):
             pass
 
-    readers = {name: with_httpx_sse(decode) for name, decode in _decoders().items()}
-    return {**readers, "openai": with_openai}
+    return {
+        **{f"httpx-sse + {name}": with_httpx_sse(decode) for name, decode in _decoders().items()},
+        **{f"httpx2 + {name}": with_httpx2(decode) for name, decode in _decoders().items()},
+        "openai": with_openai,
+    }
 
 
 def _async() -> dict[str, Callable[[str], Any]]:
@@ -108,6 +120,7 @@ def _async() -> dict[str, Callable[[str], Any]]:
         httpx.AsyncClient(),
         openai.AsyncOpenAI(api_key="key", base_url="http://127.0.0.1"),
     )
+    client2: Any = import_module("httpx2").AsyncClient()
     chunk = _pydantic_class(openai.BaseModel)
 
     def with_httpx_sse(decode: Decode) -> Callable[[str], Any]:
@@ -119,10 +132,22 @@ def _async() -> dict[str, Callable[[str], Any]]:
 
         return read
 
+    def with_httpx2(decode: Decode) -> Callable[[str], Any]:
+        async def read(url: str) -> None:
+            opened = client2.sse(url, method="POST", content=BODY, headers=HEADERS)
+            async with opened as source:
+                async for event in source:
+                    decode(event.data)
+
+        return read
+
     async def with_openai(url: str) -> None:
         kind = openai.AsyncStream[chunk]
         async for _ in await sdk.post(url, body={}, cast_to=chunk, stream=True, stream_cls=kind):
             pass
 
-    readers = {name: with_httpx_sse(decode) for name, decode in _decoders().items()}
-    return {**readers, "openai": with_openai}
+    return {
+        **{f"httpx-sse + {name}": with_httpx_sse(decode) for name, decode in _decoders().items()},
+        **{f"httpx2 + {name}": with_httpx2(decode) for name, decode in _decoders().items()},
+        "openai": with_openai,
+    }

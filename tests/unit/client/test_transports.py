@@ -12,13 +12,12 @@ import httpx
 import pytest
 import requests
 import urllib3
+from pytest_httpserver import HTTPServer
 
 from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport, Urllib3Transport
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
-from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.responses import http_response as written
 from support.in_memory import in_both_loops, in_every_mode, scripted_response
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
@@ -96,9 +95,10 @@ def arguments(given: str, served: list[str]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def network() -> Iterator[ByteServer]:
+def network() -> Iterator[HTTPServer]:
     """A server on a socket. Only the built-in transport sends requests to it."""
-    with ByteServer(written(NO_AGENTS)) as server:
+    with HTTPServer() as server:
+        server.expect_request("/api/agents").respond_with_json({"data": []})
         yield server
 
 
@@ -123,14 +123,14 @@ def network() -> Iterator[ByteServer]:
     ],
 )
 def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
-    mode: Mode, given: str, sync_by: str, async_by: str, network: ByteServer
+    mode: Mode, given: str, sync_by: str, async_by: str, network: HTTPServer
 ) -> None:
     served: list[str] = []
     expected = sync_by if mode == "sync" else async_by
 
     async def test() -> None:
         made = arguments(given, served)
-        async with in_mode(mode, Flux0(network.url, **made)) as either:
+        async with in_mode(mode, Flux0(network.url_for("/"), **made)) as either:
             if expected == "nothing":
                 with pytest.raises(Flux0Error, match="end in _async"):
                     await either.agents.list_async()
@@ -142,7 +142,7 @@ def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
     run(mode, test)
 
     assert served == [name for name in (expected,) if name not in ("network", "nothing")]
-    assert len(network.requests) == (expected == "network")
+    assert len(network.log) == (expected == "network")
 
 
 # --- rejected arguments

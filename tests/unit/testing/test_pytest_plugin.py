@@ -584,5 +584,6 @@ def test_samples_of_the_testing_page(
     with FakeOverHTTP(demo_transport()) as server:  # One sample records a cassette.
         monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
         # Starlette recommends httpx2, which needs Python 3.11.
-        result = pytester.runpytest_inprocess("-W", "ignore:Using `httpx` with")
-    result.assert_outcomes(passed=14)  # Samples without tests run when they are imported.
+        options = "-p", "pytest_httpserver.pytest_plugin", "-W", "ignore:Using `httpx` with"
+        result = pytester.runpytest_inprocess(*options)
+    result.assert_outcomes(passed=15)  # Samples without tests run when they are imported.

@@ -38,21 +38,18 @@ class Source(_AnySource, Protocol):
 
     def finish(self) -> None:
         """Release the connection after the body was read to its end."""
-        ...
 
     def shut_down(self) -> None:
         """Shut the connection down and wake the thread that reads from it.
 
         Implementations must not acquire a lock and must not raise an exception.
         """
-        ...
 
     def release(self) -> None:
         """Release the connection.
 
         Implementations may acquire the locks of a connection pool, but must not raise an exception.
         """
-        ...
 
 
 class AsyncSource(_AnySource, Protocol):
@@ -71,18 +68,15 @@ class AsyncSource(_AnySource, Protocol):
 
     async def finish(self) -> None:
         """The async version of `Source.finish`."""
-        ...
 
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled. Further calls do nothing."""
-        ...
 
     def close_from_finalizer(self, loop: Loop) -> None:
         """Release the connection in its event loop: the body is unreferenced.
 
         If the loop cannot run before the caller returns, shut the connection down at once.
         """
-        ...
 
 
 class _BodyState:
