@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import logging
 
 _LONGEST_BODY = 1000
-_INFO = 20  # The value of `logging.INFO`.
+_INFO, _WARNING = 20, 30  # The values of `logging.INFO` and `logging.WARNING`.
 _UNCONFIRMED = (
     "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies can "
     "be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: see "
@@ -93,19 +93,26 @@ def log_retry(details: RetryDetails) -> None:
 
 
 def is_turn_logged() -> bool:
-    """Return whether `log_turn` would log anything."""
+    """Return whether `log_turn` would log the end of a turn without an error."""
     return _logger().isEnabledFor(_INFO)
 
 
 def log_turn(turn: TurnEnd) -> None:
-    """Log the end of a turn to the logger `flux0`, without the contents of messages."""
+    """Log the end of a turn to the logger `flux0`, without the contents of messages.
+
+    The level is WARNING if an error has ended the turn, and INFO otherwise.
+    """
     error = turn.error or turn.agent_error
+    shown = "" if error is None else f" error={type(error).__name__}"
+    if turn.error is not None:
+        shown += f" sent={turn.error.sent}"
     ids = turn.agent_name or turn.agent_id, turn.session_id, turn.correlation_id
     first = turn.seconds_to_first_event
-    _logger().info(
+    _logger().log(
+        _INFO if turn.error is None else _WARNING,
         "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs",
         turn.ending,
-        "" if error is None else f" error={type(error).__name__}",
+        shown,
         *map(escaped, map(str, ids)),
         turn.event_count,
         None if first is None else f"{first:.3f}s",
@@ -118,6 +125,11 @@ def log_relayed_turn(turn: TurnEnd) -> None:
     for error in filter(None, (turn.agent_error, turn.error)):
         ids = (escaped(str(each)) for each in (turn.session_id, turn.correlation_id))
         _logger().error("relayed turn failed: %s session=%s turn=%s", error, *ids)
+
+
+def log_lost_reader(problem: str, session_id: str) -> None:
+    """Log a warning to the logger `flux0`: a background turn has lost its reader."""
+    _logger().warning("%s: session=%s", problem, escaped(session_id))
 
 
 def log_unconfirmed_end() -> None:

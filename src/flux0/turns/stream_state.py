@@ -244,7 +244,8 @@ class StreamState(Uncopyable):
         if later or self._content.is_interrupted:
             self._report.postpone(self._report_end)
         else:
-            self._report.end(self._describe_end)
+            failed = self._life.current.failure is not None
+            self._report.end(self._describe_end, failed=failed)
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent

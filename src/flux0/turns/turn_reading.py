@@ -16,7 +16,7 @@ from flux0.domain.errors import (
     TurnStopped,
     drop_tracebacks,
 )
-from flux0.middleware.logging import log_failed_background_turn
+from flux0.middleware.logging import log_failed_background_turn, log_lost_reader
 from flux0.relay_format import encoded
 from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task
 from flux0.runtime.processes import start_thread
@@ -92,7 +92,9 @@ class TurnReading(ABC, Generic[S]):
             failure = Flux0Error(problem)
             failure.__cause__ = error
             self.end(failure)
-        except BaseException:  # The event loop cancels its tasks when it ends.
+        except BaseException as error:  # The event loop cancels its tasks when it ends.
+            if not isinstance(error, GeneratorExit):  # A finalizer must not wait for a log handler.
+                log_lost_reader(_LOST, stream.session_id)
             self.end(ReaderLost(_LOST))
             raise
         else:
@@ -155,6 +157,7 @@ class TaskReading(TurnReading[AsyncEventStream]):
         """End the turn, because its event loop has ended without ending its tasks."""
         self._stopped = self._stopped or ReaderLost(_LOST)
         if (stream := self._stream) is not None:
+            log_lost_reader(_LOST, stream.session_id)
             stream.close_soon(_LOST)
         self.end()
 

@@ -76,15 +76,16 @@ class TurnReport:
         if self._is_observed:
             self._observers.postpone(report_end)
 
-    def end(self, describe: Callable[[bool], TurnEnd]) -> None:
+    def end(self, describe: Callable[[bool], TurnEnd], *, failed: bool) -> None:
         """Report the end of the turn, unless the end was reported already.
 
         A forked child does not report the turns of its parent, because the parent reports them.
 
         Args:
             describe: Returns the `TurnEnd`, which contains the messages if the argument is True.
+            failed: Whether an error has ended the turn. Such an end is always logged.
         """
-        self._waiting.append(partial(self._report_end, describe))
+        self._waiting.append(partial(self._report_end, describe, failed))
         self._report()
 
     def _report(self) -> None:
@@ -98,12 +99,12 @@ class TurnReport:
             finally:
                 self._reporting.release()
 
-    def _report_end(self, describe: Callable[[bool], TurnEnd]) -> None:
+    def _report_end(self, describe: Callable[[bool], TurnEnd], failed: bool) -> None:
         self._is_complete = True
         observers = self._observers
         if self._owner.is_inherited():
             return
-        if observers.is_turn_observed():
+        if failed or observers.is_turn_observed():
             observers.turn_ended(self._call, describe(bool(observers)))
         if self.is_relayed:
             log_relayed_turn(describe(bool(observers)))

@@ -679,7 +679,7 @@ async def fail_in_user_code(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ASYNC)
-def test_end_of_the_event_loop_ends_its_turns(mode: Mode) -> None:
+def test_end_of_the_event_loop_ends_its_turns(mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
     turns: list[BackgroundTurn] = []
     server = Server(mode, ["a", Gate()])
 
@@ -696,6 +696,8 @@ def test_end_of_the_event_loop_ends_its_turns(mode: Mode) -> None:
     with pytest.raises(ReaderLost):
         turns[0].wait()
     server.fake.assert_no_open_streams()
+    problem = "the event loop or the thread that read the background turn has ended"
+    assert caplog.messages == [f"{problem}: session={turns[0].session_id}"]
 
 
 def ignore_open_tasks(_: object, __: object) -> None:
@@ -703,7 +705,9 @@ def ignore_open_tasks(_: object, __: object) -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None:
+def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(
+    reads: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     gate = Gate()
     server = Server("asyncio", ["a", gate])
     loop = asyncio.new_event_loop()
@@ -718,6 +722,7 @@ def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(reads: bool) -> None
     loop.set_exception_handler(ignore_open_tasks)
     loop.close()
     assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
+    assert [line.rpartition("=")[2] for line in caplog.messages] == [turn.session_id]
     gate.open()
     gc.collect()
 

@@ -19,8 +19,10 @@ import pytest
 from flux0 import (
     AgentError,
     APIError,
+    BackgroundTurns,
     BackoffStrategy,
     Flux0,
+    Reply,
     ResponseTooLarge,
     RetryConfig,
     StreamIdleTimeout,
@@ -591,6 +593,30 @@ def test_each_ended_turn_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     )
     assert f"ending=closed error=AgentError agent={fake.agent_id} " in second
     assert "secret" not in second
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_turn_that_an_error_has_ended_is_a_warning(
+    caplog: pytest.LogCaptureFixture, in_background: bool
+) -> None:
+    fake = FakeTransport(["a", "b"])
+    with Flux0(transport=fake) as flux0:
+        conversation = flux0.conversation(agent=fake.agent_id)
+
+        def ask() -> Reply:
+            if in_background:
+                return BackgroundTurns().start(conversation, "Hi").wait()
+            return conversation.ask("Hi")
+
+        fake.inject(Truncate(after_events=1))
+        with pytest.raises(StreamInterrupted):
+            ask()
+        ask()
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    error = "error=StreamInterrupted sent=yes agent=Fake"
+    expected = f"turn ended: ending=interrupted {error} session={conversation.session_id} turn="
+    assert record.getMessage().startswith(expected)
 
 
 def test_turns_are_not_described_if_nothing_observes_or_logs_them() -> None:

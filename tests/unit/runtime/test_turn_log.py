@@ -100,6 +100,20 @@ def test_each_change_wakes_each_waiting_reader_once() -> None:
     assert woken == ["first", "second"]
 
 
+def test_reader_that_waits_again_while_it_is_woken_is_woken_by_the_next_change() -> None:
+    log, woken = new_log(), list[int]()
+
+    def wake() -> None:
+        woken.append(log.last)
+        log.on_change(wake)
+
+    log.on_change(wake)
+    for number in (1, 2, 3):
+        log.append(event(number))
+    log.finish(LogEnd())
+    assert woken == [1, 2, 3, 3]
+
+
 def test_threads_that_read_during_writing_lose_and_repeat_nothing() -> None:
     log, number = new_log(max_bytes=10**6), 2000
     results: list[list[bytes]] = []

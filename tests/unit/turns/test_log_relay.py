@@ -70,6 +70,40 @@ async def gathered(pieces: AsyncRelay) -> list[bytes]:
     return [piece async for piece in pieces]
 
 
+class ChangingLog(TurnLog):
+    """A log that changes just before a reader begins to wait for a change."""
+
+    def __init__(self, change: Callable[[TurnLog], object]) -> None:
+        super().__init__("turn-1", 1000, lambda _: None)
+        self._change = change
+
+    def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
+        self._change(self)
+        return super().on_change(wake)
+
+
+CHANGES = pytest.mark.parametrize(
+    "change", [lambda log: log.append(b"1"), lambda log: log.finish(LogEnd())], ids=["event", "end"]
+)
+
+
+@CHANGES
+def test_change_before_a_reader_waits_is_not_missed(change: Callable[[TurnLog], object]) -> None:
+    assert LogReader(ChangingLog(change)).wait(TIMEOUT)
+
+
+@CHANGES
+@pytest.mark.parametrize("mode", ASYNC)
+def test_change_before_a_task_waits_is_not_missed(
+    mode: Mode, change: Callable[[TurnLog], object]
+) -> None:
+    async def wait() -> None:
+        with anyio.fail_after(TIMEOUT):
+            assert await LogReader(ChangingLog(change)).wait_async(None)
+
+    run(mode, wait)
+
+
 def test_sync_relay_yields_events_as_they_arrive_and_comments_between_them() -> None:
     log = new_log(b"1")
     pieces = relayed(log, heartbeat=0.001)
