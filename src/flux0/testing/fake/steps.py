@@ -82,10 +82,6 @@ class CallTool:
     id: str | None = None
 
 
-def _check_call(_: object, attribute: Attribute[CallTool], value: object) -> None:
-    arguments.instance(attribute.name, CallTool, value)
-
-
 @frozen
 class GiveResult:
     """Send the result of a tool call.
@@ -95,7 +91,7 @@ class GiveResult:
         result: any JSON value.
     """
 
-    call: CallTool = field(validator=_check_call)
+    call: CallTool
     result: Any = None
 
 
