@@ -75,7 +75,7 @@ def _redis() -> Generator[str, None, None]:
                 while not path.exists():
                     time.sleep(0.01)
                 with Redis(unix_socket_path=str(path)) as client:
-                    client.ping()
+                    client.ping()  # pyright: ignore[reportUnknownMemberType]
                 yield f"unix://{path}"
             finally:
                 process.kill()

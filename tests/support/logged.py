@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def logged_errors() -> Iterator[list[str]]:
+def logged_errors() -> Generator[list[str], None, None]:
     """Yield a list to which each logged error is added."""
     messages: list[str] = []
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from threading import Event, get_ident
 from typing import Any
@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-from flux0 import EventStream, Flux0
+from flux0 import EventStream, Flux0, StreamEvent
 from flux0.domain.errors import ConnectionInterrupted, StreamInterrupted, StreamInUse
 from flux0.testing import FakeTransport, Say
 from support.back_ends import serve
@@ -41,7 +41,7 @@ def read_text(stream: EventStream) -> list[str]:
 # --- errors that are kept
 
 
-READS = (next, list, read_text, EventStream.final_messages)
+READS: tuple[Callable[[Any], Any], ...] = (next, list, read_text, EventStream.final_messages)
 
 
 @pytest.mark.parametrize("read", READS)
@@ -51,6 +51,7 @@ def test_kept_error_of_a_second_thread_does_not_keep_the_stream_open(
 ) -> None:
     recorded = letters()
     stream = open_sync(recorded)
+    error: BaseException | None = None
 
     with ThreadPoolExecutor(1) as thread:
         for _ in loop(stream):
@@ -88,6 +89,7 @@ def test_refused_thread_reads_in_its_except_block_after_the_loop() -> None:
     """The error exists until the end of the block."""
     refused, left = Event(), Event()
     received: list[object] = []
+    retries: list[Future[None]] = []
 
     def retry() -> None:
         try:
@@ -103,11 +105,11 @@ def test_refused_thread_reads_in_its_except_block_after_the_loop() -> None:
     with ThreadPoolExecutor(2) as threads, open_sync(letters()) as stream:
         for event in stream:
             received.append(value_of(event))
-            retrying = threads.submit(retry)
+            retries.append(threads.submit(retry))
             assert refused.wait(TOO_LONG)
             break
         left.set()
-        retrying.result()
+        retries[0].result()
         received += [value_of(event) for event in stream]
 
     assert received == list("abcde")
@@ -240,6 +242,7 @@ def test_other_threads_are_refused_while_a_generator_is_unfinished() -> None:
 def test_iterators_of_another_thread_are_refused_if_an_outer_loop_has_ended() -> None:
     """The new iterators use the memory of the outer loop."""
     with ThreadPoolExecutor(1) as thread, open_sync(letters()) as stream:
+        inner: Iterator[StreamEvent] = iter(())
         for _ in stream:
             inner = iter(stream)
             assert value_of(next(inner)) == "b"
@@ -256,7 +259,7 @@ def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None
     fake = FakeTransport([Say(text, pieces=len(text))])
     client, finished = Flux0(transport=fake), Event()
 
-    def in_changing_threads(values: Iterator[object]) -> Iterator[str]:
+    def in_changing_threads(values: Iterator[Any]) -> Iterator[str]:
         for value in values:
             yield str(value)
             thread = get_ident()
@@ -265,7 +268,8 @@ def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None
 
     def reply(request: Request) -> StreamingResponse:
         stream = client.conversation(agent=fake.agent_id).send("Hi")
-        values = GENERATORS[request.path_params["number"]](stream)
+        number: int = request.path_params["number"]
+        values: Iterator[Any] = GENERATORS[number](stream)
         return StreamingResponse(in_changing_threads(values))
 
     def other(_: Request) -> StreamingResponse:

@@ -484,7 +484,7 @@ async def test_log_has_the_complete_error_of_a_relayed_turn_once(mode: Mode) -> 
 @in_every_mode
 async def test_error_of_a_stream_that_is_not_relayed_is_not_logged(mode: Mode) -> None:
     recorded = tape(status("error", "no model"), ConnectionInterrupted("gone"))
-    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    stream: Any = open_sync(recorded) if mode == "sync" else open_async(recorded)
     with logged_errors() as messages, pytest.raises(StreamInterrupted):
         [event async for event in in_mode(mode, stream)]
     assert messages == []

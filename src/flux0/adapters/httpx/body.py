@@ -104,7 +104,10 @@ class SyncHttpxSource(_HttpxSource):
 
     def receive(self, timeout: float | None) -> bytes | None:
         """Return the next bytes; see `Source.receive`."""
-        if self._start_piece(timeout) and (piece := self._connection.read(READ_BYTES)):
+        piece: bytes | None = None
+        if self._start_piece(timeout):
+            piece = self._connection.read(READ_BYTES)
+        if piece:
             return piece
         return next(self._raw, None) if self._has_body else None
 
@@ -134,7 +137,10 @@ class AsyncHttpxSource(_HttpxSource):
 
     async def receive(self, timeout: float | None) -> bytes | None:
         """Return the next bytes; see `Source.receive`."""
-        if self._start_piece(timeout) and (piece := await self._connection.read(READ_BYTES)):
+        piece: bytes | None = None
+        if self._start_piece(timeout):
+            piece = await self._connection.read(READ_BYTES)
+        if piece:
             return piece
         return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
