@@ -12,7 +12,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import ServerSentEvent
-from flux0.relay_format import encoded
+from flux0.relay_format import FLUX0, encoded
 from support.in_memory import chunk, frame, status
 
 CHUNK: dict[str, Any] = json.loads(chunk("a").split(b"data: ")[1])
@@ -55,7 +55,7 @@ def test_chunk_event_keeps_the_text_of_the_server(text: str) -> None:
 )
 def test_other_events_are_encoded_by_to_sse(data: bytes) -> None:
     event, source = decoded(data)
-    assert encoded(event, source) == event.to_sse()
+    assert encoded(event, source) == event.to_sse() == FLUX0.encoder().event(event)
     assert encoded(event, source, "7") == event.to_sse("7")
 
 

@@ -116,15 +116,13 @@ class BackgroundTurn(Uncopyable):
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
         reply = _ReplyBuilder(self._log)
-        for _ in Relay(turn_pieces(self._log, reply), None):
-            pass
+        next(Relay(turn_pieces(self._log, reply), None), None)  # There are no pieces.
         return reply.reply()
 
     async def wait_async(self) -> Reply:
         """The async version of `wait`."""
         reply = _ReplyBuilder(self._log)
-        async for _ in AsyncRelay(turn_pieces(self._log, reply), None):
-            pass
+        await anext(AsyncRelay(turn_pieces(self._log, reply), None), None)
         return reply.reply()
 
 

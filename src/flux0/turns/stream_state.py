@@ -89,7 +89,7 @@ class StreamState(Uncopyable):
 
     @abstractmethod
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any:
-        """Iterate over the results of `take`, as long as the stream has events."""
+        """Iterate over the results of `take`, which takes unread events."""
 
     def __del__(self) -> None:
         if self._report.seconds is None:
@@ -325,9 +325,9 @@ class StreamState(Uncopyable):
         return not is_read and self._life.current.state is not State.ENTERED
 
     def _take_text(self) -> str:
-        """Take events up to the next text, and return the text, or raise an `AgentError`.
+        """Take events until one of them appends text to the answer, and return this text.
 
-        Without a text, return an empty string.
+        Return an empty string if no unread event appends text. Raises `AgentError`.
         """
         content = self._content
         while content.take_next():

@@ -78,7 +78,7 @@ class EventStream(StreamState):
         return self._values(self._content.take_next)
 
     def _values(self, take: Callable[[], T | None], reader: Reader | None = None) -> Iterator[T]:
-        """Yield the results of `take`, which takes unread events, as long as they are not empty."""
+        """Yield each result of `take`, and receive more events when a result is empty."""
         reader = reader or self._role.claim()
         later = False
         try:

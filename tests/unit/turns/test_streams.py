@@ -410,6 +410,7 @@ async def test_loop_that_is_kept_loses_no_events_of_a_later_piece(mode: Mode) ->
         assert [value_of(await anext(stream)) for _ in range(2)] == ["b", "c"]
         assert value_of(await anext(kept)) == "d"
         assert await values(stream) == ["e", "f"]
+        assert [event async for event in kept] == []
 
 
 @pytest.mark.parametrize("calls_next", [False, True])
