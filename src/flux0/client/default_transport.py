@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, Final, TypeVar
 
 from flux0.domain.safe_text import shown_url
@@ -78,7 +77,7 @@ class DefaultTransport:
         replacement = _replacements[-1]
         self._own: Any = create() if replacement is None else replacement.for_client()
         self._last = replacement, self._own
-        self.time: Time = _DefaultTime(None if replacement is None else replacement.time)
+        self.time = _DefaultTime(None if replacement is None else replacement.time)
 
     def __repr__(self) -> str:
         return repr(self.current())
@@ -119,7 +118,8 @@ def _is_real(transport: object) -> bool:
     return any(kind.__module__.startswith("flux0.adapters.") for kind in type(used).__mro__)
 
 
-class _DefaultTime(Time):
+@Time.register
+class _DefaultTime:
     """The replacement's clock, in a block of `default_transport`, or `own` (None: the system's)."""
 
     def __init__(self, own: Time | None) -> None:
@@ -127,31 +127,11 @@ class _DefaultTime(Time):
         # Each event of a stream needs the time, so do not call a method of `SystemTime`, too.
         self._own_monotonic = time.monotonic if own is None else own.monotonic
 
-    @property
-    def _current(self) -> Time:
-        replacement = _replacements[-1]
-        current: Time = self._own if replacement is None else replacement.time
-        return current
-
     def monotonic(self) -> float:
-        if _replacements[-1] is None:
-            return self._own_monotonic()
-        return self._current.monotonic()
+        replacement = _replacements[-1]
+        now: float = self._own_monotonic() if replacement is None else replacement.time.monotonic()
+        return now
 
-    def utc_now(self) -> datetime:
-        return self._current.utc_now()
-
-    def sleep(self, seconds: float) -> None:
-        self._current.sleep(seconds)
-
-    def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
-        self._current.sleep_or_wake(seconds, wait)
-
-    async def sleep_async(self, seconds: float) -> None:
-        await self._current.sleep_async(seconds)
-
-    def jitter(self) -> float:
-        return self._current.jitter()
-
-    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
-        return self._current.alarm(moment, act)
+    def __getattr__(self, name: str) -> Any:
+        replacement = _replacements[-1]
+        return getattr(self._own if replacement is None else replacement.time, name)
