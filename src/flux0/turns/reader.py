@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from inspect import CO_GENERATOR, currentframe
+from inspect import CO_COROUTINE, CO_GENERATOR, currentframe
 from threading import Lock
 from typing import Any, TypeVar, final
 from weakref import ref
@@ -21,7 +21,7 @@ class Reader:
 
     Attributes:
         owner: The thread or task that runs the loop.
-        generators: The generators that contain the loop; see `running_generators`.
+        generators: The generators that contain the loop; see `_running_generators`.
     """
 
     __slots__ = ("__weakref__", "generators", "owner")
@@ -41,7 +41,6 @@ class ReaderRole:
 
     Args:
         running: Returns the running thread or task.
-        generators: Returns the running generators that another thread may continue.
         turn: Adds the request to the error for a second reader.
 
     Attributes:
@@ -49,11 +48,8 @@ class ReaderRole:
         lock: Is held while a thread or task waits for the next events.
     """
 
-    def __init__(
-        self, running: Callable[[], object], generators: Callable[[], frozenset[int]], turn: Turn
-    ) -> None:
+    def __init__(self, running: Callable[[], object], turn: Turn) -> None:
         self._running = running
-        self._generators = generators
         self._turn = turn
         # Weak references: a loop that is left gives up the role even if Ctrl-C interrupts it.
         self.readers: list[ref[Reader]] = []
@@ -65,14 +61,14 @@ class ReaderRole:
 
     def check(self) -> None:
         """Raise `StreamInUse` if another thread or task has a loop."""
-        self._check(self._running(), self._generators)
+        self._check(self._running(), _running_generators)
 
     def claim(self, owner: object = None) -> Reader:
         """Return the reader for a loop of `owner`; None means the running thread or task.
 
         Raises `StreamInUse` if another thread or task reads the stream.
         """
-        generators = self._generators if owner is None else frozenset[int]
+        generators = _running_generators if owner is None else frozenset[int]
         owner = owner or self._running()
         # A thread that is refused must not hold the lock: the reader could not continue meanwhile.
         self._check(owner, generators)
@@ -99,14 +95,14 @@ class ReaderRole:
                 raise self.in_use()
 
 
-def running_generators() -> frozenset[int]:
-    """Return the ids of the frames of all generators that the current thread is executing.
+def _running_generators() -> frozenset[int]:
+    """Return the ids of the frames of all generators that the current thread or task is executing.
 
     A web server may execute each step of a generator in another thread. The frame exists as long as
     the `for` loops in it, so no other frame has its id meanwhile.
     """
     generators, frame = set[int](), currentframe()
-    while frame is not None:
+    while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
         if frame.f_code.co_flags & CO_GENERATOR:
             generators.add(id(frame))
         frame = frame.f_back

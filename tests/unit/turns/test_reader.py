@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+<<<<<<< ours
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+=======
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+>>>>>>> theirs
 from itertools import cycle
 from threading import Event, get_ident
 from typing import Any
@@ -251,6 +257,25 @@ def test_iterators_of_another_thread_are_refused_if_an_outer_loop_has_ended() ->
         for iterator in iterators:
             assert isinstance(thread.submit(next, iterator).exception(), StreamInUse)
         assert [value_of(event) for event in inner] == list("cde")
+
+
+def test_tasks_are_two_readers_if_their_event_loop_runs_in_a_generator() -> None:
+    async def read() -> list[object]:
+        stream = open_async(letters())
+        received: list[object] = []
+        async for event in stream:
+            received.append(value_of(event))
+            with pytest.raises(StreamInUse):
+                await asyncio.ensure_future(read_one(aiter(stream)))
+        return received
+
+    async def read_one(loop: AsyncIterator[object]) -> object:
+        return await anext(loop)
+
+    def run() -> Iterator[object]:
+        yield asyncio.run(read())
+
+    assert next(run()) == list("abcde")
 
 
 def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None:

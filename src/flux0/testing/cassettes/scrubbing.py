@@ -27,7 +27,7 @@ def checked(scrub: Scrub | None) -> Scrub | None:
         return None
 
     def call(text: str) -> str:
-        scrubbed: object = scrub(text)
+        scrubbed: Any = scrub(text)
         if not isinstance(scrubbed, str):
             raise InvalidArgument("scrub", f"must return a str, but {scrub} returned {scrubbed!r}")
         return scrubbed
