@@ -115,6 +115,19 @@ async def test_tls_connection_closed_within_a_body_is_an_interruption(
 
 
 @over(*LIBRARIES)
+async def test_corrupt_gzip_data_within_a_chunked_body(way: Way) -> None:
+    coding = [("Content-Encoding", "gzip")]
+    steps = http_response(b"no gzip", WaitForRelease(), headers=coding, framing="chunked")
+    transport = sending.as_async(way.mode, way.make_transport())
+    with ByteServer(steps) as server:
+        pieces = Pieces((await transport.send_async(get(server.url, stream=True))).body)
+        with pytest.raises(ProtocolError, match=r"^the gzip data is invalid: "):
+            assert b"".join([piece async for piece in pieces]) == b"unreachable"
+        await call_blocking(way.mode, server.wait_until_closed)
+        await transport.close_async()
+
+
+@over(*LIBRARIES)
 async def test_accept_encoding_lists_the_decoded_codings_unless_the_user_sets_it(way: Way) -> None:
     transport = sending.as_async(way.mode, way.make_transport())
     with ByteServer(OK) as server:

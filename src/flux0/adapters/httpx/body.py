@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from types import AsyncGeneratorType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.connections import HttpxConnection
 from flux0.adapters.httpx.exchange import HttpxExchange, package_of
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES
-from flux0.domain.errors import TransportError
+from flux0.domain.errors import Flux0Error, TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request, Timeout
 from flux0.runtime.event_loop import Loop, close_nested_generators, schedule_close, shielded
@@ -82,7 +82,7 @@ class _HttpxSource:
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
         if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
-            known = isinstance(error, Exception)
+            known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
         # The traceback refers to the body. The finalizer of the body, and `raw_response`, refer to
         # the exchange: the failure would keep the body and its stream in memory.
         exchange.failure = None
@@ -104,11 +104,8 @@ class SyncHttpxSource(_HttpxSource):
 
     def receive(self, timeout: float | None) -> bytes | None:
         """Return the next bytes; see `Source.receive`."""
-        piece: bytes | None = None
-        if self._start_piece(timeout):
-            piece = self._connection.read(READ_BYTES)
-        if piece:
-            return piece
+        if self._start_piece(timeout) and (piece := self._connection.read(READ_BYTES)):
+            return cast("bytes", piece)
         return next(self._raw, None) if self._has_body else None
 
     def finish(self) -> None:
@@ -137,11 +134,8 @@ class AsyncHttpxSource(_HttpxSource):
 
     async def receive(self, timeout: float | None) -> bytes | None:
         """Return the next bytes; see `Source.receive`."""
-        piece: bytes | None = None
-        if self._start_piece(timeout):
-            piece = await self._connection.read(READ_BYTES)
-        if piece:
-            return piece
+        if self._start_piece(timeout) and (piece := await self._connection.read(READ_BYTES)):
+            return cast("bytes", piece)
         return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
     async def finish(self) -> None:
