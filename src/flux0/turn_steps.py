@@ -48,7 +48,7 @@ class Step:
     | `type` | meaning | attributes |
     | --- | --- | --- |
     | `relay-start` | the relay begins, before the first event | |
-    | `turn-start` | the first event was received | `id` of the turn |
+    | `turn-start` | the first text, call or content follows | `id` of the turn |
     | `text-start` | a part of the answer's text begins | `id` of the part |
     | `text-delta` | text is added to the part | `id`, `text` |
     | `text-end` | the part is complete | `id` |
@@ -128,6 +128,7 @@ class TurnSteps:
         self._messages: dict[str, _Message] = {}
         self._calls: dict[str, _StreamedCall] = {}
         self._part_numbers = count(1)
+        self._turn_id = ""
         self._is_started = self._is_ended = False
 
     def event(self, event: StreamEvent) -> Iterator[Step]:
@@ -138,11 +139,9 @@ class TurnSteps:
         # A later version of flux0 may know further classes of events.
         if self._is_ended or not isinstance(event, (ChunkEvent, StatusEvent)):
             return
-        if not self._is_started:
-            self._is_started = True
-            yield Step("turn-start", event.correlation_id)
+        self._turn_id = event.correlation_id
         if isinstance(event, ChunkEvent):
-            yield from self._chunk(event)
+            yield from self._started(self._chunk(event))
         elif event.status == SessionStatus.ERROR:
             yield from self.error(AgentError(event.data.data))
         else:
@@ -162,11 +161,18 @@ class TurnSteps:
         if not self._is_ended:
             self._is_ended = True
             for message in self._messages.values():
-                yield from self._settle(message)
+                yield from self._started(self._settle(message))
             for call in self._calls.values():
                 if call.is_open:
                     yield call.step("call-invalid")
             yield last
+
+    def _started(self, steps: Iterator[Step]) -> Iterator[Step]:
+        for step in steps:
+            if not self._is_started and step.type != "message-end":
+                self._is_started = True
+                yield Step("turn-start", self._turn_id)
+            yield step
 
     def _chunk(self, event: ChunkEvent) -> Iterator[Step]:
         message = self._messages.get(event.event_id)

@@ -5,12 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
-from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, Gate, GiveResult, Reason, Say
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    Fail,
+    FakeTransport,
+    Gate,
+    GiveResult,
+    Reason,
+    Report,
+    Respond,
+    Say,
+)
 from support.browser import Browser, Page, find_browser
 from support.npm import is_npm_installed, npm_install
+from support.relay import Relay
 from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
 
 pytestmark = [
@@ -26,7 +39,6 @@ VERSIONS = {
 MAIN = """
 import { createRoot } from "react-dom/client";
 import { Chat } from "./Chat.jsx";
-const id = new URLSearchParams(location.search).get("id");
 """
 TOOL = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [Reason("Hm"), TOOL, GiveResult(TOOL, "clear"), Say("Sunny.", pieces=3)]
@@ -43,7 +55,7 @@ def html(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A page with the component and its packages, in one script."""
     folder = tmp_path_factory.mktemp("chat")
     npm_install(*PACKAGES, *VERSIONS[request.param], folder=folder)
-    (component,), (load, _) = code_of(CHAT_COMPONENTS, "jsx"), code_of(CHAT_COMPONENTS, "js")
+    (component,), (load, *_) = code_of(CHAT_COMPONENTS, "jsx"), code_of(CHAT_COMPONENTS, "js")
     (folder / "Chat.jsx").write_text(component, "utf-8")
     (folder / "main.jsx").write_text(MAIN + load, "utf-8")
     options = ("--bundle", "--jsx=automatic", "--format=esm", "--minify", "--outfile=main.js")
@@ -92,7 +104,7 @@ def wait_for_text(page: Page, text: str) -> None:
 
 
 def alert(page: Page) -> str:
-    text = page.wait_for("document.querySelector('[role=alert]').textContent")
+    text = page.wait_for("document.querySelector('[role=alert]')?.textContent")
     assert isinstance(text, str)
     return text
 
@@ -128,7 +140,7 @@ def test_component_shows_an_error_of_the_agent_after_its_text(
 ) -> None:
     fake.script([Say("Half"), Fail("no model")])
     send(chat, "Hi")
-    assert "no model" in alert(chat)
+    assert alert(chat) == "The agent reported an error"
     assert shown(chat) == [["user text", "Hi"], ["assistant text", "Half"]]
 
 
@@ -156,4 +168,100 @@ def test_reload_in_the_middle_of_a_turn_continues_the_turn(
     gate.open()
     chat.wait_for("document.body.innerText.includes('Bye.')")
     assert shown(chat) == [*SHOWN, ["assistant text", "Bye."]]
+    assert messages_sent(fake) == 1
+
+
+def test_back_button_shows_the_newest_messages(chat: Page, fake: FakeTransport) -> None:
+    fake.script([Say("Sunny.")])
+    send(chat, "Hi")
+    wait_for_text(chat, "Sunny.")
+    chat.open("about:blank")
+    chat.evaluate("history.back()")
+    wait_for_text(chat, "Sunny.")
+
+
+def test_chat_is_created_if_the_page_has_no_id(
+    browser: Browser, chat_url: str, fake: FakeTransport
+) -> None:
+    fake.script([Say("Sunny.")])
+    with browser.page() as page:
+        show(page, chat_url.partition("?")[0])
+        send(page, "Hi")
+        wait_for_text(page, "Sunny.")
+        show(page, page.evaluate("location.href"))
+        wait_for_text(page, "Sunny.")
+
+
+@pytest.mark.parametrize("chat_id", ["unknown000", "x"])
+def test_unknown_chat_is_a_sentence(browser: Browser, chat_url: str, chat_id: str) -> None:
+    with browser.page() as page:
+        page.open(f"{chat_url.partition('?')[0]}?id={chat_id}")
+        assert alert(page) == "You have no such chat."
+        assert page.evaluate("document.querySelector('input')") is None
+
+
+def test_error_of_the_server_is_a_sentence(chat: Page, fake: FakeTransport) -> None:
+    fake.inject(Respond(500), operation="sessions.create_event")
+    send(chat, "Hi")
+    assert alert(chat) == "The agent cannot be reached. Reload the page, and try again."
+    assert shown(chat) == [["user text", "Hi"]]
+
+
+def test_double_click_and_empty_enter_send_nothing_more(chat: Page, fake: FakeTransport) -> None:
+    fake.script([Say("Sunny.")])
+    chat.press_enter()
+    send(chat, "  ")
+    chat.write("Hi")
+    for _ in range(2):
+        chat.click("button")
+    assert chat.evaluate("document.querySelector('input').value") == ""
+    wait_for_text(chat, "Sunny.")
+    assert messages_sent(fake) == 1
+
+
+def test_regenerate_sends_nothing(chat: Page, chat_url: str, fake: FakeTransport) -> None:
+    fake.script([Say("Sunny.")])
+    send(chat, "Hi")
+    wait_for_text(chat, "Sunny.")
+    chat_id = chat_url.partition("=")[2]
+    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}
+    body = {"id": chat_id, "messages": [message], "trigger": "regenerate-message"}
+    request = f"{{method: 'POST', body: {json.dumps(json.dumps(body))}, headers}}"
+    headers = "const headers = {'content-type': 'application/json'};"
+    script = f"(async () => {{ {headers} return (await fetch('/api/chat', {request})).status }})()"
+    assert chat.evaluate(script) == 422
+    assert messages_sent(fake) == 1
+
+
+def test_statuses_alone_show_no_message(chat: Page, fake: FakeTransport) -> None:
+    fake.script([Report("typing"), Report("ready")], [Say("Sunny.")])
+    send(chat, "Hi")
+    chat.wait_for("document.querySelector('.user') !== null")
+    chat.click("input")
+    chat.write("Bye")
+    while messages_sent(fake) < 2:  # The component is busy until it has read the first turn.
+        chat.press_enter()
+    wait_for_text(chat, "Sunny.")
+    assert shown(chat) == [["user text", "Hi"], ["user text", "Bye"], ["assistant text", "Sunny."]]
+    assert chat.evaluate("document.querySelectorAll('form > div').length") == 3
+
+
+def test_lost_connection_continues_when_the_network_returns(
+    browser: Browser, chat_url: str, fake: FakeTransport
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script([*TURN, gate, Say("Bye.")])
+    port = urlsplit(chat_url).port or 0
+    with Relay(port) as relay, browser.page() as page:
+        show(page, chat_url.replace(f":{port}", f":{urlsplit(relay.url).port}"))
+        send(page, "Hi")
+        wait_for_text(page, "Sunny.")
+        relay.cut_before(b"Bye")
+        gate.open()
+        assert "error" in alert(page)
+
+        page.evaluate("window.dispatchEvent(new Event('online')) && null")
+        page.wait_for("document.body.innerText.includes('Bye.')")
+        page.wait_for("document.querySelector('[role=alert]').textContent === ''")
+        assert shown(page) == [*SHOWN, ["assistant text", "Bye."]]
     assert messages_sent(fake) == 1

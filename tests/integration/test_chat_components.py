@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from attrs import frozen
 from fastapi import FastAPI
@@ -18,7 +19,7 @@ from flux0 import Flux0
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
-from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, GiveResult, Reason, Say
+from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, Gate, GiveResult, Reason, Say
 from support.back_ends import serve
 from support.npm import npm_install, run_in
 from support.samples import (
@@ -36,6 +37,16 @@ from unit.turns.test_relay import events_of
 SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
 AG_UI = "@ag-ui/client@1.0.0"
 OPENAI = "openai@7.59.0"
+JOIN = """
+import { HttpAgent } from "@ag-ui/client";
+const agent = new HttpAgent({ url: `${SERVER}/agent/history`, threadId: SESSION });
+let error = null;
+await agent.runAgent({}, {
+  onTextMessageContentEvent: () => { fetch(`${SERVER}/agent/${SESSION}`, { method: "DELETE" }); },
+  onRunErrorEvent: ({ event }) => { error = event.message; },
+}).catch(() => {});
+console.log(JSON.stringify([agent.messages, error]));
+"""
 READ_COMPLETION = """
 import OpenAI from "openai";
 const client = new OpenAI({ baseURL: SERVER, apiKey: "none", maxRetries: 0 });
@@ -215,27 +226,78 @@ def test_interrupted_turns_end_with_an_error_and_keep_their_content(reader: Read
             assert (result["error"], result["last"]) == (GENERAL, ERRORS[reader.kind])
 
 
-def test_http_agent_runs_a_turn_with_a_tool_call(install: Callable[[str], Path]) -> None:
+def run_sample(folder: Path, url: str, session_id: str, more: str = "") -> Any:
+    """Run the page's sample of AG-UI, and `more`; return its messages as JSON."""
+    (_, sample) = code_of(CHAT_COMPONENTS, "js")
+    sample = sample.replace('"/agent', f'"{url}/agent').replace("sessionId", repr(session_id))
+    script = folder / "run.mjs"
+    script.write_text(f"{sample}{more}console.log(JSON.stringify(agent.messages));", "utf-8")
+    return json.loads(run_in(folder, "node", str(script)))
+
+
+def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
+    install: Callable[[str], Path],
+) -> None:
     """`HttpAgent` is AG-UI's own client, with the sample of the page on both sides."""
     folder = install(AG_UI)
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
-    fake = FakeTransport([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")])
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        (_, sample) = code_of(CHAT_COMPONENTS, "js")
-        sample = sample.replace('"/agent"', json.dumps(f"{url}/agent"))
-        sample = sample.replace("sessionId", json.dumps(new_chat(fake)))
-        script = folder / "run.mjs"
-        script.write_text(f"{sample}console.log(JSON.stringify(agent.messages));", "utf-8")
-        (user, *messages) = json.loads(run_in(folder, "node", str(script)))
-
-    assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
-    assert of_ag_ui(messages) == {
+    fake = FakeTransport()
+    fake.script([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")])
+    expected = {
         "text": ["Sunny."],
         "reasoning": ["Hm"],
         "content": [],
         "calls": [("call-1", "weather", {"city": "SF"})],
         "results": [("call-1", {"sky": "clear"})],
     }
+    with chat_back_end(fake, '@app.post("/agent")') as url:
+        session_id = new_chat(fake)
+        (user, *messages) = run_sample(folder, url, session_id)
+        assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
+        assert of_ag_ui(messages) == expected
+
+        fake.script([])
+        (user, *messages, second) = run_sample(folder, url, session_id)
+        assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
+        assert of_ag_ui(messages) == expected
+        assert (second["role"], second["content"]) == ("user", "What's the weather in SF?")
+
+
+def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], Path]) -> None:
+    folder = install(AG_UI)
+    fake = FakeTransport()
+    fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
+    with chat_back_end(fake, '@app.post("/agent")') as url:
+        session_id = new_chat(fake)
+        message = {"id": "1", "role": "user", "content": "Hi"}
+        body = {"threadId": session_id, "runId": "run", "messages": [message]}
+        with httpx.stream("POST", f"{url}/agent", json=body) as running:
+            next(each for each in running.iter_lines() if "Half" in each)
+            script = folder / "join.mjs"
+            script.write_text(
+                JOIN.replace("SERVER", repr(url)).replace("SESSION", repr(session_id)), "utf-8"
+            )
+            messages, error = json.loads(run_in(folder, "node", str(script)))
+    assert [(each["role"], each["content"]) for each in messages] == [
+        ("user", "Hi"),
+        ("assistant", "Half"),
+    ]
+    assert error == "the turn was stopped"
+    fake.assert_no_open_streams()
+
+
+def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
+    fake = FakeTransport()
+    with chat_back_end(fake, '@app.post("/agent")') as url:
+        thread = {"threadId": new_chat(fake)}
+        empty = {"id": "1", "role": "user", "content": ""}
+        picture = {"id": "1", "role": "user", "content": [{"type": "binary", "data": ""}]}
+        for messages in ([], [empty], [picture]):
+            response = httpx.post(f"{url}/agent", json={**thread, "messages": messages})
+            assert response.status_code == 422
+            assert response.json()["detail"]
+        assert httpx.post(f"{url}/agent", json={"threadId": "unknown000"}).status_code == 404
+    assert "sessions.create_event" not in {call.operation for call in fake.calls}
 
 
 @pytest.mark.parametrize(

@@ -49,10 +49,10 @@ def chat_back_end(fake: FakeTransport, line: str, page: str = "") -> Generator[s
     """
     with fake.installed():
         names = load(CHAT_COMPONENTS, line)
-    names["app"].dependency_overrides[names["current_user"]] = lambda: _USER
-    names["app"].add_api_route("/", lambda: HTMLResponse(page))
-    with serve(names["app"]) as url:
-        yield url
+        names["app"].dependency_overrides[names["current_user"]] = lambda: _USER
+        names["app"].add_api_route("/", lambda: HTMLResponse(page))
+        with serve(names["app"]) as url:
+            yield url
 
 
 def new_chat(fake: FakeTransport) -> str:

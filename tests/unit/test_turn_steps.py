@@ -226,8 +226,8 @@ def test_steps_of_a_turn_are_typed_values() -> None:
     ]
     each = [step for event in events for step in steps.event(event)]
     assert [*each, *steps.end(), *steps.end()] == [
-        Step("turn-start", CORRELATION_ID),
         Step("status", name="typing", value={"a": 1}),
+        Step("turn-start", CORRELATION_ID),
         Step("text-start", "m-1"),
         Step("text-delta", "m-1", text="Hi"),
         Step("text-end", "m-1"),

@@ -2,4 +2,8 @@
 
 from flux0.adapters.ui.ag_ui import AgUiFormat as AgUiFormat
 from flux0.adapters.ui.ai_sdk import AiSdkFormat as AiSdkFormat
-from flux0.adapters.ui.messages import ui_messages as ui_messages, user_text as user_text
+from flux0.adapters.ui.messages import (
+    ag_ui_messages as ag_ui_messages,
+    ui_messages as ui_messages,
+    user_text as user_text,
+)

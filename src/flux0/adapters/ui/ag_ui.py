@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
 from flux0.domain.errors import Flux0Error
@@ -18,6 +18,7 @@ class AgUiFormat(RelayFormat):
     Args:
         thread_id: The member `threadId` of the request.
         run_id: The member `runId` of the request.
+        messages: The result of `ag_ui_messages`. The page replaces its messages by these messages.
         error_text: Returns the text that the page gets for an error. By default, the text is a
             general sentence, because an error may contain the exception of an agent.
     """
@@ -27,9 +28,10 @@ class AgUiFormat(RelayFormat):
         thread_id: str,
         run_id: str,
         *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         error_text: Callable[[Flux0Error], str] = general_text,
     ) -> None:
-        self._error_text = error_text
+        self._error_text, self._messages = error_text, messages
         self.thread_id: str = thread_id
         self.run_id: str = run_id
 
@@ -39,7 +41,10 @@ class AgUiFormat(RelayFormat):
 
     def _encode(self, step: Step) -> bytes:
         if name := _RUN.get(step.type):
-            return json_event({"type": name, "threadId": self.thread_id, "runId": self.run_id})
+            run = json_event({"type": name, "threadId": self.thread_id, "runId": self.run_id})
+            if step.type == "turn-end" or self._messages is None:
+                return run
+            return run + json_event({"type": "MESSAGES_SNAPSHOT", "messages": self._messages})
         encode = _EVENTS.get(step.type)
         return b"" if encode is None else encode(step)
 

@@ -70,7 +70,9 @@ _CHUNKS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
     "call-delta": lambda step: _tool("tool-input-delta", step, inputTextDelta=step.text),
     "call-end": lambda step: _dynamic("tool-input-available", step, input=step.value),
     "call-invalid": lambda step: _dynamic("tool-input-error", step, input=None, errorText=_INVALID),
-    "call-result": lambda step: _tool("tool-output-available", step, output=step.value),
+    "call-result": lambda step: _tool(
+        "tool-output-available", step, output=step.value, dynamic=True
+    ),
     "content": lambda step: json_event({"type": "data-content", "id": step.id, "data": step.value}),
     "status": _status,
     "error": lambda step: json_event({"type": "error", "errorText": step.text}) + _DONE,

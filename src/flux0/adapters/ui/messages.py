@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
 from flux0.domain.enums import EventSource
 from flux0.domain.errors import InvalidArgument
+from flux0.domain.json_text import json_text
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import (
     ContentPart,
     Event,
-    EventData,
     MessageData,
     ReasoningPart,
     ToolCall,
@@ -25,14 +25,19 @@ def user_text(body: Any) -> str:
     """Return the text of the user's new message.
 
     Args:
-        body: The body of a request of `useChat` or of an AG-UI client, as plain JSON.
+        body: The body of a request of `useChat` or of an AG-UI client, as plain JSON. It has all
+            messages in `messages`, or only the new message in `message`.
 
     Raises:
         InvalidArgument: The body has another shape, or its last message is not a message of the
-            user that has only text.
+            user that has only text. Or the page wants to replace a message, with `regenerate` or by
+            editing a message: the flux0 server cannot replace messages.
     """
-    with suppress(LookupError, TypeError):
-        message = body["messages"][-1]
+    with suppress(AttributeError, LookupError, TypeError):
+        trigger = body.get("trigger", "submit-message")
+        if trigger != "submit-message" or body.get("messageId"):
+            raise InvalidArgument("body", f"asks to replace a message ({trigger}): send a new one")
+        message = body["message"] if "message" in body else body["messages"][-1]
         parts = message["parts"] if "parts" in message else message["content"]
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
         if message["role"] == "user" and all(part["type"] == "text" for part in parts):
@@ -47,21 +52,81 @@ def ui_messages(
 
     Args:
         history: The result of `Conversation.history`.
-        is_running: Whether the page will join the turn of the last user message. If so, the
-            messages of the agent in this turn are left out, because the relay yields them.
+        is_running: Whether to leave out the messages of the agent in the turn of the last user
+            message, because the page will join this turn. A component that replaces the message of
+            a turn which it joins, as `useChat` does, needs all messages.
     """
     messages: dict[str, dict[str, Any]] = {}
-    newest = ""
-    for event in history:
+    for event in _shown(history, is_running):
         key, role = event.correlation_id, "assistant"
         if event.source == EventSource.USER:
-            newest, key, role = key, f"{key}-user", "user"
+            key, role = f"{key}-user", "user"
         message = messages.setdefault(key, {"id": key, "role": role, "parts": []})
-        _add_parts(message["parts"], event.data)
-    return [each for key, each in messages.items() if not is_running or key != newest]
+        _add_parts(message["parts"], event)
+    return list(messages.values())
 
 
-def _add_parts(parts: list[dict[str, Any]], data: EventData) -> None:
+def ag_ui_messages(
+    history: Iterable[Event | TurnMessage], *, is_running: bool = False
+) -> list[dict[str, Any]]:
+    """Return the messages of a session as messages of AG-UI, for `AgUiFormat(messages=)`.
+
+    Args:
+        history: The result of `Conversation.history`.
+        is_running: Whether to leave out the messages of the agent in the turn of the last user
+            message, because the relay of this turn has them.
+    """
+    return [
+        {"id": f"{_id(event)}-{number}", **message}
+        for event in _shown(history, is_running)
+        for number, message in enumerate(_ag_ui(event), 1)
+    ]
+
+
+def _shown(
+    history: Iterable[Event | TurnMessage], is_running: bool
+) -> Iterator[Event | TurnMessage]:
+    events = tuple(history)
+    sent = [event.correlation_id for event in events if event.source == EventSource.USER]
+    hidden = sent[-1] if sent and is_running else None
+    for event in events:
+        if event.source == EventSource.USER or event.correlation_id != hidden:
+            yield event
+
+
+def _id(event: Event | TurnMessage) -> str:
+    return event.id if isinstance(event, Event) else event.event_id
+
+
+def _ag_ui(event: Event | TurnMessage) -> Iterator[dict[str, Any]]:
+    data = event.data
+    role = "user" if event.source == EventSource.USER else "assistant"
+    for part in data.parts if isinstance(data, MessageData) else ():
+        match part:
+            case ContentPart(content=str(text)):
+                yield {"role": role, "content": text}
+            case ReasoningPart(reasoning=str(text)):
+                yield {"role": "reasoning", "content": text}
+            case ContentPart(content=content) | ReasoningPart(reasoning=content):
+                yield {
+                    "role": "activity",
+                    "activityType": "content",
+                    "content": {"content": content},
+                }
+            case ToolCallPart():
+                function = {"name": str(part.tool_name), "arguments": json_text(part.args)}
+                call = {"id": str(part.tool_call_id), "type": "function", "function": function}
+                yield {"role": role, "toolCalls": [call]}
+            case _:
+                pass
+    for call in data.tool_calls if isinstance(data, ToolData) else ():
+        result = call.result and call.result.data
+        text = result if isinstance(result, str) else json_text(result)
+        yield {"role": "tool", "toolCallId": str(call.tool_call_id), "content": text}
+
+
+def _add_parts(parts: list[dict[str, Any]], event: Event | TurnMessage) -> None:
+    data = event.data
     for part in data.parts if isinstance(data, MessageData) else ():
         match part:
             case ContentPart(content=str(text)):
@@ -69,7 +134,7 @@ def _add_parts(parts: list[dict[str, Any]], data: EventData) -> None:
             case ReasoningPart(reasoning=str(text)):
                 parts.append({"type": "reasoning", "text": text})
             case ContentPart(content=content) | ReasoningPart(reasoning=content):
-                parts.append({"type": "data-content", "data": content})
+                parts.append({"type": "data-content", "id": _id(event), "data": content})
             case ToolCallPart():
                 parts.append(_tool_part(part))
             case _:

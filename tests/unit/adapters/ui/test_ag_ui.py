@@ -87,5 +87,11 @@ def test_failed_turn_ends_with_a_general_sentence_or_the_text_of_a_function() ->
     assert objects_of(shown, error=GONE) == [START, {**last, "message": "Sorry: gone"}]
 
 
+def test_snapshot_of_the_messages_follows_the_start_of_the_run() -> None:
+    messages = [{"id": "1", "role": "user", "content": "Hi"}]
+    snapshot = {"type": "MESSAGES_SNAPSHOT", "messages": messages}
+    assert objects_of(AgUiFormat("thread", "run", messages=messages)) == [START, snapshot, FINISH]
+
+
 def test_each_relay_has_its_own_state() -> None:
     assert objects_of(FORMAT, text("a")) == objects_of(FORMAT, text("a"))

@@ -55,7 +55,12 @@ def test_tool_call_is_streamed_and_gets_its_result() -> None:
         {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": '{"city"'},
         {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": ': "SF"}'},
         {"type": "tool-input-available", **TOOL, "input": {"city": "SF"}},
-        {"type": "tool-output-available", "toolCallId": "c", "output": {"sky": "é"}},
+        {
+            "type": "tool-output-available",
+            "toolCallId": "c",
+            "output": {"sky": "é"},
+            "dynamic": True,
+        },
     ]
 
 
@@ -71,10 +76,17 @@ def test_tool_call_with_invalid_arguments_is_an_error() -> None:
 def test_json_content_and_statuses_are_data() -> None:
     status = {"status": "typing", "data": {"detail": 1}}
     event = status_event("typing", {"detail": 1})
-    assert chunks_of(event, chunk("/rows", [1, float("nan")])) == [
+    assert objects_of(AiSdkFormat(), event, chunk("/rows", [1, float("nan")])) == [
         {"type": "data-status", "data": status, "transient": True},
+        START,
         {"type": "data-content", "id": "m", "data": {"rows": [1, None]}},
+        *END,
     ]
+
+
+def test_turn_with_statuses_only_starts_no_message() -> None:
+    chunks = objects_of(AiSdkFormat(), status_event("typing"), status_event("ready"))
+    assert [each["type"] for each in chunks[:-1]] == ["data-status", "data-status", "finish"]
 
 
 def test_failed_turn_ends_with_an_error_after_its_messages() -> None:

@@ -8,8 +8,8 @@ import pytest
 from attrs import evolve
 
 from flux0 import Flux0, InvalidArgument
-from flux0.adapters.ui import ui_messages, user_text
-from flux0.domain.stored_models import ContentPart, MessageData
+from flux0.adapters.ui import ag_ui_messages, ui_messages, user_text
+from flux0.domain.stored_models import ContentPart, Events, MessageData
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -63,14 +63,61 @@ def test_body_of_another_shape_is_rejected(body: Any) -> None:
         user_text(body)
 
 
-def messages_of(*turns: list[AgentStep], is_running: bool = False) -> list[dict[str, Any]]:
+def test_user_text_accepts_a_body_with_only_the_last_message() -> None:
+    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hé"}]}
+    assert user_text({"id": "chat", "message": message, "trigger": "submit-message"}) == "Hé"
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"trigger": "regenerate-message"},
+        {"trigger": "regenerate-message", "messageId": "2"},
+        {"trigger": "submit-message", "messageId": "1"},
+    ],
+)
+def test_message_that_would_replace_another_message_is_rejected(members: dict[str, Any]) -> None:
+    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}
+    with pytest.raises(InvalidArgument, match=f"replace a message .{members['trigger']}"):
+        user_text({"id": "chat", "messages": [message], **members})
+
+
+def history_of(*turns: list[AgentStep]) -> Events:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
         chat = flux0.conversation(agent=fake.agent_id)
         for steps in turns:
             fake.script(steps)
             chat.ask("Hi")
-        return ui_messages(chat.history(), is_running=is_running)
+        return chat.history()
+
+
+def test_ag_ui_messages_have_each_kind_of_part() -> None:
+    json_chunk = SendChunk("m", [{"op": "add", "path": "/rows", "value": [1]}], metadata=AGENT)
+    steps: list[AgentStep] = [Reason("Hm"), TOOL, GiveResult(TOOL, {"sky": 1}), Say("Sunny.")]
+    steps += [json_chunk, Report("ready", event_id="m")]
+    messages = ag_ui_messages(history_of(steps))
+    assert len({message.pop("id") for message in messages}) == 6
+    function = {"name": "weather", "arguments": '{"city": "SF"}'}
+    assert messages == [
+        {"role": "user", "content": "Hi"},
+        {"role": "reasoning", "content": "Hm"},
+        {"role": "assistant", "toolCalls": [{"id": "c", "type": "function", "function": function}]},
+        {"role": "tool", "toolCallId": "c", "content": '{"sky": 1}'},
+        {"role": "assistant", "content": "Sunny."},
+        {"role": "activity", "activityType": "content", "content": {"content": {"rows": [1]}}},
+    ]
+
+
+def test_ag_ui_messages_of_a_running_turn_are_left_out() -> None:
+    history = history_of([Say("One")], [Say("Two")])
+    contents = [message["content"] for message in ag_ui_messages(history, is_running=True)]
+    assert contents == ["Hi", "One", "Hi"]
+    assert ag_ui_messages([], is_running=True) == []
+
+
+def messages_of(*turns: list[AgentStep], is_running: bool = False) -> list[dict[str, Any]]:
+    return ui_messages(history_of(*turns), is_running=is_running)
 
 
 def test_turn_becomes_one_message_of_the_user_and_one_of_the_assistant() -> None:
@@ -85,8 +132,9 @@ def test_turn_becomes_one_message_of_the_user_and_one_of_the_assistant() -> None
         {"type": "reasoning", "text": "Hm"},
         {**PART, "state": "output-available", "output": {"sky": 1}},
         {"type": "text", "text": "Sunny."},
-        {"type": "data-content", "data": {"rows": [1]}},
+        {"type": "data-content", "id": assistant["parts"][3]["id"], "data": {"rows": [1]}},
     ]
+    assert assistant["parts"][3]["id"]
     assert user["id"] == f"{assistant['id']}-user"
 
 
@@ -116,3 +164,5 @@ def test_parts_of_unknown_types_are_left_out() -> None:
 
     (assistant,) = ui_messages([evolve(message, data=unknown)])
     assert assistant["parts"] == [{"type": "text", "text": "Hi"}]
+    (shown,) = ag_ui_messages([evolve(message, data=unknown)])
+    assert shown["content"] == "Hi"
