@@ -44,7 +44,7 @@ _PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, Turn
 
 
 def general_text(error: Flux0Error) -> str:
-    """Return a text of `error` that strangers may see.
+    """Return the text of `error` that strangers may see.
 
     The message of an error may contain the exception of an agent, or the address of a server. Then,
     the result is a general sentence.
@@ -113,7 +113,7 @@ class RelayFormat(ABC):
 class Flux0Format(RelayFormat, RelayEncoder):
     """The format of the flux0 server, the default of `relay`.
 
-    All events have all their members. Only the data of a status `error` are replaced by a text.
+    All events have all their members. Only the data of a status `error` are replaced by a sentence.
 
     Args:
         error_text: Returns the text that a reader gets for an error: the data of a status `error`,

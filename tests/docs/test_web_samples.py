@@ -24,7 +24,7 @@ from starlette.authentication import AuthCredentials, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
-from flux0 import AsyncConversation, Flux0, to_dict
+from flux0 import AsyncConversation, BackgroundTurns, Flux0, to_dict
 from flux0.testing import FakeTransport, Fault, Gate, Refuse, Respond, Say
 from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, load, new_chat
 
@@ -154,7 +154,8 @@ def ai_sdk(stack: ExitStack) -> Post:
 
 
 def ag_ui(stack: ExitStack) -> Post:
-    return chat_components(stack, '@app.post("/agent")', "threadId", ("POST", "/agent"))
+    routes = (("POST", "/agent"), ("POST", "/agent/history"), ("DELETE", "/agent/{}"))
+    return chat_components(stack, '@app.post("/agent")', "threadId", *routes)
 
 
 def flask(stack: ExitStack) -> Post:
@@ -281,15 +282,18 @@ def check_sessions(fake: FakeTransport, post: Post) -> None:
     assert headers["cache-control"] == "no-store"
 
 
-def test_page_that_is_loaded_while_a_message_is_sent_has_the_earlier_reply(
+def test_page_that_is_loaded_while_a_message_is_sent_has_this_message_and_the_earlier_reply(
     fake: FakeTransport,
 ) -> None:
     names = load(CHAT_COMPONENTS, '@app.post("/api/chat")')
-    pages: list[Any] = []
+    turns = BackgroundTurns()
+    request = SimpleNamespace(state=SimpleNamespace(turns=turns))
+    pages: list[asyncio.Task[Any]] = []
     chats: list[AsyncConversation] = []
 
     async def load_pages() -> str:  # The client calls it before it sends a request.
-        pages.extend([await names["load"](chat) for chat in chats])
+        pages.extend(asyncio.create_task(names["load"](request, chat)) for chat in chats)
+        await asyncio.sleep(0)
         return "1"
 
     async def main() -> None:
@@ -297,13 +301,13 @@ def test_page_that_is_loaded_while_a_message_is_sent_has_the_earlier_reply(
             chat = await sender.conversation_async(agent=fake.agent_id)
             await chat.ask("Hi")
             chats.append(await reader.conversation_async(session=chat.session_id))
-            turn = await names["turns"].start_async(chat, "And now?")
+            turn = await turns.start_async(chat, "And now?")
             await turn.wait_async()
+            messages = json.loads((await pages[0]).body)["messages"]
+        texts = [message["parts"][0]["text"] for message in messages]
+        assert texts[:3] == ["Hi", "Secret.", "And now?"]
 
     asyncio.run(main())
-    page = pages[0]
-    assert page["resume"]
-    assert [message["parts"][0]["text"] for message in page["messages"]] == ["Hi", "Secret."]
 
 
 @pytest.mark.parametrize(
@@ -334,9 +338,14 @@ def test_request_of_another_shape_is_rejected_by_the_chat_sample(fake: FakeTrans
     names["app"].dependency_overrides = {names["current_user"]: lambda: "ada"}
     with Flux0() as client:
         session_id = client.conversation(agent=fake.agent_id, user="ada").session_id
-    response = TestClient(names["app"]).post("/api/chat", json={"id": session_id, "messages": []})
-    assert response.status_code == 422
-    assert "body must end with a user message" in response.json()["detail"]
+    body = {"id": session_id, "messages": []}
+    with TestClient(names["app"]) as page:
+        response = page.post("/api/chat", json=body)
+        assert response.status_code == 422
+        assert "body must end with a user message" in response.json()["detail"]
+        again = page.post("/api/chat", json={**body, "trigger": "regenerate-message"})
+        assert again.status_code == 422
+        assert "replace a message" in again.json()["detail"]
 
 
 def without_heartbeats(response: httpx.Response) -> Iterator[str]:
@@ -349,8 +358,12 @@ def test_chat_sample_sends_a_running_turn_from_its_beginning_also_if_it_ends_mea
     back_end = chat_back_end(fake, '@app.post("/api/chat")')
     with back_end as url, httpx.Client(base_url=url, timeout=60) as page:
         chat = new_chat(fake)
-        assert page.get(f"/api/chat/{chat}").json() == {"messages": [], "resume": False}
-        assert page.get(f"/api/chat/{chat}/stream").status_code == 204
+        empty = page.get(f"/api/chat/{chat}")
+        assert empty.json() == {"messages": []}
+        without_turn = page.get(f"/api/chat/{chat}/stream")
+        assert without_turn.status_code == 204
+        for each in (empty, without_turn, page.get("/api/chat/unknown000")):
+            assert each.headers["cache-control"] == "no-store"
 
         body = {
             "id": chat,
@@ -364,8 +377,7 @@ def test_chat_sample_sends_a_running_turn_from_its_beginning_also_if_it_ends_mea
             gate.open()
             rest = list(lines)
         assert rest[-2:] == ["data: [DONE]", ""]
-        assert running["resume"]
-        assert [message["role"] for message in running["messages"]] == ["user"]
+        assert [message["role"] for message in running["messages"]] == ["user", "assistant"]
 
         joined = page.get(f"/api/chat/{chat}/stream")
         assert joined.headers["x-vercel-ai-ui-message-stream"] == "v1"
@@ -373,7 +385,6 @@ def test_chat_sample_sends_a_running_turn_from_its_beginning_also_if_it_ends_mea
         assert list(takewhile(lambda line: "Half" not in line, lines)) == first
         assert list(lines) == rest
         ended = page.get(f"/api/chat/{chat}").json()
-        assert not ended["resume"]
         assert [part["text"] for part in ended["messages"][1]["parts"]] == ["Half", "Rest"]
 
 
