@@ -39,7 +39,7 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 
 # A part of the encoded status `error`, in which the agent's text must be replaced.
 AGENT_ERROR: Final = b'"status": "error"'
-# The texts of these errors are sentences of flux0.
+# The messages of these errors are sentences of flux0.
 _PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, TurnTooLarge)
 
 
