@@ -110,6 +110,11 @@ def claimed(store: RedisTurnStore, session_id: str = "session", turn_id: str = "
     return log
 
 
+def wait_for_listeners(client: Any, count: int) -> None:
+    """Wait until the listeners of all stores have connected."""
+    wait_until(lambda: client.pubsub_numsub("flux0:process:all")[0][1] == count)
+
+
 def copied_by(client: Redis) -> str:
     """Return the channel of the process that follows the turn."""
     (follower,) = followers(client)
@@ -781,6 +786,7 @@ def test_turn_of_the_process_is_found_and_closed_while_redis_is_paused(
     with redis_server(tmp_path) as server, Redis(port=server.port, socket_timeout=None) as client:
         store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
         log = claimed(store)
+        wait_for_listeners(client, 1)
         server.pause()
         log.append(event("turn", 1))
         assert store.find("session") is log
@@ -799,6 +805,7 @@ def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path:
         log = claimed(store)
         copy = other.find("session")
         assert copy is not None
+        wait_for_listeners(client, 2)
         server.pause()
         assert wait_for_end(copy, TIMEOUT)
         assert copy.end is not None
