@@ -68,7 +68,7 @@ class StreamState(Uncopyable):
         self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
         self._content = TurnContent(accumulator)
         self._life = LifeCycle()
-        self._role = ReaderRole(self._running, self._generators, turn)
+        self._role = ReaderRole(self._running, turn)
         self._lock = self._role.lock
         self._report = report
         self._bind(response.body)
@@ -77,11 +77,6 @@ class StreamState(Uncopyable):
     @abstractmethod
     def _running() -> object:
         """Return the running thread or task."""
-
-    @staticmethod
-    def _generators() -> frozenset[int]:
-        """Return the running generators that another thread may continue."""
-        return frozenset()
 
     @abstractmethod
     def _bind(self, body: Any) -> None:

@@ -21,7 +21,7 @@ from flux0.ports import AsyncByteStream, ByteStream
 from flux0.relay_format import FLUX0, RelayFormat, checked_format
 from flux0.runtime.event_loop import Loop, running_loop, running_task
 from flux0.runtime.processes import NO_WAIT
-from flux0.turns.reader import AsyncLoop, Reader, running_generators, started
+from flux0.turns.reader import AsyncLoop, Reader, started
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
 from flux0.usecases.options import CallOptions, show_options
 
@@ -59,7 +59,6 @@ class EventStream(StreamState):
     """
 
     _running = staticmethod(get_ident)
-    _generators = staticmethod(running_generators)
 
     def _bind(self, body: ByteStream) -> None:
         self._read = body.read

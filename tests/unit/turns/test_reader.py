@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< ours
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-=======
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
->>>>>>> theirs
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 from threading import Event, get_ident
 from typing import Any
