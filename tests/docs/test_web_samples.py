@@ -338,8 +338,9 @@ def test_request_of_another_shape_is_rejected_by_the_chat_sample(fake: FakeTrans
     names["app"].dependency_overrides = {names["current_user"]: lambda: "ada"}
     with Flux0() as client:
         session_id = client.conversation(agent=fake.agent_id, user="ada").session_id
-    body = {"id": session_id, "messages": []}
-    with TestClient(names["app"]) as page:
+    body: dict[str, Any] = {"id": session_id, "messages": []}
+    with ExitStack() as stack:
+        page = browser(stack, names["app"])
         response = page.post("/api/chat", json=body)
         assert response.status_code == 422
         assert "body must end with a user message" in response.json()["detail"]

@@ -73,7 +73,7 @@ def test_turn_is_shown_and_its_session_can_be_continued(
     assert parse_json(run("sessions", "get", session["id"], "--json")) == session
     assert run("sessions", "list", "--user", uuid4().hex).stdout == ""
     bye = script({"text": "Bye."})
-    later = run("chat", "--session", session["id"], *user, input=bye)
+    later = run("chat", "--continue", *user, input=bye)
     assert later.stdout == "Bye.\n"
     lines = run("chat", "--lines", "--session", session["id"], input=f"{bye}\n{bye}\n")
     assert lines.stdout == "Bye.\n\nBye.\n"
@@ -128,7 +128,6 @@ def test_error_response_is_reported_on_one_line(run: Run) -> None:
     short = "Error: No {} has the id 'x': ids have 10 characters."
     for command, words in (
         (["chat", "Hi", "--session", "x" * 10], unknown.format("session")),
-        (["chat", "Hi", "--agent", "x" * 10], unknown.format("agent")),
         (["sessions", "get", "x"], short.format("session")),
         (["sessions", "create", "x" * 10], unknown.format("agent")),
         (["sessions", "create", "x"], short.format("agent")),

@@ -31,4 +31,4 @@ def last_session(flux0: Flux0) -> Session:
     if not sessions:
         problem = "The user has no session. Begin a session without this option."
         raise typer.BadParameter(problem, param_hint="--continue")
-    return max(sessions, key=lambda session: session.created_at)
+    return sorted(sessions, key=lambda session: session.created_at)[-1]

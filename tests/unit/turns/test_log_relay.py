@@ -82,9 +82,15 @@ class ChangingLog(TurnLog):
         return super().on_change(wake)
 
 
-CHANGES = pytest.mark.parametrize(
-    "change", [lambda log: log.append(b"1"), lambda log: log.finish(LogEnd())], ids=["event", "end"]
-)
+def add_event(log: TurnLog) -> None:
+    log.append(b"1")
+
+
+def end(log: TurnLog) -> None:
+    log.finish(LogEnd())
+
+
+CHANGES = pytest.mark.parametrize("change", [add_event, end])
 
 
 @CHANGES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from attrs import evolve
 
 from flux0 import Flux0, InvalidArgument
 from flux0.adapters.ui import ag_ui_messages, ui_messages, user_text
-from flux0.domain.stored_models import ContentPart, Events, MessageData
+from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.stored_models import ContentPart, Event, MessageData
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -82,7 +84,7 @@ def test_message_that_would_replace_another_message_is_rejected(members: dict[st
         user_text({"id": "chat", "messages": [message], **members})
 
 
-def history_of(*turns: list[AgentStep]) -> Events:
+def history_of(*turns: list[AgentStep]) -> Iterable[Event | TurnMessage]:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
         chat = flux0.conversation(agent=fake.agent_id)
