@@ -115,8 +115,8 @@ def _ag_ui(event: Event | TurnMessage) -> Iterator[dict[str, Any]]:
                 }
             case ToolCallPart():
                 function = {"name": str(part.tool_name), "arguments": json_text(part.args)}
-                call = {"id": str(part.tool_call_id), "type": "function", "function": function}
-                yield {"role": role, "toolCalls": [call]}
+                tool = {"id": str(part.tool_call_id), "type": "function", "function": function}
+                yield {"role": role, "toolCalls": [tool]}
             case _:
                 pass
     for call in data.tool_calls if isinstance(data, ToolData) else ():
