@@ -358,12 +358,13 @@ def test_running_turn_keeps_its_session_and_its_readers_if_redis_loses_data(
         assert turn.reasons == []
 
 
-def test_lost_data_of_a_silent_turn_is_restored(
+def test_lost_data_of_an_idle_turn_is_restored(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
     log = claimed(store)
     log.append(event("turn", 1))
     with server.client() as client:
+        wait_until(lambda: client.hget("flux0:{session}:turn", "last") == b"1")
         client.flushall()
         wait_until(lambda: other.find("session") is not None)
         copy = other.find("session")
