@@ -134,7 +134,8 @@ async def turn(
     fake = FakeTransport(agent_name="Drizzle", clock=FakeClock(server_time))
     fake.script(reply)
     session = Flux0(transport=fake).sessions.create(agent_id=fake.agent_id)
-    fake.inject(*faults)
+    if faults:
+        fake.inject(*faults)
     observer = telemetry.observer(contents=contents)
     client = Flux0(transport=fake, observers=[observer], retry_config=AT_ONCE, **options)
     async with in_mode(mode, client) as flux0:

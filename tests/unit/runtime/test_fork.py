@@ -383,7 +383,7 @@ def test_calls_without_timeout_ms_leave_no_thread_so_a_fork_emits_no_warning(way
         "assert threading.enumerate() == [threading.main_thread()]\n"
         "if os.path.exists('/proc/self/task'):\n"
         "    assert len(os.listdir('/proc/self/task')) == 1\n"
-        "warnings.simplefilter('error')\n"
+        "warnings.simplefilter('error', DeprecationWarning)\n"
         "if (child := os.fork()) == 0:\n"
         "    os._exit(0)\n"
         "os.waitpid(child, 0)\n"

@@ -88,10 +88,12 @@ class HttpxExchange(Exchange):
         self._token = current_exchange.set(ref(self))
 
     def __exit__(self, _: object, error: object, __: object) -> None:
-        current_exchange.reset(self._token)
-        self.interrupt.clear()
-        if error is not None:
-            self.end()
+        try:
+            self.interrupt.clear()
+            if error is not None:
+                self.end()  # It acquires a lock, so the exchange must still be current.
+        finally:
+            current_exchange.reset(self._token)
 
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now are a part of the response head.

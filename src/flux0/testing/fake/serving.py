@@ -62,7 +62,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._listener = create_server((host, int(port)), backlog=_BACKLOG)
         self.address = f"{host}:{self._listener.getsockname()[1]}"
         self._closing = False
-        self._loop: Future[AbstractEventLoop] = Future()
+        self._agent_loop: Future[AbstractEventLoop] = Future()
         self._loop_thread = Thread(target=lambda: asyncio.run(self._run_loop()), daemon=True)
         self._accepting = Thread(target=self._accept, daemon=True)
         self._loop_thread.start()
@@ -89,7 +89,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
         ends = monotonic() + _MAX_JOIN_SECONDS
         for thread, _ in threads:
             thread.join(max(ends - monotonic(), 0))
-        self._loop.result().call_soon_threadsafe(self._ended.set)
+        self._agent_loop.result().call_soon_threadsafe(self._ended.set)
         self._loop_thread.join(max(ends - monotonic(), 0))
 
     def _accept(self) -> None:
@@ -110,12 +110,12 @@ class FakeHTTPServer(AbstractContextManager[str]):
 
     async def _run_loop(self) -> None:
         self._ended = asyncio.Event()
-        self._loop.set_result(asyncio.get_running_loop())
+        self._agent_loop.set_result(asyncio.get_running_loop())
         await self._ended.wait()
 
     def start_task(self, run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
         """Start an async agent in the event loop of the server; see `StartTask`."""
-        return asyncio.run_coroutine_threadsafe(run(), self._loop.result()).cancel
+        return asyncio.run_coroutine_threadsafe(run(), self._agent_loop.result()).cancel
 
 
 class _Connection:
