@@ -36,6 +36,7 @@ from flux0.testing.fake.clock import Wait, Waits
 
 _logger = getLogger("flux0.testing")
 
+_PLAIN_TEXT = "text/plain; charset=utf-8"
 _BACKLOG = 1024  # Many clients may connect at once.
 # The longest wait, at the end of the block, until agents notice that their clients are gone.
 _MAX_JOIN_SECONDS = 5.0
@@ -140,7 +141,8 @@ class _Connection:
             while (request := self._read_request()) and self._respond(request):
                 self.http.start_next_cycle()
         except h11.RemoteProtocolError:
-            self._send_text(400, "Invalid HTTP request received.", ("connection", "close"))
+            fields = ("content-type", _PLAIN_TEXT), ("Connection", "close")
+            self._send_response(400, fields, [b"Invalid HTTP request received."])
         finally:
             with suppress(OSError):
                 self.request.shutdown(SHUT_RDWR)
@@ -199,7 +201,9 @@ class _Connection:
             return False
         except AssertionError as error:  # For example, an unexpected call.
             _logger.exception("%s %s: no response", request.method, request.url)
-            self._send_text(500, str(error), *cors)
+            text = str(error).encode(errors="replace")
+            length = ("content-length", str(len(text)))
+            self._send_response(500, (length, ("content-type", _PLAIN_TEXT), *cors), [text])
             return self.http.our_state is h11.DONE
         _logger.debug("%s %s: %d", request.method, request.url, response.status_code)
         self._body = body = response.body
@@ -247,11 +251,6 @@ class _Connection:
         for piece in body:
             self._send(h11.Data(data=piece))
         self._send(h11.EndOfMessage())
-
-    def _send_text(self, status: int, text: str, *fields: tuple[str, str]) -> None:
-        body = text.encode(errors="replace")
-        own = ("content-length", str(len(body))), ("content-type", "text/plain; charset=utf-8")
-        self._send_response(status, (*own, *fields), [body])
 
     def _send(self, event: h11.Event) -> None:
         if data := self.http.send(event):
