@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from pytest_httpserver import HTTPServer
 
+from flux0 import Flux0
 from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
 from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
-from flux0.flows import CallRequest, chain
+from flux0.flows import CallRequest, Flow, SendFlow, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.ports import Response
 from support.driving import Time
@@ -229,3 +231,21 @@ def test_keyboard_interrupt_while_reading_an_error_body_is_raised(
         send(response_from(recorded, status=500))
 
     assert recorded.releases
+
+
+def test_middleware_of_the_user_sees_the_response_of_a_server() -> None:
+    seen: list[tuple[int, str | None]] = []
+
+    def record(request: CallRequest, forward: SendFlow) -> Flow[Response[Any]]:
+        headers = request.headers.merge(Headers((("x-team", "weather"),)))
+        response = yield from forward(evolve(request, headers=headers))
+        seen.append((response.status_code, response.headers.get("x-served-by")))
+        return response
+
+    with HTTPServer() as server:
+        wanted = server.expect_request("/api/agents", headers={"x-team": "weather"})
+        wanted.respond_with_json({"data": []}, headers={"x-served-by": "node-1"})
+        with Flux0(server.url_for("/"), middleware=[record]) as client:
+            assert list(client.agents.list()) == []
+        server.check_assertions()
+    assert seen == [(200, "node-1")]
