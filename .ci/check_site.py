@@ -240,7 +240,7 @@ def test_reference_has_an_example(name: str) -> None:
 
 def test_example_of_a_class_is_before_its_methods() -> None:
     entries = re.split(
-        r'(?=<div class="doc doc-object doc-class">|<h1|<h2 id="(?!flux0))', REFERENCE
+        r'(?=<div class="doc doc-object doc-class">|<h1|<h2 id="(?!flux0[.]))', REFERENCE
     )
     parts = ('<div class="highlight">', '<div class="doc doc-object doc-function">')
     with_both = [entry for entry in entries if all(part in entry for part in parts)]

@@ -35,6 +35,7 @@ _Reasoning: TypeAlias = Literal["reasoning-start", "reasoning-delta", "reasoning
 _Call: TypeAlias = Literal["call-start", "call-delta", "call-end", "call-invalid", "call-result"]
 _Turn: TypeAlias = Literal["relay-start", "turn-start", "status", "error", "turn-end"]
 StepType: TypeAlias = Literal[_Turn, _Text, _Reasoning, _Call, "content", "message-end"]
+"""The type of a step. `Step` describes each type."""
 
 _Part: TypeAlias = tuple[StepType, StepType, StepType]
 _TEXT: Final[_Part] = "text-start", "text-delta", "text-end"

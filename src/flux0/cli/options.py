@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -30,9 +30,10 @@ def argument(metavar: str, help: str, **more: Any) -> Any:
     return typer.Argument(metavar=metavar, help=help, **more)
 
 
-def _completion(
-    kind: str, label: str, *, has_names: bool = False
-) -> Callable[..., list[tuple[str, str]]]:
+Complete: TypeAlias = "Callable[..., list[tuple[str, str]]]"
+
+
+def _completion(kind: str, label: str, *, has_names: bool = False) -> Complete:
     """Return a function that completes ids of agents or sessions in a shell.
 
     `label` is the attribute that describes an id. If `has_names` is True, it is completed, too.
@@ -57,8 +58,8 @@ def _completion(
     return complete
 
 
-complete_agents = _completion("agents", "name", has_names=True)
-complete_sessions = _completion("sessions", "title")
+complete_agents: Complete = _completion("agents", "name", has_names=True)
+complete_sessions: Complete = _completion("sessions", "title")
 
 _SERVER = f"Server URL. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
 _USER = "Name of the user who owns the sessions. Default: the anonymous user."

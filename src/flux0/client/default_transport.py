@@ -77,7 +77,7 @@ class DefaultTransport:
         replacement = _replacements[-1]
         self._own: Any = create() if replacement is None else replacement.for_client()
         self._last = replacement, self._own
-        self.time = _DefaultTime(None if replacement is None else replacement.time)
+        self.time: Any = _DefaultTime(None if replacement is None else replacement.time)
 
     def __repr__(self) -> str:
         return repr(self.current())

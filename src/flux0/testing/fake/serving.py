@@ -54,7 +54,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
     def __init__(self, fake: SharedTransport, port: int, allow_origins: Collection[str]) -> None:
         self.fake = fake
         self.allow_origins = allow_origins
-        self.address = f"127.0.0.1:{port}"
+        self.address: str = f"127.0.0.1:{port}"
         # The threads that serve the connections, with their sockets.
         self._threads: dict[Thread, socket] = {}
 
