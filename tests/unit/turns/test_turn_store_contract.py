@@ -57,6 +57,17 @@ class TestMemoryTurnStore(LocalTurnStoreContract):
         return MemoryTurnStore(keep_seconds=keep_seconds)
 
 
+class MemoryContract(TurnStoreContract):
+    def make_store(self, *, keep_seconds: float, lease_seconds: float) -> MemoryTurnStore:
+        return MemoryTurnStore(keep_seconds=keep_seconds)
+
+
+def test_store_that_waits_for_no_program_needs_no_paused() -> None:
+    contract = MemoryContract()
+    with contract.paused():
+        contract.make_store(keep_seconds=1, lease_seconds=1).close()
+
+
 class RedisContract(TurnStoreContract):
     """Each store has its own client, as in its own process. The clients have no timeouts."""
 

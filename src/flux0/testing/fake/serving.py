@@ -207,7 +207,7 @@ class _Connection:
             return self.http.our_state is h11.DONE
         _logger.debug("%s %s: %d", request.method, request.url, response.status_code)
         self._body = body = response.body
-        if self._is_disconnected:
+        if self._is_disconnected:  # pragma: no cover - in the moment before `_watch` sees the body
             body.close()
         try:
             fields = (*response.headers.pairs, *cors)

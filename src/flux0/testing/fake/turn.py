@@ -126,7 +126,8 @@ class FakeTurn:
         if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
             self._running = True
             self._cancel_task = start_task(run)
-            if self._cancelled:  # Another thread has cancelled the turn before the task started.
+            # Another thread may have cancelled the turn before the task started.
+            if self._cancelled:  # pragma: no cover - depends on the threads
                 self._cancel_task()
         else:
             self._agent = run()

@@ -518,6 +518,15 @@ def test_process_exits_while_its_fake_is_served(enter: str) -> None:
     assert (done.stdout, done.stderr) == ("chunk\n", "")
 
 
+def test_closing_a_closed_server_does_nothing() -> None:
+    server = FakeTransport().serve()
+    url = server.__enter__()
+    for _ in range(2):
+        server.__exit__(None, None, None)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
 def test_cleanup_of_agents_has_run_after_the_block() -> None:
     cleaned: list[str] = []
 
