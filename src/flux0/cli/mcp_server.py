@@ -159,8 +159,8 @@ class AgentTools:
     async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}
         if (session_id := given.get("session_id")) is not None:
-            # The server continues a session for everybody who knows its id, but lists the session
-            # only for its user.
+            # The server continues a session for each client that knows its id, but lists the
+            # session only for its user.
             sessions = await self._client.sessions.list_async(agent_id=agent.id)
             found = [session for session in sessions if session.id == session_id]
             if not found:
