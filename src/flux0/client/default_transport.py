@@ -120,7 +120,7 @@ def _is_real(transport: object) -> bool:
 
 @Time.register
 class _DefaultTime:
-    """The clock of the replacement in a block of `default_transport`, or `own` (None: the system)."""
+    """The clock of the replacement in a block of `default_transport`, or `own`, if it is set."""
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own
