@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -151,7 +151,8 @@ def find_a_copy(store: RedisTurnStore, session_id: str) -> TurnLog | None:
 
 
 def ask_and_release(store: RedisTurnStore, *arguments: Any) -> None:
-    store._client.execute_command("EXISTS", "turn")  # pyright: ignore[reportPrivateUsage]
+    with suppress(Exception):  # The contract may close the client during the call.
+        store._client.execute_command("EXISTS", "turn")  # pyright: ignore[reportPrivateUsage]
     release(store, *arguments)
 
 
