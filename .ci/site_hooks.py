@@ -104,12 +104,12 @@ def _with_example_first(entry: str) -> str:
 def on_post_build(config: Any, **_: Any) -> None:
     """Add words to the index of the search: keywords, and the names of classes in lower case.
 
-    The search splits `FakeTransport` into its words, so it would not find `faketransport`.
+    The search splits `FakeTransport` into two words, so it would not find `faketransport`.
     """
     path = Path(config.site_dir, "search/search_index.json")
     index = json.loads(path.read_text("utf-8"))
     for entry in index["docs"]:
-        # Not the names in texts: the search also finds words that begin with a word of the query.
+        # Only names in titles: the search also finds words that begin with a word of the query.
         names = map(str.lower, _CLASS_NAME.findall(entry["title"]))
         keywords = [_KEYWORDS.get(entry["location"], "")] * _KEYWORD_COUNT
         entry["text"] = " ".join((entry["text"], *names, *keywords)).strip()

@@ -370,14 +370,11 @@ def _client(
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
     """Open a client with the command's common options."""
-    with (
-        _exit_codes(explain),
-        common_options(context).client(
-            transport=_demo_transport() if demo else None,
-            stream_idle_timeout_ms=None if idle_timeout is None else idle_timeout * 1000,
-        ) as client,
-    ):
-        yield client
+    options, limit = common_options(context), idle_timeout and idle_timeout * 1000
+    with _exit_codes(explain):
+        transport = _demo_transport() if demo else None
+        with options.client(transport=transport, stream_idle_timeout_ms=limit) as client:
+            yield client
 
 
 @contextmanager

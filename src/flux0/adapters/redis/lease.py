@@ -46,7 +46,7 @@ class LeaseJob:
             for process in {turn.process for turn in running}:
                 count, now = (yield self._shared.commands.lease(process)), monotonic()
                 last, since = seen.get(process, (None, now))
-                # An expired lease is no renewal.
+                # The key of an expired lease is missing: the process has not renewed it.
                 self._seen[process] = count, since if count in (last, None) else now
                 if now - self._seen[process][1] >= times.expiry:
                     for turn in running:

@@ -289,9 +289,8 @@ def iter_steps(result: SyncSteps) -> Generator[AgentStep, None, None]:
     try:
         for step in cast("Iterable[str | AgentStep]", (result,) if is_single else result or ()):
             if not isinstance(step, _STEP_TYPES):
-                raise TypeError(
-                    f"an agent must yield strings or steps of flux0.testing, not {step!r}"
-                )
+                problem = f"an agent must yield strings or steps of flux0.testing, not {step!r}"
+                raise TypeError(problem)
             yield Say(step) if isinstance(step, str) else step
     finally:
         if isinstance(result, Generator):
@@ -304,8 +303,7 @@ _Patches: TypeAlias = list[dict[str, Any]]
 class StepExpander:
     """Expands steps such as `Say` into steps of the server's protocol, such as `SendChunk`.
 
-    Each turn has its own expander. `next_number` numbers objects of a kind: "message", "run" or
-    "call".
+    Each turn has its own expander. `next_number` numbers each "message", "run" and "call".
     """
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
@@ -389,8 +387,7 @@ def _add_patch(path: str, value: Any) -> dict[str, Any]:
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
     """Yield the patches of a tool call: the call, then the JSON of its arguments in two pieces.
 
-    `index` is the call's position in a `LangChain` message, where a separate patch sets the tool's
-    name; None for other messages.
+    In a `LangChain` message, `index` is the call's position, and a separate patch sets the name.
     """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""
