@@ -54,7 +54,8 @@ class LeaseJob:
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             self._seen = {}  # Meanwhile, the processes cannot renew their leases, either.
             if self._is_reachable:
-                getLogger("flux0").warning("%s: %s", _UNREACHABLE, error)
+                # A log record must not refer to the error, whose traceback refers to turns.
+                getLogger("flux0").warning("%s: %s", _UNREACHABLE, str(error.__cause__ or error))
             self._is_reachable = False
             worker.retry(self)
             return

@@ -85,7 +85,7 @@ class PublishedTurn:
         self._shared.turns.pop(self.name.info, None)
 
     def _watch(self) -> None:
-        if not self._is_watching:
+        if not (self._is_watching or self._log.is_ended):  # An ended log would keep this method.
             self._is_watching = True
             self._log.on_change(self._on_change)
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, final
 from attrs import define, field, frozen
 
 from flux0.adapters.redis.commands import Command, Commands, Times
-from flux0.domain.errors import Flux0Error, TurnStoreError
+from flux0.domain.errors import TurnStoreError
 from flux0.runtime.turn_log import TurnLog
 from flux0.runtime.waker import Waker
 
@@ -57,7 +57,7 @@ class Job(Protocol):
     is_repeated: bool
 
     def steps(self) -> Steps[None]:
-        """Yield commands, and receive their replies, or the exceptions of the client.
+        """Yield commands, and receive their replies, or a `TurnStoreError`.
 
         It runs in the thread of the worker, and must not raise.
         """
@@ -92,11 +92,11 @@ class _Call(Generic[T]):
     def wait(self, seconds: float) -> T:
         if not self._done.wait(seconds):
             raise TurnStoreError(f"Redis did not respond within {seconds:g} s")
-        if isinstance(self._error, Flux0Error):
-            raise self._error
-        if self._error is not None:
-            problem = f"Redis cannot be used: {type(self._error).__name__}: {self._error}"
-            raise TurnStoreError(problem) from self._error
+        try:
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._error = None  # The traceback of the error refers to this object.
         return self._results[0]
 
 
@@ -214,6 +214,15 @@ class Worker:
         if not self._is_waiting:  # If this process was suspended, Redis may have responded.
             self._last_reply = max(self._last_reply, monotonic() - self._retry_seconds)
         self._is_waiting = True
+        replies = self._replies(commands)
+        self._is_waiting = all(isinstance(reply, Exception) for reply in replies)
+        now = monotonic()
+        if not self._is_waiting:
+            self._last_reply = now
+        self._not_before = now + (self._retry_seconds if self._is_waiting else _MIN_INTERVAL)
+        return replies
+
+    def _replies(self, commands: list[Command]) -> list[object]:
         try:
             replies = self._pipeline(commands, is_known=True)
             # Redis may not know a script. Keep the order of all commands.
@@ -222,12 +231,7 @@ class Worker:
             if first is not None:
                 replies[first:] = self._pipeline(commands[first:], is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
-            replies = [error] * len(commands)
-        self._is_waiting = all(isinstance(reply, Exception) for reply in replies)
-        now = monotonic()
-        if not self._is_waiting:
-            self._last_reply = now
-        self._not_before = now + (self._retry_seconds if self._is_waiting else _MIN_INTERVAL)
+            return [error] * len(commands)  # A variable would put the error in a reference cycle.
         return replies
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
@@ -245,10 +249,20 @@ class Worker:
 
     def _continue(self, job: Job, steps: Steps[None], reply: object) -> None:
         try:
-            command = steps.throw(reply) if isinstance(reply, Exception) else steps.send(reply)
+            if isinstance(reply, Exception):
+                command = steps.throw(_failure(reply))
+            else:
+                command = steps.send(reply)
         except StopIteration:
             return
         self._running[job] = steps, command
+
+
+def _failure(error: Exception) -> TurnStoreError:
+    """Return a new error for one job: its traceback refers to the job."""
+    failure = TurnStoreError(f"Redis cannot be used: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 @cache
