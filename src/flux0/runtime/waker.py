@@ -37,7 +37,8 @@ class Waker:
 class AsyncWaker:
     """The async version of `Waker`, for tasks of the event loop in which it was created.
 
-    It needs no cancel scope in asyncio: a scope for each wait would cost more than an event.
+    In asyncio, the waits of an object share a timer: a timer or a cancel scope for each wait would
+    cost more than an event.
 
     Attributes:
         loop: The event loop.
@@ -47,6 +48,8 @@ class AsyncWaker:
         self.loop: Loop = running_loop()
         self._library = sys.modules["trio" if hasattr(self.loop, "run_sync_soon") else "asyncio"]
         self._woken = self._library.Event()
+        self._deadline = inf
+        self._timer_time = inf
 
     def wake(self) -> None:
         """End the wait, or the next wait if no task waits.
@@ -65,16 +68,26 @@ class AsyncWaker:
 
     async def wait(self, seconds: float | None) -> None:
         """Wait until `wake` is called, or for `seconds`."""
-        woken = self._woken
         if hasattr(self.loop, "run_sync_soon"):
             with self._library.move_on_after(inf if seconds is None else seconds):
-                await woken.wait()
+                await self._woken.wait()
+            # If another thread sets the old event, the caller finds its change after this wait.
+            self._woken = self._library.Event()
         else:
-            timer = None if seconds is None else self.loop.call_later(seconds, woken.set)
-            try:
-                await woken.wait()
-            finally:
-                if timer is not None:
-                    timer.cancel()
-        # If another thread sets the old event now, the caller finds its change after this wait.
-        self._woken = self._library.Event()
+            self._deadline = inf if seconds is None else self.loop.time() + seconds
+            if self._deadline < self._timer_time:
+                self._set_timer()
+            await self._woken.wait()
+            self._woken.clear()
+            self._deadline = inf
+
+    def _set_timer(self) -> None:
+        self._timer_time = self._deadline
+        self.loop.call_at(self._deadline, self._check_deadline)
+
+    def _check_deadline(self) -> None:
+        self._timer_time = inf
+        if self._deadline <= self.loop.time():
+            self._woken.set()
+        elif self._deadline < inf:
+            self._set_timer()

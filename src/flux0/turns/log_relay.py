@@ -38,6 +38,7 @@ class LogReader:
         self.position: int = after
         self.error: Flux0Error | None = None
         self._waker = Waker()
+        self._async_waker: AsyncWaker | None = None
 
     def read(self) -> Sequence[bytes] | None:
         """Return the next events. They are empty if there is none yet, and None at the end."""
@@ -71,7 +72,9 @@ class LogReader:
 
     async def wait_async(self, seconds: float | None) -> bool:
         """The async version of `wait`."""
-        waker = AsyncWaker()
+        waker = self._async_waker
+        if waker is None or not is_current(waker.loop):
+            waker = self._async_waker = AsyncWaker()
 
         def wake() -> None:
             # The end may be added by a signal handler or a finalizer, events only by a reader.

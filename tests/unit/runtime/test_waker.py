@@ -70,6 +70,26 @@ async def test_async_wait_ends_after_its_seconds(mode: Mode) -> None:
     assert anyio.current_time() - start == 5.0
 
 
+@in_simulated_time
+async def test_earlier_waits_do_not_change_the_limit_of_an_async_wait(mode: Mode) -> None:
+    waker = AsyncWaker()
+    start = anyio.current_time()
+    waker.wake()
+    await waker.wait(5.0)
+    with anyio.move_on_after(1.0):
+        await waker.wait(7.0)
+    await waker.wait(2.0)  # It ends before both earlier limits.
+    assert anyio.current_time() - start == 3.0
+    await waker.wait(6.0)  # It ends after both earlier limits.
+    assert anyio.current_time() - start == 9.0
+    waker.wake()
+    await waker.wait(1.0)
+    with anyio.move_on_after(4.0) as scope:
+        await waker.wait(None)
+    assert scope.cancelled_caught
+    assert anyio.current_time() - start == 13.0
+
+
 def test_wake_of_an_ended_event_loop_has_no_effect() -> None:
     async def make() -> AsyncWaker:
         return AsyncWaker()
