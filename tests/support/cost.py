@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from support.garbage_collection import no_garbage_collection
+
 
 def calls_made(work: Callable[[], object]) -> int:
     """Return the number of functions that `work` calls."""
@@ -17,11 +19,12 @@ def calls_made(work: Callable[[], object]) -> int:
         calls += event in {"call", "c_call"}
 
     before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.setprofile(before)
+    with no_garbage_collection():
+        sys.setprofile(count)
+        try:
+            work()
+        finally:
+            sys.setprofile(before)
     return calls
 
 
@@ -39,11 +42,12 @@ def steps_taken(work: Callable[[], object]) -> int:
         steps += event == "c_call"
 
     before = sys.gettrace(), sys.getprofile()
-    sys.settrace(trace)
-    sys.setprofile(count)
-    try:
-        work()
-    finally:
-        sys.settrace(before[0])
-        sys.setprofile(before[1])
+    with no_garbage_collection():
+        sys.settrace(trace)
+        sys.setprofile(count)
+        try:
+            work()
+        finally:
+            sys.settrace(before[0])
+            sys.setprofile(before[1])
     return steps

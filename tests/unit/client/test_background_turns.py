@@ -60,6 +60,7 @@ from flux0.testing import (
 from flux0.turns import turn_reading
 from support.cost import calls_made
 from support.forking import in_child
+from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
     SSE,
     chunk,
@@ -469,12 +470,8 @@ def test_replaced_turn_is_removed_from_memory_without_the_garbage_collector(
 
     # The log handlers of pytest keep the exceptions.
     monkeypatch.setattr(turn_reading, "log_failed_background_turn", do_nothing)
-    gc.collect()
-    gc.disable()
-    try:
+    with no_garbage_collection():
         run(mode, replace_turns)
-    finally:
-        gc.enable()
 
 
 @in_every_mode

@@ -41,6 +41,7 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
 from flux0.turns.log_relay import LogReader, wait_for_end
 from support.forking import in_child
+from support.garbage_collection import no_garbage_collection
 from support.modes import run
 from support.redis_server import (
     RedisServer,
@@ -773,14 +774,11 @@ def test_turn_that_ended_while_redis_could_not_be_reached_expires(
         server.stop()
         found = store.find("session")
         assert found is not None
-        gc.disable()  # The errors of Redis are in no reference cycle with the turn.
-        try:
+        with no_garbage_collection():
             found.finish(LogEnd())
             assert store.find("session") is found
             del found
             wait_until(lambda: log() is None)
-        finally:
-            gc.enable()
         assert any("Redis cannot be reached" in record.getMessage() for record in caplog.records)
         with pytest.raises(TurnStoreError):
             store.find("session")
