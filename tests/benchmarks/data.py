@@ -1,4 +1,4 @@
-"""The bytes for all libraries: event streams, and lists in the format of the server."""
+"""The bytes for all libraries: event streams, and lists in the server's format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 ENDS = {"LF": b"\n", "CRLF": b"\r\n", "CR": b"\r"}
 
 _AGENT_ID, _TURN = "q8XvYgZc1s", "RID(q8XvYgZc1sT0pQe5WnB)::process"
-# In a list, each `#` is replaced by the number of the item.
+# In a list, each `#` is replaced by the item's number.
 _CREATED = {"created_at": "2026-11-25T13:31:36.114237Z"}
 AGENT = {"id": "a#", "name": "Agent #", "type": "weather", "description": None, **_CREATED}
 SESSION = {

@@ -127,7 +127,7 @@ def _milliseconds(effort: Effort, work: Callable[..., object], *arguments: objec
 
 
 def core(effort: Effort) -> Iterator[Case]:
-    """A call of the core with a transport that does nothing, compared with `json.loads`."""
+    """A core call with a transport that does nothing, compared with `json.loads`."""
     body = data.listing(10, data.AGENT)
     client = Flux0(transport=Stub((body,)))
     name = "agents.list() over a transport that does nothing"

@@ -1,7 +1,7 @@
 """Streams in lock-step: an event is sent, and then the CPU time of reading it is measured.
 
 The server runs in this process, and the thread that reads an event has sent it before. So no other
-thread runs between two events, and the caches of the CPU are warm.
+thread runs between two events, and the CPU's caches are warm.
 """
 
 from __future__ import annotations

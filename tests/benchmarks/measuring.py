@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from attrs import Factory, frozen
 
-# Measures one library once, and returns the amount in the unit of the case.
+# Measures one library once, and returns the amount in the case's unit.
 Sample: TypeAlias = Callable[[], float]
 
 
@@ -49,7 +49,7 @@ class Cpu:
 
 @frozen
 class Effort:
-    """The number and the length of the measurements."""
+    """How many measurements there are, and their length."""
 
     rounds: int
     slow_rounds: int  # For cases that take seconds.

@@ -207,7 +207,7 @@ _OPENERS: dict[str, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
 async def _open_streams(contestant: str, base: str) -> tuple[float, float, float]:
     """Open `_STREAMS` streams, and read the first event of each.
 
-    Return their memory in MB, the CPU time in seconds, and the longest stall of the event loop in
+    Return their memory in MB, the CPU time in seconds, and the event loop's longest stall in
     seconds.
     """
     make, open_stream = _OPENERS[contestant]
@@ -221,7 +221,7 @@ async def _open_streams(contestant: str, base: str) -> tuple[float, float, float
             opened.append(await stack.enter_async_context(open_stream(client, url)))
             await anext(opened[-1])
 
-        # If the iterator of httpx is garbage-collected, it closes its response.
+        # When the garbage collector frees httpx's iterator, the iterator closes its response.
         opened: list[AsyncIterator[object]] = []
         await read_one(0)
         memory, cpu = _megabytes(), process_time()
@@ -231,7 +231,7 @@ async def _open_streams(contestant: str, base: str) -> tuple[float, float, float
 
 
 async def _longest_stall() -> float:
-    """Measure until this task is cancelled; return the longest stall of the event loop.
+    """Measure until this task is cancelled; return the event loop's longest stall.
 
     A stall is measured as the CPU time between two runs of this task, because other processes
     may also delay the task.

@@ -48,7 +48,7 @@ def under(heading: str) -> Callable[[Mistake], Mistake]:
 
 
 def last_line(call: Callable[[], object]) -> str:
-    """Return the last line of the traceback of `call`."""
+    """Call `call`, which fails, and return the traceback's last line."""
     with pytest.raises(Exception) as caught:  # noqa: PT011 - the page has the class and the text
         call()
     return "".join(traceback.format_exception_only(type(caught.value), caught.value)).rstrip()
@@ -73,7 +73,7 @@ def ask(*faults: Any) -> str:
 
 
 def in_async_code(call: Callable[[Flux0], object]) -> str:
-    """Return the last line of the traceback of `call` in a coroutine."""
+    """The async version of `last_line`."""
 
     async def main() -> str:
         async with fake_client() as client:

@@ -32,7 +32,7 @@ def test_rows_of_a_table_have_the_same_columns(page: Path) -> None:
 
 
 def test_readme_links_to_existing_files() -> None:
-    """The check of the built site tests the links to pages of the site."""
+    """The site's own check tests links to its pages."""
     readme = (ROOT / "README.md").read_text("utf-8")
     paths = re.findall(r"flux0-client-python/(?:blob/|tree/)?main/([\w./-]+)", readme)
     assert len(paths) > 5

@@ -1,4 +1,4 @@
-"""The web samples accept only the sessions of the user who is logged in."""
+"""The web samples accept only sessions of the logged-in user."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def joined(responses: Sequence[httpx.Response]) -> Result:
 
 
 # Each function returns a function that posts a message to a session as a user; None means that
-# no user is logged in. It returns the status, the body and the headers of the response.
+# no user is logged in. It returns the response's status, body and headers.
 
 
 def example(stack: ExitStack) -> Post:

@@ -26,21 +26,21 @@ def server() -> Iterator[FakeOverHTTP]:
 
 @pytest.fixture
 def fake(server: FakeOverHTTP) -> FakeTransport:
-    """The server of the application, without sessions and scripts."""
+    """The application's server, without sessions and scripts."""
     server.fake.reset()
     return server.fake
 
 
 @pytest.fixture(scope="session")
 def url(server: FakeOverHTTP) -> Iterator[str]:
-    """The URL of the application."""
+    """The application's URL."""
     with web_example(server.url) as url:
         yield url
 
 
 @pytest.fixture
 def page(browser: Browser, url: str) -> Iterator[Page]:
-    """The page of the application, in a new browser context."""
+    """The application's page, in a new browser context."""
     with browser.page() as page:
         page.open(url)
         yield page

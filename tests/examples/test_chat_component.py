@@ -1,4 +1,4 @@
-"""The component of docs/how-to/chat-components.md in Chromium, with the application of the page."""
+"""The component of docs/how-to/chat-components.md in Chromium, with the page's application."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def fake() -> FakeTransport:
 
 @pytest.fixture
 def chat_url(fake: FakeTransport, html: str) -> Iterator[str]:
-    """The URL of the page, with a new chat."""
+    """The page's URL, with a new chat."""
     with chat_back_end(fake, '@app.post("/api/chat")', html) as url:
         yield f"{url}/?id={new_chat(fake)}"
 

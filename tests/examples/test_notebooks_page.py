@@ -27,7 +27,7 @@ pytestmark = [
 
 
 def chat(program: str) -> str:
-    """Return the code of the chat for a program. Skip the test if the program is missing."""
+    """Return the chat's code for a program. Skip the test if the program is missing."""
     section = PAGE.partition(f"## Chat in {program}")[2]
     code = section.partition("```py\n")[2].partition("```\n")[0]
     assert 0 < len(code.splitlines()) <= 20

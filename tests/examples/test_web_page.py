@@ -77,7 +77,7 @@ def second_tab(page: Page, browser: Browser, url: str | None = None) -> Generato
 
 
 def chat_of(page: Page) -> str:
-    """Return the texts of the chat, without the names of the speakers."""
+    """Return the chat's lines, without the speakers' names."""
     texts = "[...document.querySelectorAll('#chat span')].map((part) => part.textContent)"
     return "\n".join(page.evaluate(texts))
 
@@ -295,7 +295,7 @@ def test_page_works_without_a_server_and_shows_that_it_was_stopped(browser: Brow
             page.wait_for(IS_IDLE)
             send(page, "Tell me a story")
             page.wait_for("document.querySelector('#chat').innerText.includes('Once upon a')")
-        # Ctrl-C has stopped the application in the middle of the reply.
+        # Ctrl-C has stopped the application during the reply.
         assert page.wait_for(ERROR) == "The application was stopped. Reload the page in a minute."
 
 

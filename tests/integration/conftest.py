@@ -19,7 +19,7 @@ from support.reverse_proxies import is_installed
 from support.server import Flux0Server
 from support.transports import LIBRARIES, Way
 
-# The test modules that need programs, and the names of the programs that are not installed.
+# The test modules that need programs, and the programs that are not installed.
 _MISSING = {
     "test_proxies.py": [name for name in ("nginx", "haproxy") if not is_installed(name)],
     "test_javascript_readers.py": [] if is_npm_installed() else ["npm"],
@@ -63,7 +63,7 @@ def server(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture
 def relay(server: Flux0Server) -> Iterator[Relay]:
-    """Another address of the server, with a count of its connections."""
+    """Another server address, with a count of its connections."""
     with Relay(server.port) as running:
         yield running
 
@@ -76,7 +76,7 @@ def way(request: pytest.FixtureRequest) -> Way:
 
 @pytest.fixture
 def make_client(server: Flux0Server, way: Way) -> MakeClient:
-    """Creates clients of the server with the transport and mode of the test, and with timeouts."""
+    """Creates clients with the test's transport and mode, and with timeouts."""
 
     def make(**options: Any) -> Flux0:
         options = {

@@ -65,7 +65,7 @@ FORMATS: dict[str, RelayFormat] = {"ai-sdk": AiSdkFormat(), "ag-ui": AgUiFormat(
 GENERAL = "The exchange with the flux0 server failed"
 ERRORS = {"ai-sdk": "error", "ag-ui": "RUN_ERROR"}
 
-# The recorded turns that differ, by the rows of the table in docs/how-to/chat-components.md.
+# The recorded turns that differ, by their row in the table of docs/how-to/chat-components.md.
 LOSSES = {
     "replaced text": {"root_replace_string_twice", "root_list_replaced_by_dict"},
     "messages at the same time": {"interleaved_events_ready_reversed"},
@@ -89,7 +89,7 @@ def new_content() -> Content:
 
 
 def stored(case: dict[str, Any]) -> Content:
-    """Return the content of the events that the server has stored."""
+    """Return the stored events' content."""
     content = new_content()
     for event in case["persisted"]:
         if event["source"] != "ai_agent" or event["type"] == "status":
@@ -107,7 +107,7 @@ def stored(case: dict[str, Any]) -> Content:
 
 
 def of_ai_sdk(parts: list[dict[str, Any]]) -> Content:
-    """Return the content of the parts of a `UIMessage`."""
+    """Return the content of each part of a `UIMessage`."""
     content = new_content()
     for part in parts:
         if part["type"] == "dynamic-tool":
@@ -122,7 +122,7 @@ def of_ai_sdk(parts: list[dict[str, Any]]) -> Content:
 
 
 def of_ag_ui(messages: list[dict[str, Any]]) -> Content:
-    """Return the content of the messages of an agent. Results that are JSON are decoded."""
+    """Return the content of an agent's messages. Results that are JSON are decoded."""
     content = new_content()
     for message in messages:
         value: Any = message.get("content")
@@ -160,7 +160,7 @@ class Reader:
 
     Attributes:
         kind: The name of its format.
-        complete: The items, the error and the type of the last event, by the name of the turn.
+        complete: The items, the error and the last event's type, for each turn's name.
         interrupted: The same for relays that end with an error.
     """
 
@@ -238,7 +238,7 @@ def run_sample(folder: Path, url: str, session_id: str, more: str = "") -> Any:
 def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
     install: Callable[[str], Path],
 ) -> None:
-    """`HttpAgent` is AG-UI's own client, with the sample of the page on both sides."""
+    """`HttpAgent` is AG-UI's own client, with the page's sample on both sides."""
     folder = install(AG_UI)
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
     fake = FakeTransport()

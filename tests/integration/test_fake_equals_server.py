@@ -73,7 +73,7 @@ def same(servers: Servers, scenario: Callable[[ComparedServer], Any]) -> Any:
 
 
 def send_all(servers: Servers, specs: Iterable[RequestSpec]) -> set[int]:
-    """Send all requests to both servers, and return the statuses of the responses."""
+    """Send all requests to both servers, and return the response statuses."""
     responses: list[ComparedResponse] = [
         same(servers, partial(ComparedServer.ask, spec=spec)) for spec in specs
     ]
@@ -321,7 +321,7 @@ def test_bytes_of_a_turn(servers: Servers) -> None:
 
 
 def test_order_of_the_members_of_a_status(servers: Servers) -> None:
-    """The server streams a status in the order of the agent. Lists always have the same order."""
+    """The server streams a status in the agent's order. Lists always have the same order."""
     report = Report("typing", [1], acknowledged_offset=0)
     stream, events = same(
         servers, lambda server: (server.read(server.begin(report)), server.events())

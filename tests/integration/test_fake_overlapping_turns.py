@@ -33,7 +33,7 @@ _names = count()
 
 @frozen
 class Side:
-    """One of the two servers, with a function that releases a step of its agents by name."""
+    """A server, with a function that releases a step of its agents by name."""
 
     server: ComparedServer
     release: Callable[[str], None]
@@ -115,7 +115,7 @@ class SessionRun:
             self.streams[turn].body.close()
 
     def list_events(self) -> None:
-        """List the stored events of the session."""
+        """List the session's stored events."""
         self.results.append(self.side.server.events())
 
 

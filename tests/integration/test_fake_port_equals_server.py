@@ -26,7 +26,7 @@ Ports = tuple[int, int]
 
 @pytest.fixture(scope="module")
 def ports(server_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
-    """The ports of the real server and of the fake. Both receive the same requests."""
+    """A port of the real server, and a port of its fake. Both receive the same requests."""
     with (
         Flux0Server(server_python, tmp_path_factory.mktemp("port")) as server,
         scripted_fake(server.agent_id).serve() as url,

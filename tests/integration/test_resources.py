@@ -132,7 +132,7 @@ async def test_greeting_is_allowed_but_not_stored_by_the_server(
 ) -> None:
     async with make_client() as flux0:
         session = await flux0.sessions.create_async(agent_id=server.agent_id, allow_greeting=True)
-        # The released server neither streams nor stores the greeting of the agent.
+        # The released server neither streams nor stores the agent's greeting.
         assert (await flux0.sessions.list_events_async(session_id=session.id)).data == ()
 
 

@@ -1,4 +1,4 @@
-"""The integration tests with the fake instead of the real server.
+"""The integration tests, over the fake instead of a real server.
 
 Tests that control the server process or its connections are excluded.
 """
@@ -59,13 +59,13 @@ def server(fake: FakeTransport) -> FakeServer:
 
 @pytest.fixture(params=[Way("fake", mode) for mode in SYNC + ASYNC], ids=str)
 def way(request: pytest.FixtureRequest) -> Any:
-    """The mode of the test: sync, or async under asyncio or trio."""
+    """The test's mode: sync, or async under asyncio or trio."""
     return request.param
 
 
 @pytest.fixture
 def make_client(server: FakeServer, fake: FakeTransport, way: Way) -> MakeClient:
-    """A function that creates clients of the fake."""
+    """A function that creates clients over the fake."""
 
     def make(**options: Any) -> Flux0:
         defaults: dict[str, Any] = {

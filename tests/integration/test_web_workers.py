@@ -120,7 +120,7 @@ def test_turn_is_stopped_in_another_worker(shared: Site, fresh_name: str) -> Non
     shared.server.wait_cancelled(fresh_name)
 
 
-# A fake on a port has threads: it may read the second message before the end of the first stream.
+# A fake on a port has threads: it may read the second message before the first stream's end.
 @pytest.mark.parametrize(
     "shared", ["uvicorn-server", "gunicorn-server"], indirect=True, scope="module"
 )

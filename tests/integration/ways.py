@@ -1,4 +1,4 @@
-"""Decorators that run a test with only some of the ways: of the transports and modes."""
+"""Decorators that run a test with only some transports and modes."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def only(condition: Callable[[Way], bool]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("way", ways, ids=str, indirect=True)
 
 
-# Enough for tests of the server and of the core, which do not depend on the transport.
+# Enough for tests of the server and the core, which do not depend on the transport.
 few_ways = only(lambda way: way in {Way("httpx", "sync"), Way("aiohttp", "asyncio")})

@@ -35,7 +35,7 @@ def bugs() -> Iterator[tuple[str, str, str]]:
 
 
 def plant(copy: Path, module: str, correct: str, wrong: str) -> None:
-    """Replace the correct code in a copy of the module."""
+    """Replace the correct code in the module's copy."""
     path = copy / "flux0" / f"{module}.py"
     source = path.read_text("utf-8")
     if source.count(correct) != 1:
@@ -48,7 +48,7 @@ def detected_by(copy: Path, module: str) -> str | None:
     file = nearest(SRC / f"{module}.py")
     for step, target in zip(STEPS, (file, file.parent, TESTS), strict=True):
         processes = "0" if target == file else "2"
-        # After a timeout, end the process: threads of the test may wait forever.
+        # After a timeout, end the process: the test's threads may wait forever.
         timeout = "--timeout=60", "--timeout-method=thread"
         options = ["-qx", "-n", processes, *timeout, "-p", "no:cacheprovider"]
         done = subprocess.run(

@@ -150,7 +150,7 @@ class Browser:
 
 
 class Page:
-    """A page of the browser."""
+    """A browser page."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser = browser
@@ -167,7 +167,7 @@ class Page:
         self._browser.wait_for_event("Page.loadEventFired", self._session)
 
     def resize(self, width: int, height: int) -> None:
-        """Set the size of the window, in CSS pixels."""
+        """Set the window's size, in CSS pixels."""
         # On a phone, scroll bars take no space.
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
@@ -209,13 +209,13 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, **key)
 
     def screenshot(self, path: Path) -> None:
-        """Write a PNG of the whole page."""
+        """Write the whole page as a PNG file."""
         image = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(b64decode(image["data"]))
 
     @property
     def text(self) -> str:
-        """The visible text of the page."""
+        """The page's visible text."""
         return str(self.evaluate("document.body.innerText"))
 
     @property

@@ -1,4 +1,4 @@
-"""Tells when a thread is about to wait for a lock that another thread holds."""
+"""Reports when a thread is about to wait for a lock that another thread holds."""
 
 from __future__ import annotations
 

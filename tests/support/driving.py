@@ -44,7 +44,7 @@ class Time(ports.Time):
 
 
 class LoopTime(Time):
-    """The time of the running event loop."""
+    """The running event loop's time."""
 
     def monotonic(self) -> float:
         return anyio.current_time()

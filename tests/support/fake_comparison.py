@@ -44,7 +44,7 @@ Pairs: TypeAlias = tuple[tuple[str, str], ...]
 class RequestSpec:
     """A request to both servers.
 
-    AGENT and SESSION in the path and the body are replaced by the ids of the server. A body that
+    AGENT and SESSION in the path and the body are replaced by the server's ids. A body that
     is not bytes is sent as JSON.
     """
 
@@ -66,7 +66,7 @@ def post(path: str, body: Any = None, **headers: str) -> RequestSpec:
 class ComparedResponse:
     """A response without the values that differ between servers.
 
-    `timed_out` is whether the read timeout expired before the end of the body.
+    `timed_out` is whether the read timeout expired before the body's end.
     """
 
     status_code: int
@@ -151,7 +151,7 @@ class ComparedServer:
         return self.send(post(STREAM, {"type": "message", "source": "user", "content": content}))
 
     def events(self) -> ComparedResponse:
-        """List the stored events of the session."""
+        """List the session's stored events."""
         return self.ask(get(EVENTS))
 
     def _without_ids_and_times(self, body: bytes) -> str:
@@ -167,7 +167,7 @@ class ComparedServer:
         )
 
     def _with_placeholders(self, text: str) -> str:
-        """Replace the ids of the agent and the session in text, such as in error messages."""
+        """Replace the ids of agent and session in text, such as in error messages."""
         for own, name in list(self._placeholders.items())[:2]:
             text = text.replace(own, name)
         return text

@@ -18,7 +18,7 @@ class FakeOverHTTP(ExitStack):
 
     Attributes:
         fake: the fake.
-        url: the URL of the fake.
+        url: the fake's URL.
         no_open_streams: `no_open_streams.wait()` returns when no stream of the fake is open.
     """
 

@@ -32,7 +32,7 @@ class Hang:
 
 
 # A read of a body returns the next step, raises it if it is an exception, or calls it if it is a
-# function. The function may return None for the end of the body.
+# function. The function may return None for the body's end.
 Step = bytes | BaseException | Callable[[], bytes | Hang | None] | Hang
 
 

@@ -33,7 +33,7 @@ F = TypeVar("F", Flux0, BackgroundTurns, BackgroundTurn)
 
 Test = Callable[[], Coroutine[Any, Any, None]]
 
-# Tests take a second or two. In the mode "sync", only the timeouts of the client end a hung test.
+# Tests take a second or two. In the mode "sync", only the client's timeouts end a hung test.
 _TIMEOUT_SECONDS = 60
 
 
@@ -63,7 +63,7 @@ def run(mode: Mode, test: Test) -> None:
 
 
 class _JumpingSelector(SelectSelector):
-    """Never waits for the next timer of an event loop: the time of the loop jumps to it."""
+    """Never waits for the next timer of an event loop: the loop's time jumps to it."""
 
     now = 0.0
 

@@ -63,7 +63,7 @@ class OverHttpx(Way):
                 await client.aclose() if hasattr(client, "aclose") else client.close()
 
     async def fetch(self, transport: Any, request: Request) -> tuple[int, bytes]:
-        """Send a request, and return the status and the body of the response."""
+        """Send a request, and return the response's status and body."""
         response = await sending.as_async(self.mode, transport).send_async(request)
         return response.status_code, await sending.read(response.body)
 
@@ -78,7 +78,7 @@ class OverHttpx(Way):
         await client.sessions.create_async(agent_id="a")
 
     async def create_session_once(self, url: str, **options: Any) -> None:
-        """Call `create_session` over a new client of the library with these options."""
+        """Call `create_session` over the library's new client with these options."""
         async with self.closing(self.client(**options)) as transport:
             await self.create_session(url, transport)
 
@@ -90,7 +90,7 @@ FAMILY = tuple(
     if "httpx" in way.transport and (way.transport, way.mode) != ("httpx2", "trio")
 )
 FAMILY_SYNC = tuple(way for way in FAMILY if way.mode == "sync")
-# The sync and the async version of the adapter.
+# The sync and the async adapter.
 VERSIONS = tuple(way for way in FAMILY if str(way) in ("httpx-sync", "httpx-asyncio"))
 
 

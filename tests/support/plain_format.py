@@ -11,7 +11,7 @@ class PlainFormat(RelayFormat):
     """Writes the text of each chunk and the name of each status; unknown events have no bytes."""
 
     def encoder(self) -> RelayEncoder:
-        """Return a new encoder, which counts the events."""
+        """Return a new encoder that numbers the events."""
         return _PlainEncoder()
 
 

@@ -34,12 +34,12 @@ class Proxy:
     the other connection. So the server of a test determines how an exchange fails.
 
     Args:
-        refusal: The status of the response to all requests, such as "407 Proxy Authentication
+        refusal: The status of each response, such as "407 Proxy Authentication
             Required". By default, requests are forwarded.
         tls: The context for TLS connections to the proxy; None for plain HTTP.
 
     Attributes:
-        url: The URL of the proxy.
+        url: The proxy's URL.
         requests: The received requests, including CONNECT, in order.
     """
 

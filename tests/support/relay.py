@@ -22,7 +22,7 @@ class Relay:
 
     @property
     def url(self) -> str:
-        """The URL of the relay, without a path."""
+        """The relay's URL, without a path."""
         return f"http://{_HOST}:{self._listener.server_address[1]}"
 
     @property

@@ -1,4 +1,4 @@
-"""Runs samples of the documentation."""
+"""Runs the documentation's samples."""
 
 from __future__ import annotations
 
@@ -56,6 +56,6 @@ def chat_back_end(fake: FakeTransport, line: str, page: str = "") -> Generator[s
 
 
 def new_chat(fake: FakeTransport) -> str:
-    """Create a session of the user, and return its id."""
+    """Create a session for the user, and return its id."""
     with Flux0(transport=fake) as flux0:
         return flux0.conversation(agent=fake.agent_id, user=_USER).session_id

@@ -145,7 +145,7 @@ def _add(path: str, value: Any) -> dict[str, Any]:
 
 
 def _pieces(text: str, step: dict[str, Any], path: str = "") -> list[list[Any]]:
-    """Return the patches of the chunks of the text, one list for each piece."""
+    """Return the patches of each chunk of `text`, one list for each piece."""
     pieces = step.get("pieces", 1)
     if not 1 <= pieces <= len(text):
         raise ScriptError(

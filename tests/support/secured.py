@@ -13,7 +13,7 @@ class Secured:
 
     Attributes:
         server: The TLS context for servers.
-        ca_file: The path of the certificate of the authority.
+        ca_file: The path of the authority's certificate.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -31,10 +31,10 @@ class Flux0Server:
     Args:
         python: the path of a Python interpreter with flux0-server installed.
         directory: a folder for the server's output and for the files that control its agent. It is
-            the working directory of the server, so that the server reads no other `flux0.toml` or
+            the server's working directory, so that the server reads no other `flux0.toml` or
             `.env`.
-        agent_module: the module of the agent. It may be a file in `directory`.
-        store: the URI of the store, by default in memory. The file store `nanodb://json?dir=...`
+        agent_module: the agent's module. It may be a file in `directory`.
+        store: the store's URI, by default in memory. The file store `nanodb://json?dir=...`
             rewrites its file in place: kill the server only while it writes nothing.
     """
 
@@ -56,7 +56,7 @@ class Flux0Server:
 
     @property
     def url(self) -> str:
-        """The URL of the server, without a path."""
+        """The server's URL, without a path."""
         return f"http://127.0.0.1:{self.port}"
 
     @property

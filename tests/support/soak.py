@@ -92,7 +92,7 @@ class Soak:
         self._lock = threading.Lock()
 
     def _turns(self) -> Iterator[str]:
-        """Yield a new session for each turn until the end of the test, and at least one session."""
+        """Yield a new session for each turn until the test's end, and at least one session."""
         while True:
             with self._lock:
                 self.sent += 1
@@ -166,7 +166,7 @@ class Soak:
                 workers.start_soon(self.work, flux0, worker)
         await flux0.close_async()
         gc.collect()
-        # Callbacks of closed connections run in the next iterations of the loop.
+        # Callbacks of closed connections run in the loop's next iterations.
         for _ in range(200):
             if self._tasks() == before:
                 break

@@ -48,7 +48,7 @@ class SocksProxy:
 
     @property
     def address(self) -> str:
-        """Host and port of the proxy."""
+        """The proxy's host and port."""
         return self._server.address
 
     def __enter__(self) -> SocksProxy:

@@ -35,7 +35,7 @@ def make_transport(name: str) -> Transport | AsyncTransport:
 
 @frozen
 class Way:
-    """A transport and a mode. Tests of the client run once for each `Way`."""
+    """A transport and a mode. Client tests run once for each `Way`."""
 
     transport: str
     mode: Mode

@@ -51,7 +51,7 @@ class Turns:
         self.relays: dict[str, tuple[Thread, list[bytes]]] = {}
 
     def claim(self, session_id: str, turn_id: str, *, refuse: bool = False) -> str | None:
-        """Start a turn that this process reads. Return the id of the turn that it replaces."""
+        """Start a turn that this process reads. Return the replaced turn's id."""
         log = TurnLog(turn_id, 10**9, lambda why: log.finish(LogEnd(TurnStopped(why))))
         previous = self.store.claim(session_id, log, refuse=refuse)
         self.logs[turn_id] = log
@@ -79,14 +79,14 @@ class Turns:
         self.logs[turn_id].stop(reason)
 
     def wait_for_end(self, turn_id: str) -> str:
-        """Return the class and the message of the error at the end of a turn."""
+        """Return the class and the message of the error that ended a turn."""
         log = self.logs[turn_id]
         assert wait_for_end(log, TIMEOUT), "the turn did not end"
         assert log.end is not None
         return "" if log.end.error is None else f"{type(log.end.error).__name__}: {log.end.error}"
 
     def find(self, session_id: str) -> str | None:
-        """Return the id of the turn of a session."""
+        """Return the id of a session's turn."""
         log = self.store.find(session_id)
         if log is None:
             return None

@@ -25,7 +25,7 @@ def appended(event: StreamEvent) -> Any:
 
 
 async def rest_of(stream: AsyncEventStream) -> list[StreamEvent]:
-    """Return the remaining events of the turn."""
+    """Return the turn's remaining events."""
     return [event async for event in stream]
 
 

@@ -31,12 +31,12 @@ def replaced(value: Any) -> ChunkEvent:
 
 
 def text(value: str, event_id: str = "m", **metadata: Any) -> ChunkEvent:
-    """Return a chunk that appends a text."""
+    """Return a chunk that appends `value` to the answer."""
     return chunk("/-", value, event_id=event_id, **metadata)
 
 
 def call(args: Any, call_id: str = "c", index: int = 0, event_id: str = "calls") -> ChunkEvent:
-    """Return a chunk that starts a call of the tool `weather`."""
+    """Return a chunk that starts a call to `weather`."""
     value = {"type": "tool_call", "tool_call_id": call_id, "tool_name": "weather", "args": args}
     return chunk(f"/tool_calls/{index}", value, event_id=event_id)
 
@@ -71,7 +71,7 @@ def pieces_of(
 def objects_of(
     format: RelayFormat, *events: StreamEvent, error: Flux0Error | None = None
 ) -> list[Any]:
-    """Return the JSON objects of a relay. Another text is returned as a string."""
+    """Return a relay's blocks: JSON objects as dicts, all other blocks as strings."""
     blocks = b"".join(pieces_of(format, events, error)).decode().split("\n\n")
     assert blocks.pop() == ""
     texts = [block.removeprefix("data: ") for block in blocks]

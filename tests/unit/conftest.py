@@ -1,4 +1,4 @@
-"""Fixtures of the unit tests, and the test modules that need another Python version or system."""
+"""Fixtures for unit tests, and the test modules that need another Python version or system."""
 
 from __future__ import annotations
 

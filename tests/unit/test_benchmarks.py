@@ -1,4 +1,4 @@
-"""The evaluation and the reports of the benchmarks, with given measurements. No speed is tested."""
+"""The benchmarks' evaluation and reports, with given measurements. No speed is tested."""
 
 from __future__ import annotations
 

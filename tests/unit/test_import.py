@@ -1,4 +1,4 @@
-"""The import of the package: imported modules, lazy names and missing libraries."""
+"""`import flux0`: imported modules, lazy names and missing libraries."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def printed(code: str) -> list[str]:
 def test_import_flux0_imports_no_http_library_or_slow_module() -> None:
     loaded = printed(
         "import sys\n"
-        "before = set(sys.modules)\n"  # A site configuration may import some of the modules.
+        "before = set(sys.modules)\n"  # A site configuration may import some modules.
         "from flux0 import Flux0, EventType\n"
         f"print(*[name for name in {NOT_LOADED} if name in sys.modules and name not in before])"
     )

@@ -1,4 +1,4 @@
-"""Encoding events with the text of the server."""
+"""Encoding events with the server's text."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Announcing:
 
 
 def close_while_calling(transport: Any, url: str, waiting: Event | None = None) -> None:
-    """Close a client while its call waits, and check the error of the call."""
+    """Close a client while its call waits, and check the call's error."""
     sending = Event()
     flux0 = Flux0(url, transport=Announcing(transport, sending), retry_config=RetryConfig("none"))
     with ThreadPoolExecutor(1) as threads:
@@ -140,7 +140,7 @@ def test_connection_refused_by_all_addresses_is_a_connect_error(
         transport.send(get("http://flux0.example"))
 
 
-# --- a connection of the pool
+# --- a pooled connection
 
 
 def blocking_session() -> Transport:
@@ -155,7 +155,7 @@ def blocking_manager() -> Transport:
 
 @pytest.fixture(autouse=True)
 def one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits the pools of the built-in manager to one connection."""
+    """Limits the built-in manager's pools to one connection."""
     monkeypatch.setattr(transport, "MAX_CONNECTIONS", 1)
 
 

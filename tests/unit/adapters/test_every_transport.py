@@ -44,7 +44,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 @pytest.mark.parametrize("early", range(len(LAST_CHUNK)))
 @over(*LIBRARIES)
 async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> None:
-    """`early` is the number of bytes of the last chunk that arrive together with the content."""
+    """`early` is how many bytes of the last chunk that arrive together with the content."""
     start, first, _ = map(to_bytes, zip(http_response(b"first", framing="chunked")))
     beginning, end = start + first + LAST_CHUNK[:early], LAST_CHUNK[early:] + SURPLUS
     in_two_parts = (Write(beginning), WaitForRelease(), Write(end), WaitForRelease())
@@ -115,7 +115,7 @@ async def test_tls_connection_closed_within_a_body_is_an_interruption(
 
 
 @over(*LIBRARIES)
-async def test_corrupt_gzip_data_within_a_chunked_body(way: Way) -> None:
+async def test_corrupt_gzip_data_within_a_chunked_body_is_a_protocol_error(way: Way) -> None:
     coding = [("Content-Encoding", "gzip")]
     steps = http_response(b"no gzip", WaitForRelease(), headers=coding, framing="chunked")
     transport = sending.as_async(way.mode, way.make_transport())

@@ -1,4 +1,4 @@
-"""Each transport raises the errors of the table in docs/errors.md, for calls and for streams."""
+"""Each transport raises the errors that docs/errors.md lists, for calls and for streams."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ BOMB = gzip.compress(b"data: " + bytes(20 * LIMIT))
 
 @frozen
 class Row:
-    """One row of the table."""
+    """One table row."""
 
     fault: str
     call: str
@@ -145,8 +145,8 @@ def corrupt(content: Content) -> ServerSteps:
 MANY_FIELDS = [(f"X-{number}", "x" * 1000) for number in range(1000)]
 HTML = [("Content-Type", "text/html")]
 
-# For each fault, a function that returns the steps of the server. Its arguments: a `Content`, and
-# the content-type field of the response.
+# For each fault, a function that returns the server's steps. Its arguments: a `Content`, and
+# the response's content-type field.
 RESPONSES: dict[str, Callable[[Content, tuple[str, str]], ServerSteps]] = {
     "no response head is received": lambda _content, _type: (WaitForRelease(),),
     "the response is not HTTP": lambda _content, _type: (

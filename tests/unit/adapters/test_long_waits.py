@@ -1,4 +1,4 @@
-"""The long waits of the contract. Here, the waits of all transports run at the same time."""
+"""The contract's long waits. Here, the waits of all transports run at the same time."""
 
 from __future__ import annotations
 

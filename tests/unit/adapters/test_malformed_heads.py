@@ -73,7 +73,7 @@ AMBIGUOUS = {
     "space in a name": response(b"X Y: a\r\n", LENGTH),
     "name that is not ASCII": response(b"X-\xe9: a\r\n", LENGTH),
 }
-# Data that is not HTTP, and a pattern for the end of the message.
+# Data that is not HTTP, and a pattern for the message's end.
 NOT_HTTP = {
     "SSH": (b"SSH-2.0-OpenSSH_9.6\r\n", "SSH-2.0"),
     "HTML": (b"<html>\r\n<body>hello</body></html>", "<html>"),

@@ -1,4 +1,4 @@
-"""The spans and the metrics of the OpenTelemetry observer."""
+"""The OpenTelemetry observer's spans and metrics."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ def test_transport_error_span_has_error_type_and_default_port() -> None:
 
 @in_every_mode
 async def test_attempt_is_the_current_span_while_it_is_sent(mode: Mode) -> None:
-    """The spans of an instrumented HTTP library become children of the span of the attempt."""
+    """The attempt's span is the parent of an instrumented HTTP library's spans."""
     current: list[trace.Span] = []
 
     def token() -> str:

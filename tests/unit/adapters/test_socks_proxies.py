@@ -1,4 +1,4 @@
-"""SOCKS proxies: of the environment over each transport, and of the user's client."""
+"""SOCKS proxies from the environment, over each transport, and from the user's client."""
 
 from __future__ import annotations
 

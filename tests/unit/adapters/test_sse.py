@@ -1,4 +1,4 @@
-"""The SSE parser, compared with known cases and with a simple implementation of the standard."""
+"""The SSE parser, compared with known cases and with a simple implementation."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def check_case(case: dict[str, Any], pieces: Iterable[bytes]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
-def test_known_case_at_once_and_byte_by_byte_and_in_its_own_pieces(
+def test_known_case_has_the_same_events_however_it_is_split(
     case: dict[str, Any],
 ) -> None:
     stream = b64decode(case["input_b64"])
@@ -206,7 +206,7 @@ def test_retry_without_an_event_is_kept_until_the_next_retry() -> None:
 
 
 def block_size(stream: bytes) -> int:
-    """Return the size of the incomplete block at the end of `stream`, as defined for the limit."""
+    """Return the incomplete block's size at the end of `stream`, as defined for the limit."""
     if BOM.startswith(stream):
         return 0
     *lines, rest = re.split(b"\r\n|\r|\n", stream.removeprefix(BOM))
@@ -299,7 +299,7 @@ def steps(pieces: list[bytes]) -> int:
 
 
 def bytes_allocated(pieces: list[bytes]) -> int:
-    """Sum the peak allocation of each feed, to detect copies of the incomplete block."""
+    """Sum the peak allocation of each feed, to detect copies of an incomplete block."""
     parser = SSEParser()
     total = 0
     tracemalloc.start()
@@ -320,7 +320,7 @@ def bytes_allocated(pieces: list[bytes]) -> int:
 def test_cost_is_linear_in_the_bytes(
     shape: Callable[[int], list[bytes]], measure: Callable[[list[bytes]], int]
 ) -> None:
-    # Use the minimum of three runs, because other threads of the process may allocate memory.
+    # Use the minimum of three runs, because the process's other threads may allocate memory.
     assert min(measure(shape(1000)) for _ in range(3)) < 2.5 * measure(shape(500))
 
 

@@ -77,7 +77,7 @@ def reply(message: UserMessage) -> Iterable[AgentStep]:
 
 @pytest.fixture(autouse=True)
 def _terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sets the variables of the terminal, so that tests do not depend on the environment."""
+    """Sets the terminal's variables, so that tests do not depend on the environment."""
     for name in ("NO_COLOR", "FORCE_COLOR", "COLORTERM", "TTY_COMPATIBLE", "FLUX0_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
@@ -107,7 +107,7 @@ def run(environment: Mapping[str, str]) -> Run:
 
     def invoke(*arguments: str, input: str | bytes = "") -> Result:
         result = CliRunner().invoke(app, arguments, input=input, env=dict(environment))
-        # The user of the command would see any other exception as a traceback.
+        # The command's user would see any other exception as a traceback.
         assert isinstance(result.exception, (SystemExit, type(None))), result.exception
         return result
 
@@ -116,14 +116,14 @@ def run(environment: Mapping[str, str]) -> Run:
 
 @pytest.fixture
 def client(fake: FakeTransport) -> Iterator[Flux0]:
-    """A client of the fake, to prepare and check its data."""
+    """A client over the fake, to prepare and check its data."""
     with Flux0(transport=fake) as flux0:
         yield flux0
 
 
 @pytest.fixture
 def agent_id(fake: FakeTransport) -> str:
-    """The id of the fake's only agent."""
+    """The fake has only this agent. Return its id."""
     return fake.agent_id
 
 
@@ -189,12 +189,12 @@ def test_help_fits_the_terminal_and_shows_the_complete_names_of_options(
         ("chat --agent-", ["--agent-type"]),
     ],
 )
-def test_shell_completion_of_commands_and_options(typed: str, completions: list[str]) -> None:
+def test_shell_completes_commands_and_options(typed: str, completions: list[str]) -> None:
     assert completed({}, typed) == completions
 
 
 def completed(environment: Mapping[str, str], typed: str, shell: str = "bash") -> list[str]:
-    """Return the lines of the completion of a command line in a shell."""
+    """Return the shell's completions of a command line."""
     variables = {
         **environment,
         "_FLUX0_CLIENT_COMPLETE": f"complete_{shell}",
@@ -210,7 +210,7 @@ def completed(environment: Mapping[str, str], typed: str, shell: str = "bash") -
 
 @pytest.fixture
 def ann(client: Flux0, agent_id: str) -> str:
-    """The id of the only session of the user "ann"."""
+    """The user "ann" has only this session. Return its id."""
     titled = "Rain; rm -rf ~"
     return client.conversation(agent=agent_id, user="ann", title=titled).session_id
 
@@ -920,7 +920,7 @@ def started(
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.PIPE,
 ) -> Generator[subprocess.Popen[str], None, None]:
-    """Start a command, and kill it at the end of the block."""
+    """Start a command, and kill it when the block ends."""
     with subprocess.Popen(
         [*PYTHON, "-m", "flux0", *arguments],
         env=environment,

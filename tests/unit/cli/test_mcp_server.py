@@ -1,4 +1,4 @@
-"""`flux0-client mcp` with the client of the package `mcp`, over each of its transports."""
+"""`flux0-client mcp` with `mcp`'s client, over each of its transports."""
 
 from __future__ import annotations
 

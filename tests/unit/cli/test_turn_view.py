@@ -35,7 +35,7 @@ def new_view() -> TurnView:
 
 @pytest.fixture(autouse=True)
 def _no_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the output plain text, independent of the environment."""
+    """Makes the output plain text, in any environment."""
     monkeypatch.delenv("FORCE_COLOR", raising=False)
 
 

@@ -102,7 +102,7 @@ class Server:
         return await self.client.conversation_async(agent=self.fake.agent_id)
 
     def stored_by(self, conversation: AsyncConversation) -> list[str]:
-        """Return the text of each message of the agent that the fake has stored."""
+        """Return the text of each agent message that the fake has stored."""
         with Flux0(transport=self.fake) as client:
             history = client.conversation(session=conversation.session_id).history()
         return [event.text for event in history if event.source == "ai_agent"]
@@ -937,7 +937,7 @@ def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> N
 
 
 def test_relayed_event_costs_little_more_than_an_event_of_a_stream() -> None:
-    """The events arrive together. Their JSON is not encoded again, and no event waits alone."""
+    """The events arrive together. Their JSON is not encoded again, and they share each wait."""
 
     async def read(stream: AsyncEventStream) -> None:
         assert [event async for event in stream]

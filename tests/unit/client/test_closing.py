@@ -186,7 +186,7 @@ async def test_signal_handler_that_closes_the_client_ends_a_reader_of_the_same_t
 
 
 def test_close_does_not_wait_for_a_lock_that_a_call_holds() -> None:
-    """A signal handler or a finalizer could close the client in the thread of the call."""
+    """A signal handler or a finalizer could close the client in the call's thread."""
     turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
     # httpx2 shares this code with httpx.
     transports = [TRANSPORTS[way.transport][0] for way in SYNC_WAYS if way.transport != "httpx2"]

@@ -208,7 +208,7 @@ async def test_cancelled_read_closes_the_body_and_raises_no_timeout(mode: Mode) 
 
 
 class CountingTransport:
-    """An async transport that counts the requests of each turn of the event loop."""
+    """An async transport that records the requests in each iteration of its event loop."""
 
     def __init__(self) -> None:
         self.turns: list[list[str]] = [[]]

@@ -54,7 +54,7 @@ def found(turn: StoredTurn | None) -> StoredTurn:
 
 
 def stored_messages(*offsets: int) -> Response[Any]:
-    """Return a response with a message of the user at each offset."""
+    """Return a response with a user message at each offset."""
     message: dict[str, Any] = {
         "type": "message",
         "participant": {},
@@ -174,7 +174,7 @@ async def test_find_turn_accepts_each_offset_that_next_offset_returns(mode: Mode
     assert f"min_offset={since}" in transport.requests[1].url
 
 
-# Each row: a fault of the call that sends a message, the attribute `sent` of the error, and whether
+# Each row: a fault while a message is sent, the error's attribute `sent`, and whether
 # the server stores the message.
 FAULTS: list[tuple[Fault, str, bool]] = [
     (Drop(), "maybe", False),

@@ -46,7 +46,7 @@ def request_of(flux0: Flux0, transport: Script, **options: Any) -> CallRequest:
     return transport.requests[-1]
 
 
-# --- the URL of the server
+# --- the server's URL
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_credentials_in_server_url_of_a_call_are_sent_with_that_call() -> None:
 # --- options
 
 
-def test_default_options_of_a_call() -> None:
+def test_call_without_options_uses_the_defaults() -> None:
     transport = agents()
 
     with Flux0(transport=transport) as flux0:
@@ -342,7 +342,7 @@ async def test_calls_of_a_closed_client_raise_and_closing_it_again_has_no_effect
 
 @pytest.fixture
 def logger() -> Iterator[logging.Logger]:
-    """The logger of the package without handlers. The old state is restored after the test."""
+    """The package's logger without handlers. The old state is restored after the test."""
     logger = logging.getLogger("flux0")
     kept = (logger.level, logger.handlers[:], logger.propagate)
     logger.handlers.clear()

@@ -1,4 +1,4 @@
-"""The chain of a client: the order of its layers, and the middleware of the user."""
+"""The chain of a client: the order of its layers, and the user's middleware."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
     ]
 
 
-# --- middleware of the user
+# --- the user's middleware
 
 
 async def list_through(mode: Mode, layer: Middleware, transport: Script) -> Agents:

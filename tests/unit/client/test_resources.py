@@ -25,7 +25,7 @@ from support.in_memory import in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
 
-# For each annotation of a sync method, the annotation of the async version.
+# For each annotation of a sync method, the async version's annotation.
 ASYNC_NAMES = {
     "EventStream": "AsyncEventStream",
     "Conversation": "AsyncConversation",

@@ -176,8 +176,10 @@ async def test_message_was_not_sent_if_an_argument_is_invalid(mode: Mode) -> Non
 
 
 @in_every_mode
-async def test_sent_of_an_error_from_another_call_in_a_middleware(mode: Mode) -> None:
-    """`sent` of the error describes the call that raises the error, not the other call."""
+async def test_error_from_another_call_in_a_middleware_describes_the_current_call(
+    mode: Mode,
+) -> None:
+    """The error's `sent` describes the call that raises the error, not the other call."""
     for after, status_code in ((False, 503), (True, 404)):
         other = APIError("another call", status_code=status_code, body="", headers=Headers())
 
@@ -308,7 +310,7 @@ async def test_message_was_not_sent_if_a_token_function_takes_too_long(mode: Mod
 
 
 @in_every_mode
-async def test_sent_of_errors_from_a_custom_transport(mode: Mode) -> None:
+async def test_sent_depends_on_the_error_class_of_a_custom_transport(mode: Mode) -> None:
     for raised, sent in ((ConnectError("x"), "no"), (ConnectionInterrupted("x"), "maybe")):
         real = Flux0(transport=script(raised), retry_config=RetryConfig("none"))
         error = await error_of(in_mode(mode, real), read_turn)

@@ -21,7 +21,7 @@ EMOJI = "\N{GRINNING FACE}"
 
 
 def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
-    """Return the message of the error that `check` raises for an argument called `thing`."""
+    """Return the error message that `check` raises for an argument called `thing`."""
     with pytest.raises(InvalidArgument) as caught:
         check("thing", value, **options)
     assert caught.value.argument == "thing"

@@ -65,7 +65,7 @@ FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
 
 
 def make(kind: type[errors.Flux0Error]) -> Any:
-    """Return an error of the given class with a value in each of its attributes."""
+    """Return an error of this class with a value in each of its attributes."""
     return next(FACTORIES[base](kind) for base in kind.__mro__ if base in FACTORIES)
 
 
@@ -136,7 +136,7 @@ PARENTS: dict[type[errors.Flux0Error], tuple[type[Exception], ...]] = {
 }
 
 
-def test_base_classes_of_errors() -> None:
+def test_base_classes_catch_their_errors() -> None:
     for kind, parents in PARENTS.items():
         assert all(issubclass(kind, parent) for parent in (*parents, errors.Flux0Error)), kind
     # A ConnectError means that the request was not sent. With these errors, it may have been sent.
@@ -165,7 +165,7 @@ EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event
         (errors.StreamInterrupted("problem"), "problem"),
     ],
 )
-def test_message_of_an_error(error: errors.Flux0Error, text: str) -> None:
+def test_error_has_its_message(error: errors.Flux0Error, text: str) -> None:
     assert str(error) == text
 
 

@@ -67,6 +67,8 @@ def test_end_of_a_body_is_proven_by_its_framing(fields: dict[str, str], *, expec
         (None, "chunked, chunked", "must be chunked, not 'chunked, chunked'"),
     ],
 )
-def test_framing_problem(length: str | None, coding: str | None, problem: str | None) -> None:
+def test_ambiguous_framing_is_a_problem(
+    length: str | None, coding: str | None, problem: str | None
+) -> None:
     found = framing_problem(length, coding)
     assert found is None if problem is None else problem in (found or "")

@@ -1,4 +1,4 @@
-"""JSON text: valid JSON for every number, and the forms of the text."""
+"""JSON text: valid JSON for every number, and its forms."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_text_is_always_valid_json(value: Any, compact: bool, ascii: bool, inden
     assert text.isascii() or not ascii
 
 
-def test_form_of_the_text() -> None:
+def test_json_text_is_valid_json_in_the_requested_form() -> None:
     value = {"é": [1, (math.nan,)]}
     assert json_text(value) == '{"\\u00e9": [1, [null]]}'
     assert json_text(value, ascii=False) == '{"é": [1, [null]]}'

@@ -90,7 +90,7 @@ NEVER = [
     [*ALWAYS, *IF_REPEATABLE, *NEVER],
     ids=lambda error: f"{type(error).__name__}-{error}",
 )
-def test_retry_decision_for_each_error(error: Flux0Error, repeatable: bool) -> None:
+def test_only_temporary_errors_are_retried(error: Flux0Error, repeatable: bool) -> None:
     expected = error in ALWAYS or (repeatable and error in IF_REPEATABLE)
     without_connection_errors = RetryConfig(retry_connection_errors=False)
 

@@ -1,4 +1,4 @@
-"""Models: compared with the OpenAPI document of the server, recorded events, and random values."""
+"""Models: compared with the server's OpenAPI document, recorded events, and random values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computed headers: they are computed for each attempt, and headers of the call replace them."""
+"""Computed headers: they are computed for each attempt, and the call's headers replace them."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ async def test_last_error_is_raised_with_the_number_of_attempts(mode: Mode) -> N
 
 
 @in_every_mode
-async def test_no_retry_after_the_deadline_or_max_elapsed_time(mode: Mode) -> None:
+async def test_nothing_is_retried_after_the_deadline_or_max_elapsed_time(mode: Mode) -> None:
     longest = evolve(STEADY, backoff=evolve(STEADY.backoff, max_elapsed_time=5000))
     for changes, waits in (
         ({"deadline": Deadline(Time().now + 3.5, 3.5)}, [1.0]),
@@ -511,7 +511,7 @@ def with_other_thread(number: int, call: Callable[[], T]) -> list[T]:
     return results
 
 
-# More than the methods of the budget have.
+# More than the budget's methods have.
 INSTRUCTIONS = range(200)
 
 

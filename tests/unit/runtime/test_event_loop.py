@@ -181,7 +181,7 @@ def test_errors_of_a_scheduled_close_are_ignored(
 
 @pytest.mark.parametrize("rounds", range(12))
 def test_close_scheduled_while_trio_is_ending_is_dropped(rounds: int) -> None:
-    """`schedule_close` is called `rounds` scheduler rounds after the end of the main task."""
+    """`schedule_close` is called `rounds` scheduler rounds after the main task's end."""
 
     async def main() -> None:
         token = trio.lowlevel.current_trio_token()
@@ -203,7 +203,7 @@ def test_close_scheduled_while_trio_is_ending_is_dropped(rounds: int) -> None:
 def test_close_scheduled_while_asyncio_is_ending_causes_no_warning(
     rounds: int, caplog: pytest.LogCaptureFixture, *, shield: bool
 ) -> None:
-    """`schedule_close` is called `rounds` iterations after the end of the main task.
+    """`schedule_close` is called `rounds` iterations after the main task's end.
 
     The task that closes the resource then runs completely, or in part, or not at all.
     """

@@ -120,7 +120,7 @@ def test_child_and_grandchild_open_their_own_connections(
 
 @over_every_transport
 def test_child_cannot_read_the_inherited_stream_but_can_open_another(way: Way) -> None:
-    """Before the child sends a message, it closes the inherited stream of the session."""
+    """Before the child sends a message, it closes the session's inherited stream."""
     with parent(way, TURN, TURN) as here:
 
         def read_and_begin() -> None:
@@ -139,7 +139,7 @@ def test_fork_while_a_thread_reads_the_stream(way: Way) -> None:
     with ThreadPoolExecutor(1) as threads, parent(way) as here:
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
-        # Wait until the thread waits for data of the socket.
+        # Wait until the thread waits for data from the socket.
         while _function(thread) not in ("read", "readinto", "_read"):
             os.sched_yield()
 
@@ -166,7 +166,7 @@ def test_child_that_closes_a_client_of_the_user_keeps_the_connections_of_the_par
 
 
 def _function(thread: int) -> str:
-    """Return the name of the function that a thread is running."""
+    """Return the name of a thread's running function."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for debugging
     return frames[thread].f_code.co_name
 
@@ -351,7 +351,7 @@ def test_forks_wait_while_the_first_async_call_imports_modules(transport: str) -
     assert all(line.endswith("while forks wait") for line in imports)
 
 
-def test_fork_while_a_call_holds_a_lock() -> None:
+def test_child_works_if_it_was_forked_while_a_call_held_a_lock() -> None:
     """The lock is never released in the child."""
     turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
     with ByteServer(turn) as server:

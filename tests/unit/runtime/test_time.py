@@ -42,7 +42,7 @@ class WatchedTime(SystemTime):
         return [thread for thread in alarm_threads() if thread not in self._other_threads]
 
     def join(self) -> None:
-        """Wait for the end of the alarm thread, and check that no more words were recorded."""
+        """Wait for the alarm thread's end, and check that no more words were recorded."""
         for thread in self.threads():
             thread.join(DEFAULT_TIMEOUT)
         assert self.threads() == []

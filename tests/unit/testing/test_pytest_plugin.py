@@ -69,7 +69,7 @@ def test_each_test_gets_a_fake_and_a_client(pytester: pytest.Pytester) -> None:
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
 
 
-# An argument of the marker, code that fails its check, and the message of the failure.
+# A marker argument, code that fails its check, and the failure's message.
 FAILURES = [
     ("streams", "next(say(client, fake))", "responses left open:"),
     ("streams", "KEPT.append(say(client, fake))", "responses left open:"),
@@ -122,7 +122,7 @@ def test_fixture_fails_the_test_if_a_check_fails(pytester: pytest.Pytester) -> N
         source = FAILING_TESTS.format(marker=marker, body=body)
         pytester.makepyfile(**{f"test_{number}": source})
     result = pytester.runpytest_inprocess("--strict-markers")
-    # Of the three tests in each file, the first has an error after it, and the last fails.
+    # Each file has three tests: the first has an error after it, and the last fails.
     result.stdout.fnmatch_lines([f"test_{number}.py .E.F *" for number in range(len(FAILURES))])
     result.stdout.fnmatch_lines([f"*{message}" for _, _, message in FAILURES])
 
@@ -574,7 +574,7 @@ def test_cassette_marker_sets_path_and_options_and_unused_exchanges_fail(
     result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
 
 
-def test_samples_of_the_testing_page(
+def test_samples_of_the_testing_page_pass(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examples = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())

@@ -33,7 +33,7 @@ def close_delimited(*pieces: bytes) -> Response[Any]:
 
 
 def stored(*texts: str) -> Response[Any]:
-    """Return a response that lists these messages as stored events of the turn."""
+    """Return a response that lists these messages as the turn's stored events."""
     events: list[dict[str, Any]] = [
         {
             "id": f"id{offset}",

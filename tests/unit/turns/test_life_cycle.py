@@ -22,7 +22,7 @@ PATHS: dict[State, tuple[State, ...]] = {
 
 
 def documented() -> set[tuple[State, State]]:
-    """Return the changes in the table of the docstring."""
+    """Return the changes in the docstring's table."""
     rows = re.findall(r"^ *([A-Z, ]+?) {2,}([A-Z]+) {2,}", State.__doc__ or "", re.MULTILINE)
     return {(State[before], State[after]) for names, after in rows for before in names.split(", ")}
 
@@ -40,7 +40,7 @@ def test_only_the_documented_changes_are_possible(before: State, after: State) -
 
 
 def test_first_of_two_changes_at_the_same_time_counts() -> None:
-    """Another thread changes the state after the check of the first thread."""
+    """Another thread changes the state after the first thread's check."""
 
     class Overtaken(list[Transition]):
         def append(self, new: Transition) -> None:

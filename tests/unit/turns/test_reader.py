@@ -87,7 +87,7 @@ async def test_kept_error_of_a_second_task_does_not_keep_the_stream_open(mode: M
 
 
 def test_refused_thread_reads_in_its_except_block_after_the_loop() -> None:
-    """The error exists until the end of the block."""
+    """The error exists until the block ends."""
     refused, left = Event(), Event()
     received: list[object] = []
     retries: list[Future[None]] = []
@@ -241,7 +241,7 @@ def test_other_threads_are_refused_while_a_generator_is_unfinished() -> None:
 
 
 def test_iterators_of_another_thread_are_refused_if_an_outer_loop_has_ended() -> None:
-    """The new iterators use the memory of the outer loop."""
+    """The new iterators use the outer loop's memory."""
     with ThreadPoolExecutor(1) as thread, open_sync(letters()) as stream:
         inner: Iterator[StreamEvent] = iter(())
         for _ in stream:
@@ -293,7 +293,7 @@ def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None
         return StreamingResponse(in_changing_threads(values))
 
     def other(_: Request) -> StreamingResponse:
-        """Use the threads of the server, so that the other responses get other threads."""
+        """Use the server's threads, so that the other responses get other threads."""
         return StreamingResponse(iter(lambda: "" if finished.is_set() else " ", ""))
 
     def get(number: object) -> str:

@@ -243,7 +243,7 @@ def test_relay_whose_reader_is_cancelled_before_it_starts_closes_the_stream() ->
     async def serve() -> None:
         relay = open_async(recorded).relay()
         reading = asyncio.ensure_future(anext(relay))
-        # The loop calls it between the first step of the relay and the first step of its reader.
+        # The loop calls it between the relay's first step and the first step of its reader.
         asyncio.get_running_loop().call_soon(cancel_all)
         with pytest.raises(asyncio.CancelledError):
             await reading

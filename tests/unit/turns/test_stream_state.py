@@ -91,7 +91,7 @@ def test_second_task_gets_stream_in_use_and_takes_no_event() -> None:
 
 
 def test_attributes_can_be_read_in_another_thread_while_the_stream_is_read() -> None:
-    """The other thread sees a beginning of the turn, and at the end the whole turn."""
+    """The other thread sees the beginning of a turn, and at last the whole turn."""
     pieces = [f"{number} " for number in range(2_000)]
     stream = opened(FakeTransport([Say("".join(pieces), pieces=len(pieces))]))
     reader = Thread(target=lambda: list(stream))

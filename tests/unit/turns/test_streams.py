@@ -305,7 +305,7 @@ async def test_garbage_collected_stream_closes_its_connection(mode: Mode) -> Non
 async def test_stream_closed_during_a_read_raises_client_closed(
     mode: Mode,
 ) -> None:
-    # If another thread closes the socket, a transport may report the end of the body or an error.
+    # If another thread closes the socket, a transport may report the body's end or an error.
     for outcome in (None, errors.ConnectionInterrupted("the socket is gone")):
         streams: list[AsyncEventStream] = []
 
@@ -346,7 +346,7 @@ async def test_close_soon_closes_an_open_stream_and_not_a_finished_one(mode: Mod
     assert await values(finished) == []
 
 
-# --- status and errors of the agent
+# --- the agent's status and errors
 
 
 @in_every_mode

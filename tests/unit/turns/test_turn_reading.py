@@ -1,4 +1,4 @@
-"""The end of the stream that a background turn reads."""
+"""How a background turn reads the end of its stream."""
 
 from __future__ import annotations
 

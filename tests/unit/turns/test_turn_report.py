@@ -16,7 +16,7 @@ from unit.turns.test_streams import open_sync
 
 @define(eq=False)
 class Recorder(Observer):
-    """Records the names of the reports. The first event is recorded after `during` returned."""
+    """Records each report's name. The first event is recorded after `during` returned."""
 
     during: Callable[[], object] = int
     names: list[str] = field(factory=list[str])

@@ -168,7 +168,7 @@ FILTERS = {"min_offset": 7, "source": "user", "correlation_id": "RID(1): 2"}
         ),
     ],
 )
-def test_request_and_result_of_each_call(
+def test_each_call_sends_its_request_and_decodes_its_result(
     operation: str, flow: Flow[Any], path: str, body: Any, answer: Any
 ) -> None:
     request, result = run(flow, answer)

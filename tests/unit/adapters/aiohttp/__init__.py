@@ -1,1 +1,1 @@
-"""Tests of the aiohttp adapter."""
+"""Tests for the aiohttp adapter."""

@@ -346,7 +346,7 @@ def test_events_before_a_broken_chunk_in_one_segment_are_yielded(before: bytes, 
 
 @pytest.mark.parametrize("coding", ["xchunked", "chunked, x", "gzip"])
 def test_unknown_transfer_coding_is_a_protocol_error(coding: str) -> None:
-    """aiohttp would treat the end of the connection as the end of such a body."""
+    """aiohttp would report the end of such a body when the connection ends."""
 
     async def run(transport: AiohttpTransport) -> None:
         with pytest.raises(ProtocolError, match="transfer-encoding"):
@@ -358,7 +358,7 @@ def test_unknown_transfer_coding_is_a_protocol_error(coding: str) -> None:
 
 
 def test_stream_after_a_head_with_lf_line_ends_is_not_stored() -> None:
-    """The memory usage does not depend on the length of the stream."""
+    """The memory usage does not depend on the stream's length."""
     piece = bytes(1_000_000)
 
     async def run(transport: AiohttpTransport) -> int:

@@ -1,4 +1,4 @@
-"""The aiohttp transport: the contract, and tests of the aiohttp adapter."""
+"""The aiohttp transport: the contract, and the adapter's own behaviour."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ async def wait_until_closed(server: ByteServer) -> None:
     await asyncio.to_thread(server.wait_until_closed)
 
 
-# --- sessions of the user
+# --- the user's sessions
 
 
 BASIC = "Basic YWRhOnNlY3JldA=="  # ada:secret
@@ -242,7 +242,7 @@ def test_error_under_trio_names_another_transport() -> None:
     trio.run(run)
 
 
-# --- the limit of the connections
+# --- the connection limit
 
 
 def test_wait_for_a_connection_in_the_session_of_the_user_is_a_connect_timeout() -> None:
@@ -478,7 +478,7 @@ def test_slow_reader_does_not_cause_a_read_timeout() -> None:
 
 
 def test_unsent_part_of_a_request_does_not_extend_the_timeout_of_a_body() -> None:
-    """The server responds early, and receives no more data of the request."""
+    """The server responds early, and receives no more request data."""
     start, first, second, _ = map(
         to_bytes, zip(http_response(b"first", b"second", framing="chunked"))
     )

@@ -1,1 +1,1 @@
-"""Tests of the transports over httpx and httpx2."""
+"""Tests for the transports over httpx and httpx2."""

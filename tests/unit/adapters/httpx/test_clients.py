@@ -50,7 +50,7 @@ async def test_redirect_over_the_users_client_is_returned_if_its_location_is_val
 
 
 class Stop(Exception):
-    """An exception of the user's code."""
+    """An exception from user code."""
 
 
 def error_of_nested_request(library: Any) -> Exception:
@@ -309,7 +309,7 @@ def test_client_of_the_other_library_is_rejected(way: OverHttpx) -> None:
 
 
 @pytest.mark.parametrize("way", FAMILY, ids=str)
-def test_transport_with_only_a_sync_or_an_async_client(way: OverHttpx) -> None:
+def test_transport_with_only_one_client_rejects_the_other_calls(way: OverHttpx) -> None:
     async def refuse() -> None:
         with pytest.raises(Flux0Error, match="has a sync client only"):
             await transport.send_async(get("http://flux0.invalid"))

@@ -79,7 +79,7 @@ async def test_requests_are_sent_through_the_socks_proxy_of_the_users_client(
 
 
 @over(*FAMILY)
-async def test_tls_through_a_socks_proxy(way: OverHttpx, secured: Secured) -> None:
+async def test_tls_works_through_a_socks_proxy(way: OverHttpx, secured: Secured) -> None:
     with SocksProxy() as proxy, ByteServer(AGENTS, tls=secured.server) as server:
         client = way.client(proxy=f"socks5://{proxy.address}", verify=secured.trusting())
         await list_agents(way, server.url, client)
@@ -226,7 +226,7 @@ async def test_response_that_is_not_http_over_an_untracked_connection(way: OverH
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
-def test_system_without_poll(way: OverHttpx, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_work_without_poll(way: OverHttpx, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows has no poll, and gevent removes it."""
     monkeypatch.delattr(select, "poll")
     body = b"x" * 16_000_000

@@ -122,7 +122,7 @@ def test_connection_that_is_in_use_when_the_transport_is_closed_is_closed_later(
         assert waiting.wait(DEFAULT_TIMEOUT)
         transport.close()
         server.release()
-        response = sending_.result(DEFAULT_TIMEOUT)  # It keeps the pool of the connection alive.
+        response = sending_.result(DEFAULT_TIMEOUT)  # It keeps the connection's pool alive.
         assert b"".join(sending.Pieces(response.body)) == b"ok"
         server.wait_until_closed()
 
@@ -161,7 +161,7 @@ async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -
                 assert call.cancelled() or call.result() is not None
             assert list(await flux0.agents.list_async()) == []
             # The server accepts connections in order. When this call returns, the server has
-            # accepted all connections of the cancelled calls, too.
+            # accepted each cancelled call's connection, too.
             fetch_sync(HttpxTransport(), get(server.url))
             opened = server.connections
             for _ in range(10):

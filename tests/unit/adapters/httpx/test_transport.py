@@ -56,7 +56,7 @@ class TestTrioHttpxTransport(WithoutLongWaits, HttpxContract, AsyncTransportCont
 
 @over(*FAMILY)
 async def test_tracked_connections_are_used(way: OverHttpx) -> None:
-    """`track_transport` sets a private attribute, so a new version of the library may ignore it."""
+    """`track_transport` sets a private attribute, so a new library version may ignore it."""
     seen: list[Any] = []
 
     def see(response: Any) -> None:
@@ -246,7 +246,7 @@ def test_second_reader_gets_an_error_and_the_first_continues() -> None:
 
 
 def test_body_closed_during_a_read_is_interrupted() -> None:
-    """If another thread closes the body, the library may report the end of the body."""
+    """If another thread closes the body, the library may report the body's end."""
 
     class Closing(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:

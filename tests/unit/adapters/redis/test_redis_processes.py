@@ -171,7 +171,7 @@ def test_relays_continue_after_redis_was_restarted_without_data(
         process.call(Turns.wait_for_events, "restarted turn", 5)
     server.stop()
     reader.call(Turns.append, "restarted turn", 5)
-    # The relays of the reading process do not need Redis.
+    # Relays in the reading process do not need Redis.
     reader.call(Turns.wait_for_events, "restarted turn", 10)
     assert reader.call(Turns.find, "restarted session") == "restarted turn"
     server.start()
@@ -221,7 +221,7 @@ def test_relays_end_if_redis_is_away_for_longer_than_the_lease_and_the_turn_can_
             server.pause()
         ((content, count),) = follower.call(Turns.relayed, "outage session").items()
         assert count == 2
-        # The turn continues, so the error must not have the number of the next event.
+        # The turn continues, so the error must not have the next event's number.
         assert content.startswith(turn_bytes("outage turn", 5) + b"event: error\ndata: ")
         assert b'"TurnStoreError"' in content
 

@@ -209,7 +209,7 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
         log.finish(LogEnd())
         wait_until(lambda: bool(admin.hexists("flux0:{session}:turn", "end")))
         late = new_log("late")
-        # The claim is sent after the permission, the lease, and the id of the present turn.
+        # The claim is sent after the permission, the lease, and the present turn's id.
         client.actions = [nothing, nothing, nothing, server.pause]
         with pytest.raises(TurnStoreError):
             other.claim("session", late, refuse=False)
@@ -443,7 +443,7 @@ def test_turn_of_a_process_that_was_cut_off_from_redis(
             turn.log.append(event("turn", 3))
             turn.log.finish(LogEnd(finished=True))
             wait_until(lambda: store.find("session") is not turn.log)
-            # The other readers know the end of the turn, and its number.
+            # The other readers know the turn's end, and its number.
             found = store.find("session")
             assert found is not None
             assert (found.last, found.end) == (1, found.end)
@@ -907,7 +907,7 @@ def test_events_are_shared_over_tls_and_sentinel(
 
 
 @pytest.mark.parametrize("refuse", [True, False])
-def test_two_claims_at_the_same_time(
+def test_slower_of_two_claims_at_once_sees_the_turn_of_the_faster(
     server: RedisServer, other: RedisTurnStore, refuse: bool
 ) -> None:
     with Interrupted(port=server.port) as client, closing(RedisTurnStore(client)) as store:

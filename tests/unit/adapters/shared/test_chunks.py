@@ -1,4 +1,4 @@
-"""The parser of the chunked coding, with input that is split at random positions."""
+"""The parser for the chunked coding, with input that is split at random positions."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_identity_needs_no_decoder(coding: str) -> None:
 
 
 @given(members=st.lists(bodies, min_size=1, max_size=3), size=st.integers(1, 100))
-def test_gzip_with_several_members(members: list[bytes], size: int) -> None:
+def test_gzip_members_are_decoded_one_after_another(members: list[bytes], size: int) -> None:
     compressed = b"".join(map(gzip.compress, members))
     assert decoded(" GZip", compressed, size) == b"".join(members)
 
@@ -134,7 +134,7 @@ def test_content_before_an_error_is_yielded_once_after_full_pieces() -> None:
 
 @pytest.mark.parametrize("window", range(9, 16))
 def test_zlib_data_with_any_window_size_is_deflate(window: int) -> None:
-    """The window size is a part of the first byte, which distinguishes zlib from raw data."""
+    """The window size is in the first byte, which distinguishes zlib from raw data."""
     compressor = zlib.compressobj(wbits=window)
     data = compressor.compress(b"hello " * 100) + compressor.flush()
     assert decoded("deflate", data) == b"hello " * 100

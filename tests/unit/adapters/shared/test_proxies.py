@@ -1,4 +1,4 @@
-"""The rules for the proxy settings of the environment, and their use by each transport."""
+"""The rules for proxy settings from the environment, and their use by each transport."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def list_agents(way: Way, url: str) -> None:
             await flux0.agents.list_async()
 
 
-# --- the rules of the variables
+# --- rules for the variables
 
 
 def proxy_for(url: str) -> str | None:
@@ -66,7 +66,7 @@ def proxy_for(url: str) -> str | None:
         ("ALL_PROXY", "http://proxy:1"),
     ],
 )
-def test_proxy_and_no_proxy_variables(
+def test_no_proxy_overrides_each_proxy_variable(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""`AgUiFormat`: the events of each kind of message, errors, and the end of the run."""
+"""`AgUiFormat`: the events of each kind of message, errors, and the run's end."""
 
 from __future__ import annotations
 

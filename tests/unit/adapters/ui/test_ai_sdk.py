@@ -1,4 +1,4 @@
-"""`AiSdkFormat`: the chunks of each kind of message, errors, and the end of the stream."""
+"""`AiSdkFormat`: the chunks of each kind of message, errors, and the stream's end."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ Call = Callable[[str], bytes]
 
 @frozen
 class Library:
-    """One of the two libraries, with the same way to create a transport."""
+    """requests or urllib3, with the same way to create a transport."""
 
     name: str
 
@@ -68,7 +68,7 @@ class Library:
     def make_with_user(
         self, *, ca_file: str | None = None, proxy: str | None = None
     ) -> tuple[Transport, Call]:
-        """Return a transport, and a function that sends a GET over the client of the user."""
+        """Return a transport, and a function that sends a GET over the user's client."""
         headers = {"accept-encoding": "br, zstd"}
         if self.name == "requests":
             session = requests.Session()
@@ -272,7 +272,7 @@ def test_exceptions_of_user_code_are_raised_unchanged(where: str, raised: Except
 
 
 def test_failed_request_of_a_hook_is_not_the_failure_of_the_call() -> None:
-    """The hook's own request fails to connect. The request of the call was sent."""
+    """The hook's own request fails to connect. The call's request was sent."""
     session = requests.Session()
 
     def report(response: requests.Response, **_: Any) -> None:

@@ -256,7 +256,7 @@ def test_header_that_requests_rejects_is_a_protocol_error() -> None:
         RequestsTransport().send(get("http://127.0.0.1:1/", ("x-a", " b")))
 
 
-# --- adapters of the user
+# --- the user's adapters
 
 
 def over(respond: Callable[[], requests.Response]) -> RequestsTransport:

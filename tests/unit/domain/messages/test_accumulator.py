@@ -97,7 +97,7 @@ def test_recorded_turn_gives_the_events_that_the_server_stored(case: dict[str, A
     assert accumulator.problems == ()
 
 
-# --- rules of the server
+# --- the server's rules
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_feed_returns_the_appended_text(
     ("failing", "applied"),
     [
         (replace("/5", "x"), "b"),
-        # If one operation is invalid, no operation of the chunk is applied.
+        # If one operation is invalid, the whole chunk is ignored.
         (JSONPatchOperation("append", "/5", "x"), ""),
     ],
 )

@@ -1,4 +1,4 @@
-"""JSON Patch with the rules of the server."""
+"""JSON Patch with the server's rules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flux0.domain.stream_events import JSONPatchOperation as Op
 
 
 def apply_operation(document: JSON, operation: Op) -> JSON:
-    """Apply an operation, and check that the budget is charged for the size of the document."""
+    """Apply an operation, and check that the budget is charged for the document's size."""
     budget = MemoryBudget(1_000_000)
     size_before = 0 if document is None else measure(document)[0]
     result = document
@@ -138,7 +138,7 @@ def test_operation_is_applied_or_changes_nothing(
         ({"a": {"k": 1}}, "/a/0", {"a": [1]}),
         # The server creates the parent `a~1b` without unescaping its name, and does not remove it.
         ({"a/b": {}}, "/a~1b/c", {"a/b": {"c": 1}, "a~1b": {}}),
-        # When the server creates parents, it ignores slashes at both ends of the pointer.
+        # When the server creates parents, it ignores slashes at the pointer's start and end.
         ({"": {}}, "//a", {"": {"a": 1}}),
         ({"a": {}}, "/a/", {"a": {"": 1}}),
     ],

@@ -117,7 +117,7 @@ def test_recording_does_not_change_results(mode: Mode, path: Path) -> None:
     )
     assert missing.response is not None
     assert missing.response.status_code == 404
-    # How many pieces are received depends on the speed of the server.
+    # How many pieces are received depends on the server's speed.
     assert b"".join(recorded_pieces(path, 2)).count(b"event: ") == len(results[0][2])
     assert len(recorded_pieces(path, 3)) == 1
 

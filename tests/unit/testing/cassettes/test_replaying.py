@@ -95,7 +95,7 @@ def explanation(replay: ReplayTransport, exchange: RecordedExchange) -> list[str
 
 @modes
 def test_replay_returns_the_recorded_results(mode: Mode, path: Path) -> None:
-    """`mode` is the mode of the recording."""
+    """`mode` is the recording's mode."""
     results: list[Any] = []
 
     async def recording() -> None:

@@ -1,1 +1,1 @@
-"""Tests of the contract, without a transport."""
+"""Tests for the contract, without a transport."""

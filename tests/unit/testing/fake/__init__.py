@@ -1,1 +1,1 @@
-"""Tests of the fake server and its agents."""
+"""Tests for the fake server and its agents."""

@@ -164,7 +164,7 @@ def test_closed_gate_blocks_only_its_agent() -> None:
     assert text_of(turn(fake)[0]) == "Hello"  # An opened gate stays open.
 
 
-def test_gate_opened_by_another_thread() -> None:
+def test_another_thread_can_open_a_gate() -> None:
     gate, arrived = Gate(), threading.Event()
     fake, _, body = begin([Report("typing"), gate, Say("Hello")])
     pieces: list[bytes] = []
@@ -182,7 +182,7 @@ def test_gate_opened_by_another_thread() -> None:
 
 
 @in_both_loops
-async def test_gate_opened_by_another_task(mode: Mode) -> None:
+async def test_another_task_can_open_a_gate(mode: Mode) -> None:
     gate = Gate()
     fake = FakeTransport([Report("typing"), gate, Say("Hello")])
     answers: list[str] = []
@@ -303,7 +303,7 @@ async def returning(message: UserMessage) -> list[str]:
 
 
 @in_both_loops
-async def test_async_agents(mode: Mode) -> None:
+async def test_async_agents_may_return_or_yield(mode: Mode) -> None:
     fake = FakeTransport(generating)
     fake.script(returning, generating)
     async with Flux0(transport=fake) as flux0:
@@ -465,7 +465,7 @@ async def test_wait_returns_at_once_after_an_earlier_change(mode: Mode) -> None:
     clock.wait(Wait(seen=seen))
 
 
-def test_sync_call_with_an_async_agent_that_awaits_nothing() -> None:
+def test_sync_call_can_run_an_async_agent_that_awaits_nothing() -> None:
     async def agent(message: UserMessage) -> AsyncIterator[str]:
         yield "You ask_for_text "
         yield message.content

@@ -85,7 +85,9 @@ def test_injected_status_applies_to_the_next_calls() -> None:
         ),
     ],
 )
-def test_injected_responses(fault: Respond, body: bytes, headers: dict[str, str]) -> None:
+def test_injected_response_is_returned(
+    fault: Respond, body: bytes, headers: dict[str, str]
+) -> None:
     fake = FakeTransport()
     fake.inject(fault)
     response = ask(fake, "GET", "/api/agents")
@@ -221,7 +223,7 @@ SLOW: list[AgentStep] = [
 def read(
     *faults: Fault, steps: list[AgentStep] = STEPS
 ) -> tuple[list[Any], BaseException | None, FakeTransport]:
-    """Run a turn with faults; return its events, the error of the stream if any, and the fake."""
+    """Run a turn with faults; return its events, the stream's error if any, and the fake."""
     fake = FakeTransport(steps)
     session_id = new_session(fake)
     if faults:

@@ -1,4 +1,4 @@
-"""Responses of the fake to valid and invalid requests.
+"""The fake's responses to valid and invalid requests.
 
 The integration tests send the same requests to the released server and the fake.
 """
@@ -57,7 +57,7 @@ NO_JSON = wrong("json_invalid", "body.5", {}) | {"ctx": {"error": "Expecting ':'
         ("GET", "/api/a%2Fb", 404, None),
     ],
 )
-def test_unknown_routes_and_methods(
+def test_unknown_routes_and_methods_are_rejected(
     method: str, path: str, status: int, detail: str | None
 ) -> None:
     response = ask(FakeTransport(), method, path)
@@ -81,7 +81,7 @@ def test_trailing_slash_redirects_to_the_absolute_url() -> None:
 # --- agents, sessions and users
 
 
-def test_create_list_and_retrieve_agents() -> None:
+def test_created_agents_are_listed_and_retrieved() -> None:
     with Flux0(transport=FakeTransport(agent_name="First", agent_types=["a", "b"])) as flux0:
         second = flux0.agents.create(name="Second", type_="b", description="The second")
         first, listed = flux0.agents.list()
@@ -90,7 +90,7 @@ def test_create_list_and_retrieve_agents() -> None:
         assert flux0.agents.create(name="Third", type_="a", description="").description is None
 
 
-def test_json_of_an_agent() -> None:
+def test_agent_is_returned_in_the_format_of_a_real_server() -> None:
     fake = FakeTransport(agent_id="my-agent-1")
     fake.clock.advance(1.5)
     made = ask(fake, "POST", "/api/agents", {"name": "é", "type": "fake"})
@@ -117,7 +117,9 @@ def test_json_of_an_agent() -> None:
         ({"agent_types": ()}, "agent_types must not be empty"),
     ],
 )
-def test_invalid_agent_id_and_agent_types(options: dict[str, Any], problem: str) -> None:
+def test_invalid_agent_id_and_agent_types_are_rejected(
+    options: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(ValueError, match=problem):
         FakeTransport(**options)
 
@@ -142,7 +144,7 @@ def test_path_prefixes_that_are_not_declared_get_404() -> None:
         flux0.agents.list()
 
 
-def test_create_list_and_retrieve_sessions() -> None:
+def test_created_sessions_are_listed_and_retrieved() -> None:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
         titled = flux0.sessions.create(agent_id=fake.agent_id, title="T" * 200, id="my-session")

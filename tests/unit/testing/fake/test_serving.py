@@ -284,13 +284,13 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def exchange(url: str, text: str) -> bytes:
-    """Send a raw request over a new connection, and return all bytes of the response."""
+    """Send a raw request over a new connection, and return all response bytes."""
     with connect(url) as connection:
         connection.sendall(text.encode("latin-1"))
         return read_all(connection)
 
 
-def test_all_http_methods() -> None:
+def test_http_methods_other_than_get_are_not_allowed() -> None:
     with FakeTransport().serve() as url:
         address = urlsplit(url)
         connection = http.client.HTTPConnection(address.netloc)

@@ -47,7 +47,7 @@ DATA = Path(__file__).parents[3] / "data"
 
 
 @pytest.mark.parametrize(("step", "part"), [(Say, ContentPart), (Reason, ReasoningPart)])
-def test_say_and_reason_with_pieces_and_pauses(step: Any, part: Any) -> None:
+def test_say_and_reason_stream_pieces_with_pauses(step: Any, part: Any) -> None:
     fake = FakeTransport([step("Hello there", pieces=3, pause=2), Report("typing")])
     events, (message, status) = turn(fake)
     chunks = [event for event in events if isinstance(event, ChunkEvent)]
@@ -61,7 +61,7 @@ def test_say_and_reason_with_pieces_and_pauses(step: Any, part: Any) -> None:
     assert fake.clock.now() == START + 4
 
 
-def test_tool_call_and_result() -> None:
+def test_tool_call_and_result_are_stored() -> None:
     call = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
     events, (asked, given) = turn(FakeTransport([call, GiveResult(call, {"celsius": 16})]))
     assert len(events) == 4  # The arguments are sent in two pieces.
@@ -92,7 +92,7 @@ def test_each_tool_call_has_its_own_id() -> None:
 
 
 def test_langchain_step_equals_the_recorded_adapter() -> None:
-    """The order of the members is the same, too."""
+    """The members have the same order, too."""
     recorded = json.loads((DATA / "langchain_turn.json").read_text("utf-8"))
     one, other = CallTool("search", {"q": "SF"}), CallTool("search", {"q": "LA"})
     steps: list[AgentStep] = [
@@ -158,7 +158,7 @@ REPLIES: list[tuple[AgentReply, str]] = [
 
 
 @pytest.mark.parametrize(("reply", "text"), REPLIES)
-def test_replies_of_all_types(reply: AgentReply, text: str) -> None:
+def test_agent_may_reply_with_each_type(reply: AgentReply, text: str) -> None:
     assert text_of(turn(FakeTransport(reply))[0]) == text
 
 
@@ -184,7 +184,7 @@ def test_history_has_the_earlier_messages() -> None:
             assert "".join(conversation.send(content).text()) == answer
 
 
-def test_fields_of_the_user_message() -> None:
+def test_agent_gets_the_user_message_with_its_ids() -> None:
     seen: list[UserMessage] = []
 
     def agent(message: UserMessage) -> str:

@@ -44,7 +44,7 @@ from support.transports import Mode
 
 
 @in_every_mode
-async def test_conversation_from_agents_to_stored_events(mode: Mode) -> None:
+async def test_conversation_is_streamed_and_stored(mode: Mode) -> None:
     call = CallTool("get_weather", {"location": "San Francisco"})
     fake = FakeTransport([Reason("Hm."), call, GiveResult(call, "fog"), Say("It is foggy.")])
     async with in_mode(mode, Flux0(transport=fake)) as flux0:

@@ -242,7 +242,7 @@ def test_agent_can_close_its_own_stream() -> None:
 
 
 def times(fake: FakeTransport, session_id: str) -> list[str]:
-    """Return the minutes and seconds at which the events of the agent were stored."""
+    """Return the minutes and seconds at which the agent's events were stored."""
     events = ask(fake, "GET", f"/api/sessions/{session_id}/events?source=ai_agent").json["data"]
     return [event["created_at"][14:19] for event in events]
 
@@ -264,7 +264,7 @@ def test_pause_after_a_gate_begins_when_the_gate_opens(*, call_is_delayed: bool)
 
 
 @in_both_loops
-async def test_times_of_an_async_agent_that_awaits_and_pauses(mode: Mode) -> None:
+async def test_async_agent_that_awaits_and_pauses_has_the_times_of_the_clock(mode: Mode) -> None:
     event = anyio.Event()
 
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
@@ -417,7 +417,7 @@ def test_errors_from_a_fake_have_no_raw_response() -> None:
 
 
 def test_waiting_agent_may_be_garbage_collected_before_its_stream() -> None:
-    """The garbage collector closes the oldest objects first, here the coroutine of the agent."""
+    """The garbage collector closes the oldest objects first, here the agent's coroutine."""
     ended: list[str] = []
 
     def agent(_: UserMessage) -> Iterator[AgentStep]:
