@@ -169,8 +169,8 @@ class Response(Generic[Body_co]):
         body: the content as bytes if the body was read completely. In a response from a transport,
             a `ByteStream` or `AsyncByteStream`, which must be read to its end or closed.
         raw_response: the HTTP library's response object.
-        close_delimited: True if the body ends when the connection closes, as in HTTP/1.0. Such a
-            body looks complete even if the server was killed.
+        close_delimited: True if the body ends when the connection closes, as in HTTP/1.0. A
+            close-delimited body looks complete even if the server was killed.
     """
 
     status_code: int

@@ -62,8 +62,8 @@ class TurnStore(ABC):
 
         If another process reads the turn, the result is a copy of its log, which grows until the
         turn has ended. If that process is killed, the copy ends with a `ReaderLost`. The callers of
-        one process share a copy. The store has only a weak reference to a copy, and its cost ends
-        when it is garbage-collected.
+        one process share a copy. The store has only a weak reference to a copy, so a copy
+        costs nothing after the garbage collector has freed it.
 
         Raises:
             TurnStoreError: The store cannot be used.

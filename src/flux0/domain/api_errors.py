@@ -127,7 +127,6 @@ _BY_STATUS: Mapping[int, type[APIError]] = {
 
 
 def api_error_class(status_code: int) -> type[APIError]:
-    """Return the error class for a status other than 2xx."""
     if status_code >= 500:  # noqa: PLR2004 - the first status of the server-error range
         return ServerError
     return _BY_STATUS.get(status_code, APIError)

@@ -26,7 +26,7 @@ _NOT_IN_IDS = frozenset("/\\?#%")
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 # RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
-# It allows `%`, too, which is encoded because other characters become `%` and their UTF-8 bytes.
+# `%` is allowed, too, but must be encoded, because it introduces the other encoded characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
 # The user must not set these fields: a wrong value would truncate the request, or the server would
 # read a part of the body as a second request.
@@ -34,7 +34,6 @@ _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
 def text(argument: str, value: object) -> str:
-    """Return `value` if it is a non-empty str that UTF-8 can encode."""
     checked = instance(argument, str, value)
     if not checked:
         raise InvalidArgument(argument, "must not be empty")
@@ -43,7 +42,6 @@ def text(argument: str, value: object) -> str:
 
 
 def check_utf8(argument: str, text: str) -> None:
-    """Raise `InvalidArgument` if UTF-8 cannot encode `text`."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -51,12 +49,10 @@ def check_utf8(argument: str, text: str) -> None:
 
 
 def optional_text(argument: str, value: object) -> str | None:
-    """Return `value` if it is None or a str that UTF-8 can encode."""
     return None if value is None else "" if value == "" else text(argument, value)
 
 
 def identifier(argument: str, value: object) -> str:
-    """Return `value` if it is a string that is safe as one segment of a URL path."""
     checked = text(argument, value)
     if not checked.strip(".") or not checked.isprintable() or _NOT_IN_IDS & set(checked):
         problem = "must be printable, must not consist of dots, and must not contain / \\ ? # %"
@@ -65,12 +61,10 @@ def identifier(argument: str, value: object) -> str:
 
 
 def name(argument: str, value: object) -> str:
-    """Return a name, or the value of a member of an `OpenEnum`, as a plain str."""
     return str(text(argument, value))
 
 
 def names(argument: str, values: object) -> tuple[str, ...]:
-    """Return a non-empty list of names as plain strings, without duplicates."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidArgument(argument, f"must be a list of names, not {values!r}")
     items = cast("Iterable[object]", values)
@@ -81,7 +75,6 @@ def names(argument: str, values: object) -> tuple[str, ...]:
 
 
 def members(argument: str, value: object) -> dict[str, Any]:
-    """Return a mapping with str keys as a dict. The values are not checked."""
     if not isinstance(value, Mapping):
         raise InvalidArgument(argument, f"must be a mapping, not {_kind(value)}")
     items = dict(cast("Mapping[object, Any]", value))
@@ -92,7 +85,6 @@ def members(argument: str, value: object) -> dict[str, Any]:
 
 
 def parameters(argument: str, value: object) -> dict[str, str]:
-    """Return a mapping of str to str as a dict."""
     items = members(argument, value)
     for key, item in items.items():
         if not isinstance(item, str):
@@ -102,21 +94,18 @@ def parameters(argument: str, value: object) -> dict[str, str]:
 
 
 def instance(argument: str, kind: type[T], value: object) -> T:
-    """Return `value` if it is an instance of `kind`."""
     if not isinstance(value, kind):
         raise InvalidArgument(argument, f"must be a {kind.__name__}, not {_kind(value)}")
     return value
 
 
 def integer(argument: str, value: object, *, smallest: int) -> int:
-    """Return `value` if it is an int, and not less than `smallest`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
         raise InvalidArgument(argument, f"must be an int of at least {smallest}, not {value!r}")
     return value
 
 
 def interval(argument: str, value: object) -> float:
-    """Return `value` if it is a number from 0 to 10**12, such as an interval in milliseconds."""
     if not _is_number(value) or not 0 <= value <= _LONGEST_INTERVAL_MS:
         raise InvalidArgument(
             argument, f"must be a number from 0 to {_LONGEST_INTERVAL_MS:,}, not {value!r}"
@@ -134,7 +123,6 @@ def seconds(argument: str, milliseconds: object) -> float:
 
 
 def optional_seconds(argument: str, milliseconds: object) -> float | None:
-    """Convert a timeout to seconds; None means no timeout."""
     return None if milliseconds is None else seconds(argument, milliseconds)
 
 
@@ -155,7 +143,6 @@ def server_url(url: object) -> tuple[str, Headers]:
 
 
 def headers(argument: str, fields: object) -> Headers:
-    """Return the fields of a mapping of str to str, if they are valid (RFC 9110, section 5)."""
     names: dict[str, str] = {}
     pairs = tuple(_field(argument, *item) for item in members(argument, fields).items())
     for name, _ in pairs:

@@ -76,7 +76,6 @@ class Flux0Error(Exception):
 
 
 def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
-    """Return an error of class `cls` with these arguments and attributes."""
     error = cls.__new__(cls, *args)
     # Call the built-in base class's __init__, because it may set attributes: for example,
     # ImportError.__init__ sets `msg`.
@@ -86,9 +85,9 @@ def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any])
 
 
 def fresh(error: E) -> E:
-    """Return a copy of `error` that was not raised, so that it has no traceback.
+    """Return a copy of `error` with the same cause, but without a traceback.
 
-    The cause of both errors is the same. The frames of a traceback keep their objects alive.
+    The frames of a traceback would keep their objects alive.
     """
     copied = restore(type(error), error.args, vars(error))
     copied.__cause__ = error.__cause__
@@ -322,9 +321,9 @@ class StreamInterrupted(StreamError):
 class StreamIdleTimeout(StreamError):
     """No event was received within the idle timeout (`stream_idle_timeout_ms`).
 
-    If an agent crashes, the server keeps the stream open and sends nothing. The same happens if
-    another client sends a message to the same session. If your agents need more time, set a longer
-    timeout.
+    If an agent crashes, the server keeps the stream open and sends nothing. The server also sends
+    nothing if another client sends a message to the same session. If your agents need more time,
+    set a longer timeout.
     """
 
 

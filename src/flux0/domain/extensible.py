@@ -26,10 +26,6 @@ class Extensible:
 
 
 def with_extra(data: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `data`, the JSON of a model, with the members of `extra` added at the end.
-
-    If both have the same key, the value in `data` is used.
-    """
     return {**data, **extra, **data} if extra else data
 
 

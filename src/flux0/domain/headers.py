@@ -45,7 +45,6 @@ class Headers(Mapping[str, str]):
 
     @property
     def _joined(self) -> dict[str, str]:
-        """The joined values by lower-case name, computed at the first access."""
         joined = self._by_name
         if joined is None:
             joined = {}
@@ -104,6 +103,5 @@ class Headers(Mapping[str, str]):
 
 
 def _cookies(value: str) -> dict[str, str]:
-    """Return the cookies of a `Cookie` field by name (RFC 6265, section 4.2.1)."""
     cookies = (cookie.strip() for cookie in value.split(";"))
     return {cookie.partition("=")[0]: cookie for cookie in cookies if cookie}

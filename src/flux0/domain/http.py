@@ -15,7 +15,6 @@ _LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.AS
 
 
 def is_success(status_code: int) -> bool:
-    """Return whether the status is 2xx (RFC 9110, section 15.3)."""
     return 200 <= status_code < 300  # noqa: PLR2004 - RFC 9110, section 15.3
 
 
@@ -51,7 +50,7 @@ def is_framed(headers: Mapping[str, str]) -> bool:
 def version_problem(start: bytes) -> str | None:
     """Return the reason why a response is not HTTP/1.0 or HTTP/1.1, or None.
 
-    `start` has the first bytes that were received. It may end within the version.
+    `start` has the first bytes of the response, possibly only a part of the version.
     """
     if any(version.startswith(start[:9]) for version in (b"HTTP/1.1 ", b"HTTP/1.0 ")):
         return None

@@ -36,22 +36,18 @@ class Deadline:
     limit: float
 
     def left(self, now: float) -> float:
-        """Return the seconds from `now` to the deadline; negative after the deadline."""
         return self.moment - now
 
     def exceeded(self, sent: Sent = "maybe") -> ReadTimeout:
-        """Return the error for a call that did not end before this deadline."""
         error = ReadTimeout(f"the call took longer than {duration(self.limit)} (timeout_ms)")
         error.sent = sent
         return error
 
 
 def timed_out(kind: type[TransportTimeout], seconds: float | None) -> TransportTimeout:
-    """Return an error of class `kind`. `seconds` is its limit; None if unknown."""
     limit = "" if seconds is None else f" within {duration(seconds)}"
     return kind(_EXPIRED.get(kind, "the request timed out{}").format(limit))
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as text, such as `0.3 s`."""
     return f"{round(seconds, 3):g} s"

@@ -18,7 +18,7 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
     """Return a middleware that calls `layer` and checks the response that it returns.
 
     If `layer` returns a response with an error status, `policy` raises an `APIError`. If `layer`
-    returns another object than a valid `Response`, the middleware raises TypeError.
+    returns an object that is not a valid `Response`, the middleware raises TypeError.
 
     Raises:
         InvalidArgument: `layer` is not a function, or is async.

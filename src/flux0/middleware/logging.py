@@ -27,9 +27,7 @@ _UNCONFIRMED = (
 class DebugLogger(Protocol):
     """A debug logger: a `logging.Logger`, or an object with the same `debug` method."""
 
-    def debug(self, msg: str, *args: Any) -> None:
-        """Log one message with `%`-style arguments."""
-        ...
+    def debug(self, msg: str, *args: Any) -> None: ...
 
 
 class Logging:
@@ -44,7 +42,6 @@ class Logging:
         self._time = time
 
     def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        """Log the request, send it, log the response or the error, and return the response."""
         where = f"{request.method} {shown_url(request.url)}"
         debug = self._debug
         headers, body = request.headers.redacted(), _shown(request.body)
@@ -93,7 +90,6 @@ def log_retry(details: RetryDetails) -> None:
 
 
 def is_turn_logged() -> bool:
-    """Return whether `log_turn` would log the end of a turn without an error."""
     return _logger().isEnabledFor(_INFO)
 
 
@@ -121,14 +117,13 @@ def log_turn(turn: TurnEnd) -> None:
 
 
 def log_relayed_turn(turn: TurnEnd) -> None:
-    """Log the error of a turn that relays hide from their readers, if there is an error."""
+    """Log the errors of a turn, because relays show their readers only a general sentence."""
     for error in filter(None, (turn.agent_error, turn.error)):
         ids = (escaped(str(each)) for each in (turn.session_id, turn.correlation_id))
         _logger().error("relayed turn failed: %s session=%s turn=%s", error, *ids)
 
 
 def log_lost_reader(problem: str, session_id: str) -> None:
-    """Log a warning to the logger `flux0`: a background turn has lost its reader."""
     _logger().warning("%s: session=%s", problem, escaped(session_id))
 
 
@@ -141,7 +136,6 @@ def log_unconfirmed_end() -> None:
 
 
 def log_failed_observer(observer: object, error: Exception) -> None:
-    """Log the first exception of an observer to the logger `flux0`."""
     _logger().error(
         "the observer %r raised an exception; its later exceptions are not logged",
         observer,
@@ -150,7 +144,6 @@ def log_failed_observer(observer: object, error: Exception) -> None:
 
 
 def log_failed_background_turn(error: Exception) -> None:
-    """Log an exception of user code that ended a background turn to the logger `flux0`."""
     _logger().error("the background turn could not be read", exc_info=error)
 
 

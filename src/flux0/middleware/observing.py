@@ -46,7 +46,6 @@ class Observers:
         return bool(self._observers)
 
     def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
-        """Run the flow of a call, and report its start and its end."""
         call = cast("Call", request.call)  # Not None, because the client has observers.
         start, error = self.clock(), None
         self.flush()
@@ -63,7 +62,6 @@ class Observers:
     def observe_attempt(
         self, layers: Sequence[Middleware], request: CallRequest, send: SendFlow
     ) -> Flow[Response[Any]]:
-        """Send a request through `layers`, and report the start and the end of the attempt."""
         status: int | None = None
 
         def record_status(request: CallRequest) -> Flow[Response[Any]]:
@@ -91,22 +89,18 @@ class Observers:
             self._notify(lambda observer: observer.on_attempt_end(call, end))
 
     def is_turn_observed(self) -> bool:
-        """Return whether there are observers, or the log includes the ends of turns."""
         return bool(self._observers) or is_turn_logged()
 
     def first_event(self, call: Call | None, seconds: float) -> None:
-        """Report the first event of a turn; `call` is None if there are no observers."""
         if call is not None:
             self._notify(lambda observer: observer.on_first_event(call, seconds))
 
     def turn_ended(self, call: Call | None, turn: TurnEnd) -> None:
-        """Log the end of a turn, and report the end to the observers."""
         log_turn(turn)
         if call is not None:
             self._notify(lambda observer: observer.on_turn_end(call, turn))
 
     def unconfirmed_end(self) -> None:
-        """Log the warning about unconfirmed ends, unless this client has logged it already."""
         if self._warned.acquire(blocking=False):
             log_unconfirmed_end()
 

@@ -36,7 +36,6 @@ class ResponsePolicy:
         self._max_body_bytes = max_body_bytes
 
     def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        """Return a 2xx response; raise an `APIError` for any other status."""
         response = yield from send(request)
         status = response.status_code
         if request.is_streaming(status) and is_event_stream(response.headers):

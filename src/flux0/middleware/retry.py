@@ -22,10 +22,10 @@ from flux0.ports import Response, Time
 class RetryBudget:
     """A token bucket that limits the retries of a client: many retries can worsen an outage.
 
-    The budget starts full, with `capacity` retries. Each retry removes one from the budget, and
-    `successes_per_retry` successful calls add one. If the budget is empty, failed calls are not
-    retried. All threads of a client share one budget. It has no lock, which a forked child could
-    inherit in its locked state.
+    The budget starts full, with `capacity` retries. Each retry takes 1 from the budget, and
+    `successes_per_retry` successful calls add 1. If the budget is empty, failed calls are not
+    retried. All threads of a client share one budget. The budget has no lock, because a forked
+    child could inherit a lock in its locked state.
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
@@ -35,7 +35,6 @@ class RetryBudget:
         self._successes_per_retry = successes_per_retry
 
     def spend(self) -> bool:
-        """Remove one retry from the budget; return False if the budget has none left."""
         try:
             self._retries.pop()
         except IndexError:
@@ -63,7 +62,6 @@ class Retry:
     _on_retry: Callable[[RetryDetails], None] | None
 
     def __call__(self, request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
-        """Send the request until an attempt succeeds, or the policy allows no other attempt."""
         start = self._time.monotonic()
         sent = renewed = False
         while True:

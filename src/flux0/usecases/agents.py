@@ -17,12 +17,10 @@ _ROUTE = "/api/agents"
 
 
 def list_agents(call: ApiCall) -> Flow[Agents]:
-    """Return all agents; the server has no paging."""
     return call.fetch(Agents, call.request("agents.list", "GET", _ROUTE))
 
 
 def first_agent(call: ApiCall, type_: str | None, name: str | None) -> Flow[Agent]:
-    """Return the first agent with this type and this name; None allows any type or name."""
     arguments.optional_text("type_", type_)
     arguments.optional_text("name", name)
     existing = yield from list_agents(call)
@@ -35,7 +33,6 @@ def first_agent(call: ApiCall, type_: str | None, name: str | None) -> Flow[Agen
 
 
 def create_agent(call: ApiCall, name: str, type_: str, description: str | None) -> Flow[Agent]:
-    """Create an agent and return it. The server must have an agent runner for the type."""
     body = {"name": arguments.text("name", name), "type": arguments.text("type_", type_)}
     if (checked := arguments.optional_text("description", description)) is not None:
         body["description"] = checked
@@ -43,7 +40,6 @@ def create_agent(call: ApiCall, name: str, type_: str, description: str | None) 
 
 
 def retrieve_agent(call: ApiCall, agent_id: str) -> Flow[Agent]:
-    """Return the agent with this id."""
     ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
     request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", ids=ids)
     return with_name_hint(call.fetch(Agent, request), agent_id)

@@ -49,7 +49,7 @@ class ApiCall:
             without observers.
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
-        agent: the conversation's agent. Its id or its name is None if it is unknown.
+        agent: the conversation's agent. An unknown id or name is None.
         cookie: a `cookie` header with the user. Cookies in `headers` do not replace this cookie.
     """
 
@@ -132,11 +132,9 @@ class ApiCall:
         )
 
     def fetch(self, model: type[T], request: CallRequest) -> Flow[T]:
-        """Send `request` and decode the response body into `model`."""
         return self.perform(request, lambda response: self.codec.decode(model, response.body))
 
     def perform(self, request: CallRequest, decode: Callable[[Response[Any]], T]) -> Flow[T]:
-        """Send `request`, report the call to the observers, and return `decode(response)`."""
         flow = self._perform(request, decode)
         return flow if self._observe is None else self._observe(request, flow)
 

@@ -54,13 +54,11 @@ def create_session(
 
 
 def list_sessions(call: ApiCall, agent_id: str | None) -> Flow[Sessions]:
-    """Return the user's sessions; if `agent_id` is not None, only sessions with this agent."""
     query = () if agent_id is None else (("agent_id", arguments.text("agent_id", agent_id)),)
     return call.fetch(Sessions, call.request("sessions.list", "GET", _ROUTE, query=query))
 
 
 def retrieve_session(call: ApiCall, session_id: str) -> Flow[Session]:
-    """Return the session with this id."""
     ids = {"session_id": arguments.identifier("session_id", session_id)}
     request = call.request("sessions.retrieve", "GET", _SESSION, ids=ids)
     return call.perform(request, partial(_decode_session, call))
@@ -129,7 +127,7 @@ def create_event(
 
 
 def open_stream(call: ApiCall, request: CallRequest) -> Flow[Response[Any]]:
-    """Send a message and return the response; its body is the turn's event stream."""
+    """Send a message, and return the response whose body is the turn's event stream."""
     return call.perform(request, _event_stream)
 
 

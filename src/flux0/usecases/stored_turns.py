@@ -18,7 +18,6 @@ _FIRST_INTERVAL: Final = 0.1
 
 
 def next_offset(call: ApiCall, session_id: str) -> Flow[int]:
-    """Return the offset that the next event of a session will have."""
     events = yield from list_events(call, session_id)
     return max((0, *(event.offset + 1 for event in events)))
 

@@ -172,8 +172,8 @@ class _MessageBuilder:
     def append(self, operations: tuple[JSONPatchOperation, ...]) -> str | None:
         """Apply a chunk that only appends one string, which is the most frequent kind of chunk.
 
-        This is faster than `apply`. Return the text that was added to the answer. If the chunk is
-        of another kind or exceeds the budget, change nothing and return None.
+        Return the text that was added to the answer. If the chunk has other operations or exceeds
+        the budget, change nothing and return None. This method is faster than `apply`.
         """
         root = self._root
         if type(root) is not TextList or len(operations) != 1:
@@ -206,7 +206,6 @@ class _MessageBuilder:
         return added if self._is_answer else ""
 
     def message(self) -> TurnMessage | None:
-        """Return the message so far, or None if the server would store nothing for it."""
         if self._stale:
             # Drop the old message first: CPython appends to a string without copying it only if
             # there is no other reference to the string.
@@ -235,7 +234,6 @@ class _MessageBuilder:
         root.append(text)
 
     def _as_json(self) -> JSON:
-        """Return the document as JSON. If it is a `TextList`, replace it with a list first."""
         root = self._root
         if isinstance(root, TextList):
             self._budget.charge(VALUE_SIZE * len(root))

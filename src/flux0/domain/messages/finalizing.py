@@ -62,7 +62,7 @@ class TurnMessage(HasMessageData):
 
 
 def is_stored(first: ChunkEvent) -> bool:
-    """Return whether the server stores the message: its first chunk must name the agent."""
+    """Return whether the server stores the message with this first chunk, which names the agent."""
     return "agent_name" in first.metadata
 
 

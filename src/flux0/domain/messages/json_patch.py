@@ -39,7 +39,7 @@ class MemoryBudget:
 
     A short operation can cause much work: `copy` duplicates a value, `move` measures the depth of a
     value, and a large index fills a list. Therefore `remaining_work` limits the turn's total work.
-    It starts with the same number of bytes as `remaining`, and is never refunded.
+    It starts with as many bytes as `remaining`, and never increases.
     """
 
     __slots__ = ("limit", "remaining", "remaining_work")
@@ -61,7 +61,6 @@ class MemoryBudget:
         self.remaining -= size
 
     def charge_work(self, size: int) -> None:
-        """Subtract `size` from `remaining_work`; raise `PatchError` if fewer bytes remained."""
         self.remaining_work -= size
         if self.remaining_work < 0:
             raise PatchError(
@@ -69,7 +68,6 @@ class MemoryBudget:
             )
 
     def charge_copy(self, value: JSON) -> tuple[int, int]:
-        """Charge the work of copying or moving `value`, and return its size and depth."""
         size, depth = measure(value, most=self.remaining_work)
         self.charge_work(size)
         return size, depth
@@ -189,7 +187,6 @@ def copied(value: JSON, *, finite: bool = False) -> JSON:
 
 
 def _check_depth(segments: list[str], depth: int = 0) -> None:
-    """Raise `PatchError` if a value of this depth at `segments` would be nested too deeply."""
     if len(segments) - 1 + depth > MAX_DEPTH:
         raise PatchError(f"the document would be nested more than {MAX_DEPTH} levels deep")
 
@@ -301,7 +298,6 @@ def _value(root: _Root, segments: list[str]) -> JSON:
 
 
 def _existing(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    """Return the result of `_place`; raise `PatchError` if the value does not exist."""
     parent, key = _place(root, segments)
     if key >= len(parent) if isinstance(parent, list) else key not in parent:
         raise PatchError(f"{key!r} does not exist")

@@ -30,7 +30,6 @@ class TextList:
         return len(self._blocks) * _BLOCK + len(self._recent)
 
     def append(self, text: str) -> None:
-        """Add a string at the end."""
         self._recent.append(text)
         if len(self._recent) == _BLOCK:
             if self._joined is not None:
@@ -41,7 +40,6 @@ class TextList:
             self._recent, self._joined_recent = [], 0
 
     def texts(self) -> list[str]:
-        """Return the strings as a list."""
         blocks = (
             block.split(_SEPARATOR) if isinstance(block, str) else block for block in self._blocks
         )
