@@ -133,14 +133,12 @@ class SSEParser:
         return data.removeprefix(b"\n")
 
     def _feed_crs(self, data: bytes) -> list[ServerSentEvent]:
-        """Replace each CR and CRLF by LF, and feed the result."""
         events = self.feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
         if data[-1] == _CR and self._state != _FAILED:
             self._state = _AFTER_CR
         return events
 
     def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
-        """Return the events in complete blocks, and store the incomplete block."""
         block = self._block
         if block and self._state != _IN_LINE:
             data = b"\n" + data
@@ -215,7 +213,6 @@ class _EventDecoder:
         self._common_name = "message"
 
     def decode(self, blocks: bytes) -> list[ServerSentEvent]:
-        """Return the events of `blocks`, which end with a blank line."""
         events: list[ServerSentEvent] = []
         start, position, size = self._common_start, 0, len(blocks)
         while position < size:
@@ -242,7 +239,6 @@ class _EventDecoder:
         return events
 
     def _decode_block(self, block: bytes) -> ServerSentEvent | None:
-        """Return the event of a block; None if the block has no data."""
         name = ""
         data: list[str] = []
         retry: int | None = None

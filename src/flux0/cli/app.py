@@ -52,7 +52,6 @@ def _accept_options(_: typer.Context) -> None:
 
 
 def _examples(*commands: str) -> str:
-    """Return the examples at the end of a help text."""
     # The backspace character keeps the line breaks.
     return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))
 
@@ -369,7 +368,6 @@ def _client(
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Open a client with the command's common options."""
     options, limit = common_options(context), idle_timeout and idle_timeout * 1000
     with _exit_codes(explain):
         transport = _demo_transport() if demo else None

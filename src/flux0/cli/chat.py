@@ -66,7 +66,6 @@ def messages_to_send(message: str | None, *, lines: bool) -> Iterable[tuple[int,
 def start_conversation(
     flux0: Flux0, *, agent: str | None, agent_type: str | None, session_id: str | None
 ) -> Conversation:
-    """Continue the session with `session_id`, or create a session; print the session id."""
     if session_id is None:
         chosen = _chosen_agent(flux0, agent, agent_type)
         conversation, name = flux0.conversation(agent=chosen), chosen.name
@@ -192,7 +191,6 @@ class Chat:
         self._output.json({"event": event.event, **turn, **to_dict(event)})
 
     def _read_messages(self) -> Iterator[str]:
-        """Yield each typed line until "exit", "quit" or the input's end."""
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
             import_module("readline")  # With readline, `input` supports editing and a history.
@@ -229,7 +227,6 @@ def standard_input() -> TextIO:
 
 
 def _chosen_agent(flux0: Flux0, wanted: str | None, agent_type: str | None) -> Agent:
-    """Return the first agent of `agent_type`, which is created if necessary, or `wanted`."""
     if agent_type is None:
         return choose_agent(flux0, wanted)
     try:

@@ -17,7 +17,6 @@ _PLACE = re.compile(rf"\bin ({_NAME}(?:[ '-]{_NAME})*)")
 
 
 def weather_agent(message: testing.UserMessage) -> Iterator[testing.AgentStep]:
-    """Answer with the weather in the place that the user's message mentions."""
     match = _PLACE.search(message.content)
     place = match[1] if match else "San Francisco"
     yield testing.Report(SessionStatus.PROCESSING, {"detail": "Thinking"})
@@ -38,7 +37,6 @@ def weather_agent(message: testing.UserMessage) -> Iterator[testing.AgentStep]:
 
 
 def demo_transport(clock: testing.FakeClock | None = None) -> testing.FakeTransport:
-    """Return a fake server with the weather agent; see `FakeTransport` for the clock."""
     return testing.FakeTransport(
         weather_agent, agent_name="Drizzle", agent_types=("weather",), clock=clock
     )

@@ -37,7 +37,6 @@ def to_text(value: Any, *, indent: int | None = None) -> str:
 
 
 def describe_status(status: str, data: Any) -> str:
-    """Describe a status and its data."""
     if isinstance(data, Mapping):
         values = [*cast("Mapping[str, Any]", data).values()]
         if len(values) == 1 and isinstance(values[0], str):
@@ -46,7 +45,6 @@ def describe_status(status: str, data: Any) -> str:
 
 
 def describe_call(call: ToolCall | ToolCallPart) -> str:
-    """Describe a tool call in the form of Python code."""
     args: Any = call.args
     if isinstance(args, Mapping):
         items = cast("Mapping[str, Any]", args).items()
@@ -62,7 +60,6 @@ def describe_result(call: ToolCall) -> str:
 
 
 def describe_data(data: models.EventData) -> str:
-    """Describe the data of an event."""
     if isinstance(data, models.StatusData):
         return describe_status(data.status, data.data)
     if isinstance(data, (MessageData, ToolData)):
@@ -104,7 +101,6 @@ def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
 
 
 def items_of(data: models.EventData | None) -> Sequence[Item]:
-    """Return the parts of a message, or the tool calls of a tool event."""
     if isinstance(data, MessageData):
         return data.parts
     return data.tool_calls if isinstance(data, ToolData) else ()

@@ -94,7 +94,6 @@ class AgentTools:
     _progress_seconds: float
 
     async def list_tools(self, _: Context, __: object) -> types.ListToolsResult:
-        """Return a tool for each agent."""
         try:
             agents = await self._client.agents.list_async()
         except Flux0Error as error:
@@ -150,7 +149,6 @@ class AgentTools:
         )
 
     def _logged(self, name: str, error: Flux0Error) -> str:
-        """Log an error, and return the text that the assistant gets."""
         logging.getLogger("flux0").error("MCP: %s failed: %s", ascii(name), error)
         if self._show_errors or isinstance(error, models.InvalidArgument):
             return error.problem
@@ -217,7 +215,6 @@ def create_server(
 
 
 async def serve_stdio(server: Server) -> None:
-    """Serve an assistant over standard input and output, until one of them is closed."""
     # Ctrl-C ends the process: the thread that reads standard input cannot be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(select, "poll"):
@@ -237,7 +234,6 @@ def _exit_when_closed(pipe: int) -> None:
 
 
 def serve_http(server: Server, host: str, port: int) -> None:
-    """Serve assistants over streamable HTTP until Ctrl-C, and print the URL."""
     try:
         listener = socket.create_server((host, port))
     except OSError as error:

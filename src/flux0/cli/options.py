@@ -21,12 +21,10 @@ _SAFE = re.compile(r"[\w.-]+")  # Text that a shell does not interpret.
 
 
 def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
-    """Return an option for typer. `metavar` is the name of its value, or None for a flag."""
     return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 
 def argument(metavar: str, help: str, **more: Any) -> Any:
-    """Return a positional argument for typer."""
     return typer.Argument(metavar=metavar, help=help, **more)
 
 
@@ -94,7 +92,6 @@ class CommonOptions(NamedTuple):
     as_json: Json = False
 
     def client(self, **more: Any) -> Flux0:
-        """Return a client with these options."""
         more = {"timeout_ms": self.timeout and self.timeout * 1000, **more}
         return Flux0(self.server, headers=self._header_fields(), **more)
 

@@ -70,7 +70,6 @@ class Output:
         self._block = (kind, message_id)
 
     def end_block(self) -> None:
-        """End the current line and the current block."""
         self.end_line()
         self._block = ("", "")
 
@@ -90,7 +89,6 @@ class Output:
             self._append(mark + self._wrap(text), style)
 
     def end_line(self) -> None:
-        """Write a line break if the current line is not empty."""
         if self._line_is_open:
             self._indent = ""
             self.write("\n")
@@ -124,7 +122,6 @@ class Output:
             self.end_line()
 
     def json(self, data: object, *, indent: int | None = None) -> None:
-        """Write JSON on one line, or on indented lines if `indent` is not None."""
         self._append(f"{json_text(data, indent=indent)}\n", PLAIN)
 
     def _wrap(self, text: str) -> str:
@@ -157,12 +154,10 @@ class Output:
 
 
 def print_note(text: str) -> None:
-    """Write a line of information to standard error."""
     Output(stderr=True).write(f"{one_line(text)}\n", DIM)
 
 
 def print_problem(text: str) -> None:
-    """Write an error message to standard error, on one line."""
     output = Output(stderr=True)
     output.write("Error: ", RED)
     output.write(f"{one_line(text)}\n")

@@ -41,17 +41,14 @@ class TurnView:
         self._is_waiting = False
 
     def user(self, text: str) -> None:
-        """Write the user's message."""
         self._aside.begin_block("user")
         self._aside.write(text, BOLD, mark="> ")
 
     def message(self, data: models.EventData, message_id: str) -> None:
-        """Write a stored message or stored tool results."""
         for place, item in enumerate(descriptions.items_of(data)):
             self._item(item, f"{message_id}/{place}")
 
     def show(self, event: models.StreamEvent, turn: EventStream | MessageAccumulator) -> None:
-        """Write a status, or the content that a chunk event has added to the messages of `turn`."""
         if isinstance(event, ChunkEvent):
             if event.event_id != self._current:
                 self._show_new(turn, is_complete=True)

@@ -53,8 +53,6 @@ _CLOSED: Final = "this BackgroundTurns is closed"
 
 
 class _OwnTurns:
-    """The running turns that this process reads."""
-
     def __init__(self) -> None:
         self._readings: dict[TurnReading[Any], None] = {}
         self._is_watching = False

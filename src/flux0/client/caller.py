@@ -62,14 +62,12 @@ class Caller:
     def run(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a use case with these options, over the sync transport."""
         call = self.call(**options)
         return self.drive(usecase(call, *args, **kwargs), call.deadline)
 
     async def run_async(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a use case with these options, over the async transport."""
         call = self.call(**options)
         return await self.drive_async(usecase(call, *args, **kwargs), call.deadline)
 
@@ -97,7 +95,6 @@ class Caller:
         return self._view(self._settings(**options))
 
     def for_conversation(self, agent: Participant, **options: Any) -> Caller:
-        """Return a caller with these default options that reports `agent` to observers."""
         return self._view(evolve(self._settings(**options), agent=agent))
 
     def _view(self, default_call: ApiCall) -> Caller:
@@ -145,12 +142,10 @@ class Caller:
 
     @property
     def server_url(self) -> str:
-        """The server's URL, without credentials."""
         return self._default_call.server_url
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` was called."""
         return self._calls.closed
 
     def sync_driver(self) -> Driver:
@@ -163,11 +158,9 @@ class Caller:
         return self._driver
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
-        """Run `flow` over the sync transport. It must end before `deadline`."""
         return self.sync_driver().run(flow, deadline)
 
     def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> Coroutine[Any, Any, T]:
-        """Run `flow` over the async transport. It must end before `deadline`."""
         return self._async_driver.run(flow, deadline)
 
     def close(self) -> None:
@@ -184,7 +177,6 @@ class Caller:
         self.observers.flush()
 
     async def close_async(self) -> None:
-        """Close both transports and all streams, and end all calls with `ClientClosed`."""
         self.close()
         if not self._is_view:
             await self._async_driver.transport.close_async()

@@ -195,8 +195,6 @@ class AsyncConversation(_ConversationBase):
 
 @final
 class UnawaitedConversation(Unawaited[AsyncConversation]):
-    """A conversation that is not open yet: await the object to get the conversation."""
-
     _problem = (
         "the conversation is not open: await it, "
         "as in `conversation = await client.conversation_async(...)`"

@@ -83,12 +83,10 @@ class DefaultTransport:
         return repr(self.current())
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """See `Transport.send`."""
         response: Response[ByteStream] = self.current().send(request)
         return response
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """See `AsyncTransport.send_async`."""
         response: Response[AsyncByteStream] = await self.current().send_async(request)
         return response
 
@@ -98,12 +96,10 @@ class DefaultTransport:
             transport.close()
 
     async def close_async(self) -> None:
-        """The async version of `close`."""
         for transport in {self._own, self._last[1]}:
             await transport.close_async()
 
     def current(self) -> Any:
-        """Return the transport that sends the next call."""
         replacement, (last, transport) = _replacements[-1], self._last
         if replacement is None:
             return self._own

@@ -40,7 +40,6 @@ class Driver:
     calls: RunningCalls = field(factory=RunningCalls)
 
     def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
-        """Perform the effects of `flow` until it returns, and return its result."""
         with self.calls.start(deadline) as call:
             if deadline is not None:
                 call.cancel_at(deadline.moment + _GRACE, self.time)
@@ -112,15 +111,12 @@ class Driver:
 
 @frozen(eq=False)
 class AsyncDriver:
-    """The async version of `Driver`."""
-
     transport: AsyncTransport
     time: Time
     calls: RunningCalls = field(factory=RunningCalls)
     _start_limit: StartLimit = field(factory=StartLimit, init=False)
 
     async def run(self, flow: Flow[T], deadline: Deadline | None = None) -> T:
-        """The async version of `Driver.run`."""
         left = None if deadline is None else deadline.left(self.time.monotonic()) + _GRACE
         scope: CancelScope = load_anyio().move_on_after(left)
         call = self.calls.start(deadline, partial(call_soon, running_loop(), scope.cancel))

@@ -300,7 +300,6 @@ class Message:
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:
-        """Send the message, and return the stream of its turn."""
         caller, call = self._caller, self._call
         with caller.open_turns.exclusive(self._session, call.deadline):
             report = self._report()
@@ -313,7 +312,6 @@ class Message:
         return stream
 
     async def send_async(self) -> AsyncEventStream:
-        """The async version of `send`."""
         caller, call = self._caller, self._call
         async with caller.open_turns.exclusive_async(self._session, call.deadline):
             report = self._report()

@@ -50,17 +50,14 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         return self._coroutine.__await__()
 
     def send(self, value: Any = None, **misplaced: Any) -> Any:
-        """Resume the coroutine. Only event loops call this method."""
         if value is not None or misplaced:
             raise TypeError(self._problem)
         return self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Raise an error in the coroutine. Only event loops call this method."""
         return self._coroutine.throw(*error)
 
     def close(self) -> None:
-        """Cancel the coroutine."""
         self._coroutine.close()
 
     # Hide these methods from type checkers, so that they report a missing `await`.
@@ -84,8 +81,6 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
 
 @final
 class UnawaitedTurn(Unawaited[AsyncEventStream]):
-    """A turn that has not begun: await the object to get the stream, or use `async with`."""
-
     _problem = (
         "the turn has not begun: await it, or use it in async with, "
         "as in `async with conversation.send(...) as stream`"

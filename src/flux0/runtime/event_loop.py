@@ -29,7 +29,6 @@ Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a tri
 
 
 async def sleep(seconds: float) -> None:
-    """Wait for `seconds` in the running event loop."""
     trio = _running_trio()
     if trio is None:
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
@@ -52,7 +51,6 @@ class StartLimit:
         self._started_group = 0
 
     async def wait(self) -> None:
-        """Return in the iteration in which this call's group starts."""
         group = next(self._numbers) // _STARTED_PER_ITERATION
         try:
             for _ in range(group - self._started_group):
@@ -98,7 +96,6 @@ def running_loop() -> Loop:
 
 
 def running_task() -> object:
-    """Return the task that calls this function; None outside of tasks."""
     trio = _running_trio()
     if trio is not None:
         return trio.lowlevel.current_task()
@@ -140,7 +137,6 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
 
 
 def has_ended(loop: Loop) -> bool:
-    """Return whether `loop` has ended and accepts no more callbacks."""
     if hasattr(loop, "is_closed"):  # A stopped loop of asyncio would keep the callback.
         return bool(loop.is_closed())
     return not call_soon(loop, do_nothing)
@@ -259,7 +255,6 @@ class PerLoop(Generic[T]):
         weakref.finalize(self, self._entries.schedule_close_all).atexit = False
 
     async def get(self) -> T:
-        """Return the running loop's resource."""
         loop = running_loop()
         entry = self._entries.get(loop)
         if entry is not None:
@@ -332,7 +327,6 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
 
 
 def is_current(loop: Loop) -> bool:
-    """Return whether `loop` runs the caller."""
     try:
         return running_loop() is loop
     except RuntimeError:

@@ -107,7 +107,6 @@ class PerProcess(Generic[T]):
         self._resources: dict[int, T] = {}
 
     def get(self) -> T:
-        """Return the running process's resource."""
         resource = self._resources.get(_running.id)
         if resource is None:
             # If another thread has stored a resource in the meantime, return that resource.
@@ -123,13 +122,10 @@ class PerProcess(Generic[T]):
 
 
 class OwnerProcess:
-    """The process that created an object."""
-
     def __init__(self) -> None:
         self._id = _running.id
 
     def is_inherited(self) -> bool:
-        """Return whether the running process is a forked child that inherited the object."""
         return _running.id != self._id
 
     def check(self) -> None:

@@ -55,7 +55,6 @@ class ThreadedTransport:
         self._transport = transport
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Send `request` once; see `AsyncTransport.send_async`."""
         call = _SendCall(self._transport, request)
         try:
             response = await run_in_thread(call)
@@ -66,7 +65,6 @@ class ThreadedTransport:
         return evolve(received, body=_ThreadedBody(response.body))
 
     async def close_async(self) -> None:
-        """Close the sync transport."""
         try:
             await run_in_thread(self._transport.close)
         except ConnectError:

@@ -20,33 +20,25 @@ _MAX_WAIT: Final = 3600.0
 
 
 class SystemTime(Time):
-    """The system clock."""
-
     def __init__(self) -> None:
         self._alarms = PerProcess(_Alarms)
 
     def monotonic(self) -> float:
-        """Return a time in seconds that never goes backwards; see `Time.monotonic`."""
         return time.monotonic()
 
     def utc_now(self) -> datetime:
-        """Return the current date and time in UTC."""
         return datetime.now(timezone.utc)
 
     def sleep(self, seconds: float) -> None:
-        """Wait for `seconds`."""
         time.sleep(seconds)
 
     def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
-        """Call `wait(seconds)`, which may return early; see `Time.sleep_or_wake`."""
         wait(min(seconds, TIMEOUT_MAX))
 
     async def sleep_async(self, seconds: float) -> None:
-        """Wait for `seconds` under asyncio or trio."""
         await sleep(seconds)
 
     def jitter(self) -> float:
-        """Return a random number from 0 to 1."""
         return int.from_bytes(urandom(4), "big") / 0xFFFFFFFF
 
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:

@@ -67,7 +67,6 @@ class AsyncWaker:
         (self._woken.set if is_current(self.loop) else self.wake)()
 
     async def wait(self, seconds: float | None) -> None:
-        """Wait until `wake` is called, or for `seconds`."""
         if hasattr(self.loop, "run_sync_soon"):
             with self._library.move_on_after(inf if seconds is None else seconds):
                 await self._woken.wait()

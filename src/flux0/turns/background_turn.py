@@ -148,7 +148,6 @@ class _ReplyBuilder(RelayEncoder):
         raise self._with_turn(fresh(error))
 
     def _with_turn(self, error: E) -> E:
-        """Add the details of the turn to a `StreamError` that has no stream."""
         if isinstance(error, StreamError) and not error.event_count:
             error.correlation_id = self._correlation_id
             error.event_count = self._event_count

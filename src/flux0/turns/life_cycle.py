@@ -79,7 +79,6 @@ class LifeCycle:
 
     @property
     def current(self) -> Transition:
-        """The last transition."""
         last = self._current
         while last.next:
             last = last.next[0]

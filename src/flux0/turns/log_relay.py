@@ -71,7 +71,6 @@ class LogReader:
             cancel()
 
     async def wait_async(self, seconds: float | None) -> bool:
-        """The async version of `wait`."""
         waker = self._async_waker
         if waker is None or not is_current(waker.loop):
             waker = self._async_waker = AsyncWaker()
@@ -104,7 +103,6 @@ def wait_for_end(log: TurnLog, seconds: float) -> bool:
 
 
 async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
-    """The async version of `wait_for_end`."""
     with load_anyio().move_on_after(seconds):
         while not log.is_ended:
             await LogReader(log, log.last).wait_async(None)
@@ -139,7 +137,6 @@ class Relay(Iterator[bytes]):
         return piece
 
     def close(self) -> None:
-        """End the iteration."""
         self._pieces.close()
 
 
@@ -167,7 +164,6 @@ class AsyncRelay(AsyncIterator[bytes]):
         return piece
 
     async def aclose(self) -> None:
-        """End the iteration, as the same method of an async generator."""
         self._pieces.close()
 
 

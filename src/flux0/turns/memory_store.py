@@ -104,8 +104,6 @@ class MemoryTurnStore(TurnStore):
 
 
 class _Turns:
-    """The turns of one process."""
-
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
         # Maps each released log to the log that it had replaced.

@@ -117,7 +117,6 @@ class OpenTurns:
     async def exclusive_async(
         self, session: SessionKey, deadline: Deadline | None
     ) -> AsyncGenerator[None, None]:
-        """The async version of `exclusive`."""
         now, queue, sender = self._clock(), self._queues.of(session), TaskSender()
         ahead = queue.join(sender)
         try:
@@ -131,7 +130,6 @@ class OpenTurns:
             queue.leave(sender)
 
     def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
-        """Record `stream` as the open stream of `session`."""
         self._streams.get()[session] = stream
 
     def mark_closed(self) -> None:
@@ -229,7 +227,6 @@ def _is_suspended(stream: AsyncEventStream) -> bool:
 
 
 def _close_now(stream: AsyncEventStream) -> None:
-    """Close a stream whose event loop cannot run before the current call returns."""
     if stream.is_being_read:
         raise Flux0Error(_DEADLOCK.format("reading the open stream of"))
     stream.close_soon(_ANOTHER_MESSAGE)

@@ -56,7 +56,6 @@ class ReaderRole:
         self.lock: Lock = Lock()
 
     def in_use(self) -> StreamInUse:
-        """Return the error for a second reader."""
         return self._turn.attach_request(StreamInUse())
 
     def check(self) -> None:
@@ -149,13 +148,11 @@ class AsyncLoop:
         return self._step(self)
 
     def end(self) -> None:
-        """End the loop."""
         if self.is_pending or self.reader is not None:
             self.is_pending, self.reader = False, None
             self._leave()
 
     async def aclose(self) -> None:
-        """End the loop."""
         self.end()
 
     def __del__(self) -> None:

@@ -128,8 +128,6 @@ def relay_async(
     heartbeat: float | None,
     format: RelayFormat,
 ) -> AsyncIterator[bytes]:
-    """The async version of `relay`."""
-
     def start(reading: _Reading[AsyncWaker]) -> Callable[[], object]:
         batches = read()
 

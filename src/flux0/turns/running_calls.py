@@ -38,7 +38,6 @@ class RunningCalls:
         self._calls: PerProcess[dict[RunningCall, None]] = PerProcess(dict)
 
     def check(self) -> None:
-        """Raise `ClientClosed` if the client was closed."""
         if self.closed:
             raise ClientClosed(CLIENT_CLOSED)
 
@@ -52,7 +51,6 @@ class RunningCalls:
         return RunningCall(self, self._calls.get(), deadline, wake)
 
     def close(self) -> None:
-        """Cancel all calls. Later calls raise `ClientClosed`."""
         self.closed = True
         for call in self._calls.get().copy():
             call.cancel()
@@ -101,7 +99,6 @@ class RunningCall:
         self._wake()
 
     def cancel_at(self, moment: float, time: Time) -> None:
-        """Call `cancel` in another thread when `time.monotonic()` reaches `moment`."""
         self._stop_alarm = time.alarm(moment, self.cancel)
 
     def on_cancel(self, wake: Callable[[], object]) -> None:
@@ -113,7 +110,6 @@ class RunningCall:
         self.check()
 
     def check(self) -> None:
-        """Raise an error if the call was cancelled."""
         if self._cancelled:
             raise self._reason()
 
@@ -141,7 +137,6 @@ class RunningCall:
         return error
 
     def ended(self) -> Flux0Error:
-        """Return the error of a call whose task was cancelled."""
         error = self._reason()
         if (request := self._request) is not None:
             error.attach_request(request.operation, request.method, request.url)

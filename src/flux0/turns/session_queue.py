@@ -33,8 +33,6 @@ class ThreadSender(Waker):
 
 
 class TaskSender(AsyncWaker):
-    """The async version of `ThreadSender`."""
-
     def __init__(self) -> None:
         super().__init__()
         self.thread: int = get_ident()
@@ -57,11 +55,9 @@ class SessionQueue:
         return ahead[: ahead.index(sender)]
 
     def is_first(self, sender: Sender) -> bool:
-        """Return whether `sender` is the first in the queue, so that it may send."""
         return self._senders[0] is sender
 
     def leave(self, sender: Sender) -> None:
-        """Remove `sender` from the queue, and wake the new first sender."""
         self._senders.remove(sender)
         with suppress(IndexError):  # The queue may be empty.
             self._senders[0].wake()

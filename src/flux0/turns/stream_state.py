@@ -33,8 +33,6 @@ _CONNECTED: Final = (*READABLE, State.CLOSING)
 
 
 class _NoBody:
-    """Replaces a body that was dropped."""
-
     def read(self, timeout: float | None) -> None: ...
 
     async def read_async(self, timeout: float | None) -> None: ...
@@ -302,14 +300,12 @@ class StreamState(Uncopyable):
     # --- reading
 
     def _is_readable(self) -> bool:
-        """Return whether the turn continues. Raise an error if it failed or was closed."""
         if self._life.current.state in READABLE:
             return True
         self._raise_failure()
         return False
 
     def _finish(self, last: Transition) -> None:
-        """Record how a stream ended whose connection was released, and report the end."""
         self._life.move(last)
         self._content.fold()
         self._report_end()
@@ -349,7 +345,6 @@ class StreamState(Uncopyable):
         self._raise_failure()
 
     def _compare_with_stored(self, stored: Events) -> None:
-        """Fail the turn unless the server has stored all received messages."""
         if joined_history(stored, self._content.finish()) != joined_history(stored, ()):
             self._interrupt("the server has not stored all its messages")
 
@@ -385,7 +380,6 @@ class StreamState(Uncopyable):
         return None if failure is None else Transition(State.FAILED, failure=failure)
 
     def _on_transport_error(self, error: TransportError) -> Transition:
-        """Return the last transition of the stream."""
         if reason := self._life.current.reason:  # Another thread or task has closed the stream.
             raise self._client_closed(reason) from error
         return Transition(State.FAILED, failure=self._turn.on_transport_error(error))

@@ -358,7 +358,6 @@ class AsyncEventStream(StreamState):
             raise
 
     async def _advance(self) -> bool:
-        """The async version of `EventStream._advance`."""
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:

@@ -92,7 +92,6 @@ class Turn:
         return failure
 
     def on_transport_error(self, error: TransportError) -> StreamError:
-        """Return the failure for an error of the transport while the body is read."""
         failure = (
             self._idle_failure()
             if isinstance(error, ReadTimeout)
@@ -102,7 +101,6 @@ class Turn:
         return failure
 
     def interrupted(self, problem: str) -> StreamInterrupted:
-        """Return the failure of a turn whose stream ended too early."""
         return self.attach_request(StreamInterrupted(f"{problem} {self._so_far()}"))
 
     def _idle_failure(self) -> StreamIdleTimeout:
@@ -112,7 +110,6 @@ class Turn:
         return self.attach_request(StreamIdleTimeout(f"{limit}; {cause} {self._so_far()}"))
 
     def attach_request(self, error: E) -> E:
-        """Add the request to `error`, and the turn to a `StreamError`. Return `error`."""
         error.attach_request(self._request.operation, self._request.method, self._request.url)
         error.sent = "yes" if self.event_count else "maybe"
         if isinstance(error, StreamError):

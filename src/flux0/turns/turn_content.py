@@ -48,12 +48,10 @@ class TurnContent:
 
     @property
     def messages(self) -> tuple[TurnMessage, ...]:
-        """The messages so far; see `MessageAccumulator.messages`."""
         return self.fold(lambda: self._accumulator.messages)
 
     @property
     def first_chunks(self) -> tuple[ChunkEvent, ...]:
-        """The first chunk event of each message."""
         return self.fold(lambda: self._accumulator.first_chunks)
 
     @property
@@ -62,18 +60,15 @@ class TurnContent:
         return not self.fold(lambda: (True,))
 
     def finish(self, *, partial: bool = False) -> tuple[TurnMessage, ...]:
-        """Return new objects for the messages; see `MessageAccumulator.finish`."""
         return self.fold(lambda: self._accumulator.finish(partial=partial))
 
     def take_next(self) -> StreamEvent | None:
-        """Take the next unread event; None if there is none."""
         for event, _ in self.unread:
             self._taken.append(event)
             return event
         return None
 
     def take_all(self) -> Received:
-        """Take all unread events."""
         events = list(self.unread)
         self._taken.extend(event for event, _ in events)
         return events

@@ -51,7 +51,6 @@ class TurnReading(ABC, Generic[S]):
         self._stopped: Flux0Error | None = None
 
     def start(self, stream: S) -> None:
-        """Start to read `stream`, in another thread or task."""
         self._stream = stream
         stream.mark_relayed()
         self._start(stream)
@@ -69,7 +68,6 @@ class TurnReading(ABC, Generic[S]):
             self._close(stream, error.problem)
 
     def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
-        """End the turn."""
         self._stream = None
         drop_tracebacks(error)  # Their frames refer to the log, which keeps the error.
         self.log.finish(LogEnd(self._stopped or error, finished))
@@ -110,8 +108,6 @@ class TurnReading(ABC, Generic[S]):
 
 
 class ThreadReading(TurnReading[EventStream]):
-    """Reads a turn in a daemon thread."""
-
     def _start(self, stream: EventStream) -> None:
         context = copy_context()
 

@@ -54,15 +54,12 @@ class TurnReport:
 
     @property
     def seconds(self) -> float | None:
-        """The time until the end of the turn; None before the end."""
         return self._ends[0] if self._ends else None
 
     def unconfirmed_end(self) -> None:
-        """Log a warning that the end of the turn is not confirmed, once for each client."""
         self._observers.unconfirmed_end()
 
     def first_event(self) -> None:
-        """Report the first event of the turn to the observers, unless the end was reported."""
         self.seconds_to_first_event = seconds = self.clock() - self._start
         self._waiting.append(partial(self._observers.first_event, self._call, seconds))
         self._report()

@@ -85,7 +85,6 @@ class AiohttpConnection(ResponseHandler):
             self._wait_timer = self._loop.call_at(self.deadline, self._on_timer)
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes. Reject the response if it has too much overhead."""
         content, start = self._content, 0
         if content is None:
             start = self._receive_head(data)
@@ -137,7 +136,6 @@ class AiohttpConnection(ResponseHandler):
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
-        """Report a failure to the exchange and to the body's reader."""
         super().set_exception(exc, exc_cause or exc)
         content = self._content
         if content is not None and not content.is_eof() and content.exception() is None:

@@ -28,14 +28,11 @@ LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, Unic
 
 
 class AiohttpExchange(Exchange):
-    """The state of one request until the response head is received."""
-
     _translated: Exception | None = None  # The flux0 error for `failure`.
 
     async def run(
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None
     ) -> aiohttp.ClientResponse:
-        """Send the request, and return the response when its head is received."""
         method, body = request.method, request.body
         headers = CIMultiDict(request.headers.pairs)
         self._authorization = headers.popall("authorization", ())
@@ -90,7 +87,6 @@ class AiohttpExchange(Exchange):
     async def _call_aiohttp(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Send the request over a connection that is not stale; record errors of aiohttp."""
         if request.loop is not asyncio.get_running_loop():
             raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
@@ -132,7 +128,6 @@ class _UserError(Exception):
 def translate(
     error: Exception, timeout: Timeout, *, sent: bool, head_received: bool = False
 ) -> errors.TransportError:
-    """Return the flux0 error for an error of aiohttp."""
     kind: type[errors.TransportError]
     if isinstance(error, asyncio.TimeoutError):
         kind = errors.ReadTimeout if sent else errors.ConnectTimeout

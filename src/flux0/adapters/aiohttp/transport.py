@@ -142,7 +142,6 @@ class _AiohttpSource:
         return data or None
 
     async def close(self) -> None:
-        """Close the response, unless it has already released its connection."""
         if not self._response.closed:
             self._response.close()
 

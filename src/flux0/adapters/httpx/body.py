@@ -94,8 +94,6 @@ class _HttpxSource:
 
 
 class SyncHttpxSource(_HttpxSource):
-    """The `Source` for responses of sync clients."""
-
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         response: Any = self._response
@@ -103,26 +101,21 @@ class SyncHttpxSource(_HttpxSource):
         self._raw: Iterator[bytes] = response.iter_bytes() if read else iter(response.stream)
 
     def receive(self, timeout: float | None) -> bytes | None:
-        """Return the next bytes; see `Source.receive`."""
         if self._start_piece(timeout) and (piece := self._connection.read(READ_BYTES)):
             return cast("bytes", piece)
         return next(self._raw, None) if self._has_body else None
 
     def finish(self) -> None:
-        """Return the connection to the pool."""
         with self._exchange:
             self._response.close()
             self._exchange.end()
 
     def release(self) -> None:
-        """Close the response."""
         with suppress(Exception):  # Closing a connection that was shut down may fail.
             self.finish()
 
 
 class AsyncHttpxSource(_HttpxSource):
-    """The `AsyncSource` for responses of async clients."""
-
     # A reader in a daemon thread would fail, and print its error while the interpreter exits.
     close_at_exit: ClassVar[bool] = False
 
@@ -133,20 +126,17 @@ class AsyncHttpxSource(_HttpxSource):
         self._raw: AsyncGeneratorType[bytes, None] = raw
 
     async def receive(self, timeout: float | None) -> bytes | None:
-        """Return the next bytes; see `Source.receive`."""
         if self._start_piece(timeout) and (piece := await self._connection.read(READ_BYTES)):
             return cast("bytes", piece)
         return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
     async def finish(self) -> None:
-        """Return the connection to the pool."""
         try:
             await Uninterrupted(self._response.aclose())
         finally:
             self._exchange.end()
 
     async def close(self) -> None:
-        """Release the connection; see `AsyncSource.close`."""
         # If another task closes the response just after the reader received the last piece, the
         # generator `_raw` stays suspended. Then it must be closed, too.
         if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:

@@ -73,10 +73,7 @@ class _BuiltInClient:
 
 
 class SyncBuiltInClient(_BuiltInClient):
-    """The client of a transport for sync calls, if the user passed none."""
-
     def send(self, request: Any, **_: object) -> Any:
-        """Send a request; see `HttpClient.send`."""
         timeout, exchange = (
             request.extensions["timeout"]["pool"],
             cast("Any", current_exchange.get()()),
@@ -88,15 +85,11 @@ class SyncBuiltInClient(_BuiltInClient):
         return response
 
     def close(self) -> None:
-        """Close all connections; see `Pools.close`."""
         self._pools.close()
 
 
 class AsyncBuiltInClient(_BuiltInClient):
-    """The client of a transport for async calls, if the user passed none."""
-
     async def send(self, request: Any, **_: object) -> Any:
-        """Send a request; see `AsyncHttpClient.send`."""
         place = await self._pools.enter_async(request.extensions["timeout"]["pool"])
         cast("Any", current_exchange.get()()).leave = partial(self._pools.leave, place)
         response = await place.pool.transport.handle_async_request(request)
@@ -104,7 +97,6 @@ class AsyncBuiltInClient(_BuiltInClient):
         return response
 
     async def aclose(self) -> None:
-        """Close all connections."""
         for transport in self._pools.transports():
             await transport.aclose()
 
@@ -136,7 +128,6 @@ class BuiltInClients:
         return client
 
     def close(self) -> None:
-        """Close the open bodies, then the sync clients."""
         self.bodies.close()
         self.close_clients()
 
@@ -146,7 +137,6 @@ class BuiltInClients:
             client.close()
 
     async def close_async(self) -> None:
-        """Close the async clients."""
         for client in self._clients.values():
             await client.aclose()
 

@@ -126,7 +126,6 @@ class HttpxConnection(ABC):
         return head + buffer if head else buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
-        """Return the remaining connect timeout in seconds; `timeout` if already connected."""
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), MIN_SECONDS)
@@ -163,7 +162,6 @@ class HttpxConnection(ABC):
         return remaining
 
     def _pop_received(self) -> bytes | None:
-        """Return bytes that were received but not returned by `read` yet, or None."""
         self._sending = False
         if self._kept_byte:
             kept, self._kept_byte = self._kept_byte, b""
@@ -225,20 +223,16 @@ class HttpxConnection(ABC):
         return REJECTION.match(self._early_data or b"") is not None
 
     def _raise_if_rejected(self) -> None:
-        """Raise `WriteError` if `_is_rejected`. httpcore then reads the response."""
         if self._is_rejected():
             raise self._httpcore_module.WriteError("the server rejected the request early")
 
 
 class AsyncConnection(HttpxConnection):
-    """An `HttpxConnection` for async code. It wraps a network stream of httpcore."""
-
     def __init__(self, stream: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
         self._stream = stream
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the next received bytes; `max_bytes` is the limit of a system call."""
         received = self._pop_received()
         while received is None:
             data = await self._stream.read(max_bytes, self._read_limit(timeout))
@@ -283,13 +277,11 @@ class AsyncConnection(HttpxConnection):
                 writing.cancel()
 
     async def aclose(self) -> None:
-        """Close the connection."""
         await self._stream.aclose()
 
     async def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> AsyncConnection:
-        """Return a connection that uses TLS over this connection."""
         limit = self._connect_limit(timeout)
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
@@ -318,16 +310,13 @@ class AsyncBackend(Backend):
     """A backend for async pools (`httpcore.AsyncNetworkBackend`) with tracked connections."""
 
     async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
-        """Return a new TCP connection."""
         connect_by = None if timeout is None else monotonic() + timeout
         stream = await self.backend.connect_tcp(timeout=timeout, **options)
         return AsyncConnection(stream, self, connect_by)
 
     async def connect_unix_socket(self, **options: Any) -> AsyncConnection:
-        """Return a new connection to the server that listens at a Unix socket."""
         stream = await self.backend.connect_unix_socket(**options)
         return AsyncConnection(stream, self)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for `seconds`. httpcore calls this method between its attempts to connect."""
         await self.backend.sleep(seconds)

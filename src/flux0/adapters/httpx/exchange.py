@@ -109,7 +109,6 @@ class HttpxExchange(Exchange):
             self._user_trace(event, info)
 
     async def trace_async(self, event: str, info: dict[str, Any]) -> None:
-        """The async version of `trace`."""
         self._record_step(event, info)
         if self._user_trace is not None:
             await self._user_trace(event, info)
@@ -248,7 +247,6 @@ class HttpxExchange(Exchange):
 
 
 def package_of(value: object) -> str:
-    """Return the package that defines the value's class."""
     return type(value).__module__.partition(".")[0]
 
 

@@ -21,7 +21,6 @@ class Library(NamedTuple):
 
     @classmethod
     def load(cls, name: str) -> Library:
-        """Import the library. Raises `MissingDependency` if it is not installed."""
         try:
             return cls(import_module(name), import_module(name.replace("httpx", "httpcore")))
         except ModuleNotFoundError as error:

@@ -72,7 +72,6 @@ class Pools:
         self._closed = False
 
     def transports(self) -> tuple[Any, ...]:
-        """Return the transports of all pools."""
         return tuple(pool.transport for pool in self._pools.copy())
 
     def close(self) -> None:
@@ -103,7 +102,6 @@ class Pools:
         return place
 
     async def enter_async(self, timeout: float | None) -> Place:
-        """The async version of `enter`. The wait also ends if the task is cancelled."""
         event = Event()
         place = self._reserve(event.set)
         if place.pool is None:
@@ -137,7 +135,6 @@ class Pools:
         self._close(pool.transport)
 
     def _reserve(self, wake: Callable[[], object]) -> Place:
-        """Return a new place. If no pool has a free place, the new place is queued."""
         place = Place(wake)
         with self._lock:
             if not self._free:

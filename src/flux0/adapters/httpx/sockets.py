@@ -30,15 +30,12 @@ _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class SyncConnection(HttpxConnection):
-    """An `HttpxConnection` for sync code, over a socket."""
-
     def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
         self._sock = sock  # A socket, or `_NestedTLS`.
         self._owner = OwnerProcess()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the next received bytes; `max_bytes` is the limit of a system call."""
         received = self._pop_received()
         while received is None:
             httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
@@ -79,7 +76,6 @@ class SyncConnection(HttpxConnection):
     def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> SyncConnection:
-        """Return a connection that uses TLS over this connection."""
         try:
             self._sock.settimeout(self._connect_limit(timeout))
             with _connect_errors(self._httpcore_module):
@@ -161,7 +157,6 @@ class SyncBackend(Backend):
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **options: Any
     ) -> SyncConnection:
-        """Return a new TCP connection; see `Connector`."""
         connect_by = None if timeout is None else time.monotonic() + timeout
         exchange, source = current_exchange.get()(), options.get("local_address")
         connector = Connector(
@@ -175,18 +170,15 @@ class SyncBackend(Backend):
         return SyncConnection(sock, self, connect_by)
 
     def connect_unix_socket(self, **options: Any) -> SyncConnection:
-        """Return a new connection to the server that listens at a Unix socket."""
         stream = self.backend.connect_unix_socket(**options)
         return SyncConnection(stream.get_extra_info("socket"), self)
 
     def sleep(self, seconds: float) -> None:
-        """Wait for `seconds`. httpcore calls this method between its attempts to connect."""
         self.backend.sleep(seconds)
 
 
 @contextmanager
 def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, None, None]:
-    """Raise errors of sockets as `timeout_error` or `other_error`, which are httpcore classes."""
     try:
         yield
     except TimeoutError as error:

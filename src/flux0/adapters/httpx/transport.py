@@ -192,7 +192,6 @@ class HttpxFamilyTransport:
     def _prepare(
         self, client: Any, built_in: BuiltInClients | None, request: Request
     ) -> tuple[Any, Any, HttpxExchange]:
-        """Return the client, its request, and the exchange that records the request's progress."""
         if built_in is not None:
             client = built_in.get(request.url, self._proxies.proxy_for(request.url))
         if getattr(client, "is_closed", False):

@@ -42,7 +42,6 @@ class JsonCodec:
         self._event_hooks: dict[str, Callable[[Any, None], StreamEvent]] = {}
 
     def decode(self, model: type[T], body: bytes) -> T:
-        """Decode the JSON in `body` into `model`. For `object`, return plain values."""
         data = _load(body)
         result: T = data if model is object else self._structure(model, data, body)
         return result

@@ -86,6 +86,5 @@ def type_tag(kind: Any) -> str | None:
 
 @cache
 def known_keys(kind: Any) -> frozenset[str]:
-    """Return the fields' JSON keys, and `type` if the model's JSON has this key."""
     keys = (key for _, key in json_keys(kind))
     return frozenset(keys if type_tag(kind) is None else (*keys, "type"))

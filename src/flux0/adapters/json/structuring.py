@@ -80,12 +80,10 @@ def converter(*, explaining: bool) -> Converter:
 
 @cache
 def structure_hook(model: Any) -> Hook:
-    """Return the function with which the fast converter builds `model` from plain JSON."""
     return converter(explaining=False).get_structure_hook(model)
 
 
 def is_model(kind: Any) -> bool:
-    """Return whether `kind` is a model, a union of models, or a list or tuple of models."""
     if get_origin(kind) in {list, tuple}:
         item, *rest = get_args(kind)
         return is_model(item) and rest == ([] if get_origin(kind) is list else [...])

@@ -29,7 +29,6 @@ class TurnName:
 
     @property
     def info(self) -> str:
-        """The key of the turn."""
         return f"{self.session}:{self.id}"
 
     @property
@@ -141,11 +140,9 @@ class Commands:
         return ("EVALSHA", scripts.LOSE, 2, *turn.keys, process, end, self._keep_ms)
 
     def renew(self) -> Command:
-        """Renew the lease of this process."""
         return ("EVALSHA", scripts.RENEW, 1, self.process, self._lease_ms)
 
     def lease(self, process: str) -> Command:
-        """Get the counter of the lease of a process."""
         return "GET", process
 
     def wake(self, process: str, message: str = "") -> Command:
@@ -163,5 +160,4 @@ def as_bytes(value: bytes | str | None) -> bytes:
 
 
 def as_text(value: bytes | str | None) -> str:
-    """Return a value in a reply as a str; None becomes an empty str."""
     return as_bytes(value).decode()

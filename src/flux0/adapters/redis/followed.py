@@ -47,7 +47,6 @@ class FollowedTurn:
 
     @property
     def is_running(self) -> bool:
-        """Whether the copy can grow."""
         log = self.log()
         return log is not None and not log.is_ended
 
@@ -122,7 +121,6 @@ class FollowedTurn:
 
 
 def _extend(log: TurnLog, entries: Any) -> bool:
-    """Append the events in the entries of the stream. Return whether there was a new event."""
     last = log.last
     for id_, events in zip(entries[::2], entries[1::2], strict=True):
         number = int(as_bytes(id_).partition(b"-")[0])

@@ -32,12 +32,10 @@ class LeaseJob:
 
     @property
     def followed(self) -> list[FollowedTurn]:
-        """The turns of other processes."""
         turns = self._shared.turns.copy().values()
         return [turn for turn in turns if isinstance(turn, FollowedTurn)]
 
     def steps(self) -> Steps[None]:
-        """Renew the lease, and check the other leases."""
         worker, times = self._shared.worker, self._shared.times
         try:
             yield from self.renew()

@@ -40,7 +40,6 @@ class Listener:
         self._stopped.wake()
 
     def run(self) -> None:
-        """Receive messages until `stop` is called."""
         while not self._is_stopped:
             try:
                 self._receive()

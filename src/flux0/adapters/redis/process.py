@@ -56,11 +56,9 @@ class StoreProcess:
         self._start_once = allocate_lock()
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Make `log` the turn of the session; see `TurnStore.claim`."""
         return self._call(self._claim(self._name(session_id, log.turn_id), log, refuse))
 
     def release(self, session_id: str, log: TurnLog) -> None:
-        """Undo `claim`; see `TurnStore.release`."""
         name = self._name(session_id, log.turn_id)
         if isinstance(turn := self._turns.get(name.info), PublishedTurn):
             turn.is_released = True
@@ -72,7 +70,6 @@ class StoreProcess:
         self._worker.submit(_Release(command, self._worker, monotonic() + self._times.keep))
 
     def find(self, session_id: str) -> TurnLog | None:
-        """Return the turn of the session; see `TurnStore.find`."""
         session = self._commands.session(session_id)
         own = self._own_log(session)
         if own is not None and not own.is_ended:
@@ -115,7 +112,6 @@ class StoreProcess:
         self._worker.stop_when_idle()
 
     def _start(self) -> None:
-        """Start the threads, unless they were started before."""
         if self._start_once.acquire(blocking=False):
             try:
                 for thread in self._threads:
@@ -192,7 +188,6 @@ class StoreProcess:
         yield self._commands.stop(name, reason)
 
     def _finish(self) -> Steps[None]:
-        """Publish the ends of the turns, and end both threads."""
         for turn in self._published:
             yield from turn.steps()
             if self._worker.waiting_seconds:

@@ -45,7 +45,6 @@ class PublishedTurn:
     _expires: float | None = None
 
     def log(self) -> TurnLog:
-        """Return the log of the turn."""
         return self._log
 
     def steps(self) -> Steps[None]:

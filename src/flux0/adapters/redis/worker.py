@@ -67,9 +67,7 @@ class Job(Protocol):
 class Turn(Job, Protocol):
     """The job of a turn that this process reads or follows."""
 
-    def log(self) -> TurnLog | None:
-        """Return the log of the turn, or its copy; None if the copy is unreferenced."""
-        ...
+    def log(self) -> TurnLog | None: ...
 
 
 @define(eq=False)
@@ -156,11 +154,9 @@ class Worker:
         self._timers[job] = monotonic() + seconds
 
     def retry(self, job: Job) -> None:
-        """Start the job again after a failure."""
         self.set_timer(job, self._retry_seconds)
 
     def cancel_timer(self, job: Job) -> None:
-        """Cancel the timer of the job, if there is one."""
         self._timers.pop(job, None)
 
     def stop(self) -> None:
@@ -173,7 +169,6 @@ class Worker:
         self.submit(_Call(_no_steps()))  # Wakes the thread.
 
     def run(self) -> None:
-        """Run jobs until the end."""
         while self._running or not (self._is_stopped or (self._is_unused and self._is_idle())):
             for job in self._next_jobs():
                 self._continue(job, job.steps(), None)

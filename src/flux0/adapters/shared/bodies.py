@@ -62,9 +62,7 @@ class AsyncSource(_AnySource, Protocol):
 
     close_at_exit: ClassVar[bool]
 
-    async def receive(self, timeout: float | None) -> bytes | None:
-        """The async version of `Source.receive`."""
-        ...
+    async def receive(self, timeout: float | None) -> bytes | None: ...
 
     async def finish(self) -> None:
         """The async version of `Source.finish`."""
@@ -80,8 +78,6 @@ class AsyncSource(_AnySource, Protocol):
 
 
 class _BodyState:
-    """The state of a body, and the decompression of its pieces."""
-
     def __init__(self, source: _AnySource) -> None:
         self._translate_error = source.translate_error
         self._decoder = decoder_for(source.coding)
@@ -91,7 +87,6 @@ class _BodyState:
         self.closed: bool = False
 
     def _start_reading(self) -> None:
-        """Acquire the read lock, or raise if the body is closed or has another reader."""
         if self.closed and not self.finished:
             raise ConnectionInterrupted("the body was closed before its end")
         if not self._read_lock.acquire(NO_WAIT):
@@ -135,7 +130,6 @@ class AsyncBody(_BodyState):
         self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end; see `AsyncByteStream.read_async`."""
         self._start_reading()
         try:
             piece = None if self._decoder is None else next(self._decoded, None)
@@ -161,7 +155,6 @@ class AsyncBody(_BodyState):
         return piece
 
     async def close_async(self) -> None:
-        """Release the connection; see `AsyncByteStream.close_async`."""
         self._finalizer.detach()
         self.closed = True
         await self._source.close()
@@ -193,7 +186,6 @@ class SyncBodyState(_BodyState):
         self._end_lock = Lock()
 
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end; see `ByteStream.read`."""
         self._owner.check()
         self._start_reading()
         try:
@@ -260,7 +252,6 @@ class SyncBody:
         finalize(self, self._state.close).atexit = False
 
     def read(self, timeout: float | None) -> bytes | None:
-        """Return the next piece, or None at the end; see `ByteStream.read`."""
         return self._state.read(timeout)
 
     def close(self) -> None:
@@ -276,12 +267,10 @@ class OpenBodies:
         self._references: dict[ref[SyncBody], None] = {}
 
     def add(self, body: SyncBody) -> None:
-        """Track `body` until the garbage collector frees it."""
         references = self._references
         references[ref(body, references.__delitem__)] = None
 
     def close(self) -> None:
-        """Close all tracked bodies."""
         bodies = [reference() for reference in self._references.copy()]
         for body in filter(None, bodies):
             body.close()

@@ -22,7 +22,6 @@ _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
 
 
 def decoder_for(coding: str) -> Decoder | None:
-    """Return a decoder for this `Content-Encoding`; None if the body is not encoded."""
     coding = coding.strip().lower()
     return None if coding in _PLAIN else Decoder(coding)
 
@@ -87,7 +86,6 @@ class Decoder:
             raise ConnectionInterrupted("the body ended before the end of its compressed data")
 
     def _window_bits(self, first: int) -> int:
-        """Return the argument `wbits` of zlib for data that starts with the byte `first`."""
         if self._coding not in _COMPRESSED:
             raise ProtocolError(
                 f"the content coding of the body must be gzip or deflate, not {self._coding!r}"

@@ -44,14 +44,12 @@ def failure(
 
 
 def refused_by_proxy(status: str) -> ConnectError:
-    """Return the error for a proxy that refused to connect and reported `status`."""
     problem = f"the proxy refused the connection: {status}"
     needs_login = status.startswith("407")  # RFC 9110, section 15.5.8
     return unusable_proxy(problem) if needs_login else ConnectError(problem)
 
 
 def login_rejected_by_proxy() -> ConnectError:
-    """Return the error for a SOCKS proxy that rejected a missing or wrong login."""
     return unusable_proxy("the proxy rejected the login: set user and password in the proxy's URL")
 
 

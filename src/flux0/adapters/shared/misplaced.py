@@ -19,7 +19,6 @@ TRANSPORTS: Final = {
 
 
 def not_installed(library: str) -> MissingDependency:
-    """Return the error for a transport whose library is not installed."""
     package = "flux0-client" if library == "httpx" else f"flux0-client[{library}]"
     return MissingDependency(
         f"{TRANSPORTS[library]} needs the package {library}: pip install '{package}'"
@@ -27,7 +26,6 @@ def not_installed(library: str) -> MissingDependency:
 
 
 def library_of(value: object) -> str | None:
-    """Return the HTTP library that defines the value's class or one of its base classes."""
     bases = (base.__module__.partition(".")[0] for base in type(value).__mro__)
     return next((library for library in bases if library in TRANSPORTS), None)
 

@@ -82,7 +82,6 @@ class EnvironmentProxies:
 
 
 def _parse(url: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it is not valid or has no host."""
     with suppress(ValueError):
         parts = urlsplit(url)
         if parts.hostname and parts.port != 0:

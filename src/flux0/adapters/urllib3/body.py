@@ -66,7 +66,6 @@ class Urllib3Source:
         self._read_timeout = read_timeout
 
     def receive(self, timeout: float | None) -> bytes | None:
-        """Return the next bytes; see `Source.receive`."""
         # Each piece needs at most one `recv`, for which Python does not extend the timeout.
         raw_socket = self._raw_socket
         if raw_socket is not None and raw_socket.gettimeout() != timeout:
@@ -74,21 +73,17 @@ class Urllib3Source:
         return next(self._received, None)
 
     def finish(self) -> None:
-        """Return the connection to the pool."""
         self._response.release_conn()
 
     def shut_down(self) -> None:
-        """Shut the connection down; see `Source.shut_down`."""
         shut_down(self._raw_socket)
 
     def release(self) -> None:
-        """Close the connection."""
         with suppress(OSError, exceptions.HTTPError):
             self._response.close()
             self._response.release_conn()
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
-        """Return the flux0 error for an error of urllib3; see `Source.translate_error`."""
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
             return None
         kind = _kind_after_sending(causes(error)[-1])

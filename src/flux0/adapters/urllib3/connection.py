@@ -124,7 +124,6 @@ class Urllib3Connection(HTTPConnection):
         return idle_seconds < MAX_IDLE_SECONDS and super().is_connected
 
     def connect(self) -> None:
-        """Connect to the server, with the proxy tunnel and the TLS handshake if necessary."""
         try:
             super().connect()
         except BaseException as error:
@@ -174,7 +173,6 @@ class Urllib3Connection(HTTPConnection):
         return sock
 
     def request(self, *args: Any, **options: Any) -> None:
-        """Connect if necessary, record that the request is being sent, and send it."""
         if exchange := current_exchange.get():
             if self.is_closed:
                 self.connect()
@@ -218,7 +216,6 @@ class Urllib3Connection(HTTPConnection):
         return self.last_response
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
-        """Wait for the response head, and return the response."""
         response = super().getresponse()
         if exchange := current_exchange.get():
             exchange.interrupt.clear()
@@ -236,7 +233,6 @@ def is_unmodified(connection_class: Any) -> bool:
 
 @cache
 def tracked_class(connection_class: Any) -> type[Any]:
-    """Return a subclass of `connection_class` that is also a `Urllib3Connection`."""
     return type("Urllib3Connection", (Urllib3Connection, connection_class), {})
 
 
@@ -250,7 +246,6 @@ def check_urllib3() -> None:
 
 
 def check_type(argument: str, value: object, expected: type[Any]) -> None:
-    """Raise `InvalidArgument` unless `value` is None or an instance of `expected`."""
     refuse_misplaced(argument, value, expected.__module__.partition(".")[0])
     if value is not None and not isinstance(value, expected):
         actual = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"

@@ -127,7 +127,6 @@ class TrackedResponse(HTTPResponse):
         self.close()
 
     def _read(self) -> bytes:
-        """Return the bytes received so far. Wait only if there are none."""
         data: bytes
         if self._may_be_buffered:
             # `read1` returns buffered bytes, if there are any. The buffer may exceed a piece.

@@ -179,7 +179,6 @@ class _UserSlots:
                     raise
 
     def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
-        """Return a slot. A surplus slot is dropped; see `Slots.put`."""
         try:
             self._queue.put(slot, block=False)
         except Full:

@@ -261,7 +261,6 @@ class _HookRecorder:
 
 
 def _raw_response(response: requests.Response) -> Any:
-    """Return the object that `Urllib3Source` reads the body from."""
     raw: Any = response.raw
     # A hook may have read the body; only the private `_content` shows this. If the adapter is the
     # user's class, `raw` may be any file.

@@ -149,7 +149,6 @@ class _AnyVersion:
 
 
 def how_to_record(path: Path) -> str:
-    """Return the part of an error message that says how to record the cassette."""
     return f"run this code with RecordingTransport(transport, {str(path)!r})"
 
 
@@ -269,7 +268,6 @@ class CassetteFile:
 
 
 def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
-    """Return the transport errors in `exchanges` by name, and the statuses of 400 or more."""
     found: set[str] = set()
     for exchange in exchanges:
         if exchange.end in ERRORS:
@@ -280,7 +278,6 @@ def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
 
 
 def _members(value: Any) -> dict[str, Any]:
-    """Return the attributes of a value by name, except for attributes with their default value."""
     kind: Any = value.__class__
     return {
         attribute.name: member

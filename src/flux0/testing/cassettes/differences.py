@@ -20,7 +20,6 @@ _CONTEXT: Final = 30  # Characters that are shown before and after the first dif
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:
-    """Return the parts of a request to compare. The keys are their names in error messages."""
     members: dict[str, Any] = {"method": request.method, "path": path_of(request)}
     for name, values in parse_qs(request.query, keep_blank_values=True).items():
         members[f"query {name}"] = values if len(values) > 1 else values[0]
@@ -42,7 +41,6 @@ def canonical_json(value: object) -> str:
 
 
 def call_of(request: RecordedRequest) -> ReceivedCall:
-    """Return a recorded request as a `ReceivedCall`."""
     url = f"http://recorded{path_of(request)}?{request.query}"
     headers = Headers(tuple(request.headers.items()))
     body = None if request.body is None else request.body.data
@@ -50,7 +48,6 @@ def call_of(request: RecordedRequest) -> ReceivedCall:
 
 
 def describe_request(request: RecordedRequest) -> str:
-    """Return the operation and its arguments as a string. Long values are shortened."""
     call = call_of(request)
     arguments = (
         f"{name}={shorten(repr(value), _MAX_ARGUMENT)}" for name, value in call.arguments.items()
@@ -59,7 +56,6 @@ def describe_request(request: RecordedRequest) -> str:
 
 
 def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest) -> list[str]:
-    """Return the differences between two requests, as lines of an error message."""
     recorded, sent = members_of(recorded_request), members_of(sent_request)
     bodies = recorded.get("body"), sent.get("body")
     if isinstance(bodies[0], dict) and isinstance(bodies[1], dict):
@@ -76,7 +72,6 @@ def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest
 
 
 def shorten(text: str, limit: int = _MAX_SHOWN) -> str:
-    """Return `text`. If `text` is longer than `limit`, return only its start and its length."""
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 

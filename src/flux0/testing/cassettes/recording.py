@@ -199,7 +199,6 @@ class _OpenExchange:
             self.end(CLOSED, error)
 
     def record_response(self, response: Response[Any]) -> Response[Any]:
-        """Return `response` with a body that records its pieces."""
         headers = response.headers.redacted()
         self._response = RecordedResponse(self._elapsed(), response.status_code, headers, ())
         self._started = self._clock()
@@ -213,7 +212,6 @@ class _OpenExchange:
         return data
 
     def end(self, how: str, error: BaseException | None = None) -> None:
-        """End the exchange. If the exchange has ended already, do nothing."""
         self._end(self, how, error)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:

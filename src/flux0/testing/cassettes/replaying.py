@@ -266,13 +266,11 @@ class NewEpisodesTransport(RecordingTransport):
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Return the recorded response, or send `request` and record the exchange."""
         with suppress(NotRecorded):
             return self._replay.send(request)
         return super().send(request)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """The async version of `send`."""
         with suppress(NotRecorded):
             return await self._replay.send_async(request)
         return await super().send_async(request)

@@ -44,7 +44,6 @@ def scrub_path(path: str, scrub: Scrub) -> str:
 
 
 def scrub_query(query: str, scrub: Scrub) -> str:
-    """Scrub each value of a query."""
     pairs = parse_qsl(query, keep_blank_values=True)
     return urlencode([(name, scrub(value)) for name, value in pairs])
 

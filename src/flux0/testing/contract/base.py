@@ -80,7 +80,6 @@ class Contract(ABC):
 
 
 def check(value: object, required: object, subject: str) -> None:
-    """Assert that `value` is equal to `required`. The message of a failure names the `subject`."""
     __tracebackhide__ = True
     texts = [repr(each)[:_MAX_SHOWN] for each in (required, value)]
     assert value == required, f"{subject} must be {texts[0]}, not {texts[1]}"

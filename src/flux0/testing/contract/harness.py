@@ -39,12 +39,10 @@ LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 def get(
     url: str, *headers: tuple[str, str], stream: bool = False, timeout: Timeout = LONG_TIMEOUT
 ) -> Request:
-    """Return a GET request."""
     return Request("GET", url, Headers(headers), stream=stream, timeout=timeout)
 
 
 def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> Request:
-    """Return a POST request without header fields."""
     return Request("POST", url, Headers(), body, timeout=timeout)
 
 
@@ -61,7 +59,6 @@ class Pending(Generic[T]):
         return self.future.result()
 
     def error(self) -> BaseException | None:
-        """Wait for the end, and return the error; None after success. Fail if the call hangs."""
         wait([self.future], self.timeout)
         assert self.future.done(), (
             f"the transport hangs: the call did not end within {self.timeout:.1f} s"
@@ -69,7 +66,6 @@ class Pending(Generic[T]):
         return self.future.exception()
 
     def is_pending_after(self, seconds: float) -> bool:
-        """Wait for at most `seconds`, and return whether the call is still running."""
         return not wait([self.future], seconds).done
 
 
@@ -101,11 +97,9 @@ class ReceivedResponse:
         return self._run(pieces)
 
     def read(self, size: int | None = None, timeout: float = LONG) -> bytes:
-        """Call `start_read`, and return its result: by default, the whole body."""
         return self.start_read(size, timeout).outcome()
 
     def close(self) -> None:
-        """See `AsyncByteStream.close_async`."""
         self._run(self._body.close_async).outcome()
 
     def detach(self, *, in_cycle: bool = False) -> Any:
@@ -144,11 +138,9 @@ class Harness:
     servers: ExitStack  # Stops the servers when it is closed.
 
     def run(self, call: Work[T]) -> Pending[T]:
-        """Start `call` in another thread or task."""
         return Pending(self._start(call), self._timeout)
 
     def serve(self, *responses: ServerSteps, **options: Any) -> ByteServer:
-        """Start a `ByteServer` that runs until the test ends."""
         return self.servers.enter_context(ByteServer(*responses, timeout=self._timeout, **options))
 
     def listen(self) -> tuple[socket.socket, str]:
@@ -157,21 +149,17 @@ class Harness:
         return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/"
 
     def start(self, request: Request) -> Pending[ReceivedResponse]:
-        """Start a call that sends `request`."""
-
         async def send() -> ReceivedResponse:
             return ReceivedResponse(await self._send(request), self.run)
 
         return self.run(send)
 
     def send(self, request: Request) -> ReceivedResponse:
-        """Send `request` and return its response."""
         return self.start(request).outcome()
 
     def exchange(
         self, steps: ServerSteps, *, tls: SSLContext | None = None, **options: Any
     ) -> tuple[ByteServer, ReceivedResponse]:
-        """Start a server with `steps`, send a GET request; return the server and the response."""
         server = self.serve(steps, tls=tls)
         return server, self.send(get(server.url, **options))
 
@@ -197,7 +185,6 @@ class Harness:
         return self.run(fetch)
 
     def fetch(self, request: Request) -> bytes:
-        """Send `request` and return the whole body of its response."""
         return self.start_fetch(request).outcome()
 
     async def _send(self, request: Request) -> Response[AsyncByteStream]:
@@ -206,7 +193,6 @@ class Harness:
         return response
 
     def close(self) -> None:
-        """Close the transport."""
         self.run(self._transport.close_async).outcome()
 
 
@@ -251,7 +237,6 @@ def event_loop(
 
 
 def check_body(body: object, method: str) -> None:
-    """Assert that the body of a response has `method`."""
     assert hasattr(body, method), (
         f"the body of a response must have a method {method}(timeout), but {body!r} has none"
     )
@@ -264,16 +249,13 @@ class BlockingAsAsync:
         self._wrapped = wrapped
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Call `Transport.send`."""
         response = self._wrapped.send(request)
         check_body(response.body, "read")
         return evolve(response, body=BlockingAsAsync(response.body))
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        """Call `ByteStream.read`."""
         piece: bytes | None = self._wrapped.read(timeout)
         return piece
 
     async def close_async(self) -> None:
-        """Call `Transport.close` or `ByteStream.close`."""
         self._wrapped.close()

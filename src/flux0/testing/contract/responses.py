@@ -107,18 +107,15 @@ def http_response(
 
 
 def head(status: str, fields: Iterable[tuple[str, str]] = ()) -> Write:
-    """Return the step that writes a response head: status line and header fields."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
     return Write(f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1"))
 
 
 def to_bytes(steps: ServerSteps) -> bytes:
-    """Return all bytes that `steps` write."""
     return b"".join(step.data for step in steps if isinstance(step, Write))
 
 
 def size(steps: ServerSteps) -> int:
-    """Return the number of bytes that `steps` write."""
     return len(to_bytes(steps))
 
 

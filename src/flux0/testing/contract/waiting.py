@@ -183,7 +183,6 @@ class BackgroundCalls:
     end: float
 
     def is_pending_at_end(self, call: str) -> bool:
-        """Wait until `end`, and return whether this call was still running at that moment."""
         is_pending = self.calls[call].is_pending_after(max(0.0, self.end - monotonic()))
         return is_pending or self.ended.get(call, monotonic()) >= self.end
 

@@ -51,16 +51,13 @@ class FakeBody:
         return perform(self._read(timeout), self._clock)
 
     def close(self) -> None:
-        """Close the body, whether or not it was read to its end."""
         self.mark_ended("closed")
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        """The async version of `read`."""
         await sleep(0)
         return await perform_async(self._read(timeout), self._clock)
 
     async def close_async(self) -> None:
-        """The async version of `close`."""
         self.mark_ended("closed")
 
     def __del__(self) -> None:
@@ -165,12 +162,10 @@ class ClientTransport(SharedTransport):
         return repr(self._shared)
 
     def respond(self, request: Request, start: StartTask | None) -> Waits[Response[FakeBody]]:
-        """Forward the request, and track the body."""
         response = yield from self._shared.respond(request, start)
         self._bodies.add(response.body)
         return response
 
     def close(self) -> None:
-        """Interrupt the streams that this client has left open."""
         for body in tuple(self._bodies):
             body.mark_ended("unclosed")

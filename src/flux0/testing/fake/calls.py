@@ -95,7 +95,6 @@ class ExpectedCall:
         return _format_call(self.operation, self.arguments)
 
     def differences(self, call: ReceivedCall) -> list[str]:
-        """Return the differences between `call` and this expectation, one line for each."""
         lines: list[str] = []
         if call.operation != self.operation:
             lines.append(f"expected {self.operation}, got {call.name}")
@@ -109,7 +108,6 @@ class ExpectedCall:
 
 
 def call_from(request: Request, time: float = 0.0, prefix: str = "") -> ReceivedCall:
-    """Return the `ReceivedCall` for a request received at `time`."""
     target, body = target_from(request, prefix), json_or_bytes(request.body)
     operation = "" if target.operation is None else target.operation.name
     query, arguments = target.query, {**target.query, **target.arguments}
@@ -163,7 +161,6 @@ def _format_call(name: str, arguments: Mapping[str, Any]) -> str:
 def complete_response(
     status_code: int, content_type: str, body: bytes, *fields: tuple[str, str]
 ) -> Response[bytes]:
-    """Return a response with this body. `fields` precede the other header fields."""
     own = (("content-length", str(len(body))), ("content-type", content_type))
     return Response(status_code, Headers((*fields, *own)), body)
 

@@ -197,7 +197,6 @@ class FakeClock(Time):
 
 
 def perform(waits: Waits[T], clock: FakeClock) -> T:
-    """Run the generator `waits`, wait on `clock` for each `Wait`, and return the result."""
     with closing(waits):
         try:
             while True:
@@ -208,7 +207,6 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 
 
 async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
-    """The async version of `perform`: waits do not block the event loop."""
     # If the task is cancelled, close the generator at once, so that the fake ends the call.
     with closing(waits):
         try:

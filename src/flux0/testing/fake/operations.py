@@ -77,7 +77,6 @@ OPERATIONS = (
 
 
 def check_operation_name(name: str) -> None:
-    """Raise InvalidArgument if the API has no operation of this name."""
     names = [operation.name for operation in OPERATIONS]
     if name not in names:
         near = get_close_matches(name, names, 1)
@@ -107,7 +106,6 @@ class Target:
 
 
 def target_from(request: Request, prefix: str = "") -> Target:
-    """Find the operation of a request. A path that does not start with `prefix` has none."""
     url = urlsplit(request.url)
     path = unquote(url.path)
     operations = OPERATIONS if path.startswith(f"{prefix}/") else ()

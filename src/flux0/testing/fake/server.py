@@ -42,7 +42,6 @@ class FakeServer:
         self.store = FakeStore(self._clock.now)
 
     def respond(self, request: Request) -> Response[Any]:
-        """Handle a request as the server does."""
         try:
             try:
                 response = self._route(request)

@@ -115,7 +115,6 @@ class FakeHTTPServer(AbstractContextManager[str]):
         await self._ended.wait()
 
     def start_task(self, run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
-        """Start an async agent in the event loop of the server; see `StartTask`."""
         return asyncio.run_coroutine_threadsafe(run(), self._agent_loop.result()).cancel
 
 
@@ -136,7 +135,6 @@ class _Connection:
         self._is_disconnected = False
 
     def handle(self) -> None:
-        """Respond to requests until the connection has to be closed."""
         try:
             while (request := self._read_request()) and self._respond(request):
                 self.http.start_next_cycle()
@@ -150,7 +148,6 @@ class _Connection:
                 watcher.join()
 
     def _read_request(self) -> Request | None:
-        """Return the next request; None if the client has closed the connection."""
         head, body = self._receive(), bytearray()
         if self.http.they_are_waiting_for_100_continue:
             self._send(h11.InformationalResponse(status_code=100, headers=[], reason="Continue"))
@@ -177,7 +174,6 @@ class _Connection:
         )
 
     def _receive(self) -> object:
-        """Wait for the next h11 event; None if the client has closed the connection."""
         while (event := self.http.next_event()) is h11.NEED_DATA:
             if not (data := self.request.recv(_BLOCK_BYTES)):
                 return None
@@ -185,7 +181,6 @@ class _Connection:
         return event
 
     def _respond(self, request: Request) -> bool:
-        """Send the response to `request`, and return whether the connection can be reused."""
         cors = _cors_fields(request.headers, self.server.allow_origins)
         if cors and request.method == "OPTIONS":
             self._send_response(204, cors)
@@ -277,7 +272,6 @@ class _Connection:
 
 
 def _cors_fields(headers: Headers, origins: Collection[str]) -> tuple[tuple[str, str], ...]:
-    """Return the fields that let a browser use the response; none if the origin is not allowed."""
     origin = headers.get("origin")
     if origin is None or not {origin, "*"} & set(origins):
         return ()

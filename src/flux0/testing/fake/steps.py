@@ -34,7 +34,6 @@ def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> No
 
 
 def check_interval(_: object, attribute: Attribute[float], value: object) -> None:
-    """Validate an attribute: raise `InvalidArgument` if it is not a number of at least 0."""
     arguments.interval(attribute.name, value)
 
 
@@ -311,7 +310,6 @@ class StepExpander:
         self._call_ids: dict[CallTool, str] = {}
 
     def expand(self, step: AgentStep) -> Iterable[PlainStep]:
-        """Yield the protocol steps of one step."""
         match step:
             case Say() | Reason() | CallTool() | GiveResult():
                 event_id, seq = f"m{self._next_number('message'):09}", count()
@@ -375,7 +373,6 @@ class StepExpander:
 
 
 def split_text(text: str, pieces: int) -> Iterable[str]:
-    """Split `text` into pieces whose lengths differ by at most one character."""
     marks = (len(text) * number // pieces for number in range(pieces + 1))
     return (text[start:end] for start, end in pairwise(marks))
 

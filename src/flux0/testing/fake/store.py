@@ -51,7 +51,6 @@ class FakeStore:
         self._last_created_at = datetime.min.replace(tzinfo=timezone.utc)
 
     def next_number(self, kind: str) -> int:
-        """Return the next number for objects of this kind, starting at 1."""
         return next(self._counters[kind])
 
     def new_id(self, kind: str) -> str:
@@ -71,7 +70,6 @@ class FakeStore:
     def create_agent(
         self, name: str, type: str, description: str | None = None, *, id: str = ""
     ) -> JSONObject:
-        """Create and store an agent."""
         agent: JSONObject = {
             "id": id or self.new_id("agent"),
             "name": name,
@@ -132,25 +130,21 @@ class FakeStore:
         return applies
 
     def finish_message(self, event_id: str) -> TurnMessage | None:
-        """Finish a message, and return the message to store; None if the message is empty."""
         message = self._open_messages.pop(event_id, None)
         return next(iter(message.finish()), None) if message else None
 
 
 def without_nulls(data: JSONObject) -> JSONObject:
-    """Return a copy of `data` without the members that are None."""
     return {name: value for name, value in data.items() if value is not None}
 
 
 def models_of(events: list[JSONObject]) -> tuple[Event, ...]:
-    """Return stored events as the models that a client returns."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     return JsonCodec().from_dict(Events, {"data": events}).data
 
 
 def status_data(reported: Report) -> JSONObject | None:
-    """Return the event data for a status; None if the status is unknown."""
     if reported.status not in set(SessionStatus):
         return None
     return {
@@ -163,7 +157,6 @@ def status_data(reported: Report) -> JSONObject | None:
 
 
 def agent_data(message: TurnMessage) -> JSONObject | None:
-    """Return the event data for an agent's message; None if it is invalid."""
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     data = message.data

@@ -310,7 +310,6 @@ class FakeTransport(SharedTransport):
         return evolve(response, body=body)
 
     def _server_response(self, request: Request, start: StartTask | None) -> Response[Any]:
-        """Return the server's response. If it streams a turn, start the agent."""
         with self._lock:
             response = self._server.respond(request)
             if not isinstance(response.body, FakeTurn):

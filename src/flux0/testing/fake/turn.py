@@ -108,7 +108,6 @@ class FakeTurn:
 
     @property
     def unused_steps(self) -> str | None:
-        """A sentence with the number of steps that the turn ran; None if its script is used up."""
         done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
         return None if self._used_up else f"its turn stopped after {done}"
 

@@ -55,8 +55,6 @@ class RequestRejected(Exception):
 
 
 def text(shortest: int = 0, longest: float = inf) -> Check:
-    """Return a check that a value is a string of `shortest` to `longest` characters."""
-
     def check(value: object) -> Problem | None:
         if not isinstance(value, str):
             return "string_type", {}
@@ -70,7 +68,6 @@ def text(shortest: int = 0, longest: float = inf) -> Check:
 
 
 def choice(*names: str) -> Check:
-    """Return a check that a value is one of `names`."""
     *most, last = (repr(name) for name in names)
     found: Problem = "enum", {"expected": f"{', '.join(most)} or {last}"}
     return lambda value: None if isinstance(value, str) and value in names else found
@@ -91,18 +88,15 @@ def integer_of(text: str) -> int | None:
 
 
 def integer(text: str) -> Problem | None:
-    """Check that a string is an integer."""
     problem = "int_parsing_size" if _TOO_LONG.match(text) else "int_parsing"
     return (problem, {}) if integer_of(text) is None else None
 
 
 def flag(text: str) -> Problem | None:
-    """Check that a string is a boolean."""
     return None if text.lower() in _FLAGS else ("bool_parsing", {})
 
 
 def mapping(value: object) -> Problem | None:
-    """Check that a value is a JSON object."""
     return None if isinstance(value, dict) else ("dict_type", {})
 
 
@@ -118,7 +112,6 @@ class Form:
     query: Mapping[str, Check] = field(factory=dict[str, Check])
 
     def read(self, request: Request, arguments: Mapping[str, str], query: Mapping[str, str]) -> Any:
-        """Return the parsed body; raise `RequestRejected` with all problems."""
         body: Any = _body_of(request) if self.members or self.items else _NO_BODY
         queries = ((name, query[name]) for name in self.query if name in query)
         checked = (
@@ -162,7 +155,6 @@ def _problem(found: Problem, value: object, *place: str | int) -> dict[str, Any]
 
 
 def is_json(content_type: str) -> bool:
-    """Return whether a `content-type` value is a JSON media type."""
     return bool(_JSON.match(content_type))
 
 
