@@ -19,7 +19,6 @@ _INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and
 
 
 def main() -> None:
-    """Run the command line, or exit with a message if its packages are not installed."""
     if sys.stdout is None:
         sys.exit(f"{_NO_OUTPUT}: it is closed")
     sys.argv[1:] = map(_decoded, sys.argv[1:])
@@ -90,7 +89,6 @@ def _exit_at_once(_number: int, _frame: object) -> None:
 
 
 def _discard_output() -> None:
-    """Redirect standard output to the null device, so that flushing it at exit succeeds."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

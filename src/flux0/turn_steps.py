@@ -220,7 +220,6 @@ class TurnSteps:
             message.open_text = ""
 
     def _items(self, message: _Message, *, partial: bool = False) -> Iterator[Step]:
-        """Yield the steps for tool calls and results and, if not `partial`, for the content."""
         # With `partial=False`, a call with incomplete arguments would hide the other calls.
         final = self._accumulator.message(message.id, partial=True)
         data = None if final is None else final.data
@@ -246,7 +245,6 @@ class TurnSteps:
                     yield from self._text(message, part.content)
 
     def _call(self, item: ToolCall | ToolCallPart) -> Generator[Step, None, _StreamedCall]:
-        """Return the call with the id of `item`. If there is none, start it."""
         call_id = str(item.tool_call_id)
         if call_id not in self._calls:
             self._calls[call_id] = call = _StreamedCall(call_id, str(item.tool_name))

@@ -215,7 +215,6 @@ class OpenTelemetry(Observer):
     def _end_span(
         self, span: Span, error: BaseException | None, end: int | None = None
     ) -> _Attributes:
-        """Record the error in the span, and end the span. Return the error's attributes."""
         attributes: _Attributes = {}
         if error is not None:
             status = str(error.status_code) if isinstance(error, APIError) else None

@@ -78,21 +78,12 @@ class SSEParser:
 
     @property
     def retry(self) -> int | None:
-        """The reconnection time of the last `retry` field, in milliseconds; None without a field.
-
-        The field needs no event: it takes effect at the end of its line.
-        """
         *lines, _ = self._unfinished_block().decode("utf-8", "replace").split("\n")
         fields = (line.partition(":") for line in lines)
         values = [_retry(value.removeprefix(" ")) for name, _, value in fields if name == "retry"]
         return next((value for value in reversed(values) if value is not None), self._decoder.retry)
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """Parse the next bytes and return the events that `data` completes.
-
-        Raises:
-            EventTooLarge: an event exceeded the limit.
-        """
         block = self._block
         state = self._state
         if state == _IN_LINE:
@@ -184,7 +175,6 @@ class SSEParser:
         return events
 
     def _find_excess(self, data: bytes) -> int:
-        """Return the position of the first byte that exceeds its block's limit, or -1."""
         start = 0
         for lines in data.split(b"\n\n"):
             block = lines.lstrip(b"\n")

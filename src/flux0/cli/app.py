@@ -377,7 +377,6 @@ def _client(
 
 @contextmanager
 def _exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, None]:
-    """Print each error in the `with` block to standard error, and exit with an exit code."""
     from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
 
     escape_unencodable()

@@ -101,10 +101,6 @@ class Chat:
         self._view = TurnView(self._output, aside)
 
     def send(self, message: str) -> bool:
-        """Send a message, and write the turn while it streams.
-
-        Return False if the agent reported an error.
-        """
         with _interruptible(), self._conversation.send(message) as stream:
             try:
                 for event in stream:
@@ -117,7 +113,6 @@ class Chat:
             return stream.error is None
 
     def show_example(self, message: str) -> bool:
-        """Write `message` as if the user had typed it, send it, and write the turn."""
         if not self._as_json:
             self._view.user(message)
         return self.send(message)

@@ -9,7 +9,6 @@ from flux0.cli.output import one_line
 
 
 def choose_agent(flux0: Flux0, wanted: str | None) -> Agent:
-    """Return the agent with this id, or the only agent with this name, or the only agent."""
     agents = flux0.agents.list()
     found = [agent for agent in agents if wanted in (None, agent.id)]
     found = found or [agent for agent in agents if agent.name == wanted]
@@ -26,7 +25,6 @@ def choose_agent(flux0: Flux0, wanted: str | None) -> Agent:
 
 
 def last_session(flux0: Flux0) -> Session:
-    """Return the last session that was created for the user."""
     sessions = flux0.sessions.list()
     if not sessions:
         problem = "The user has no session. Begin a session without this option."

@@ -32,7 +32,6 @@ _OPTIONS = {
 
 
 def to_text(value: Any, *, indent: int | None = None) -> str:
-    """Return a string unchanged, and any other value as JSON."""
     return value if isinstance(value, str) else json_text(value, indent=indent, ascii=False)
 
 
@@ -53,7 +52,6 @@ def describe_call(call: ToolCall | ToolCallPart) -> str:
 
 
 def describe_result(call: ToolCall) -> str:
-    """Return the error of a tool call, or else its shortened result."""
     if call.error is not None:
         return call.error
     return _shorten(to_text(call.result and call.result.data), _MAX_RESULT_SHOWN)

@@ -16,7 +16,6 @@ _EVENT = {"OFFSET": 1, "SOURCE": 3, "TYPE": 2, "DATA": 4}
 
 
 def show(output: Output, listed: Listed) -> None:
-    """Write agents, sessions or events as a table. Events are grouped by turn."""
     columns: Mapping[str, int] = {}
     rows: list[tuple[str, ...]] = []
     turn = ""

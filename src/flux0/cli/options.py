@@ -83,8 +83,6 @@ SessionId = Annotated[
 
 
 class CommonOptions(NamedTuple):
-    """The options of all commands that connect to a server."""
-
     server: Server = None
     user: User = None
     header: Header = None
@@ -146,7 +144,6 @@ class CommandWithId(TyperCommand):
     """A command whose only positional argument is an id. The id may begin with a hyphen."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments. A first argument such as `-helpmeABC` is an id, and no option."""
         if args and len(args[0]) == ID_LENGTH and args[0].startswith("-"):
             args = [*args[1:], "--", args[0]]
         return super().parse_args(ctx, args)

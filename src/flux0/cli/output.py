@@ -32,7 +32,6 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escape control characters, and replace each sequence of white space by one space."""
     return " ".join(visible(text).split())
 
 
@@ -164,7 +163,6 @@ def print_problem(text: str) -> None:
 
 
 def escape_unencodable() -> None:
-    """Configure both output streams to escape characters that they cannot encode."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the program was started with this stream closed.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")

@@ -66,7 +66,6 @@ class TurnView:
         self._aside.write(descriptions.describe_status(status, data), style, mark="· ")
 
     def finish(self, turn: EventStream | MessageAccumulator | None = None) -> None:
-        """Write the turn's rest, and prepare for the next turn."""
         try:
             if turn is not None:
                 self._show_new(turn, is_complete=True)
@@ -139,7 +138,6 @@ class TurnView:
 
 
 def _can_be_shown(item: descriptions.Item) -> bool:
-    """Return whether a tool call or result can be written before its message is complete."""
     if isinstance(item, ToolCall):
         return item.result is not None and item.result.data is not None
     if isinstance(item, ToolCallPart):

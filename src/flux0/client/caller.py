@@ -149,7 +149,6 @@ class Caller:
         return self._calls.closed
 
     def sync_driver(self) -> Driver:
-        """Return the driver of sync calls. Raises a `Flux0Error` if there is no sync transport."""
         if self._driver is None:
             raise Flux0Error(
                 "this client has only an async transport: call the methods that end in _async, "

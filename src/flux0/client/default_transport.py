@@ -91,7 +91,6 @@ class DefaultTransport:
         return response
 
     def close(self) -> None:
-        """Close the own transport, and the streams of the last replacement."""
         for transport in {self._own, self._last[1]}:
             transport.close()
 

@@ -188,7 +188,6 @@ def _check_deadline(
 def _limit(
     timeout: float | None, deadline: Deadline | None, time: Time, sent: Sent = "maybe"
 ) -> float | None:
-    """Return `timeout`, limited to the time until the deadline; raise an error after it."""
     if deadline is None:
         return timeout
     left = deadline.left(time.monotonic())

@@ -65,7 +65,6 @@ def choose_transports(
 
 
 def time_source(transport: object) -> Time:
-    """Return the transport's `time`, or the system clock if the transport has no `time`."""
     own = getattr(transport, "time", None)
     return own if isinstance(own, Time) else SystemTime()
 

@@ -28,7 +28,6 @@ def is_rejected(status_code: int) -> bool:
 
 
 def is_event_stream(headers: Mapping[str, str]) -> bool:
-    """Return whether the body is an event stream. The names in `headers` are case-insensitive."""
     media_type = headers.get("content-type", "").partition(";")[0]
     return media_type.strip().lower() == "text/event-stream"
 

@@ -112,13 +112,11 @@ class Observers:
         self._postponed.append(report)
 
     def flush(self) -> None:
-        """Call the functions that `postpone` has stored before this call."""
         for _ in range(len(self._postponed)):
             with suppress(IndexError):  # Another thread may have removed the last item.
                 self._postponed.popleft()()
 
     def _notify(self, report: Callable[[Observer], T]) -> list[T]:
-        """Call all observers, and return the results. Log the first exception of each observer."""
         results: list[T] = []
         for observer in self._observers:
             try:

@@ -42,7 +42,6 @@ class RetryBudget:
         return True
 
     def add_success(self) -> None:
-        """Record a successful call; `successes_per_retry` calls add one retry to the budget."""
         number = next(self._successes)
         if number % self._successes_per_retry == 0:
             self._retries.append(number)  # If the budget is full, it stays full.

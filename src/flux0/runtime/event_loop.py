@@ -81,11 +81,6 @@ def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
 
 
 def running_loop() -> Loop:
-    """Return the running asyncio loop or the token of the running trio run.
-
-    Raises:
-        RuntimeError: no event loop is running in this thread.
-    """
     trio = _running_trio()
     if trio is not None:
         return trio.lowlevel.current_trio_token()

@@ -85,7 +85,6 @@ def call_with_lock(lock: Lock | RLock, act: Callable[[], object], *, wait: bool 
 def start_thread(
     act: Callable[[], object], name: str, failure: type[Flux0Error] = ConnectError
 ) -> None:
-    """Call `act` in a new daemon thread. Raise `failure` if the process cannot start a thread."""
     try:
         Thread(target=act, name=name, daemon=True).start()
     except RuntimeError as error:
@@ -114,10 +113,6 @@ class PerProcess(Generic[T]):
         return resource
 
     def pop(self) -> T | None:
-        """Remove and return the running process's resource; None if there is none.
-
-        The next call of `get` creates a new resource.
-        """
         return self._resources.pop(_running.id, None)
 
 

@@ -42,10 +42,6 @@ class SystemTime(Time):
         return int.from_bytes(urandom(4), "big") / 0xFFFFFFFF
 
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
-        """Call `act` when `monotonic()` reaches `moment`; return a function that cancels the alarm.
-
-        `act` runs in a background thread, and its exceptions are ignored.
-        """
         return self._alarms.get().add(moment, act)
 
 

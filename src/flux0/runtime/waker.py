@@ -30,7 +30,6 @@ class Waker:
             self._woken.release()
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait until `wake` is called; return False if `wake` is not called within `seconds`."""
         return self._woken.acquire(timeout=-1 if seconds is None else seconds)
 
 

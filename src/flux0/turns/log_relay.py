@@ -41,7 +41,6 @@ class LogReader:
         self._async_waker: AsyncWaker | None = None
 
     def read(self) -> Sequence[bytes] | None:
-        """Return the next events. They are empty if there is none yet, and None at the end."""
         end = self.log.end  # Get the end first: after the end, no event is added.
         try:
             events = self.log.read(self.position)
@@ -95,7 +94,6 @@ def check_loop(log: TurnLog) -> None:
 
 
 def wait_for_end(log: TurnLog, seconds: float) -> bool:
-    """Wait until the turn has ended; return False if it is running after `seconds`."""
     ends = monotonic() + seconds
     while not log.is_ended and (left := ends - monotonic()) > 0:
         LogReader(log, log.last).wait(min(left, TIMEOUT_MAX))

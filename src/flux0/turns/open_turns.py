@@ -189,7 +189,6 @@ class OpenTurns:
             await run_in_thread(partial(self._close_in_its_loop, stream, limit))
 
     def _close_in_its_loop(self, stream: AsyncEventStream, limit: _Limit) -> None:
-        """Start a task that closes `stream` in its event loop, and wait for the task."""
         waker = Waker()
 
         async def close() -> None:

@@ -59,7 +59,6 @@ class ReaderRole:
         return self._turn.attach_request(StreamInUse())
 
     def check(self) -> None:
-        """Raise `StreamInUse` if another thread or task has a loop."""
         self._check(self._running(), _running_generators)
 
     def claim(self, owner: object = None) -> Reader:

@@ -65,7 +65,6 @@ class _Reading(Generic[W]):
         return b"".join(events)
 
     def end(self, error: BaseException | None = None) -> None:
-        """End the log. Only the first call has an effect."""
         failure = error if isinstance(error, Flux0Error) else None
         if failure is None and error is not None:
             self.errors.append(error)

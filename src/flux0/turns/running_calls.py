@@ -114,7 +114,6 @@ class RunningCall:
             raise self._reason()
 
     def succeeded(self, effect: Effect, outcome: object) -> object:
-        """Return the result of an effect, after recording whether a request was sent."""
         if isinstance(effect, Send):
             response = cast("Response[Any]", outcome)
             self._record(effect, rejected=is_rejected(response.status_code))

@@ -49,7 +49,6 @@ class SessionQueue:
         self._senders: deque[Sender] = deque()
 
     def join(self, sender: Sender) -> tuple[Sender, ...]:
-        """Add `sender` at the end of the queue, and return the senders ahead of `sender`."""
         self._senders.append(sender)
         ahead = tuple(self._senders.copy())
         return ahead[: ahead.index(sender)]

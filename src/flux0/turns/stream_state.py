@@ -285,7 +285,6 @@ class StreamState(Uncopyable):
         self._life.move(Transition(State.ENTERED))
 
     def _raise_failure(self) -> None:
-        """Raise an error if the turn has failed, or if the stream was closed before its end."""
         last = self._life.current
         if (failure := last.failure) is not None:
             if isinstance(failure, StreamError):
@@ -337,7 +336,6 @@ class StreamState(Uncopyable):
 
     @contextmanager
     def _checking(self) -> Generator[None, None, None]:
-        """Raise the failure that was found in a `with` block which lists the stored events."""
         try:
             yield
         except Flux0Error as error:

@@ -77,7 +77,6 @@ class EventStream(StreamState):
         return self._values(self._content.take_next)
 
     def _values(self, take: Callable[[], T | None], reader: Reader | None = None) -> Iterator[T]:
-        """Yield each result of `take`, and receive more events when a result is empty."""
         reader = reader or self._role.claim()
         later = False
         try:
@@ -217,7 +216,6 @@ class EventStream(StreamState):
             self._close(later=later)
 
     def _advance(self, unread: object) -> bool:
-        """Receive the events after `unread`. Return False if the turn has already ended."""
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:
@@ -338,7 +336,6 @@ class AsyncEventStream(StreamState):
             self.close_soon()
 
     async def _next(self, loop: AsyncLoop | None) -> Any:
-        """Return the next value for `loop`, or for a call of `anext` if `loop` is None."""
         if loop is not None and loop.reader is None:
             loop.is_pending = False
             loop.reader = self._role.claim()

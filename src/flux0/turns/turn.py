@@ -84,7 +84,6 @@ class Turn:
         return events, failure
 
     def on_end(self) -> Flux0Error | None:
-        """Return the failure if the body ends in the middle of an event."""
         # Some parsers raise `EventTooLarge` only in the next call.
         _, failure = self.feed(b"")
         if failure is None and self._parser.pending:

@@ -56,7 +56,6 @@ class TurnContent:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the content cannot be read now; see `fold`."""
         return not self.fold(lambda: (True,))
 
     def finish(self, *, partial: bool = False) -> tuple[TurnMessage, ...]:

@@ -79,7 +79,6 @@ class TurnReading(ABC, Generic[S]):
 
     @contextmanager
     def _reading(self, stream: S) -> Generator[None, None, None]:
-        """Return a context manager. The end of its block is the end of the turn."""
         try:
             yield
         except Flux0Error as error:

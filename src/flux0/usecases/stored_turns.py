@@ -30,7 +30,6 @@ def find_turn(
     correlation_id: str | None,
     wait_ms: int,
 ) -> Flow[StoredTurn | None]:
-    """Return the stored turn of a user message; None if it is not stored within `wait_ms`."""
     if (content is None) is (correlation_id is None):
         raise InvalidArgument("content", "or correlation_id must be passed, but not both")
     if content is not None:

@@ -125,7 +125,6 @@ class AiohttpConnection(ResponseHandler):
         self.set_exception(HttpProcessingError(message=problem))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        """Receive a parsed response head. Reject it if the end of its body is ambiguous."""
         message, content = data
         if self._content is None and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
             codings = message.headers.getall("Transfer-Encoding", ())

@@ -147,7 +147,6 @@ def translate(
 
 
 def without_secrets(error: BaseException) -> BaseException:
-    """Return `error`. If it contains headers or a password, return a replacement without them."""
     while error.__cause__ is not None and isinstance(error, aiohttp.ClientConnectionError):
         error = error.__cause__
     if isinstance(error, aiohttp.ServerDisconnectedError):

@@ -240,7 +240,6 @@ class AsyncConnection(HttpxConnection):
         return received
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
         data = self._next_to_send(buffer)
         exchange = current_exchange.get()()
         if len(data) > LARGE_REQUEST_BYTES and exchange is not None and not exchange.multiplexed:
@@ -307,8 +306,6 @@ class AsyncConnection(HttpxConnection):
 
 
 class AsyncBackend(Backend):
-    """A backend for async pools (`httpcore.AsyncNetworkBackend`) with tracked connections."""
-
     async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
         connect_by = None if timeout is None else monotonic() + timeout
         stream = await self.backend.connect_tcp(timeout=timeout, **options)

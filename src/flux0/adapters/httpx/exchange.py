@@ -103,7 +103,6 @@ class HttpxExchange(Exchange):
         return self.sent and not self.head_received and self.connection in (connection, None)
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
-        """Record an event of httpcore, then call the user's trace function."""
         self._record_step(event, info)
         if self._user_trace is not None:
             self._user_trace(event, info)
@@ -153,7 +152,6 @@ class HttpxExchange(Exchange):
             raise self.library.httpcore.RemoteProtocolError(problem)
 
     def bind_socket(self, sock: Any) -> None:
-        """Shut down `sock`, the connection's socket, when `interrupt.fire` is called."""
         if not self.multiplexed:
             self.shut_down_on_interrupt(sock)
 
@@ -202,10 +200,6 @@ class HttpxExchange(Exchange):
         self.leave()
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
-        """Return the flux0 error for an error that the HTTP library raised.
-
-        `sent` is True if any byte may have been sent.
-        """
         httpx, httpcore = self.library
         if not sent and (isinstance(error, httpx.ProxyError) or package_of(error) == "socksio"):
             return _proxy_failure(str(error))
@@ -231,7 +225,6 @@ class HttpxExchange(Exchange):
         return url.raw_host.decode("ascii").strip("[]"), port
 
     def _is_interruption(self, error: BaseException) -> bool:
-        """Return whether the connection ended. Otherwise, `error` reports an invalid response."""
         httpx, httpcore = self.library
         network_errors = httpx.NetworkError, httpcore.NetworkError, httpx.ProxyError, OSError
         if isinstance(error, network_errors):

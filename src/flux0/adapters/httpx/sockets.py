@@ -47,7 +47,6 @@ class SyncConnection(HttpxConnection):
         return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send `buffer`. If the server rejects the request meanwhile, stop sending."""
         data, limit, sock = self._next_to_send(buffer), self._connect_limit(timeout), self._sock
         httpcore = self._httpcore_module
         with _translated_errors(httpcore.WriteTimeout, httpcore.WriteError):
@@ -67,7 +66,6 @@ class SyncConnection(HttpxConnection):
         return True
 
     def close(self) -> None:
-        """Close the connection, and wake the thread that reads or writes."""
         # In a forked child, shutting the socket down would end the parent's connection, too.
         if not self._owner.is_inherited():
             shut_down(self._get_info("socket"))
@@ -152,8 +150,6 @@ class _NestedTLS:
 
 
 class SyncBackend(Backend):
-    """A backend for the pools of httpcore (`httpcore.NetworkBackend`) with tracked connections."""
-
     def connect_tcp(
         self, host: str, port: int, timeout: float | None = None, **options: Any
     ) -> SyncConnection:

@@ -60,7 +60,6 @@ _PLAIN = {
 
 
 def is_plain(kind: Any) -> bool:
-    """Return whether `kind` is an attrs class whose `__init__` only stores its arguments."""
     if not attrs.has(kind) or hasattr(kind, "__attrs_post_init__"):
         return False
     return all(
@@ -184,7 +183,6 @@ def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHo
 
 
 def unknown_members(data: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """Return the members of `data` with unknown keys. Omit members that are nested too deeply."""
     unknown = {key: value for key, value in data.items() if key not in known}
     return {key: value for key, value in unknown.items() if measure(value)[1] <= MAX_DEPTH}
 

@@ -47,10 +47,6 @@ class JsonCodec:
         return result
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
-        """Decode a server-sent event into the class of `StreamEvent` with this name.
-
-        An event with an unknown name is returned as an `UnknownEvent`, with its data as a string.
-        """
         name, text, id_, _ = event
         hook = self._event_hooks.get(name)
         if hook is None:
@@ -67,26 +63,12 @@ class JsonCodec:
         return result
 
     def encode(self, value: Any, argument: str = "value") -> bytes:
-        """Encode a model, or plain values, as JSON in ASCII bytes.
-
-        Raises:
-            InvalidArgument: `value` cannot be represented in JSON, or its strings in UTF-8; for
-                example, it contains NaN.
-        """
         body = _convert(_encode, value, argument)
         if rb"\ud" in body:  # An escaped surrogate. In a pair with another surrogate, it is valid.
             arguments.check_utf8(argument, _unescaped(_load(body)))
         return body
 
     def from_dict(self, model: type[T], data: Any) -> T:
-        """Convert plain values (dicts, lists, strings, numbers) into `model`.
-
-        `model` may also be a union of models, such as `StreamEvent`, or a list or tuple of models.
-
-        Raises:
-            InvalidArgument: `model` is not a supported type.
-            DecodeError: the JSON does not fit the model.
-        """
         if not is_model(model):
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
@@ -101,11 +83,6 @@ class JsonCodec:
         return cast("T", result)
 
     def to_dict(self, value: Any) -> Any:
-        """Convert a model into plain values, in the form that the server uses.
-
-        Raises:
-            InvalidArgument: `value` cannot be represented in JSON, or is nested too deeply.
-        """
         return _convert(plain, value, "value")
 
     def _structure(self, model: Any, data: Any, body: str | bytes) -> Any:

@@ -79,7 +79,6 @@ def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
 
 @cache
 def type_tag(kind: Any) -> str | None:
-    """Return the constant `type` in a model's JSON; None if the JSON has no such key."""
     tag = getattr(kind, "type", None)
     return tag if type(tag) is str and getattr(kind, "type_in_json", True) else None
 

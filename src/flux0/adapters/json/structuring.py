@@ -138,7 +138,6 @@ _FRACTION = re.compile(r"\.(\d+)")
 
 
 def _datetime(value: Any, _: Any) -> datetime:
-    """Return a datetime with a time zone: by default UTC, which the server sends."""
     if type(value) is not str:
         raise TypeMismatch("a date and time", value)
     try:

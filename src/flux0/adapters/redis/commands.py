@@ -33,7 +33,6 @@ class TurnName:
 
     @property
     def keys(self) -> tuple[str, str]:
-        """The keys of the turn: its info and its log."""
         return self.info, f"{self.info}:log"
 
 
@@ -60,7 +59,6 @@ class Times:
 
     @classmethod
     def of(cls, keep: float, lease: float) -> Times:
-        """Return the times for these two."""
         return cls(keep, lease, lease * 0.2, lease * 0.55, lease * 0.1)
 
 

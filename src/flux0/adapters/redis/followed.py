@@ -51,7 +51,6 @@ class FollowedTurn:
         return log is not None and not log.is_ended
 
     def steps(self) -> Steps[None]:
-        """Read all events that the copy does not have yet, and the end."""
         commands, worker, turns = self._shared.commands, self._shared.worker, self._shared.turns
         try:
             while self.is_running:

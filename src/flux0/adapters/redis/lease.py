@@ -64,7 +64,6 @@ class LeaseJob:
             worker.set_timer(self, times.renew)
 
     def renew(self) -> Steps[None]:
-        """Renew the lease. Check all turns if Redis has lost data."""
         self._count += 1
         expected = self._count
         count: int = yield self._shared.commands.renew()

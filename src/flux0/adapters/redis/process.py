@@ -202,7 +202,6 @@ class StoreProcess:
             self._client.execute_command(*wake)
 
     def _on_message(self, message: str | None) -> None:
-        """Check a turn after a message about it, or all turns if messages may have been lost."""
         turns = self._turns.copy()
         for turn in turns.values() if message is None else filter(None, (turns.get(message),)):
             self._worker.submit(turn)

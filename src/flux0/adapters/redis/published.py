@@ -48,7 +48,6 @@ class PublishedTurn:
         return self._log
 
     def steps(self) -> Steps[None]:
-        """Send all events that Redis does not have yet, and the end."""
         shared = self._shared
         while self.name.info in shared.turns:
             self._watch()

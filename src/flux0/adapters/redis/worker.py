@@ -65,15 +65,11 @@ class Job(Protocol):
 
 
 class Turn(Job, Protocol):
-    """The job of a turn that this process reads or follows."""
-
     def log(self) -> TurnLog | None: ...
 
 
 @define(eq=False)
 class _Call(Generic[T]):
-    """Work whose result another thread waits for."""
-
     _steps: Steps[T]
     is_repeated: bool = False
     _done: Waker = field(factory=Waker)
@@ -150,7 +146,6 @@ class Worker:
         return call.wait(_MAX_CALL_SECONDS if seconds is None else seconds)
 
     def set_timer(self, job: Job, seconds: float) -> None:
-        """Start the job after `seconds`. This replaces its previous timer."""
         self._timers[job] = monotonic() + seconds
 
     def retry(self, job: Job) -> None:

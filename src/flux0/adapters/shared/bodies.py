@@ -14,12 +14,8 @@ from flux0.runtime.processes import NO_WAIT, OwnerProcess, run_in_new_thread
 
 
 class _AnySource(Protocol):
-    """The methods that `Source` and `AsyncSource` have in common."""
-
     @property
-    def coding(self) -> str:
-        """The received bytes' content coding; empty if they are not encoded."""
-        ...
+    def coding(self) -> str: ...
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         """Return the flux0 error for an error that the HTTP library raised; None for other errors.
@@ -110,7 +106,6 @@ class _BodyState:
         return None
 
     def _fail(self, error: BaseException, timeout: float | None) -> TransportError | None:
-        """Mark the body as closed. Return the flux0 error for `error`; None for other errors."""
         closed, self.closed = self.closed, True
         translated = self._translate_error(error, timeout)
         if closed and isinstance(error, Exception):

@@ -40,7 +40,6 @@ class Chunks:
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:
-        """Parse the next received bytes, and return their content without the framing."""
         if self._state == _SIZE_LINE and not self._partial_line:
             # Fast path: servers mostly send one complete chunk at a time.
             end = data.find(b"\r\n", 0, _MAX_USUAL_LINE)
@@ -76,7 +75,6 @@ class Chunks:
         return b"".join(content)
 
     def _parse_line(self, line: bytes) -> str | None:
-        """Parse a line, or the start of a line; return the reason if it is invalid."""
         text = line.strip()
         if len(line) > _MAX_LINE_BYTES:
             return f"a line between chunks has more than {_MAX_LINE_BYTES:,} bytes"

@@ -29,14 +29,6 @@ def failure(
     *,
     head_received: bool = False,
 ) -> TransportError:
-    """Return a flux0 error of class `kind` for an error of an HTTP library.
-
-    Args:
-        kind: The returned error's class.
-        error: The HTTP library's error.
-        timeout: The timeouts. The message of a timeout error contains the limit that expired.
-        head_received: Whether the response head was received before the error.
-    """
     if issubclass(kind, TransportTimeout):
         name = kind.__name__.removesuffix("Timeout").lower()  # Such as "connect".
         return timed_out(kind, getattr(timeout, name, None))

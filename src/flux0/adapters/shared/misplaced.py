@@ -54,6 +54,5 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
 
 
 def transport_repr(transport: object, **clients: object) -> str:
-    """Return the repr of a transport. It shows the class of each client that the user passed."""
     passed = (f"{name}=<{type(it).__name__}>" for name, it in clients.items() if it is not None)
     return f"{type(transport).__name__}({', '.join(passed)})"

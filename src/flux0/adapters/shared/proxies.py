@@ -40,11 +40,6 @@ class EnvironmentProxies:
         self._proxies: dict[str, str | None] = {}
 
     def proxy_for(self, url: str) -> str | None:
-        """Return the proxy's URL for a request to `url`; None if no proxy is set.
-
-        Raises:
-            ConnectError: The HTTP library cannot use the proxy.
-        """
         origin = "/".join(url.split("/", 3)[:3])
         if origin not in self._proxies:
             self._proxies[origin] = self._find(origin)
@@ -90,7 +85,6 @@ def _parse(url: str) -> SplitResult | None:
 
 
 def _is_direct(server: SplitResult, exceptions: str) -> bool:
-    """Return whether a server is excluded from the proxy by `NO_PROXY` or by the system."""
     host = (server.hostname or "").rstrip(".")
     place = host if server.port is None else f"{host}:{server.port}"
     if proxy_bypass(place):

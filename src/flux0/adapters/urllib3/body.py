@@ -101,12 +101,6 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
 
 
 def translate_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
-    """Return the flux0 error for an exchange that failed before the response head was received.
-
-    Args:
-        error: The exception of urllib3, or the exception of `requests` that wraps it.
-        exchange: The exchange that failed.
-    """
     errors = causes(error)
 
     def wraps(*kinds: type[BaseException]) -> bool:

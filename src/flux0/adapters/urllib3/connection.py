@@ -184,7 +184,6 @@ class Urllib3Connection(HTTPConnection):
         super().request(*args, **options)
 
     def send(self, data: Any) -> None:
-        """Send a part of the request. If the server rejects the request meanwhile, stop sending."""
         exchange, sock = current_exchange.get(), self.sock
         # `send_all` makes the socket non-blocking. This is impossible for an `SSLTransport` of
         # urllib3, the socket for TLS inside TLS.

@@ -59,7 +59,6 @@ def track(pool: Any, size: int | None = None) -> None:
 
 
 def _close_idle(slots: Slots | _UserSlots) -> None:
-    """Close the idle connections. Their slots become free."""
     count = 0
     with suppress(Empty):
         while True:

@@ -198,8 +198,6 @@ def _prepare(session: requests.Session, request: Request) -> Any:
 
 
 class _TrackingAdapter(HTTPAdapter):
-    """The built-in session's adapter. Its pools have `Slots` and open tracked connections."""
-
     def get_connection_with_tls_context(
         self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
     ) -> Any:
@@ -223,7 +221,6 @@ def _track_connections(session: requests.Session, prepared: Any, settings: Any) 
 
 
 def _tracked_pool(adapter: HTTPAdapter, get: Any, request: Any, tls: dict[str, Any]) -> Any:
-    """Return the pool that `get` returns, after `track` has changed its connection class."""
     try:
         pool = get(request, **tls)
         adapter.cert_verify(pool, request.url, tls["verify"], tls["cert"])  # type: ignore[no-untyped-call]

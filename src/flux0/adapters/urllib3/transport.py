@@ -106,12 +106,6 @@ class Urllib3Transport:
 
 
 class _Connections:
-    """The connections of one process.
-
-    Attributes:
-        bodies: The bodies that are being read.
-    """
-
     def __init__(self, user_manager: urllib3.PoolManager | None) -> None:
         self.bodies = OpenBodies()
         built_in = user_manager is None

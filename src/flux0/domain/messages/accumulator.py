@@ -242,7 +242,6 @@ class _MessageBuilder:
 
 
 def _list_length(root: JSON | TextList) -> int:
-    """Return the length of the list `root`; 0 if `root` is None; -1 for any other document."""
     if root is None:
         return 0
     return len(root) if isinstance(root, (list, TextList)) else -1

@@ -196,7 +196,6 @@ def _key_size(parent: list[JSON] | dict[str, JSON], key: Any) -> int:
 
 
 def _segments(pointer: str | None) -> list[str]:
-    """Return the segments of a JSON Pointer. The first segment is "", for the whole document."""
     if pointer is None:
         raise PatchError("'from' is missing")
     segments = pointer.split("/")

@@ -71,10 +71,6 @@ class Content:
 
 
 def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
-    """Return `data` in the most readable form: as JSON (if `as_json`), text or base64.
-
-    If `exact`, JSON is used only if encoding the parsed value returns exactly `data`.
-    """
     if as_json:
         # `data` may be invalid or too deeply nested. It may also contain NaN or lone surrogates,
         # which Python decodes, but which the file cannot contain.
@@ -93,8 +89,6 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
 
 @frozen
 class RecordedRequest:
-    """A request in a cassette: without scheme and host, and with redacted header fields."""
-
     method: str
     path: str
     headers: Mapping[str, str]
@@ -259,7 +253,6 @@ class CassetteFile:
         self._separator = b",\n"
 
     def _new_failures(self) -> str:
-        """Return the failures that are in the recording, but not in the old cassette."""
         known: set[str] = set()
         if self._failures:
             with suppress(CassetteError):
@@ -287,12 +280,6 @@ def _members(value: Any) -> dict[str, Any]:
 
 
 def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
-    """Return the exchanges of a cassette, in the order in which their requests were sent.
-
-    Raises:
-        CassetteError: The file does not exist, cannot be read, is a folder, is damaged, is not a
-            cassette, or has another version.
-    """
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
     _check_no_folder(path)

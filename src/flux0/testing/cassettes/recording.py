@@ -178,8 +178,6 @@ def _current_errors() -> list[BaseException]:
 
 @define(eq=False)
 class _OpenExchange:
-    """An exchange that is being recorded. An exception in its `with` block ends the exchange."""
-
     _request: Request
     _number: int
     _clock: Callable[[], float]
@@ -215,7 +213,6 @@ class _OpenExchange:
         self._end(self, how, error)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
-        """Return the exchange in the form that a cassette stores, and free the recorded pieces."""
         response, pieces, self._pieces = self._response, self._pieces, []
         if response is not None:
             as_json = is_json(response.headers.get("content-type", "")) and how == WHOLE
@@ -231,8 +228,6 @@ class _OpenExchange:
 
 
 class _RecordedBody:
-    """A `ByteStream` or `AsyncByteStream` whose pieces are recorded when they are read."""
-
     def __init__(self, stream: Any, exchange: _OpenExchange) -> None:
         self._stream = stream
         self._exchange = exchange
@@ -271,10 +266,6 @@ def recorded_request(request: Request, scrub: Scrub | None) -> RecordedRequest:
 def recorded_pieces(
     pieces: Sequence[tuple[float, bytes]], scrub: Scrub | None, *, as_json: bool
 ) -> tuple[Content, ...]:
-    """Return the pieces of a body in the form that a cassette stores, with their arrival times.
-
-    JSON is recorded as one piece.
-    """
     if as_json and pieces:
         pieces = [(pieces[-1][0], b"".join(data for _, data in pieces))]
     bodies = [data for _, data in pieces]

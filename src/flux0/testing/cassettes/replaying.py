@@ -48,8 +48,6 @@ CassetteMode: TypeAlias = Literal["once", "none", "all", "new_episodes"]
 
 @define(eq=False)
 class _Replay:
-    """An exchange of a cassette, with its number (starting at 1) and whether it was replayed."""
-
     number: int
     exchange: RecordedExchange
     key: str
@@ -231,7 +229,6 @@ class ReplayTransport(SharedTransport):
         raise self._mismatch(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
-        """Return a string that is equal for requests that match."""
         return canonical_json(
             members_of(request) if self._match is None else self._match(call_of(request))
         )

@@ -22,7 +22,6 @@ _NOT_UTF8 = "surrogateescape"
 
 
 def checked(scrub: Scrub | None) -> Scrub | None:
-    """Return `scrub` with a check of its results."""
     if scrub is None:
         return None
 
@@ -36,7 +35,6 @@ def checked(scrub: Scrub | None) -> Scrub | None:
 
 
 def scrub_path(path: str, scrub: Scrub) -> str:
-    """Scrub each segment of a path. Unchanged segments keep their percent-encoding."""
     return "/".join(
         segment if (text := unquote(segment)) == (scrubbed := scrub(text)) else quote(scrubbed, "*")
         for segment in path.split("/")
@@ -72,10 +70,6 @@ def _scrub_text(text: str, scrub: Scrub) -> str:
 
 
 def _scrub_json(text: str, scrub: Scrub) -> str | None:
-    """Scrub each string in JSON, or in a `data:` line with JSON.
-
-    Return None if the text is not JSON.
-    """
     try:
         # `encode` raises ValueError if the original bytes were not UTF-8.
         json.loads(text.removeprefix(_DATA).encode())
@@ -89,7 +83,6 @@ def _scrub_json(text: str, scrub: Scrub) -> str | None:
 
 
 def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
-    """Scrub text that several chunk events add to the same place of the same message."""
     lines = [piece.split("\n") for piece in pieces]
     additions: defaultdict[str, list[tuple[list[str], int, Any, Any]]] = defaultdict(list)
     for piece in lines:

@@ -88,10 +88,6 @@ def check(value: object, required: object, subject: str) -> None:
 def fails(
     call: Callable[[], object], kind: type[TransportError], *, caused: bool = True
 ) -> TransportError:
-    """Assert that `call` raises an error of the class `kind`, and return the error.
-
-    If `caused` is true, the error must be raised `from` the HTTP library's exception.
-    """
     with pytest.raises(TransportError) as caught:
         call()
     error, cause = caught.value, caught.value.__cause__
@@ -103,7 +99,6 @@ def fails(
 
 
 def check_expired(reads: Mapping[str, Pending[bytes]]) -> None:
-    """Assert that each read raises a `ReadTimeout`. The message of a failure names its key."""
     for name, read in reads.items():
         check(type(read.error()), ReadTimeout, f"the error of the read {name!r}")
         fails(read.outcome, ReadTimeout)

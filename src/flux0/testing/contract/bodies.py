@@ -96,7 +96,6 @@ class BodyContract(Contract):
     def test_pieces_are_yielded_when_they_arrive(
         self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
-        """The transport does not wait for the next piece or for the body's end."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing=framing, gzip=gzip)
         server, response = harness.read_first(steps, stream=stream)
         server.release()
@@ -169,7 +168,6 @@ class BodyContract(Contract):
     def test_bytes_before_an_error_are_yielded(
         self, harness: Harness, fault: str, *, stream: bool
     ) -> None:
-        """The first piece is yielded before the error, even if both arrive together."""
         steps, error = _LATE_FAULTS[fault]
         server, response = harness.read_first(steps, stream=stream)
         server.release()
@@ -188,7 +186,6 @@ class BodyContract(Contract):
         ids=["extension", "trailers"],
     )
     def test_chunk_overhead_is_limited(self, harness: Harness, ending: bytes) -> None:
-        """A chunk extension or trailers of 2 MB raise a `ProtocolError`."""
         server, response = harness.exchange((_START, Write(ending)))
         fails(response.read, errors.ProtocolError)
         server.wait_until_closed()

@@ -263,10 +263,6 @@ class _Conversation:
         self._unread += data
 
     def _readable(self, timeout: float | None = None) -> set[object]:
-        """Wait for at most `timeout` seconds for data, and return the readable sockets.
-
-        If `timeout` is None, wait until the client sends data or `ByteServer.release` is called.
-        """
         sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
         with _Selector() as selector:
             for each in sockets:

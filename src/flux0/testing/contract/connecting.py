@@ -44,13 +44,11 @@ class ConnectContract(Contract):
         fails(lambda: harness.send(get(f"http://{host}/")), errors.ConnectError)
 
     def test_refused_connection_is_a_connect_error(self, harness: Harness) -> None:
-        """No socket listens on the port."""
         listener, url = harness.listen()
         listener.close()
         fails(lambda: harness.send(get(url)), errors.ConnectError)
 
     def test_connect_timeout_expires(self, harness: Harness) -> None:
-        """The listening socket accepts no connection, and its queue is full."""
         listener, url = harness.listen()
         listener.listen(0)
         with ExitStack() as sockets:
@@ -63,7 +61,6 @@ class ConnectContract(Contract):
     def test_each_address_of_a_host_is_tried(
         self, harness: Harness, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The host's first address refuses the connection; the second address accepts it."""
         server = harness.serve(http_response(b"ok"))
         resolve = socket.getaddrinfo
 
@@ -123,14 +120,12 @@ class TLSContract(Contract):
         return new_harness(self.make_trusting_transport(str(path)))
 
     def test_trusted_server_is_used_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """The second request reuses the connection."""
         server = trusting.serve(http_response(b"secret", framing="chunked"), tls=tls)
         check(trusting.fetch(get(server.url, stream=True)), b"secret", "the body")
         check(trusting.fetch(get(server.url)), b"secret", "the body")
         assert server.connections == 1, "the connection was not reused"
 
     def test_unknown_authority_is_a_tls_error(self, harness: Harness, tls: ssl.SSLContext) -> None:
-        """The request is not sent."""
         server = harness.serve(http_response(b""), tls=tls)
         fails(lambda: harness.send(get(server.url)), errors.TLSError)
         assert server.requests == (), "the request was sent over an untrusted connection"
@@ -138,13 +133,11 @@ class TLSContract(Contract):
     def test_certificate_for_another_host_is_a_tls_error(
         self, trusting: Harness, authority: trustme.CA
     ) -> None:
-        """The request is not sent."""
         server = trusting.serve(http_response(b""), tls=_context(authority, "elsewhere.example"))
         fails(lambda: trusting.send(get(server.url)), errors.TLSError)
         assert server.requests == (), "the request was sent over an untrusted connection"
 
     def test_plain_http_instead_of_tls_is_a_tls_error(self, harness: Harness) -> None:
-        """The server sends an HTTP response instead of a TLS handshake."""
         server = harness.serve(
             on_connect=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), WaitForRelease())
         )
@@ -152,7 +145,6 @@ class TLSContract(Contract):
         fails(lambda: harness.send(get(url)), errors.TLSError)
 
     def test_connect_timeout_limits_the_tls_handshake(self, harness: Harness) -> None:
-        """The server accepts the TCP connection, but sends nothing."""
         server = harness.serve(on_connect=(WaitForRelease(),))
         url = server.url.replace("http:", "https:")
         fails(lambda: harness.send(get(url, timeout=_SHORT_CONNECT)), errors.ConnectTimeout)
@@ -161,7 +153,6 @@ class TLSContract(Contract):
     def test_malformed_response_over_tls_is_a_protocol_error(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The error is the same as without TLS."""
         head = Write(b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}")
         server = trusting.serve((head, Disconnect()), tls=tls)
         fails(lambda: trusting.send(get(server.url)), errors.ProtocolError)
@@ -202,7 +193,6 @@ class TLSContract(Contract):
         fails(reading.outcome, errors.ReadTimeout)
 
     def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """The waiting thread or task gets an error immediately, as without TLS."""
         server, response = trusting.read_first(
             http_response(b"first", WaitForRelease(), framing="chunked"), tls=tls
         )
@@ -229,7 +219,6 @@ class LimitedPoolContract(Contract):
         return new_harness(self.make_limited_transport())
 
     def test_pool_timeout_expires(self, limited: Harness) -> None:
-        """The only connection is in use. When its response is closed, the next request succeeds."""
         steps = http_response(b"first", WaitForRelease(), b"second", framing="chunked")
         server, response = limited.exchange(steps, stream=True)
         request = get(server.url, timeout=evolve(LONG_TIMEOUT, pool=EXPIRY))

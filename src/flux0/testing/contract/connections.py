@@ -158,7 +158,6 @@ class ReleaseContract(Contract):
         assert server.connections == 1, "the connection was not reused"
 
     def test_connection_is_not_reused_for_another_port(self, harness: Harness) -> None:
-        """Each request is sent to the server in its URL."""
         servers = [harness.serve(http_response(name)) for name in (b"one", b"other")]
         received = [harness.fetch(get(server.url)) for server in servers]
         assert received == [b"one", b"other"], "a request was sent to the server of another URL"
@@ -211,7 +210,6 @@ class ReleaseContract(Contract):
     def test_close_ends_a_read_in_another_thread_or_task(
         self, harness: Harness, closed: str
     ) -> None:
-        """Closing the body or the transport ends the read with an error."""
         server, response = harness.read_first(_SILENT, stream=True)
         waiting = response.start_read()
         (response if closed == "body" else harness).close()
@@ -234,7 +232,6 @@ class ReleaseContract(Contract):
         check(harness.fetch(get(server.url)), b"second", "the body")
 
     def test_concurrent_requests_do_not_block_each_other(self, harness: Harness) -> None:
-        """All threads or tasks use the same transport."""
         server = harness.serve((WaitForRelease(), *http_response(b"body", framing="chunked")))
         fetching = [harness.start_fetch(get(f"{server.url}/{number}")) for number in range(_MANY)]
         server.wait_for_requests(_MANY)
@@ -244,7 +241,6 @@ class ReleaseContract(Contract):
         check(targets, {f"/{number}" for number in range(_MANY)}, "the received targets")
 
     def test_waiting_reads_do_not_block_other_calls(self, harness: Harness) -> None:
-        """While many threads or tasks wait for the next piece, another request succeeds."""
         server = harness.serve(*[_SILENT] * _MANY, _OK)
         responses = [harness.send(get(server.url, stream=True)) for _ in range(_MANY)]
         check([response.read(5) for response in responses], [b"first"] * _MANY, "the bodies")
@@ -296,7 +292,6 @@ class ReleaseContract(Contract):
 
     @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
     def test_closing_the_transport_during_a_send_returns(self, harness: Harness, size: int) -> None:
-        """`close` must return; the request may succeed or fail."""
         listener, url = harness.listen()
         sending = harness.start(post(url, bytes(size)))
         connection, _ = listener.accept()
@@ -309,7 +304,6 @@ class CancellationContract(Contract):
     """A cancelled call leaves no open connection."""
 
     def test_cancelled_send_closes_its_connection(self, harness: Harness) -> None:
-        """The task is cancelled while it waits for the headers."""
         server = harness.serve((WaitForRelease(),))
         sending = harness.start(get(server.url))
         server.wait_for_requests(1)
@@ -320,7 +314,6 @@ class CancellationContract(Contract):
     def test_body_closed_on_cancellation_closes_its_connection(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """The reader is cancelled while it waits for a piece, and closes the body."""
         server, response = harness.read_first(_SILENT, stream=stream)
         body = response.detach()
         begun = Event()

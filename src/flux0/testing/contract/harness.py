@@ -54,7 +54,6 @@ class Pending(Generic[T]):
     timeout: float
 
     def outcome(self) -> T:
-        """Wait for the result, or raise the error. Fail if the call hangs."""
         self.error()
         return self.future.result()
 
@@ -144,7 +143,6 @@ class Harness:
         return self.servers.enter_context(ByteServer(*responses, timeout=self._timeout, **options))
 
     def listen(self) -> tuple[socket.socket, str]:
-        """Return a listening socket that accepts no connections, and its URL."""
         listener = self.servers.enter_context(socket.create_server(("127.0.0.1", 0)))
         return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/"
 
@@ -164,18 +162,12 @@ class Harness:
         return server, self.send(get(server.url, **options))
 
     def read_first(self, steps: ServerSteps, **options: Any) -> tuple[ByteServer, ReceivedResponse]:
-        """Call `exchange`, and read the beginning of the body, which must be `first`."""
         server, response = self.exchange(steps, **options)
         first = response.read(5)
         assert first == b"first", f"the body must begin with b'first', not {first!r}"
         return server, response
 
     def start_fetch(self, request: Request, timeout: float | None = LONG) -> Pending[bytes]:
-        """Start a call that sends `request` and reads its response to the end.
-
-        `timeout` is the limit for each read.
-        """
-
         async def fetch() -> bytes:
             body, pieces = (await self._send(request)).body, list[bytes]()
             while (piece := await body.read_async(timeout)) is not None:
@@ -243,8 +235,6 @@ def check_body(body: object, method: str) -> None:
 
 
 class BlockingAsAsync:
-    """Wraps a sync `Transport` or `ByteStream` in async methods that call the sync methods."""
-
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped
 

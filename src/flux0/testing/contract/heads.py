@@ -142,7 +142,6 @@ class HeadContract(Contract):
     def test_interim_responses_are_skipped(
         self, harness: Harness, status: int, *, at_once: bool
     ) -> None:
-        """The final response is returned. The next request gets its own response."""
         steps = (
             *[head(f"{status} Wait", [("Link", "</style.css>")])] * 2,
             *http_response(b"first"),
@@ -206,7 +205,6 @@ class HeadContract(Contract):
     # --- limits
 
     def test_size_of_the_head_is_limited(self, harness: Harness) -> None:
-        """2 MB of header fields raise a `ProtocolError`."""
         fails(
             lambda: harness.exchange((head("200 OK", _MEGABYTES), WaitForRelease())),
             errors.ProtocolError,
@@ -216,7 +214,6 @@ class HeadContract(Contract):
     def test_size_of_interim_responses_is_limited(
         self, harness: Harness, fields: list[tuple[str, str]]
     ) -> None:
-        """2 MB of interim responses raise a `ProtocolError`."""
         interim = head("100 Continue", fields).data
         many = Write(interim * (2_000_000 // len(interim)))
         fails(lambda: harness.exchange((many, *http_response(b"ok"))), errors.ProtocolError)

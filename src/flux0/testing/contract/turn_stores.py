@@ -67,7 +67,6 @@ class LocalTurnStoreContract:
             yield first, second
 
     def test_session_without_a_turn_has_none(self, stores: Stores) -> None:
-        """`find` returns None."""
         check(stores[0].find(_SESSION), None, "the turn of a new session")
 
     def test_events_and_end_reach_the_other_process(self, stores: Stores) -> None:
@@ -90,7 +89,6 @@ class LocalTurnStoreContract:
         check(end and vars(end.error), vars(error), "the attributes of the error of the copy")
 
     def test_ended_turn_is_found(self, stores: Stores) -> None:
-        """The events and the end are complete."""
         log = _start(stores[0])
         log.append(_event(1))
         log.finish(_DONE)
@@ -125,7 +123,6 @@ class LocalTurnStoreContract:
 
     @pytest.mark.parametrize("refuse", [True, False])
     def test_claim_after_an_ended_turn_replaces_it(self, stores: Stores, refuse: bool) -> None:
-        """The result is None or an ended turn."""
         _start(stores[0]).finish(_DONE)
         copy = _find(stores[1])
         self.poll(lambda: copy.is_ended)
@@ -215,7 +212,6 @@ class LocalTurnStoreContract:
     def test_sessions_are_independent_and_their_ids_may_have_any_characters(
         self, stores: Stores
     ) -> None:
-        """Several sessions have turns at the same time."""
         for session_id in ("}a{", "{}", "a b:c", "\u00e9", "a" * 900):
             size = len(session_id)
             _start(stores[0], session_id).append(_event(1, size))
@@ -224,7 +220,6 @@ class LocalTurnStoreContract:
             check(list(copy.read(0)), [_event(1, size)], _EVENTS)
 
     def test_callers_of_one_process_share_a_log(self, stores: Stores) -> None:
-        """Each call of `find` returns the same object."""
         _start(stores[0])
         assert _find(stores[1]) is _find(stores[1]), "find() must return the same object again"
 
@@ -324,7 +319,6 @@ class TurnStoreContract(LocalTurnStoreContract):
             store.claim(_SESSION, _log("turn-2"), refuse=True)
 
     def test_threads_end_when_the_stores_are_closed(self) -> None:
-        """A second `close` has no effect."""
         before = set(threading.enumerate())
         stores = self.make_stores()
         _start(stores[0]).finish(_DONE)

@@ -64,7 +64,6 @@ class TimeoutContract(Contract):
     def test_read_timeout_limits_the_wait_for_headers(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """After the `ReadTimeout`, the connection is closed."""
         server = harness.serve((WaitForRelease(),))
         request = get(server.url, stream=stream, timeout=evolve(LONG_TIMEOUT, read=EXPIRY))
         fails(lambda: harness.send(request), ReadTimeout)
@@ -78,7 +77,6 @@ class TimeoutContract(Contract):
     def test_timeout_of_a_read_limits_the_wait_for_a_piece(
         self, harness: Harness, status: str, *, stream: bool
     ) -> None:
-        """After the `ReadTimeout`, the connection is closed."""
         pieces = b"first", WaitForRelease(), b"second"
         steps: dict[str, ServerSteps] = {
             each: http_response(*pieces, framing=each, status=status) for each in FRAMINGS
@@ -103,7 +101,6 @@ class TimeoutContract(Contract):
 def _start_second_reads(
     harness: Harness, responses: Mapping[str, ServerSteps], timeout: float, *, stream: bool
 ) -> tuple[ByteServer, dict[str, Pending[bytes]]]:
-    """Read `first` from each response, and then start to read the next piece of each response."""
     server = harness.serve(*responses.values())
     received = {key: harness.send(get(server.url, stream=stream)) for key in responses}
     for response in received.values():
@@ -263,7 +260,6 @@ class IdleContract(Contract):
     def test_whole_body_may_take_longer_than_the_timeout_of_each_read(
         self, background: dict[str, BackgroundCalls], backend: str
     ) -> None:
-        """Each read has the whole timeout that was passed to it."""
         check(background[backend].calls["slow-stream"].outcome(), b"piece" * 5, "the body")
 
     @pytest.mark.parametrize("call", ["paused-body", "paused-stream"])

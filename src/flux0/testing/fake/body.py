@@ -85,7 +85,6 @@ class FakeBody:
                 yield outcome if moment <= limit else Wait(limit, is_timeout=True)
 
     def mark_ended(self, how: BodyEnd) -> None:
-        """Record how the body ended, and wake its reader. Only the first call has an effect."""
         with self._lock:
             if self._end is not None:
                 return

@@ -83,8 +83,6 @@ class ReceivedCall:
 
 @frozen
 class ExpectedCall:
-    """A call that a test expects: the operation, with at least these arguments."""
-
     operation: str
     arguments: Mapping[str, Any] = field(factory=dict[str, Any])
 
@@ -122,11 +120,6 @@ def call_from(request: Request, time: float = 0.0, prefix: str = "") -> Received
 def nearest(
     target: object, candidates: Iterable[T], differences: Callable[[T], Iterable[str]]
 ) -> str:
-    """Describe the candidate that is most similar to `target`, with its `differences`.
-
-    If there are no candidates, return an empty string.
-    """
-
     def similarity(candidate: T) -> tuple[bool, float]:
         first, second = (str(each)[:_MAX_COMPARED] for each in (target, candidate))
         operations = {text.partition("(")[0].rpartition(" ")[2] for text in (first, second)}
@@ -137,7 +130,6 @@ def nearest(
 
 
 def json_or_bytes(body: bytes | None) -> Any:
-    """Return the parsed JSON of a body, the bytes if they are not JSON, or None if it is empty."""
     if not body:
         return None
     try:
@@ -166,5 +158,4 @@ def complete_response(
 
 
 def internal_server_error() -> Response[bytes]:
-    """Return the 500 response that the server sends if handling a request fails."""
     return complete_response(500, "text/plain; charset=utf-8", b"Internal Server Error")

@@ -169,7 +169,6 @@ class FakeClock(Time):
             return must_wait
 
     def _pause_before(self, moment: float, wait: Wait) -> Callable[[], object] | None:
-        """Return a function that sleeps in real time until `moment`; None if no sleep is needed."""
         seconds = moment - self._now
         if seconds <= 0:
             return None

@@ -272,7 +272,6 @@ AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunct
 
 
 def as_agent(reply: AgentReply) -> AgentFunction:
-    """Return a function that returns `reply`; if `reply` is a function, return it unchanged."""
     if callable(reply) and reply not in get_args(AgentStep):
         return reply
     try:

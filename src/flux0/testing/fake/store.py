@@ -36,8 +36,6 @@ class _OpenMessage(MessageAccumulator):
 
 
 class FakeStore:
-    """Agents, sessions and events, in the order of their creation."""
-
     def __init__(self, now: Callable[[], float]) -> None:
         self.agents: dict[str, JSONObject] = {}
         self.sessions: list[JSONObject] = []  # Sessions with the same id share their events.
@@ -54,7 +52,6 @@ class FakeStore:
         return next(self._counters[kind])
 
     def new_id(self, kind: str) -> str:
-        """Return a new id of 10 characters, such as `s000000001` for the first session."""
         return f"{kind[0]}{self.next_number(kind):09}"
 
     def created_at(self, moment: float | None = None) -> str:
@@ -89,10 +86,6 @@ class FakeStore:
         metadata: Mapping[str, Any] | None = None,
         at: float | None = None,
     ) -> None:
-        """Store an event in the turn of `message`.
-
-        If `data` is None, listing the session's events fails.
-        """
         events = self.events[message.session_id]
         events.append(
             {

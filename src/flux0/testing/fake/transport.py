@@ -42,7 +42,6 @@ class _PlannedFaults:
         return f"{', '.join(map(str, self.faults))} for {calls}{of}"
 
     def consume(self, call: ReceivedCall) -> bool:
-        """Return whether the faults apply to `call`, and count the call if it matches."""
         if self.operation not in {None, call.operation} or (self.when and not self.when(call)):
             return False
         apply = self.after == 0
@@ -367,7 +366,6 @@ class FakeTransport(SharedTransport):
         return None
 
     def _delay_response(self, seconds: float, request: Request) -> Waits[None]:
-        """Wait for `seconds`; raise ReadTimeout if the read timeout expires first."""
         timeout = request.timeout.read
         if timeout is None or seconds < timeout:
             yield Wait(self.clock.now() + seconds)

@@ -38,8 +38,6 @@ _NEEDS_LOOP = (
 
 
 class _AgentPaused:
-    """Suspends the coroutine of an agent that runs without an event loop."""
-
     def __await__(self) -> Generator[object, None, None]:
         yield self
 
@@ -112,10 +110,6 @@ class FakeTurn:
         return None if self._used_up else f"its turn stopped after {done}"
 
     def start(self, agent: steps.AgentFunction, start_task: StartTask | None) -> None:
-        """Start the agent.
-
-        `start_task` starts an async agent. All other agents run up to their first wait.
-        """
         try:
             result = agent(self.message)
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
@@ -133,7 +127,6 @@ class FakeTurn:
             self.resume()
 
     def resume(self) -> None:
-        """Run the agent up to its next wait, unless another thread or task runs it."""
         with self._lock:
             if not self._cancelled:
                 self._time, self._wait = self._clock.now(), None

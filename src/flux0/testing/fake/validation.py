@@ -74,12 +74,10 @@ def choice(*names: str) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Return a check that a value is None or passes `check`. Such a member may be missing."""
     return lambda value: None if value is None else check(value)
 
 
 def integer_of(text: str) -> int | None:
-    """Parse an integer as pydantic does; return None if `text` is not an integer."""
     number = text.strip().partition(".")[0].replace("_", "")
     digits = number.lstrip("+-0")
     if not _INTEGER.fullmatch(text.strip()) or len(digits) > 4300:  # noqa: PLR2004
@@ -125,7 +123,6 @@ class Form:
         return [] if body is _NO_BODY or body is None else body
 
     def _body(self, body: Any) -> Iterator[tuple[Any, ...]]:
-        """For each check, yield a tuple: the problem or None, the checked value, its location."""
         if self.members is not None and body is _NO_BODY:
             yield ("missing", {}), None, "body"
         elif self.members is not None and not isinstance(body, dict):
@@ -159,7 +156,6 @@ def is_json(content_type: str) -> bool:
 
 
 def _body_of(request: Request) -> object:
-    """Return the parsed JSON body, or a string if the content type is not JSON."""
     if not request.body:
         return _NO_BODY
     if not is_json(next(iter(request.headers.get_all("content-type")), "")):
