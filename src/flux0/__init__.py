@@ -14,7 +14,8 @@ from importlib import import_module
 
 from flux0._version import __version__ as __version__
 
-TYPE_CHECKING = False  # Type checkers treat it as True. Importing `typing` takes time.
+# Type checkers treat this name as True. Importing `typing.TYPE_CHECKING` would take time.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-TYPE_CHECKING = False  # Type checkers treat it as True. Importing `typing` takes time.
+# Type checkers treat this name as True. Importing `typing.TYPE_CHECKING` would take time.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typer import Typer
 
@@ -33,8 +34,8 @@ def main() -> None:
     except KeyboardInterrupt:  # Ctrl-C was pressed during the import of `signal`.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
-        # If the output is a closed pipe, rich and typer raise SystemExit(1) instead of
-        # BrokenPipeError, which is its context.
+        # If the output is a closed pipe, rich and typer raise SystemExit(1). Its context is the
+        # BrokenPipeError.
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
@@ -62,7 +63,7 @@ def _ignore_ctrl_c() -> None:
     change the exit code.
     """
     signal = sys.modules.get("signal")
-    if signal is not None:  # None if Ctrl-C was pressed during its import.
+    if signal is not None:  # `signal` is None if Ctrl-C was pressed while it was imported.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

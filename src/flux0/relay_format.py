@@ -31,7 +31,7 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "content-type": "text/event-stream",
         "cache-control": "no-store",
-        "x-accel-buffering": "no",  # nginx forwards each event at once.
+        "x-accel-buffering": "no",  # With this header field, nginx forwards each event at once.
     }
 )
 """The header fields of a response that relays a turn as server-sent events."""
@@ -39,7 +39,7 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 
 # A part of the encoded status `error`, in which the agent's text must be replaced.
 AGENT_ERROR: Final = b'"status": "error"'
-# The messages of these errors are sentences of flux0.
+# flux0 wrote the messages of these errors, so readers may see them.
 _PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, TurnTooLarge)
 
 

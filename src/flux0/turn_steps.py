@@ -92,7 +92,7 @@ class Step:
 class _StreamedCall:
     id: str
     name: str
-    length: int = 0  # The number of characters in its arguments so far.
+    length: int = 0  # The number of characters of the call's arguments so far.
     is_open: bool = True
     has_result: bool = False
 
@@ -103,7 +103,7 @@ class _StreamedCall:
 @define
 class _Message:
     id: str
-    kind: _Part  # The types of the steps of its text.
+    kind: _Part  # The types of the steps that encode the message's text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
     open_text: str = ""  # The id of the open text part.
@@ -182,7 +182,8 @@ class TurnSteps:
                 yield from self._settle(next(reversed(self._messages.values())))
             kind = _TEXT
             if event.metadata.get("kind") == REASONING:
-                # The accumulator returns only the added text of answers.
+                # For reasoning, the accumulator does not return the added text. Therefore, treat
+                # reasoning as an answer here.
                 kind, event = _REASONING, evolve(event, metadata={**event.metadata, "kind": None})
             message = self._messages[event.event_id] = _Message(event.event_id, kind)
         message.is_settled = False
@@ -239,7 +240,8 @@ class TurnSteps:
             elif isinstance(part, ContentPart) and not partial:
                 if not isinstance(part.content, str):
                     yield Step("content", message.id, value=part.content)
-                elif part.content not in {"", "".join(message.texts)}:  # The text was replaced.
+                # The agent has replaced the text instead of appending to it.
+                elif part.content not in {"", "".join(message.texts)}:
                     yield from self._close_text(message)
                     message.texts.clear()
                     yield from self._text(message, part.content)

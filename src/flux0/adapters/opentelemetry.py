@@ -197,7 +197,8 @@ class OpenTelemetry(Observer):
         attributes = _known(
             ("gen_ai.operation.name", "execute_tool"),
             ("gen_ai.tool.name", call.tool_name),
-            ("gen_ai.tool.call.id", call.tool_call_id),  # An agent may send null.
+            # The id is None if the agent has sent null.
+            ("gen_ai.tool.call.id", call.tool_call_id),
         )
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
@@ -262,7 +263,8 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                 case ReasoningPart(reasoning):
                     yield {"type": "reasoning", "content": _text(reasoning)}
                 case _:
-                    call = cast("ToolCallPart", part)  # Only this type is left.
+                    # All other types of parts were handled above.
+                    call = cast("ToolCallPart", part)
                     name, id_ = call.tool_name, call.tool_call_id
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
 

@@ -180,7 +180,7 @@ class SSEParser:
             block = lines.lstrip(b"\n")
             start += len(lines) - len(block)
             end = start + len(block)
-            # The size includes the LF after the last line.
+            # A block's size includes the LF after its last line.
             if len(block) + (end < len(data)) > self._limit:
                 return start + self._limit
             start = end + 2
@@ -209,7 +209,8 @@ class _EventDecoder:
             if blocks.startswith(start, position):
                 data_start = position + len(start)
                 end = blocks.find(b"\n", data_start)
-                if blocks[end + 1] == _LF:  # The block has only one line of data.
+                # The whole block was parsed: it has only one line of data.
+                if blocks[end + 1] == _LF:
                     text = blocks[data_start:end].decode("utf-8", "replace")
                     events.append(
                         _new(ServerSentEvent, (self._common_name, text, self.last_event_id, None))

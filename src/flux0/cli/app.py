@@ -38,7 +38,8 @@ _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # With it, the names of options are shortened on a narrow terminal.
+    # With this setting, the names of options are shortened on a narrow terminal.
+    rich_markup_mode=None,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "terminal_width": min(get_terminal_size().columns, 80),
@@ -52,7 +53,7 @@ def _accept_options(_: typer.Context) -> None:
 
 
 def _examples(*commands: str) -> str:
-    # The backspace character keeps the line breaks.
+    # In help texts, typer keeps the line breaks of a paragraph that begins with a backspace.
     return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))
 
 
@@ -229,7 +230,7 @@ def mcp(
             serve_stdio,
         )
 
-        flux0.agents.list()  # Fail at once if the server cannot be reached.
+        flux0.agents.list()  # This call fails at once if the server cannot be reached.
         server = create_server(flux0, show_errors=show_errors)
         if http:
             serve_http(server, host, port)

@@ -188,7 +188,8 @@ class Chat:
     def _read_messages(self) -> Iterator[str]:
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            import_module("readline")  # With readline, `input` supports editing and a history.
+            # After the import of readline, `input` supports editing and a history.
+            import_module("readline")
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
             # Standard output is piped. `input` would write the prompt into this pipe.

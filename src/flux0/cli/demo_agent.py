@@ -12,7 +12,7 @@ _PIECE_SECONDS = 0.02  # The pause between two pieces of text.
 _THINKING_SECONDS = 0.3
 _TOOL_SECONDS = 0.5
 
-_NAME = r"[^\Wa-z\d_]\w*"  # A word that begins with a capital letter.
+_NAME = r"[^\Wa-z\d_]\w*"  # The pattern of a place name: a word that begins with a capital letter.
 _PLACE = re.compile(rf"\bin ({_NAME}(?:[ '-]{_NAME})*)")
 
 

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from threading import Thread, get_ident
 from typing import Final
 
-_WAITS: Final = (0.05, 0.2, 1.0)  # Seconds before each SIGURG.
+# Seconds to wait before each SIGURG that interrupts a blocking call.
+_WAITS: Final = (0.05, 0.2, 1.0)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ def show(output: Output, listed: Listed) -> None:
     rows: list[tuple[str, ...]] = []
     turn = ""
     for model in [listed] if isinstance(listed, (Agent, Session)) else listed:
-        created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"  # In local time.
+        # Times are shown in the local time zone.
+        created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"
         match model:
             case Agent():
                 columns = _AGENT

@@ -228,7 +228,8 @@ async def serve_stdio(server: Server) -> None:
 def _exit_when_closed(pipe: int) -> None:
     """Wait until the assistant has closed its end of the pipe, and exit at once."""
     poll = select.poll()
-    poll.register(pipe, 0)  # The system always reports errors, also without an event mask.
+    # `poll` always reports errors and closed pipes, even if no event is requested.
+    poll.register(pipe, 0)
     poll.poll()
     os._exit(141)  # pragma: no cover - the process ends without saving the coverage
 

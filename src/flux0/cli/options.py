@@ -17,7 +17,7 @@ from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
 _COMPLETION_MS = 2_000  # The longest time that a shell waits for completions.
-_SAFE = re.compile(r"[\w.-]+")  # Text that a shell does not interpret.
+_SAFE = re.compile(r"[\w.-]+")  # The pattern of text in which a shell interprets no character.
 
 
 def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:

@@ -50,7 +50,9 @@ class Output:
         color_system = self._console.color_system or ""
         self._color_system = COLOR_SYSTEMS.get(color_system) if has_controls else None
         self._indent = ""  # The indentation after a line break in the current text.
-        self._line = ""  # The terminal's current line, without its mark or indentation.
+        # The text in the terminal's current line, without a mark such as "> " and without
+        # indentation.
+        self._line = ""
         self._line_is_open = False
         self._block = ("", "")  # The current block's kind and message id.
 
@@ -172,9 +174,11 @@ def output_streams_are_one_file() -> bool:
     """Return whether standard output and standard error are the same pipe or file (`2>&1`)."""
     try:
         output, error = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
-    except (AttributeError, OSError):  # One of them is closed, or a replacement without a file.
+    # A stream is closed, or was replaced by an object without a file.
+    except (AttributeError, OSError):
         return False
-    return output.st_ino != 0 and os.path.samestat(output, error)  # It is 0 for pipes on Windows.
+    # On Windows, the inode number of a pipe is 0.
+    return output.st_ino != 0 and os.path.samestat(output, error)
 
 
 def _min_width(widths: Sequence[int], kept: Sequence[int]) -> int:

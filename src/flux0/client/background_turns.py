@@ -281,7 +281,9 @@ class BackgroundTurns(Uncopyable):
         own = self._own.get()
         reading = kind(self._create_log, own.remove)
         own.add(reading)
-        if self._is_closed:  # Check it after `add`: otherwise, `close` may not find the turn.
+        # Check `_is_closed` after `add`. In the other order, a concurrent `close` could miss the
+        # turn.
+        if self._is_closed:
             own.remove(reading)
             raise ClientClosed(_CLOSED)
         return reading, _Claim(self._store, session_id, reading.log, running == "refuse")
@@ -353,5 +355,6 @@ def _check_ended(log: TurnLog) -> None:
     if log.end is None:
         limit = duration(_MAX_STOP_SECONDS)
         raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")
-    if log.end.is_of_copy:  # The turn may be running.
+    # The log is a copy that has ended, but the turn itself may still be running.
+    if log.end.is_of_copy:
         raise TurnStoreError(f"the end of the running turn is not known: {log.end.error}")

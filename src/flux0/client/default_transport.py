@@ -14,10 +14,11 @@ from flux0.runtime.time import SystemTime
 
 T = TypeVar("T")
 
-# One transport for each active block of `default_transport`, after None. Clients use the last one.
-# All threads and tasks share the list, because the code under test may send in any of them.
+# For each active block of `default_transport`, its transport; before them, None. Clients use the
+# last item. All threads and tasks share the list, because the code under test may send in any of
+# them.
 _replacements: Final[list[Any]] = [None]
-# Whether real transports may send: one item for each active block of `real_transports`, after True.
+# For each active block of `real_transports`, whether real transports may send; before them, True.
 _allowed: Final[list[bool]] = [True]
 
 

@@ -70,7 +70,8 @@ class Driver:
                 return None
             case Await(awaitable, argument):
                 if iscoroutine(awaitable):
-                    awaitable.close()  # Avoid the warning "coroutine was never awaited".
+                    # Without `close`, Python would warn that the coroutine was never awaited.
+                    awaitable.close()
                 raise InvalidArgument(argument, "is async: call the _async method")
             case _:
                 raise _not_an_effect(effect)

@@ -70,7 +70,7 @@ def _environment_logger() -> DebugLogger | None:
 
     logger = logging.getLogger("flux0")
     logger.setLevel(logging.DEBUG)
-    if not logger.hasHandlers():  # Without a handler, Python would not print the debug messages.
+    if not logger.hasHandlers():  # Python prints debug messages only if the logger has a handler.
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
         logger.addHandler(handler)

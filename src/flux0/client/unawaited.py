@@ -85,7 +85,7 @@ class UnawaitedTurn(Unawaited[AsyncEventStream]):
         "the turn has not begun: await it, or use it in async with, "
         "as in `async with conversation.send(...) as stream`"
     )
-    _stream: AsyncEventStream  # Set by `__aenter__`.
+    _stream: AsyncEventStream  # The stream that `__aenter__` has opened.
 
     async def __aenter__(self) -> AsyncEventStream:
         self._stream = await self._coroutine

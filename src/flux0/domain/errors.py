@@ -37,7 +37,7 @@ class Flux0Error(Exception):
         attempts: the number of attempts, including the first.
     """
 
-    __module__ = "flux0"  # Shown in tracebacks; users import the errors from `flux0`.
+    __module__ = "flux0"  # Tracebacks show this module, from which users import the errors.
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("flux0.domain."):

@@ -8,7 +8,7 @@ from typing import Final
 
 # The idempotent methods (RFC 9110, section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-# How many bytes of a response `version_problem` needs.
+# The number of bytes at the start of a response that `version_problem` needs.
 START_BYTES: Final = 40
 # A valid content-length: a number, or a list that repeats the same number (RFC 9110, section 8.6).
 _LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.ASCII)

@@ -46,7 +46,8 @@ class BackoffStrategy:
         """Return the longest wait after an attempt in milliseconds; the first attempt is 1."""
         try:
             growth = float(self.exponent) ** (attempt - 1)
-        except OverflowError:  # With the default exponent, after 1,750 attempts.
+        # The interval is too large for a float: with the default exponent, after 1,750 attempts.
+        except OverflowError:
             return self.max_interval
         return min(self.initial_interval * growth, self.max_interval)
 

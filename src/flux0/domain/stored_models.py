@@ -259,7 +259,7 @@ class HasMessageData:
 
     __slots__ = ()
     if TYPE_CHECKING:
-        data: Any  # Each subclass declares a more specific type.
+        data: Any  # Each subclass declares a more specific type for `data`.
 
     @property
     def text(self) -> str:

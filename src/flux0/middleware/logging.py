@@ -51,7 +51,8 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            # Pass the text and not the error: a logging handler could keep the error alive.
+            # Pass the error's text to the logger, not the error: a handler could keep the error in
+            # memory.
             text = escaped(str(error))
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise

@@ -39,14 +39,17 @@ class Observers:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
         self._failed: set[int] = set()  # The ids of observers: an observer may have no hash.
-        self._warned = Lock()  # Acquired at the first warning about an unconfirmed end.
+        # Held after the first warning about an unconfirmed end, so that further warnings are not
+        # logged.
+        self._warned = Lock()
         self._postponed: deque[Callable[[], None]] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._observers)
 
     def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
-        call = cast("Call", request.call)  # Not None, because the client has observers.
+        # If a client has observers, each of its requests has a `call`.
+        call = cast("Call", request.call)
         start, error = self.clock(), None
         self.flush()
         self._notify(lambda observer: observer.on_call_start(call))
@@ -71,7 +74,8 @@ class Observers:
             return response
 
         attempt = chain(layers, record_status)
-        if (call := request.call) is None:  # The user's middleware created `request`.
+        # A request that the user's middleware has created has no `call`.
+        if (call := request.call) is None:
             return (yield from attempt(request))
         number, error = request.attempt, None
         added = Headers()
@@ -113,7 +117,8 @@ class Observers:
 
     def flush(self) -> None:
         for _ in range(len(self._postponed)):
-            with suppress(IndexError):  # Another thread may have removed the last item.
+            # Another thread may have removed the last item of the queue.
+            with suppress(IndexError):
                 self._postponed.popleft()()
 
     def _notify(self, report: Callable[[Observer], T]) -> list[T]:

@@ -44,7 +44,9 @@ class RetryBudget:
     def add_success(self) -> None:
         number = next(self._successes)
         if number % self._successes_per_retry == 0:
-            self._retries.append(number)  # If the budget is full, it stays full.
+            # If the budget is full, the number of retries in this deque with `maxlen` does not
+            # change.
+            self._retries.append(number)
 
 
 @frozen(eq=False)

@@ -25,7 +25,8 @@ _CLOSE_DELAY = 0.1
 # Starting a call and opening its connection takes about a millisecond.
 _STARTED_PER_ITERATION = 50
 
-Loop: TypeAlias = Any  # An asyncio.AbstractEventLoop, or the TrioToken of a trio run.
+# An event loop: an asyncio.AbstractEventLoop, or the TrioToken of a trio run.
+Loop: TypeAlias = Any
 
 
 async def sleep(seconds: float) -> None:
@@ -47,7 +48,8 @@ class StartLimit:
     """
 
     def __init__(self) -> None:
-        self._numbers = count()  # `next` is atomic, unlike an addition.
+        # Several threads may call `next` at once: `next` is atomic, but an addition is not.
+        self._numbers = count()
         self._started_group = 0
 
     async def wait(self) -> None:
@@ -94,7 +96,8 @@ def running_task() -> object:
     trio = _running_trio()
     if trio is not None:
         return trio.lowlevel.current_task()
-    with suppress(RuntimeError):  # No event loop is running.
+    # `asyncio.current_task` raises RuntimeError if no event loop is running.
+    with suppress(RuntimeError):
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
         return asyncio.current_task()
@@ -163,7 +166,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
             await close()
 
     def spawn_in_trio() -> None:
-        # RuntimeError: the trio run is ending. It closes its resources itself.
+        # RuntimeError: the trio run is ending. trio then closes the resources of this loop itself.
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 

@@ -46,7 +46,7 @@ _running: Final = _RunningProcess()
 # internal lock, such as reading certificates with OpenSSL. Otherwise, a forked child could inherit
 # the internal lock in its locked state. The lock is reentrant, because signal handlers may fork.
 fork_lock: Final = RLock()
-with suppress(AttributeError):  # Windows has no fork.
+with suppress(AttributeError):  # Windows has no `os.register_at_fork`.
     os.register_at_fork(
         before=fork_lock.acquire,
         after_in_parent=fork_lock.release,

@@ -61,7 +61,7 @@ class ThreadedTransport:
         except BaseException:
             call.abandon()
             raise
-        received: Any = response  # `evolve` cannot change the body's type.
+        received: Any = response  # For type checkers, `evolve` cannot change the type of the body.
         return evolve(received, body=_ThreadedBody(response.body))
 
     async def close_async(self) -> None:
@@ -104,7 +104,8 @@ class _ThreadedBody:
         try:
             return await run_in_thread(partial(self._body.read, timeout), ConnectionInterrupted)
         except BaseException:
-            # After a cancellation, the thread is still reading. It ends when the body is closed.
+            # If the task was cancelled, the thread is still reading. The thread ends when the body
+            # is closed.
             self._body.close()
             raise
 

@@ -68,7 +68,8 @@ class _Alarms:
             self._alarms[alarm] = moment, act
             if self._thread is None:
                 thread = Thread(target=self._run_alarms, name="flux0-alarms", daemon=True)
-                with suppress(RuntimeError):  # An interpreter that is exiting starts no threads.
+                # While Python exits, a thread cannot be started, which raises RuntimeError.
+                with suppress(RuntimeError):
                     thread.start()
                     self._thread = thread
             elif moment < self._next_moment:

@@ -44,7 +44,8 @@ class LogEnd:
         """Encode the end for another process. `from_json` decodes it."""
         if self.error is None:
             return json.dumps({"finished": self.finished}).encode()
-        # Only plain values: to unpickle data from a store would run code that is in the data.
+        # Store plain values instead of a pickle: unpickling data from a store would run code in
+        # this data.
         state = {
             name: value for name, value in vars(self.error).items() if isinstance(value, _PLAIN)
         }

@@ -116,7 +116,8 @@ class BackgroundTurn(Uncopyable):
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
         reply = _ReplyBuilder(self._log)
-        next(Relay(turn_pieces(self._log, reply), None), None)  # There are no pieces.
+        # The encoder yields no pieces, so `next` runs the relay to its end.
+        next(Relay(turn_pieces(self._log, reply), None), None)
         return reply.reply()
 
     async def wait_async(self) -> Reply:
@@ -144,7 +145,8 @@ class _ReplyBuilder(RelayEncoder):
         return b""
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - a parameter of each encoder
-        # A variable for the error would be a reference cycle, with its traceback.
+        # Do not store the error in a variable: its traceback would refer to the variable's frame,
+        # and form a reference cycle.
         raise self._with_turn(fresh(error))
 
     def _with_turn(self, error: E) -> E:

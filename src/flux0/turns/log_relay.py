@@ -41,7 +41,7 @@ class LogReader:
         self._async_waker: AsyncWaker | None = None
 
     def read(self) -> Sequence[bytes] | None:
-        end = self.log.end  # Get the end first: after the end, no event is added.
+        end = self.log.end  # Get the end before the events: after the end, no event is added.
         try:
             events = self.log.read(self.position)
         except Flux0Error as error:
@@ -201,7 +201,8 @@ def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:
     if reader.error is None:
         last = encoder.end()
     else:
-        # If the error did not end the turn, its number would be the number of another event.
+        # An error that does not end the turn has no number. Otherwise, a later event would have the
+        # same number.
         end = log.end
         is_end = end and end.has_numbered_error and reader.position == log.last
         last = encoder.error(reader.error, reader.position + 1 if is_end else None)

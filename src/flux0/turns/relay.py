@@ -68,7 +68,8 @@ class _Reading(Generic[W]):
         failure = error if isinstance(error, Flux0Error) else None
         if failure is None and error is not None:
             self.errors.append(error)
-        drop_tracebacks(failure)  # Their frames refer to the log.
+        # The tracebacks' frames refer to the log, and would keep it in memory.
+        drop_tracebacks(failure)
         self.log.finish(LogEnd(failure))
         self.waker.wake()
 
@@ -157,7 +158,7 @@ def _pieces(
     format: RelayFormat,
 ) -> Pieces:
     try:
-        yield b""  # For `started`.
+        yield b""  # `started` runs the generator up to this `yield`.
         encoder = format.encoder()
         begin = encoder.start()
     except BaseException:

@@ -78,7 +78,7 @@ class RunningCall:
 
     def __enter__(self) -> Self:
         self._running[self] = None
-        # `RunningCalls.close` may have run before this call was added. Then it did not cancel it.
+        # If `RunningCalls.close` ran before this call was added, it has not cancelled the call.
         if self._calls.closed:
             del self._running[self]
             self._calls.check()

@@ -58,7 +58,8 @@ class SessionQueue:
 
     def leave(self, sender: Sender) -> None:
         self._senders.remove(sender)
-        with suppress(IndexError):  # The queue may be empty.
+        # The queue may be empty, so that there is no next sender to wake.
+        with suppress(IndexError):
             self._senders[0].wake()
 
 

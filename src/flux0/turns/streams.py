@@ -81,7 +81,8 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                unread = self._content.unread  # Other loops may take these events, too.
+                # Other loops of the same reader may take events from this list, too.
+                unread = self._content.unread
                 while value := take():
                     yield value
                 if not self._advance(unread):
@@ -367,7 +368,7 @@ class AsyncEventStream(StreamState):
             if last is not None:
                 try:
                     await self._close_body()
-                finally:  # The task may be cancelled meanwhile.
+                finally:  # The task may be cancelled while it closes the body.
                     self._finish(last)
         except BaseException:
             await self.close_async()

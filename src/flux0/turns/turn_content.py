@@ -108,7 +108,8 @@ class TurnContent:
         except BaseException:
             # Ctrl-C may interrupt this method at any place, even right after `acquire`.
             self._is_folding = False
-            with suppress(RuntimeError):  # This thread does not hold the lock.
+            # `release` raises RuntimeError if this thread does not hold the lock.
+            with suppress(RuntimeError):
                 self._lock.release()
             raise
         self._lock.release()

@@ -69,7 +69,9 @@ class TurnReading(ABC, Generic[S]):
 
     def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
         self._stream = None
-        drop_tracebacks(error)  # Their frames refer to the log, which keeps the error.
+        # Frames of the traceback refer to the log, and the log refers to the error: a reference
+        # cycle.
+        drop_tracebacks(error)
         self.log.finish(LogEnd(self._stopped or error, finished))
         self._on_end(self)
 

@@ -46,7 +46,7 @@ class TurnReport:
         # The times at which threads have ended the turn. Only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
-        # A finalizer must not ask for it: the first question imports the module logging.
+        # A finalizer must not call `is_turn_observed`: the first call imports the module logging.
         self._is_observed = observers.is_turn_observed()
         self._reporting = Lock()
         self._is_complete = False

@@ -44,7 +44,8 @@ def create_session(
         body["title"] = checked
     if metadata is not None:
         body["metadata"] = arguments.members("metadata", metadata)
-        call.codec.encode(body["metadata"], "metadata")  # The error names the argument.
+        # Encode `metadata` separately, so that the error for an invalid value names this argument.
+        call.codec.encode(body["metadata"], "metadata")
     if mode is not None:
         body["mode"] = arguments.name("mode", mode)
     greeting = arguments.instance("allow_greeting", bool, allow_greeting)

@@ -30,9 +30,10 @@ class AiohttpConnection(ResponseHandler):
     deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
     _limit: float = 0.0  # How long the waiting task waits, in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
-    _content: aiohttp.StreamReader | None = None  # None until the response head is received.
+    # The response body; None until the response head is received.
+    _content: aiohttp.StreamReader | None = None
     _content_bytes = _overhead = _unsent = 0
-    _head_start = _head_end = b""  # The first and the last received bytes in heads.
+    _head_start = _head_end = b""  # The first and the last received bytes of the response head.
     _poll: Any = None
 
     def is_stale(self) -> bool:
@@ -77,7 +78,7 @@ class AiohttpConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         if self._content is None and unsent != self._unsent:
-            # The server has received some bytes.
+            # Progress: the server has received a part of the request.
             self._unsent, self.deadline = unsent, now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))
@@ -143,7 +144,7 @@ class AiohttpConnection(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Report a reset as an error. aiohttp would end a close-delimited body without an error."""
         if self._wait_timer is not None:
-            self._wait_timer.cancel()  # The timer would keep the connection alive.
+            self._wait_timer.cancel()  # A running timer would keep the closed connection in memory.
         transport = self.transport
         if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
             # If sending fails, asyncio does not read a received response, such as a rejection. So

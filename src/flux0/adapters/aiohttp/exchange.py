@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDict  # aiohttp's own type of headers
-from yarl import URL  # aiohttp's own type of URL
+from multidict import CIMultiDict  # multidict and yarl are dependencies of aiohttp.
+from yarl import URL
 
 from flux0.adapters.aiohttp.connection import AiohttpConnection
 from flux0.adapters.shared.exchange import Exchange
@@ -20,7 +20,8 @@ from flux0.domain import errors
 from flux0.ports import Request, Timeout
 
 _MAX_LINE_BYTES: Final = 64 * 1024
-_MAX_BYTES_BODY: Final = 1024 * 1024  # aiohttp warns about larger bodies in `bytes`.
+# If a larger body is a `bytes` object, aiohttp emits a warning.
+_MAX_BYTES_BODY: Final = 1024 * 1024
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
 # Python raises UnicodeError if the host name is invalid.
@@ -28,7 +29,7 @@ LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, Unic
 
 
 class AiohttpExchange(Exchange):
-    _translated: Exception | None = None  # The flux0 error for `failure`.
+    _translated: Exception | None = None  # The flux0 error that was created for `failure`, if any.
 
     async def run(
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 import aiohttp
-from yarl import URL  # aiohttp's own type of URL
+from yarl import URL  # yarl is a dependency of aiohttp.
 
 from flux0.adapters.aiohttp import exchange
 from flux0.adapters.shared.bodies import AsyncBody
@@ -89,7 +89,8 @@ def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
         if not text.isascii():
-            url = url.with_host(url.raw_host or "")  # `with_host` encodes the host name.
+            # `with_host` encodes an international host name.
+            url = url.with_host(url.raw_host or "")
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
         problem = "it must begin with http:// or https:// and the name of a server"
@@ -105,13 +106,13 @@ class _AiohttpSource:
     session.
     """
 
-    close_at_exit: ClassVar[bool] = True  # aiohttp warns about open responses.
+    close_at_exit: ClassVar[bool] = True  # At exit, aiohttp emits a warning for each open response.
 
     def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
         self.coding: str = response.headers.get("Content-Encoding", "")
         self._response, self._content, self._owner = response, response.content, owner
         self._received = False
-        # None if aiohttp has received the whole body.
+        # The connection; None if aiohttp has received the whole body and released the connection.
         self._connection = response.connection and cast("Any", response.connection).protocol
 
     async def receive(self, timeout: float | None) -> bytes | None:
@@ -164,5 +165,6 @@ class _AiohttpSource:
     ) -> errors.TransportError | None:
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
-        error.__traceback__ = None  # See `receive`.
+        # `receive` explains why aiohttp's errors must have no traceback.
+        error.__traceback__ = None
         return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)

@@ -111,7 +111,8 @@ class SyncHttpxSource(_HttpxSource):
             self._exchange.end()
 
     def release(self) -> None:
-        with suppress(Exception):  # Closing a connection that was shut down may fail.
+        # If the connection was shut down before, closing it may raise an error.
+        with suppress(Exception):
             self.finish()
 
 

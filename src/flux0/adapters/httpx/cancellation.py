@@ -36,7 +36,7 @@ class Uninterrupted(Generic[T]):
                     cancelled = False
                 try:
                     resume, argument = steps.send, (yield awaited)
-                except GeneratorExit:  # The garbage collector may be closing the coroutine.
+                except GeneratorExit:  # The garbage collector may be closing this coroutine.
                     steps.close()
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised in `work`

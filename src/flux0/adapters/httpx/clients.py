@@ -81,7 +81,8 @@ class SyncBuiltInClient(_BuiltInClient):
         place = self._pools.enter(timeout, exchange.interrupt)
         exchange.leave = partial(self._pools.leave, place)
         response = place.pool.transport.handle_request(request)
-        response.request = request  # `httpx.Client` sets the attribute, too.
+        # `httpx.Client` also sets the attribute `request` of each response.
+        response.request = request
         return response
 
     def close(self) -> None:
@@ -143,7 +144,7 @@ class BuiltInClients:
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
     limits = library.httpx.Limits(
-        max_connections=None,  # `Pools` limits the number of connections.
+        max_connections=None,  # The number of connections is limited by `Pools` instead.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )

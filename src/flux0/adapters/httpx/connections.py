@@ -88,7 +88,8 @@ class HttpxConnection(ABC):
         self._early_data: bytes | None = None
         self._kept_byte = b""
         self.is_direct: bool = False
-        self.chunks: Chunks | None = None  # Also None if the head was received in several parts.
+        # The decoder of a chunked body; None if the head was received in several parts.
+        self.chunks: Chunks | None = None
 
     @abstractmethod
     def _is_readable(self) -> bool:
@@ -116,7 +117,8 @@ class HttpxConnection(ABC):
             self._in_body, self.is_direct, self.chunks = False, False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
-            if exchange is not None:  # None if the user's code uses its client directly.
+            # There is no exchange if the user's code uses its client without flux0.
+            if exchange is not None:
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
             if buffer.endswith(b"\r\n\r\n") and b" HTTP/1.1\r\n" in buffer:
@@ -270,7 +272,8 @@ class AsyncConnection(HttpxConnection):
         self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        with suppress(self._httpcore_module.NetworkError):  # `write` raises the error.
+        # If reading fails, `write` raises the error.
+        with suppress(self._httpcore_module.NetworkError):
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():
                 writing.cancel()

@@ -81,7 +81,7 @@ class HttpxExchange(Exchange):
         self.multiplexed: bool = False
         self._url = built.url
         self._user_trace = built.extensions.get("trace")
-        self._traced = False  # Whether httpcore has reported any event.
+        self._traced = False  # Whether httpcore has reported a trace event for this exchange.
         self._connecting_to: tuple[str, int] | None = None
 
     def __enter__(self) -> None:
@@ -91,7 +91,9 @@ class HttpxExchange(Exchange):
         try:
             self.interrupt.clear()
             if error is not None:
-                self.end()  # It acquires a lock, so the exchange must still be current.
+                # `end` acquires a lock. At that time, this exchange must still be the current
+                # exchange.
+                self.end()
         finally:
             current_exchange.reset(self._token)
 
@@ -246,7 +248,7 @@ def package_of(value: object) -> str:
 def _request_of(error: Any) -> object:
     try:
         return error.request
-    except RuntimeError:  # The error has no request.
+    except RuntimeError:  # `error.request` raises RuntimeError if the error has no request.
         return None
 
 

@@ -32,7 +32,7 @@ _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 class SyncConnection(HttpxConnection):
     def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
-        self._sock = sock  # A socket, or `_NestedTLS`.
+        self._sock = sock  # A socket, or a `_NestedTLS` object for TLS inside TLS.
         self._owner = OwnerProcess()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -40,7 +40,8 @@ class SyncConnection(HttpxConnection):
         while received is None:
             httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
             with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
-                if sock.gettimeout() != limit:  # `settimeout` is a system call.
+                # Avoid `settimeout` if possible, because it is a system call.
+                if sock.gettimeout() != limit:
                     sock.settimeout(limit)
                 data = sock.recv(max_bytes)
             received = self._on_received(data)
@@ -60,7 +61,7 @@ class SyncConnection(HttpxConnection):
         if self._early_data is None:
             try:
                 self._early_data = self._sock.recv(READ_BYTES)
-            except WOULD_BLOCK:  # Only TLS messages without content were received.
+            except WOULD_BLOCK:  # The received bytes were TLS messages without content.
                 return False
             self._raise_if_rejected()
         return True

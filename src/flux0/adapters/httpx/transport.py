@@ -207,7 +207,7 @@ class HttpxFamilyTransport:
                 headers=httpx.Headers(pairs, encoding="latin-1"),
                 timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
             )
-        # UnicodeError: the host name is not valid.
+        # Invalid host names raise UnicodeError.
         except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
         return client, built, HttpxExchange(self._library, built, request, built_in)
@@ -234,7 +234,9 @@ class HttpxFamilyTransport:
             translated = exchange.translate(error, built)
             if translated is not None:
                 raise translated from error
-        if client in (self._client, self._async_client):  # Only the user's client calls user code.
+        # A built-in client calls no code of the user, so only the user's client can raise its
+        # errors.
+        if client in (self._client, self._async_client):
             mark_user_error(error, sent=exchange.sent)
         return None
 

@@ -46,7 +46,7 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
 
-# Sets `extra` of a frozen model.
+# Sets the attribute `extra` of a model, although models are frozen.
 set_extra: Callable[[object, Mapping[str, Any]], None] = vars(Extensible)["extra"].__set__
 
 _FACTORY = cast("type", attrs.Factory)
@@ -152,7 +152,7 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     types, keys, known = get_type_hints(model), dict(json_keys(model)), known_keys(model)
     fields = [field for field in attrs.fields(model) if field.name in keys]
-    count = f"{name}_count"  # See the module docstring.
+    count = f"{name}_count"  # The module docstring explains why the code counts the members.
     lines, stores = [f"{count} = len({name})"], list[str]()
     if fields[0].default is not attrs.NOTHING:
         lines.append(f"if type({name}) is not dict: raise ValueError")

@@ -53,12 +53,14 @@ class JsonCodec:
             if name not in _EVENTS:
                 return UnknownEvent(name, text, id_)
             hook = self._event_hooks[name] = structure_hook(_EVENTS[name])
-        try:  # This is faster than calling `_load` and `_structure`.
+        try:  # Fast path: `_load` and `_structure` are slower.
             data, end = _scan(text, 0)
             if end == len(text):
                 return hook(data, None)
         except _UNFIT:
-            pass  # Below, `_load` or `_structure` raises an error that names the reason.
+            # The JSON does not fit. Below, `_load` or `_structure` raises an error that names the
+            # reason.
+            pass
         result: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
         return result
 

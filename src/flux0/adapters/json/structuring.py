@@ -87,7 +87,7 @@ def is_model(kind: Any) -> bool:
     if get_origin(kind) in {list, tuple}:
         item, *rest = get_args(kind)
         return is_model(item) and rest == ([] if get_origin(kind) is list else [...])
-    return kind in _MODELS  # Comparing works for values without a hash, too.
+    return kind in _MODELS  # `_MODELS` is a tuple, because some values of `kind` have no hash.
 
 
 def _has_origin(origin: Any) -> Callable[[Any], bool]:

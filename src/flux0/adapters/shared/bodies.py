@@ -99,7 +99,8 @@ class _BodyState:
                 return data
             self._decoded = decoder.feed(data)
             return next(self._decoded, b"")
-        if self.closed:  # The HTTP library may report a false end.
+        # If the body was closed meanwhile, the HTTP library may report a false end.
+        if self.closed:
             raise EOFError
         if decoder is not None:
             decoder.end()

@@ -36,7 +36,7 @@ class Chunks:
         self.surplus: bytes = b""
         self._state = _SIZE_LINE
         self._partial_line = b""
-        self._missing = 0  # How many bytes the current chunk still lacks.
+        self._missing = 0  # The number of bytes of the current chunk that were not received yet.
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:

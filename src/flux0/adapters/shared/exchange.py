@@ -24,7 +24,7 @@ def shut_down(connection: Any) -> None:
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except TypeError:  # The socket is a PseudoSocket of uvloop.
+            except TypeError:  # uvloop's PseudoSocket is not a socket.
                 with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
 

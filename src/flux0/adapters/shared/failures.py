@@ -30,14 +30,15 @@ def failure(
     head_received: bool = False,
 ) -> TransportError:
     if issubclass(kind, TransportTimeout):
-        name = kind.__name__.removesuffix("Timeout").lower()  # Such as "connect".
+        # The name of the timeout, such as "connect".
+        name = kind.__name__.removesuffix("Timeout").lower()
         return timed_out(kind, getattr(timeout, name, None))
     return kind(_describe(kind, causes(error), head_received=head_received))
 
 
 def refused_by_proxy(status: str) -> ConnectError:
     problem = f"the proxy refused the connection: {status}"
-    needs_login = status.startswith("407")  # RFC 9110, section 15.5.8
+    needs_login = status.startswith("407")  # The proxy requires a login (RFC 9110, section 15.5.8).
     return unusable_proxy(problem) if needs_login else ConnectError(problem)
 
 
@@ -69,7 +70,8 @@ def causes(error: BaseException | None) -> tuple[BaseException, ...]:
         return ()
     inner = (
         getattr(error, "reason", None),
-        getattr(error, "socket_err", None),  # PySocks stores the error of its socket here.
+        # PySocks stores the socket's error in the attribute `socket_err`.
+        getattr(error, "socket_err", None),
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
         error.__cause__,

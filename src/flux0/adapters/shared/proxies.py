@@ -47,7 +47,7 @@ class EnvironmentProxies:
 
     def _find(self, origin: str) -> str | None:
         server, proxies = _parse(origin), getproxies()
-        if server is None:  # The HTTP library raises an error later.
+        if server is None:  # The URL is not valid. The HTTP library raises an error for it later.
             return None
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(server, proxies.get("no", "")):

@@ -44,7 +44,7 @@ def wait(
     False. A closed socket is both: using it raises an error.
     """
     try:
-        if not hasattr(select, "poll"):  # Windows has no poll.
+        if not hasattr(select, "poll"):  # Windows has no `select.poll`.
             # Windows reports a failure to connect as an exceptional condition.
             reading, writing = [sock] * read, [sock] * write
             readable, writable, failed = select.select(reading, writing, writing, timeout)

@@ -73,7 +73,8 @@ class _SocksConnector(Connector):
     handshake. During the handshake, `Interrupt.fire` could not shut down the socket.
     """
 
-    proxy: tuple[Any, ...] = field(kw_only=True)  # The arguments of `set_proxy`.
+    # The arguments of `socksocket.set_proxy` in PySocks.
+    proxy: tuple[Any, ...] = field(kw_only=True)
     target: tuple[str, int] = field(kw_only=True)
 
     def _make_socket(self, *kind: Any) -> socket.socket:
@@ -142,7 +143,7 @@ class Urllib3Connection(HTTPConnection):
         method = cast("Any", super()._new_conn).__func__
         if method is HTTPConnection._new_conn or hasattr(self, "_socks_options"):  # noqa: SLF001
             sock: Any = self._connect(exchange)
-        else:  # The user's connection class overrides `_new_conn`.
+        else:  # The user's connection class has its own method `_new_conn`.
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
         # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of `sock`.
@@ -178,7 +179,8 @@ class Urllib3Connection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            # Otherwise, urllib3 would use the connect timeout to send the request.
+            # urllib3 applies `self.timeout` when it sends the request. Without this line, the
+            # connect timeout would apply.
             self.timeout = exchange.timeout.write
             self._early_file, self._body_is_large = None, isinstance(options.get("body"), BytesIO)
         super().request(*args, **options)
@@ -197,7 +199,7 @@ class Urllib3Connection(HTTPConnection):
             file = sock.makefile("rb")
             try:
                 start = file.peek()
-            except WOULD_BLOCK:  # Only TLS messages without content were received.
+            except WOULD_BLOCK:  # The received bytes were TLS messages without content.
                 file.close()
                 return False
             self._early_file = file

@@ -42,7 +42,7 @@ def track(pool: Any, size: int | None = None) -> None:
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
         slots = pool.pool = Slots(size)
-        finalize(pool, slots.close)  # urllib3 does it for its queue, too.
+        finalize(pool, slots.close)  # urllib3 closes its own queue with a finalizer, too.
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
@@ -54,7 +54,8 @@ def track(pool: Any, size: int | None = None) -> None:
         pool.ConnectionCls = tracked_class(connection_class)
         if isinstance(pool.pool, pool.QueueCls):
             pool.pool = _UserSlots(pool.pool)
-        if pool.num_connections and pool.pool is not None:  # None: the user has closed the pool.
+        # If the user has closed the pool, `pool.pool` is None.
+        if pool.num_connections and pool.pool is not None:
             _close_idle(pool.pool)
 
 
@@ -108,7 +109,7 @@ class Slots:
         try:
             while True:
                 self._waiting.append(waker)
-                # A slot may have become free before `waker` was added.
+                # Check again: a slot may have become free before `waker` was added.
                 with suppress(IndexError):
                     return self._slots.pop()
                 woken = waker.wait(min(max(end - monotonic(), 0), TIMEOUT_MAX))
@@ -202,6 +203,7 @@ def _close_pools(manager: urllib3.PoolManager) -> None:
     pools = [manager.pools[key] for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
     manager.clear()
     for pool in pools:
-        slots, pool.pool = pool.pool, None  # From now on, urllib3 raises `ClosedPoolError`.
-        if isinstance(slots, Slots):  # Otherwise, the pool was not used yet, or is closed.
+        # Without `pool.pool`, urllib3 raises `ClosedPoolError` for each later request.
+        slots, pool.pool = pool.pool, None
+        if isinstance(slots, Slots):  # An unused or closed pool has no `Slots`.
             slots.close()

@@ -28,7 +28,7 @@ from typing import Any
 import requests
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
-from urllib3 import HTTPHeaderDict, HTTPResponse  # `requests` installs urllib3.
+from urllib3 import HTTPHeaderDict, HTTPResponse  # urllib3 is a dependency of `requests`.
 from urllib3.exceptions import HTTPError
 
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
@@ -117,9 +117,11 @@ class _Connections:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    session.auth = lambda prepared: prepared  # If `auth` is None, requests reads .netrc.
+    # Without `auth`, requests would read credentials from the file .netrc.
+    session.auth = lambda prepared: prepared
     for prefix in ("https://", "http://"):
-        session.mount(prefix, _TrackingAdapter(pool_maxsize=1))  # See `track`.
+        # `track` explains the argument `pool_maxsize`.
+        session.mount(prefix, _TrackingAdapter(pool_maxsize=1))
     return session
 
 
@@ -156,9 +158,9 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             if recorder.response is not None and not _is_about(error, prepared):
                 recorder.response.close()
                 mark_user_error(error, sent=True)
-                raise  # A hook raised this error.
+                raise  # A hook of the user raised this error, so it is re-raised.
             if isinstance(error, requests.HTTPError) and error.response is not None:
-                return error.response  # A hook called raise_for_status.
+                return error.response  # A hook of the user called `response.raise_for_status()`.
             has_cause = any(isinstance(argument, Exception) for argument in error.args)
             if isinstance(error, exceptions.Timeout) and not has_cause:
                 # The user's adapter raised this error: it contains no error from urllib3, unlike
@@ -188,7 +190,7 @@ def _prepare(session: requests.Session, request: Request) -> Any:
         raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    except Flux0Error as error:  # The session's authentication raised this error.
+    except Flux0Error as error:  # The authentication class of the user's session raised this error.
         mark_user_error(error)
         raise
     # The request's header overrides the session's authentication.
@@ -224,7 +226,7 @@ def _tracked_pool(adapter: HTTPAdapter, get: Any, request: Any, tls: dict[str, A
     try:
         pool = get(request, **tls)
         adapter.cert_verify(pool, request.url, tls["verify"], tls["cert"])  # type: ignore[no-untyped-call]
-    except (HTTPError, OSError) as error:  # The errors of `requests` are OSErrors.
+    except (HTTPError, OSError) as error:  # All errors of `requests` are subclasses of OSError.
         raise failure(ConnectError, error, Timeout()) from error
     track(pool, MAX_IDLE_CONNECTIONS if isinstance(adapter, _TrackingAdapter) else None)
     return pool

@@ -40,7 +40,8 @@ from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response
 from flux0.runtime.processes import PerProcess, fork_lock
 
-_POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}  # See `track`.
+# `track` explains the argument `maxsize`.
+_POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 

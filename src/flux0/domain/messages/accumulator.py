@@ -148,7 +148,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        if not event.patches:  # `_add_builder` failed. The chunk has no operation to record.
+        # `_add_builder` failed, and the chunk has no operation to record as a problem.
+        if not event.patches:
             return
         operation = event.patches[index]
         if self._problem_bytes < self._budget.limit:

@@ -30,7 +30,7 @@ from flux0.domain.stored_models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# `kind` in the metadata of chunks with reasoning.
+# Chunks with reasoning have this value as `kind` in their metadata.
 REASONING = "reasoning"
 
 

@@ -40,7 +40,7 @@ _ABSENT: Final = object()  # Marks an absent value; None is a JSON value.
 class CassetteError(Flux0Error):
     """A cassette is missing, damaged, a folder, of another version, or being recorded already."""
 
-    __module__ = "flux0.testing"  # Python prints the module of an exception.
+    __module__ = "flux0.testing"  # Tracebacks show this module, from which users import the class.
 
 
 def _bytes_of(content: Content) -> bytes:
@@ -284,7 +284,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
     _check_no_folder(path)
     try:
-        body = path.read_bytes().removeprefix(BOM_UTF8)  # Some editors add it.
+        body = path.read_bytes().removeprefix(BOM_UTF8)  # Some editors add a byte order mark.
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
             raise CassetteError(
@@ -304,5 +304,5 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
 
 def _check_no_folder(path: Path) -> None:
-    if os.path.isdir(path):  # `Path.is_dir` can raise PermissionError.
+    if os.path.isdir(path):  # Unlike `os.path.isdir`, `Path.is_dir` can raise PermissionError.
         raise CassetteError(f"{path} is a folder: the path of a cassette must be a file")

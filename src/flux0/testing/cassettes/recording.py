@@ -42,7 +42,7 @@ from flux0.testing.cassettes.scrubbing import Scrub, checked, scrub_body, scrub_
 from flux0.testing.fake.validation import is_json
 
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_DIGITS = 6  # Times are rounded to microseconds.
+_DIGITS = 6  # Times in a cassette have six digits after the point: microseconds.
 
 
 class RecordingTransport:
@@ -193,7 +193,8 @@ class _OpenExchange:
         if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        elif error is not None:  # For example a cancellation.
+        # Other errors end a recorded exchange early, for example a cancellation.
+        elif error is not None:
             self.end(CLOSED, error)
 
     def record_response(self, response: Response[Any]) -> Response[Any]:

@@ -71,7 +71,7 @@ class _ReplayedBody(FakeBody):
 class NotRecorded(AssertionError):
     """A request matches no exchange in the cassette."""
 
-    __module__ = "flux0.testing"  # pytest prints the module of an exception.
+    __module__ = "flux0.testing"  # pytest shows this module, from which users import the class.
 
 
 class ReplayTransport(SharedTransport):

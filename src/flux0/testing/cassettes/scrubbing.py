@@ -11,7 +11,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from flux0.domain.errors import InvalidArgument
 
-# Called with each string in a path, a query or a body; returns the string to record instead.
+# The user's function that replaces secrets: it gets each string of a path, a query or a body, and
+# returns the string to record.
 Scrub: TypeAlias = Callable[[str], str]
 
 _DATA = "data: "

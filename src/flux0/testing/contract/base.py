@@ -70,7 +70,9 @@ class Contract(ABC):
         gc.freeze()  # Garbage collections are faster if they skip all existing objects.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            ending.callback(gc.collect)  # Emits any ResourceWarning in this test, not later.
+            # If the test leaves a resource open, Python emits the ResourceWarning now, and not in
+            # another test.
+            ending.callback(gc.collect)
             yield lambda transport: self.make_harness(transport, backend, ending)
 
     @pytest.fixture

@@ -110,7 +110,8 @@ class ByteServer:
     def __exit__(self, *_: object) -> None:
         self.release()
         self._closed = True
-        socket.create_connection((self.host, self.port)).close()  # Wakes `_accept`.
+        # This connection wakes the thread that waits in `_accept`.
+        socket.create_connection((self.host, self.port)).close()
         self._accepting.join()
         with self._changed:
             for connection in self._sockets:
@@ -251,7 +252,7 @@ class _Conversation:
                     # lose sent bytes. Therefore, read until the client closes the connection.
                     while True:
                         self._receive()
-                case _:  # The step is a `Reset`.
+                case _:  # All other steps were handled above, so this step is a `Reset`.
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise EOFError

@@ -365,7 +365,8 @@ def child_exit_code(work: Callable[[], object], timeout: float) -> int:
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:  # pragma: no cover - coverage is measured only in the parent
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # Kills the child even in a deadlock.
+        # With its default action, SIGALRM kills the child even if the child is in a deadlock.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, timeout)
         gc.freeze()  # The child must not run finalizers for the parent's objects.
         try:

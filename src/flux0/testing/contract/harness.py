@@ -132,9 +132,10 @@ class Harness:
     """Starts servers for a test, and runs the calls of a transport in threads or an event loop."""
 
     _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
-    _start: Callable[[Work[Any]], Future[Any]]  # Starts a call in another thread or task.
+    # A function that starts a call in another thread or task.
+    _start: Callable[[Work[Any]], Future[Any]]
     _timeout: float  # Seconds after which a call counts as hung.
-    servers: ExitStack  # Stops the servers when it is closed.
+    servers: ExitStack  # Closing this stack stops the servers of the test.
 
     def run(self, call: Work[T]) -> Pending[T]:
         return Pending(self._start(call), self._timeout)

@@ -205,7 +205,8 @@ class IdleContract(Contract):
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
         """The calls of each backend. They are started before the class's first test."""
-        shared: Any = request.node.parent  # The test class.
+        # The parent of a test is its class, which all tests of the class share.
+        shared: Any = request.node.parent
         if _CALLS not in shared.stash:
             ending = ExitStack()
             ending.callback(shared.stash.__delitem__, _CALLS)

@@ -33,7 +33,8 @@ class FakeBody:
     _pieces: Iterator[bytes | Wait]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    # Called once, at the end. Returns whether the server closes the connection.
+    # A function that is called once, when the body ends. It returns whether the server closes the
+    # connection.
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], bool]
     # The outcome that is recorded if the garbage collector frees the body before it was read
     # completely. For async code, it is "closed": if code leaves an `async for` loop early, Python

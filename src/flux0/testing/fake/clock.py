@@ -24,7 +24,7 @@ from flux0.runtime.event_loop import call_soon, running_loop, sleep
 
 T = TypeVar("T")
 
-_START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
+_START = 1_767_225_600.0  # The clock starts at 2026-01-01T00:00:00Z.
 
 
 @frozen
@@ -52,7 +52,7 @@ Waits: TypeAlias = Generator[Wait, None, T]
 class ClockStandsStill(AssertionError):
     """Raised if code waits on a `FakeClock(moves_by_itself=False)`, which only `advance` moves."""
 
-    __module__ = "flux0.testing"  # Python prints the module of an exception.
+    __module__ = "flux0.testing"  # Tracebacks show this module, from which users import the class.
 
 
 class FakeClock(Time):
@@ -77,7 +77,8 @@ class FakeClock(Time):
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
-        self.changes: int = 0  # The number of changes so far; see `Wait.seen`.
+        # The number of calls of `notify` so far, with which `Wait.seen` is compared.
+        self.changes: int = 0
         self._now = float(start)
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - jitter that is the same in every run

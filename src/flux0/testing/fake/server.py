@@ -47,7 +47,7 @@ class FakeServer:
                 response = self._route(request)
             except RequestRejected as error:
                 response = _json(error.status_code, {"detail": error.detail})
-        except ValueError:  # JSON or UTF-8 cannot represent a value.
+        except ValueError:  # A value of the response cannot be represented in JSON or in UTF-8.
             response = calls.internal_server_error()
         date = formatdate(self._clock.now(), usegmt=True)
         headers = Headers((("date", date), ("server", "uvicorn"), *response.headers.pairs))
@@ -114,7 +114,8 @@ class FakeServer:
         }
         if self._is_newer:
             self._add_newer_fields(session, body)
-        self.store.sessions.append(session)  # Like the released server, accept an existing id.
+        # Like the released server, the fake accepts the id of an existing session.
+        self.store.sessions.append(session)
         return _json(201, without_nulls(session))
 
     def _add_newer_fields(self, session: JSONObject, body: JSONObject) -> None:
@@ -161,7 +162,7 @@ class FakeServer:
             "tags": [],
             "flagged": False,
             "parts": [{"type": "content", "content": message.content}],
-            # The server uses this name for every user.
+            # The server stores the name "Anonymous" for the messages of every user.
             "participant": {"id": message.user_id, "name": "Anonymous"},
         }
         store.create_event(message, EventType.MESSAGE, EventSource.USER, data)

@@ -80,7 +80,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
         if self._closing:
             return
         self._closing = True
-        create_connection(self._listener.getsockname()).close()  # Wakes `_accept`.
+        # This connection wakes the thread that waits in `_accept`.
+        create_connection(self._listener.getsockname()).close()
         self._accepting.join()
         self._listener.close()
         threads = tuple(self._threads.items())
@@ -105,7 +106,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
 
     def _serve(self, connection: socket) -> None:
         with connection, suppress(OSError):
-            connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)  # Send each event at once.
+            # TCP_NODELAY sends each event at once.
+            connection.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
             _Connection(self, connection).handle()
         del self._threads[current_thread()]
 
@@ -162,7 +164,8 @@ class _Connection:
         scheme = scheme if scheme in {"https", "ws", "wss"} else "http"
         host = host if _HOST.fullmatch(host) else self.server.address
         target = head.target.decode().replace("#", "%23")
-        if not target.startswith("/"):  # An absolute URL, for example, must match no route.
+        # Targets without a leading slash, such as absolute URLs, must match no route.
+        if not target.startswith("/"):
             target = f"//{target}"
         return Request(
             head.method.decode(),
@@ -191,10 +194,12 @@ class _Connection:
         self._watchers = [*(each for each in self._watchers if each.is_alive()), watcher]
         try:
             response = self._perform(self.server.fake.respond(request, self.server.start_task))
-        except TransportError as error:  # No response: close the connection.
+        # A fault has prevented the response, so close the connection.
+        except TransportError as error:
             _logger.debug("%s %s: %s", request.method, request.url, error)
             return False
-        except AssertionError as error:  # For example, an unexpected call.
+        # The fake raises AssertionError for unexpected calls, for example.
+        except AssertionError as error:
             _logger.exception("%s %s: no response", request.method, request.url)
             text = str(error).encode(errors="replace")
             length = ("content-length", str(len(text)))

@@ -128,7 +128,7 @@ class FakeTransport(SharedTransport):
             self._open.clear()
             self._scripts: list[AgentFunction] = []
             self._turns: list[FakeTurn] = []
-            self._scripted: list[FakeTurn] = []  # The turns that use a script.
+            self._scripted: list[FakeTurn] = []  # The turns whose replies were set by `script`.
             self._calls: list[ReceivedCall] = []
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []

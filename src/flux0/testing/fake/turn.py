@@ -66,9 +66,9 @@ class FakeTurn:
     _used_up: bool = field(default=False, init=False)
     # The number of steps since the agent last sent an event or waited.
     _silent_steps: int = field(default=0, init=False)
-    # When the agent's next event happens.
+    # The time of the agent's next event, on the fake's clock.
     _time: float = field(init=False)
-    # When the last step ended, so that the agent's own code continued.
+    # The time at which the agent's own code continued after its last step.
     _continued_at: float = field(init=False)
     _output: deque[bytes | Exception] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
@@ -158,7 +158,7 @@ class FakeTurn:
             while not waits:
                 if not isinstance(agent.send(None), _AgentPaused):
                     agent.throw(TypeError(_NEEDS_LOOP))
-                with self._lock:  # After this block, another thread may resume the agent.
+                with self._lock:  # When the lock is released, another thread may resume the agent.
                     waits, cancelled = self._wait is not None, self._cancelled
                     self._running = cancelled or not waits
         if cancelled:
@@ -211,7 +211,7 @@ class FakeTurn:
         self._continued_at = self._clock.now()
 
     def _fail(self, error: Exception) -> None:
-        # Reading the stream will raise the error.
+        # The stream's reader gets this error after the events that were already produced.
         with self._lock:
             self.error = error
             self._output.append(error)

@@ -105,8 +105,10 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 class Form:
     """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
-    members: Mapping[str, Check] | None = None  # For a JSON object.
-    items: Check | None = None  # For the items of a JSON array. The whole array may be missing.
+    # The checks of the members, if the value is a JSON object.
+    members: Mapping[str, Check] | None = None
+    # The check of each item, if the value is a JSON array, which may be missing.
+    items: Check | None = None
     query: Mapping[str, Check] = field(factory=dict[str, Check])
 
     def read(self, request: Request, arguments: Mapping[str, str], query: Mapping[str, str]) -> Any:
