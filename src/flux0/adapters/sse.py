@@ -192,7 +192,7 @@ class SSEParser:
 
 
 class _EventDecoder:
-    """Decodes complete blocks, whose lines end with LF, and stores the last event id."""
+    """Decodes complete blocks, whose lines must end with LF. Stores the last event id."""
 
     def __init__(self) -> None:
         self.last_event_id = ""

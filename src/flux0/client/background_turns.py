@@ -88,7 +88,7 @@ class _OwnTurns:
 class _Claim:
     """The claim of a new turn on its session.
 
-    If an async caller is cancelled, `take` continues in its thread. Then `take` undoes the claim.
+    If an async caller is cancelled, `take` continues in its thread, and then undoes the claim.
     """
 
     def __init__(self, store: TurnStore, session_id: str, log: TurnLog, refuse: bool) -> None:
@@ -99,7 +99,7 @@ class _Claim:
         self._previous: TurnLog | None = None
 
     def take(self) -> TurnLog | None:
-        """Claim the session. Return the running turn to stop, or None."""
+        """Claim the session. Return the log of the running turn that must be stopped, or None."""
         previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
         self._previous = previous
         if self._log.is_ended:
@@ -316,7 +316,7 @@ class BackgroundTurns(Uncopyable):
 
 @contextmanager
 def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None, None, None]:
-    """Return a context manager. If its block raises, the turn ends, and its claim is undone."""
+    """Return a context manager that, if its block raises, ends the turn and undoes its claim."""
     try:
         yield
     except BaseException as error:

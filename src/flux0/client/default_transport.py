@@ -51,7 +51,7 @@ def real_transports(*, allowed: bool) -> Generator[None, None, None]:
 
 
 def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
-    """Return `send`. If real transports are forbidden, check each call first."""
+    """Return `send`, or a function that rejects each call of a forbidden real transport."""
     if len(_allowed) == 1:
         return send
 
@@ -69,9 +69,10 @@ def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
 
 
 class DefaultTransport:
-    """Sends over the replacement, in a block of `default_transport`, or over its own transport.
+    """Sends over the transport that `default_transport` has installed, or else over its own.
 
-    Its own transport is the replacement at its creation. If there was none, `create` returns it.
+    Its own transport is the transport that was installed when this object was created. If no
+    transport was installed, `create` returns its own transport.
     """
 
     def __init__(self, create: Callable[[], Any]) -> None:
@@ -116,7 +117,7 @@ def _is_real(transport: object) -> bool:
 
 @Time.register
 class _DefaultTime:
-    """The clock of the replacement in a block of `default_transport`, or `own`, if it is set."""
+    """The clock of the transport that `default_transport` has installed, or else the own clock."""
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own

@@ -128,7 +128,7 @@ class BackgroundTurn(Uncopyable):
 
 
 class _ReplyBuilder(RelayEncoder):
-    """Builds the reply instead of encoding the events."""
+    """An encoder that builds a `Reply` from the events of a turn, and returns no bytes."""
 
     def __init__(self, log: TurnLog) -> None:
         self._log = log

@@ -86,7 +86,7 @@ class LifeCycle:
         return last
 
     def move(self, new: Transition) -> bool:
-        """Add `new`. Return False if `State` does not allow it, or another change was first."""
+        """Change to `new`. Return False if `State` forbids it, or another thread was faster."""
         while new.state in _NEXT[(current := self.current).state]:
             if new.state is not State.ENTERED:
                 self.is_readable = False

@@ -168,7 +168,7 @@ class AsyncRelay(AsyncIterator[bytes]):
 def event_pieces(
     reader: LogReader, encoder: RelayEncoder, encode: Callable[[Sequence[bytes]], bytes]
 ) -> Pieces:
-    """Yield a piece for all events that are read at once, and heartbeats, up to the end."""
+    """Yield heartbeats, and one piece for each group of events that is read at once."""
     while (events := reader.read()) is not None:
         if events or not (yield reader):
             piece = encode(events) if events else encoder.heartbeat()

@@ -108,7 +108,7 @@ def _running_generators() -> frozenset[int]:
 
 
 def started(values: V) -> V:
-    """Run a generator up to its first `yield`. Before, closing the generator would do nothing."""
+    """Run a generator up to its first `yield`: closing an unstarted generator does nothing."""
     next(values)
     return values
 

@@ -44,7 +44,7 @@ class RunningCalls:
     def start(
         self, deadline: Deadline | None = None, wake: Callable[[], object] = do_nothing
     ) -> RunningCall:
-        """Return a new call, a context manager. `wake` ends its first wait; see `on_cancel`.
+        """Return a new call as a context manager. `wake` ends its first wait (see `on_cancel`).
 
         Entering the context manager raises `ClientClosed` if the client is closed.
         """

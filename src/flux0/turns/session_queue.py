@@ -25,7 +25,7 @@ SessionKey: TypeAlias = tuple[str, str]
 
 
 class ThreadSender(Waker):
-    """A sync call in the queue. It sends its message after earlier messages of its session."""
+    """A sync call that waits in the queue of its session before it sends its message."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ Sender: TypeAlias = ThreadSender | TaskSender
 
 
 class SessionQueue:
-    """The senders of one session, in the order in which they send."""
+    """The calls that wait to send a message on one session, in the order of sending."""
 
     def __init__(self) -> None:
         self._senders: deque[Sender] = deque()
@@ -64,7 +64,7 @@ class SessionQueue:
 
 
 class SessionQueues:
-    """The queues of all sessions with senders. A forked child process starts without queues."""
+    """The queues of all sessions with waiting calls. A forked child starts without queues."""
 
     def __init__(self) -> None:
         self._queues = PerProcess(WeakValueDictionary[SessionKey, SessionQueue])
@@ -73,6 +73,6 @@ class SessionQueues:
         self._creating = PerProcess(RLock)
 
     def of(self, session: SessionKey) -> SessionQueue:
-        """Return the queue of a session. The queue exists as long as a sender refers to it."""
+        """Return a session's queue, which exists as long as a waiting call refers to it."""
         with self._creating.get():
             return self._queues.get().setdefault(session, SessionQueue())

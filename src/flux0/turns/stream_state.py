@@ -231,7 +231,7 @@ class StreamState(Uncopyable):
     def _report_end(self, *, later: bool = False) -> None:
         """Report the end of the turn, unless it was reported already.
 
-        Pass `later` if the garbage collector may be calling: observers may wait for locks.
+        If the garbage collector may be calling, pass `later`, because observers may wait for locks.
         """
         self._report.mark_ended()
         if later or self._content.is_interrupted:
@@ -310,7 +310,7 @@ class StreamState(Uncopyable):
         self._report_end()
 
     def _is_left(self) -> bool:
-        """Return whether the stream must be closed: after the last loop, without a `with` block."""
+        """Return whether the last loop has ended, and no `with` block keeps the stream open."""
         is_read = self._role.readers or self.is_being_read
         return not is_read and self._life.current.state is not State.ENTERED
 

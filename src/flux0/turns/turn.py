@@ -36,8 +36,8 @@ class Turn:
         parser: parses the bytes into server-sent events.
         codec: decodes the server-sent events.
         request: the request that started the turn.
-        idle_timeout: the longest time between two events, in seconds. Only events reset it,
-            comments do not.
+        idle_timeout: the longest time between two events, in seconds. Only events reset this
+        timeout, not comments.
 
     Attributes:
         timeout: the timeout of the next read: the rest of the idle timeout.

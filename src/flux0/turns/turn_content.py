@@ -73,7 +73,7 @@ class TurnContent:
         return events
 
     def add(self, events: Received, size: int) -> None:
-        """Add the events of `size` bytes. The reader must have taken all earlier events."""
+        """Add received events of `size` bytes. The reader must have taken all earlier events."""
         self.unread = iter(events)
         self._size += size
         if self._size > _FOLDED_BYTES:
@@ -84,8 +84,8 @@ class TurnContent:
         """Fold the events that were taken, and return the result of `get`.
 
         If a signal handler or a finalizer has interrupted this method and calls it again, it does
-        nothing, and returns an empty tuple. The same applies in a forked child if another thread of
-        its parent was in this method at the time of the fork.
+        nothing, and returns an empty tuple. A call in a forked child does nothing, too, if another
+        thread of the parent was in this method during the fork.
         """
         result: tuple[T, ...] = ()
         try:

@@ -59,7 +59,7 @@ class TurnReading(ABC, Generic[S]):
             self.stop(self._stopped)
 
     def stop(self, error: Flux0Error) -> None:
-        """Close the stream. `error` is the end of the turn. Does nothing after the end.
+        """Close the stream, and end the turn with `error`. If the turn has ended, do nothing.
 
         If the message is still being sent, its stream is closed later, by `start`.
         """
@@ -151,7 +151,7 @@ class TaskReading(TurnReading[AsyncEventStream]):
         self._tasks: list[object] = []
 
     def lose(self) -> None:
-        """End the turn, because its event loop has ended without ending its tasks."""
+        """End the turn: the event loop that read the turn has ended without ending its tasks."""
         self._stopped = self._stopped or ReaderLost(_LOST)
         if (stream := self._stream) is not None:
             log_lost_reader(_LOST, stream.session_id)

@@ -151,7 +151,7 @@ class Pools:
 
     @contextmanager
     def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
-        """Raise `PoolTimeout` if the place is not in a pool after the wait in the `with` block."""
+        """After the `with` block, in which the caller waits, check that `place` has a pool."""
         entered = False
         try:
             yield

@@ -121,11 +121,11 @@ class Commands:
         return ("EVALSHA", scripts.RESTORE, 2, *turn.keys, *values)
 
     def read(self, turn: TurnName, first: int) -> Command:
-        """Follow a turn, and read its events from number `first`."""
+        """Start to follow a turn, and read its events from the number `first` on."""
         return ("EVALSHA", scripts.READ, 2, *turn.keys, self.process, first, _MAX_ENTRIES)
 
     def leave(self, turn: TurnName) -> Command:
-        """End to follow a turn."""
+        """Stop following a turn."""
         return "HDEL", turn.info, f"@{self.process}"
 
     def stop(self, turn: TurnName, reason: str) -> Command:
@@ -144,7 +144,7 @@ class Commands:
         return "GET", process
 
     def wake(self, process: str, message: str = "") -> Command:
-        """Send a message to a process: the key of a turn to check."""
+        """Send the key of a turn to a process, so that the process checks this turn."""
         return "PUBLISH", process, message
 
 

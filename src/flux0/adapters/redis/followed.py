@@ -79,7 +79,7 @@ class FollowedTurn:
                 self._wait_for_events()
 
     def update(self, reply: Any) -> bool:
-        """Append the events in a reply to `Commands.read`; return whether `steps` must continue."""
+        """Append the events in a reply to `Commands.read`. Return whether to send it again."""
         log = self.log()
         if log is None:
             return True

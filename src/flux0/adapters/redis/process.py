@@ -207,7 +207,7 @@ class StoreProcess:
             self._worker.submit(turn)
 
     def _check_failure(self) -> None:
-        """End the copies before Redis has not responded for `lease_seconds`."""
+        """End the copies if Redis has not responded for almost `lease_seconds`."""
         if self._worker.waiting_seconds >= self._times.lease - self._times.check:
             for followed in self._lease.followed:
                 followed.give_up(TurnStoreError(_UNREACHABLE))

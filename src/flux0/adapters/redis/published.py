@@ -105,7 +105,7 @@ class PublishedTurn:
         return last, encoded_end, command
 
     def _obey(self, request: bytes) -> None:
-        """Stop the turn if this was requested, and not before."""
+        """Stop the turn if `request` is a new request to stop."""
         if request not in (b"", self._stop_request):
             self._stop_request = request
             reason = request.partition(b" ")[2].decode() or _REPLACED

@@ -62,7 +62,7 @@ class _Replay:
 
 @define(eq=False)
 class _ReplayedBody(FakeBody):
-    """A recorded body. Its reads take as long as in the recording, whatever their timeouts are."""
+    """A recorded body. Its reads take as long as in the recording, and ignore their timeouts."""
 
     def _read(self, timeout: float | None) -> Waits[bytes | None]:  # noqa: ARG002 - ignored
         return super()._read(None)

@@ -163,7 +163,7 @@ class LocalTurnStoreContract:
         check(stores[1].claim(_SESSION, _log("turn-2"), refuse=True), None, "the replaced turn")
 
     def test_released_turn_ends_for_those_who_wait_for_it(self, stores: Stores) -> None:
-        """The turn that has replaced it stays."""
+        """The turn that has replaced the released turn stays."""
         log, later = _start(stores[0]), _log("turn-2")
         previous = stores[1].claim(_SESSION, later, refuse=False)
         assert previous is not None, "claim() must return the running turn"
@@ -179,7 +179,7 @@ class LocalTurnStoreContract:
     def test_turn_is_found_again_after_its_successor_is_released(
         self, stores: Stores, ends: str
     ) -> None:
-        """It may have ended before or during the turn that has replaced it, or still be running."""
+        """The first turn may have ended before or during its successor, or may still be running."""
         log, later = _start(stores[0]), _log("turn-2")
         copy = _find(stores[1])
         if ends == "before":
@@ -339,7 +339,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """Otherwise, a process would follow each turn that it has found until the turn ends."""
+        """Without this, a process would follow each found turn until the turn ends."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))

@@ -226,7 +226,7 @@ class _Connection:
         return self.http.our_state is h11.DONE and not body.closes_connection
 
     def _perform(self, waits: Waits[Response[FakeBody]]) -> Response[FakeBody]:
-        """Run `waits`. Waits without an end, and for a clock that only a test moves, are real."""
+        """Run `waits`. Endless waits, and waits for a clock that only a test moves, are real."""
         clock = self.server.fake.clock
         with closing(waits):
             try:

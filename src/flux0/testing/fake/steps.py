@@ -115,7 +115,7 @@ class Report:
 
 
 class LangChainReport(Report):
-    """A `Report` by the server's LangChain adapter. It has another order of members."""
+    """A `Report` with its members in the order that the server's LangChain adapter uses."""
 
 
 @frozen
