@@ -1,4 +1,4 @@
-"""The commands that are sent to Redis."""
+"""The commands that are sent to Redis, and the names and times in them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-from flux0.adapters.redis import scripts
-
 # A command and its arguments. After `EVALSHA` comes the script. The worker sends its hash.
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
+
+
+def run_script(script: str, keys: tuple[str, ...], *values: str | bytes | int) -> Command:
+    """Run one of the scripts in `scripts`, which describe their arguments and replies."""
+    return ("EVALSHA", script, len(keys), *keys, *values)
 
 
 @final
@@ -37,119 +40,45 @@ class TurnName:
 
 
 @final
-@frozen
-class Times:
-    """The times of all turns, in seconds.
-
-    Attributes:
-        keep: The time for which a turn is kept after its end.
-        lease: The longest time after which readers notice that the reading process has ended, or
-            that Redis does not respond.
-        renew: The time between two renewals of a lease, and between two attempts to reach Redis.
-        expiry: The time without a renewal after which a process is lost. It is checked only at the
-            next renewal. If Redis was unreachable, the process has this time to renew its lease.
-        check: The time between two checks whether Redis responds.
-    """
-
-    keep: float
-    lease: float
-    renew: float
-    expiry: float
-    check: float
-
-    @classmethod
-    def of(cls, keep: float, lease: float) -> Times:
-        return cls(keep, lease, lease * 0.2, lease * 0.55, lease * 0.1)
-
-
-@final
-class Commands:
-    """Creates the commands of one process. The scripts describe their replies.
+class Settings:
+    """The names of one process, and the times of all turns.
 
     Args:
         prefix: The start of all keys and channels.
-        times: The times of all turns.
+        keep: The time in seconds for which a turn is kept after its end.
+        lease: The longest time in seconds after which readers notice that the reading process has
+            ended, or that Redis does not respond.
 
     Attributes:
         process: The name of this process: its channel, and the key of its lease.
         everyone: The channel of all processes.
+        keep: The argument `keep`.
+        lease: The argument `lease`.
+        renew: Seconds between two renewals of a lease, and between two attempts to reach Redis.
+        expiry: Seconds without a renewal after which a process is lost. They are checked only at
+            the next renewal. If Redis was unreachable, the process has this time to renew its
+            lease.
+        check: Seconds between two checks whether Redis responds.
+        keep_ms: Milliseconds after which the keys of an ended turn expire.
+        ttl_ms: Milliseconds after which the keys of a running turn expire, unless they are renewed.
     """
 
-    def __init__(self, prefix: str, times: Times) -> None:
+    def __init__(self, prefix: str, keep: float, lease: float) -> None:
         self._prefix = prefix
         self.process: str = f"{prefix}process:{urandom(12).hex()}"
         self.everyone: str = f"{prefix}process:all"
-        self._lease_ms = round(times.expiry * 1000)
-        self._keep_ms = round(times.keep * 1000)
-        self._ttl_ms = round((times.keep + times.lease) * 1000)
+        self.keep: float = keep
+        self.lease: float = lease
+        self.renew: float = lease * 0.2
+        self.expiry: float = lease * 0.55
+        self.check: float = lease * 0.1
+        self.keep_ms: int = round(keep * 1000)
+        self.ttl_ms: int = round((keep + lease) * 1000)
 
-    def session(self, session_id: str) -> str:
-        """Return the key of a session. It contains the hash tag of all its keys."""
+    def name(self, session_id: str, turn_id: str) -> TurnName:
+        """Return the name of a turn. The key of its session has the hash tag of all its keys."""
         # A brace in the session id would change the hash tag.
-        return f"{self._prefix}{{{quote(session_id, safe='')}}}"
-
-    def find(self, session: str) -> Command:
-        """Get the id of the turn of a session, and the name of its process."""
-        return "HMGET", session, "turn", "process"
-
-    def claim(self, turn: TurnName, max_bytes: int, expected: TurnName, *, refuse: bool) -> Command:
-        """Replace the expected turn of the session."""
-        keys = (turn.session, turn.info, expected.info)
-        values = (turn.id, expected.id, int(refuse), self.process, max_bytes, self._ttl_ms)
-        return ("EVALSHA", scripts.CLAIM, len(keys), *keys, *values)
-
-    def release(self, turn: TurnName, previous: TurnName) -> Command:
-        """Give the session back to the previous turn."""
-        keys = (turn.session, turn.info, previous.info)
-        return ("EVALSHA", scripts.RELEASE, len(keys), *keys, turn.id, previous.id)
-
-    def append(
-        self, turn: TurnName, generation: int, numbers: tuple[int, ...], *content: bytes
-    ) -> Command:
-        """Append events and the end; keep the turn, which may have no new events.
-
-        `numbers` are the numbers of the last event that Redis has, of the first and the last event
-        to append, and of the oldest event that is kept. `content` is the events and the end.
-        """
-        ttl_ms = self._keep_ms if content[-1] else self._ttl_ms
-        keys = (turn.session, *turn.keys)
-        return ("EVALSHA", scripts.APPEND, len(keys), *keys, generation, ttl_ms, *numbers, *content)
-
-    def restore(self, turn: TurnName, max_bytes: int) -> Command:
-        """Create a turn again, without its events."""
-        values = (self.process, max_bytes, self._ttl_ms, self.everyone)
-        return ("EVALSHA", scripts.RESTORE, 2, *turn.keys, *values)
-
-    def read(self, turn: TurnName, first: int) -> Command:
-        """Start to follow a turn, and read its events from the number `first` on."""
-        return ("EVALSHA", scripts.READ, 2, *turn.keys, self.process, first, _MAX_ENTRIES)
-
-    def leave(self, turn: TurnName) -> Command:
-        """Stop following a turn."""
-        return "HDEL", turn.info, f"@{self.process}"
-
-    def stop(self, turn: TurnName, reason: str) -> Command:
-        """Ask the process that reads a turn to stop it."""
-        # The request has a unique start, so that two requests with one reason differ.
-        return ("EVALSHA", scripts.STOP, 1, turn.info, f"{urandom(8).hex()} {reason}")
-
-    def lose(self, turn: TurnName, process: str, end: bytes) -> Command:
-        """End a turn whose process is lost."""
-        return ("EVALSHA", scripts.LOSE, 2, *turn.keys, process, end, self._keep_ms)
-
-    def renew(self) -> Command:
-        return ("EVALSHA", scripts.RENEW, 1, self.process, self._lease_ms)
-
-    def lease(self, process: str) -> Command:
-        return "GET", process
-
-    def wake(self, process: str, message: str = "") -> Command:
-        """Send the key of a turn to a process, so that the process checks this turn."""
-        return "PUBLISH", process, message
-
-
-# The largest number of entries that one command reads.
-_MAX_ENTRIES = 100
+        return TurnName(f"{self._prefix}{{{quote(session_id, safe='')}}}", turn_id)
 
 
 def as_bytes(value: bytes | str | None) -> bytes:

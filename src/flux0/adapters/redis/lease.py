@@ -8,8 +8,11 @@ from typing import Final, final
 
 from attrs import define, field
 
+from flux0.adapters.redis import scripts
+from flux0.adapters.redis.commands import run_script
 from flux0.adapters.redis.followed import FollowedTurn
-from flux0.adapters.redis.worker import SharedObjects, Steps
+from flux0.adapters.redis.published import PublishedTurn
+from flux0.adapters.redis.worker import Steps, Worker
 
 _UNREACHABLE: Final = "Redis cannot be reached: relays of background turns wait in other processes"
 _REACHABLE: Final = "Redis can be reached again"
@@ -17,57 +20,56 @@ _REACHABLE: Final = "Redis can be reached again"
 
 @final
 @define(eq=False)
-class LeaseJob:
+class Lease:
     """Renews the lease of this process, and ends the turns of other processes that are lost.
 
-    It runs while this process reads or follows a turn.
+    Args:
+        worker: Runs the jobs.
+        published: The turns that this process reads.
+        followed: The turns of other processes.
     """
 
-    _shared: SharedObjects
-    is_repeated: bool = False
+    _worker: Worker
+    _published: dict[str, PublishedTurn]
+    _followed: dict[str, FollowedTurn]
     _count: int = 0
     # For each process: the counter of its lease, and when it changed last.
     _seen: dict[str, tuple[object, float]] = field(factory=dict[str, "tuple[object, float]"])
     _is_reachable: bool = True
 
-    @property
-    def followed(self) -> list[FollowedTurn]:
-        turns = self._shared.turns.copy().values()
-        return [turn for turn in turns if isinstance(turn, FollowedTurn)]
-
     def steps(self) -> Steps[None]:
-        worker, times = self._shared.worker, self._shared.times
+        settings = self._worker.settings
         try:
             yield from self.renew()
-            running = [turn for turn in self.followed if turn.is_running]
+            running = [turn for turn in self._followed.values() if turn.is_running]
             seen, self._seen = self._seen, {}
             for process in {turn.process for turn in running}:
-                count, now = (yield self._shared.commands.lease(process)), monotonic()
+                count, now = (yield ("GET", process)), monotonic()
                 last, since = seen.get(process, (None, now))
                 # The key of an expired lease is missing: the process has not renewed it.
                 self._seen[process] = count, since if count in (last, None) else now
-                if now - self._seen[process][1] >= times.expiry:
+                if now - self._seen[process][1] >= settings.expiry:
                     for turn in running:
                         turn.lose(process)
-        except Exception as error:  # noqa: BLE001 - the client may be of another library
+        except Exception as error:
             self._seen = {}  # Meanwhile, the processes cannot renew their leases, either.
             if self._is_reachable:
                 # A log record must not refer to the error, whose traceback refers to turns.
                 getLogger("flux0").warning("%s: %s", _UNREACHABLE, str(error.__cause__ or error))
             self._is_reachable = False
-            worker.retry(self)
-            return
+            raise
         if not self._is_reachable:
             getLogger("flux0").info(_REACHABLE)
         self._is_reachable = True
-        if running or len(self._shared.turns) > len(self.followed):
-            worker.set_timer(self, times.renew)
+        if running or self._published:
+            self._worker.set_timer(self.steps, settings.renew)
 
     def renew(self) -> Steps[None]:
+        settings = self._worker.settings
         self._count += 1
-        expected = self._count
-        count: int = yield self._shared.commands.renew()
-        if count != expected:
-            self._count = count
-            for turn in self._shared.turns.copy().values():
-                self._shared.worker.submit(turn)
+        count, expiry_ms = self._count, round(settings.expiry * 1000)
+        previous = yield run_script(scripts.RENEW, (settings.process,), count, expiry_ms)
+        if int(previous or 0) < count - 1:  # Redis has lost data.
+            for turns in (self._published, self._followed):
+                for turn in turns.values():
+                    self._worker.submit(turn.steps)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from _thread import allocate_lock
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from threading import Thread
+from os import urandom
+from threading import Event, RLock, Thread
 from time import monotonic
 from typing import Final, final
 from weakref import WeakKeyDictionary
 
-from attrs import define, evolve
+from attrs import evolve
 
-from flux0.adapters.redis.commands import Command, Commands, Times, TurnName, as_text
-from flux0.adapters.redis.followed import FollowedTurn
-from flux0.adapters.redis.lease import LeaseJob
-from flux0.adapters.redis.listener import Listener
+from flux0.adapters.redis import scripts
+from flux0.adapters.redis.commands import Settings, TurnName, as_text, run_script
+from flux0.adapters.redis.followed import FollowedTurn, read
+from flux0.adapters.redis.lease import Lease
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import RedisClient, SharedObjects, Steps, T, Worker
-from flux0.domain.errors import ClientClosed, TurnRunning, TurnStoreError
+from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
+from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
 
 _RUNNING: Final = "a turn of the session is running"
@@ -34,48 +33,43 @@ class StoreProcess:
     The methods whose result is `Steps` run in the thread of the worker.
     """
 
-    def __init__(self, client: RedisClient, prefix: str, times: Times) -> None:
+    def __init__(self, client: RedisClient, settings: Settings) -> None:
         self._client = client
-        self._times = times
-        self._commands = commands = Commands(prefix, times)
-        self._worker = Worker(client, times.renew)
-        self._shared = SharedObjects(commands, self._worker, times)
-        self._turns = self._shared.turns
-        self._lease = LeaseJob(self._shared)
-        channels = commands.process, commands.everyone
-        actions = self._on_message, self._check_failure
-        self._listener = Listener(client, channels, *actions, times.check)
+        self._settings = settings
+        self._worker = Worker(client, settings)
+        # The turns that this process reads, and the turns of other processes, by their keys. Only
+        # the worker changes them.
+        self._published: dict[str, PublishedTurn] = {}
+        self._followed: dict[str, FollowedTurn] = {}
+        self._lease = Lease(self._worker, self._published, self._followed)
         # For each log that was claimed: the turn that its session had before.
         self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
         self._is_closed = False
         self._threads = (
             Thread(target=self._run_worker, name="flux0-redis", daemon=True),
-            Thread(target=self._listener.run, name="flux0-redis-listener", daemon=True),
+            Thread(target=self._listen, name="flux0-redis-listener", daemon=True),
         )
-        self._start_once = allocate_lock()
+        self._starting = RLock()
+        self._worker_ended = Event()
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        return self._call(self._claim(self._name(session_id, log.turn_id), log, refuse))
+        return self._call(self._claim(self._settings.name(session_id, log.turn_id), log, refuse))
 
     def release(self, session_id: str, log: TurnLog) -> None:
-        name = self._name(session_id, log.turn_id)
-        if isinstance(turn := self._turns.get(name.info), PublishedTurn):
+        name = self._settings.name(session_id, log.turn_id)
+        if turn := self._published.get(name.info):
             turn.is_released = True
-
-        def command() -> Command:
-            # If the claim was not sent, the session has another turn, which this command keeps.
-            return self._commands.release(name, self._replaced.get(log, name))
-
-        self._worker.submit(_Release(command, self._worker, monotonic() + self._times.keep))
+        ends = monotonic() + self._settings.keep
+        self._worker.submit(partial(self._release, name, log, ends), now=True)
 
     def find(self, session_id: str) -> TurnLog | None:
-        session = self._commands.session(session_id)
-        own = self._own_log(session)
+        name = self._settings.name(session_id, "")
+        own = self._own_log(name)
         if own is not None and not own.is_ended:
             return own
         try:
-            return self._call(self._find(session))
+            return self._call(self._find(name))
         except TurnStoreError:
             if own is None:
                 raise
@@ -86,14 +80,16 @@ class StoreProcess:
         if self._is_closed:
             return
         self._is_closed = True
-        for followed in self._lease.followed:
-            followed.give_up(ClientClosed(_CLOSED))
-        if self._threads[0].is_alive():
-            ends = monotonic() + self._times.lease - self._worker.waiting_seconds
-            with suppress(TurnStoreError):
-                self._worker.call(self._finish(), max(ends - monotonic(), 0))
-            for thread in self._threads:
+        self._end_copies(ClientClosed, _CLOSED)
+        ends = monotonic() + self._settings.lease - self._worker.waiting_seconds
+        self._worker.stop()
+        for thread in self._threads:
+            if thread.is_alive():
                 thread.join(max(ends - monotonic(), 0))
+
+    def retire(self) -> None:
+        """End the threads when no turn is running or followed. Safe in finalizers."""
+        self._worker.stop(when_idle=True)
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:
@@ -101,138 +97,136 @@ class StoreProcess:
         self._start()
         return self._worker.call(self._run(steps))
 
-    def _run(self, steps: Steps[T]) -> Steps[T]:
-        if not self._is_permitted:  # Without the channel, no stop would arrive.
-            yield self._commands.wake(self._commands.process)
-            self._is_permitted = True
-        return (yield from steps)
-
-    def retire(self) -> None:
-        """End the threads when no turn is running or followed. Safe in finalizers."""
-        self._worker.stop_when_idle()
-
     def _start(self) -> None:
-        if self._start_once.acquire(blocking=False):
+        with self._starting:
             try:
                 for thread in self._threads:
                     if thread.ident is None:
                         thread.start()
             except RuntimeError as error:
-                self._start_once.release()
                 raise TurnStoreError("the threads of the store cannot be started") from error
 
+    def _run(self, steps: Steps[T]) -> Steps[T]:
+        if not self._is_permitted:  # Without the channel, no stop would arrive.
+            yield "PUBLISH", self._settings.process, ""
+            self._is_permitted = True
+        return (yield from steps)
+
     def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
-        own = self._own_log(name.session)  # Redis may have lost its data.
-        if refuse and own is not None and not own.is_ended:
+        own, settings = self._own_log(name), self._settings
+        if refuse and own is not None and not own.is_ended:  # Redis may have lost its data.
             raise TurnRunning(_RUNNING)
         yield from self._lease.renew()
-        while True:
-            id_, process = yield self._commands.find(name.session)
+        reply = None
+        while not reply:
+            id_, process = yield "HMGET", name.session, "turn", "process"
             self._replaced[log] = expected = evolve(name, id=as_text(id_))
             # The turn of a lost process is not running.
-            refuse = refuse and bool(process and (yield self._commands.lease(as_text(process))))
-            reply = yield self._commands.claim(name, log.max_bytes, expected, refuse=refuse)
-            if reply:
-                break
+            refuses = refuse and process and (yield "GET", as_text(process))
+            keys = name.session, name.info, expected.info
+            values = name.id, expected.id, int(bool(refuses)), settings.process, log.max_bytes
+            reply = yield run_script(scripts.CLAIM, keys, *values, settings.ttl_ms)
         was_running, generation = reply
         if not generation:
             raise TurnRunning(_RUNNING)
-        published = PublishedTurn(name, int(generation), log, self._shared)
-        # The caller may have been cancelled in the meantime.
-        published.is_released = log.is_ended
-        self._add(name, published)
+        turn = PublishedTurn(name, int(generation), log, self._worker, self._published)
+        turn.is_released = log.is_ended  # The caller may have been cancelled in the meantime.
+        self._published[name.info] = turn
+        self._submit(turn)
         previous = (yield from self._join(expected)) if was_running else own
         return None if previous is None or previous.is_ended else previous
 
-    def _find(self, session: str) -> Steps[TurnLog | None]:
-        id_, _ = yield self._commands.find(session)
-        return (yield from self._join(TurnName(session, as_text(id_)))) if id_ else None
+    def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
+        # The worker repeats this job if Redis does not respond. Redis may have received the claim
+        # although the caller got an error. Otherwise, this script keeps the turn of the session.
+        if monotonic() < ends:
+            previous = self._replaced.get(log, name)
+            keys = name.session, name.info, previous.info
+            yield run_script(scripts.RELEASE, keys, name.id, previous.id)
+
+    def _find(self, name: TurnName) -> Steps[TurnLog | None]:
+        id_ = yield "HGET", name.session, "turn"
+        return (yield from self._join(evolve(name, id=as_text(id_)))) if id_ else None
 
     def _join(self, name: TurnName) -> Steps[TurnLog | None]:
         """Return the log of a turn, which this process reads, follows, or begins to follow."""
         log = self._known_log(name)
         if log is None:
-            reply = yield self._commands.read(name, 1)
+            reply = yield read(name, self._settings.process, 1)
             # Another call may have begun to follow the turn in the meantime.
             log = self._known_log(name)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))
-                followed = FollowedTurn(name, log, self._shared)
-                followed.update(reply)
-                self._add(name, followed)
+                turn = FollowedTurn(name, log, self._worker, self._followed)
+                turn.update(reply)
+                self._followed[name.info] = turn
+                self._submit(turn)
         return log
 
-    def _add(self, name: TurnName, turn: PublishedTurn | FollowedTurn) -> None:
-        self._turns[name.info] = turn
-        self._worker.submit(turn)
-        self._worker.submit(self._lease)
+    def _submit(self, turn: PublishedTurn | FollowedTurn) -> None:
+        self._worker.submit(turn.steps)
+        self._worker.submit(self._lease.steps)
 
-    @property
-    def _published(self) -> list[PublishedTurn]:
-        return [turn for turn in self._turns.copy().values() if isinstance(turn, PublishedTurn)]
-
-    def _own_log(self, session: str) -> TurnLog | None:
+    def _own_log(self, name: TurnName) -> TurnLog | None:
         """Return the turn of a session that this process reads or has still to publish."""
-        own = (turn for turn in reversed(self._published) if turn.name.session == session)
-        return next((turn.log() for turn in own if not turn.is_released), None)
+        turns = reversed(self._published.copy().values())
+        own = (turn for turn in turns if turn.name.session == name.session)
+        return next((turn.log for turn in own if not turn.is_released), None)
 
     def _known_log(self, name: TurnName) -> TurnLog | None:
-        turn = self._turns.get(name.info)
-        log = None if turn is None else turn.log()
+        if own := self._published.get(name.info):
+            return own.log
+        followed = self._followed.get(name.info)
+        log = followed and followed.log()
         return None if log is None or (log.end is not None and log.end.is_of_copy) else log
 
     def _stop(self, name: TurnName, reason: str) -> None:
         self._call(self._request_stop(name, reason))
 
     def _request_stop(self, name: TurnName, reason: str) -> Steps[None]:
-        yield self._commands.stop(name, reason)
-
-    def _finish(self) -> Steps[None]:
-        for turn in self._published:
-            yield from turn.steps()
-            if self._worker.waiting_seconds:
-                break
-        self._worker.stop()
+        # The request has a unique start, so that two requests with one reason differ.
+        yield run_script(scripts.STOP, (name.info,), f"{urandom(8).hex()} {reason}")
 
     def _run_worker(self) -> None:
         self._worker.run()
-        self._listener.stop()
-        wake = self._commands.wake(self._commands.process)
+        self._worker_ended.set()
         with suppress(Exception):  # The listener ends without a message, too, but later.
-            self._client.execute_command(*wake)
+            self._client.execute_command("PUBLISH", self._settings.process, "")
 
-    def _on_message(self, message: str | None) -> None:
-        turns = self._turns.copy()
-        for turn in turns.values() if message is None else filter(None, (turns.get(message),)):
-            self._worker.submit(turn)
+    def _listen(self) -> None:
+        """Check the turns about which other processes send messages."""
+        while not self._worker_ended.is_set():
+            try:
+                self._receive_messages()
+            except Exception:  # noqa: BLE001 - the client may be of another library
+                self._check_turns(None)
+                self._check_failure()
+                self._worker_ended.wait(self._settings.check)
+
+    def _receive_messages(self) -> None:
+        subscriber = self._client.pubsub()
+        try:
+            subscriber.subscribe(self._settings.process, self._settings.everyone)
+            while not self._worker_ended.is_set():
+                message = subscriber.get_message(timeout=self._settings.check)
+                self._check_failure()
+                if message is not None:
+                    is_message = message["type"] == "message"
+                    self._check_turns(as_text(message["data"]) if is_message else None)
+        finally:
+            subscriber.close()
+
+    def _check_turns(self, key: str | None) -> None:
+        """Check the turn with this key; None if messages about any turn may have been lost."""
+        for turns in (self._published.copy(), self._followed.copy()):
+            for info in turns if key is None else turns.keys() & {key}:
+                self._worker.submit(turns[info].steps)
 
     def _check_failure(self) -> None:
         """End the copies if Redis has not responded for almost `lease_seconds`."""
-        if self._worker.waiting_seconds >= self._times.lease - self._times.check:
-            for followed in self._lease.followed:
-                followed.give_up(TurnStoreError(_UNREACHABLE))
+        if self._worker.waiting_seconds >= self._settings.lease - self._settings.check:
+            self._end_copies(TurnStoreError, _UNREACHABLE)
 
-    def _name(self, session_id: str, turn_id: str) -> TurnName:
-        return TurnName(self._commands.session(session_id), turn_id)
-
-
-@final
-@define(eq=False)
-class _Release:
-    """The release of a claim. It is repeated until it succeeds.
-
-    If Redis did not respond to a claim, it may still receive the claim later.
-    """
-
-    _command: Callable[[], Command]
-    _worker: Worker
-    _ends: float
-    is_repeated: bool = False  # Later calls see the effect of the first attempt.
-
-    def steps(self) -> Steps[None]:
-        try:
-            yield self._command()
-        except Exception:  # noqa: BLE001 - the client may be of another library
-            self.is_repeated = True
-            if monotonic() < self._ends:
-                self._worker.retry(self)
+    def _end_copies(self, kind: type[Flux0Error], problem: str) -> None:
+        for turn in self._followed.copy().values():
+            turn.give_up(kind, problem)

@@ -1,21 +1,21 @@
 """The Lua scripts of the store, which Redis runs atomically. Running a script again has no effect.
 
 The life of a turn: CLAIM gives it the session, and a generation, which is larger than all earlier
-generations of the session. APPEND adds batches of events, and at last the end. READ returns
-the next events to a process that follows the turn, and registers it; APPEND then wakes it over its
+generations of the session. APPEND adds batches of events, and at last the end. READ returns the
+next events to a process that follows the turn, and registers it; APPEND then wakes it over its
 channel. STOP asks the reading process to stop. RELEASE undoes CLAIM. If Redis has lost the turn
 (restart, failover, eviction), APPEND returns nothing, and RESTORE creates the turn again. APPEND
 also compares generations: an older or missing turn of the session is replaced, and a newer turn,
-whose claim did not know this one, stops it. RENEW shows each second that the process is alive. If
-it does not, LOSE ends its turns.
+whose claim did not know this one, stops it. Each process renews its lease. If it does not, LOSE
+ends its turns.
 
-Keys: `{prefix}{{session}}` is a hash: `turn`, `generation`, `process`, and `before`, the running
-turn that it has replaced. The key of a turn is the key of its session, `:` and its id. It is a
-hash: `process`, `max_bytes`, `last` (the number of the last event), `stop` (the last request to
-stop), `end`, and a field `@channel` for each follower. The stream
-`...:log` has its events: the id of an entry is the number of the first event in it. The name of a
-process is its channel, and the key of its lease, which is a counter. All keys of a session have the
-same hash tag, so they are in one slot of a Redis Cluster. Every key expires.
+Keys: `{prefix}{{session}}` is a hash: `turn`, its `generation` and `process`, and `before`, the
+generation of the running turn that it has replaced. The key of a turn is the key of its session,
+`:` and its id. It is a hash: `generation`, `process`, `max_bytes`, `last` (the number of the last
+event), `stop` (the last request to stop), `end`, and a field `@channel` for each follower. The
+stream `...:log` has its events: the id of an entry is the number of the last event in it. The name
+of a process is its channel, and the key of its lease, which is a counter. All keys of a session
+have the same hash tag, so they are in one slot of a Redis Cluster. Every key expires.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
 local present, generation = unpack(redis.call('HMGET', session, 'turn', 'generation'))
-local running = expected ~= '' and redis.call('HEXISTS', expected_info, 'max_bytes') == 1
+local running = redis.call('HEXISTS', expected_info, 'max_bytes') == 1
     and redis.call('HEXISTS', expected_info, 'end') == 0
 if present ~= id then
   if (present or '') ~= expected then return {} end
   if running and refuse == '1' then return {1, ''} end
-  local time = redis.call('TIME')
+  local before, time = running and generation or '', redis.call('TIME')
   generation = math.max((generation or 0) + 1, time[1] * 1000000 + time[2])
   generation = string.format('%.0f', generation)
   redis.call('HSET', session, 'turn', id, 'generation', generation, 'process', process,
-      'before', running and expected or '')
+      'before', before)
   redis.call('PEXPIRE', session, ttl_ms)
-  redis.call('HSET', info, 'process', process, 'max_bytes', max_bytes, 'last', 0)
+  redis.call('HSET', info, 'generation', generation, 'process', process, 'max_bytes', max_bytes,
+      'last', 0)
   redis.call('PEXPIRE', info, ttl_ms)
 end
 return {running and 1 or 0, generation}
@@ -52,75 +53,63 @@ RELEASE: Final = """
 local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
 if redis.call('HGET', session, 'turn') ~= id then return redis.call('HDEL', info, 'process') end
-local process = redis.call('HGET', previous_info, 'process')
-if process then
-  redis.call('HSET', session, 'turn', previous, 'process', process, 'before', '')
-  redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
-else
-  redis.call('DEL', session)
-end
+local generation, process = unpack(redis.call('HMGET', previous_info, 'generation', 'process'))
+if not process then return redis.call('DEL', session) end
+redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process', process,
+    'before', '')
+redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 """
 
 # The generation is 0 if the turn was released. If `sent` is not the number of the last event, no
-# event is appended. If another process has recorded the end, nothing more is appended. The reply is
-# the number of the last event and the last request to stop; it is empty if Redis has lost the turn.
+# event is appended. If another process has recorded the end, nothing more is appended. Entries are
+# dropped if all their events are older than `kept`. The reply is the number of the last event and
+# the last request to stop; it is empty if Redis has lost the turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
-local generation, ttl_ms, sent, first, last, kept, events, turn_end = unpack(ARGV)
+local generation, ttl_ms, sent, last, kept, events, turn_end = unpack(ARGV)
 local fields, state = redis.call('HGETALL', info), {}
 for i = 1, #fields, 2 do state[fields[i]] = fields[i + 1] end
-local stored = state.last
-if not stored or (stored ~= '0' and redis.call('EXISTS', log) == 0) then return {} end
-if state['end'] then
-  sent = last
-  stored = last
-end
-if stored == sent and last ~= sent then
-  redis.call('XADD', log, first .. '-0', 'events', events)
+local stored = state['end'] and last or state.last
+if not state.last or (state.last ~= '0' and redis.call('EXISTS', log) == 0) then return {} end
+if events ~= '' and stored == sent then
+  redis.call('XADD', log, 'MINID', kept, last .. '-0', 'events', events)
   redis.call('HSET', info, 'last', last)
   stored = last
-  -- The last entry may have events that are still kept.
-  local old = kept ~= '1' and redis.call('XRANGE', log, '-', kept .. '-0') or {}
-  for i = 1, #old - 1 do redis.call('XDEL', log, old[i][1]) end
 end
-if stored == last and turn_end ~= '' then redis.call('HSETNX', info, 'end', turn_end) end
-if last ~= sent or turn_end ~= '' then
+if turn_end ~= '' and stored == last then redis.call('HSETNX', info, 'end', turn_end) end
+if events ~= '' or turn_end ~= '' then
   for field in pairs(state) do
     if field:sub(1, 1) == '@' then redis.call('PUBLISH', field:sub(2), info) end
   end
 end
 redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PEXPIRE', log, ttl_ms)
-local stop = state.stop or ''
-local turn, present, before = unpack(redis.call('HMGET', session, 'turn', 'generation', 'before'))
-if generation ~= '0' then
-  local is_own = session .. ':' .. (turn or '') == info
-  if not is_own and (not turn or tonumber(present) < tonumber(generation)) then
-    redis.call('HSET', session, 'turn', info:sub(#session + 2), 'generation', generation,
-        'process', state.process, 'before', '')
-    is_own = true
-  end
-  if is_own then
-    redis.call('PEXPIRE', session, ttl_ms)
-  elseif session .. ':' .. before ~= info then
-    stop = 'replaced'
-  end
+local present, before = unpack(redis.call('HMGET', session, 'generation', 'before'))
+if generation ~= '0' and (not present or tonumber(present) < tonumber(generation)) then
+  redis.call('HSET', session, 'turn', info:sub(#session + 2), 'generation', generation,
+      'process', state.process, 'before', '')
+  present = generation
 end
-return {stored, stop}
+if present == generation then
+  redis.call('PEXPIRE', session, ttl_ms)
+elseif generation ~= '0' and before ~= generation then
+  state.stop = 'replaced'
+end
+return {stored, state.stop or ''}
 """
 
 # All processes learn that followers must register again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
-local process, max_bytes, ttl_ms, everyone = unpack(ARGV)
+local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
 redis.call('DEL', log)
-redis.call('HSET', info, 'process', process, 'max_bytes', max_bytes, 'last', 0)
+redis.call('HSET', info, 'generation', generation, 'process', process, 'max_bytes', max_bytes,
+    'last', 0)
 redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PUBLISH', everyone, info)
 """
 
-# The reply is empty if Redis does not have the turn. If Redis has restored the turn, the entries
-# may begin with other events than before. Then the first entry contains older events, too.
+# The reply is empty if Redis does not have the turn. The first entry may have older events, too.
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, count = unpack(ARGV)
@@ -128,17 +117,8 @@ local reader, max_bytes, last, turn_end =
     unpack(redis.call('HMGET', info, 'process', 'max_bytes', 'last', 'end'))
 if not max_bytes then return {} end
 if not turn_end then redis.call('HSET', info, '@' .. process, 1) end
-local entries = redis.call('XRANGE', log, first .. '-0', '+', 'COUNT', count)
-if tonumber(last) >= tonumber(first) and not (entries[1] and entries[1][1] == first .. '-0') then
-  local before = redis.call('XREVRANGE', log, first .. '-0', '-', 'COUNT', 1)[1]
-  if before then entries = redis.call('XRANGE', log, before[1], '+', 'COUNT', count) end
-end
-local events = {}
-for i, entry in ipairs(entries) do
-  events[2 * i - 1] = entry[1]
-  events[2 * i] = entry[2][2]
-end
-return {max_bytes, reader, last, turn_end or '', events}
+local entries = redis.call('XRANGE', log, first, '+', 'COUNT', count)
+return {max_bytes, reader, last, turn_end or '', entries}
 """
 
 STOP: Final = """
@@ -149,24 +129,15 @@ if process then
 end
 """
 
-# The reply is 1 if this call has ended the turn.
+# The reply is 1 if this call has ended the turn. Other followers notice the lost process, too.
 LOSE: Final = """
-local info, log = unpack(KEYS)
 local process, turn_end, ttl_ms = unpack(ARGV)
-local reader, old_end = unpack(redis.call('HMGET', info, 'process', 'end'))
-if reader ~= process or old_end then return 0 end
-redis.call('HSET', info, 'end', turn_end)
-redis.call('PEXPIRE', info, ttl_ms)
-redis.call('PEXPIRE', log, ttl_ms)
-for _, field in ipairs(redis.call('HKEYS', info)) do
-  if field:sub(1, 1) == '@' then redis.call('PUBLISH', field:sub(2), info) end
-end
-return 1
+if redis.call('HGET', KEYS[1], 'process') ~= process then return 0 end
+for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl_ms) end
+return redis.call('HSETNX', KEYS[1], 'end', turn_end)
 """
 
-# If Redis has lost data, the reply is not the previous reply plus 1.
+# The reply is the previous count. If it is missing or too low, Redis has lost data.
 RENEW: Final = """
-local count = redis.call('INCR', KEYS[1])
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return count
+return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'GET')
 """

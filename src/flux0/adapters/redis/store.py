@@ -6,7 +6,7 @@ from inspect import isclass, iscoroutinefunction
 from typing import Final, final
 from weakref import finalize
 
-from flux0.adapters.redis.commands import Times
+from flux0.adapters.redis.commands import Settings
 from flux0.adapters.redis.process import StoreProcess
 from flux0.adapters.redis.worker import RedisClient
 from flux0.domain import arguments
@@ -47,8 +47,8 @@ class RedisTurnStore(TurnStore):
         _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
         self._client = client
         self._owns_client = False
-        times = Times.of(keep_seconds, lease_seconds)
-        self._process = PerProcess(lambda: StoreProcess(client, prefix, times))
+        options = prefix, keep_seconds, lease_seconds
+        self._process = PerProcess(lambda: StoreProcess(client, Settings(*options)))
         finalize(self, _retire, self._process).atexit = False
 
     @classmethod

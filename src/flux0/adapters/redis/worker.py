@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from functools import cache
 from hashlib import sha1
+from itertools import takewhile
+from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar, final
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from attrs import define, field, frozen
-
-from flux0.adapters.redis.commands import Command, Commands, Times
+from flux0.adapters.redis.commands import Command, Settings
 from flux0.domain.errors import TurnStoreError
-from flux0.runtime.turn_log import TurnLog
-from flux0.runtime.waker import Waker
 
 T = TypeVar("T")
 
-# Yields commands, and receives their replies.
+# Yields commands, and receives their replies, or a `TurnStoreError`.
 Steps: TypeAlias = "Generator[Command, Any, T]"
+# Work of the worker, which repeats it after an error. A method of an object is always the same job.
+Job: TypeAlias = "Callable[[], Steps[None]]"
 
 # The longest time in seconds for which a caller waits for Redis.
 _MAX_CALL_SECONDS: Final = 10.0
-# The shortest time in seconds between two pipelines of repeated jobs. A pipeline for each event
-# would cost more than reading the event.
+# The shortest time in seconds between two pipelines of jobs that can wait. A pipeline for each
+# event would cost more than reading the event.
 _MIN_INTERVAL: Final = 0.005
-_NOW: Final = 0.0
 
 
 class RedisClient(Protocol):
@@ -46,58 +45,6 @@ class RedisClient(Protocol):
         """Close all connections."""
 
 
-class Job(Protocol):
-    """Work that sends commands.
-
-    Attributes:
-        is_repeated: Whether the job is started often. It is delayed by some milliseconds after
-            other jobs, and until the next attempt if Redis cannot be reached.
-    """
-
-    is_repeated: bool
-
-    def steps(self) -> Steps[None]:
-        """Yield commands, and receive their replies, or a `TurnStoreError`.
-
-        It runs in the thread of the worker, and must not raise.
-        """
-        ...
-
-
-class Turn(Job, Protocol):
-    def log(self) -> TurnLog | None: ...
-
-
-@define(eq=False)
-class _Call(Generic[T]):
-    _steps: Steps[T]
-    is_repeated: bool = False
-    _done: Waker = field(factory=Waker)
-    _results: list[T] = field(factory=list[T])
-    _error: Exception | None = None
-
-    def steps(self) -> Steps[None]:
-        try:
-            self._results.append((yield from self._steps))
-        except Exception as error:  # noqa: BLE001 - raised in the thread of the caller
-            self._error = error
-        self._done.wake()
-
-    def wait(self, seconds: float) -> T:
-        if not self._done.wait(seconds):
-            raise TurnStoreError(f"Redis did not respond within {seconds:g} s")
-        try:
-            if self._error is not None:
-                raise self._error
-        finally:
-            self._error = None  # The traceback of the error refers to this object.
-        return self._results[0]
-
-
-def _no_steps() -> Steps[None]:
-    yield from ()
-
-
 class Worker:
     """Runs all jobs in one thread, and sends the commands of all running jobs in one pipeline.
 
@@ -105,17 +52,20 @@ class Worker:
 
     Args:
         client: The client of Redis.
-        retry_seconds: Seconds between two attempts to reach Redis.
+        settings: The names and times.
+
+    Attributes:
+        settings: The names and times.
     """
 
-    def __init__(self, client: RedisClient, retry_seconds: float) -> None:
+    def __init__(self, client: RedisClient, settings: Settings) -> None:
+        self.settings: Settings = settings
         self._client = client
-        self._retry_seconds = retry_seconds
-        self._not_before = 0.0
-        self._inbox: SimpleQueue[Job] = SimpleQueue()
+        self._inbox: SimpleQueue[tuple[Job, bool]] = SimpleQueue()
         self._running: dict[Job, tuple[Steps[None], Command]] = {}
-        # When to start each job that is not running.
+        # When to start each job. A running job starts again after its end.
         self._timers: dict[Job, float] = {}
+        self._not_before = 0.0
         self._last_reply = monotonic()
         # Whether the last commands have failed, or wait for their replies.
         self._is_waiting = False
@@ -127,102 +77,131 @@ class Worker:
         """The time in seconds since the last reply; 0 if no command waits for a reply."""
         return monotonic() - self._last_reply if self._is_waiting else 0.0
 
-    def submit(self, job: Job) -> None:
-        """Start a job soon, unless it is running. Safe in any thread and in finalizers."""
-        self._inbox.put(job)
+    def submit(self, job: Job, *, now: bool = False) -> None:
+        """Start a job, or start it again after its end. Safe in any thread and in finalizers.
 
-    def call(self, steps: Steps[T], seconds: float | None = None) -> T:
+        Unless `now`, the job starts some milliseconds after other jobs, and if Redis cannot be
+        reached, at the next attempt.
+        """
+        self._inbox.put((job, now))
+
+    def call(self, steps: Steps[T]) -> T:
         """Run steps as a job, wait for their end, and return their result.
 
-        Args:
-            steps: The steps to run.
-            seconds: The longest time in seconds to wait; by default, 10 s.
-
         Raises:
-            TurnStoreError: Redis cannot be used.
+            TurnStoreError: Redis cannot be used, or it did not respond within 10 s.
         """
-        call = _Call(steps)
-        self.submit(call)
-        return call.wait(_MAX_CALL_SECONDS if seconds is None else seconds)
+        results: SimpleQueue[T | Exception] = SimpleQueue()
+
+        def run() -> Steps[None]:
+            try:
+                results.put((yield from steps))
+            except Exception as error:  # noqa: BLE001 - raised in the thread of the caller
+                results.put(error)
+
+        self.submit(run, now=True)
+        try:
+            result = results.get(timeout=_MAX_CALL_SECONDS)
+        except Empty:
+            problem = f"Redis did not respond within {_MAX_CALL_SECONDS:g} s"
+            raise TurnStoreError(problem) from None
+        if isinstance(result, Exception):
+            try:
+                raise result
+            finally:
+                del result  # The traceback of the error refers to this frame.
+        return result
 
     def set_timer(self, job: Job, seconds: float) -> None:
         self._timers[job] = monotonic() + seconds
 
-    def retry(self, job: Job) -> None:
-        self.set_timer(job, self._retry_seconds)
+    def stop(self, *, when_idle: bool = False) -> None:
+        """End `run` after starting all jobs for the last time, or when there is no job.
 
-    def cancel_timer(self, job: Job) -> None:
-        self._timers.pop(job, None)
-
-    def stop(self) -> None:
-        """End `run` when no job is running. A job calls this method."""
-        self._is_stopped = True
-
-    def stop_when_idle(self) -> None:
-        """End `run` when no job is running or has a timer. Safe in finalizers."""
-        self._is_unused = True
-        self.submit(_Call(_no_steps()))  # Wakes the thread.
+        Safe in finalizers.
+        """
+        self._is_stopped, self._is_unused = not when_idle, True
+        self.submit(_no_steps)  # Wakes the thread.
 
     def run(self) -> None:
-        while self._running or not (self._is_stopped or (self._is_unused and self._is_idle())):
-            for job in self._next_jobs():
-                self._continue(job, job.steps(), None)
-            sent = tuple(self._running.items())
-            self._running.clear()
-            replies = self._send([command for _, (_, command) in sent])
-            for (job, (steps, _)), reply in zip(sent, replies, strict=True):
-                self._continue(job, steps, reply)
+        while not (self._is_stopped or (self._is_unused and self._is_idle())):
+            self._read_inbox(self._idle_seconds())
+            self._start_jobs(monotonic())
+            self._deliver(self._send())
+        self._read_inbox(0.0)
+        self._start_jobs(inf)
+        while self._running:
+            self._deliver(self._send())
 
     def _is_idle(self) -> bool:
-        return not self._timers and self._inbox.empty()
+        return not (self._running or self._timers) and self._inbox.empty()
 
-    def _next_jobs(self) -> list[Job]:
-        """Return the jobs to start. Wait if no job is running.
+    def _idle_seconds(self) -> float | None:
+        """Return the time until the next job is due; None if there is no job."""
+        if self._running:
+            return 0.0
+        moments = self._timers.values()
+        return max(min(moments) - monotonic(), 0.0) if moments else None
 
-        A job that is running is not started again, so it must check at its end whether it is done.
-        """
+    def _read_inbox(self, seconds: float | None) -> None:
+        """Schedule the submitted jobs. If there is none, wait for the first one."""
         with suppress(Empty):
-            if not self._running:
-                wait = max(min(self._timers.values()) - monotonic(), 0.0) if self._timers else None
-                self._schedule(self._inbox.get(timeout=wait))
+            job, now = self._inbox.get(timeout=seconds)
             while True:
-                self._schedule(self._inbox.get_nowait())
-        now = monotonic()
+                moment = 0.0 if now else self._not_before
+                self._timers[job] = min(moment, self._timers.get(job, moment))
+                job, now = self._inbox.get_nowait()
+
+    def _start_jobs(self, now: float) -> None:
         due = [job for job, moment in self._timers.items() if moment <= now]
-        jobs = [job for job in due if job not in self._running]
-        for job in jobs:
-            del self._timers[job]
-        return jobs
+        for job in due:
+            if job not in self._running:
+                del self._timers[job]
+                self._continue(job, job(), None)
 
-    def _schedule(self, job: Job) -> None:
-        moment = self._not_before if job.is_repeated else _NOW
-        self._timers[job] = min(moment, self._timers.get(job, moment))
+    def _deliver(self, replies: Iterable[object]) -> None:
+        sent, self._running = self._running, {}
+        for (job, (steps, _)), reply in zip(sent.items(), replies, strict=True):
+            self._continue(job, steps, reply)
 
-    def _send(self, commands: list[Command]) -> Sequence[object]:
+    def _continue(self, job: Job, steps: Steps[None], reply: object) -> None:
+        try:
+            if isinstance(reply, Exception):
+                self._running[job] = steps, steps.throw(_failure(reply))
+            else:
+                self._running[job] = steps, steps.send(reply)
+        except StopIteration:
+            pass
+        except Exception:  # noqa: BLE001 - the client may be of another library
+            self.set_timer(job, self.settings.renew)
+
+    def _send(self) -> list[object]:
+        """Send the next command of each running job, and return the replies."""
+        # Frames of redis, which may be in reference cycles, refer to this frame, but not to jobs.
+        commands = [command for _, command in self._running.values()]
         if not commands:
-            return ()
+            return []
         if not self._is_waiting:  # If this process was suspended, Redis may have responded.
-            self._last_reply = max(self._last_reply, monotonic() - self._retry_seconds)
+            self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
         self._is_waiting = True
         replies = self._replies(commands)
         self._is_waiting = all(isinstance(reply, Exception) for reply in replies)
         now = monotonic()
         if not self._is_waiting:
             self._last_reply = now
-        self._not_before = now + (self._retry_seconds if self._is_waiting else _MIN_INTERVAL)
+        self._not_before = now + (self.settings.renew if self._is_waiting else _MIN_INTERVAL)
         return replies
 
     def _replies(self, commands: list[Command]) -> list[object]:
         try:
             replies = self._pipeline(commands, is_known=True)
-            # Redis may not know a script. Keep the order of all commands.
-            failed = (isinstance(reply, Exception) for reply in replies)
-            first = next((number for number, fails in enumerate(failed) if fails), None)
-            if first is not None:
-                replies[first:] = self._pipeline(commands[first:], is_known=False)
+            done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
+            if unknown := commands[len(done) :]:
+                # Redis may not know a script. Keep the order of all commands.
+                done += self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             return [error] * len(commands)  # A variable would put the error in a reference cycle.
-        return replies
+        return done
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
         pipeline = self._client.pipeline(transaction=False)
@@ -237,15 +216,9 @@ class Worker:
         replies: list[object] = pipeline.execute(raise_on_error=False)
         return replies
 
-    def _continue(self, job: Job, steps: Steps[None], reply: object) -> None:
-        try:
-            if isinstance(reply, Exception):
-                command = steps.throw(_failure(reply))
-            else:
-                command = steps.send(reply)
-        except StopIteration:
-            return
-        self._running[job] = steps, command
+
+def _no_steps() -> Steps[None]:
+    yield from ()
 
 
 def _failure(error: Exception) -> TurnStoreError:
@@ -258,21 +231,3 @@ def _failure(error: Exception) -> TurnStoreError:
 @cache
 def _hash(script: str) -> str:
     return sha1(script.encode(), usedforsecurity=False).hexdigest()
-
-
-@final
-@frozen
-class SharedObjects:
-    """The objects that all turns of a process share.
-
-    Attributes:
-        commands: Creates the commands of this process.
-        worker: Sends the commands.
-        times: The times of all turns.
-        turns: The turns that this process reads or follows, by the keys of the turns.
-    """
-
-    commands: Commands
-    worker: Worker
-    times: Times
-    turns: dict[str, Turn] = field(factory=dict[str, "Turn"])

@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,9 +26,9 @@ from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore
 from flux0.adapters.redis import worker
-from flux0.adapters.redis.commands import Commands, Times, TurnName, as_text
+from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import SharedObjects, Worker
+from flux0.adapters.redis.worker import Worker
 from flux0.domain.errors import (
     ClientClosed,
     InvalidArgument,
@@ -55,6 +56,7 @@ from support.turn_processes import event, turn_bytes
 
 TIMEOUT = 20.0
 LEASE_SECONDS = 1.0
+with_short_lease = pytest.mark.parametrize("lease_seconds", [LEASE_SECONDS], indirect=True)
 # A batch takes two of these events.
 LARGE = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
 
@@ -88,15 +90,22 @@ def server(shared: RedisServer) -> RedisServer:
 
 
 @pytest.fixture
-def store(server: RedisServer) -> Iterator[RedisTurnStore]:
-    made = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)
+def lease_seconds(request: pytest.FixtureRequest) -> float:
+    """The lease is long, unless a test needs a short lease: a busy machine may delay a renewal."""
+    seconds: float = getattr(request, "param", 5.0)
+    return seconds
+
+
+@pytest.fixture
+def store(server: RedisServer, lease_seconds: float) -> Iterator[RedisTurnStore]:
+    made = RedisTurnStore.from_url(server.url, lease_seconds=lease_seconds)
     yield made
     made.close()
 
 
 @pytest.fixture
-def other(server: RedisServer) -> Iterator[RedisTurnStore]:
-    made = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)
+def other(server: RedisServer, lease_seconds: float) -> Iterator[RedisTurnStore]:
+    made = RedisTurnStore.from_url(server.url, lease_seconds=lease_seconds)
     yield made
     made.close()
 
@@ -399,13 +408,16 @@ class CutOff(Redis):
     """A client that cannot reach Redis while `is_cut_off` is set."""
 
     is_cut_off = False
+    on_cut_off: Callable[[], object] = staticmethod(nothing)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         if self.is_cut_off:
+            self.on_cut_off()
             raise redis.ConnectionError("no route to host")
         return super().pipeline(transaction, shard_hint)
 
 
+@with_short_lease
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_turn_of_a_process_that_was_cut_off_from_redis(
     server: RedisServer, other: RedisTurnStore, is_replaced: bool, caplog: pytest.LogCaptureFixture
@@ -458,6 +470,7 @@ def test_turn_of_a_process_that_was_cut_off_from_redis(
     assert len([line for line in lines if line.startswith("the process that read the turn")]) == 1
 
 
+@with_short_lease
 def test_copy_ends_if_redis_no_longer_has_its_events(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
@@ -489,6 +502,7 @@ def test_turn_whose_data_was_evicted_is_not_found(
     wait_until(lambda: other.find("session") is None)
 
 
+@with_short_lease
 def test_invalid_data_in_redis_ends_the_copy(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
@@ -551,7 +565,7 @@ def test_copy_keeps_its_events_if_redis_gets_them_again_in_other_batches(
 
 
 def test_event_that_is_added_while_a_batch_is_created_does_not_wait_for_the_next_event(
-    server: RedisServer, other: RedisTurnStore
+    store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
 
     class GrowingLog(TurnLog):
@@ -562,15 +576,14 @@ def test_event_that_is_added_while_a_batch_is_created_does_not_wait_for_the_next
             return read
 
     log = GrowingLog("turn", 10**9, lambda _: None)
-    # Without another event, the store sends the next command after a fifth of the lease.
-    with closing(RedisTurnStore.from_url(server.url, lease_seconds=10 * TIMEOUT)) as store:
-        store.claim("session", log, refuse=True)
-        log.extend(1, LARGE[:3])
-        copy = other.find("session")
-        assert copy is not None
-        wait_for_events(copy, 4)
-        assert all_events(copy) == LARGE
-        log.finish(LogEnd())
+    # Without another event, the store sends the next command after a third of `keep_seconds`.
+    store.claim("session", log, refuse=True)
+    log.extend(1, LARGE[:3])
+    copy = other.find("session")
+    assert copy is not None
+    wait_for_events(copy, 4)
+    assert all_events(copy) == LARGE
+    log.finish(LogEnd())
 
 
 def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
@@ -601,6 +614,55 @@ def test_unreferenced_copy_is_no_longer_followed(
         gc.collect()
         wait_until(lambda: not followers(client))
     assert other.find("session") is not None
+
+
+@with_short_lease
+def test_unreferenced_copy_is_no_longer_followed_after_redis_could_not_be_reached(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    claimed(store)
+    with (
+        CutOff(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as other,
+        server.client() as admin,
+    ):
+        copies = [other.find("session")]
+        attempts: list[None] = []
+
+        def drop_copy() -> None:
+            copies.clear()
+            attempts.append(None)
+
+        client.on_cut_off = drop_copy
+        client.is_cut_off = True
+        wait_until(lambda: len(attempts) >= 3)  # The second attempt tries to leave the turn.
+        assert len(followers(admin)) == 1
+        client.is_cut_off = False
+        wait_until(lambda: not followers(admin))
+
+
+@with_short_lease
+def test_copy_of_an_ended_turn_is_not_kept(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    copies = [other.find("session")]
+    log.finish(LogEnd(finished=True))
+    assert copies[0] is not None
+    assert wait_for_end(copies[0], TIMEOUT)
+    copy = weakref.ref(copies[0])
+    with server.client() as client:
+        lease = copied_by(client)
+        wait_until(lambda: not client.exists(lease))  # The process has no more work.
+        gc.disable()
+        try:
+            copies.append(other.find("session"))
+            assert copies[0] is copies[1]
+            copies.clear()
+            wait_until(lambda: copy() is None)
+        finally:
+            gc.enable()
+        wait_until(lambda: not followers(client))
 
 
 def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisServer) -> None:
@@ -655,10 +717,10 @@ def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: Re
 
 def test_end_of_a_turn_is_published_once() -> None:
     """A message about the turn, which arrives while its end is published, starts the job again."""
-    times, log = Times.of(1.0, LEASE_SECONDS), new_log()
-    shared = SharedObjects(Commands("flux0:", times), Worker(Redis(), 1.0), times)
-    job = PublishedTurn(TurnName("session", "turn"), 1, log, shared)
-    shared.turns["session:turn"] = job
+    log, worker = new_log(), Worker(Redis(), Settings("flux0:", 1.0, LEASE_SECONDS))
+    turns: dict[str, PublishedTurn] = {}
+    job = PublishedTurn(TurnName("session", "turn"), 1, log, worker, turns)
+    turns["session:turn"] = job
     log.finish(LogEnd())
     steps = job.steps()
     next(steps)
@@ -923,3 +985,25 @@ def test_slower_of_two_claims_at_once_sees_the_turn_of_the_faster(
             assert previous.turn_id == "faster"
             log.finish(LogEnd())
         faster[0].finish(LogEnd())
+
+
+def test_claim_is_refused_if_another_claim_has_just_replaced_the_turn_of_a_lost_process(
+    server: RedisServer, other: RedisTurnStore
+) -> None:
+    with (
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as lost,
+        Interrupted(port=server.port) as client,
+        closing(RedisTurnStore(client)) as store,
+        server.client() as admin,
+    ):
+        claimed(lost, turn_id="lost")
+        process = as_text(admin.hget("flux0:{session}", "process"))
+        wait_until(lambda: admin.get(process) == b"2")  # The next renewal is in 12 s.
+        admin.delete(process)
+        # The claim is sent after the permission, the lease, the present turn and its lease.
+        faster = new_log("faster")
+        claim = partial(other.claim, "session", faster, refuse=True)
+        client.actions = [nothing, nothing, nothing, nothing, claim]
+        with pytest.raises(TurnRunning):
+            store.claim("session", new_log("late"), refuse=True)
+        faster.finish(LogEnd())
