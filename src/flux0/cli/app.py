@@ -183,10 +183,7 @@ def demo(context: typer.Context, *, as_json: Json = False) -> None:
 
 
 @app.command()
-def serve_demo(
-    *,
-    port: Port = 8080,
-) -> None:
+def serve_demo(*, port: Port = 8080) -> None:
     """Serve the demo agent until Ctrl-C.
 
     The command prints the URL when it is ready. It listens on 127.0.0.1.

@@ -57,9 +57,8 @@ def messages_to_send(message: str | None, *, lines: bool) -> Iterable[tuple[int,
         texts = iter([(1, "\n\n".join(filter(None, (message, piped))))])
     number, first = next(texts, (1, ""))
     if not first.strip():
-        raise InvalidArgument(
-            "message", "must not be empty: pass a message, or pipe text into the command"
-        )
+        problem = "must not be empty: pass a message, or pipe text into the command"
+        raise InvalidArgument("message", problem)
     return chain([(number, arguments.text("message", first))], texts)
 
 

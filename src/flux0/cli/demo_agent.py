@@ -22,9 +22,8 @@ def weather_agent(message: testing.UserMessage) -> Iterator[testing.AgentStep]:
     yield testing.Report(SessionStatus.PROCESSING, {"detail": "Thinking"})
     yield testing.Pause(_THINKING_SECONDS)
     yield _in_pieces(testing.Reason, f"They want to know about {place}. I had better look it up.")
-    call = testing.CallTool(
-        "get_weather", {"location": place}, id=f"call-{message.correlation_id[-10:]}"
-    )
+    call_id = f"call-{message.correlation_id[-10:]}"
+    call = testing.CallTool("get_weather", {"location": place}, id=call_id)
     yield call
     yield testing.Pause(_TOOL_SECONDS)
     yield testing.GiveResult(call, {"celsius": 16, "sky": "foggy"})

@@ -137,16 +137,12 @@ class AgentTools:
             text = await self._run(report, conversation, message)
         except Flux0Error as error:
             problem = self._logged(params.name, error)
-            sent = _SENT[error.sent if session else "no"]
-            return types.CallToolResult(
-                content=[_text(f"{problem}. {sent}"), *session], is_error=True
-            )
+            failure = _text(f"{problem}. {_SENT[error.sent if session else 'no']}")
+            return types.CallToolResult(content=[failure, *session], is_error=True)
         finally:
             stop_reporting()
-        return types.CallToolResult(
-            content=[_text(text), *session],
-            structured_content={"text": text, "session_id": conversation.session_id},
-        )
+        data = {"text": text, "session_id": conversation.session_id}
+        return types.CallToolResult(content=[_text(text), *session], structured_content=data)
 
     def _logged(self, name: str, error: Flux0Error) -> str:
         logging.getLogger("flux0").error("MCP: %s failed: %s", ascii(name), error)
@@ -182,10 +178,8 @@ class AgentTools:
                     await report(_utf8(describe_data(event.data)))
             messages = await stream.final_messages()
         parts = (part for message in messages for part in items_of(message.data))
-        text = "\n".join(
-            to_text(part.content) for part in parts if isinstance(part, models.ContentPart)
-        )
-        return _utf8(text)
+        texts = (to_text(part.content) for part in parts if isinstance(part, models.ContentPart))
+        return _utf8("\n".join(texts))
 
 
 def _utf8(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from copy import copy
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 from attrs import evolve
 
@@ -14,7 +14,7 @@ from flux0.domain.errors import Flux0Error
 from flux0.domain.retrying import RetryConfig
 from flux0.domain.stored_models import Participant
 from flux0.domain.timeouts import Deadline
-from flux0.flows import Flow, HeaderFunction
+from flux0.flows import Flow
 from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.turns.open_turns import OpenTurns
@@ -25,6 +25,18 @@ from flux0.usecases.options import CallOptions, check_names
 P = ParamSpec("P")
 T = TypeVar("T")
 _UseCase: TypeAlias = Callable[Concatenate[ApiCall, P], Flow[T]]
+
+# Maps the other options than `server_url` and `http_headers` to fields of `ApiCall`, and to the
+# functions that check and convert the values.
+_CHECKS: Final[Mapping[str, tuple[str, Callable[[str, Any], object]]]] = {
+    "retries": ("retries", lambda name, value: arguments.instance(name, RetryConfig, value)),
+    "timeout_ms": ("limit", arguments.seconds),
+    "extra_query": ("extra_query", arguments.parameters),
+    "extra_body": ("extra_body", arguments.members),
+    "stream_idle_timeout_ms": ("idle_timeout", arguments.seconds),
+    "user": ("cookie", arguments.user),
+}
+_NAMES: Final = {*_CHECKS, "server_url", "http_headers"}
 
 
 class Caller:
@@ -102,42 +114,21 @@ class Caller:
         vars(view).update(_default_call=default_call, _is_view=True)
         return view
 
-    def _settings(
-        self,
-        *,
-        retries: RetryConfig | None = None,
-        server_url: str | None = None,
-        timeout_ms: int | None = None,
-        http_headers: Mapping[str, str | HeaderFunction] | None = None,
-        extra_query: Mapping[str, str] | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        stream_idle_timeout_ms: int | None = None,
-        user: str | None = None,
-        **unknown: object,
-    ) -> ApiCall:
-        check_names(unknown, of_call=True)
+    def _settings(self, **options: Any) -> ApiCall:
+        check_names((name for name in options if name not in _NAMES), of_call=True)
+        given = {name: value for name, value in options.items() if value is not None}
         call, changes = self._default_call, dict[str, Any]()
-        if retries is not None:
-            changes["retries"] = arguments.instance("retries", RetryConfig, retries)
-        if server_url is not None:
-            changes["server_url"], changes["login"] = arguments.server_url(server_url)
-        if timeout_ms is not None:
-            changes["limit"] = arguments.seconds("timeout_ms", timeout_ms)
-        if http_headers is not None:
-            added, functions = arguments.split_headers("http_headers", http_headers)
+        if (url := given.pop("server_url", None)) is not None:
+            changes["server_url"], changes["login"] = arguments.server_url(url)
+        if (fields := given.pop("http_headers", None)) is not None:
+            added, functions = arguments.split_headers("http_headers", fields)
             changes["headers"] = call.headers.merge(added)
             both = {**call.header_functions, **functions}.items()
             functions = {name: each for name, each in both if name == "cookie" or name not in added}
             changes["header_functions"] = functions
-        if extra_query is not None:
-            changes["extra_query"] = arguments.parameters("extra_query", extra_query)
-        if extra_body is not None:
-            changes["extra_body"] = arguments.members("extra_body", extra_body)
-        if stream_idle_timeout_ms is not None:
-            idle = arguments.seconds("stream_idle_timeout_ms", stream_idle_timeout_ms)
-            changes["idle_timeout"] = idle
-        if user is not None:
-            changes["cookie"] = arguments.user("user", user)
+        for name, value in given.items():
+            field, check = _CHECKS[name]
+            changes[field] = check(name, value)
         return evolve(call, **changes) if changes else call
 
     @property

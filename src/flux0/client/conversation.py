@@ -35,9 +35,8 @@ class _ConversationBase(Uncopyable):
         self.sessions: SessionsResource = SessionsResource(caller)
         self._user = user
         self.session: Session | None = session if isinstance(session, Session) else None
-        self.session_id: str = arguments.identifier(
-            "session_id", session.id if isinstance(session, Session) else session
-        )
+        session_id = session.id if isinstance(session, Session) else session
+        self.session_id: str = arguments.identifier("session_id", session_id)
 
     def __repr__(self) -> str:
         user = "" if self._user is None else f", user={self._user!r}"

@@ -7,6 +7,8 @@ timeouts never expire while a server keeps sending bytes.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -87,18 +89,11 @@ class Driver:
 
     def _read(self, effect: ReadBody, deadline: Deadline | None) -> bytes:
         timeout, read = effect.request.timeout.read, effect.response.body.read
-        size, pieces = 0, list[bytes]()
-        try:
+        body = bytearray()
+        with _until(deadline, self.time):
             while (piece := read(_limit(timeout, deadline, self.time))) is not None:
-                size += len(piece)
-                pieces.append(piece)
-                if size > effect.limit:
-                    raise ResponseTooLarge(effect.limit)
-        except ReadTimeout as error:
-            _check_deadline(deadline, self.time, error.__cause__)
-            raise
-        _check_deadline(deadline, self.time)
-        return b"".join(pieces)
+                _append(body, piece, effect.limit)
+        return bytes(body)
 
     def _sleep(self, seconds: float, call: RunningCall) -> None:
         left = seconds if call.deadline is None else call.deadline.left(self.time.monotonic())
@@ -150,8 +145,8 @@ class AsyncDriver:
                 finally:
                     await response.body.close_async()
             case Sleep(seconds):
-                await self.time.sleep_async(seconds)
-                _check_deadline(call.deadline, self.time)
+                with _until(call.deadline, self.time):
+                    await self.time.sleep_async(seconds)
                 return None
             case Await(awaitable):
                 return await awaitable
@@ -160,18 +155,11 @@ class AsyncDriver:
 
     async def _read(self, effect: ReadBody, deadline: Deadline | None) -> bytes:
         timeout, read = effect.request.timeout.read, effect.response.body.read_async
-        size, pieces = 0, list[bytes]()
-        try:
+        body = bytearray()
+        with _until(deadline, self.time):
             while (piece := await read(_limit(timeout, deadline, self.time))) is not None:
-                size += len(piece)
-                pieces.append(piece)
-                if size > effect.limit:
-                    raise ResponseTooLarge(effect.limit)
-        except ReadTimeout as error:
-            _check_deadline(deadline, self.time, error.__cause__)
-            raise
-        _check_deadline(deadline, self.time)
-        return b"".join(pieces)
+                _append(body, piece, effect.limit)
+        return bytes(body)
 
 
 def _check_body(body: object, method: str) -> None:
@@ -179,9 +167,22 @@ def _check_body(body: object, method: str) -> None:
         raise TypeError(f"the transport returned the body {body!r} without {method}(timeout)")
 
 
-def _check_deadline(
-    deadline: Deadline | None, time: Time, cause: BaseException | None = None
-) -> None:
+def _append(body: bytearray, piece: bytes, limit: int) -> None:
+    body += piece
+    if len(body) > limit:
+        raise ResponseTooLarge(limit)
+
+
+@contextmanager
+def _until(deadline: Deadline | None, time: Time) -> Generator[None, None, None]:
+    """Raise the error of `deadline` if a read times out, or the block ends, after `deadline`."""
+    cause: BaseException | None = None
+    try:
+        yield
+    except ReadTimeout as error:
+        if deadline is None or deadline.left(time.monotonic()) > 0:
+            raise
+        cause = error.__cause__
     if deadline is not None and deadline.left(time.monotonic()) <= 0:
         raise deadline.exceeded() from cause
 

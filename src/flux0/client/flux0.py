@@ -51,15 +51,8 @@ DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 # imports these modules, because a child that is forked during an import waits forever if it imports
 # the same module.
 _IMPORTED_IN_CALLS = (
-    "base64",
-    "email.utils",
-    "flux0.client.json_form",
-    "flux0.turns.relay",
-    "flux0.runtime.threads",
-    "http",
-    "json",
-    "logging",
-    "urllib.parse",
+    *("base64", "email.utils", "http", "json", "logging", "urllib.parse"),
+    *("flux0.client.json_form", "flux0.turns.relay", "flux0.runtime.threads"),
 )
 
 

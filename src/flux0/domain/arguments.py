@@ -107,9 +107,8 @@ def integer(argument: str, value: object, *, smallest: int) -> int:
 
 def interval(argument: str, value: object) -> float:
     if not _is_number(value) or not 0 <= value <= _LONGEST_INTERVAL_MS:
-        raise InvalidArgument(
-            argument, f"must be a number from 0 to {_LONGEST_INTERVAL_MS:,}, not {value!r}"
-        )
+        problem = f"must be a number from 0 to {_LONGEST_INTERVAL_MS:,}, not {value!r}"
+        raise InvalidArgument(argument, problem)
     return value
 
 

@@ -134,9 +134,8 @@ class StreamInUse(Flux0Error, RuntimeError):
     """A second thread or task tried to read a stream. The first reader is not affected."""
 
     def __init__(self) -> None:
-        super().__init__(
-            "stream is already being read by another thread or task: read it in one place only"
-        )
+        problem = "is already being read by another thread or task: read it in one place only"
+        super().__init__(f"stream {problem}")
 
 
 class MissingDependency(Flux0Error, ImportError):
@@ -305,9 +304,8 @@ class StreamError(Flux0Error):
         `correlation_id` is None.
         """
         if self._list_stored is None:
-            raise Flux0Error(
-                "cannot list the stored events: this error was unpickled or has no stream"
-            )
+            reason = "this error was unpickled or has no stream"
+            raise Flux0Error(f"cannot list the stored events: {reason}")
         return self._list_stored(**options)
 
 

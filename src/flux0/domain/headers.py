@@ -10,21 +10,9 @@ from attrs import field, frozen
 # may be credentials.
 _SHOWN = frozenset(
     {
-        "accept",
-        "accept-encoding",
-        "allow",
-        "cache-control",
-        "connection",
-        "content-encoding",
-        "content-length",
-        "content-type",
-        "date",
-        "retry-after",
-        "server",
-        "transfer-encoding",
-        "user-agent",
-        "vary",
-        "x-request-id",
+        *("accept", "accept-encoding", "allow", "cache-control", "connection"),
+        *("content-encoding", "content-length", "content-type", "date", "retry-after"),
+        *("server", "transfer-encoding", "user-agent", "vary", "x-request-id"),
     }
 )
 

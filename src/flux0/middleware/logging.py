@@ -79,15 +79,9 @@ def log_retry(details: RetryDetails) -> None:
 
     The level is WARNING, because Python prints warnings even if no logging handler is configured.
     """
-    _logger().warning(
-        "%s %s: attempt %d failed (%s: %s), retrying in %.0f ms",
-        details.method,
-        details.url,
-        details.attempt,
-        type(details.cause).__name__,
-        str(details.cause),
-        details.delay_ms,
-    )
+    cause = type(details.cause).__name__, str(details.cause)
+    retry = details.method, details.url, details.attempt, *cause, details.delay_ms
+    _logger().warning("%s %s: attempt %d failed (%s: %s), retrying in %.0f ms", *retry)
 
 
 def is_turn_logged() -> bool:

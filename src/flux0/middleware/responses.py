@@ -88,9 +88,8 @@ class ResponsePolicy:
 
 
 def _summary(data: HTTPValidationErrorData) -> str:
-    return "; ".join(
-        f"{'.'.join(str(step) for step in problem.loc)}: {problem.msg}" for problem in data.detail
-    )
+    problems = data.detail
+    return "; ".join(f"{'.'.join(map(str, each.loc))}: {each.msg}" for each in problems)
 
 
 def _plain(response: Response[Any], text: str) -> str:
@@ -101,7 +100,4 @@ def _plain(response: Response[Any], text: str) -> str:
 def _phrase(status: int) -> str:
     from http import HTTPStatus  # noqa: PLC0415 - slow to import, rarely needed
 
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "unknown status"
+    return next((each.phrase for each in HTTPStatus if each == status), "unknown status")

@@ -74,11 +74,8 @@ class _BuiltInClient:
 
 class SyncBuiltInClient(_BuiltInClient):
     def send(self, request: Any, **_: object) -> Any:
-        timeout, exchange = (
-            request.extensions["timeout"]["pool"],
-            cast("Any", current_exchange.get()()),
-        )
-        place = self._pools.enter(timeout, exchange.interrupt)
+        exchange: Any = current_exchange.get()()
+        place = self._pools.enter(request.extensions["timeout"]["pool"], exchange.interrupt)
         exchange.leave = partial(self._pools.leave, place)
         response = place.pool.transport.handle_request(request)
         # `httpx.Client` also sets the attribute `request` of each response.

@@ -168,10 +168,8 @@ class HttpxConnection(ABC):
         if self._kept_byte:
             kept, self._kept_byte = self._kept_byte, b""
             return kept
-        if self._early_data is None:
-            return None
         data, self._early_data = self._early_data, None
-        return self._on_received(data)
+        return None if data is None else self._on_received(data)
 
     def _on_received(self, data: bytes) -> bytes | None:
         """Check received data, and return the bytes that `read` returns now; None to read again.
@@ -217,9 +215,8 @@ class HttpxConnection(ABC):
                 raise self._httpcore_module.RemoteProtocolError(problem)
         exchange.head_bytes += len(data)
         if exchange.head_bytes > MAX_OVERHEAD_BYTES:
-            raise self._httpcore_module.RemoteProtocolError(
-                f"the response head is larger than {MAX_OVERHEAD_BYTES} bytes"
-            )
+            problem = f"the response head is larger than {MAX_OVERHEAD_BYTES} bytes"
+            raise self._httpcore_module.RemoteProtocolError(problem)
 
     def _is_rejected(self) -> bool:
         return REJECTION.match(self._early_data or b"") is not None

@@ -32,7 +32,6 @@ value first, and after the conversion the value for the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from types import NoneType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -82,7 +81,7 @@ def generate_hook(model: Any, find_hook: FindHook) -> Hook:
         find_hook: Returns the converter's hook for a type. It is called during the generation, for
             types that the generated code cannot convert.
     """
-    names: dict[str, Any] = {"new": object.__new__, "fromisoformat": datetime.fromisoformat}
+    names: dict[str, Any] = {"new": object.__new__}
     lines = ["def build(data, _):", *_model_lines("data", model, names, find_hook), "return data"]
     exec("\n ".join(lines), names)  # noqa: S102 - the source contains only names of our models
     return cast("Hook", names["build"])
@@ -129,13 +128,6 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
         ]
     names[f"hook_{name}"], names[f"kind_{name}"] = find_hook(kind), kind
     call_hook = f"{name} = hook_{name}({name}, kind_{name})"
-    if kind is datetime:
-        return [
-            f"try: {name}_parsed = fromisoformat({name})",
-            f"except (TypeError, ValueError): {name}_parsed = None",
-            f"if {name}_parsed is None or {name}_parsed.tzinfo is None: {call_hook}",
-            f"else: {name} = {name}_parsed",
-        ]
     if kind is Any:
         return [f"if type({name}) is not str: {call_hook}"]
     if get_origin(kind) is Mapping:

@@ -108,11 +108,8 @@ def _ag_ui(event: Event | TurnMessage) -> Iterator[dict[str, Any]]:
             case ReasoningPart(reasoning=str(text)):
                 yield {"role": "reasoning", "content": text}
             case ContentPart(content=content) | ReasoningPart(reasoning=content):
-                yield {
-                    "role": "activity",
-                    "activityType": "content",
-                    "content": {"content": content},
-                }
+                activity = {"activityType": "content", "content": {"content": content}}
+                yield {"role": "activity", **activity}
             case ToolCallPart():
                 function = {"name": str(part.tool_name), "arguments": json_text(part.args)}
                 tool = {"id": str(part.tool_call_id), "type": "function", "function": function}

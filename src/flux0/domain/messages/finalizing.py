@@ -115,11 +115,8 @@ def _finalized(
 
 
 def _tool_call_part(item: Any, *, partial: bool) -> ToolCallPart | Mapping[str, Any]:
-    part = {
-        "tool_call_id": _as_stored(item["tool_call_id"]),
-        "tool_name": _as_stored(item["tool_name"]),
-        "args": _as_stored(_args(item["args"], partial=partial)),
-    }
+    part = {name: _as_stored(item[name]) for name in ("tool_call_id", "tool_name")}
+    part["args"] = _as_stored(_args(item["args"], partial=partial))
     if item["type"] == ToolCallPart.type:
         return ToolCallPart(**part)
     return {"type": _as_stored(item["type"]), **part}
@@ -144,12 +141,9 @@ def _args(args: Any, *, partial: bool) -> Any:
 
 def _tool_call(item: Any) -> ToolCall:
     data = item["data"]["result"] if isinstance(item["data"], dict) else None
-    return ToolCall(
-        tool_call_id=_as_stored(item["tool_call_id"]),
-        tool_name=_as_stored(item["tool_name"]),
-        args=_as_stored(item["args"]),
-        result=ToolResult(data=_as_stored(data), metadata={}, control=ControlOptions(mode="auto")),
-    )
+    result = ToolResult(data=_as_stored(data), metadata={}, control=ControlOptions(mode="auto"))
+    call = {name: _as_stored(item[name]) for name in ("tool_call_id", "tool_name", "args")}
+    return ToolCall(**call, result=result)
 
 
 def _as_stored(value: Any) -> Any:

@@ -97,9 +97,8 @@ def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | No
         is_message = message.type == EventType.MESSAGE and message.source == EventSource.USER
         if is_message and content in (None, message.text):
             turn = [event for event in stored if event.correlation_id == message.correlation_id]
-            replies = tuple(
-                event for event in turn if event.type in MESSAGE_TYPES and event is not message
-            )
+            events = (event for event in turn if event.type in MESSAGE_TYPES)
+            replies = tuple(event for event in events if event is not message)
             statuses = tuple(event.data for event in turn if isinstance(event.data, StatusData))
             return StoredTurn(message, replies, statuses)
     return None
@@ -119,16 +118,15 @@ def joined_history(
         live: the messages of a turn, built from its stream.
     """
     history = [event for event in stored if event.type in MESSAGE_TYPES]
-    unmatched: dict[str, list[Event]] = {}
-    for event in history:
-        unmatched.setdefault(event.correlation_id, []).append(event)
+    unmatched = [_content(event) for event in history]
     not_stored: list[TurnMessage] = []
     for message in live:
-        turn = unmatched.get(message.correlation_id, [])
-        content = message.type, message.data, message.metadata
-        match = next((e for e in turn if (e.type, e.data, e.metadata) == content), None)
-        if match is None:
+        try:
+            unmatched.remove(_content(message))
+        except ValueError:
             not_stored.append(message)
-        else:
-            turn.remove(match)
     return (*history, *not_stored)
+
+
+def _content(event: Event | TurnMessage) -> tuple[object, ...]:
+    return event.correlation_id, event.type, event.data, event.metadata

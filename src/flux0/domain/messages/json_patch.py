@@ -55,17 +55,15 @@ class MemoryBudget:
         A negative `size` refunds memory.
         """
         if size > self.remaining:
-            raise PatchError(
-                f"the messages of the turn need more than {self.limit:,} bytes (max_turn_bytes)"
-            )
+            limit = f"{self.limit:,} bytes (max_turn_bytes)"
+            raise PatchError(f"the messages of the turn need more than {limit}")
         self.remaining -= size
 
     def charge_work(self, size: int) -> None:
         self.remaining_work -= size
         if self.remaining_work < 0:
-            raise PatchError(
-                f"the turn copies or moves more than {self.limit:,} bytes (max_turn_bytes)"
-            )
+            limit = f"{self.limit:,} bytes (max_turn_bytes)"
+            raise PatchError(f"the turn copies or moves more than {limit}")
 
     def charge_copy(self, value: JSON) -> tuple[int, int]:
         size, depth = measure(value, most=self.remaining_work)

@@ -40,10 +40,8 @@ class TextList:
             self._recent, self._joined_recent = [], 0
 
     def texts(self) -> list[str]:
-        blocks = (
-            block.split(_SEPARATOR) if isinstance(block, str) else block for block in self._blocks
-        )
-        return [*chain.from_iterable(blocks), *self._recent]
+        split = (each.split(_SEPARATOR) if isinstance(each, str) else each for each in self._blocks)
+        return [*chain.from_iterable(split), *self._recent]
 
     def text(self) -> str:
         """Return all strings joined.

@@ -148,9 +148,8 @@ def how_to_record(path: Path) -> str:
 
 # --- the file
 
-_compact: Callable[[Any], str] = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, separators=(",", ":")
-).encode
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_compact: Callable[[Any], str] = _encoder.encode
 _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 

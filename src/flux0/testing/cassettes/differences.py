@@ -49,9 +49,8 @@ def call_of(request: RecordedRequest) -> ReceivedCall:
 
 def describe_request(request: RecordedRequest) -> str:
     call = call_of(request)
-    arguments = (
-        f"{name}={shorten(repr(value), _MAX_ARGUMENT)}" for name, value in call.arguments.items()
-    )
+    items = call.arguments.items()
+    arguments = (f"{name}={shorten(repr(value), _MAX_ARGUMENT)}" for name, value in items)
     return shorten(f"{call.name}({', '.join(arguments)})", 3 * _MAX_SHOWN)
 
 

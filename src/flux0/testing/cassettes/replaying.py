@@ -38,7 +38,7 @@ from flux0.testing.cassettes.differences import (
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
 from flux0.testing.cassettes.scrubbing import Scrub, checked
 from flux0.testing.fake.body import FakeBody, SharedTransport, StartTask
-from flux0.testing.fake.calls import ReceivedCall, nearest
+from flux0.testing.fake.calls import ReceivedCall, nearest, raise_if
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
@@ -138,10 +138,7 @@ class ReplayTransport(SharedTransport):
     def assert_all_used(self) -> None:
         """Raise AssertionError if an exchange in the cassette was not replayed."""
         unused = [str(replay) for replay in self._replays if not replay.done]
-        if unused:
-            raise AssertionError(
-                "\n".join((f"some exchanges of {self._path} were not replayed:", *unused))
-            )
+        raise_if(f"some exchanges of {self._path} were not replayed:", unused)
 
     # --- replaying
 
@@ -229,9 +226,8 @@ class ReplayTransport(SharedTransport):
         raise self._mismatch(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
-        return canonical_json(
-            members_of(request) if self._match is None else self._match(call_of(request))
-        )
+        compared = members_of(request) if self._match is None else self._match(call_of(request))
+        return canonical_json(compared)
 
     def _mismatch(self, *lines: str) -> NotRecorded:
         return NotRecorded(

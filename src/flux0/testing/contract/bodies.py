@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import tracemalloc
 import zlib
+from functools import partial
 from gzip import compress
 
 import pytest
@@ -76,10 +77,8 @@ class BodyContract(Contract):
         self, harness: Harness, framing: Framing, *, gzip: bool, stream: bool
     ) -> None:
         """`Response.close_delimited` is True only if the connection's end ends the body."""
-        responses = {
-            name: http_response(*pieces, framing=framing, gzip=gzip)
-            for name, pieces in _BODIES.items()
-        }
+        respond = partial(http_response, framing=framing, gzip=gzip)
+        responses = {name: respond(*pieces) for name, pieces in _BODIES.items()}
         responses["byte by byte"] = byte_by_byte(responses["events"])
         server = harness.serve(*responses.values())
         for name in responses:
@@ -103,9 +102,8 @@ class BodyContract(Contract):
 
     def test_chunk_extensions_and_trailers_are_ignored(self, harness: Harness) -> None:
         """Extensions and trailers are not part of the body (RFC 9112, section 7.1)."""
-        server = harness.serve(
-            (_START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n'))
-        )
+        steps = _START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n')
+        server = harness.serve(steps)
         for _ in range(2):
             check(harness.fetch(get(server.url)), b"ok", "the body")
 
@@ -113,9 +111,8 @@ class BodyContract(Contract):
     def test_content_codings_are_decoded(self, harness: Harness, coding: str) -> None:
         """A gzip body may have several members (RFC 1952, section 2.2)."""
         pieces = _EVENTS if coding == "identity" else [compress(piece) for piece in _EVENTS]
-        _, response = harness.exchange(
-            http_response(b"".join(pieces), headers=[("Content-Encoding", coding)])
-        )
+        steps = http_response(b"".join(pieces), headers=[("Content-Encoding", coding)])
+        _, response = harness.exchange(steps)
         check(response.read(), b"".join(_EVENTS), "the body")
 
     # --- damaged bodies
@@ -140,9 +137,8 @@ class BodyContract(Contract):
         """The framing is complete, but the gzip data is not, because a proxy lost its server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
-        server = harness.serve(
-            *(http_response(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
-        )
+        bodies = (http_response(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
+        server = harness.serve(*bodies)
         for _ in lengths:
             fails(harness.send(get(server.url)).read, errors.ConnectionInterrupted, caused=False)
 
@@ -157,9 +153,8 @@ class BodyContract(Contract):
     def test_unsupported_coding_is_a_protocol_error(self, harness: Harness) -> None:
         """Encoded bytes must not be returned as if they were decoded."""
         headers = [("Content-Encoding", "x-unheard-of")]
-        server, response = harness.exchange(
-            http_response(b"?", WaitForRelease(), b"?", headers=headers)
-        )
+        steps = http_response(b"?", WaitForRelease(), b"?", headers=headers)
+        server, response = harness.exchange(steps)
         fails(response.read, errors.ProtocolError, caused=False)
         server.wait_until_closed()
 
@@ -179,10 +174,7 @@ class BodyContract(Contract):
 
     @pytest.mark.parametrize(
         "ending",
-        [
-            b"2;" + b"x" * 2_000_000 + b"\r\nok\r\n0\r\n\r\n",
-            b"0\r\n" + _TRAILERS + b"\r\n",
-        ],
+        [b"2;" + b"x" * 2_000_000 + b"\r\nok\r\n0\r\n\r\n", b"0\r\n" + _TRAILERS + b"\r\n"],
         ids=["extension", "trailers"],
     )
     def test_chunk_overhead_is_limited(self, harness: Harness, ending: bytes) -> None:

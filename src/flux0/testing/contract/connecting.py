@@ -138,9 +138,8 @@ class TLSContract(Contract):
         assert server.requests == (), "the request was sent over an untrusted connection"
 
     def test_plain_http_instead_of_tls_is_a_tls_error(self, harness: Harness) -> None:
-        server = harness.serve(
-            on_connect=(Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), WaitForRelease())
-        )
+        steps = Write(b"HTTP/1.1 400 Bad Request\r\n\r\n"), WaitForRelease()
+        server = harness.serve(on_connect=steps)
         url = server.url.replace("http:", "https:")
         fails(lambda: harness.send(get(url)), errors.TLSError)
 
@@ -193,9 +192,8 @@ class TLSContract(Contract):
         fails(reading.outcome, errors.ReadTimeout)
 
     def test_close_ends_a_read_over_tls(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        server, response = trusting.read_first(
-            http_response(b"first", WaitForRelease(), framing="chunked"), tls=tls
-        )
+        steps = http_response(b"first", WaitForRelease(), framing="chunked")
+        server, response = trusting.read_first(steps, tls=tls)
         waiting = response.start_read()
         response.close()
         server.wait_until_closed()

@@ -59,9 +59,8 @@ class Pending(Generic[T]):
 
     def error(self) -> BaseException | None:
         wait([self.future], self.timeout)
-        assert self.future.done(), (
-            f"the transport hangs: the call did not end within {self.timeout:.1f} s"
-        )
+        problem = f"the transport hangs: the call did not end within {self.timeout:.1f} s"
+        assert self.future.done(), problem
         return self.future.exception()
 
     def is_pending_after(self, seconds: float) -> bool:
@@ -230,9 +229,8 @@ def event_loop(
 
 
 def check_body(body: object, method: str) -> None:
-    assert hasattr(body, method), (
-        f"the body of a response must have a method {method}(timeout), but {body!r} has none"
-    )
+    problem = f"the body of a response must have a method {method}(timeout), but {body!r} has none"
+    assert hasattr(body, method), problem
 
 
 class BlockingAsAsync:

@@ -46,9 +46,7 @@ class HeadContract(Contract):
         check(received.body, body, "the received body")
         lengths = received.headers.get_all("content-length")
         check(lengths, (str(len(body)),), "the request's content-length headers")
-        assert "transfer-encoding" not in received.headers, (
-            "the request must have a content-length instead of a transfer-encoding"
-        )
+        check(received.headers.get("transfer-encoding"), None, "the request's transfer-encoding")
 
     def test_large_body_is_sent_completely(self, harness: Harness) -> None:
         """The operating system may accept only a part of a body at a time."""
@@ -85,10 +83,7 @@ class HeadContract(Contract):
         (received,) = server.requests
         has_length = method == "POST" and received.headers.get("content-length") == "0"
         unexpected = {"transfer-encoding", "content-type", *["content-length"] * (not has_length)}
-        assert not unexpected & set(received.headers), (
-            "a request without a body must have no header field of a body, such as content-type "
-            "(except for content-length: 0 in a POST)"
-        )
+        check(unexpected & set(received.headers), set(), "the fields of a body in the request")
 
     def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
         """The request's headers replace default headers. Repeated fields keep all values."""
@@ -118,9 +113,8 @@ class HeadContract(Contract):
 
     def test_cookies_are_not_stored(self, harness: Harness) -> None:
         """Otherwise, a cookie from an earlier response could change the user of a request."""
-        server = harness.serve(
-            http_response(b"", headers=[("Set-Cookie", "flux0_user_sub=other; Path=/")])
-        )
+        fields = [("Set-Cookie", "flux0_user_sub=other; Path=/")]
+        server = harness.serve(http_response(b"", headers=fields))
         harness.fetch(get(server.url))
         harness.fetch(get(server.url))
         assert "cookie" not in server.requests[1].headers, "the transport stored a cookie"
@@ -129,9 +123,8 @@ class HeadContract(Contract):
     def test_every_status_is_returned(self, harness: Harness, status: int) -> None:
         """No status raises an error, not even an unknown status. Redirects are not followed."""
         location = [("Location", "/elsewhere")]
-        server, response = harness.exchange(
-            http_response(b"why", status=f"{status} Because", headers=location)
-        )
+        steps = http_response(b"why", status=f"{status} Because", headers=location)
+        server, response = harness.exchange(steps)
         check(response.head.status_code, status, "the status")
         check(response.read(), b"why", "the body")
         check(response.head.headers.get("location"), "/elsewhere", "the location header")
@@ -142,13 +135,10 @@ class HeadContract(Contract):
     def test_interim_responses_are_skipped(
         self, harness: Harness, status: int, *, at_once: bool
     ) -> None:
-        steps = (
-            *[head(f"{status} Wait", [("Link", "</style.css>")])] * 2,
-            *http_response(b"first"),
-        )
-        server = harness.serve(
-            (Write(to_bytes(steps)),) if at_once else steps, http_response(b"second")
-        )
+        interim = head(f"{status} Wait", [("Link", "</style.css>")])
+        steps = (interim, interim, *http_response(b"first"))
+        first = (Write(to_bytes(steps)),) if at_once else steps
+        server = harness.serve(first, http_response(b"second"))
         for body in (b"first", b"second"):
             response = harness.send(get(server.url))
             check(response.head.status_code, 200, "the status of the final response")
@@ -197,18 +187,15 @@ class HeadContract(Contract):
     )
     def test_unusual_response_heads_are_accepted(self, harness: Harness, start: bytes) -> None:
         """Some servers send such heads. TCP may deliver a head in several parts."""
-        _, response = harness.exchange(
-            (Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect())
-        )
+        steps = Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect()
+        _, response = harness.exchange(steps)
         check(response.read(), b"ok", "the body")
 
     # --- limits
 
     def test_size_of_the_head_is_limited(self, harness: Harness) -> None:
-        fails(
-            lambda: harness.exchange((head("200 OK", _MEGABYTES), WaitForRelease())),
-            errors.ProtocolError,
-        )
+        steps = head("200 OK", _MEGABYTES), WaitForRelease()
+        fails(lambda: harness.exchange(steps), errors.ProtocolError)
 
     @pytest.mark.parametrize("fields", [[], _MEGABYTES[:20]], ids=["small", "large"])
     def test_size_of_interim_responses_is_limited(

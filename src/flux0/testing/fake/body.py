@@ -46,8 +46,7 @@ class FakeBody:
     def read(self, timeout: float | None) -> bytes | None:
         """See `ByteStream.read`. The timeout expires on the fake's clock.
 
-        If `timeout` is None, a read that would never end raises AssertionError. If it is infinite,
-        such a read waits in real time.
+        If `timeout` is None, a read that would never end raises AssertionError.
         """
         return perform(self._read(timeout), self._clock)
 
@@ -55,8 +54,9 @@ class FakeBody:
         self.mark_ended("closed")
 
     async def read_async(self, timeout: float | None) -> bytes | None:
+        """The async version of `read`. If `timeout` is infinite, the read waits in real time."""
         await sleep(0)
-        return await perform_async(self._read(timeout), self._clock)
+        return await perform_async(self._read(timeout), self._clock, in_real_time=timeout == inf)
 
     async def close_async(self) -> None:
         self.mark_ended("closed")
@@ -76,14 +76,10 @@ class FakeBody:
             if clock.now() >= limit:
                 self.mark_ended("closed")
                 raise timed_out(ReadTimeout, timeout)
-            moment = inf if outcome.moment is None else outcome.moment
-            in_real_time = timeout == inf and not (
-                moment <= clock.now() or (clock.moves_by_itself and moment < inf)
-            )
-            if outcome.moment is None or in_real_time:
-                yield evolve(outcome, moment=None, seen=seen)
+            if outcome.moment is None:
+                yield evolve(outcome, seen=seen)
             else:
-                yield outcome if moment <= limit else Wait(limit, is_timeout=True)
+                yield outcome if outcome.moment <= limit else Wait(limit, is_timeout=True)
 
     def mark_ended(self, how: BodyEnd) -> None:
         with self._lock:
@@ -111,7 +107,8 @@ class FakeBody:
 StartTask: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]]], Callable[[], object]]
 
 
-def _start_task(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+def start_agent(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
+    """Start an async agent in a task of the running event loop; see `StartTask`."""
     return partial(call_soon, running_loop(), start_task(run))
 
 
@@ -137,7 +134,7 @@ class SharedTransport(Shared):
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """See `AsyncTransport.send_async`."""
         await sleep(0)
-        response = await perform_async(self.respond(request, _start_task), self.clock)
+        response = await perform_async(self.respond(request, start_agent), self.clock)
         response.body.end_if_unread = "closed"
         return response
 

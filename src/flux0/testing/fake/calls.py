@@ -129,6 +129,12 @@ def nearest(
     return "" if found is None else "\n  ".join((str(found), *differences(found)))
 
 
+def raise_if(heading: str, problems: list[str]) -> None:
+    """Raise AssertionError if there are problems."""
+    if problems:
+        raise AssertionError("\n".join((heading, *problems)))
+
+
 def json_or_bytes(body: bytes | None) -> Any:
     if not body:
         return None

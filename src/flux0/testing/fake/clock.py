@@ -15,9 +15,9 @@ from math import inf
 from operator import itemgetter
 from random import Random
 from threading import Event, RLock
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar, cast
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from flux0.ports import Time
 from flux0.runtime.event_loop import call_soon, running_loop, sleep
@@ -162,6 +162,11 @@ class FakeClock(Time):
             await sleep(0)
         self._move_to(wait.moment)
 
+    def reaches(self, moment: float | None) -> bool:
+        """Return whether a wait until `moment` ends without a test that moves the clock."""
+        end = inf if moment is None else moment
+        return end <= self._now or (self.moves_by_itself and end < inf)
+
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
         """Return whether no change followed `wait.seen`. If so, the next change calls `wake`."""
         with self._lock:
@@ -174,9 +179,8 @@ class FakeClock(Time):
         if seconds <= 0:
             return None
         if moment == inf:
-            raise AssertionError(
-                "this call would never end: no more data is sent, and it has no read timeout"
-            )
+            problem = "this call would never end: no more data is sent, and it has no read timeout"
+            raise AssertionError(problem)
         if not (self.moves_by_itself or wait.is_timeout):
             raise ClockStandsStill(
                 f"waiting for another {seconds:g} s on a FakeClock that only the test moves: "
@@ -202,19 +206,25 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
             while True:
                 clock.wait(next(waits))
         except StopIteration as stop:
-            result: T = stop.value
-            return result
+            return cast("T", stop.value)
 
 
-async def perform_async(waits: Waits[T], clock: FakeClock) -> T:
+async def perform_async(waits: Waits[T], clock: FakeClock, *, in_real_time: bool = False) -> T:
+    """The async version of `perform`: waits do not block the event loop.
+
+    If `in_real_time` is True, waits without an end, and waits for a clock that only a test moves,
+    are real. Such a wait ends at each change, and `waits` must then yield it again.
+    """
     # If the task is cancelled, close the generator at once, so that the fake ends the call.
     with closing(waits):
         try:
             while True:
-                await clock.wait_async(next(waits))
+                seen, wait = clock.changes, next(waits)
+                if in_real_time and not clock.reaches(wait.moment):
+                    wait = evolve(wait, moment=None, seen=seen)
+                await clock.wait_async(wait)
         except StopIteration as stop:
-            result: T = stop.value
-            return result
+            return cast("T", stop.value)
 
 
 def _gate_not_opened(wait: Wait) -> AssertionError:

@@ -207,9 +207,8 @@ def _cut_off(
         piece = next(pieces, None)
         if piece is None:
             unit = "bytes" if counts_bytes else "events"
-            raise AssertionError(
-                f"{fault} was not applied to {call} ({unit} in the body: {limit - left})"
-            )
+            problem = f"was not applied to {call} ({unit} in the body: {limit - left})"
+            raise AssertionError(f"{fault} {problem}")
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece
             left -= len(piece) if counts_bytes else 1

@@ -9,7 +9,7 @@ from http.cookies import SimpleCookie
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import InvalidArgument
@@ -32,19 +32,12 @@ _EVENTS = "/api/sessions/{session_id}/events"
 _NEW_AGENT = Form({"name": text(1, 100), "type": text(1, 100), "description": optional(text())})
 # The released server neither streams nor stores a greeting. Therefore, the fake checks
 # `allow_greeting`, but creates no greeting.
-_NEW_SESSION = Form(
-    {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))},
-    query={"allow_greeting": flag},
-)
-# The form of a server that is newer than the released server.
-NEWER_SESSION = evolve(
-    _NEW_SESSION,
-    members={
-        **(_NEW_SESSION.members or {}),
-        "metadata": optional(mapping),
-        "mode": optional(text()),
-    },
-)
+_GREETING = {"allow_greeting": flag}
+_SESSION = {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))}
+# Members that the released server rejects.
+_NEWER = {"metadata": optional(mapping), "mode": optional(text())}
+_NEW_SESSION = Form(_SESSION, query=_GREETING)
+NEWER_SESSION = Form({**_SESSION, **_NEWER}, query=_GREETING)
 _MESSAGE = Form({"type": _TYPE, "source": _SOURCE, "content": optional(text())})
 # The released server reads `types` from the body, and ignores the query parameter `types`.
 _FILTERS = Form(items=_TYPE, query={"min_offset": integer, "source": _SOURCE})

@@ -167,9 +167,8 @@ class FakeServer:
         }
         store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
         self._cancel_turn(message.session_id)
-        turn = self._turns[message.session_id] = FakeTurn(
-            message, store, self._clock, self._lock, self._is_newer
-        )
+        turn = FakeTurn(message, store, self._clock, self._lock, self._is_newer)
+        self._turns[message.session_id] = turn
         content_type = ("content-type", "text/event-stream; charset=utf-8")
         return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)
 

@@ -23,14 +23,11 @@ if TYPE_CHECKING:
 
 def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> None:
     if not arguments.instance("text", str, step.text):
-        raise InvalidArgument(
-            "text",
-            f"of {type(step).__name__} must not be empty; to send no message, return no steps",
-        )
+        problem = "must not be empty; to send no message, return no steps"
+        raise InvalidArgument("text", f"of {type(step).__name__} {problem}")
     if arguments.integer(attribute.name, pieces, smallest=1) > len(step.text):
-        raise InvalidArgument(
-            attribute.name, f"must be from 1 to {len(step.text)} (characters of text), not {pieces}"
-        )
+        problem = f"must be from 1 to {len(step.text)} (characters of text), not {pieces}"
+        raise InvalidArgument(attribute.name, problem)
 
 
 def check_interval(_: object, attribute: Attribute[float], value: object) -> None:
@@ -187,9 +184,8 @@ def _check_patches(patches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, A
     for patch in several:
         has_value = patch.get("op") in {"add", "replace", "test"}
         if missing := {"op", "path", *(("value",) if has_value else ())} - patch.keys():
-            raise InvalidArgument(
-                "patches", f"must have the key {min(missing)!r} in each operation: {patch!r}"
-            )
+            problem = f"must have the key {min(missing)!r} in each operation: {patch!r}"
+            raise InvalidArgument("patches", problem)
     return several
 
 
@@ -355,10 +351,8 @@ class StepExpander:
                 call_id = self._call_ids.get(call) or self._new_call_id(call)
                 item: dict[str, Any] = {"tool_call_id": call_id, "tool_name": call.name}
                 item |= {"data": {"result": result}, "args": call.args}
-                yield [
-                    _add_patch("/tool_call_results", []),
-                    _add_patch("/tool_call_results/-", item),
-                ]
+                results = "/tool_call_results"
+                yield [_add_patch(results, []), _add_patch(f"{results}/-", item)]
             case _:
                 for number, piece in enumerate(split_text(step.text, step.pieces)):
                     if number and step.pause:

@@ -105,9 +105,8 @@ class FakeTransport(SharedTransport):
         self._first_agent = agent_name, types[0]
         self._path_prefix = path_prefix and f"/{path_prefix.strip('/')}"
         is_newer = newer_server or tokens is not None
-        self._new_server = partial(
-            FakeServer, types, self.clock, self._lock, is_newer, tokens, self._path_prefix
-        )
+        server = types, self.clock, self._lock, is_newer, tokens, self._path_prefix
+        self._new_server = partial(FakeServer, *server)
         # The bodies that were neither read to their end nor closed: maps the iterator over a body's
         # pieces to its call and its turn.
         self._open: dict[Iterator[bytes | Wait], tuple[ReceivedCall, FakeTurn | None]] = {}
@@ -224,10 +223,8 @@ class FakeTransport(SharedTransport):
                 if (unused := "no turn has used it" if turn is None else turn.unused_steps)
             ]
             problems += [f"fault not applied: {planned}" for planned in self._planned]
-            problems += [
-                f"expected but not called: {expected}" for expected in self._expected or ()
-            ]
-        _raise_if("some scripts, faults or expected calls were not used:", problems)
+            problems += [f"expected but not called: {each}" for each in self._expected or ()]
+        calls.raise_if("some scripts, faults or expected calls were not used:", problems)
 
     def assert_nothing_unexpected(self) -> None:
         """Raise AssertionError if a call was not expected, or an agent raised an exception.
@@ -237,7 +234,7 @@ class FakeTransport(SharedTransport):
         with self._lock:
             raised = [f"an agent raised {turn.error!r}" for turn in self._turns if turn.error]
             problems = [*self._unexpected, *raised]
-        _raise_if("unexpected calls or errors:", problems)
+        calls.raise_if("unexpected calls or errors:", problems)
 
     def assert_no_open_streams(self) -> None:
         """Raise AssertionError if a response was neither read to its end nor closed.
@@ -247,7 +244,7 @@ class FakeTransport(SharedTransport):
         """
         with self._lock:
             still_open = [str(call) for call, _ in self._open.values()]
-        _raise_if("responses left open:", still_open)
+        calls.raise_if("responses left open:", still_open)
 
     def installed(self) -> AbstractContextManager[FakeTransport]:
         """Return a context manager for code that creates its own clients.
@@ -366,12 +363,12 @@ class FakeTransport(SharedTransport):
         return None
 
     def _delay_response(self, seconds: float, request: Request) -> Waits[None]:
-        timeout = request.timeout.read
-        if timeout is None or seconds < timeout:
-            yield Wait(self.clock.now() + seconds)
-        else:
-            yield Wait(self.clock.now() + timeout, is_timeout=True)
-            raise timed_out(ReadTimeout, timeout)
+        limit = inf if request.timeout.read is None else request.timeout.read
+        end = self.clock.now() + min(seconds, limit)
+        while self.clock.now() < end:
+            yield Wait(end, is_timeout=limit <= seconds)
+        if limit <= seconds:
+            raise timed_out(ReadTimeout, limit)
 
     def _on_body_end(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> bool:
         _, turn = self._open[pieces]
@@ -380,8 +377,3 @@ class FakeTransport(SharedTransport):
         if turn is not None:
             self._server.on_closed_early(turn)
         return turn is not None and turn.closes_connection
-
-
-def _raise_if(heading: str, problems: list[str]) -> None:
-    if problems:
-        raise AssertionError("\n".join((heading, *problems)))

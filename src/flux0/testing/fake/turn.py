@@ -119,8 +119,7 @@ class FakeTurn:
         if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
             self._running = True
             self._cancel_task = start_task(run)
-            # Another thread may have cancelled the turn before the task started.
-            if self._cancelled:  # pragma: no cover - depends on the threads
+            if self._cancelled:  # Another message on the session was sent before the task started.
                 self._cancel_task()
         else:
             self._agent = run()

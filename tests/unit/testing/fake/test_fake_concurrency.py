@@ -400,6 +400,34 @@ async def test_async_agent_is_cancelled_with_its_stream(mode: Mode) -> None:
 
 
 @in_both_loops
+async def test_async_agent_is_cancelled_if_its_turn_was_cancelled_before_it_starts(
+    mode: Mode,
+) -> None:
+    ends: list[str] = []
+
+    async def run(message: UserMessage) -> AsyncIterator[AgentStep]:
+        try:
+            await anyio.sleep_forever()
+            yield Say(message.content)
+        finally:
+            ends.append(message.content)
+
+    def agent(message: UserMessage) -> Any:
+        if message.content == "second":
+            return "Hello"
+        assert len(list(post(fake, session_id, "second"))) == 1  # Cancels the first turn.
+        return run(message)
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    body = (await fake.send_async(message_to(session_id, "first"))).body
+    await anyio.wait_all_tasks_blocked()
+    assert ends == ["first"]
+    assert kinds(fake, session_id) == ["message", "message", "message"]
+    await body.close_async()
+
+
+@in_both_loops
 async def test_exception_of_an_async_agent_is_raised_by_the_stream(mode: Mode) -> None:
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
         yield Report("typing")
