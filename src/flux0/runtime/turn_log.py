@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -200,7 +201,10 @@ class TurnLog:
         """
         key, wakers = object(), self._wakers
         wakers[key] = wake
-        return partial(wakers.pop, key, None)
+        cancel: Callable[[], object] = partial(wakers.pop, key, None)
+        if wakers is not self._wakers and cancel():
+            wake()  # A change that happened meanwhile may have missed this function.
+        return cancel
 
     def _drop_oldest(self) -> None:
         first, events = self._kept
@@ -214,5 +218,6 @@ class TurnLog:
         wakers = self._wakers
         if wakers:
             self._wakers = {}
-            for wake in wakers.copy().values():
-                wake()
+            with suppress(KeyError):  # Another thread may add or remove functions meanwhile.
+                while True:
+                    wakers.popitem()[1]()

@@ -113,7 +113,8 @@ class Worker:
         return result
 
     def set_timer(self, job: Job, seconds: float) -> None:
-        self._timers[job] = monotonic() + seconds
+        """Start the job after `seconds`, or earlier if it is submitted, or was during its run."""
+        self._schedule(job, monotonic() + seconds)
 
     def stop(self, *, when_idle: bool = False) -> None:
         """End `run` after starting all jobs for the last time, or when there is no job.
@@ -148,9 +149,11 @@ class Worker:
         with suppress(Empty):
             job, now = self._inbox.get(timeout=seconds)
             while True:
-                moment = 0.0 if now else self._not_before
-                self._timers[job] = min(moment, self._timers.get(job, moment))
+                self._schedule(job, 0.0 if now else self._not_before)
                 job, now = self._inbox.get_nowait()
+
+    def _schedule(self, job: Job, moment: float) -> None:
+        self._timers[job] = min(moment, self._timers.get(job, moment))
 
     def _start_jobs(self, now: float) -> None:
         due = [job for job, moment in self._timers.items() if moment <= now]

@@ -120,6 +120,26 @@ def claimed(store: RedisTurnStore, session_id: str = "session", turn_id: str = "
     return log
 
 
+class GrowingLog(TurnLog):
+    """Another thread adds an event after each step of the worker, up to a number of events."""
+
+    limit = 0
+
+    def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
+        cancel = super().on_change(wake)
+        self._grow()
+        return cancel
+
+    def read(self, after: int) -> Sequence[bytes]:
+        events = super().read(after)
+        self._grow()
+        return events
+
+    def _grow(self) -> None:
+        if self.last < self.limit:
+            self.append(event("turn", self.last + 1))
+
+
 def wait_for_listeners(client: Any, count: int) -> None:
     """Wait until the listeners of all stores have connected."""
     wait_until(lambda: client.pubsub_numsub("flux0:process:all")[0][1] == count)
@@ -601,6 +621,20 @@ def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
         log.append(event("turn", 1))
         wait_until(lambda: not followers(admin))
         assert copies == []
+
+
+@pytest.mark.parametrize("limit", range(1, 10))
+def test_event_that_is_added_at_any_moment_wakes_the_worker(
+    store: RedisTurnStore, other: RedisTurnStore, limit: int
+) -> None:
+    log = GrowingLog("turn", 10**6, lambda _: None)
+    log.limit = limit
+    store.claim("session", log, refuse=True)
+    copy = other.find("session")
+    assert copy is not None
+    wait_for_events(copy, limit)
+    log.finish(LogEnd())
+    assert wait_for_end(copy, TIMEOUT)
 
 
 def test_unreferenced_copy_is_no_longer_followed(
