@@ -1,0 +1,190 @@
+"""The numbers on the pages and in docstrings are the numbers in the code.
+
+A statement has `{}` in the place of its number. If a page has a number with a unit that belongs to
+no statement, a test fails: a new limit needs a statement.
+"""
+
+from __future__ import annotations
+
+import re
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flux0 import (
+    BackgroundTurn,
+    BackgroundTurns,
+    EventStream,
+    Flux0,
+    MemoryTurnStore,
+    RedisTurnStore,
+)
+from flux0.adapters.httpx.pools import MAX_EXCHANGES
+from flux0.adapters.redis import worker
+from flux0.adapters.shared import limits
+from flux0.cli.descriptions import ID_LENGTH
+from flux0.client import background_turns
+from flux0.client.flux0 import DEFAULT_IDLE_TIMEOUT
+from flux0.domain.messages.json_patch import MAX_DEPTH, VALUE_SIZE
+from flux0.domain.retrying import DEFAULT_RETRIES
+from flux0.middleware.retry import RetryBudget
+from flux0.ports import Timeout
+from flux0.runtime.turn_log import READ_BYTES
+from flux0.testing.contract import TransportContract
+from flux0.turns import open_turns
+
+ROOT = Path(__file__).parents[2]
+# Pages with measured numbers, and with the numbers of an example.
+OTHER_PAGES = {"architecture.md", "benchmarks.md", "comparison.md", "tutorial.md"}
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if path.name not in OTHER_PAGES
+]
+UNITS = (
+    r"s|ms|[KM]iB|bytes|seconds|minutes|characters|levels|retries|attempts|connections|"
+    r"idle connections|open exchanges"
+)
+NUMBER = re.compile(rf"(?<![\w.`-])[\d,]*\d(?:\.\d+)?[ -](?:{UNITS})\b")
+WORDS = {3: "three", 4: "four", 10: "ten"}
+
+
+def default(function: Any, name: str) -> Any:
+    return signature(function).parameters[name].default
+
+
+def seconds(function: Any, name: str) -> float:
+    """Return the default of a parameter in milliseconds, in seconds."""
+    number: float = default(function, name) / 1000
+    return number
+
+
+def in_units(size: float) -> str:
+    """Return a number of bytes, such as `16 MiB`."""
+    return f"{size / 1024**2:g} MiB" if size >= 1024**2 else f"{size / 1024:g} KiB"
+
+
+TIMEOUT = Timeout()
+RELIABILITY = "docs/reliability.md"
+BACKGROUND = "docs/how-to/background-turns.md"
+TURNS = "docs/turns.md"
+TRANSPORTS = "docs/transports.md"
+CLIENT = "src/flux0/client/flux0.py"
+TURNS_CODE = "src/flux0/client/background_turns.py"
+STREAMS = "src/flux0/turns/streams.py"
+QUEUE, CLOSE = open_turns._MAX_QUEUE_SECONDS, open_turns._MAX_CLOSE_SECONDS
+STOP = background_turns._MAX_STOP_SECONDS
+EVENT = in_units(default(Flux0, "max_event_bytes"))
+BODY = in_units(default(Flux0, "max_body_bytes"))
+MESSAGES = in_units(default(Flux0, "max_turn_bytes"))
+KEPT = in_units(default(BackgroundTurns, "max_turn_bytes"))
+WAITING = in_units(READ_BYTES)
+
+STATEMENTS: list[tuple[str, str, object]] = [
+    (RELIABILITY, "for a connection to be established, with TLS | {} s |", TIMEOUT.connect),
+    (RELIABILITY, "for a free connection in the pool | {} s |", TIMEOUT.pool),
+    (RELIABILITY, "for the server to accept or send data | {} s |", TIMEOUT.read),
+    (RELIABILITY, "for the server to accept or send data | {} s |", TIMEOUT.write),
+    (RELIABILITY, "for the next event of a stream | {} s |", DEFAULT_IDLE_TIMEOUT),
+    (RELIABILITY, "It starts with {} retries", default(RetryBudget, "capacity")),
+    (
+        RELIABILITY,
+        "every {} successful calls add one",
+        WORDS[default(RetryBudget, "successes_per_retry")],
+    ),
+    (RELIABILITY, "the size of one event of a stream | {} |", EVENT),
+    (RELIABILITY, "the size of one body that is not streamed | {} |", BODY),
+    (RELIABILITY, "all messages that are built from one turn | {} |", MESSAGES),
+    (RELIABILITY, "httpx2 has up to {} open exchanges at a time", MAX_EXCHANGES),
+    (RELIABILITY, "wait for up to {} s, and then raise `PoolTimeout`", TIMEOUT.pool),
+    (RELIABILITY, "it keeps up to {} idle connections", limits.MAX_IDLE_CONNECTIONS),
+    (RELIABILITY, "has up to {} connections for each server", limits.MAX_CONNECTIONS),
+    (RELIABILITY, "session of aiohttp up to {} in total", limits.MAX_CONNECTIONS),
+    (RELIABILITY, "and keeps up to {} idle connections", limits.MAX_IDLE_CONNECTIONS),
+    (RELIABILITY, "idle for {} seconds, is never reused", WORDS[int(limits.MAX_IDLE_SECONDS)]),
+    (RELIABILITY, "waits up to {} s for each message ahead of it", QUEUE),
+    (RELIABILITY, "up to {} s for a blocked event loop", CLOSE),
+    (RELIABILITY, "the limit of {} s does not apply", QUEUE),
+    (RELIABILITY, "raises a `TransportTimeout` after {} s", QUEUE),
+    (BACKGROUND, "but after {} s at the latest", worker._MAX_CALL_SECONDS),
+    (BACKGROUND, "several events, up to about {}", WAITING),
+    (BACKGROUND, "`keep_seconds=` of the store | {} s |", default(RedisTurnStore, "keep_seconds")),
+    (BACKGROUND, "`keep_seconds=` of the store | {} s |", default(MemoryTurnStore, "keep_seconds")),
+    (BACKGROUND, "(lease_seconds=)` | {} s |", default(RedisTurnStore, "lease_seconds")),
+    (BACKGROUND, "(lease_seconds=)` | {} s |", default(RedisTurnStore.from_url, "lease_seconds")),
+    (BACKGROUND, "(max_turn_bytes=)` | {} |", KEPT),
+    (BACKGROUND, "(drain_seconds=)` | {} s |", default(BackgroundTurns.close, "drain_seconds")),
+    (
+        "docs/how-to/web.md",
+        "after {} s without an event (`heartbeat_ms`)",
+        seconds(BackgroundTurn.relay, "heartbeat_ms"),
+    ),
+    (TURNS, "for {} s (`heartbeat_ms`)", seconds(EventStream.relay, "heartbeat_ms")),
+    (TURNS, "limits their size; the default is {}", MESSAGES),
+    (TURNS, "each value in a list or object as {} bytes more", VALUE_SIZE),
+    (TURNS, "Values can be nested {} levels deep", MAX_DEPTH),
+    (TURNS, "If more than {} wait for the web server", WAITING),
+    ("docs/promises.md", "about {} of a stream wait for it", WAITING),
+    (TRANSPORTS, "headers after them have at most {}", in_units(limits.MAX_OVERHEAD_BYTES)),
+    (TRANSPORTS, "Some tests wait for {} seconds", TransportContract.idle_test_seconds),
+    (TRANSPORTS, "may be idle for up to {} seconds", WORDS[int(limits.MAX_IDLE_SECONDS)]),
+    (TRANSPORTS, "if a call hangs for {} seconds", TransportContract.timeout),
+    ("docs/common-errors.md", "needs more than {} minutes", DEFAULT_IDLE_TIMEOUT / 60),
+    ("docs/common-errors.md", "An id has {} characters", ID_LENGTH),
+    ("docs/errors.md", "connection refused ({} attempts)", DEFAULT_RETRIES.max_attempts),
+    (CLIENT, "a GET is sent up to {} times", WORDS[DEFAULT_RETRIES.max_attempts or 0]),
+    (CLIENT, "connecting is limited to {} s", TIMEOUT.connect),
+    (CLIENT, "or received is limited to {} s", TIMEOUT.read),
+    (CLIENT, "between two events of a stream. Default: {} s", DEFAULT_IDLE_TIMEOUT),
+    (CLIENT, "one event of a stream. Default: {}", EVENT),
+    (CLIENT, "how the size is counted. Default: {}", MESSAGES),
+    (CLIENT, "that is not streamed. Default: {}", BODY),
+    (TURNS_CODE, "all kept events of one turn. Default: {}", KEPT),
+    (TURNS_CODE, "within {} s after it was stopped", STOP),
+    (TURNS_CODE, "The turn did not end within {} s.", STOP),
+    (STREAMS, "the idle timeout, by default {} s", DEFAULT_IDLE_TIMEOUT),
+    (STREAMS, "If more than {} wait for the web server", WAITING),
+    ("src/flux0/cli/app.py", "the turn fails. Default: {}.", DEFAULT_IDLE_TIMEOUT),
+    ("src/flux0/domain/messages/accumulator.py", "more than {} levels deep", MAX_DEPTH),
+    ("src/flux0/runtime/turn_log.py", "If they have more than {}", WAITING),
+]
+# Numbers of other programs, and measured numbers. A test of `create_server` has the 15 s of MCP.
+OTHER = (
+    "`proxy_read_timeout` is 60 s by default",
+    "at least each 15 s",
+    "after 60 s without progress",
+    "pauses of 0.1 s",
+    "stored within 0.1 s",
+    "httpx limits the headers to 100 KiB",
+)
+
+
+def text_of(path: str) -> str:
+    """Return the text of a file. Each sequence of white space becomes one space."""
+    return " ".join((ROOT / path).read_text("utf-8").split())
+
+
+def shown(statement: str, number: object) -> str:
+    return statement.format(f"{number:,g}" if isinstance(number, (int, float)) else number)
+
+
+@pytest.mark.parametrize(("path", "statement", "number"), STATEMENTS)
+def test_documented_number_is_the_number_in_the_code(
+    path: str, statement: str, number: object
+) -> None:
+    assert shown(statement, number) in text_of(path)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_each_number_with_a_unit_belongs_to_a_statement(path: str) -> None:
+    """A number of the code needs a row of `STATEMENTS`, another number an item of `OTHER`."""
+    text = text_of(path)
+    for page, statement, number in STATEMENTS:
+        if page == path:
+            text = text.replace(shown(statement, number), "")
+    for statement in OTHER:
+        text = text.replace(statement, "")
+    prose = re.sub(r"```.*?```", "", text)  # Samples have numbers of their own.
+    assert NUMBER.findall(prose) == []
