@@ -59,6 +59,7 @@ from flux0.testing import (
 )
 from flux0.turns import turn_reading
 from support.cost import calls_made
+from support.ending import ends_soon
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
@@ -510,7 +511,8 @@ async def test_plain_message_on_the_session_ends_the_background_turn(mode: Mode)
 async def test_closing_the_client_ends_its_background_turns(mode: Mode) -> None:
     server = Server(mode, ["a", Gate()])
     turn = await server.turns.start_async(await server.conversation(), "Hi")
-    await server.client.close_async()
+    with ends_soon():
+        await server.client.close_async()
     kind, message = error_in((await gathered(turn.relay_async()))[-1])
     assert kind == "ClientClosed"
     assert message == "this Flux0 client is closed: create a new client"
@@ -523,7 +525,8 @@ async def test_close_stops_the_turns_and_rejects_later_messages(mode: Mode) -> N
     server = Server(mode, ["a", Gate()])
     conversation = await server.conversation()
     turn = await server.turns.start_async(conversation, "Hi")
-    await server.turns.close_async()
+    with ends_soon():
+        await server.turns.close_async()
     assert error_in((await gathered(turn.relay_async()))[-1]) == (
         "ClientClosed",
         "this BackgroundTurns is closed",
@@ -533,7 +536,8 @@ async def test_close_stops_the_turns_and_rejects_later_messages(mode: Mode) -> N
         await server.turns.start_async(conversation, "Hi")
     assert len(server.fake.calls) == sent
     assert await server.turns.join_async(conversation.session_id) is None
-    await server.turns.close_async()
+    with ends_soon():  # The rejected message has left nothing to wait for.
+        await server.turns.close_async()
 
 
 @in_every_mode
@@ -543,7 +547,8 @@ async def test_close_waits_for_running_turns_up_to_drain_seconds(mode: Mode) -> 
     turn = await server.turns.start_async(await server.conversation(), "Hi")
     await reached(mode, gate)
     threading.Timer(0.05, gate.open).start()
-    await server.turns.close_async(drain_seconds=TIMEOUT)
+    with ends_soon():
+        await server.turns.close_async(drain_seconds=TIMEOUT)
     assert (await turn.wait_async()).text == "a\nb"
 
 
@@ -623,7 +628,8 @@ async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mod
 
     server.transport.is_open.clear()
     await at_once(mode, send, stop)
-    kind, message = error_in((await gathered(results[0].relay_async()))[-1])
+    with ends_soon():
+        kind, message = error_in((await gathered(results[0].relay_async()))[-1])
     assert (kind, message) == ("TurnStopped", "the reason")
     server.fake.assert_no_open_streams()
 

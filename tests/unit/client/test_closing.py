@@ -22,6 +22,7 @@ from flux0.ports import Response
 from flux0.testing import FakeTransport, Gate, Say
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import ServerSteps, WaitForRelease, http_response
+from support.ending import ends_soon
 from support.in_memory import SSE, chunk, in_every_mode
 from support.modes import call_blocking, in_mode
 from support.sending import over
@@ -42,7 +43,8 @@ async def list_agents(flux0: Flux0) -> None:
 
 def close_sync(flux0: Flux0, ready: Callable[[], object]) -> None:
     ready()
-    flux0.close()
+    with ends_soon():
+        flux0.close()
 
 
 async def run_and_close(
@@ -59,12 +61,14 @@ async def run_and_close(
         with ThreadPoolExecutor(1) as threads:
             closing = threads.submit(close_sync, flux0, ready)
             await run()
-            closing.result()
+            with ends_soon():
+                closing.result()
     else:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(run)
             await call_blocking(way.mode, ready)
-            await flux0.close_async()
+            with ends_soon():
+                await flux0.close_async()
 
 
 @over(*WAYS)
@@ -177,7 +181,7 @@ async def test_signal_handler_that_closes_the_client_ends_a_reader_of_the_same_t
         sending = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGUSR1))
         sending.start()
         try:
-            with pytest.raises(ClientClosed):
+            with pytest.raises(ClientClosed), ends_soon():
                 await anext(stream)
         finally:
             sending.join()

@@ -19,6 +19,7 @@ from flux0.ports import Response
 from flux0.testing import FakeTransport
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
+from support.ending import ends_soon
 from support.in_memory import SSE, Script, chunk, in_every_mode, script
 from support.modes import in_mode
 from support.sending import over
@@ -66,13 +67,14 @@ async def test_stop_and_close_end_a_turn_that_waits_for_the_server(way: Way, end
         turn = await turns.start_async(conversation, "Hi")
         relay = turn.relay_async()
         await anext(relay)
-        if end == "stop":
-            assert await turns.stop_async("s")
-        elif end == "close":
-            await turns.close_async()
-        else:
-            await client.close_async()
-        (last,) = [piece async for piece in relay]
+        with ends_soon():
+            if end == "stop":
+                assert await turns.stop_async("s")
+            elif end == "close":
+                await turns.close_async()
+            else:
+                await client.close_async()
+            (last,) = [piece async for piece in relay]
         assert last.startswith(b"event: error\nid: 2\n")
         assert (b"TurnStopped" if end == "stop" else b"ClientClosed") in last
         server.wait_until_closed()

@@ -41,6 +41,7 @@ from flux0.domain.errors import (
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
 from flux0.turns.log_relay import LogReader, wait_for_end
+from support.ending import ends_soon
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.modes import run
@@ -57,6 +58,7 @@ from support.turn_processes import event, turn_bytes
 TIMEOUT = 20.0
 LEASE_SECONDS = 1.0
 with_short_lease = pytest.mark.parametrize("lease_seconds", [LEASE_SECONDS], indirect=True)
+NO_EXPIRY = -1
 # A batch takes two of these events.
 LARGE = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
 
@@ -83,10 +85,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def server(shared: RedisServer) -> RedisServer:
+def server(shared: RedisServer) -> Iterator[RedisServer]:
+    """The server without data. After the test, each key expires sooner or later."""
     with shared.client() as client:
         client.flushall()
-    return shared
+        yield shared
+        assert [key for key in client.scan_iter() if client.ttl(key) == NO_EXPIRY] == []
 
 
 @pytest.fixture
@@ -710,8 +714,9 @@ def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisSe
         assert len(started) == 4
         log.append(event("turn", 1))
         log.finish(LogEnd(finished=True))
-        stores[0].close()
-        stores[0].close()
+        with ends_soon():
+            stores[0].close()
+            stores[0].close()
         assert wait_for_end(copy, TIMEOUT)
         assert copy.end == LogEnd(finished=True)
 
@@ -719,7 +724,8 @@ def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisSe
         running = claimed(stores[2], turn_id="running")
         copy = stores[1].find("session")
         assert copy is not None
-        stores[1].close()
+        with ends_soon():
+            stores[1].close()
         assert copy.end is not None
         assert isinstance(copy.end.error, ClientClosed)
         running.finish(LogEnd())
@@ -969,6 +975,7 @@ def test_calls_that_fail_do_not_delay_the_events_of_other_sessions(
 ) -> None:
     with server.client() as client:
         client.lpush("flux0:{broken}", "not a turn")
+        client.expire("flux0:{broken}", 60)
     log = claimed(store)
     copy = other.find("session")
     assert copy is not None
