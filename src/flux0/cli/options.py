@@ -18,6 +18,7 @@ from flux0.models import InvalidArgument
 
 _COMPLETION_MS = 2_000  # The longest time that a shell waits for completions.
 _SAFE = re.compile(r"[\w.-]+")  # The pattern of text in which a shell interprets no character.
+_HYPHEN_ID = re.compile(rf"-[\w-]{{{ID_LENGTH - 1}}}", re.ASCII)
 
 
 def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
@@ -144,6 +145,6 @@ class CommandWithId(TyperCommand):
     """A command whose only positional argument is an id. The id may begin with a hyphen."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and len(args[0]) == ID_LENGTH and args[0].startswith("-"):
+        if args and _HYPHEN_ID.fullmatch(args[0]):
             args = [*args[1:], "--", args[0]]
         return super().parse_args(ctx, args)

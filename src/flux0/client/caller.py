@@ -141,10 +141,8 @@ class Caller:
 
     def sync_driver(self) -> Driver:
         if self._driver is None:
-            raise Flux0Error(
-                "this client has only an async transport: call the methods that end in _async, "
-                "or pass a sync transport or client, too"
-            )
+            advice = "call the methods that end in _async, or pass a sync transport or client, too"
+            raise Flux0Error(f"this client has only an async transport: {advice}")
         return self._driver
 
     def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:

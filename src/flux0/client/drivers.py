@@ -209,6 +209,5 @@ def _limited(request: CallRequest, deadline: Deadline | None, time: Time) -> Cal
 
 
 def _not_an_effect(value: object) -> TypeError:
-    return TypeError(
-        f"a flow must yield effects, not {value!r}; call other flows with `yield from`"
-    )
+    problem = f"a flow must yield effects, not {value!r}; call other flows with `yield from`"
+    return TypeError(problem)

@@ -21,10 +21,9 @@ T = TypeVar("T")
 def _refuse_eventlet() -> None:
     eventlet: Any = sys.modules.get("eventlet")
     if eventlet is not None and eventlet.patcher.is_monkey_patched("socket"):
-        raise Flux0Error(
-            "eventlet has replaced the sockets of this process, and flux0 does not support them: "
-            "use threads or asyncio, or do not patch the module socket"
-        )
+        problem = "has replaced the sockets of this process, and flux0 does not support them"
+        advice = "use threads or asyncio, or do not patch the module socket"
+        raise Flux0Error(f"eventlet {problem}: {advice}")
 
 
 def choose_transports(

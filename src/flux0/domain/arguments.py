@@ -179,11 +179,8 @@ def _field(argument: str, name: str, value: object) -> tuple[str, str]:
     if not isinstance(value, str):
         raise InvalidArgument(argument, f"has a {_kind(value)} for {name!r}: it must be a str")
     if not _FIELD_VALUE.fullmatch(value):
-        problem = (
-            f"has an invalid value for {name!r}: it must be Latin-1 without line breaks, control "
-            f"characters, or spaces at the start or end"
-        )
-        raise InvalidArgument(argument, problem)
+        valid = "Latin-1 without line breaks, control characters, or spaces at the start or end"
+        raise InvalidArgument(argument, f"has an invalid value for {name!r}: it must be {valid}")
     return name, value
 
 

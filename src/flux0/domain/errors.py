@@ -151,11 +151,10 @@ class AgentNotFound(Flux0Error, LookupError):
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:
         existing = ", ".join(f"{agent.name!r} of type {agent.type!r}" for agent in agents)
-        super().__init__(
-            f"the server has no agent{f' of {wanted}' if wanted else ''}; "
-            f"existing agents: {existing or 'none'}; "
-            f"create one with agents.create(name=..., type_=...)"
-        )
+        agent = f"agent of {wanted}" if wanted else "agent"
+        advice = "create one with agents.create(name=..., type_=...)"
+        known = f"existing agents: {existing or 'none'}"
+        super().__init__(f"the server has no {agent}; {known}; {advice}")
         self.agents = agents
 
 
@@ -371,10 +370,8 @@ class TurnTooLarge(StreamError):
     """
 
     def __init__(self, limit: int) -> None:
-        super().__init__(
-            f"the first events of the turn were dropped: the turn is larger than "
-            f"{limit:,} bytes (max_turn_bytes)"
-        )
+        reason = f"the turn is larger than {limit:,} bytes (max_turn_bytes)"
+        super().__init__(f"the first events of the turn were dropped: {reason}")
         self.limit = limit
 
 

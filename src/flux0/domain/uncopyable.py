@@ -12,7 +12,6 @@ class Uncopyable:
     """
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            f"{type(self).__name__} cannot be pickled or copied, because it uses the connections "
-            f"of its client: create a Flux0 client in each process, and pass ids"
-        )
+        problem = "cannot be pickled or copied, because it uses the connections of its client"
+        advice = "create a Flux0 client in each process, and pass ids"
+        raise TypeError(f"{type(self).__name__} {problem}: {advice}")

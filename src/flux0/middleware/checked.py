@@ -28,32 +28,27 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
     for function in (layer, type(layer).__call__):
         if iscoroutinefunction(function) or isasyncgenfunction(function):
             kind = "function" if iscoroutinefunction(function) else "generator"
-            raise InvalidArgument(
-                "middleware",
-                f"must contain generator functions, not the async {kind} {layer!r}: write def, "
-                "and yield Await(...) to await",
-            )
+            advice = "write def, and yield Await(...) to await"
+            problem = f"must contain generator functions, not the async {kind} {layer!r}: {advice}"
+            raise InvalidArgument("middleware", problem)
 
     def run(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         flow = layer(request, send)
         if not isinstance(cast("object", flow), Generator):
-            raise TypeError(
-                f"the middleware {layer!r} must be a generator function, but returned {flow!r}: "
-                "send the request with `response = yield from send(request)`"
-            )
+            advice = "send the request with `response = yield from send(request)`"
+            problem = f"must be a generator function, but returned {flow!r}: {advice}"
+            raise TypeError(f"the middleware {layer!r} {problem}")
         response = yield from flow
         if not isinstance(cast("object", response), Response):
-            raise TypeError(
-                f"the middleware {layer!r} returned {response!r}, not a Response: "
-                "end the function with `return response`"
-            )
+            problem = f"returned {response!r}, not a Response"
+            advice = "end the function with `return response`"
+            raise TypeError(f"the middleware {layer!r} {problem}: {advice}")
         is_stream = request.is_streaming(response.status_code) and is_event_stream(response.headers)
         body = response.body
         if is_stream and not (hasattr(body, "read") or hasattr(body, "read_async")):
-            raise TypeError(
-                f"the middleware {layer!r} returned {body!r} as the body of a stream: return the "
-                "response of `send`, or a body that is a ByteStream"
-            )
+            problem = f"returned {body!r} as the body of a stream"
+            advice = "return the response of `send`, or a body that is a ByteStream"
+            raise TypeError(f"the middleware {layer!r} {problem}: {advice}")
         return response
 
     def run_and_check(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:

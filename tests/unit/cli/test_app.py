@@ -404,7 +404,14 @@ def test_id_that_begins_with_a_hyphen_is_not_parsed_as_an_option(run: Run) -> No
         assert (result.exit_code, result.stdout) == (1, "")
         assert "has the id '-helpmeABC'" in result.stderr
         assert run(*command.split(), "-umeABCDEF", "--json").stdout == ""
+        assert (
+            "has the id '-helpmeABC'" in run(*command.split(), "--json", "--", "-helpmeABC").stderr
+        )
     assert "-helpmeABC" in run("chat", "--session", "-helpmeABC", "Hi").stderr
+
+
+def test_option_of_ten_characters_before_the_id_is_no_id(run: Run, used_session_id: str) -> None:
+    assert run("events", "--user=bob", used_session_id).exit_code == 0
 
 
 # --- one turn

@@ -124,10 +124,8 @@ class HttpxFamilyTransport:
     def send(self, request: Request) -> Response[ByteStream]:
         """Send `request` once; see `Transport.send`."""
         if not self.serves_sync:
-            raise Flux0Error(
-                "the transport has an async client only: use the methods that end in _async, or "
-                "pass a sync client as client="
-            )
+            advice = "use the methods that end in _async, or pass a sync client as client="
+            raise Flux0Error(f"the transport has an async client only: {advice}")
         built_in = None if self._client is not None else self._built_in_clients.get()
         client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace

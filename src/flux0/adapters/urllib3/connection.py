@@ -240,10 +240,9 @@ def tracked_class(connection_class: Any) -> type[Any]:
 def check_urllib3() -> None:
     """Raise `MissingDependency` if urllib3-future is installed under the name of urllib3."""
     if not any(base.__module__ == "http.client" for base in HTTPConnection.__mro__):
-        raise MissingDependency(
-            "urllib3-future replaces urllib3, and does not report whether a request was sent: "
-            "reinstall urllib3, or use HttpxTransport"
-        )
+        problem = "replaces urllib3, and does not report whether a request was sent"
+        advice = "reinstall urllib3, or use HttpxTransport"
+        raise MissingDependency(f"urllib3-future {problem}: {advice}")
 
 
 def check_type(argument: str, value: object, expected: type[Any]) -> None:

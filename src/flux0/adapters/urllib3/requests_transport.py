@@ -129,11 +129,9 @@ def _reject_retries(adapter: BaseAdapter) -> None:
     if isinstance(adapter, HTTPAdapter):
         retries = adapter.max_retries
         if retries.total or retries.total is None or retries.status_forcelist:
-            raise InvalidArgument(
-                "session",
-                "has an adapter with max_retries, which might send a request twice: "
-                "mount an adapter without it, and use RetryConfig",
-            )
+            advice = "mount an adapter without it, and use RetryConfig"
+            problem = f"has an adapter with max_retries, which might send a request twice: {advice}"
+            raise InvalidArgument("session", problem)
 
 
 def _send(connections: _Connections, request: Request) -> requests.Response:

@@ -286,10 +286,10 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
         body = path.read_bytes().removeprefix(BOM_UTF8)  # Some editors add a byte order mark.
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
-            raise CassetteError(
-                f"{path} has version {version} of the cassette format, but this version of flux0 "
-                f"reads only version {VERSION}: to record it again, {how_to_record(path)}"
-            )
+            known = f"but this version of flux0 reads only version {VERSION}"
+            advice = f"to record it again, {how_to_record(path)}"
+            problem = f"has version {version} of the cassette format, {known}: {advice}"
+            raise CassetteError(f"{path} {problem}")
         cassette = JsonCodec().decode(_CassetteFile, body)
     except FileNotFoundError:
         problem = f"cassette {path} does not exist: to record it, {how_to_record(path)}"

@@ -182,10 +182,9 @@ class FakeClock(Time):
             problem = "this call would never end: no more data is sent, and it has no read timeout"
             raise AssertionError(problem)
         if not (self.moves_by_itself or wait.is_timeout):
-            raise ClockStandsStill(
-                f"waiting for another {seconds:g} s on a FakeClock that only the test moves: "
-                f"call its advance({seconds:g}) first, or use FakeClock(moves_by_itself=True)"
-            )
+            problem = f"waiting for another {seconds:g} s on a FakeClock that only the test moves"
+            advice = f"call its advance({seconds:g}) first, or use FakeClock(moves_by_itself=True)"
+            raise ClockStandsStill(f"{problem}: {advice}")
         return None if self._sleep is None else partial(self._sleep, seconds)
 
     def _move_to(self, moment: float) -> None:
@@ -228,7 +227,6 @@ async def perform_async(waits: Waits[T], clock: FakeClock, *, in_real_time: bool
 
 
 def _gate_not_opened(wait: Wait) -> AssertionError:
-    return AssertionError(
-        f"an agent waited at a Gate that was not opened within {wait.real_timeout:g} s: "
-        "call open() on the gate, in another thread or task than the stream's reader"
-    )
+    problem = f"an agent waited at a Gate that was not opened within {wait.real_timeout:g} s"
+    advice = "call open() on the gate, in another thread or task than the stream's reader"
+    return AssertionError(f"{problem}: {advice}")

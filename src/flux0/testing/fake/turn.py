@@ -192,10 +192,9 @@ class FakeTurn:
             self._time = self._clock.now()
         self._silent_steps += 1
         if self._silent_steps > _MAX_SILENT_STEPS:
-            raise RuntimeError(
-                f"the agent ran {_MAX_SILENT_STEPS:,} steps in a row that sent no event: "
-                "an agent without an end must send events, or wait in a Pause or Gate"
-            )
+            problem = f"the agent ran {_MAX_SILENT_STEPS:,} steps in a row that sent no event"
+            advice = "an agent without an end must send events, or wait in a Pause or Gate"
+            raise RuntimeError(f"{problem}: {advice}")
         for plain in self._expander.expand(step):
             self._apply_step(plain)
             seen = self._clock.changes
