@@ -49,6 +49,7 @@ _INPUT = _schema(
 _OUTPUT = _schema(
     ["text", "session_id"], text="The agent's answer.", session_id="The session to continue."
 )
+_SCHEMAS: dict[str, Any] = {"input_schema": _INPUT, "output_schema": _OUTPUT}
 
 _SENT: Final = {
     "no": "The message was not sent.",
@@ -98,18 +99,8 @@ class AgentTools:
             agents = await self._client.agents.list_async()
         except Flux0Error as error:
             raise MCPError(types.INTERNAL_ERROR, self._logged("tools/list", error)) from error
-        return types.ListToolsResult(
-            tools=[
-                types.Tool(
-                    name=name,
-                    title=agent.name,
-                    description=agent.description or f"Send a message to the agent {agent.name}.",
-                    input_schema=_INPUT,
-                    output_schema=_OUTPUT,
-                )
-                for name, agent in tool_names(agents).items()
-            ]
-        )
+        tools = tool_names(agents).items()
+        return types.ListToolsResult(tools=[_tool(name, agent) for name, agent in tools])
 
     async def call_tool(
         self, context: Context, params: types.CallToolRequestParams
@@ -180,6 +171,11 @@ class AgentTools:
         parts = (part for message in messages for part in items_of(message.data))
         texts = (to_text(part.content) for part in parts if isinstance(part, models.ContentPart))
         return _utf8("\n".join(texts))
+
+
+def _tool(name: str, agent: Agent) -> types.Tool:
+    description = agent.description or f"Send a message to the agent {agent.name}."
+    return types.Tool(name=name, title=agent.name, description=description, **_SCHEMAS)
 
 
 def _utf8(text: str) -> str:

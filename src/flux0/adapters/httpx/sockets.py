@@ -156,12 +156,10 @@ class SyncBackend(Backend):
     ) -> SyncConnection:
         connect_by = None if timeout is None else time.monotonic() + timeout
         exchange, source = current_exchange.get()(), options.get("local_address")
-        connector = Connector(
-            timeout,
-            Interrupt() if exchange is None else exchange.interrupt,
-            options=(*(options.get("socket_options") or ()), _NO_DELAY),
-            source_address=None if source is None else (source, 0),
-        )
+        interrupt = Interrupt() if exchange is None else exchange.interrupt
+        socket_options = (*(options.get("socket_options") or ()), _NO_DELAY)
+        address = None if source is None else (source, 0)
+        connector = Connector(timeout, interrupt, socket_options, address)
         with _connect_errors(self.httpcore_module):
             sock = connector.connect(host, port)
         return SyncConnection(sock, self, connect_by)

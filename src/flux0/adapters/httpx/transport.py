@@ -198,13 +198,10 @@ class HttpxFamilyTransport:
         if "accept-encoding" not in request.headers:
             pairs += (("accept-encoding", ACCEPT_ENCODING),)
         try:
-            built: Any = client.build_request(
-                request.method,
-                request.url,
-                content=request.body,
-                headers=httpx.Headers(pairs, encoding="latin-1"),
-                timeout=(timeout.connect, timeout.read, timeout.write, timeout.pool),
-            )
+            headers = httpx.Headers(pairs, encoding="latin-1")
+            limits = timeout.connect, timeout.read, timeout.write, timeout.pool
+            options = {"content": request.body, "headers": headers, "timeout": limits}
+            built: Any = client.build_request(request.method, request.url, **options)
         # Invalid host names raise UnicodeError.
         except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error

@@ -146,12 +146,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
     recorder = _HookRecorder(prepared)
     with Urllib3Exchange(request) as exchange:
         try:
-            response = session.send(
-                prepared,
-                timeout=(request.timeout.connect, request.timeout.read),
-                allow_redirects=False,
-                **settings,
-            )
+            timeouts = request.timeout.connect, request.timeout.read
+            response = session.send(prepared, timeout=timeouts, allow_redirects=False, **settings)
         except BaseException as error:
             if recorder.response is not None and not _is_about(error, prepared):
                 recorder.response.close()

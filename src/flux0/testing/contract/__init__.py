@@ -20,15 +20,13 @@ tests for stores.
 
 from __future__ import annotations
 
+from pkgutil import iter_modules
 from typing import ClassVar
 
 import pytest
 
-_PARTS = (
-    *("base", "bodies", "connecting", "connections", "harness", "heads"),
-    *("turn_stores", "waiting"),
-)
-pytest.register_assert_rewrite(*(f"{__name__}.{part}" for part in _PARTS))
+_parts = iter_modules(__path__, f"{__name__}.")
+pytest.register_assert_rewrite(*(part.name for part in _parts))
 
 from flux0.testing.contract.base import THREADS
 from flux0.testing.contract.bodies import BodyContract

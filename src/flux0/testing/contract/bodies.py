@@ -50,15 +50,13 @@ _FIRST = Write(to_bytes(http_response(b"first", framing="chunked")[:-1]))
 _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
 _ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
+_LATE_CHECKSUM = Write(_ZIPPED), WaitForRelease(), Write(_BAD_CHECKSUM), Disconnect()
 # Maps the name of a fault after the first piece of a body to the steps that send this body, and to
 # the error that the transport must raise.
 _LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
-    "gzip": (
-        (Write(_ZIPPED), WaitForRelease(), Write(_BAD_CHECKSUM), Disconnect()),
-        errors.ProtocolError,
-    ),
+    "gzip": (_LATE_CHECKSUM, errors.ProtocolError),
     "gzip-at-once": ((Write(_ZIPPED + _BAD_CHECKSUM), Disconnect()), errors.ProtocolError),
     "end": ((_FIRST, WaitForRelease(), Disconnect()), errors.ConnectionInterrupted),
     "end-at-once": ((_FIRST, Disconnect()), errors.ConnectionInterrupted),

@@ -221,11 +221,10 @@ class IdleContract(Contract):
         long_pause = (b"first", Sleep(5 * pause), b"second")
         paused = harness.serve(http_response(*long_pause, framing="chunked")).url
         pooled = harness.serve(http_response(b"ok"))
+        silent = harness.serve(on_connect=(WaitForRelease(),)).url
         endless = partial(get, timeout=_ENDLESS)
         requests = {
-            "connect": endless(
-                harness.serve(on_connect=(WaitForRelease(),)).url.replace("http:", "https:")
-            ),
+            "connect": endless(silent.replace("http:", "https:")),
             "write": post(harness.listen()[1], bytes(16_000_000), timeout=_ENDLESS),
             "head": endless(harness.serve((WaitForRelease(),)).url),
             "body": endless(body),

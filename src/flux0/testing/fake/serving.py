@@ -139,14 +139,9 @@ class _Connection:
         # Targets without a leading slash, such as absolute URLs, must match no route.
         if not target.startswith("/"):
             target = f"//{target}"
-        return Request(
-            head.method.decode(),
-            f"{scheme}://{host}{target}",
-            headers,
-            bytes(body) or None,
-            stream=True,
-            timeout=Timeout(read=None),
-        )
+        url, content = f"{scheme}://{host}{target}", bytes(body) or None
+        limits = Timeout(read=None)
+        return Request(head.method.decode(), url, headers, content, stream=True, timeout=limits)
 
     async def _receive(self) -> Any:
         """Wait for the next h11 event."""

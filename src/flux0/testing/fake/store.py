@@ -87,19 +87,18 @@ class FakeStore:
         at: float | None = None,
     ) -> None:
         events = self.events[message.session_id]
-        events.append(
-            {
-                "id": self.new_id("event"),
-                "correlation_id": message.correlation_id,
-                "type": str(type),
-                "source": str(source),
-                "offset": len(events),
-                "data": data,
-                "deleted": False,
-                "metadata": metadata,
-                "created_at": self.created_at(at),
-            }
-        )
+        event: JSONObject = {
+            "id": self.new_id("event"),
+            "correlation_id": message.correlation_id,
+            "type": str(type),
+            "source": str(source),
+            "offset": len(events),
+            "data": data,
+            "deleted": False,
+            "metadata": metadata,
+            "created_at": self.created_at(at),
+        }
+        events.append(event)
 
     def add_chunk(self, chunk: ChunkEvent) -> bool:
         """Apply a chunk to its message, and return whether the server streams the chunk.
