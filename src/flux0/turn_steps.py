@@ -24,10 +24,10 @@ from flux0.relay_format import HEARTBEAT, RelayEncoder, general_text
 
 # The path at which an agent appends to the arguments of a tool call.
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
-# The paths at which an agent adds or names tool calls, or adds results.
+# The paths of patches that add a tool call, name a tool call, or add a tool result.
 _ITEMS: Final = re.compile("(/tool_calls(/[^/]+(/tool_name)?)?|/tool_call_results(/[^/]+)?)?")
-# A message is rebuilt for each of the first added calls and results, up to this number, and then
-# when it is settled.
+# Rebuilding a message is slow. While a message grows, it is rebuilt for at most this number of
+# added tool calls and results. When the message is complete, it is rebuilt once more.
 _MAX_REBUILDS: Final = 100
 
 _Text: TypeAlias = Literal["text-start", "text-delta", "text-end"]

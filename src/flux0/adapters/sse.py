@@ -209,7 +209,7 @@ class _EventDecoder:
             if blocks.startswith(start, position):
                 data_start = position + len(start)
                 end = blocks.find(b"\n", data_start)
-                # The whole block was parsed: it has only one line of data.
+                # The block has only one line of data if a blank line follows.
                 if blocks[end + 1] == _LF:
                     text = blocks[data_start:end].decode("utf-8", "replace")
                     events.append(

@@ -138,7 +138,8 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # Import these modules here: their import takes long, and `import flux0` must be fast.
+        # These imports are slow. Therefore, a client's creation runs them, and `import flux0` stays
+        # fast.
         for module in _IMPORTED_IN_CALLS:
             import_module(module)
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415

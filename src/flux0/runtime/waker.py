@@ -26,7 +26,7 @@ class Waker:
 
         Safe in any thread and in finalizers.
         """
-        with suppress(RuntimeError):  # release() fails if `wake` was already called.
+        with suppress(RuntimeError):  # `release` raises RuntimeError if `wake` was called before.
             self._woken.release()
 
     def wait(self, seconds: float | None) -> bool:

@@ -58,7 +58,7 @@ class Transition:
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # Several threads may append a transition at the same time. Only the first one is used.
+    # Several threads may append a transition at the same time. Only the first transition is valid.
     next: list[Transition] = field(factory=list["Transition"], init=False)
 
 

@@ -48,8 +48,8 @@ class LogReader:
             self.error = error.with_traceback(None)
             return None
         if not events and end is not None:
-            # The error has the number after the last event. If `position` is larger, the error was
-            # read before.
+            # An error at the end has the number after the last event. If `position` is larger than
+            # the last event's number, the error was read before.
             is_read = end.has_numbered_error and self.position > self.log.last
             self.error = None if is_read else end.error
             return None
@@ -107,8 +107,8 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-# The pieces of a relay. A generator yields the reader if the relay must wait for more events, and
-# is sent whether there are more events.
+# A generator of the pieces of a relay. It yields its `LogReader` if the relay must wait for more
+# events. After the wait, the relay sends it whether there are more events.
 Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
 

@@ -81,7 +81,7 @@ class MemoryTurnStore(TurnStore):
         self._ended_at[log] = self._clock()
 
     def _clean_later(self) -> None:
-        # Check all turns only from time to time, because there may be many.
+        # Check all turns only sometimes, because a process may have many turns.
         method = WeakMethod(self._remove_expired)
 
         def clean() -> None:

@@ -60,7 +60,7 @@ _DEADLOCK: Final = (
     "returns: use the _async method in this loop, or run the loop until the task has ended"
 )
 
-# The longest time to wait, in seconds, and the error to raise if the wait takes longer.
+# The longest time of a wait in seconds, and the error to raise after this time.
 _Limit: TypeAlias = tuple[float, TransportTimeout]
 
 

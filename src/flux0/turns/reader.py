@@ -51,7 +51,8 @@ class ReaderRole:
     def __init__(self, running: Callable[[], object], turn: Turn) -> None:
         self._running = running
         self._turn = turn
-        # Weak references: a loop that is left gives up the role even if Ctrl-C interrupts it.
+        # Weak references: when a loop ends, it gives up the role, even if Ctrl-C has interrupted
+        # the loop.
         self.readers: list[ref[Reader]] = []
         self.lock: Lock = Lock()
 
@@ -68,7 +69,8 @@ class ReaderRole:
         """
         generators = _running_generators if owner is None else frozenset[int]
         owner = owner or self._running()
-        # A thread that is refused must not hold the lock: the reader could not continue meanwhile.
+        # Check before acquiring the lock. A rejected thread that holds the lock would stop the
+        # reader.
         self._check(owner, generators)
         if not self.lock.acquire(NO_WAIT):
             raise self.in_use()
@@ -89,7 +91,9 @@ class ReaderRole:
             # of `anext` in a task of its own.
             has_ended = getattr(reader.owner, "done", bool)()
             if not has_ended and reader.generators.isdisjoint(generators()):
-                del reader  # An error that is kept must not keep the role with its traceback.
+                # The error's traceback refers to this frame. Without `del`, a stored error would
+                # keep the reader's role.
+                del reader
                 raise self.in_use()
 
 

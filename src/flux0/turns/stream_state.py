@@ -266,7 +266,8 @@ class StreamState(Uncopyable):
         event = self._content.agent_error
         if event is None:
             return None
-        # Copy the data: an observer may change them, and the user gets `event`.
+        # Copy the data, because an observer may change them, and the user gets the original
+        # `event`.
         return self._turn.attach_request(AgentError(copied(event.data.data)))
 
     def _raise_agent_error(self) -> None:

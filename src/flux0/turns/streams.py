@@ -220,7 +220,8 @@ class EventStream(StreamState):
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:
-            if self._content.unread is not unread:  # Another loop or thread has received events.
+            # Another loop or thread has received events since this loop has taken the last event.
+            if self._content.unread is not unread:
                 return True
             if not (self._life.is_readable or self._is_readable()):
                 return False

@@ -41,7 +41,7 @@ class TurnContent:
         self._process = OwnerProcess()
         self.unread: Iterator[tuple[StreamEvent, ServerSentEvent]] = iter(())
         self._taken: deque[StreamEvent] = deque()
-        self._size = 0  # The bytes of the events since `add` has folded events.
+        self._size = 0  # The number of bytes that were added since `add` last folded the events.
         self.status: SessionStatus | str | None = None
         self.agent_error: StatusEvent | None = None
         self.text: str = ""

@@ -115,7 +115,8 @@ class ThreadReading(TurnReading[EventStream]):
         def run() -> None:
             context.run(self._read, stream)
 
-        # The message was sent, so the error must not be a ConnectError.
+        # If no thread can be started, raise ConnectionInterrupted: the message was sent, and a
+        # ConnectError would mean that it was not sent.
         start_thread(run, "flux0-background-turn", ConnectionInterrupted)
 
     def _read(self, stream: EventStream) -> None:

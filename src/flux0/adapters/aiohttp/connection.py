@@ -27,7 +27,8 @@ class AiohttpConnection(ResponseHandler):
     so the attributes are class attributes with defaults.
     """
 
-    deadline: float | None = None  # The loop time when the wait expires. None if no task waits.
+    # The event loop's time at which the current wait ends with a timeout; None without a wait.
+    deadline: float | None = None
     _limit: float = 0.0  # How long the waiting task waits, in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
     # The response body; None until the response head is received.

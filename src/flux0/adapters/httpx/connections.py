@@ -74,7 +74,8 @@ class HttpxConnection(ABC):
 
     def __init__(self, backend: Backend, connect_by: float | None) -> None:
         self._backend, self._httpcore_module = backend, backend.httpcore_module
-        self._connect_by = connect_by  # The connect deadline, as a time of `time.monotonic`.
+        # The time of `time.monotonic` by which the connection must be established.
+        self._connect_by = connect_by
         self.connecting: bool = True
         self._sending = False
         # The limit for the current piece of a body, in seconds, and the moment of

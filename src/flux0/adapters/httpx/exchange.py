@@ -41,8 +41,9 @@ _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
-# Returns the exchange for which the current thread or task is using the HTTP library. A weak
-# reference: timers of asyncio, and tasks that the user's hooks start, keep copies of the context.
+# A function that returns the exchange of the current thread or task. The function is a weak
+# reference, because timers of asyncio, and tasks that the user's hooks start, keep copies of the
+# context.
 current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = ContextVar(
     "current_exchange", default=do_nothing
 )

@@ -66,7 +66,8 @@ class JsonCodec:
 
     def encode(self, value: Any, argument: str = "value") -> bytes:
         body = _convert(_encode, value, argument)
-        if rb"\ud" in body:  # An escaped surrogate. In a pair with another surrogate, it is valid.
+        # `\ud...` is an escaped surrogate, which is valid only as a half of a pair.
+        if rb"\ud" in body:
             arguments.check_utf8(argument, _unescaped(_load(body)))
         return body
 

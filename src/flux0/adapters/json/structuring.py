@@ -113,7 +113,8 @@ def _mapping(value: Any, _: Any) -> Any:
     if type(value) is not dict:
         raise TypeMismatch("a dict", value)
     data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-    # Measure the depth only if there is a nested value; most mappings, such as metadata, have none.
+    # Measure the depth only if a value is nested, because most mappings, such as metadata, are
+    # flat.
     for item in data.values():
         if type(item) is dict or type(item) is list:
             _check_depth(data)

@@ -75,7 +75,8 @@ class Connector:
                     return sock
             raise failures[-1]
         finally:
-            failures.clear()  # Break a reference cycle: the tracebacks refer to the list.
+            # Break a reference cycle: tracebacks of the failures refer to this list.
+            failures.clear()
 
     def _make_socket(self, *kind: Any) -> socket.socket:
         return socket.socket(*kind)

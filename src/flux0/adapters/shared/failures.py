@@ -127,6 +127,6 @@ def _system(error: OSError) -> str:
 
 
 def _message(error: BaseException) -> str:
-    # Prefer `message`: the str() of aiohttp's errors also contains headers.
+    # Prefer the attribute `message`, because the str() of aiohttp's errors also contains headers.
     message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

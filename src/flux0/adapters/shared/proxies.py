@@ -94,7 +94,8 @@ def _is_direct(server: SplitResult, exceptions: str) -> bool:
         name = exception.strip().strip(".")
         if name and (f".{host}".endswith(f".{name}") or place == name):
             return True
-        with suppress(ValueError):  # `host` is not an address, or `name` is not a network.
+        # ValueError: `host` is not an IP address, or `name` is not a network.
+        with suppress(ValueError):
             if ip_address(host) in ip_network(name, strict=False):
                 return True
     return False

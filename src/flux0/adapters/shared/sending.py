@@ -51,7 +51,7 @@ def wait(
             return bool(readable), bool(writable or failed)
         poll = select.poll()
         poll.register(sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
-    except ValueError:  # A signal handler or another thread has closed the socket.
+    except ValueError:  # ValueError: a signal handler or another thread has closed the socket.
         return read, write
     found = poll.poll(None if timeout is None else timeout * 1000)
     events = found[0][1] if found else 0

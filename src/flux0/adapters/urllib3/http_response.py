@@ -170,7 +170,8 @@ class _HeadFile:
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        # The next line must match this pattern. None until the status line was read.
+        # The pattern that the next line of the head must match; None until the status line was
+        # read.
         self._valid_line: re.Pattern[bytes] | None = None
 
     def readline(self, limit: int) -> bytes:

@@ -118,7 +118,9 @@ class Slots:
         finally:
             with suppress(ValueError):
                 self._waiting.remove(waker)
-            if self._slots:  # `put` may have woken this thread for a slot that is still free.
+            # `put` may have woken this thread for a free slot that it did not take: wake another
+            # thread.
+            if self._slots:
                 self._wake_next()
 
     def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue

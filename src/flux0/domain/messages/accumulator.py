@@ -208,8 +208,8 @@ class _MessageBuilder:
 
     def message(self) -> TurnMessage | None:
         if self._stale:
-            # Drop the old message first: CPython appends to a string without copying it only if
-            # there is no other reference to the string.
+            # Drop the old message before building the new message: CPython appends to a string
+            # without copying the string only if there is no other reference.
             self._message = None
             self._message = self.finalized(partial=True)
             self._stale = False

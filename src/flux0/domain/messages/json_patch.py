@@ -106,7 +106,8 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
         root = {"": _with_parents(document, operation.path, budget)}
         _apply(root, segments, operation, budget)
     except PatchError:
-        if document is None:  # The new document is discarded, so refund its size.
+        # The operation has failed, so the new document is discarded, and its size is refunded.
+        if document is None:
             budget.remaining = remaining
         raise
     return root[""]

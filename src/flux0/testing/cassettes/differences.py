@@ -14,9 +14,11 @@ from flux0.testing.fake.calls import ReceivedCall, call_from
 
 _NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
-_MAX_SHOWN: Final = 100  # The largest number of characters of a value in an error message.
-_MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument of a call.
-_CONTEXT: Final = 30  # Characters that are shown before and after the first difference.
+_MAX_SHOWN: Final = 100  # The largest number of characters of one value in an error message.
+# The largest number of characters of one argument in the description of a call.
+_MAX_ARGUMENT: Final = 40
+# The number of characters that are shown before and after the first difference.
+_CONTEXT: Final = 30
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:

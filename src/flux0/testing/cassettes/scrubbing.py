@@ -94,9 +94,10 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         values = [patch["value"] for *_, patch in added]
         scrubbed = scrub("".join(values))
         if scrubbed == "".join(map(scrub, values)):
-            # No string to replace is split between events, so `_scrub_text` finds each of them.
+            # No secret is split between two events, so `_scrub_text` finds all secrets.
             continue
-        # The first event gets the whole text. Its parts cannot be assigned to the other events.
+        # Replace the text of the first event by the whole text, because the replaced text cannot be
+        # split among the events.
         for piece, number, event, patch in added:
             patch["value"], scrubbed = scrubbed, ""
             piece[number] = _DATA + json.dumps(event)

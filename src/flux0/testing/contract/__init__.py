@@ -49,7 +49,8 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    # pytest runs the first base class last. Its tests are slow, so they run last.
+    # `IdleContract` is the first base class, whose tests pytest runs last, because its waits run in
+    # the background during the other tests.
     IdleContract,
     HeadContract,
     BodyContract,

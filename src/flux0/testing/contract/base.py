@@ -22,9 +22,10 @@ from flux0.testing.contract.harness import (
     run_in_thread,
 )
 
-# A timeout in seconds, within which the test server begins its response, even on a busy machine.
+# A timeout in seconds that is long enough for a response of the test server, even on a busy
+# machine.
 SHORT: Final = 0.2
-EXPIRY: Final = 0.05  # A timeout in seconds, for tests in which it always expires.
+EXPIRY: Final = 0.05  # A timeout in seconds for tests that wait until the timeout expires.
 THREADS: Final = "threads"
 _MAX_SHOWN: Final = 300  # The largest number of characters of a value in a message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(

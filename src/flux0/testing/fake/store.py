@@ -110,8 +110,8 @@ class FakeStore:
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # The server drops the patches. If the chunk is the first of its message, the server
-            # still uses its metadata.
+            # If `seq` has a gap, the server ignores the patches of a chunk, but it still uses the
+            # metadata of a message's first chunk.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)

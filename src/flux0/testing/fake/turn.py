@@ -188,7 +188,8 @@ class FakeTurn:
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
-        if self._clock.now() > self._continued_at:  # The agent's own code has waited on the clock.
+        # The agent's own code has waited on the fake's clock since its last step.
+        if self._clock.now() > self._continued_at:
             self._time = self._clock.now()
         self._silent_steps += 1
         if self._silent_steps > _MAX_SILENT_STEPS:
@@ -228,7 +229,8 @@ class FakeTurn:
                 case steps.SendChunk():
                     self._send_chunk(step)
                 case steps.Report(SessionStatus.COMPLETED):
-                    # The agent continues, but its further events are dropped.
+                    # After the status `completed`, the agent continues, but its further events are
+                    # dropped.
                     self.completed = True
                 case steps.Report():
                     self._send_status(step)
