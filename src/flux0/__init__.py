@@ -91,7 +91,8 @@ _EXTRAS = {
 
 
 def __getattr__(name: str) -> Any:
-    # Import all errors with the first name, so that `except flux0.APIError` never runs an import.
+    # When one error is accessed, import all errors, so that `except flux0.APIError` never runs an
+    # import.
     models = import_module("flux0.models")
     if name in _EXTRAS:
         try:

@@ -39,7 +39,7 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 
 # A part of the encoded status `error`, in which the agent's text must be replaced.
 AGENT_ERROR: Final = b'"status": "error"'
-# flux0 wrote the messages of these errors, so readers may see them.
+# The classes of errors whose messages flux0 wrote, so that readers may see them.
 _PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, TurnTooLarge)
 
 

@@ -106,7 +106,8 @@ class _Message:
     kind: _Part  # The types of the steps that encode the message's text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
-    open_text: str = ""  # The id of the open text part.
+    # The id of the text part that was started and not ended; empty without such a part.
+    open_text: str = ""
     is_settled: bool = False
     rebuilds: int = 0
 

@@ -221,7 +221,7 @@ class OpenTelemetry(Observer):
             status = str(error.status_code) if isinstance(error, APIError) else None
             attributes["error.type"] = status or type(error).__qualname__
             span.set_attributes(attributes)
-            # flux0 wrote the messages of these classes. Messages of other errors may contain
+            # The classes of errors whose messages flux0 wrote. Messages of other errors may contain
             # text from the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))

@@ -27,7 +27,7 @@ _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 # The parser states. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
-_IN_LINE: Final = 2  # The last line is incomplete.
+_IN_LINE: Final = 2  # The last received line is incomplete.
 _AFTER_LINE: Final = 3  # The last line is complete, and was not blank.
 _AFTER_CR: Final = 4  # The last byte was a CR. A following LF belongs to the same line end.
 _FAILED: Final = 5  # An event was too large. The parser stays in this state.
@@ -217,7 +217,7 @@ class _EventDecoder:
                     )
                     position = end + 2
                     continue
-            elif blocks[position] == _LF:  # Skip a further blank line.
+            elif blocks[position] == _LF:  # Skip a second blank line between two blocks.
                 position += 1
                 continue
             end = blocks.find(b"\n", position)
@@ -246,7 +246,7 @@ class _EventDecoder:
                 retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # Do not use `name`: in this block, a second event line may follow the data.
+            # Do not use `name`, the block's name so far: a second event line may follow the data.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:

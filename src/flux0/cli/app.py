@@ -33,7 +33,7 @@ from flux0.models import InvalidArgument
 if TYPE_CHECKING:
     from flux0.testing import FakeTransport
 
-_FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes.
+_FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes of the command line.
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -227,7 +227,7 @@ def mcp(
             serve_stdio,
         )
 
-        flux0.agents.list()  # This call fails at once if the server cannot be reached.
+        flux0.agents.list()  # List the agents to fail at once if the server cannot be reached.
         server = create_server(flux0, show_errors=show_errors)
         if http:
             serve_http(server, host, port)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from flux0 import SessionStatus, testing
 
 _PIECE_LENGTH = 4  # The typical length of a token of a language model, in characters.
-_PIECE_SECONDS = 0.02  # The pause between two pieces of text.
+_PIECE_SECONDS = 0.02  # The pause in seconds between two pieces of text.
 _THINKING_SECONDS = 0.3
 _TOOL_SECONDS = 0.5
 

@@ -156,8 +156,8 @@ class Caller:
         if self._is_view:
             return
         self._calls.close()
-        # First mark the streams as closed. Otherwise, closing the connections would make their
-        # readers raise transport errors instead of ClientClosed.
+        # Mark the streams as closed before the connections are closed. In the other order, readers
+        # would get transport errors instead of ClientClosed.
         self.open_turns.mark_closed()
         if self._driver is not None:
             self._driver.transport.close()

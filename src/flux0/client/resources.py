@@ -296,7 +296,7 @@ class Message:
         self._session = call.server_url, session_id
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
-        # These options also apply when the stored events are listed.
+        # The options of the message also apply when its stored events are listed.
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:

@@ -60,7 +60,7 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     def close(self) -> None:
         self._coroutine.close()
 
-    # Hide these methods from type checkers, so that they report a missing `await`.
+    # Hide the methods of a coroutine from type checkers, so that they report a missing `await`.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -72,7 +72,7 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         __exit__ = __iter__ = __aiter__ = __anext__ = __enter__
 
         def __next__(self) -> Any:
-            # asyncio calls this method, and not `send`, to resume the coroutine of a task.
+            # asyncio resumes the coroutine of a task with `__next__`, not with `send`.
             task: Any = running_task()
             if hasattr(task, "get_coro") and task.get_coro() is self:
                 return self.send()

@@ -28,8 +28,8 @@ _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])
 # RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
 # `%` is allowed, too, but must be encoded, because it introduces the other encoded characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
-# The user must not set these fields: a wrong value would truncate the request, or the server would
-# read a part of the body as a second request.
+# Header fields that the user must not set: a wrong value would truncate the request, or the server
+# would read a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 

@@ -15,7 +15,7 @@ E = TypeVar("E", bound="Flux0Error")
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request; see `Flux0Error.sent`."""
 
-_EXCERPT_LENGTH = 200  # An error shows at most this many characters of a body.
+_EXCERPT_LENGTH = 200  # The largest number of characters of a body in an error message.
 # Attributes that refer to a connection or a client. Unpickled errors have their default, None.
 _NOT_PICKLED = frozenset({"raw_response", "_list_stored"})
 

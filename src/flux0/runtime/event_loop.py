@@ -76,7 +76,7 @@ def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
         with fork_lock:  # A forked child would inherit the locks of modules that are imported.
             import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
-            anyio.current_time()  # anyio imports its part for asyncio or trio at the first use.
+            anyio.current_time()  # At its first use, anyio imports its part for asyncio or trio.
     except OSError as error:
         raise ConnectError(os.strerror(error.errno or 0).lower()) from error
     return anyio
@@ -129,7 +129,8 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
     """
     try:
         (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
-    except RuntimeError:  # asyncio and trio raise this error if the loop has ended.
+    # If the loop has ended, asyncio raises RuntimeError, and trio raises a subclass of it.
+    except RuntimeError:
         return False
     return True
 

@@ -20,7 +20,8 @@ from typing import Final, Generic, TypeVar, final
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 
 T = TypeVar("T")
-# The argument `blocking` of `Lock.acquire`. Passing it by name doubles the time of the call.
+# The argument `blocking` of `Lock.acquire`. As a keyword argument, it would double the time of the
+# call.
 NO_WAIT: Final = False
 
 

@@ -15,7 +15,8 @@ from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
-# Readers get the events of about this many bytes at once, so that the pieces of a relay are small.
+# The number of bytes of events, about, that readers get at once, so that the pieces of a relay are
+# small.
 READ_BYTES: Final = 64 * 1024
 _PLAIN: Final = (str, int, float, type(None))
 _INHERITED: Final = "a forked child cannot read a turn that its parent reads"
@@ -161,7 +162,8 @@ class TurnLog:
         self._ends.append(end)
         if self._ends[0] is end:
             on_end = self.on_end
-            # Both functions refer to this log. A reference cycle would delay its removal.
+            # The functions `stop` and `on_end` refer to this log. A reference cycle would delay its
+            # removal.
             self.on_end = self.stop = do_nothing
             on_end()
             self._wake()

@@ -91,7 +91,8 @@ class TurnReading(ABC, Generic[S]):
             failure = Flux0Error(problem)
             failure.__cause__ = error
             self.end(failure)
-        except BaseException as error:  # The event loop cancels its tasks when it ends.
+        # When an event loop ends, it cancels the tasks, which raises a BaseException here.
+        except BaseException as error:
             if not isinstance(error, GeneratorExit):  # A finalizer must not wait for a log handler.
                 log_lost_reader(_LOST, stream.session_id)
             self.end(ReaderLost(_LOST))

@@ -42,7 +42,7 @@ class AiohttpConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # Windows has no poll. There, the event loop reads surplus bytes, and `data_received`
+        # Windows has no poll. On Windows, the event loop reads surplus bytes, and `data_received`
         # detects them.
         if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
@@ -91,7 +91,8 @@ class AiohttpConnection(ResponseHandler):
         if content is None:
             start = self._receive_head(data)
         elif data and content.is_eof():
-            self.force_close()  # `data` contains surplus bytes.
+            # `data` contains surplus bytes, so close the connection after the response.
+            self.force_close()
         super().data_received(data[start:] if start else data)
         content = self._content
         if content is not None and content.total_bytes != self._content_bytes:
@@ -123,7 +124,8 @@ class AiohttpConnection(ResponseHandler):
         return max(at - before, 0)
 
     def _fail(self, problem: str) -> None:
-        self.abort()  # `abort` resets the exception, so call `set_exception` afterwards.
+        # `abort` resets the connection's exception, so call `set_exception` after `abort`.
+        self.abort()
         self.set_exception(HttpProcessingError(message=problem))
 
     def feed_data(self, data: Any, size: int = 0) -> None:

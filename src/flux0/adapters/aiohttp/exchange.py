@@ -64,7 +64,8 @@ class AiohttpExchange(Exchange):
                 raised = errors.ClientClosed("the aiohttp session is closed")
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
-        raise raised  # Raised after the `except` block, so that `__context__` is unchanged.
+        # Raise the error after the `except` block, so that its `__context__` is unchanged.
+        raise raised
 
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
@@ -82,7 +83,7 @@ class AiohttpExchange(Exchange):
                 raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
-        # Raised after the `except` block, so that `__context__` has no secrets.
+        # Raise the error after the `except` block, so that its `__context__` has no secrets.
         raise raised
 
     async def _call_aiohttp(

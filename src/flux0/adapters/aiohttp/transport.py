@@ -132,12 +132,12 @@ class _AiohttpSource:
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
-            # aiohttp keeps its errors, and raises the same object for all closed responses.
-            # Therefore no traceback of them may refer to the stream.
+            # aiohttp raises the same error object for all closed responses, and keeps it in memory.
+            # Therefore, the tracebacks of aiohttp's errors must not refer to the stream.
             error.__traceback__ = None
             raised = exchange.without_secrets(error)
         if raised is not None and (self._response.closed or not data):
-            # Raised after the `except` block, so that `__context__` has no secrets.
+            # Raise the error after the `except` block, so that its `__context__` has no secrets.
             raise raised
         self._received = True
         return data or None

@@ -71,8 +71,8 @@ class _HttpxSource:
         """
         if isinstance(self._connection, HttpxConnection):
             return self._connection.start_piece(timeout)
-        # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, it looks it up
-        # only when it starts to read the body.
+        # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, httpcore looks
+        # up the timeout only when it starts to read the body.
         self._timeouts["read"] = timeout
         return False
 
@@ -172,7 +172,8 @@ class AsyncHttpxSource(_HttpxSource):
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        # A loop that ends waits for its cancelled tasks, so the release still runs.
+        # When an event loop ends, it waits for its cancelled tasks. So the connection is still
+        # released.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         await self._release()

@@ -152,8 +152,8 @@ def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: 
 
     def make_transport() -> Any:
         try:
-            # While OpenSSL reads certificates, it holds a lock. If the process was forked in this
-            # time, the lock would stay locked in the child. `fork_lock` delays the fork.
+            # OpenSSL holds a lock while it reads certificates. A child that is forked in this time
+            # would inherit the lock in its locked state, so `fork_lock` delays the fork.
             with fork_lock:
                 context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)

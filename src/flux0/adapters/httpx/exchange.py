@@ -33,10 +33,10 @@ from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
 from flux0.runtime.event_loop import do_nothing
 
-# httpcore's error message contains this word if the server has closed an HTTP/2 connection.
+# A word in httpcore's error message if the server has closed an HTTP/2 connection.
 _TERMINATED = "ConnectionTerminated"
-# httpcore's error messages start with these words if a SOCKS proxy demands another method of login,
-# or rejects the login.
+# The start of httpcore's error messages if a SOCKS proxy demands another method of login, or
+# rejects the login.
 _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
@@ -216,7 +216,7 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            return kind(str(error))  # The user's custom transport wrote this message.
+            return kind(str(error))  # The error's message is from the user's custom transport.
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
         if self._connecting_to not in (None, self._server_address()):
             return proxy_unreachable(translated, "{}:{}".format(*self._connecting_to))

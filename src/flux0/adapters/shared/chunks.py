@@ -59,7 +59,7 @@ class Chunks:
                 if not self._missing:
                     self._state = _END_OF_CHUNK
                 continue
-            # Fast path: complete chunks without extensions.
+            # Fast path for chunks that are complete and have no extensions.
             while self._state == _SIZE_LINE and (usual := _USUAL_LINE.match(data, at)):
                 start = usual.end()
                 end = start + int(usual[1], 16)

@@ -92,7 +92,8 @@ class Decoder:
             )
         # In the zlib format, the first byte has 8 in its low 4 bits. Valid raw data never has.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
-        # With 32 added, zlib itself detects whether the data is in the gzip or the zlib format.
+        # If 32 is added to `wbits`, zlib detects whether the data is in the gzip or the zlib
+        # format.
         return -zlib.MAX_WBITS if raw else 32 + zlib.MAX_WBITS
 
 

@@ -120,7 +120,8 @@ def _system(error: OSError) -> str:
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:
         return "connection refused"
-    # asyncio replaces the system's message, so look the message up by the error number.
+    # asyncio replaces the message of an OSError, so look up the system's message by the error
+    # number.
     name = isinstance(error, socket.gaierror)
     message = str(error.strerror if name else os.strerror(error.errno or 0))
     return f"{message[:1].lower()}{message[1:]}"

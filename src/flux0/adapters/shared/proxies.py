@@ -62,7 +62,8 @@ class EnvironmentProxies:
                 "use a URL such as http://proxy:8080"
             )
         if scheme.lower().startswith("socks"):
-            # The library's extra `socks`, such as httpx[socks], installs this module.
+            # The HTTP library's extra `socks`, such as httpx[socks], installs the module for SOCKS
+            # proxies.
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
                 with fork_lock:  # A forked child would inherit the locks of imported modules.

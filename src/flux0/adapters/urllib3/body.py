@@ -116,15 +116,17 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
             case "socks.SOCKS5AuthError":
                 return login_rejected_by_proxy()
             case "socks.SOCKS4Error" | "socks.SOCKS5Error":
-                # An example: "0x05: Connection refused".
+                # The error's message is similar to "0x05: Connection refused".
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
             case "socks.ProxyConnectionError":
-                # An example: "Error connecting to SOCKS5 proxy 127.0.0.1:1080: ...".
+                # The error's message is similar to "Error connecting to SOCKS5 proxy
+                # 127.0.0.1:1080: ...".
                 failed_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass
     kind = _kind_after_sending(errors[-1])
-    # urllib3 raises these two errors if the pool has no connection for the request.
+    # urllib3 raises `EmptyPoolError` or `ClosedPoolError` if the pool has no connection for the
+    # request.
     without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
     if not exchange.sent and (without_connection or exchange.failure is not None):
         kind = ConnectError
@@ -141,8 +143,8 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "
-# These errors mean that the server closed the connection during the TLS handshake. They do not
-# mean that TLS itself failed, for example because of an untrusted certificate.
+# The errors of a server that closes the connection during the TLS handshake. They do not mean that
+# TLS itself failed, for example because of an untrusted certificate.
 _CLOSED_IN_HANDSHAKE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 
 

@@ -187,7 +187,7 @@ class Urllib3Connection(HTTPConnection):
 
     def send(self, data: Any) -> None:
         exchange, sock = current_exchange.get(), self.sock
-        # `send_all` makes the socket non-blocking. This is impossible for an `SSLTransport` of
+        # `send_all` makes the socket non-blocking, which is impossible for an `SSLTransport` of
         # urllib3, the socket for TLS inside TLS.
         if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
             super().send(data)
@@ -204,7 +204,7 @@ class Urllib3Connection(HTTPConnection):
                 return False
             self._early_file = file
             if REJECTION.match(start):
-                # urllib3 catches this error and reads the response.
+                # urllib3 catches BrokenPipeError, and then reads the response.
                 raise BrokenPipeError("the server rejected the request early")
         return True
 

@@ -129,11 +129,11 @@ class TrackedResponse(HTTPResponse):
     def _read(self) -> bytes:
         data: bytes
         if self._may_be_buffered:
-            # `read1` returns buffered bytes, if there are any. The buffer may exceed a piece.
+            # If the buffer has bytes, `read1` returns them. The buffer may be larger than a piece.
             data = self.fp.read1(READ_BYTES)
             self._may_be_buffered = len(data) == READ_BYTES
         else:
-            data = self._receive(READ_BYTES)  # `recv` is twice as fast as `fp.read1`.
+            data = self._receive(READ_BYTES)  # Use `recv`, which is twice as fast as `fp.read1`.
         if not data:
             raise IncompleteRead(b"")
         return data
@@ -191,7 +191,8 @@ class _HeadFile:
             self._valid_line = _FIELD_LINE
         elif self._valid_line.fullmatch(line) or len(line) == limit:
             self._valid_line = _FOLDED_LINE
-            return line.rstrip() + b"\r\n"  # http.client would keep spaces after the value.
+            # Remove spaces after the value, which http.client would keep.
+            return line.rstrip() + b"\r\n"
         else:
             raise HTTPException(f"a header line is malformed: {line[:50]!r}")
         return line

@@ -157,8 +157,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
                 return error.response  # A hook of the user called `response.raise_for_status()`.
             has_cause = any(isinstance(argument, Exception) for argument in error.args)
             if isinstance(error, exceptions.Timeout) and not has_cause:
-                # The user's adapter raised this error: it contains no error from urllib3, unlike
-                # errors from requests' own HTTPAdapter.
+                # Without an error from urllib3 in it, the error is from the user's adapter, not
+                # from requests' own HTTPAdapter.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:

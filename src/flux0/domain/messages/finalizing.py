@@ -87,7 +87,8 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)
 
 
-# The functions below raise KeyError, TypeError or ValueError for a document of the wrong shape.
+# The functions for parts of a document raise KeyError, TypeError or ValueError if the document has
+# the wrong shape.
 
 
 def _finalized(

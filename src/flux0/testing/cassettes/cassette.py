@@ -154,7 +154,8 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-# The unfinished recordings of this process, by path. Two recordings would overwrite each other.
+# The paths of the unfinished recordings in this process. Two recordings of one file would overwrite
+# each other.
 _recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
 
 

@@ -40,7 +40,7 @@ from flux0.testing.contract.responses import (
 _ENDLESS = Timeout(connect=None, read=None, write=None, pool=None)
 
 _FIRST = http_response(b"first", framing="chunked")[:-1]
-# After their release, the steps send bytes without content before a timeout of `2 * SHORT`, and
+# Steps that, after their release, send bytes without content before a timeout of `2 * SHORT`, and
 # content after it.
 _PAUSE = Sleep(1.6 * SHORT)
 _WAIT = (WaitForRelease(), _PAUSE)

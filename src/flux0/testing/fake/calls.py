@@ -145,9 +145,9 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
-    # `actual` was sent as JSON, which turns tuples into lists. So it also matches `expected` after
-    # a conversion to JSON and back. In a query, all values are strings: there, it also matches the
-    # JSON text of `expected`, such as "true".
+    # `actual` was sent as JSON, in which tuples become lists. Therefore, `expected` also matches
+    # after a conversion to JSON and back. In a query, all values are strings, so `actual` also
+    # matches the JSON text of `expected`, such as "true".
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 

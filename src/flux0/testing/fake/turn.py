@@ -265,7 +265,8 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Encode `data`, not the `ChunkEvent`: it would reorder the members of each patch.
+            # Encode the dict `data`: the encoder of `ChunkEvent` would reorder the members of each
+            # patch.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:

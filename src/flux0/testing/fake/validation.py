@@ -41,7 +41,8 @@ MESSAGES: Mapping[str, str] = {
 _NO_BODY = object()
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
-_SURROGATE = re.compile("[\\ud800-\\udfff]")  # Lone surrogates, which JSON escapes can express.
+# The pattern of a lone surrogate, which an escape in JSON can express.
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
 
