@@ -31,7 +31,7 @@ class Timeout:
             the host, and the TLS handshake.
         read: the limit for each wait for bytes of a response head. The client passes the timeout of
             each read of a body to `ByteStream.read`.
-        write: the limit for each wait until the server accepts the next bytes of the request.
+        write: the limit for each wait until the server accepts the request's next bytes.
         pool: the limit for the wait for a free connection.
     """
 

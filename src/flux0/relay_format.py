@@ -57,7 +57,7 @@ def general_text(error: Flux0Error) -> str:
 
 
 class RelayEncoder(ABC):
-    """Encodes one turn for one relay. Each method returns the next bytes of the relay, if any.
+    """Encodes one turn for one relay. Each method returns the relay's next bytes, if any.
 
     A relay calls `start`, then `event` for each event, and at last `error` or `end`, in one thread
     or task at a time.
@@ -69,7 +69,7 @@ class RelayEncoder(ABC):
 
     @abstractmethod
     def event(self, event: StreamEvent) -> bytes:
-        """Encode the next event of the turn."""
+        """Encode the turn's next event."""
 
     @abstractmethod
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:
@@ -77,7 +77,7 @@ class RelayEncoder(ABC):
 
         Args:
             error: The error.
-            number: The number of the error in all relays of a background turn; None in relays of a
+            number: The error's number in all relays of a background turn; None in relays of a
                 stream, or if the turn continues.
         """
 
@@ -99,7 +99,7 @@ class RelayFormat(ABC):
     Any number of relays can use one object at the same time.
 
     Attributes:
-        headers: The header fields of the response.
+        headers: The response's header fields.
     """
 
     headers: ClassVar[Mapping[str, str]] = RELAY_HEADERS
@@ -139,7 +139,7 @@ class Flux0Format(RelayFormat, RelayEncoder):
         return event
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:
-        """Return an event named `error`, with the class and the message of the error as JSON."""
+        """Return an event named `error`, with the error's class and message as JSON."""
         import json  # noqa: PLC0415 - errors are rare
 
         field = "" if number is None else f"id: {number}\n"

@@ -117,7 +117,7 @@ class TurnSteps:
 
     A part of text ends when the next message begins. If an agent writes several messages at the
     same time, a message may have several parts. JSON content has a step when the next message
-    begins, and again at the end of the turn if the message has changed.
+    begins, and again at the turn's end if the message has changed.
 
     Args:
         error_text: Returns the text that a reader gets for an error. By default, the text is a
@@ -291,7 +291,7 @@ class StepEncoder(RelayEncoder):
         self._steps = TurnSteps(error_text)
 
     def start(self) -> bytes:
-        """Encode the start of the relay."""
+        """Encode the relay's start."""
         return self._encode(Step("relay-start"))
 
     def event(self, event: StreamEvent) -> bytes:

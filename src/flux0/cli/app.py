@@ -53,7 +53,7 @@ def _accept_options(_: typer.Context) -> None:
 
 
 def _examples(*commands: str) -> str:
-    # In help texts, typer keeps the line breaks of a paragraph that begins with a backspace.
+    # In a help text, typer keeps the line breaks of a paragraph that begins with a backspace.
     return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))
 
 

@@ -296,7 +296,7 @@ class Message:
         self._session = call.server_url, session_id
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
-        # The options of the message also apply when its stored events are listed.
+        # The message's options also apply when its stored events are listed.
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:

@@ -55,7 +55,7 @@ class ChunkEvent(Extensible):
     the order in which they arrive.
 
     Attributes:
-        event: the name of the event in the stream, `"chunk"`.
+        event: the event's name in the stream, `"chunk"`.
         type: `"chunk"`.
         correlation_id: the turn's id.
         event_id: the message's id in this stream; the stored event has a different id.
@@ -92,7 +92,7 @@ class StatusEvent(Extensible):
     """A change of the agent's status.
 
     Attributes:
-        event: the name of the event in the stream, `"status"`.
+        event: the event's name in the stream, `"status"`.
         type: `"status"`.
         id: the id in the stream, which is often empty. The stored event has a different id.
         correlation_id: the turn's id.
@@ -120,7 +120,7 @@ class StatusEvent(Extensible):
         """Encode the event as in the server's stream, including the members in `extra`.
 
         Args:
-            id: The field `id` of the encoded event. By default, it is the id of the event.
+            id: The field `id` of the encoded event. By default, it is the event's id.
         """
         offset, details = self.data.acknowledged_offset, self.data.data
         status = {
@@ -147,7 +147,7 @@ class UnknownEvent:
 
     Attributes:
         type: `"unknown"`.
-        event: the name of the event in the stream.
+        event: the event's name in the stream.
         data: its text, which is not parsed.
         id: its id; empty if there is none.
     """
@@ -162,7 +162,7 @@ class UnknownEvent:
         """Encode the event as in the server's stream.
 
         Args:
-            id: The field `id` of the encoded event. By default, it is the id of the event.
+            id: The field `id` of the encoded event. By default, it is the event's id.
         """
         return _framed(self.event, self.data, id or self.id or None)
 

@@ -61,7 +61,7 @@ class ThreadedTransport:
         except BaseException:
             call.abandon()
             raise
-        received: Any = response  # For type checkers, `evolve` cannot change the type of the body.
+        received: Any = response  # For type checkers, `evolve` cannot change the body's type.
         return evolve(received, body=_ThreadedBody(response.body))
 
     async def close_async(self) -> None:

@@ -29,8 +29,8 @@ class BackgroundTurn(Uncopyable):
     its reply, at different speeds. No reader delays or ends the turn.
 
     Attributes:
-        session_id: The id of the session.
-        id: The id of the turn, unique in all processes.
+        session_id: The session's id.
+        id: The turn's id, unique in all processes.
     """
 
     def __init__(self, session_id: str, log: TurnLog) -> None:
@@ -49,7 +49,7 @@ class BackgroundTurn(Uncopyable):
 
     @property
     def event_count(self) -> int:
-        """The number of events so far, including an event `error` at the end of the turn."""
+        """The number of events so far, including an event `error` at the turn's end."""
         end = self._log.end
         return self._log.last + (end is not None and end.has_numbered_error)
 
@@ -63,9 +63,9 @@ class BackgroundTurn(Uncopyable):
         """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
         The bytes are the same as of `EventStream.relay`, except that in flux0's own format, the
-        field `id` of each event is the number of the event in the turn, from 1. A browser sends the
+        field `id` of each event is the event's number in the turn, from 1. A browser sends the
         last number back in the header `Last-Event-ID`. If the turn fails or is stopped, the last
-        event is named `error`, and its data is JSON with the `type` and the `message` of the error.
+        event is named `error`, and its data is JSON with the `type` and `message` of the error.
 
         Closing the iterator has no effect on the turn.
 
@@ -104,14 +104,14 @@ class BackgroundTurn(Uncopyable):
         return turn_pieces(self._log, checked_format(format).encoder(), number), heartbeat
 
     def wait(self) -> Reply:
-        """Wait until the turn has ended, and return the reply of the agent.
+        """Wait until the turn has ended, and return the agent's reply.
 
         Raises:
             AgentError: The agent reported an error.
             TurnStopped: The turn was stopped.
             ReaderLost: The process, or the event loop, that read the turn has ended.
             TurnTooLarge: Events were dropped before this call could read them (`max_turn_bytes`).
-            ClientClosed: The client or the stream of the turn was closed.
+            ClientClosed: The client or the turn's stream was closed.
             StreamError: The stream of the turn failed.
             DecodeError: An event is not valid JSON or has the wrong shape.
         """

@@ -24,11 +24,11 @@ class LogReader:
     """A position in the log of a turn.
 
     Args:
-        log: The log of the turn.
+        log: The turn's log.
         after: The number of the event before the first event to read.
 
     Attributes:
-        log: The log of the turn.
+        log: The turn's log.
         position: The number of the last event that was read.
         error: The error that ended reading; None before the end, or after an end without an error.
     """
@@ -188,7 +188,7 @@ def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:
 
     def encode(events: Sequence[bytes]) -> bytes:
         data = b"".join(events)
-        # The events of the log have flux0's own format.
+        # The log's events have flux0's own format.
         if isinstance(encoder, Flux0Format):
             if AGENT_ERROR not in data:
                 return data

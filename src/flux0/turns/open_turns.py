@@ -72,7 +72,7 @@ class OpenTurns:
     for messages of its own session.
 
     Args:
-        calls: The running calls of the client.
+        calls: The client's running calls.
         clock: The clock of deadlines.
     """
 
@@ -88,18 +88,18 @@ class OpenTurns:
     ) -> Generator[None, None, None]:
         """Return a context manager. In its block, this client sends no other message on `session`.
 
-        Entering the block waits for earlier messages, and closes the open stream of the session.
+        Entering the block waits for earlier messages, and closes the session's open stream.
 
         Args:
-            session: The URL of the server and the id of the session.
-            deadline: The deadline of the call; None if it has no `timeout_ms`.
+            session: The server's URL and the session's id.
+            deadline: The call's deadline; None if it has no `timeout_ms`.
 
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
             ClientClosed: The client was closed during the wait.
             Flux0Error: This call would wait for itself. It is called within a call that sends a
                 message on the session, or it blocks the event loop of a task that is sending on the
-                session or reading the open stream of the session.
+                session or reading the session's open stream.
         """
         now, queue, sender = self._clock(), self._queues.of(session), ThreadSender()
         ahead = queue.join(sender)

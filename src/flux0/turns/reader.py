@@ -125,7 +125,7 @@ class AsyncLoop:
         step: Returns the next value.
         leave: Closes the stream after its last loop, except in a `with` block.
         take: Returns the next value from the received events, if there is one.
-        reader: The reader of the loop; None before the first step and after the end.
+        reader: The loop's reader; None before the first step and after the end.
         is_pending: Whether the stream is closed even if the loop never starts.
     """
 

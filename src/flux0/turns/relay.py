@@ -36,7 +36,7 @@ class _Reading(Generic[W]):
 
     Attributes:
         log: The encoded events. Its end ends the reading.
-        reader: The position of the relay in the log.
+        reader: The relay's position in the log.
         errors: The exception that ended the reading, unless it is a `Flux0Error`.
     """
 
@@ -88,7 +88,7 @@ def relay(
     another reader uses the stream, the iterator yields an error, and the stream stays open.
 
     Args:
-        read: Becomes the reader of the stream, and returns its events.
+        read: Becomes the stream's reader, and returns its events.
         leave: Closes the stream unless it is used elsewhere. The garbage collector may call it.
         close: Closes the stream. The garbage collector may call it, in any thread.
         heartbeat: The time without events after which a heartbeat is yielded; None for no

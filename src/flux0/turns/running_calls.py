@@ -64,7 +64,7 @@ class RunningCall:
     that ends this wait.
 
     Attributes:
-        deadline: The deadline of the call; None if it has no `timeout_ms`.
+        deadline: The call's deadline; None if it has no `timeout_ms`.
     """
 
     _calls: RunningCalls

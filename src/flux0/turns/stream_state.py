@@ -46,8 +46,8 @@ class StreamState(Uncopyable):
     """The base class of `EventStream` and `AsyncEventStream`. It does no input or output.
 
     Attributes:
-        headers: The header fields of the response.
-        raw_response: The response object of the HTTP library.
+        headers: The response's header fields.
+        raw_response: The HTTP library's response object.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class StreamState(Uncopyable):
 
     @property
     def messages(self) -> tuple[TurnMessage, ...]:
-        """The messages of the turn, built from the events yielded so far.
+        """The turn's messages, built from the events yielded so far.
 
         A tool call is included even if its arguments are incomplete; then `args` is a string.
 
@@ -158,7 +158,7 @@ class StreamState(Uncopyable):
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The tool calls of the agent so far, each with its result if the result was received."""
+        """The agent's tool calls so far, each with its result if the result was received."""
         return joined_tool_calls(self.messages)
 
     @property
@@ -180,7 +180,7 @@ class StreamState(Uncopyable):
 
     @property
     def session_id(self) -> str:
-        """The id of the session."""
+        """The session's id."""
         return self._report.session_id
 
     @property
@@ -204,7 +204,7 @@ class StreamState(Uncopyable):
 
     @property
     def seconds(self) -> float | None:
-        """Seconds from sending the message to the end of the stream; None while it is open."""
+        """Seconds from sending the message to the stream's end; None while it is open."""
         return self._report.seconds
 
     def mark_relayed(self) -> None:
@@ -229,7 +229,7 @@ class StreamState(Uncopyable):
         self._report_end(later=True)
 
     def _report_end(self, *, later: bool = False) -> None:
-        """Report the end of the turn, unless it was reported already.
+        """Report the turn's end, unless it was reported already.
 
         If the garbage collector may be calling, pass `later`, because observers may wait for locks.
         """
@@ -329,7 +329,7 @@ class StreamState(Uncopyable):
                 return content.text
         return ""
 
-    # --- the end of the turn
+    # --- the turn's end
 
     def _interrupt(self, problem: str) -> None:
         failure = self._turn.interrupted(f"the stream ended, but {problem}")

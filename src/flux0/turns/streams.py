@@ -144,7 +144,7 @@ class EventStream(StreamState):
         """Check the end of a stream that was read to its end.
 
         If the end is confirmed, this method does nothing. If the end is unconfirmed, this method
-        compares the messages of the stream with the stored events of the turn. The comparison finds
+        compares the stream's messages with the turn's stored events. The comparison finds
         a truncated turn if the server has not stored the last message. It cannot prove that the
         turn is complete: if the server was killed between two messages, all received messages are
         stored. Therefore, the end stays unconfirmed, and the client logs a warning that names the
@@ -166,7 +166,7 @@ class EventStream(StreamState):
 
         By default, the events have the format of the flux0 server. A piece may have several events
         that were received together. If the stream fails, the last event is named `error`, and its
-        data is JSON with the `type` and the `message` of the error. Closing the iterator closes the
+        data is JSON with the `type` and `message` of the error. Closing the iterator closes the
         stream, which cancels the agent. If more than 64 KiB wait for the web server, the stream is
         not read.
 

@@ -1,6 +1,6 @@
 """The stream of a turn without I/O.
 
-The inputs are the bytes of the body, the waits for them, the end of the body, and errors of the
+The inputs are the body's bytes, the waits for them, the body's end, and errors of the
 transport. The outputs are events, and the failure that ends the turn. The streams in
 `flux0.turns.streams` do the I/O; the states of a stream are in `flux0.turns.life_cycle`.
 """
@@ -41,7 +41,7 @@ class Turn:
 
     Attributes:
         timeout: the timeout of the next read: the rest of the idle timeout.
-        correlation_id: the id of the turn; None until an event with an id was received.
+        correlation_id: the turn's id; None until an event with an id was received.
         event_count: the number of events so far.
     """
 

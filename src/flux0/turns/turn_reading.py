@@ -33,11 +33,11 @@ class TurnReading(ABC, Generic[S]):
     """The reading of one background turn. Its methods can be called in any thread.
 
     Args:
-        log: Creates the log of the turn, with the function that stops the turn.
-        on_end: A function that is called at the end of the turn, possibly by a finalizer.
+        log: Creates the turn's log, with the function that stops the turn.
+        on_end: A function that is called at the turn's end, possibly by a finalizer.
 
     Attributes:
-        log: The log of the turn.
+        log: The turn's log.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class TaskReading(TurnReading[AsyncEventStream]):
     """Reads a turn in a task.
 
     Attributes:
-        loop: The event loop of the task: the loop that was running at the creation.
+        loop: The task's event loop: the loop that was running at the creation.
     """
 
     def __init__(

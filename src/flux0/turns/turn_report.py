@@ -23,7 +23,7 @@ class TurnReport:
     for locks.
 
     Attributes:
-        session_id: The id of the session.
+        session_id: The session's id.
         agent: The agent; None if only the first chunk event names it.
         clock: Returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
@@ -69,12 +69,12 @@ class TurnReport:
         self._ends.append(self.clock() - self._start)
 
     def postpone(self, report_end: Callable[[], None]) -> None:
-        """Call `report_end` at the next call of the client. Safe in finalizers."""
+        """Call `report_end` at the client's next call. Safe in finalizers."""
         if self._is_observed:
             self._observers.postpone(report_end)
 
     def end(self, describe: Callable[[bool], TurnEnd], *, failed: bool) -> None:
-        """Report the end of the turn, unless the end was reported already.
+        """Report the turn's end, unless the end was reported already.
 
         A forked child does not report the turns of its parent, because the parent reports them.
 

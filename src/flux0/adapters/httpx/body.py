@@ -54,7 +54,7 @@ class _HttpxSource:
         # The connection to shut down. None over HTTP/2, because other exchanges share it.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
-            # The user's hook may have replaced the stream of the response.
+            # The user's hook may have replaced the response's stream.
             is_own = package_of(response.stream) == exchange.library.httpx.__name__
             is_unread = not (response.is_closed or self._already_read)
             self._connection.is_direct = is_own and is_unread
@@ -83,7 +83,7 @@ class _HttpxSource:
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
         if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
             known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
-        # The traceback refers to the body. The finalizer of the body, and `raw_response`, refer to
+        # The traceback refers to the body. The body's finalizer, and `raw_response`, refer to
         # the exchange: the failure would keep the body and its stream in memory.
         exchange.failure = None
         return exchange.to_transport_error(error) if known else None

@@ -115,7 +115,7 @@ class _BodyState:
 
 
 class AsyncBody(_BodyState):
-    """An `AsyncByteStream`. When it is garbage-collected, its finalizer closes the source."""
+    """An `AsyncByteStream` with a finalizer, which closes the source."""
 
     def __init__(self, source: AsyncSource) -> None:
         super().__init__(source)
@@ -239,7 +239,7 @@ class SyncBodyState(_BodyState):
 
 
 class SyncBody:
-    """A `ByteStream`. When it is garbage-collected, its finalizer closes the source."""
+    """A `ByteStream` with a finalizer, which closes the source."""
 
     def __init__(self, source: Source) -> None:
         self._state = SyncBodyState(source)

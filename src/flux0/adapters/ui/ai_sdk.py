@@ -49,7 +49,7 @@ def _tool(type: str, step: Step, **members: Any) -> bytes:
 
 
 def _dynamic(type: str, step: Step, **members: Any) -> bytes:
-    # flux0 does not know the tools of the component, so they are dynamic.
+    # flux0 does not know the component's tools, so they are dynamic.
     return _tool(type, step, toolName=step.name, dynamic=True, **members)
 
 

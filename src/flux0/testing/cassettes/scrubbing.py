@@ -96,7 +96,7 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         if scrubbed == "".join(map(scrub, values)):
             # No secret is split between two events, so `_scrub_text` finds all secrets.
             continue
-        # Replace the text of the first event by the whole text, because the replaced text cannot be
+        # Replace the first event's text by the whole text, because the replaced text cannot be
         # split among the events.
         for piece, number, event, patch in added:
             patch["value"], scrubbed = scrubbed, ""

@@ -134,7 +134,7 @@ class Harness:
     # A function that starts a call in another thread or task.
     _start: Callable[[Work[Any]], Future[Any]]
     _timeout: float  # Seconds after which a call counts as hung.
-    servers: ExitStack  # Closing this stack stops the servers of the test.
+    servers: ExitStack  # Closing this stack stops the test's servers.
 
     def run(self, call: Work[T]) -> Pending[T]:
         return Pending(self._start(call), self._timeout)

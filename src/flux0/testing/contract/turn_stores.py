@@ -256,7 +256,7 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), [_event(1), _event(2)], _EVENTS)
 
     def check_in_child(self, store: TurnStore) -> None:  # pragma: no cover - in the child
-        """Check that the turn of the parent process is not found."""
+        """Check that the parent process's turn is not found."""
         check(store.find(_SESSION), None, "the turn of the parent")
 
     def poll(self, condition: Callable[[], T]) -> T:
@@ -285,7 +285,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         return make(), make()
 
     def check_in_child(self, store: TurnStore) -> None:  # pragma: no cover - in the child
-        """Check that the turn of the parent process is found as a copy, and is running."""
+        """Check that the parent process's turn is found as a copy, and is running."""
         copy = _find(store)
         self.poll(lambda: copy.last == 1)
         with pytest.raises(TurnRunning):

@@ -46,7 +46,7 @@ class ReceivedCall:
         operation: the API operation, such as `sessions.create_event`; empty if the request matches
             no operation.
         method: the HTTP method.
-        path: the percent-decoded path, without the prefix of the fake.
+        path: the percent-decoded path, without the fake's prefix.
         query: the decoded query parameters.
         headers: the header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON; None if the body is empty.

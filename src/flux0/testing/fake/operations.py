@@ -87,7 +87,7 @@ class Target:
         arguments: the parameters in the path.
         query: the parameters in the query. If a parameter is repeated, it has its last value.
         allowed: the methods that the path allows, if the request has another method.
-        user_id: the id of the user; empty before the server has read the user from the headers.
+        user_id: the user's id; empty before the server has read the user from the headers.
     """
 
     operation: Operation | None

@@ -64,7 +64,7 @@ class FakeTransport(SharedTransport):
         agent_name: the first agent's name.
         agent_types: the agent types that the server supports. The first agent has the first type.
         clock: a clock for all waits. By default, they take no real time.
-        newer_server: if True, follow the newest sources of the server, which are not released:
+        newer_server: if True, follow the server's newest sources, which are not released:
             sessions have `metadata` and `mode`, an existing session id gets a 409 response, and
             status events have a timestamp.
         tokens: the users who are logged in: maps bearer tokens to names of users. The fake then
