@@ -355,7 +355,7 @@ class TurnStopped(StreamError):
 class ReaderLost(StreamError):
     """The process, or the event loop, that read a background turn has ended.
 
-    The server may have stored a part of it. Use `find_turn` to get this part.
+    The server may have stored a part of the turn. Use `find_turn` to get this part.
     """
 
 

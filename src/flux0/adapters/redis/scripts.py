@@ -98,7 +98,7 @@ end
 return {stored, state.stop or ''}
 """
 
-# All processes learn that followers must register again.
+# The message to all processes says that the followers of the turn must register again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)

@@ -131,7 +131,7 @@ class LocalTurnStoreContract:
         check(_ids(stores), ["turn-2"] * 2, _IDS)
 
     def test_claim_returns_the_running_turn_which_can_be_stopped(self, stores: Stores) -> None:
-        """The result ends when the replaced turn has ended."""
+        """The log that `claim` returns ends when the replaced turn has ended."""
         reasons: list[str] = []
         log, later = _log("turn-1", stop=reasons.append), _log("turn-2")
         stores[0].claim(_SESSION, log, refuse=True)
@@ -329,7 +329,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         self.poll(lambda: not any(thread.is_alive() for thread in started))
 
     def test_closing_a_store_ends_its_copies(self, stores: Stores) -> None:
-        """The copies have an error, and the turn continues."""
+        """A copy of a running turn ends with an error, and the turn continues in its process."""
         log = _start(stores[0])
         copy = _find(stores[1])
         stores[1].close()
@@ -339,7 +339,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """Without this, a process would follow each found turn until the turn ends."""
+        """If copies stayed in memory, a process would follow each found turn until its end."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))
