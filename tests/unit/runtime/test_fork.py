@@ -134,7 +134,7 @@ def test_child_cannot_read_the_inherited_stream_but_can_open_another(way: Way) -
 
 
 @over_every_transport
-def test_fork_while_a_thread_reads_the_stream(way: Way) -> None:
+def test_child_works_if_it_was_forked_while_a_thread_read_the_stream(way: Way) -> None:
     """In the child, the locks that the thread holds are never released."""
     with ThreadPoolExecutor(1) as threads, parent(way) as here:
         thread = threads.submit(threading.get_ident).result()

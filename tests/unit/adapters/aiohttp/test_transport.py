@@ -292,7 +292,7 @@ def test_failed_and_cancelled_requests_free_their_place() -> None:
         assert len(server.requests) == 4
 
 
-def test_call_that_waits_for_a_connection_when_its_client_is_closed() -> None:
+def test_closing_the_client_ends_calls_that_wait_for_a_connection() -> None:
     async def run(server: ByteServer) -> None:
         transport = limited()
         response = await begun(transport, server.url)

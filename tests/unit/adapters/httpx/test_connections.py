@@ -208,7 +208,9 @@ async def test_response_that_is_not_http_is_a_protocol_error(
 
 
 @over(*FAMILY)
-async def test_response_that_is_not_http_over_an_untracked_connection(way: OverHttpx) -> None:
+async def test_malformed_response_over_an_untracked_connection_is_not_retried(
+    way: OverHttpx,
+) -> None:
     """flux0 does not track connections that were opened before it received the client."""
     malformed = (Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect())
     for steps, requests in ((malformed, 1), ((Disconnect(),), 3)):

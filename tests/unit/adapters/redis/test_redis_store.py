@@ -443,7 +443,7 @@ class CutOff(Redis):
 
 @with_short_lease
 @pytest.mark.parametrize("is_replaced", [True, False])
-def test_turn_of_a_process_that_was_cut_off_from_redis(
+def test_turn_continues_or_is_replaced_after_its_process_was_cut_off_from_redis(
     server: RedisServer, other: RedisTurnStore, is_replaced: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -539,7 +539,9 @@ def raise_a_bug() -> None:
     ("fail", "error"),
     [(raise_a_bug, RuntimeError), (lambda: asyncio.Queue[int]().get_nowait(), asyncio.QueueEmpty)],
 )
-def test_sync_call_with_an_async_agent_that_raises(fail: Any, error: type[Exception]) -> None:
+def test_exception_of_an_async_agent_is_raised_in_a_sync_call(
+    fail: Any, error: type[Exception]
+) -> None:
     async def agent(_: UserMessage) -> AsyncIterator[AgentStep]:
         yield Report("typing")
         fail()
