@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.to_thread
+import httpx
 import pytest
 from typer.testing import CliRunner
 
@@ -44,9 +45,10 @@ if TYPE_CHECKING:
 
 pytest.importorskip("mcp")
 
+import uvicorn
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 
-from flux0.cli.mcp_server import create_server, tool_names
+from flux0.cli.mcp_server import create_server, serve_http, tool_names
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
 COMMAND = ("-m", "flux0", "mcp")
@@ -439,6 +441,31 @@ def test_json_is_rejected_because_the_command_prints_the_protocol(fake: FakeTran
         result = CliRunner().invoke(app, ["--json", "mcp"])
     assert result.exit_code == 2
     assert "--json: has no effect on this command." in result.stderr
+
+
+def test_clients_of_other_hosts_are_served_if_the_server_listens_on_all_addresses(
+    fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The MCP library rejects the names of other hosts with a 421 response, except in this case."""
+    listen, statuses = socket.create_server, list[int]()
+
+    def serve(server: uvicorn.Server, _: object) -> None:
+        async def ask() -> None:
+            web_app: Any = server.config.app
+            async with (
+                web_app.router.lifespan_context(web_app),
+                httpx.AsyncClient(transport=httpx.ASGITransport(app=web_app)) as client,
+            ):
+                response = await client.post("http://assistants.example/mcp", json={})
+                statuses.append(response.status_code)
+
+        anyio.run(ask)
+
+    monkeypatch.setattr(socket, "create_server", lambda address: listen(("127.0.0.1", address[1])))
+    monkeypatch.setattr(uvicorn.Server, "run", serve)
+    serve_http(create_server(Flux0(transport=fake)), "0.0.0.0", 0)  # noqa: S104 - not opened
+    assert statuses != [421]
+    assert len(statuses) == 1
 
 
 def test_command_fails_if_the_port_is_used(fake: FakeTransport) -> None:

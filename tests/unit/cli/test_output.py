@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 from rich.cells import cell_len
 
-from flux0.cli.output import Output
+from flux0.cli.output import Output, print_problem
 
 _CONTROLS_AND_CHARACTERS = re.compile(r"\x1b\[([\d;]*)([GKm])|(.)", re.DOTALL)
 
@@ -147,3 +147,8 @@ def test_least_important_columns_are_left_out_on_a_narrow_terminal(
         output.table(columns, [("a1", "Ada", "2026-01", "Knows much about the weather.")])
     assert screen.lines[0].split() == head
     assert all(cell_len(line) <= width for line in screen.lines)
+
+
+def test_problem_with_line_breaks_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_problem("the server said:\n  <html>\r\n\tand \x1b[2J more")
+    assert capsys.readouterr().err == "Error: the server said: <html> and \\x1b[2J more\n"

@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from flux0 import (
     BackgroundTurns,
     ClientClosed,
     ConnectError,
+    Conversation,
     Flux0,
     Flux0Error,
     Flux0Format,
@@ -40,8 +42,10 @@ from flux0 import (
 )
 from flux0.adapters.ui import AiSdkFormat
 from flux0.client import background_turns
+from flux0.flows import CallRequest, Flow, SendFlow, Sleep
+from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
-from flux0.runtime.event_loop import do_nothing, running_loop
+from flux0.runtime.event_loop import Loop, do_nothing, has_ended, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import (
     AgentReply,
@@ -101,6 +105,10 @@ class Server:
 
     async def conversation(self) -> AsyncConversation:
         return await self.client.conversation_async(agent=self.fake.agent_id)
+
+    def fake_conversation(self) -> Conversation:
+        client: Flux0 = unwrapped(self.client)
+        return client.conversation(agent=self.fake.agent_id)
 
     def stored_by(self, conversation: AsyncConversation) -> list[str]:
         """Return the text of each agent message that the fake has stored."""
@@ -681,6 +689,99 @@ async def fail_in_user_code(mode: Mode) -> None:
     assert "a bug" not in error_in((await gathered(turn.relay_async()))[-1])[1]
 
 
+@in_every_mode
+async def test_readers_see_only_the_class_of_an_exception_that_prevents_sending(
+    mode: Mode,
+) -> None:
+    store = MemoryTurnStore()
+    server = Server(mode, store=store)
+    conversation = await server.conversation()
+    joined: list[TurnLog | None] = []
+
+    def fail(request: CallRequest, _: SendFlow) -> Flow[Response[Any]]:
+        yield Sleep(0)
+        joined.append(store.find(conversation.session_id))
+        raise ZeroDivisionError("a secret")
+
+    client = in_mode(mode, Flux0(transport=server.transport, middleware=[fail]))
+    failing = await client.conversation_async(session=conversation.session_id)
+    with pytest.raises(ZeroDivisionError):
+        await server.turns.start_async(failing, "Hi")
+    (log,) = joined
+    assert log is not None
+    assert log.end is not None
+    assert str(log.end.error) == "the message could not be sent: ZeroDivisionError"
+
+
+@in_every_mode
+async def test_second_close_waits_for_the_end_of_a_message_that_is_being_sent(mode: Mode) -> None:
+    """Only then, the store is closed."""
+    ends: list[bool] = []
+
+    class Store(BlockingStore):
+        blocking = False
+
+        def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
+            self.log = log
+            return self._store.claim(session_id, log, refuse=refuse)
+
+        def close(self) -> None:
+            ends.append(self.log.is_ended)
+
+    server = Server(mode, ["a", Gate()], Store())
+    conversation = await server.conversation()
+
+    async def send() -> None:
+        turn = await server.turns.start_async(conversation, "Hi")
+        assert error_in((await gathered(turn.relay_async()))[-1])[0] == "ClientClosed"
+
+    async def close_turns() -> None:
+        while not server.transport.holds:
+            await pause(mode)
+        opening = threading.Timer(0.05, server.transport.is_open.set)
+        opening.start()
+        with ends_soon():
+            await server.turns.close_async()
+        opening.join()
+
+    server.transport.is_open.clear()
+    await at_once(mode, send, close_turns)
+    assert ends == [True]
+
+
+@in_every_mode
+async def test_turn_has_ended_when_close_returns(mode: Mode) -> None:
+    server = Server(mode, ["a", Gate()])
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    await server.turns.close_async()
+    assert not turn.is_running
+
+
+def test_thread_that_reads_a_turn_has_the_context_variables_of_the_caller() -> None:
+    """An observer, for example, needs them."""
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    seen: list[str] = []
+
+    class Ends(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            seen.append(variable.get())
+
+    fake, turns = FakeTransport(), BackgroundTurns()
+    client = Flux0(transport=fake, observers=[Ends()])
+    variable.set("of the caller")
+    turns.start(client.conversation(agent=fake.agent_id), "Hi").wait()
+    turns.close()
+    assert seen == ["of the caller"]
+
+
+def test_thread_that_reads_a_turn_does_not_keep_the_process_running() -> None:
+    server = Server("sync", ["a", Gate()])
+    turn = server.real.start(server.fake_conversation(), "Hi")
+    (reading,) = (each for each in threading.enumerate() if "background-turn" in each.name)
+    assert reading.daemon
+    server.real.stop(turn.session_id)
+
+
 @pytest.mark.parametrize("mode", ASYNC)
 def test_end_of_the_event_loop_ends_its_turns(mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
     turns: list[BackgroundTurn] = []
@@ -709,9 +810,17 @@ def ignore_open_tasks(_: object, __: object) -> None:
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(
-    reads: bool, caplog: pytest.LogCaptureFixture
+    reads: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate()
+    """Event loops are checked until their turns have ended, not only once."""
+    gate, checked = Gate(), threading.Event()
+
+    def check(loop: Loop) -> bool:
+        checked.set()
+        return has_ended(loop)
+
+    monkeypatch.setattr(background_turns, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(background_turns, "has_ended", check)
     server = Server("asyncio", ["a", gate])
     loop = asyncio.new_event_loop()
 
@@ -722,6 +831,7 @@ def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(
         return turn
 
     turn = loop.run_until_complete(start())
+    assert checked.wait(TIMEOUT)
     loop.set_exception_handler(ignore_open_tasks)
     loop.close()
     assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"

@@ -209,6 +209,8 @@ async def test_call_rejects_invalid_options_before_sending(mode: Mode) -> None:
         ("http_headers", {"a b": "c"}),
         ("http_headers", "a: b"),
         ("extra_query", "a=b"),
+        ("extra_query", {"\ud800": "a"}),
+        ("extra_query", {"a": "\ud800"}),
         ("extra_body", [("a", "b")]),
     ]
 

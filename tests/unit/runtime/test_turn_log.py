@@ -59,6 +59,7 @@ def test_copied_events_with_a_gap_replace_older_events() -> None:
     log.extend(3, [event(3)])
     assert (log.first, log.last) == (1, 3)
     log.extend(7, [event(7), event(8)])
+    assert log.size == len(event(7)) + len(event(8))
     assert (log.first, log.last) == (7, 8)
     assert list(log.read(6)) == [event(7), event(8)]
     with pytest.raises(TurnTooLarge):

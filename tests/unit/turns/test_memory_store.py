@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import tracemalloc
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
-from flux0 import MemoryTurnStore
+import pytest
+
+from flux0 import MemoryTurnStore, TurnRunning
+from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from support.redis_server import wait_until
 
@@ -44,6 +51,63 @@ def test_expired_turns_are_removed_without_a_call() -> None:
     del later
     now[0] += 1
     wait_until(lambda: reference() is None)
+
+
+class ClaimedTwice(TurnLog):
+    """A log that starts a second claim of its session in the middle of its own claim."""
+
+    claim_again: Callable[[], object] = do_nothing
+
+    @property
+    def on_end(self) -> Callable[[], object]:
+        return self._on_end
+
+    @on_end.setter
+    def on_end(self, on_end: Callable[[], object]) -> None:
+        self._on_end = on_end
+        self.claim_again()
+
+
+class AnnouncedLock:
+    """A lock that calls a function before it is acquired."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.on_enter: Callable[[], object] = do_nothing
+
+    def __enter__(self) -> None:
+        self.on_enter()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_one_of_two_claims_at_the_same_time_is_refused() -> None:
+    store, second = MemoryTurnStore(), new_log()
+    lock: Any = AnnouncedLock()
+    store._turns.get().changing = lock
+    log = ClaimedTwice("turn-1", 1000, do_nothing)
+    goes_on, threads = threading.Event(), ThreadPoolExecutor(1)
+    results: list[Future[TurnLog | None]] = []
+
+    def claim() -> TurnLog | None:
+        try:
+            return store.claim("session", second, refuse=True)
+        finally:
+            goes_on.set()
+
+    def claim_again() -> None:
+        lock.on_enter = goes_on.set
+        results.append(threads.submit(claim))
+        assert goes_on.wait(20)
+
+    log.claim_again = claim_again
+    with threads:
+        assert store.claim("session", log, refuse=True) is None
+        with pytest.raises(TurnRunning):
+            results[0].result()
+    assert store.find("session") is log
 
 
 def test_turn_before_two_claims_is_found_after_both_were_released() -> None:

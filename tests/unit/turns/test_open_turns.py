@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, cast
 
@@ -26,8 +28,10 @@ from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
+from flux0.turns import open_turns
 from flux0.turns.open_turns import OpenTurns
 from flux0.turns.running_calls import RunningCalls
+from support.ending import ends_soon
 from support.forking import in_child
 from support.in_memory import (
     SSE,
@@ -231,6 +235,29 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
         await at_once(mode, first, second)
 
     assert len(transport.requests) == 1
+
+
+def test_message_waits_at_most_ten_seconds_for_a_blocked_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A longer `timeout_ms` does not change this limit."""
+    monkeypatch.setattr(open_turns, "_MAX_CLOSE_SECONDS", 0.01)
+    flux0 = Flux0(transport=turns(2))
+    is_open, goes_on = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        stream = await begin(flux0)
+        is_open.set()
+        assert goes_on.wait(20)
+        await stream.close_async()
+
+    with ThreadPoolExecutor(1) as threads, ends_soon():
+        blocked = threads.submit(asyncio.run, block())
+        assert is_open.wait(20)
+        with pytest.raises(TransportTimeout, match=r"within 0\.01 s; the loop is blocked"):
+            flux0.sessions.create_event(session_id="s", content="Hi", timeout_ms=60_000)
+        goes_on.set()
+        blocked.result()
 
 
 @in_simulated_time

@@ -52,6 +52,13 @@ def test_error_says_whether_any_attempt_may_have_been_accepted(
     assert raised.sent == sent
 
 
+def test_call_that_is_woken_by_close_knows_that_the_client_is_closed() -> None:
+    calls, seen = RunningCalls(), list[bool]()
+    with calls.start(wake=lambda: seen.append(calls.closed)):
+        calls.close()
+    assert seen == [True]
+
+
 def test_closing_wakes_each_running_call_and_refuses_later_calls() -> None:
     calls, woken = RunningCalls(), list[int]()
     with calls.start() as first, calls.start(wake=lambda: woken.append(2)) as second:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import anyio
 import pytest
 
+from flux0 import Flux0
 from flux0.client.unawaited import UnawaitedTurn
 from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
@@ -26,6 +27,7 @@ from flux0.runtime.time import SystemTime
 from flux0.turns.streams import AsyncEventStream, EventStream
 from flux0.turns.turn import Turn
 from flux0.turns.turn_report import TurnReport
+from support.driving import Slow, Time
 from support.in_memory import (
     CORRELATION_ID,
     SSE,
@@ -147,6 +149,18 @@ async def test_stream_read_to_its_end_is_finished(mode: Mode) -> None:
     assert stream.status is SessionStatus.PROCESSING
     assert stream.headers["content-type"].startswith("text/event-stream")
     assert stream.raw_response is not None
+
+
+@in_every_mode
+async def test_idle_timeout_does_not_run_while_the_user_handles_an_event(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(chunk("a"), b": a comment does not reset the timeout\n\n", chunk("b"))
+    transport = Slow([response_from(recorded, headers=SSE)], time=time)
+    async with in_mode(mode, Flux0(transport=transport, stream_idle_timeout_ms=5_000)) as flux0:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        async for _ in stream:
+            time.now += 100
+    assert recorded.timeouts == [5, 5, 5, 5]
 
 
 @in_every_mode

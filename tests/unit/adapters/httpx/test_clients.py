@@ -5,8 +5,10 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Generator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import flux0
@@ -338,6 +340,16 @@ async def test_http_request_needs_no_certificates(
         assert await way.fetch_once(get(server.url)) == (200, b"ok")
         with pytest.raises(ConnectError):
             await way.fetch_once(get(server.url.replace("http:", "https:")))
+
+
+def test_key_log_file_of_the_environment_applies_also_if_it_is_set_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SSLKEYLOGFILE", raising=False)
+    assert clients._tls_context(httpx).keylog_filename is None
+    path = str(tmp_path / "keys.log")
+    monkeypatch.setenv("SSLKEYLOGFILE", path)
+    assert clients._tls_context(httpx).keylog_filename == path
 
 
 @over(*FAMILY)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from threading import Event, Thread
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from flux0.adapters.shared.bodies import SyncBody, SyncBodyState
+from flux0.adapters.shared import bodies
+from flux0.adapters.shared.bodies import OpenBodies, SyncBody, SyncBodyState
 from flux0.domain.errors import ConnectionInterrupted, TransportError
 
 
@@ -86,3 +90,27 @@ def test_failed_body_releases_its_connection_once() -> None:
         body.read(None)
     body.close()
     assert (source.shutdowns, source.releases) == (1, 1)
+
+
+def test_bodies_may_be_freed_while_all_bodies_are_closed() -> None:
+    """Another thread or the garbage collector may free a body at each step of `close`."""
+    open_bodies, sources = OpenBodies(), [Source(lambda: None) for _ in range(100)]
+    kept = [SyncBody(source) for source in sources]
+    for body in kept:
+        open_bodies.add(body)
+    del body
+
+    def free_one(frame: FrameType, _: str, __: object) -> Any:
+        if frame.f_code.co_filename != bodies.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        del kept[-1:]
+        return free_one
+
+    before = sys.gettrace()
+    sys.settrace(free_one)
+    try:
+        open_bodies.close()
+    finally:
+        sys.settrace(before)
+    assert all(source.shutdowns for source in sources)

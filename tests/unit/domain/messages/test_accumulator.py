@@ -14,6 +14,7 @@ from flux0 import models, to_dict
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
+from flux0.domain.messages.tool_calls import TimedToolCall, timed_tool_calls
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation, StatusEvent, UnknownEvent
 from support.cost import steps_taken
 from support.in_memory import new_turn
@@ -213,6 +214,39 @@ def test_empty_results_are_a_tool_event_but_empty_calls_are_not_stored() -> None
 )
 def test_document_that_the_server_cannot_convert_is_not_stored(root: Any) -> None:
     assert after(chunk(add("", root))).finish() == ()
+
+
+# --- the times of tool calls
+
+
+def timed(*messages: tuple[str, float | None]) -> TimedToolCall:
+    """Return the tool call of a turn with these messages, each with the time of its first chunk."""
+    items = {"tool_calls": tool_call(), "tool_call_results": tool_call(data={"result": 1})}
+    names = [str(number) for number in range(len(messages))]
+    accumulator = after(
+        *(
+            chunk(add(f"/{key}", [items[key]]), event_id=name)
+            for name, (key, _) in zip(names, messages, strict=True)
+        )
+    )
+    times = {name: time for name, (_, time) in zip(names, messages, strict=True)}
+    return timed_tool_calls(accumulator.finish(), times)[0]
+
+
+def test_tool_call_takes_the_time_from_its_first_message_to_its_first_result() -> None:
+    call = timed(
+        ("tool_calls", 10.0),
+        ("tool_calls", 11.0),
+        ("tool_call_results", 12.5),
+        ("tool_call_results", 20.0),
+    )
+    assert (call.started_at, call.seconds) == (10.0, 2.5)
+
+
+def test_result_before_its_call_takes_no_time() -> None:
+    """The clock of the server may have been set back."""
+    assert timed(("tool_calls", 10.0), ("tool_call_results", 9.0)).seconds == 0.0
+    assert timed(("tool_calls", 10.0), ("tool_call_results", None)).seconds is None
 
 
 # --- several messages, and incomplete messages

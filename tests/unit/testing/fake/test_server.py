@@ -90,6 +90,13 @@ def test_created_agents_are_listed_and_retrieved() -> None:
         assert flux0.agents.create(name="Third", type_="a", description="").description is None
 
 
+def test_parameter_with_a_blank_value_is_a_filter() -> None:
+    fake = FakeTransport()
+    new_session(fake)
+    assert len(ask(fake, "GET", "/api/sessions").json["data"]) == 1
+    assert ask(fake, "GET", "/api/sessions?agent_id=").json["data"] == []
+
+
 def test_agent_is_returned_in_the_format_of_a_real_server() -> None:
     fake = FakeTransport(agent_id="my-agent-1")
     fake.clock.advance(1.5)

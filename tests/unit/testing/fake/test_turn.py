@@ -210,6 +210,22 @@ def test_second_turn_cancels_the_first() -> None:
         next(first)
 
 
+def test_second_message_is_stored_before_the_first_turn_is_cancelled() -> None:
+    stored: list[list[str]] = []
+
+    def reply(message: UserMessage) -> Iterator[AgentStep]:
+        try:
+            yield Gate()
+        finally:
+            stored.append([event.text for event in message.stored()])
+
+    fake = FakeTransport(reply)
+    session_id = new_session(fake)
+    responses = [fake.send(message_to(session_id, text)) for text in ("first", "second")]
+    assert len(responses) == 2  # An unreferenced response would cancel its turn.
+    assert stored == [["first", "second"]]
+
+
 def test_closing_the_first_of_two_streams_cancels_the_second_turn() -> None:
     agent = CancelRecorder()
     fake, session_id, first = begin(agent)
