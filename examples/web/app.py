@@ -23,8 +23,10 @@ By default, turns are known in this process. If you run several, set FLUX0_REDIS
 import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+import signal
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -61,8 +63,24 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
     turns = BackgroundTurns(RedisTurnStore.from_url(redis_url) if redis_url else None)
     async with Flux0() if has_server else Flux0(transport=in_memory_server()) as client:
         app.state.client, app.state.turns = client, turns
+        before_exit(signal.SIGTERM, turns.end_relays)  # The pages connect again.
+        before_exit(signal.SIGINT, client.close)  # Ctrl-C ends the turns, too.
         yield
-        await turns.close_async()
+        await turns.close_async(drain_seconds=30)
+
+
+def before_exit(number: int, act: Callable[[], object]) -> None:
+    """Call a function on a signal. Otherwise, the web server would first wait for the relays."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handle_exit = signal.getsignal(number)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        act()
+        if callable(handle_exit):
+            handle_exit(number, frame)
+
+    signal.signal(number, handle)
 
 
 app = FastAPI(lifespan=lifespan)
@@ -195,17 +213,5 @@ async def show_error(_: Request, error: Flux0Error) -> JSONResponse:
     return JSONResponse({"detail": advice}, 502)
 
 
-class Server(uvicorn.Server):
-    """A web server that ends all turns on Ctrl-C. Otherwise, it would wait for their relays."""
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Close the client, which ends its turns, and then the server."""
-        with suppress(AttributeError):  # The lifespan has not begun.
-            app.state.client.close()
-        super().handle_exit(sig, frame)
-
-
 if __name__ == "__main__":
-    port = int(os.environ.get("PORT", "8000"))
-    with suppress(KeyboardInterrupt):
-        Server(uvicorn.Config(app, port=port)).run()
+    uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

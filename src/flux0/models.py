@@ -37,6 +37,7 @@ from flux0.domain.errors import (
     ProtocolError as ProtocolError,
     ReaderLost as ReaderLost,
     ReadTimeout as ReadTimeout,
+    RelayEnded as RelayEnded,
     ResponseTooLarge as ResponseTooLarge,
     Sent as Sent,
     StreamError as StreamError,

@@ -16,6 +16,7 @@ from flux0.domain.errors import (
     ClientClosed,
     Flux0Error,
     ReaderLost,
+    RelayEnded,
     StreamIdleTimeout,
     TurnStopped,
     TurnTooLarge,
@@ -40,7 +41,14 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 # A part of the encoded status `error`, in which the agent's text must be replaced.
 AGENT_ERROR: Final = b'"status": "error"'
 # The classes of errors whose messages flux0 wrote, so that readers may see them.
-_PUBLIC: Final = (ClientClosed, ReaderLost, StreamIdleTimeout, TurnStopped, TurnTooLarge)
+_PUBLIC: Final = (
+    ClientClosed,
+    ReaderLost,
+    RelayEnded,
+    StreamIdleTimeout,
+    TurnStopped,
+    TurnTooLarge,
+)
 
 
 def general_text(error: Flux0Error) -> str:
@@ -139,12 +147,17 @@ class Flux0Format(RelayFormat, RelayEncoder):
         return event
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:
-        """Return an event named `error`, with the error's class and message as JSON."""
+        """Return an event named `error`, with the error's class and message as JSON.
+
+        For a `RelayEnded`, the event is named `reconnect`, and asks an `EventSource` to wait 1 s.
+        """
         import json  # noqa: PLC0415 - errors are rare
 
-        field = "" if number is None else f"id: {number}\n"
+        name, field = "error", "" if number is None else f"id: {number}\n"
+        if isinstance(error, RelayEnded):
+            name, field = "reconnect", "retry: 1000\n"
         data = json.dumps({"type": type(error).__name__, "message": self._error_text(error)})
-        return f"event: error\n{field}data: {data}\n\n".encode()
+        return f"event: {name}\n{field}data: {data}\n\n".encode()
 
 
 FLUX0: Final = Flux0Format()

@@ -220,9 +220,11 @@ def test_page_shows_code_of_the_example() -> None:
     code = [path.read_text("utf-8") for path in files]
     page = (ROOT / "docs/how-to/web.md").read_text("utf-8")
     excerpts: list[str] = re.findall(r"^```(?:py|js)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert len(excerpts) == 5
+    # Other tests run the files that begin with their names.
+    excerpts = [each for each in excerpts if not re.match(r"# \S+\.py\n", each)]
+    assert len(excerpts) == 4
     for excerpt in excerpts:
-        assert excerpt.startswith("# test_app.py") or any(excerpt in each for each in code), excerpt
+        assert any(excerpt in each for each in code), excerpt
 
 
 def test_tests_of_the_page_pass_and_fail_without_the_check_of_the_user(

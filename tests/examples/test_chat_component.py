@@ -24,7 +24,13 @@ from flux0.testing import (
 from support.browser import Browser, Page, find_browser
 from support.npm import is_npm_installed, npm_install
 from support.relay import Relay
-from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
+from support.samples import (
+    CHAT_COMPONENTS,
+    TurnsOfTwoProcesses,
+    chat_back_end,
+    code_of,
+    new_chat,
+)
 
 pytestmark = [
     pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
@@ -75,9 +81,14 @@ def fake() -> FakeTransport:
 
 
 @pytest.fixture
-def chat_url(fake: FakeTransport, html: str) -> Iterator[str]:
+def turns() -> TurnsOfTwoProcesses:
+    return TurnsOfTwoProcesses()
+
+
+@pytest.fixture
+def chat_url(fake: FakeTransport, html: str, turns: TurnsOfTwoProcesses) -> Iterator[str]:
     """The page's URL, with a new chat."""
-    with chat_back_end(fake, '@app.post("/api/chat")', html) as url:
+    with chat_back_end(fake, '@app.post("/api/chat")', html, turns) as url:
         yield f"{url}/?id={new_chat(fake)}"
 
 
@@ -244,6 +255,26 @@ def test_statuses_alone_show_no_message(chat: Page, fake: FakeTransport) -> None
     wait_for_text(chat, "Sunny.")
     assert shown(chat) == [["user text", "Hi"], ["user text", "Bye"], ["assistant text", "Sunny."]]
     assert chat.evaluate("document.querySelectorAll('form > div').length") == 3
+
+
+@pytest.mark.parametrize("begin", [[], TURN])
+def test_relay_that_the_application_has_ended_continues_in_another_process(
+    chat: Page, fake: FakeTransport, turns: TurnsOfTwoProcesses, begin: list[AgentStep]
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script([*begin, gate, Say("Bye.")])
+    send(chat, "Hi")
+    if begin:
+        wait_for_text(chat, "Sunny.")
+    while not gate.reached:
+        chat.wait_for("true")
+    turns.restart()
+    gate.open()
+    chat.wait_for("document.body.innerText.includes('Bye.')")
+    chat.wait_for("document.querySelector('[role=alert]').textContent === ''")
+    expected = SHOWN if begin else SHOWN[:1]
+    assert shown(chat) == [*expected, ["assistant text", "Bye."]]
+    assert messages_sent(fake) == 1
 
 
 def test_lost_connection_continues_when_the_network_returns(

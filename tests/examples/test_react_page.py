@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from flux0.testing import Fail, FakeTransport, Gate, Say, SendChunk
-from support.browser import Page, find_browser
+from support.browser import Browser, Page, find_browser
 from support.fake_over_http import FakeOverHTTP
 from support.npm import is_npm_installed, npm_install
+from support.redis_server import is_installed
+from support.web_example import restarted_example
 
 pytestmark = [
     pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
@@ -55,6 +57,11 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def react(page: Page, fake: FakeTransport, script: str) -> Page:
     """A page with the component, for a new session."""
+    return mounted(page, script)
+
+
+def mounted(page: Page, script: str) -> Page:
+    """Replace the page of the example by the component, for a new session."""
     page.evaluate(
         "fetch('/sessions', {method: 'POST'}).then((response) => response.json())"
         ".then(({session_id}) => { window.sessionId = session_id; })"
@@ -88,6 +95,24 @@ def test_component_shows_the_reply_and_the_stop_button_cancels_the_agent(
     react.click("button[type=button]")
 
     assert server.no_open_streams.wait(10)
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
+
+
+def test_component_continues_the_reply_in_another_process(
+    browser: Browser, fake: FakeTransport, server: FakeOverHTTP, script: str, tmp_path: Path
+) -> None:
+    if not is_installed():
+        pytest.skip("redis-server is not installed")
+    piece, gate = SendChunk("m1", [{"op": "add", "path": "/-", "value": "Hé"}]), Gate()
+    fake.script([piece, gate, piece])
+    with restarted_example(server.url, tmp_path) as (url, restart), browser.page() as page:
+        page.open(url)
+        send(mounted(page, script), "Hi")
+        wait_for(page, "text", "Hé")
+        restart()
+        gate.open()
+        wait_for(page, "text", "HéHé")
+        assert page.evaluate("document.querySelector('[role=alert]').textContent") == ""
     assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
 
 

@@ -32,7 +32,7 @@ from support.fake_over_http import FakeOverHTTP
 from support.npm import is_npm_installed, npm_install
 from support.redis_server import is_installed, redis_server
 from support.relay import Relay
-from support.web_example import web_example
+from support.web_example import restarted_example, web_example
 
 pytestmark = [
     pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
@@ -187,6 +187,30 @@ def test_page_continues_the_reply_after_a_lost_connection(
         wait_for_text(page, "text", "Once upon")
         page.wait_for(IS_IDLE)
         assert "Reconnecting…" in page.evaluate("window.statuses")
+        assert chat_of(page) == "Tell me a story\nOnce upon"
+        assert page.evaluate(ERROR) == ""
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
+
+
+def test_page_continues_the_reply_in_another_process_if_its_process_gets_sigterm(
+    browser: Browser, fake: FakeTransport, server: FakeOverHTTP, tmp_path: Path
+) -> None:
+    if not is_installed():
+        pytest.skip("redis-server is not installed")
+    gate = Gate()
+    fake.script([piece("Once "), gate, piece("upon"), Report("ready", event_id="m1")])
+    with restarted_example(server.url, tmp_path) as (url, restart), browser.page() as page:
+        page.open(url)
+        send(page, "Tell me a story")
+        wait_for_text(page, "text", "Once ")
+        page.evaluate(RECORD_STATUS)
+
+        restart()
+
+        page.wait_for("window.statuses.includes('Reconnecting…')")
+        gate.open()
+        wait_for_text(page, "text", "Once upon")
+        page.wait_for(IS_IDLE)
         assert chat_of(page) == "Tell me a story\nOnce upon"
         assert page.evaluate(ERROR) == ""
     assert [call.operation for call in fake.calls].count("sessions.create_event") == 1

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -25,6 +26,7 @@ from support.npm import npm_install, run_in
 from support.samples import (
     CHAT_COMPONENTS,
     WRITE_A_RELAY_FORMAT,
+    TurnsOfTwoProcesses,
     chat_back_end,
     code_of,
     load,
@@ -284,6 +286,29 @@ def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], P
     ]
     assert error == "the turn was stopped"
     fake.assert_no_open_streams()
+
+
+def test_http_agent_continues_a_turn_whose_relay_the_application_has_ended(
+    install: Callable[[str], Path],
+) -> None:
+    folder, turns, gate = install(AG_UI), TurnsOfTwoProcesses(), Gate(timeout=60)
+    fake = FakeTransport()
+    fake.script([Say("Sunny."), gate, Say("Bye.")])
+
+    def restart() -> None:
+        while not gate.reached:
+            Event().wait(0.001)
+        turns.restart()
+        gate.open()
+
+    with chat_back_end(fake, '@app.post("/agent")', turns=turns) as url:
+        restarting = Thread(target=restart)
+        restarting.start()
+        (user, *messages) = run_sample(folder, url, new_chat(fake))
+        restarting.join()
+    assert user["content"] == "What's the weather in SF?"
+    assert of_ag_ui(messages)["text"] == ["Sunny.", "Bye."]
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
 
 
 def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:

@@ -37,6 +37,10 @@ class Relay:
         """
         self._listener.marker = marker
 
+    def forward_to(self, port: int) -> None:
+        """Forward later connections to another port."""
+        self._listener.target_port = port
+
     def __enter__(self) -> Self:
         threading.Thread(target=self._listener.serve_forever, args=(0.02,), daemon=True).start()
         return self

@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse
 from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-from flux0 import Flux0
+from flux0 import BackgroundTurns, Flux0, MemoryTurnStore
 from flux0.testing import FakeTransport
 from support.back_ends import serve
 
@@ -41,14 +41,34 @@ def code_of(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
+class TurnsOfTwoProcesses:
+    """The `BackgroundTurns` of a process until it must exit, and then of another process."""
+
+    def __init__(self) -> None:
+        store = MemoryTurnStore()
+        self._used, self._next = BackgroundTurns(store), BackgroundTurns(store)
+
+    def restart(self) -> None:
+        """End the relays of the first process."""
+        ending, self._used = self._used, self._next
+        ending.end_relays()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._used, name)
+
+
 @contextmanager
-def chat_back_end(fake: FakeTransport, line: str, page: str = "") -> Generator[str, None, None]:
+def chat_back_end(
+    fake: FakeTransport, line: str, page: str = "", turns: TurnsOfTwoProcesses | None = None
+) -> Generator[str, None, None]:
     """Serve the sample of `chat-components.md` that contains this line, and a page; yield the URL.
 
     All requests have the same user, who owns the sessions of `new_chat`.
     """
     with fake.installed():
         names = load(CHAT_COMPONENTS, line)
+        if turns is not None:
+            names["BackgroundTurns"] = lambda: turns
         names["app"].dependency_overrides[names["current_user"]] = lambda: _USER
         names["app"].add_api_route("/", lambda: HTMLResponse(page))
         with serve(names["app"]) as url:

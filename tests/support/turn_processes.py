@@ -93,7 +93,7 @@ class Turns:
         self.logs[log.turn_id] = log
         return log.turn_id
 
-    def relay(self, session_id: str, readers: int) -> None:
+    def relay(self, session_id: str, readers: int, after: int = 0) -> None:
         """Join the turn of a session several times, at the same time, and begin to relay it."""
         joined = Semaphore(0)
         relayed: list[bytes] = []
@@ -103,7 +103,8 @@ class Turns:
             assert turn is not None
             self.logs[turn.id] = turn._log  # pyright: ignore[reportPrivateUsage]
             joined.release()
-            relayed.append(b"".join([piece async for piece in turn.relay_async(heartbeat_ms=None)]))
+            relay = turn.relay_async(heartbeat_ms=None, after=after)
+            relayed.append(b"".join([piece async for piece in relay]))
 
         async def read_all() -> None:
             async with anyio.create_task_group() as tasks:
@@ -117,6 +118,9 @@ class Turns:
         self.relays[session_id] = thread, relayed
         for _ in range(readers):
             assert joined.acquire(timeout=TIMEOUT), "the turn could not be joined"
+
+    def end_relays(self) -> None:
+        self.turns.end_relays()
 
     def wait_for_events(self, turn_id: str, count: int) -> None:
         """Wait until this process has the events of a turn."""

@@ -79,6 +79,7 @@ async function follow(response) {
   while (response.headers.get("turn-id") === turnId) {
     try {
       for await (const event of readEvents(response.body)) {
+        if (event.name === "reconnect") throw new TypeError(event.data.message); // The connection ends.
         if (last === 0) removeStored(event.data.correlation_id);
         last = event.id ?? last;
         turn.feed(event);
@@ -105,12 +106,12 @@ async function follow(response) {
 /** Repeat the request until the application can be reached. */
 async function reconnect(last) {
   for (let seconds = 0.5; ; seconds = Math.min(2 * seconds, 8)) {
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
     try {
       return await call(`${path()}/turn`, { headers: { "last-event-id": last } });
     } catch (problem) {
       if (problem.status < 500) throw problem;
     }
-    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
   }
 }
 

@@ -28,7 +28,7 @@ from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStore
 from flux0.turns.background_turn import BackgroundTurn
-from flux0.turns.log_relay import check_loop, wait_for_end, wait_for_end_async
+from flux0.turns.log_relay import OpenRelays, check_loop, wait_for_end, wait_for_end_async
 from flux0.turns.memory_store import MemoryTurnStore
 from flux0.turns.turn_reading import TaskReading, ThreadReading, TurnReading
 from flux0.usecases.options import TurnOptions, show_options
@@ -54,6 +54,7 @@ _CLOSED: Final = "this BackgroundTurns is closed"
 
 class _OwnTurns:
     def __init__(self) -> None:
+        self.relays: OpenRelays = OpenRelays()
         self._readings: dict[TurnReading[Any], None] = {}
         self._is_watching = False
         self._time = SystemTime()
@@ -188,7 +189,7 @@ class BackgroundTurns(Uncopyable):
         with _undone_on_error(reading, claim):
             _stop(claim.take(), _ANOTHER_MESSAGE)
             reading.start(message.send())
-        return BackgroundTurn(conversation.session_id, reading.log)
+        return self._turn(conversation.session_id, reading.log)
 
     async def start_async(
         self,
@@ -206,7 +207,7 @@ class BackgroundTurns(Uncopyable):
         with _undone_on_error(reading, claim):
             await self._stop_async(await self._run(claim.take), _ANOTHER_MESSAGE)
             reading.start(await message.send_async())
-        return BackgroundTurn(conversation.session_id, reading.log)
+        return self._turn(session_id, reading.log)
 
     def join(self, session_id: str) -> BackgroundTurn | None:
         """Return the running turn of a session, or the last turn if it is still kept.
@@ -219,7 +220,7 @@ class BackgroundTurns(Uncopyable):
             TurnStoreError: The store cannot be used.
         """
         log = self._store.find(arguments.identifier("session_id", session_id))
-        return None if log is None else BackgroundTurn(session_id, log)
+        return None if log is None else self._turn(session_id, log)
 
     async def join_async(self, session_id: str) -> BackgroundTurn | None:
         """The async version of `join`."""
@@ -241,6 +242,16 @@ class BackgroundTurns(Uncopyable):
         """The async version of `stop`."""
         log = await self._run(partial(self._find_running, session_id))
         return await self._stop_async(log, _STOPPED)
+
+    def end_relays(self) -> None:
+        """End all relays in this process now. The turns continue, and their readers connect again.
+
+        Call this method when the process must exit, and then `close` with `drain_seconds`: the web
+        server need not wait until the turns have ended. The last event of each relay asks the
+        browser to connect again (see `RelayEnded`). Relays that are opened later in this process
+        end in the same way. Safe in any thread and in signal handlers: it acquires no lock.
+        """
+        self._own.get().relays.end()
 
     def close(self, *, drain_seconds: float = 0.0) -> None:
         """Wait for the running turns of this process, then stop them, and close the store.
@@ -287,6 +298,9 @@ class BackgroundTurns(Uncopyable):
             own.remove(reading)
             raise ClientClosed(_CLOSED)
         return reading, _Claim(self._store, session_id, reading.log, running == "refuse")
+
+    def _turn(self, session_id: str, log: TurnLog) -> BackgroundTurn:
+        return BackgroundTurn(session_id, log, self._own.get().relays)
 
     def _create_log(self, stop: Callable[[str], object]) -> TurnLog:
         return TurnLog(os.urandom(12).hex(), self._max_bytes, stop)

@@ -375,6 +375,15 @@ class TurnTooLarge(StreamError):
         self.limit = limit
 
 
+class RelayEnded(Flux0Error):
+    """A relay of a background turn was ended by `BackgroundTurns.end_relays`. The turn continues.
+
+    Relays report this error to their readers, who connect again. It is not raised.
+    """
+
+    sent: Sent = "yes"
+
+
 class TurnRunning(Flux0Error):
     """A background turn is running in the session, or did not end in time after it was stopped.
 

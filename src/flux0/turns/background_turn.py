@@ -15,7 +15,14 @@ from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.domain.uncopyable import Uncopyable
 from flux0.relay_format import FLUX0, Flux0Format, RelayEncoder, RelayFormat, checked_format
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.log_relay import AsyncRelay, Pieces, Relay, turn_pieces
+from flux0.turns.log_relay import (
+    AsyncRelay,
+    LogReader,
+    OpenRelays,
+    Pieces,
+    Relay,
+    turn_pieces,
+)
 
 # Last-Event-ID may come from any client. Longer numbers are slow to convert.
 _MAX_DIGITS = 18
@@ -33,10 +40,11 @@ class BackgroundTurn(Uncopyable):
         id: The turn's id, unique in all processes.
     """
 
-    def __init__(self, session_id: str, log: TurnLog) -> None:
+    def __init__(self, session_id: str, log: TurnLog, relays: OpenRelays) -> None:
         self.session_id: str = session_id
         self.id: str = log.turn_id
         self._log = log
+        self._relays = relays
 
     def __repr__(self) -> str:
         state = "running" if self.is_running else "ended"
@@ -66,6 +74,7 @@ class BackgroundTurn(Uncopyable):
         field `id` of each event is the event's number in the turn, from 1. A browser sends the
         last number back in the header `Last-Event-ID`. If the turn fails or is stopped, the last
         event is named `error`, and its data is JSON with the `type` and `message` of the error.
+        If `BackgroundTurns.end_relays` was called, the last event is named `reconnect`.
 
         Closing the iterator has no effect on the turn.
 
@@ -101,7 +110,8 @@ class BackgroundTurn(Uncopyable):
         if number and not isinstance(format, Flux0Format):
             problem = "must be None: only flux0's own format numbers its events"
             raise InvalidArgument("after", problem)
-        return turn_pieces(self._log, checked_format(format).encoder(), number), heartbeat
+        encoder = checked_format(format).encoder()
+        return self._relays.pieces(LogReader(self._log, number), encoder), heartbeat
 
     def wait(self) -> Reply:
         """Wait until the turn has ended, and return the agent's reply.
@@ -117,13 +127,13 @@ class BackgroundTurn(Uncopyable):
         """
         reply = _ReplyBuilder(self._log)
         # The encoder yields no pieces, so `next` runs the relay to its end.
-        next(Relay(turn_pieces(self._log, reply), None), None)
+        next(Relay(turn_pieces(LogReader(self._log), reply), None), None)
         return reply.reply()
 
     async def wait_async(self) -> Reply:
         """The async version of `wait`."""
         reply = _ReplyBuilder(self._log)
-        await anext(AsyncRelay(turn_pieces(self._log, reply), None), None)
+        await anext(AsyncRelay(turn_pieces(LogReader(self._log), reply), None), None)
         return reply.reply()
 
 

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
-from flux0.domain.errors import Flux0Error
+from flux0.domain.errors import Flux0Error, RelayEnded
 from flux0.relay_format import AGENT_ERROR, Flux0Format, RelayEncoder
 from flux0.runtime.event_loop import is_current, load_anyio
 from flux0.runtime.turn_log import TurnLog
@@ -18,6 +18,7 @@ from flux0.runtime.waker import AsyncWaker, Waker
 _OWN_LOOP: Final = (
     "this call would block the event loop that reads the background turn: use the _async method"
 )
+_RELAYS_ENDED: Final = "the application is being restarted: connect again to continue the turn"
 
 
 class LogReader:
@@ -39,9 +40,13 @@ class LogReader:
         self.error: Flux0Error | None = None
         self._waker = Waker()
         self._async_waker: AsyncWaker | None = None
+        self._is_closed = False
 
     def read(self) -> Sequence[bytes] | None:
         end = self.log.end  # Get the end before the events: after the end, no event is added.
+        if self._is_closed:
+            self.error = RelayEnded(_RELAYS_ENDED)
+            return None
         try:
             events = self.log.read(self.position)
         except Flux0Error as error:
@@ -65,7 +70,7 @@ class LogReader:
         check_loop(self.log)
         cancel = self.log.on_change(self._waker.wake)
         try:
-            return self.log.has_more(self.position) or self._waker.wait(seconds)
+            return self._has_more() or self._waker.wait(seconds)
         finally:
             cancel()
 
@@ -80,11 +85,21 @@ class LogReader:
 
         cancel = self.log.on_change(wake)
         try:
-            if not self.log.has_more(self.position):
+            if not self._has_more():
                 await waker.wait(seconds)
-            return self.log.has_more(self.position)
+            return self._has_more()
         finally:
             cancel()
+
+    def close(self) -> None:
+        """End reading with a `RelayEnded`. Safe in any thread and in signal handlers."""
+        self._is_closed = True
+        self._waker.wake()
+        if self._async_waker is not None:
+            self._async_waker.wake()
+
+    def _has_more(self) -> bool:
+        return self._is_closed or self.log.has_more(self.position)
 
 
 def check_loop(log: TurnLog) -> None:
@@ -176,13 +191,12 @@ def event_pieces(
                 yield piece
 
 
-def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:
+def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
     """Yield the pieces of a relay of a background turn.
 
     If the turn has failed, the last piece describes the error. Closing the relay, or deleting it,
     has no effect on the turn.
     """
-    reader = LogReader(log, after)
     # The stream has already checked the size of each event.
     parse, decode = SSEParser(max_event_bytes=None).feed, JsonCodec().decode_event
 
@@ -203,8 +217,32 @@ def turn_pieces(log: TurnLog, encoder: RelayEncoder, after: int = 0) -> Pieces:
     else:
         # An error that does not end the turn has no number. Otherwise, a later event would have the
         # same number.
-        end = log.end
-        is_end = end and end.has_numbered_error and reader.position == log.last
+        end = reader.log.end
+        is_end = end and end.has_numbered_error and reader.error is end.error
         last = encoder.error(reader.error, reader.position + 1 if is_end else None)
     if last:
         yield last
+
+
+class OpenRelays:
+    """The open relays of the background turns in one process. Its methods acquire no lock."""
+
+    def __init__(self) -> None:
+        self._readers: dict[LogReader, None] = {}
+        self._are_ended = False
+
+    def pieces(self, reader: LogReader, encoder: RelayEncoder) -> Pieces:
+        """Yield the pieces of a relay, which is open until this generator ends or is closed."""
+        self._readers[reader] = None
+        try:
+            if self._are_ended:  # Check it after adding: otherwise, `end` may not find the reader.
+                reader.close()
+            yield from turn_pieces(reader, encoder)
+        finally:
+            del self._readers[reader]
+
+    def end(self) -> None:
+        """End all relays, and each relay that is opened later."""
+        self._are_ended = True
+        for reader in self._readers.copy():
+            reader.close()

@@ -12,6 +12,7 @@ from flux0 import BackgroundTurn, InvalidArgument
 from flux0.domain.errors import ClientClosed, StreamInterrupted, TurnStopped, TurnTooLarge
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
+from flux0.turns.log_relay import OpenRelays
 from support.fakes import turn as fake_turn
 from support.in_memory import CORRELATION_ID, chunk, frame, in_every_mode, status
 from support.modes import in_mode
@@ -27,7 +28,7 @@ def background_turn(
         log.append(event)
     if end is not None:
         log.finish(end)
-    return BackgroundTurn("session-1", log)
+    return BackgroundTurn("session-1", log, OpenRelays())
 
 
 @pytest.mark.parametrize("finished", [True, False])

@@ -21,6 +21,7 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.log_relay import (
     AsyncRelay,
     LogReader,
+    OpenRelays,
     Relay,
     turn_pieces,
     wait_for_end,
@@ -28,7 +29,7 @@ from flux0.turns.log_relay import (
 )
 from support.in_memory import in_both_loops
 from support.modes import run
-from support.transports import ASYNC, Mode
+from support.transports import ASYNC, SYNC, Mode
 
 TIMEOUT = 20.0
 
@@ -59,11 +60,11 @@ def new_log(*events: bytes, max_bytes: int = 1000) -> WatchedLog:
 
 
 def relayed(log: TurnLog, *, after: int = 0, heartbeat: float | None = None) -> Relay:
-    return Relay(turn_pieces(log, FLUX0, after), heartbeat)
+    return Relay(turn_pieces(LogReader(log, after), FLUX0), heartbeat)
 
 
 def relayed_async(log: TurnLog, heartbeat: float | None = None) -> AsyncRelay:
-    return AsyncRelay(turn_pieces(log, FLUX0), heartbeat)
+    return AsyncRelay(turn_pieces(LogReader(log), FLUX0), heartbeat)
 
 
 async def gathered(pieces: AsyncRelay) -> list[bytes]:
@@ -269,8 +270,11 @@ async def test_unreferenced_and_cancelled_async_relays_leave_nothing_behind(mode
 
 
 @pytest.mark.parametrize("mode", ASYNC)
-def test_end_in_a_signal_handler_wakes_a_relay_whose_loop_waits_for_io(mode: Mode) -> None:
-    log = new_log()
+@pytest.mark.parametrize("ends_turn", [True, False])
+def test_end_in_a_signal_handler_wakes_a_relay_whose_loop_waits_for_io(
+    mode: Mode, ends_turn: bool
+) -> None:
+    log, relays = new_log(), OpenRelays()
 
     def send_signal() -> None:
         while not log.waiting:
@@ -279,10 +283,11 @@ def test_end_in_a_signal_handler_wakes_a_relay_whose_loop_waits_for_io(mode: Mod
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     async def read() -> None:
-        assert await gathered(relayed_async(log)) == []
+        pieces = await gathered(AsyncRelay(relays.pieces(LogReader(log), FLUX0), None))
+        assert len(pieces) == (0 if ends_turn else 1)
 
     def end(_: int, __: object) -> None:
-        log.finish(LogEnd())
+        log.finish(LogEnd()) if ends_turn else relays.end()
 
     before = signal.signal(signal.SIGUSR1, end)
     try:
@@ -292,6 +297,40 @@ def test_end_in_a_signal_handler_wakes_a_relay_whose_loop_waits_for_io(mode: Mod
             sending.result(TIMEOUT)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_closed_reader_ends_although_its_thread_or_task_waits(mode: Mode) -> None:
+    log, relays = new_log(b"1"), OpenRelays()
+
+    async def read() -> list[bytes]:
+        pieces = relays.pieces(LogReader(log), FLUX0)
+        if mode == "sync":
+            return list(Relay(pieces, None))
+        return await gathered(AsyncRelay(pieces, None))
+
+    results: list[bytes] = []
+
+    async def run_relay() -> None:
+        results.extend(await read())
+
+    with ThreadPoolExecutor(1) as threads:
+        reading = threads.submit(run, mode, run_relay)
+        while not log.waiting:
+            threading.Event().wait(0.001)
+        relays.end()
+        reading.result(TIMEOUT)
+    event, hint = results
+    assert event == b"1"
+    assert hint.startswith(b"event: reconnect\nretry: 1000\n")
+    assert not log.waiting
+
+
+def test_reader_that_is_closed_before_it_waits_ends() -> None:
+    relays = OpenRelays()
+    log = ChangingLog(lambda _: relays.end())
+    pieces = Relay(relays.pieces(LogReader(log), FLUX0), None)
+    assert next(pieces).startswith(b"event: reconnect\n")
 
 
 @pytest.mark.parametrize("mode", ASYNC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, final
 
-from flux0.domain.errors import Flux0Error
+from flux0.domain.errors import Flux0Error, RelayEnded
 from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
@@ -58,6 +58,13 @@ def _status(step: Step) -> bytes:
     return json_event({"type": "data-status", "data": data, "transient": True})
 
 
+def _error(step: Step) -> bytes:
+    error = json_event({"type": "error", "errorText": step.text}) + _DONE
+    if isinstance(step.error, RelayEnded):
+        return json_event({"type": "data-reconnect", "data": {}, "transient": True}) + error
+    return error
+
+
 _CHUNKS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
     "turn-start": lambda step: json_event({"type": "start", "messageId": step.id}),
     "text-start": _part,
@@ -75,6 +82,6 @@ _CHUNKS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
     ),
     "content": lambda step: json_event({"type": "data-content", "id": step.id, "data": step.value}),
     "status": _status,
-    "error": lambda step: json_event({"type": "error", "errorText": step.text}) + _DONE,
+    "error": _error,
     "turn-end": lambda _: json_event({"type": "finish"}) + _DONE,
 }

@@ -96,6 +96,33 @@ def test_second_message_in_another_process_is_refused_or_replaces_the_turn(
     assert reader.call(Turns.find, "second session") == "second turn 2"
 
 
+@pytest.mark.parametrize("ending", [0, 1])
+def test_another_process_continues_the_relays_that_end_relays_has_ended(
+    server: RedisServer, ending: int
+) -> None:
+    """The process that ends its relays reads the turn, or follows it."""
+    session, turn = f"ending session {ending}", f"ending turn {ending}"
+    with turn_processes(2, server.url, lease_seconds=LONG_LEASE) as processes:
+        reader, ended, other = processes[0], processes[ending], processes[1 - ending]
+        reader.call(Turns.claim, session, turn)
+        reader.call(Turns.append, turn, 10)
+        ended.call(Turns.relay, session, 1)
+        ended.call(Turns.wait_for_events, turn, 10)
+        ended.call(Turns.end_relays)
+        (content,) = ended.call(Turns.relayed, session)
+        begin, _, hint = content.partition(b"event: reconnect\n")
+        assert hint.startswith(b"retry: 1000\ndata: ")
+
+        other.call(Turns.relay, session, 1, begin.count(b"\n\n"))
+        reader.call(Turns.append, turn, 5)
+        reader.call(Turns.finish, turn)
+        (rest,) = other.call(Turns.relayed, session)
+        assert begin + rest == turn_bytes(turn, 15)
+        ended.call(Turns.relay, session, 1)
+        (later,) = ended.call(Turns.relayed, session)
+        assert later.startswith(b"event: reconnect\n")
+
+
 def test_relays_report_that_the_reading_process_was_killed(tmp_path: Path) -> None:
     with (
         redis_server(tmp_path) as server,
