@@ -10,7 +10,7 @@ import re
 import threading
 import tracemalloc
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -965,6 +965,105 @@ async def test_cancelled_start_leaves_no_turn(mode: Mode) -> None:
             await pause(mode)
         tasks.cancel_scope.cancel()
     assert await server.turns.join_async(conversation.session_id) is None
+
+
+class _Interrupted:
+    """Runs a coroutine, and acts when it is suspended for the nth time: `act` may raise an error.
+
+    Attributes:
+        has_acted: Whether the coroutine was suspended so often.
+    """
+
+    def __init__(
+        self, work: Coroutine[Any, Any, Any], number: int, act: Callable[[], object]
+    ) -> None:
+        self._work = work
+        self._number = number
+        self._act = act
+        self.has_acted: bool = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps, left = self._work.__await__(), self._number
+        awaited = next(steps, DONE)
+        while awaited is not DONE:
+            left -= 1
+            try:
+                if left == 0:
+                    self.has_acted = True
+                    self._act()
+                yield awaited
+            except BaseException as error:  # noqa: BLE001 - raised in the coroutine
+                awaited = steps.throw(error)
+            else:
+                awaited = next(steps, DONE)
+
+
+DONE = object()
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+async def interrupted_starts(error: BaseException) -> AsyncIterator[tuple[Server, str]]:
+    """Interrupt a start with `error` at each of its awaits. Yield the server and the session."""
+    number, has_acted = 0, True
+    while has_acted:
+        number += 1
+        server = Server("asyncio", ["a", Gate()], BlockingStore())
+        conversation = await server.conversation()
+        start = server.turns.start_async(conversation, "Hi")
+        interrupted = _Interrupted(start, number, raises(error))
+        try:
+            await interrupted
+        except type(error):
+            yield server, conversation.session_id
+        has_acted = interrupted.has_acted
+        with ends_soon():
+            await server.turns.close_async()
+    assert number > 2
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), ZeroDivisionError("a bug")], ids=repr)
+def test_start_that_is_interrupted_at_any_await_leaves_no_turn(error: BaseException) -> None:
+    async def test() -> None:
+        async for server, session_id in interrupted_starts(error):
+            while await server.turns.join_async(session_id) is not None:
+                await asyncio.sleep(0)
+            await server.client.close_async()
+            server.fake.assert_no_open_streams()
+
+    asyncio.run(test())
+
+
+def test_start_during_which_all_turns_are_closed_ends_its_turn() -> None:
+    """`close_async` may run at each await of the start."""
+
+    async def test() -> None:
+        number, has_acted = 0, True
+        while has_acted:
+            number += 1
+            server = Server("asyncio", ["a", Gate()], BlockingStore())
+            conversation, closing = await server.conversation(), list[asyncio.Task[None]]()
+
+            def close_turns(turns: BackgroundTurns, tasks: list[asyncio.Task[None]]) -> None:
+                tasks.append(asyncio.create_task(turns.close_async()))
+
+            act = partial(close_turns, server.turns, closing)
+            start = _Interrupted(server.turns.start_async(conversation, "Hi"), number, act)
+            with contextlib.suppress(ClientClosed, TurnStoreError), ends_soon():
+                await start
+            with ends_soon():
+                await asyncio.gather(server.turns.close_async(), *closing)
+            has_acted = start.has_acted
+            await server.client.close_async()
+            server.fake.assert_no_open_streams()
+        assert number > 2
+
+    asyncio.run(test())
 
 
 async def claimed_and_released(server: Server, conversation: AsyncConversation) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, cast
 
 import pytest
@@ -25,10 +26,11 @@ from redis.client import Pipeline
 from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore
-from flux0.adapters.redis import worker
+from flux0.adapters.redis import followed, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
+from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import Worker
+from flux0.adapters.redis.worker import Steps, Worker
 from flux0.domain.errors import (
     ClientClosed,
     InvalidArgument,
@@ -988,6 +990,83 @@ def test_calls_that_fail_do_not_delay_the_events_of_other_sessions(
         log.append(event("turn", calls))
     log.finish(LogEnd())
     assert calls < 3000
+
+
+def test_command_that_fails_is_not_a_failure_of_redis(server: RedisServer) -> None:
+    """Jobs of other turns are not delayed until the next attempt to reach Redis."""
+    waited: list[float] = []
+
+    def fail() -> Steps[None]:
+        with pytest.raises(TurnStoreError):
+            yield "HGET", "flux0:text", "field"
+
+    def succeed() -> Steps[None]:
+        yield "GET", "flux0:text"
+        waited.append(jobs.waiting_seconds)
+
+    with server.client() as client:
+        client.set("flux0:text", "not a hash", ex=60)
+        jobs = Worker(client, Settings("flux0:", 300.0, LEASE_SECONDS))
+        jobs.submit(fail, now=True)
+        jobs.submit(succeed, now=True)
+        jobs.stop(when_idle=True)
+        jobs.run()
+    assert waited == [0.0]
+
+
+def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
+    tmp_path: Path,
+) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)) as store,
+    ):
+        server.pause()
+        try:
+            with ends_soon(), pytest.raises(TurnStoreError, match="TimeoutError"):
+                store.find("session")
+        finally:
+            server.resume()
+
+
+def test_stop_that_waits_for_redis_does_not_block_the_store(
+    store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    found: SimpleQueue[TurnLog | None] = SimpleQueue()
+    log = TurnLog("turn", 1000, lambda _: found.put(store.find("another session")))
+    store.claim("session", log, refuse=True)
+    copy = other.find("session")
+    assert copy is not None
+    copy.stop("the reason")
+    with ends_soon():
+        assert found.get(timeout=TIMEOUT) is None
+    log.finish(LogEnd())
+
+
+def test_lost_process_is_noticed_within_the_lease() -> None:
+    """Other processes see the last renewal, and check for the next one, up to `renew` late."""
+    settings = Settings("flux0:", 300.0, 5.0)
+    assert settings.expiry + 2 * settings.renew <= settings.lease
+
+
+def test_copy_whose_events_are_missing_for_a_second_time_waits_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(followed, "monotonic", lambda: now[0])
+    settings, log = Settings("flux0:", 300.0, LEASE_SECONDS), new_log()
+    name = settings.name("session", "turn")
+    with Redis() as client:
+        turn = FollowedTurn(name, log, Worker(client, settings), {})
+    missing: tuple[Any, ...] = ()
+    for reply in (missing, (1000, "process", 0, "", []), missing):
+        turn.update(reply)
+        assert not log.is_ended
+        now[0] += settings.expiry
+    now[0] += 1
+    turn.update(missing)
+    assert log.end is not None
+    assert isinstance(log.end.error, TurnStoreError)
 
 
 @pytest.mark.parametrize("connect", [redis_with_tls, redis_with_sentinel])

@@ -48,7 +48,7 @@ from flux0.testing import (
     cassette,
 )
 from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
-from flux0.testing.cassettes.scrubbing import scrub_body
+from flux0.testing.cassettes.scrubbing import scrub_body, scrub_query
 from support.cassettes import ONCE, loops, modes, record, use_client
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
@@ -795,3 +795,7 @@ def test_cost_of_a_turn_is_linear(path: Path, scrub: Callable[[str], str] | None
 
     assert cost(500) < 10.5 * cost(50)
     assert len(recorded_pieces(path.with_name("500"))) == 500
+
+
+def test_parameter_with_a_blank_value_is_recorded() -> None:
+    assert scrub_query("a=&b=x", str.upper) == "a=&b=X"
