@@ -60,6 +60,15 @@ def test_wheel_contains_only_the_packages() -> None:
     assert {Path(name).suffix for name in names if name.startswith("flux0")} >= {".py", ".typed"}
 
 
+def test_source_distribution_has_the_licences_of_vendored_files() -> None:
+    with tarfile.open(SDIST) as archive:
+        names = [name.partition("/")[2] for name in archive.getnames()]
+    folder = "examples/web/static/vendor/"
+    vendored = {name for name in names if name.startswith(folder) and name.endswith(".js")}
+    assert vendored
+    assert {name.replace(".js", ".LICENSE") for name in vendored} <= set(names)
+
+
 def test_build_is_reproducible(tmp_path: Path) -> None:
     built = run(sys.executable, "-m", "build", "--installer", "uv", "--outdir", tmp_path, ROOT)
     assert built.returncode == 0, built.stdout

@@ -51,6 +51,13 @@ from flux0 import (
 from flux0.models import InvalidArgument
 
 STATIC = Path(__file__).parent / "static"
+# The page loads everything from this application, and contains no scripts itself.
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'none'; connect-src 'self'; img-src data:; "
+    "script-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types dompurify",
+    "referrer-policy": "no-referrer",  # The URL contains the id of the session.
+}
 logger = logging.getLogger("uvicorn.error")
 
 has_server = bool(os.environ.get("FLUX0_SERVER_URL"))
@@ -92,7 +99,8 @@ async def page(request: Request) -> HTMLResponse:
     """Return the page. A new visitor becomes a guest, whose name no other visitor can guess."""
     html = (STATIC / "index.html").read_text("utf-8")
     # The suggestions are for the agent in memory.
-    response = HTMLResponse(html if has_server else html.replace('id="suggestions" hidden', ""))
+    html = html if has_server else html.replace('id="suggestions" hidden', "")
+    response = HTMLResponse(html, headers=PAGE_HEADERS)
     if "guest" not in request.cookies:
         name = secrets.token_urlsafe(16)
         response.set_cookie("guest", name, httponly=True, samesite="strict")
@@ -142,27 +150,44 @@ async def own_conversation(
 OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]
 
 
+class Message(BaseModel):
+    """The body of a request that sends a message, or starts a session with its first message."""
+
+    text: Annotated[str, Field(pattern=r"\S", max_length=10_000)]
+
+
 @app.post("/sessions", status_code=201)
-async def start_session(client: Client, user: User) -> dict[str, str]:
-    """Create a session that belongs to the user, and return its id."""
+async def start_session(client: Client, user: User, message: Message) -> dict[str, str]:
+    """Create a session that belongs to the user, with a title, and return its id."""
     # Create a new user by this request. Two sessions at once could create two users.
     await client.sessions.list_async(user=user)
     agent = await client.agents.first_async()
-    conversation = await client.conversation_async(agent=agent, user=user)
+    title = " ".join(message.text.split())[:60]
+    conversation = await client.conversation_async(agent=agent, user=user, title=title)
     return {"session_id": conversation.session_id}
+
+
+@app.get("/sessions")
+async def chats(client: Client, user: User, response: Response) -> list[dict[str, Any]]:
+    """Return the sessions of the user, the newest first."""
+    response.headers["cache-control"] = "no-store"
+    sessions = await client.sessions.list_async(user=user)
+    newest = sorted(sessions, key=lambda session: session.created_at, reverse=True)
+    return [{"id": each.id, "title": each.title, "time": each.created_at} for each in newest[:100]]
 
 
 @app.get("/sessions/{session_id}")
 async def stored_events(conversation: OwnConversation, response: Response) -> Any:
-    """Return the stored messages and tool results of a session."""
+    """Return the stored messages and tool results of a session, and the errors of its agent."""
     response.headers["cache-control"] = "no-store"
-    return [to_dict(event) for event in await conversation.history()]
-
-
-class Message(BaseModel):
-    """The body of a request that sends a message."""
-
-    text: Annotated[str, Field(pattern=r"\S", max_length=10_000)]
+    stored = await conversation.sessions.list_events_async(
+        session_id=conversation.session_id, types=["message", "tool", "status"]
+    )
+    events = [to_dict(event) for event in stored]
+    for event in events:
+        if event["type"] == "status":  # The text of an agent's error may contain secrets.
+            event["data"] = {"status": event["data"].get("status")}
+    return events
 
 
 @app.post("/sessions/{session_id}/messages")
@@ -208,8 +233,8 @@ async def show_error(_: Request, error: Flux0Error) -> JSONResponse:
         return JSONResponse({"detail": "You have no such chat. Start a new chat."}, 404)
     if error.sent == "no":
         advice = "The agent cannot be reached. Try again in a few minutes."
-    else:
-        advice = "The connection to the agent failed. Reload the page to see the stored messages."
+        return JSONResponse({"detail": advice}, 503)  # The page may send the message again.
+    advice = "The connection to the agent failed. Reload the page to see the stored messages."
     return JSONResponse({"detail": advice}, 502)
 
 

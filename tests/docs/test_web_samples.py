@@ -315,7 +315,7 @@ def test_page_that_is_loaded_while_a_message_is_sent_has_this_message_and_the_ea
 @pytest.mark.parametrize(
     ("fault", "operation", "status", "problem"),
     [
-        (Refuse(), None, 502, "The agent cannot be reached."),
+        (Refuse(), None, 503, "The agent cannot be reached."),
         (Respond(500), "sessions.create_event", 502, "Reload the page to see the stored messages"),
         (None, None, 404, "You have no such chat."),
     ],

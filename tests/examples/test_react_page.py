@@ -63,7 +63,8 @@ def react(page: Page, fake: FakeTransport, script: str) -> Page:
 def mounted(page: Page, script: str) -> Page:
     """Replace the page of the example by the component, for a new session."""
     page.evaluate(
-        "fetch('/sessions', {method: 'POST'}).then((response) => response.json())"
+        "fetch('/sessions', {method: 'POST', headers: {'content-type': 'application/json'},"
+        " body: JSON.stringify({text: 'Hi'})}).then((response) => response.json())"
         ".then(({session_id}) => { window.sessionId = session_id; })"
     )
     page.evaluate(f"document.body = document.createElement('body'); {script}; null")

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ import pytest
 from flux0.testing import (
     AgentStep,
     CallTool,
+    Drop,
     Fail,
     FakeTransport,
     Fault,
@@ -28,6 +28,17 @@ from flux0.testing import (
     Truncate,
 )
 from support.browser import Browser, Page, find_browser
+from support.chat_page import (
+    ERROR,
+    IS_IDLE,
+    ask,
+    chat_of,
+    piece,
+    reload,
+    second_tab,
+    send,
+    wait_for_text,
+)
 from support.fake_over_http import FakeOverHTTP
 from support.npm import is_npm_installed, npm_install
 from support.redis_server import is_installed, redis_server
@@ -38,8 +49,10 @@ pytestmark = [
     pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
 ]
 
-IS_IDLE = "!document.getElementById('send').disabled"
-ERROR = "document.getElementById('error').textContent"
+MARKDOWN = [
+    "### Plan\n\n# One\n- [x] `a`\n\n[x](https://example.com)",
+    "```\ncode\n```\n\n| a |\n| - |\n| b |",
+]
 RECORD_STATUS = """
 window.statuses = [];
 new MutationObserver((changes) => {
@@ -48,38 +61,6 @@ new MutationObserver((changes) => {
   }
 }).observe(document.getElementById("status"), { childList: true });
 """
-
-
-def send(page: Page, text: str) -> None:
-    page.click("#text")
-    page.write(text)
-    page.press_enter()
-
-
-def wait_for_text(page: Page, kind: str, text: str) -> None:
-    texts = f"[...document.querySelectorAll('.{kind} > span')].map((part) => part.textContent)"
-    page.wait_for(f"{texts}.includes({text!r})")
-
-
-def piece(text: str) -> SendChunk:
-    return SendChunk("m1", [{"op": "add", "path": "/-", "value": text}])
-
-
-@contextmanager
-def second_tab(page: Page, browser: Browser, url: str | None = None) -> Generator[Page, None, None]:
-    """Open the chat of a page in another tab of the same visitor."""
-    with browser.page() as tab:
-        address = page.evaluate("location.href")
-        cookies = page.call("Network.getCookies")["cookies"]
-        tab.call("Network.setCookies", cookies=cookies)
-        tab.open(address if url is None else f"{url}?{urlsplit(address).query}")  # pyright: ignore[reportUnknownMemberType]
-        yield tab
-
-
-def chat_of(page: Page) -> str:
-    """Return the chat's lines, without the speakers' names."""
-    texts = "[...document.querySelectorAll('#chat span')].map((part) => part.textContent)"
-    return "\n".join(page.evaluate(texts))
 
 
 def test_text_streams_and_the_chat_continues_after_a_reload(
@@ -96,11 +77,11 @@ def test_text_streams_and_the_chat_continues_after_a_reload(
     wait_for_text(page, "text", "Sunny <b>")
     page.wait_for(IS_IDLE)
 
-    chat = "How is the weather?\nHm\nget_weather({'city':'SF'})\n16\nSunny <b>".replace("'", '"')
-    assert chat_of(page) == chat
+    chat = chat_of(page)
+    call = 'get_weather({\n  "city": "SF"\n})'
+    assert chat == f"How is the weather?\nHm\n{call}\n16\nSunny <b>"
     assert page.evaluate("document.getElementById('text').value") == ""
-    page.open(page.evaluate("location.href"))
-    wait_for_text(page, "text", "Sunny <b>")
+    reload(page)
     assert chat_of(page) == chat
     assert page.hosts == {urlsplit(url).netloc}
 
@@ -119,20 +100,264 @@ def test_stop_button_cancels_the_agent(
     page.wait_for(IS_IDLE)
     assert page.evaluate("document.activeElement.id") == "text"
     assert page.evaluate(ERROR) == ""
+    reload(page)
+    page.wait_for(IS_IDLE)
+    assert chat_of(page) == "Tell me a story\nStopped."
     send(page, "Hi")
     wait_for_text(page, "text", "Hello")
 
 
+@pytest.mark.parametrize("key", ["button", "Escape"])
+def test_stop_works_while_the_first_message_creates_the_session(
+    key: str, page: Page, fake: FakeTransport
+) -> None:
+    page.hold_requests("*/sessions")
+    send(page, "Tell me a story")
+    request = page.wait_for_held_request()
+
+    if key == "button":
+        page.click("#stop")
+    else:
+        page.press_escape()
+
+    page.wait_for(IS_IDLE)
+    assert page.evaluate(ERROR) == "Stopped. The message was not sent."
+    assert page.evaluate("document.getElementById('text').value") == "Tell me a story"
+    page.release_request(request)
+    page.wait_for("document.querySelector('#chats a') !== null")
+    assert chat_of(page) == "Tell me a story"
+    page.click("#retry")
+    wait_for_text(page, "text", "Hello")
+    page.wait_for(IS_IDLE)
+    operations = [call.operation for call in fake.calls]
+    assert operations.count("sessions.create") == 1
+    assert operations.count("sessions.create_event") == 1
+    assert chat_of(page) == "Tell me a story\nHello"
+
+
+def test_stop_works_before_the_application_knows_the_turn(
+    page: Page, fake: FakeTransport, server: FakeOverHTTP
+) -> None:
+    ask(page, "Hi")
+    fake.script([piece("Once upon"), Gate()])
+    page.hold_requests("*/messages")
+    send(page, "Tell me a story")
+    request = page.wait_for_held_request()
+
+    page.press_escape()
+    page.release_request(request)
+
+    wait_for_text(page, "stopped", "Stopped.")
+    page.wait_for(IS_IDLE)
+    assert server.no_open_streams.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("faults", "steps", "stored", "mark"),
+    [
+        ((), [Say("I try."), Fail("no model")], ["I try."], "This reply is incomplete."),
+        ((Truncate(after_events=1),), [piece("A"), piece("B")], [], "This reply is incomplete."),
+        ((Respond(503),), [], [], None),
+        ((), [Report("processing")], [], "No reply is stored."),
+    ],
+)
+def test_turn_without_a_complete_reply_is_marked_after_a_reload(
+    faults: tuple[Fault, ...],
+    steps: list[AgentStep],
+    stored: list[str],
+    mark: str | None,
+    page: Page,
+    fake: FakeTransport,
+) -> None:
+    ask(page, "Hi")
+    fake.script(steps)
+    if faults:
+        fake.inject(*faults, operation="sessions.create_event")
+    ask(page, "Tell me a story")
+    for _ in range(2):
+        reload(page)
+        page.wait_for(IS_IDLE)
+        marked = ["Tell me a story", *stored, mark] if mark else []
+        assert chat_of(page).split("\n") == ["Hi", "Hello", *marked]
+
+
+def test_idle_tab_shows_new_messages_when_it_is_shown(
+    page: Page, browser: Browser, fake: FakeTransport
+) -> None:
+    ask(page, "Hi")
+    with second_tab(page, browser) as tab:
+        wait_for_text(tab, "text", "Hello")
+        tab.wait_for(IS_IDLE)
+        tab.hide()
+        ask(page, "And now?")
+        gate = Gate()
+        tab.unhide()
+        wait_for_text(tab, "user", "And now?")
+        tab.hide()
+        fake.script([piece("Once"), gate, piece(" upon")])
+        send(page, "Tell me a story")
+        wait_for_text(page, "text", "Once")
+
+        tab.unhide()
+
+        wait_for_text(tab, "text", "Once")
+        gate.open()
+        wait_for_text(tab, "text", "Once upon")
+        assert chat_of(tab) == "Hi\nHello\nAnd now?\nHello\nTell me a story\nOnce upon"
+
+
+def test_messages_of_another_tab_do_not_replace_a_new_message(
+    page: Page, fake: FakeTransport
+) -> None:
+    ask(page, "Hi")
+    page.hide()
+    page.hold_requests("*/turn")
+    page.unhide()
+    request = page.wait_for_held_request()
+    gate = Gate()
+    fake.script([piece("Once"), gate, piece(" upon")])
+    send(page, "Tell me a story")
+    wait_for_text(page, "text", "Once")
+    page.evaluate(
+        "window.loaded = new Promise((resolve) => {"
+        " const get = fetch; window.fetch = async (path, ...rest) => {"
+        "  const response = await get(path, ...rest);"
+        "  if (/^.sessions.[^/]+$/.test(path)) setTimeout(resolve);"
+        "  return response; } }); null"
+    )
+    page.release_request(request)
+    page.evaluate("loaded")
+    gate.open()
+    wait_for_text(page, "text", "Once upon")
+    page.wait_for(IS_IDLE)
+    assert chat_of(page) == "Hi\nHello\nTell me a story\nOnce upon"
+
+
+def test_enter_during_a_reply_says_why_nothing_is_sent(page: Page, fake: FakeTransport) -> None:
+    gate = Gate()
+    fake.script([piece("Once"), gate])
+    send(page, "Tell me a story")
+    wait_for_text(page, "text", "Once")
+    send(page, "Next")
+    hint = "document.getElementById('hint').textContent"
+    assert page.wait_for(hint).startswith("The agent is replying.")
+    assert page.evaluate("document.getElementById('text').value") == "Next"
+    gate.open()
+    page.wait_for(IS_IDLE)
+    assert page.evaluate(hint) == ""
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
+
+
+def test_buttons_are_large_enough_for_a_finger(page: Page, fake: FakeTransport) -> None:
+    page.resize(390, 500)
+    page.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    fake.script([Reason("Hm"), Say("line\n" * 40 + "```\ncode\n```"), Fail()])
+    ask(page, "Hi")
+    page.evaluate("document.getElementById('chat').scrollTop = 0")
+    page.wait_for("!document.getElementById('jump').hidden")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('button, summary, textarea, nav a')].map((each) => {"
+        " const {width, height} = each.getBoundingClientRect();"
+        " return [each.outerHTML, Math.min(width, height)]; })"
+    )
+    assert len(sizes) == 10
+    assert [html for html, size in sizes if size < 44] == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_button_jumps_to_the_end(page: Page, fake: FakeTransport) -> None:
+    fake.script([Say("line\n" * 80)])
+    ask(page, "Hi")
+    is_hidden = "document.getElementById('jump').hidden"
+    assert page.evaluate(is_hidden)
+    page.evaluate("document.getElementById('chat').scrollTop = 0")
+    page.wait_for(f"!{is_hidden}")
+
+    page.click("#jump")
+
+    page.wait_for(is_hidden)
+    chat = "document.getElementById('chat')"
+    hidden = f"{chat}.scrollHeight - {chat}.clientHeight - {chat}.scrollTop"
+    assert page.evaluate(hidden) < 2
+
+
+@pytest.mark.parametrize(
+    ("faults", "steps", "label", "messages"),
+    [
+        ((Respond(429),), [], "Send again", ["Hi", "Hello"]),
+        ((Respond(503),), [], "Reload messages", []),
+        ((Drop(after_acting=True),), [], "Reload messages", ["Hi", "Hello"]),
+        (
+            (Truncate(after_events=1),),
+            [piece("A"), piece("B")],
+            "Reload messages",
+            ["Hi", "This reply is incomplete."],
+        ),
+        ((), [Fail()], "Send again", ["Hi", "This reply is incomplete.", "Hi", "Hello"]),
+    ],
+)
+def test_button_repeats_what_has_failed_but_sends_no_message_twice(
+    page: Page,
+    fake: FakeTransport,
+    faults: tuple[Fault, ...],
+    steps: list[AgentStep],
+    label: str,
+    messages: list[str],
+) -> None:
+    if steps:
+        fake.script(steps)
+    if faults:
+        fake.inject(
+            *faults, operation="sessions.create_event", times=4 if label == "Send again" else 1
+        )
+    ask(page, "Hi")
+    assert page.wait_for("document.getElementById('retry').textContent") == label
+
+    page.click("#retry")
+
+    page.wait_for(f"{IS_IDLE} && document.getElementById('retry').hidden")
+    assert chat_of(page).split("\n") == (messages or [""])
+    assert page.evaluate(ERROR) == ""
+    if label == "Send again":
+        assert page.evaluate("document.getElementById('text').value") == ""
+
+
+def test_list_shows_the_chats_of_the_user(
+    page: Page, fake: FakeTransport, browser: Browser, url: str
+) -> None:
+    titles = "[...document.querySelectorAll('#chats a')].map((each) => each.firstChild.data)"
+    current = "document.querySelector('[aria-current=page]')?.firstChild.data"
+    ask(page, "My  first\tquestion")
+    assert page.wait_for(current) == "My first question"
+    page.click("nav a")
+    page.wait_for(f"{titles}.length === 1 && location.search === ''")
+    assert page.evaluate(current) is None
+    ask(page, "Second")
+    page.wait_for(f"{titles}.length === 2")
+    assert page.evaluate(titles) == ["Second", "My first question"]
+    assert page.evaluate("document.getElementById('title').innerText") == "Second"
+
+    page.click("#chats li:last-child a")
+
+    page.wait_for(f"{current} === 'My first question'")
+    wait_for_text(page, "user", "My  first\tquestion")
+    with browser.page() as other:
+        other.open(url)
+        ask(other, "Mine")
+        other.wait_for(f"{titles}.length === 1")
+        assert other.evaluate(titles) == ["Mine"]
+
+
 def test_reload_in_the_middle_of_a_reply_continues_it(page: Page, fake: FakeTransport) -> None:
     gate = Gate()
-    steps: list[AgentStep] = [Reason("Hm"), Say("First."), piece("Once "), gate, piece("upon")]
+    steps: list[AgentStep] = [Reason("Hm"), Say("First."), piece("Once"), gate, piece(" upon")]
     fake.script([*steps, Report("ready", event_id="m1")])
     send(page, "Tell me a story")
-    wait_for_text(page, "text", "Once ")
+    wait_for_text(page, "text", "Once")
 
     page.open(page.evaluate("location.href"))
 
-    wait_for_text(page, "text", "Once ")
+    wait_for_text(page, "text", "Once")
     assert not page.evaluate(IS_IDLE)
     gate.open()
     wait_for_text(page, "text", "Once upon")
@@ -174,11 +399,11 @@ def test_page_continues_the_reply_after_a_lost_connection(
     browser: Browser, fake: FakeTransport, url: str
 ) -> None:
     gate = Gate()
-    fake.script([piece("Once "), gate, piece("upon"), Report("ready", event_id="m1")])
+    fake.script([piece("Once"), gate, piece(" upon"), Report("ready", event_id="m1")])
     with Relay(urlsplit(url).port or 0) as relay, browser.page() as page:
         page.open(relay.url)
         send(page, "Tell me a story")
-        wait_for_text(page, "text", "Once ")
+        wait_for_text(page, "text", "Once")
         page.evaluate(RECORD_STATUS)
 
         relay.cut_before(b"upon")
@@ -198,11 +423,11 @@ def test_page_continues_the_reply_in_another_process_if_its_process_gets_sigterm
     if not is_installed():
         pytest.skip("redis-server is not installed")
     gate = Gate()
-    fake.script([piece("Once "), gate, piece("upon"), Report("ready", event_id="m1")])
+    fake.script([piece("Once"), gate, piece(" upon"), Report("ready", event_id="m1")])
     with restarted_example(server.url, tmp_path) as (url, restart), browser.page() as page:
         page.open(url)
         send(page, "Tell me a story")
-        wait_for_text(page, "text", "Once ")
+        wait_for_text(page, "text", "Once")
         page.evaluate(RECORD_STATUS)
 
         restart()
@@ -241,7 +466,7 @@ def test_newest_text_is_visible_unless_the_user_has_scrolled_up(
     lines = "line\n" * 40
     fake.script([piece(lines), gates[0], piece(lines), gates[1], piece("End")])
     send(page, "Hi")
-    wait_for_text(page, "text", lines)
+    wait_for_text(page, "text", lines.strip())
     hidden = (
         "(({scrollHeight, scrollTop, clientHeight}) => scrollHeight - scrollTop - clientHeight)"
     )
@@ -249,7 +474,7 @@ def test_newest_text_is_visible_unless_the_user_has_scrolled_up(
     assert page.evaluate(hidden) < 2
     assert page.evaluate("document.getElementById('stop').getBoundingClientRect().bottom") <= 500
     gates[0].open()
-    wait_for_text(page, "text", lines * 2)
+    wait_for_text(page, "text", (lines * 2).strip())
     assert page.evaluate(hidden) < 2
 
     page.evaluate("document.getElementById('chat').scrollTop = 100")
@@ -314,7 +539,7 @@ def test_page_works_without_a_server_and_shows_that_it_was_stopped(browser: Brow
             page.open(url)
             assert "Tell me a story" in page.text
             send(page, "What's the weather in Paris?")
-            wait_for_text(page, "tool_call", 'get_weather({"city":"Paris"})')
+            wait_for_text(page, "tool_call", 'get_weather({\n  "city": "Paris"\n})')
             wait_for_text(page, "text", "It is 16 °C and foggy in Paris.")
             page.wait_for(IS_IDLE)
             send(page, "Tell me a story")
@@ -356,20 +581,28 @@ def test_screen_readers_announce_each_finished_piece_once(page: Page, fake: Fake
     announced = "document.getElementById('finished').innerText.split(/\\n+/)"
     send(page, "Tell me a story")
     wait_for_text(page, "text", "Once upon")
-    assert page.evaluate(announced) == ["Agent, thinking: Hm", "Agent: First."]
+    assert page.evaluate(announced) == ["Thinking: Hm", "Fake: First."]
     gate.open()
     page.wait_for(IS_IDLE)
-    assert page.evaluate(announced)[2:] == ["Agent: Once uponOnce upon"]
+    assert page.evaluate(announced)[2:] == ["Fake: Once uponOnce upon"]
 
 
 @pytest.mark.skipif(not is_npm_installed(), reason="Node.js is not installed")
-def test_axe_finds_no_barrier(page: Page, fake: FakeTransport, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("color_scheme", "width"), [("light", 800), ("dark", 390)])
+def test_axe_finds_no_barrier(
+    color_scheme: str, width: int, page: Page, fake: FakeTransport, tmp_path: Path
+) -> None:
     npm_install("axe-core@4", folder=tmp_path)
+    page.resize(width, 600)
+    page.prefer(color_scheme)
     tool = CallTool("search", {})
-    fake.script([Reason("Hm"), tool, GiveResult(tool, 1), Say("Hello"), Fail()])
+    says = [Say(text) for text in MARKDOWN]
+    steps: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, 1), *says, Fail()]
+    fake.script(steps)
     send(page, "Hi")
     page.wait_for(ERROR)
     page.wait_for(IS_IDLE)
+    page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     page.evaluate((tmp_path / "node_modules/axe-core/axe.min.js").read_text("utf-8"))
     violations = page.evaluate("axe.run().then(({ violations }) => violations)")
-    assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == []
+    assert [(each["id"], each["nodes"][0]["html"]) for each in violations] == [], violations

@@ -204,9 +204,48 @@ class Page:
 
     def press_enter(self, *, shift: bool = False) -> None:
         """Press the Enter key."""
-        key = {"key": "Enter", "code": "Enter", "text": "\r", "modifiers": 8 if shift else 0}
+        self._press(key="Enter", code="Enter", text="\r", modifiers=8 if shift else 0)
+
+    def press_escape(self) -> None:
+        """Press the Escape key."""
+        self._press(key="Escape", code="Escape")
+
+    def _press(self, **key: Any) -> None:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, **key)
+
+    def grant(self, *permissions: str) -> None:
+        """Grant the pages of this browser context these permissions, and no others."""
+        context = self.call("Target.getTargetInfo")["targetInfo"]["browserContextId"]
+        self._browser.call(
+            "Browser.grantPermissions", browserContextId=context, permissions=permissions
+        )
+
+    def hold_requests(self, pattern: str) -> None:
+        """Hold the requests whose URL matches a pattern, such as `*/sessions`."""
+        self.call("Fetch.enable", patterns=[{"urlPattern": pattern}])
+
+    def wait_for_held_request(self) -> str:
+        """Wait until a request is held, and return its id."""
+        event = self._browser.wait_for_event("Fetch.requestPaused", self._session)
+        return str(event["params"]["requestId"])
+
+    def release_request(self, id: str) -> None:
+        """Send a request that is held, and hold no more requests."""
+        self.call("Fetch.continueRequest", requestId=id)
+        self.call("Fetch.disable")
+
+    def hide(self) -> None:
+        """Minimize the window."""
+        self._set_window("minimized")
+
+    def unhide(self) -> None:
+        """Show the window again."""
+        self._set_window("normal")
+
+    def _set_window(self, state: str) -> None:
+        window = self.call("Browser.getWindowForTarget")["windowId"]
+        self.call("Browser.setWindowBounds", windowId=window, bounds={"windowState": state})
 
     def screenshot(self, path: Path) -> None:
         """Write the whole page as a PNG file."""

@@ -1,106 +1,157 @@
-// The page: sends messages, shows replies, and stops them.
+// The page: sends messages, shows replies, stops them, and lists the chats.
 
-import { Turn, readEvents, storedParts } from "./turn.js";
+import { create, patch } from "./markdown.js";
+import { announce, scrollToEnd, show, timeText } from "./messages.js";
+import { ENDS, Turn, endPart, readEvents, storedParts } from "./turn.js";
 
-const [chat, finished, status, error, form, text, sendButton, stopButton] = [
-  "chat", "finished", "status", "error", "form", "text", "send", "stop",
-].map((id) => document.getElementById(id));
-
-const SPEAKERS = {
-  user: "You", text: "Agent", reasoning: "Agent, thinking", tool_call: "Tool call", tool_result: "Tool result", stopped: "Chat",
-};
+const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 
 // The id of the session is in the URL, so that the chat continues after a reload. The application
 // checks that the session belongs to the user.
 let sessionId = new URLSearchParams(location.search).get("session");
+let starting = null; // The promise of a new session.
+let parts = []; // The parts of the chat, without the running turn.
+let stopping = null; // While the form is busy, a promise that fails when the user stops the work.
+let retry; // The function of the button next to an error.
 
-form.addEventListener("submit", (event) => {
+ui.form.addEventListener("submit", (event) => {
   event.preventDefault();
-  const message = text.value;
-  if (!message.trim()) return;
-  text.value = "";
-  run(() => send(message));
+  if (ui.text.value.trim()) run(() => send(ui.text.value));
 });
 
-// Enter sends the message, and Shift+Enter begins a new line.
-text.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+// Enter sends the message, and Shift+Enter begins a new line. Escape stops the reply.
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.shiftKey) return;
+  if (event.key === "Escape") ui.stop.click();
+  if (event.key !== "Enter" || event.target !== ui.text) return;
   event.preventDefault();
-  if (!sendButton.disabled) form.requestSubmit();
+  if (!stopping) ui.form.requestSubmit();
+  else ui.hint.textContent = "The agent is replying. Send your message after the reply, or stop the reply with Escape.";
 });
 
-stopButton.addEventListener("click", async () => {
-  text.focus();
-  try {
-    if (sessionId) await call(`${path()}/turn`, { method: "DELETE" });
-  } catch (problem) {
-    error.textContent = problem.message;
-  }
+ui.stop.addEventListener("click", () => {
+  ui.text.focus();
+  stopping.isStopped = true;
+  stopping.reject(new Error("Stopped. The message was not sent."));
+  if (sessionId) stopTurn().catch(({ message }) => { ui.error.textContent = message; });
 });
 
+ui.retry.addEventListener("click", () => {
+  ui.text.focus();
+  run(retry);
+});
+
+// Another tab may have sent messages.
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && !stopping && sessionId) load().catch(() => {});
+});
+
+ui.sidebar.open = matchMedia("(width >= 45rem)").matches;
+const listed = showChats();
 if (sessionId) run(load);
 
-/** Show the stored messages, and continue the running turn. */
+/** Show the stored messages, and continue the running turn. Do nothing if the user sends a message meanwhile. */
 async function load() {
+  const work = stopping;
   const response = await call(`${path()}/turn`); // First: the turn may end meanwhile.
-  const stored = await (await call(path())).json();
-  const parts = stored.flatMap((event) => storedParts(event).map((part) => ({ ...part, turn: event.correlation_id })));
-  show(() => chat.replaceChildren(...parts.map(elementOf)));
-  if (response.status !== 204) await follow(response);
+  const events = await (await call(path())).json();
+  if (stopping !== work) return response.body?.cancel();
+  const stored = events.flatMap((event) => storedParts(event).map((part) => ({ ...part, turn: event.correlation_id })));
+  const isRunning = response.status !== 204;
+  show((parts = withEnds(stored, isRunning)));
+  showChats();
+  if (isRunning) await (work ? follow(response) : run(() => follow(response)));
+}
+
+/** Mark the turns without a complete reply. This browser knows which turns were stopped. */
+function withEnds(stored, isRunning) {
+  return stored.flatMap((part, index) => {
+    const next = stored[index + 1];
+    if (next ? next.turn === part.turn : isRunning) return [part];
+    const end = localStorage.getItem(`turn ${part.turn}`) ?? (part.kind === "user" && "unanswered");
+    return end && !ENDS[part.kind] ? [part, endPart(end)] : [part];
+  });
 }
 
 async function send(message) {
-  const sent = elementOf({ kind: "user", text: message });
-  chat.append(sent);
-  chat.scrollTop = chat.scrollHeight;
+  if (ui.text.value === message) ui.text.value = "";
+  const sent = { kind: "user", text: message, time: Date.now() };
+  const earlier = parts.filter(({ isFailed }) => !isFailed);
+  show((parts = [...earlier, sent]));
+  scrollToEnd();
   let response;
   try {
-    sessionId ??= await startSession();
-    response = await call(`${path()}/messages`, {
-      method: "POST",
-      headers: { "content-type": "application/json" },
-      body: JSON.stringify({ text: message }),
-    });
+    if (!sessionId) await Promise.race([(starting ??= startSession(message)), stopping.promise]);
+    response = await call(`${path()}/messages`, post({ text: message }));
   } catch (problem) {
-    sent.classList.add("failed");
-    text.value ||= message;
+    show((parts = [...earlier, { ...sent, isFailed: true }]));
+    ui.text.value ||= message;
+    // After the other errors, the server may have stored the message.
+    if (!sessionId || problem.status < 500 || problem.status === 503) problem.retry = () => send(message);
     throw problem;
   }
+  if (stopping.isStopped) await stopTurn(); // Earlier, the application may not have known the turn.
   await follow(response);
 }
 
-/** Show the events of a turn. If the connection is lost, continue after the last event. */
+async function startSession(message) {
+  await listed; // It creates a new user. Two requests at once could create two users.
+  const response = await call("/sessions", post({ text: message })).finally(() => { starting = null; });
+  sessionId = (await response.json()).session_id;
+  history.replaceState(null, "", `?session=${sessionId}`);
+  showChats();
+}
+
+/** Show the events of a turn. */
 async function follow(response) {
-  const turnId = response.headers.get("turn-id");
   const turn = new Turn();
-  let shown = [];
-  let announced = 0;
+  let frame = 0;
+  let announced;
+  const draw = (isEnd) => {
+    cancelAnimationFrame(frame);
+    frame = 0;
+    // The relay begins with the first event, so the stored parts of the turn are left out.
+    const before = parts.filter((part) => part.kind === "user" || !part.turn || part.turn !== turn.id);
+    const all = [...before, ...turn.parts];
+    show(all);
+    // A part is finished if another part follows.
+    announced = announce(announced ?? before.length, isEnd ? all.length : all.length - 1);
+    return all;
+  };
+  const isRead = await readTurn(response, (event) => {
+    turn.feed(event);
+    ui.status.textContent = turn.status;
+    frame ||= requestAnimationFrame(() => draw(false)); // Many events can arrive together.
+  });
+  parts = draw(true);
+  if (!isRead) return load(); // The turn is not kept, or the session has another turn.
+  if (turn.end) localStorage.setItem(`turn ${turn.id}`, turn.end);
+  if (!turn.error) return;
+  console.error(turn.details);
+  const message = parts.findLast(({ kind }) => kind === "user").text;
+  throw Object.assign(new Error(turn.error), { retry: turn.status === "error" ? () => send(message) : load });
+}
+
+/** Pass the events of a turn to a function, also after a lost connection. Return whether all were read. */
+async function readTurn(response, onEvent) {
+  const turnId = response.headers.get("turn-id");
   let last = 0;
   while (response.headers.get("turn-id") === turnId) {
     try {
       for await (const event of readEvents(response.body)) {
         if (event.name === "reconnect") throw new TypeError(event.data.message); // The connection ends.
-        if (last === 0) removeStored(event.data.correlation_id);
         last = event.id ?? last;
-        turn.feed(event);
-        const { parts } = turn;
-        show(() => (shown = replace(shown, parts.map(elementOf))));
-        // A part is finished if another part follows.
-        while (announced < parts.length - 1) announce(parts[announced++]);
-        status.textContent = turn.status;
+        onEvent(event);
       }
-      turn.parts.slice(announced).forEach(announce);
-      error.textContent = turn.error;
-      if (turn.error) console.error(turn.details);
-      return;
+      return true;
     } catch (problem) {
       if (!(problem instanceof TypeError)) throw problem; // The connection is not the cause.
     }
-    status.textContent = "Reconnecting…";
+    ui.status.textContent = "Reconnecting…";
     response = await reconnect(last);
   }
   response.body?.cancel();
-  await load(); // This turn is not kept, or the session has another turn.
+  return false;
 }
 
 /** Repeat the request until the application can be reached. */
@@ -115,56 +166,45 @@ async function reconnect(last) {
   }
 }
 
-/** Replace the last elements of the chat. */
-function replace(before, after) {
-  for (const element of before) element.remove();
-  chat.append(...after);
-  return after;
+/** Show the list of the user's chats. If it cannot be loaded, keep the present list. */
+async function showChats() {
+  const response = await call("/sessions").catch(() => null);
+  if (!response) return;
+  const chats = await response.json();
+  patch(ui.chats, create("ul", {}, ...chats.map(chatItem)));
+  ui.title.textContent = chats.find(({ id }) => id === sessionId)?.title ?? "Chat";
 }
 
-/** Tell users of screen readers about a finished part. */
-function announce(part) {
-  const line = document.createElement("p");
-  line.textContent = `${SPEAKERS[part.kind]}: ${part.text}`;
-  finished.append(line);
-}
-
-/** Remove the parts of a turn that were stored, because its relay begins with the first event. */
-function removeStored(correlationId) {
-  for (const element of [...chat.children]) {
-    const isReply = !element.classList.contains("user");
-    if (isReply && element.dataset.turn && element.dataset.turn === correlationId) element.remove();
-  }
-}
-
-/** Change the chat, and keep its end visible, unless the user has scrolled up. */
-function show(change) {
-  const isAtEnd = chat.scrollHeight - chat.scrollTop - chat.clientHeight < 10;
-  change();
-  if (isAtEnd) chat.scrollTop = chat.scrollHeight;
+function chatItem({ id, title, time }) {
+  const properties = { href: `/?session=${encodeURIComponent(id)}`, ariaCurrent: id === sessionId ? "page" : null };
+  return create("li", {}, create("a", properties, title ?? "Untitled chat", create("time", {}, timeText(time))));
 }
 
 function path() {
   return `/sessions/${encodeURIComponent(sessionId)}`;
 }
 
-/** Do something while the form is busy, and show its error. */
+/** Do something while the form is busy. If it fails, show its error, and a button to continue. */
 async function run(work) {
   setBusy(true);
   try {
     await work();
   } catch (problem) {
-    error.textContent = problem.message;
+    ui.error.textContent = problem.message;
+    retry = problem.retry ?? (sessionId && load);
+    ui.retry.hidden = !retry;
+    ui.retry.textContent = retry === load ? "Reload messages" : "Send again";
   } finally {
     setBusy(false);
   }
 }
 
-async function startSession() {
-  const response = await call("/sessions", { method: "POST" });
-  const { session_id } = await response.json();
-  history.replaceState(null, "", `?session=${session_id}`);
-  return session_id;
+function stopTurn() {
+  return call(`${path()}/turn`, { method: "DELETE" });
+}
+
+function post(data) {
+  return { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(data) };
 }
 
 /** Send a request, and raise an error with the message of the application if it fails. */
@@ -180,20 +220,13 @@ async function call(path, options) {
 }
 
 function setBusy(busy) {
-  sendButton.disabled = busy;
-  stopButton.disabled = !busy;
-  status.textContent = "";
+  ui.send.disabled = busy;
+  ui.stop.disabled = !busy;
+  ui.status.textContent = ui.hint.textContent = "";
+  stopping = busy ? Promise.withResolvers() : null;
   if (!busy) return;
-  error.textContent = "";
-  finished.replaceChildren();
-}
-
-function elementOf({ kind, text, turn }) {
-  const [element, speaker, content] = ["li", "b", "span"].map((name) => document.createElement(name));
-  element.className = kind;
-  if (turn) element.dataset.turn = turn;
-  speaker.textContent = SPEAKERS[kind];
-  content.textContent = text; // Never innerHTML: the text of an agent is not trusted.
-  element.append(speaker, content);
-  return element;
+  stopping.promise.catch(() => {}); // Usually, nothing waits for it.
+  ui.error.textContent = "";
+  ui.retry.hidden = true;
+  ui.finished.replaceChildren();
 }

@@ -27,17 +27,23 @@ function parseFrame(frame) {
 
 const ERRORS = { ClientClosed: "The application was stopped. Reload the page in a minute." };
 
+/** The texts of parts that end a turn without a complete reply. */
+export const ENDS = { stopped: "Stopped.", incomplete: "This reply is incomplete.", unanswered: "No reply is stored." };
+export const endPart = (kind) => ({ kind, text: ENDS[kind] });
+
 /** The reply of the agent. Pass each event to `feed`, and show `parts`, `status` and `error`. */
 export class Turn {
+  id; // The correlation id, which the stored events of the turn have, too.
   status = "";
   error = ""; // A sentence for the user.
   details = ""; // The cause of the error, for developers.
-  isStopped = false;
+  end; // The kind of the part that ends the turn without a complete reply.
   #messages = new Map(); // For each event_id, the kind and the document of the message.
 
   feed({ name, data }) {
+    this.id ??= data.correlation_id;
     if (name === "chunk") {
-      const message = this.#messages.get(data.event_id) ?? { kind: data.metadata?.kind };
+      const message = this.#messages.get(data.event_id) ?? firstOf(data);
       this.#messages.set(data.event_id, message);
       for (const patch of data.patches) message.root = applyPatch(message.root, patch);
     } else if (name === "status") {
@@ -45,21 +51,26 @@ export class Turn {
       if (this.status === "error") {
         this.error = "The agent could not finish its reply. Try again, or ask something else.";
         this.details = asText(data.data.data ?? "no details");
+        this.end = "incomplete";
       }
     } else if (name === "error" && data.type === "TurnStopped") {
-      this.isStopped = true;
+      this.end = "stopped";
     } else if (name === "error") {
       this.error = ERRORS[data.type] ?? "The connection to the agent was lost. Reload the page to see the stored messages.";
       this.details = data.message;
+      this.end = "incomplete";
     }
   }
 
-  /** The parts of the reply so far, each as {kind, text}. */
+  /** The parts of the reply so far, each as {kind, text}. Parts of messages have `agent` and `time`, too. */
   get parts() {
-    const parts = [...this.#messages.values()].flatMap(({ kind, root }) => partsOf(kind, root));
-    return this.isStopped ? [...parts, { kind: "stopped", text: "Stopped." }] : parts;
+    const parts = [...this.#messages.values()].flatMap(({ kind, root, origin }) => withOrigin(partsOf(kind, root), origin));
+    return this.end ? [...parts, endPart(this.end)] : parts;
   }
 }
+
+const firstOf = ({ metadata, timestamp }) => ({ kind: metadata?.kind, origin: { agent: metadata?.agent_name, time: timestamp * 1000 } });
+const withOrigin = (parts, origin) => parts.map((part) => (part.kind.startsWith("tool") ? part : { ...part, ...origin }));
 
 function partsOf(kind, root) {
   if (root?.tool_calls) return root.tool_calls.map(callPart);
@@ -68,18 +79,20 @@ function partsOf(kind, root) {
 }
 
 /** The parts of a stored event, as `Turn.parts` has them for a stream. */
-export function storedParts({ type, source, data }) {
+export function storedParts({ type, source, data, created_at }) {
+  if (type === "status") return data.status === "error" ? [endPart("incomplete")] : [];
   if (type === "tool") return data.tool_calls.map(({ result }) => resultPart(result?.data));
-  return (data.parts ?? []).map((part) => {
+  const parts = (data.parts ?? []).map((part) => {
     if (part.type === "tool_call") return callPart(part);
     if (part.type === "reasoning") return textPart("reasoning", part.reasoning);
     return textPart(source === "user" ? "user" : "text", part.content);
   });
+  return withOrigin(parts, { agent: data.participant?.name, time: Date.parse(created_at) });
 }
 
 const textPart = (kind, value) => ({ kind, text: asText(value) });
 const callPart = ({ tool_name = "", args }) => ({ kind: "tool_call", text: `${tool_name}(${asJson(args)})` });
-const resultPart = (value) => ({ kind: "tool_result", text: JSON.stringify(value ?? null) });
+const resultPart = (value) => ({ kind: "tool_result", text: JSON.stringify(value ?? null, null, 2) });
 
 /** Return a string, or an array of strings, as text, and other values as JSON. */
 function asText(value) {
@@ -91,7 +104,7 @@ function asText(value) {
 function asJson(value) {
   const text = asText(value);
   try {
-    return JSON.stringify(JSON.parse(text));
+    return JSON.stringify(JSON.parse(text), null, 2);
   } catch {
     return text; // Not complete yet.
   }
