@@ -57,14 +57,18 @@ def test_batch_runs_eight_turns_at_once_and_keeps_the_order(
     assert answers[4:] == [f"What is {number} times {number}?" for number in range(4, PROMPTS)]
 
 
-def test_nightly_script_continues_with_the_prompt_that_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("end", "answers"), [("\n", ["one"]), ("", ["one", "two\n\n!"])])
+def test_nightly_script_continues_with_the_prompt_that_failed(
+    tmp_path: Path, end: str, answers: list[str]
+) -> None:
+    """`end` is the end of the last prompt; `answers` are the answers before the failure."""
     (script,) = re.findall(
         r"(?ms)^```bash\n(.*?)^```$", (DOCS / "command-line.md").read_text("utf-8")
     )
     program = tmp_path / "flux0-client"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flux0 "$@"\n', "utf-8")
     program.chmod(0o755)
-    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n", "utf-8")
+    (tmp_path / "prompts.txt").write_text(f"one\ntwo\nthree{end}", "utf-8")
     with FakeOverHTTP(FakeTransport(lambda message: f"{message.content}\n\n!")) as server:
         with Flux0(server.url) as flux0:
             session_id = flux0.sessions.create(agent_id=server.fake.agent_id).id
@@ -82,7 +86,7 @@ def test_nightly_script_continues_with_the_prompt_that_failed(tmp_path: Path) ->
             lines = (tmp_path / "answers.jsonl").read_text("utf-8").splitlines()
             return done.returncode, [json.loads(line)["text"] for line in lines]
 
-        server.fake.script("one", [Fail("no model")])
-        assert run() == (1, ["one"])
+        server.fake.script(*answers, [Fail("no model")])
+        assert run() == (1, answers)
         for _ in range(2):
             assert run() == (0, ["one", "two\n\n!", "three\n\n!"])

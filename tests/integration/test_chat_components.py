@@ -20,7 +20,17 @@ from flux0 import Flux0
 from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
-from flux0.testing import AgentStep, CallTool, Fail, FakeTransport, Gate, GiveResult, Reason, Say
+from flux0.testing import (
+    AgentStep,
+    CallTool,
+    Fail,
+    FakeTransport,
+    Gate,
+    GiveResult,
+    Reason,
+    Refuse,
+    Say,
+)
 from support.back_ends import serve
 from support.npm import npm_install, run_in
 from support.samples import (
@@ -322,6 +332,12 @@ def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
             assert response.status_code == 422
             assert response.json()["detail"]
         assert httpx.post(f"{url}/agent", json={"threadId": "unknown000"}).status_code == 404
+        fake.inject(Refuse(), times=3)
+        response = httpx.post(f"{url}/agent", json=thread)
+        assert (response.status_code, response.json()["detail"]) == (
+            502,
+            "The agent cannot be reached. Reload the page, and try again.",
+        )
     assert "sessions.create_event" not in {call.operation for call in fake.calls}
 
 
@@ -350,7 +366,11 @@ def test_openai_reads_the_relay_format_of_the_page(
             script = folder / "read.mjs"
             script.write_text(READ_COMPLETION.replace("SERVER", json.dumps(f"{url}/v1")), "utf-8")
             message = json.loads(run_in(folder, "node", str(script)))
+            body = {"messages": [{"role": "user", "content": "Hi"}]}
+            relayed = httpx.post(f"{url}/v1/chat/completions", json=body).text
 
+    # The Python package `openai` joins the strings of all deltas.
+    assert [relayed.count(name) for name in ('"role"', '"name"')] == [1, 1]
     if calls := message.get("tool_calls"):
         (function,) = (call["function"] for call in calls)
         message["tool_calls"] = [function["name"], function["arguments"]]

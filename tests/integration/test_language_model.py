@@ -52,16 +52,21 @@ def reply(request: Request) -> Response:
     return Response(body, content_type="text/event-stream")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["v0", "v1"])
 def url(
-    server_python: str, tmp_path_factory: pytest.TempPathFactory, make_httpserver: HTTPServer
+    request: pytest.FixtureRequest,
+    server_python: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    make_httpserver: HTTPServer,
 ) -> Iterator[str]:
+    """The URL of the server. With "v1", the content of the model's messages is a list of blocks."""
     make_httpserver.expect_request("/v1/chat/completions").respond_with_handler(reply)
     folder = tmp_path_factory.mktemp("model")
     (module,) = re.findall(r"(?ms)^```py\n(.*?)^```$", PAGE)
     (folder / "model_agent.py").write_text(module, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODEL", "openai:stub")
+        patch.setenv("LC_OUTPUT_VERSION", request.param)
         patch.setenv("OPENAI_API_KEY", "of the test")
         patch.setenv("OPENAI_BASE_URL", make_httpserver.url_for("/v1"))
         with Flux0Server(server_python, folder, agent_module="model_agent") as server:

@@ -49,9 +49,8 @@ class Headers(Mapping[str, str]):
         names = other._joined
         added = other.pairs
         if "cookie" in names and (own := self._joined.get("cookie")) is not None:
-            both = {**_cookies(own), **_cookies(names["cookie"])}
             rest = (pair for pair in added if pair[0].lower() != "cookie")
-            added = (*rest, ("cookie", "; ".join(both.values())))
+            added = (*rest, ("cookie", merge_cookies(own, names["cookie"])))
         return Headers((*self.without(names).pairs, *added))
 
     def without(self, names: Container[str]) -> Headers:
@@ -85,6 +84,11 @@ class Headers(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return f"Headers({self.redacted()!r})"
+
+
+def merge_cookies(value: str, other: str) -> str:
+    """Return the cookies of both header values. `other` replaces cookies with the same names."""
+    return "; ".join({**_cookies(value), **_cookies(other)}.values())
 
 
 def _cookies(value: str) -> dict[str, str]:

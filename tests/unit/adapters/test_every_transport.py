@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from attrs import evolve
 
+import flux0
 from flux0 import AsyncEventStream, Flux0, StreamIdleTimeout
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
 from flux0.testing.contract.byte_server import ByteServer
@@ -30,7 +32,7 @@ from support import sending
 from support.in_memory import SSE, chunk
 from support.modes import call_blocking, in_mode, run
 from support.secured import Secured
-from support.sending import HALF, OK, Pieces, fetch, over
+from support.sending import AGENTS, HALF, OK, Pieces, fetch, over
 from support.transports import LIBRARIES, SYNC_WAYS, TRANSPORTS, WAYS, Way
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
@@ -61,6 +63,52 @@ async def test_surplus_bytes_are_not_the_next_response(way: Way, early: int) -> 
             assert await fetch(transport, get(server.url)) == body
         assert server.connections == 3
         await transport.close_async()
+
+
+def _client_with_cookies(way: Way) -> dict[str, Any]:
+    """Return the argument of the transport: a client of the user, whose cookies are stored."""
+    cookies = {"login": "secret", "flux0_user_sub": "eve"}
+    library: Any = import_module(way.transport)
+    if way.transport == "requests":
+        session = library.Session()
+        session.cookies.update(cookies)
+        return {"session": session}
+    if way.transport == "urllib3":  # It stores no cookies.
+        fields = {"cookie": "login=secret; flux0_user_sub=eve"}
+        return {"pool_manager": library.PoolManager(headers=fields)}
+    if way.transport == "aiohttp":
+        jar = library.CookieJar(unsafe=True)  # For an address instead of a name.
+        return {"session": library.ClientSession(cookies=cookies, cookie_jar=jar)}
+    if way.mode == "sync":
+        return {"client": library.Client(cookies=cookies)}
+    return {"async_client": library.AsyncClient(cookies=cookies)}
+
+
+@over(*WAYS)
+async def test_cookies_of_the_users_client_are_sent_with_the_cookies_of_a_call(way: Way) -> None:
+    """A cookie of a call replaces only the client's cookie with the same name."""
+    name = "mine" if way.transport == "aiohttp" else "caf\xe9"  # aiohttp sends UTF-8.
+    argument = _client_with_cookies(way)
+    (users,) = argument.values()
+    transport = getattr(flux0, TRANSPORTS[way.transport][0])(**argument)
+    with ByteServer(AGENTS) as server:
+        async with in_mode(way.mode, Flux0(server.url, transport=transport)) as client:
+            await client.sessions.list_async()
+            await client.sessions.list_async(user="ada")
+            await client.sessions.list_async(user="ada", http_headers={"cookie": f"login={name}"})
+            await client.sessions.list_async(http_headers={"cookie": "a=1"})
+    if hasattr(users, "aclose"):
+        await users.aclose()
+    elif hasattr(users, "close") and (closing := users.close()) is not None:
+        await closing
+
+    sent = [set(request.headers["cookie"].split("; ")) for request in server.requests]
+    assert sent == [
+        {"login=secret", "flux0_user_sub=eve"},
+        {"login=secret", "flux0_user_sub=ada"},
+        {f"login={name}", "flux0_user_sub=ada"},
+        {"login=secret", "flux0_user_sub=eve", "a=1"},
+    ]
 
 
 @over(*LIBRARIES)

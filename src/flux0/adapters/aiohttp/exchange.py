@@ -17,6 +17,7 @@ from flux0.adapters.shared.exchange import Exchange
 from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
 from flux0.adapters.shared.limits import ACCEPT_ENCODING
 from flux0.domain import errors
+from flux0.domain.headers import merge_cookies
 from flux0.ports import Request, Timeout
 
 _MAX_LINE_BYTES: Final = 64 * 1024
@@ -37,6 +38,7 @@ class AiohttpExchange(Exchange):
         method, body = request.method, request.body
         headers = CIMultiDict(request.headers.pairs)
         self._authorization = headers.popall("authorization", ())
+        self._cookies = headers.popall("cookie", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
         # The argument `middlewares` replaces the session's middlewares, so pass these, too.
         # They have no public name.
@@ -71,10 +73,14 @@ class AiohttpExchange(Exchange):
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Call the user's middlewares. Wrap errors that would make aiohttp repeat the request."""
-        # If the session has authentication, `session.request` rejects an authorization header. So
-        # `run` removes the header, and this method adds it.
+        # If the session has authentication, `session.request` rejects an authorization header, and
+        # the session's cookies would replace the request's. So `run` removes these headers, and
+        # this method adds them.
         if self._authorization:
             request.headers["Authorization"] = ", ".join(self._authorization)
+        if self._cookies:
+            own = request.headers.get("Cookie", "")
+            request.headers["Cookie"] = merge_cookies(own, "; ".join(self._cookies))
         try:
             return await handler(request)
         except Exception as error:  # noqa: BLE001 - raised below

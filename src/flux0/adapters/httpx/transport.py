@@ -194,7 +194,9 @@ class HttpxFamilyTransport:
             client = built_in.get(request.url, self._proxies.proxy_for(request.url))
         if getattr(client, "is_closed", False):
             raise self._client_closed()
-        httpx, timeout, pairs = self._library.httpx, request.timeout, request.headers.pairs
+        httpx, timeout = self._library.httpx, request.timeout
+        # The client adds its cookies only to a request without a cookie header.
+        pairs = request.headers.without(("cookie",)).pairs
         if "accept-encoding" not in request.headers:
             pairs += (("accept-encoding", ACCEPT_ENCODING),)
         try:
@@ -205,6 +207,10 @@ class HttpxFamilyTransport:
         # Invalid host names raise UnicodeError.
         except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
+        cookies = request.headers.get_all("cookie")
+        if cookies:
+            merged = _to_headers(built.headers).merge(Headers((("cookie", "; ".join(cookies)),)))
+            built.headers = httpx.Headers(merged.pairs, encoding="latin-1")
         return client, built, HttpxExchange(self._library, built, request, built_in)
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
@@ -304,14 +310,17 @@ def _check_client(argument: str, client: object, library: str, *, is_async: bool
 
 
 def _to_response(response: Any, body: Body) -> Response[Body]:
-    fields = response.headers.raw
-    pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
-    headers = Headers(tuple(pairs))
+    headers = _to_headers(response.headers)
     framed = response.http_version == "HTTP/2" or is_framed(headers)
     # A response without a network stream is from an application in this process (ASGI or WSGI). It
     # has no connection that could close too early.
     close_delimited = "network_stream" in response.extensions and not framed
     return Response(response.status_code, headers, body, response, close_delimited)
+
+
+def _to_headers(fields: Any) -> Headers:
+    pairs = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields.raw)
+    return Headers(tuple(pairs))
 
 
 @cache

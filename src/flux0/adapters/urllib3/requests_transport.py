@@ -47,7 +47,7 @@ from flux0.domain.errors import (
     ReadTimeout,
     mark_user_error,
 )
-from flux0.domain.headers import Headers
+from flux0.domain.headers import Headers, merge_cookies
 from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response, Timeout
 from flux0.runtime.processes import PerProcess
@@ -174,6 +174,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
 
 def _prepare(session: requests.Session, request: Request) -> Any:
     headers = {"Accept-Encoding": ACCEPT_ENCODING, **request.headers}
+    # The session adds its cookies only to a request without a cookie header.
+    cookies = headers.pop("cookie", None)
     body = request_body(request.body)
     unprepared = requests.Request(request.method, request.url, headers, data=body)
     try:
@@ -187,6 +189,9 @@ def _prepare(session: requests.Session, request: Request) -> Any:
     except Flux0Error as error:  # The authentication class of the user's session raised this error.
         mark_user_error(error)
         raise
+    if cookies is not None:
+        own = prepared.headers.get("cookie", "")
+        prepared.headers["cookie"] = merge_cookies(own, cookies)
     # The request's header overrides the session's authentication.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]

@@ -42,6 +42,7 @@ from flux0.runtime.processes import PerProcess, fork_lock
 
 # `track` explains the argument `maxsize`.
 _POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}
+_ACCEPT: Final = Headers((("Accept-Encoding", ACCEPT_ENCODING),))
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
 
 
@@ -158,10 +159,10 @@ def _make_manager(proxy: str | None) -> urllib3.PoolManager:
 
 
 def _headers(request: Request, defaults: Mapping[str, str]) -> dict[str, str]:
-    sources = defaults, {"Accept-Encoding": ACCEPT_ENCODING}, request.headers
+    merged = Headers(tuple(defaults.items())).merge(_ACCEPT).merge(request.headers)
     # ProxyManager adds the fields Accept and Host, unless they are present with exactly these
     # names. Therefore use title case.
-    headers = {name.title(): value for fields in sources for name, value in fields.items()}
+    headers = {name.title(): value for name, value in merged.items()}
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))
     return headers
