@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from shutil import get_terminal_size
 from threading import Event
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -57,6 +57,7 @@ def _examples(*commands: str) -> str:
     return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))
 
 
+_Query: TypeAlias = "Callable[..., Listed]"
 _group = partial(typer.Typer, no_args_is_help=True, callback=_accept_options)
 agents: typer.Typer = _group(help="List, show and create agents.")
 sessions: typer.Typer = _group(help="List, show and create sessions.")
@@ -235,16 +236,14 @@ def mcp(
             anyio.run(serve_stdio, server)
 
 
-def _query(
-    group: typer.Typer, name: str, *examples: str
-) -> Callable[[Callable[..., Listed]], None]:
+def _query(group: typer.Typer, name: str, *examples: str) -> Callable[[_Query], None]:
     """Return a decorator that adds a command to `group`.
 
     The command calls the decorated function, and shows the models that the function returns. It has
     the common options, and the function's parameters except `flux0`.
     """
 
-    def register(get: Callable[..., Listed]) -> None:
+    def register(get: _Query) -> None:
         def command(context: typer.Context, **arguments: Any) -> None:
             with _client(context, partial(describe_error, ids=arguments)) as flux0:
                 from flux0.cli.listing import show  # noqa: PLC0415 - loads rich

@@ -116,9 +116,7 @@ class Chat:
             self._view.user(message)
         return self.send(message)
 
-    def send_all(
-        self, messages: Iterable[tuple[int, str]], *, lines: bool, keep_going: bool
-    ) -> bool:
+    def send_all(self, messages: Iterable[tuple[int, str]], lines: bool, keep_going: bool) -> bool:
         """Send messages until a turn fails, or all messages if `keep_going` is True.
 
         If `lines` is True and the output is JSON, write one object for each message instead of its

@@ -190,9 +190,7 @@ def _text(text: str) -> types.TextContent:
     return types.TextContent(type="text", text=_utf8(text))
 
 
-def create_server(
-    client: Flux0, *, show_errors: bool = False, progress_seconds: float = 15
-) -> Server:
+def create_server(client: Flux0, show_errors: bool = False, progress_seconds: float = 15) -> Server:
     """Return an MCP server for the agents of the client's flux0 server.
 
     While a tool runs, progress is reported at least each `progress_seconds`, because some

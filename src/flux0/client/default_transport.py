@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from flux0.domain.safe_text import shown_url
 from flux0.flows import CallRequest, Flow, SendFlow
@@ -85,12 +85,10 @@ class DefaultTransport:
         return repr(self.current())
 
     def send(self, request: Request) -> Response[ByteStream]:
-        response: Response[ByteStream] = self.current().send(request)
-        return response
+        return cast("Response[ByteStream]", self.current().send(request))
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        response: Response[AsyncByteStream] = await self.current().send_async(request)
-        return response
+        return cast("Response[AsyncByteStream]", await self.current().send_async(request))
 
     def close(self) -> None:
         for transport in {self._own, self._last[1]}:

@@ -43,8 +43,7 @@ class JsonCodec:
 
     def decode(self, model: type[T], body: bytes) -> T:
         data = _load(body)
-        result: T = data if model is object else self._structure(model, data, body)
-        return result
+        return cast("T", data if model is object else self._structure(model, data, body))
 
     def decode_event(self, event: ServerSentEvent) -> StreamEvent:
         name, text, id_, _ = event
@@ -61,8 +60,7 @@ class JsonCodec:
             # The JSON does not fit. Below, `_load` or `_structure` raises an error that names the
             # reason.
             pass
-        result: StreamEvent = self._structure(_EVENTS[name], _load(text), text)
-        return result
+        return cast("StreamEvent", self._structure(_EVENTS[name], _load(text), text))
 
     def encode(self, value: Any, argument: str = "value") -> bytes:
         body = _convert(_encode, value, argument)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import isfinite
 from sys import maxsize
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 if TYPE_CHECKING:
     from flux0.domain.stream_events import JSONPatchOperation
@@ -291,8 +291,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
 
 def _value(root: _Root, segments: list[str]) -> JSON:
     parent, key = _existing(root, segments)
-    value: JSON = parent[key]
-    return value
+    return cast("JSON", parent[key])
 
 
 def _existing(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:

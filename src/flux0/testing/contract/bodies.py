@@ -129,9 +129,7 @@ class BodyContract(Contract):
             fails(response.read, errors.ConnectionInterrupted, caused=framing != "close-delimited")
 
     @pytest.mark.parametrize("framing", ["chunked", "content-length"])
-    def test_truncated_gzip_data_is_an_interruption(
-        self, harness: Harness, framing: Framing
-    ) -> None:
+    def test_truncated_gzip_is_an_interruption(self, harness: Harness, framing: Framing) -> None:
         """The framing is complete, but the gzip data is not, because a proxy lost its server."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))

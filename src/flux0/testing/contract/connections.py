@@ -96,9 +96,7 @@ class SendOnceContract(Contract):
             harness.send(post(server.url, bytes(16_000_000)))
         assert server.connections == 1, "the request was sent again"
 
-    def test_request_that_the_server_began_to_read_is_not_sent_again(
-        self, harness: Harness
-    ) -> None:
+    def test_request_that_the_server_began_to_read_is_not_resent(self, harness: Harness) -> None:
         """The server resets a pooled connection while it reads the request.
 
         The transport may send the request over a new connection only if the server has received no

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from ssl import SSLContext
 from threading import Thread
 from time import monotonic
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
 from anyio.from_thread import start_blocking_portal
 from attrs import evolve, frozen
@@ -28,6 +28,7 @@ from flux0.testing.contract.responses import ServerSteps
 
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
+Start: TypeAlias = Callable[[Work[Any]], Future[Any]]
 
 # The default timeouts of requests and of reads: longer than `Contract.timeout`, so that a hung call
 # is detected before its timeout expires.
@@ -132,7 +133,7 @@ class Harness:
 
     _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
     # A function that starts a call in another thread or task.
-    _start: Callable[[Work[Any]], Future[Any]]
+    _start: Start
     _timeout: float  # Seconds after which a call counts as hung.
     servers: ExitStack  # Closing this stack stops the test's servers.
 
@@ -205,9 +206,7 @@ def run_in_thread(call: Work[T]) -> Future[T]:
 
 
 @contextmanager
-def event_loop(
-    backend: str, timeout: float
-) -> Generator[Callable[[Work[Any]], Future[Any]], None, None]:
+def event_loop(backend: str, timeout: float) -> Generator[Start, None, None]:
     """Run an event loop in a thread, and yield the function that starts tasks in it.
 
     At the end, running tasks are cancelled. If the loop does not stop within `timeout` seconds, its
@@ -243,8 +242,7 @@ class BlockingAsAsync:
         return evolve(response, body=BlockingAsAsync(response.body))
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        piece: bytes | None = self._wrapped.read(timeout)
-        return piece
+        return cast("bytes | None", self._wrapped.read(timeout))
 
     async def close_async(self) -> None:
         self._wrapped.close()

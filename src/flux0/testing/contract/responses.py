@@ -71,10 +71,11 @@ class Reset:
 ServerStep: TypeAlias = Write | WaitForRelease | Sleep | Receive | Signal | Disconnect | Reset
 """A step of a `ByteServer`."""
 ServerSteps: TypeAlias = tuple[ServerStep, ...]
+Piece: TypeAlias = bytes | WaitForRelease | Sleep
 
 
 def http_response(
-    *pieces: bytes | WaitForRelease | Sleep,
+    *pieces: Piece,
     status: str = "200 OK",
     headers: Iterable[tuple[str, str]] = (),
     framing: Framing = "content-length",
@@ -133,9 +134,7 @@ def truncated(steps: ServerSteps, size: int) -> ServerSteps:
     return (Write(to_bytes(steps)[:size]), Disconnect())
 
 
-def _gzipped(
-    pieces: Iterable[bytes | WaitForRelease | Sleep],
-) -> Iterator[bytes | WaitForRelease | Sleep]:
+def _gzipped(pieces: Iterable[Piece]) -> Iterator[Piece]:
     compressor = zlib.compressobj(wbits=31)
     for piece in pieces:
         if isinstance(piece, bytes):

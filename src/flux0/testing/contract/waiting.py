@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from gzip import compress
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 from attrs import evolve, frozen
@@ -61,9 +61,7 @@ class TimeoutContract(Contract):
     """If the server sends or reads nothing, the timeouts of requests and reads expire."""
 
     @streams
-    def test_read_timeout_limits_the_wait_for_headers(
-        self, harness: Harness, *, stream: bool
-    ) -> None:
+    def test_read_timeout_limits_the_wait_for_headers(self, harness: Harness, stream: bool) -> None:
         server = harness.serve((WaitForRelease(),))
         request = get(server.url, stream=stream, timeout=evolve(LONG_TIMEOUT, read=EXPIRY))
         fails(lambda: harness.send(request), ReadTimeout)
@@ -210,8 +208,7 @@ class IdleContract(Contract):
             ending.callback(shared.stash.__delitem__, _CALLS)
             shared.addfinalizer(ending.close)
             shared.stash[_CALLS] = {each: self._start(each, ending) for each in self.backends}
-        calls: dict[str, BackgroundCalls] = shared.stash[_CALLS]
-        return calls
+        return cast("dict[str, BackgroundCalls]", shared.stash[_CALLS])
 
     def _start(self, backend: str, ending: ExitStack) -> BackgroundCalls:
         harness = self.make_harness(self.make_transport(), backend, ending)

@@ -117,20 +117,17 @@ def call_from(request: Request, time: float = 0.0, prefix: str = "") -> Received
     return ReceivedCall(operation, method, target.path, query, headers, body, arguments, time)
 
 
-def nearest(
-    target: object, candidates: Iterable[T], differences: Callable[[T], Iterable[str]]
-) -> str:
+def nearest(target: object, candidates: Iterable[T], compare: Callable[[T], Iterable[str]]) -> str:
     def similarity(candidate: T) -> tuple[bool, float]:
         first, second = (str(each)[:_MAX_COMPARED] for each in (target, candidate))
         operations = {text.partition("(")[0].rpartition(" ")[2] for text in (first, second)}
         return len(operations) == 1, SequenceMatcher(None, first, second).ratio()
 
     found = max(candidates, key=similarity, default=None)
-    return "" if found is None else "\n  ".join((str(found), *differences(found)))
+    return "" if found is None else "\n  ".join((str(found), *compare(found)))
 
 
 def raise_if(heading: str, problems: list[str]) -> None:
-    """Raise AssertionError if there are problems."""
     if problems:
         raise AssertionError("\n".join((heading, *problems)))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, urlsplit
 
 from attrs import define, evolve, field
@@ -77,8 +77,7 @@ class FakeServer:
                 form = NEWER_SESSION
             body = form.read(request, target.arguments, target.query)
             handle = getattr(self, f"_{name.replace('.', '_')}")
-            response: Response[Any] = handle(target, body)
-            return response
+            return cast("Response[Any]", handle(target, body))
         if target.allowed:
             detail = HTTPStatus.METHOD_NOT_ALLOWED.phrase
             return _json(405, {"detail": detail}, ("allow", target.allowed[0]))
