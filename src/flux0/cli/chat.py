@@ -13,6 +13,8 @@ from io import StringIO, TextIOWrapper
 from itertools import chain
 from typing import TextIO, cast
 
+from attrs import define, field
+
 from flux0 import (
     Conversation,
     Event,
@@ -75,6 +77,7 @@ def start_conversation(
     return conversation
 
 
+@define(eq=False)
 class Chat:
     """Writes the turns of a conversation to the terminal or to a pipe.
 
@@ -84,17 +87,13 @@ class Chat:
     standard output as a line of JSON. `explain` converts an error to a message.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        explain: Callable[[Flux0Error], str] = describe_error,
-        *,
-        as_json: bool = False,
-    ) -> None:
-        self._conversation = conversation
-        self._explain = explain
-        self._as_json = as_json
-        self._output = Output()
+    _conversation: Conversation
+    _explain: Callable[[Flux0Error], str] = describe_error
+    _as_json: bool = field(default=False, kw_only=True)
+    _output: Output = field(factory=Output, init=False)
+    _view: TurnView = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
         is_one = self._output.is_terminal or output_streams_are_one_file()
         aside = self._output if is_one else Output(stderr=True)
         self._view = TurnView(self._output, aside)

@@ -56,14 +56,9 @@ class Logging:
             text = escaped(str(error))
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
-        debug(
-            "%s returned %d in %.1f ms headers=%s body=%s",
-            where,
-            response.status_code,
-            1000 * (self._time.monotonic() - start),
-            response.headers.redacted(),
-            _shown(response.body),
-        )
+        duration = 1000 * (self._time.monotonic() - start)
+        result = response.status_code, duration, response.headers.redacted(), _shown(response.body)
+        debug("%s returned %d in %.1f ms headers=%s body=%s", where, *result)
         return response
 
     def _debug(self, message: str, *args: Any) -> None:

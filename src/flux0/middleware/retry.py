@@ -77,14 +77,8 @@ class Retry:
                         error.attach_request(request.operation, request.method, request.url)
                         error.attempts = request.attempt
                     raise
-                details = RetryDetails(
-                    operation=request.operation,
-                    method=request.method,
-                    url=shown_url(request.url),
-                    attempt=request.attempt,
-                    delay_ms=wait * 1000,
-                    cause=error,
-                )
+                names = request.operation, request.method, shown_url(request.url)
+                details = RetryDetails(*names, request.attempt, delay_ms=wait * 1000, cause=error)
                 renewed = renewed or isinstance(error, AuthenticationError)
                 log_retry(details)
                 if self._on_retry is not None:

@@ -117,7 +117,7 @@ def _value_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHoo
 def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     """Generate the source lines that call the converter's hook for `kind`.
 
-    For some types, the lines convert the most frequent values without calling the hook.
+    For the names of an `OpenEnum`, and for strings of the type `Any`, no call is needed.
     """
     enum = next(iter(get_args(kind)), None)
     if isinstance(enum, type) and issubclass(enum, OpenEnum):
@@ -127,18 +127,8 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
             f"{name} = known_{name}.get({name}, {name})",
         ]
     names[f"hook_{name}"], names[f"kind_{name}"] = find_hook(kind), kind
-    call_hook = f"{name} = hook_{name}({name}, kind_{name})"
-    if kind is Any:
-        return [f"if type({name}) is not str: {call_hook}"]
-    if get_origin(kind) is Mapping:
-        return [
-            f"if type({name}) is not dict: raise ValueError",
-            f"for {name}_item in {name}.values():",
-            f" if type({name}_item) is not str:",
-            f"  {call_hook}",
-            "  break",
-        ]
-    return [call_hook]
+    condition = f"if type({name}) is not str: " if kind is Any else ""
+    return [f"{condition}{name} = hook_{name}({name}, kind_{name})"]
 
 
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:

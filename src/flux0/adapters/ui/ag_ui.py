@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
+from attrs import field, frozen
+
 from flux0.domain.errors import Flux0Error
 from flux0.domain.json_text import json_text
 from flux0.relay_format import RelayFormat, general_text
@@ -12,6 +14,7 @@ from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
 
 @final
+@frozen
 class AgUiFormat(RelayFormat):
     """The events of AG-UI, a relay format for `HttpAgent` of `@ag-ui/client`, and for CopilotKit.
 
@@ -23,17 +26,10 @@ class AgUiFormat(RelayFormat):
             general sentence, because an error may contain the exception of an agent.
     """
 
-    def __init__(
-        self,
-        thread_id: str,
-        run_id: str,
-        *,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        error_text: Callable[[Flux0Error], str] = general_text,
-    ) -> None:
-        self._error_text, self._messages = error_text, messages
-        self.thread_id: str = thread_id
-        self.run_id: str = run_id
+    thread_id: str
+    run_id: str
+    _messages: Sequence[Mapping[str, Any]] | None = field(default=None, kw_only=True)
+    _error_text: Callable[[Flux0Error], str] = field(default=general_text, kw_only=True)
 
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""

@@ -60,14 +60,13 @@ def track(pool: Any, size: int | None = None) -> None:
 
 
 def _close_idle(slots: Slots | _UserSlots) -> None:
-    count = 0
+    connections: list[Any] = []
     with suppress(Empty):
         while True:
-            connection = slots.get(block=False)
-            count += 1
-            if connection is not None:
-                connection.close()
-    for _ in range(count):
+            connections.append(slots.get(block=False))
+    for connection in connections:
+        if connection is not None:
+            connection.close()
         slots.put(None)
 
 
