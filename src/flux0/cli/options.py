@@ -132,10 +132,8 @@ def with_common_options(run: Callable[..., None]) -> Callable[..., None]:
     context, _ = inspect.signature(command, eval_str=True).parameters.values()
     _, *own = inspect.signature(run, eval_str=True).parameters.values()
     hints = get_type_hints(CommonOptions, include_extras=True)
-    common = (
-        each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])
-        for each in inspect.signature(CommonOptions).parameters.values()
-    )
+    fields = inspect.signature(CommonOptions).parameters.values()
+    common = (each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name]) for each in fields)
     command.__doc__ = run.__doc__
     vars(command)["__signature__"] = inspect.Signature([context, *own, *common])
     return command

@@ -104,10 +104,8 @@ class Output:
         column names are not written.
         """
         lines = [tuple(map(one_line, row)) for row in ([tuple(columns)] if head else []) + [*rows]]
-        widths = [
-            max(map(cell_len, column))
-            for column in zip(*(line for line in lines if len(line) > 1), strict=True)
-        ]
+        columns_of_text = zip(*(line for line in lines if len(line) > 1), strict=True)
+        widths = [max(map(cell_len, column)) for column in columns_of_text]
         kept, importance = list(range(len(widths))), tuple(columns.values())
         while self._wraps and len(kept) > 1 and self._console.width < _min_width(widths, kept):
             kept.remove(min(kept, key=importance.__getitem__))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
@@ -69,19 +69,19 @@ class Caller:
         self._calls = RunningCalls()
         self.open_turns: OpenTurns = OpenTurns(self._calls, time.monotonic)
         self._driver = None if transport is None else Driver(transport, time, self._calls)
-        self._async_driver = AsyncDriver(async_transport, time, self._calls)
+        self.async_driver: AsyncDriver = AsyncDriver(async_transport, time, self._calls)
 
     def run(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         call = self.call(**options)
-        return self.drive(usecase(call, *args, **kwargs), call.deadline)
+        return self.sync_driver().run(usecase(call, *args, **kwargs), call.deadline)
 
     async def run_async(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         call = self.call(**options)
-        return await self.drive_async(usecase(call, *args, **kwargs), call.deadline)
+        return await self.async_driver.run(usecase(call, *args, **kwargs), call.deadline)
 
     def call(self, **options: Any) -> ApiCall:
         """Return the settings of one call. For options that are None, use the client's settings.
@@ -145,12 +145,6 @@ class Caller:
             raise Flux0Error(f"this client has only an async transport: {advice}")
         return self._driver
 
-    def drive(self, flow: Flow[T], deadline: Deadline | None) -> T:
-        return self.sync_driver().run(flow, deadline)
-
-    def drive_async(self, flow: Flow[T], deadline: Deadline | None) -> Coroutine[Any, Any, T]:
-        return self._async_driver.run(flow, deadline)
-
     def close(self) -> None:
         """Close the sync transport and all streams, and end all calls with `ClientClosed`."""
         if self._is_view:
@@ -167,4 +161,4 @@ class Caller:
     async def close_async(self) -> None:
         self.close()
         if not self._is_view:
-            await self._async_driver.transport.close_async()
+            await self.async_driver.transport.close_async()

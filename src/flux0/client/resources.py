@@ -303,7 +303,8 @@ class Message:
         caller, call = self._caller, self._call
         with caller.open_turns.exclusive(self._session, call.deadline):
             report = self._report()
-            response = caller.drive(sessions.open_stream(call, self._request), call.deadline)
+            flow = sessions.open_stream(call, self._request)
+            response = caller.sync_driver().run(flow, call.deadline)
             stream = EventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
         # If `Flux0.close` ran before `add`, it did not close this stream.
@@ -316,7 +317,7 @@ class Message:
         async with caller.open_turns.exclusive_async(self._session, call.deadline):
             report = self._report()
             flow = sessions.open_stream(call, self._request)
-            response = await caller.drive_async(flow, call.deadline)
+            response = await caller.async_driver.run(flow, call.deadline)
             stream = AsyncEventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
         # If `Flux0.close` ran before `add`, it did not close this stream.

@@ -35,11 +35,8 @@ else:
     # While a recorder such as vcrpy is active, the name urllib3.connection.HTTPConnection refers to
     # a subclass that the recorder has defined. Find the original class among the bases of this
     # subclass.
-    HTTPConnection: Final = next(
-        base
-        for base in urllib3.connection.HTTPConnection.__mro__
-        if base.__module__ == "urllib3.connection"
-    )
+    _bases = urllib3.connection.HTTPConnection.__mro__
+    HTTPConnection: Final = next(each for each in _bases if each.__module__ == "urllib3.connection")
 
 
 @final

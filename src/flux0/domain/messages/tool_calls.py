@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from attrs import frozen
 
@@ -57,19 +57,17 @@ def joined_tool_calls(messages: Iterable[Event | TurnMessage]) -> tuple[ToolCall
     A call and its result have the same `tool_call_id`. If a call has no result, `result` is None.
     """
     items = tuple(messages)
-    results = {
-        call.tool_call_id: call
-        for message in items
-        if isinstance(message.data, ToolData)
-        for call in message.tool_calls
-        if _has_an_id(call)
-    }
+    results = {each.tool_call_id: each for each in _calls(items, ToolData) if _has_an_id(each)}
+    calls = _calls(items, MessageData)
     return tuple(
-        results.get(call.tool_call_id, call) if _has_an_id(call) else call
-        for message in items
-        if isinstance(message.data, MessageData)
-        for call in message.tool_calls
+        results.get(each.tool_call_id, each) if _has_an_id(each) else each for each in calls
     )
+
+
+def _calls(messages: Iterable[Event | TurnMessage], kind: type[object]) -> Iterator[ToolCall]:
+    for message in messages:
+        if isinstance(message.data, kind):
+            yield from message.tool_calls
 
 
 def _has_an_id(call: ToolCall) -> bool:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from threading import RLock
@@ -272,10 +273,9 @@ def recorded_pieces(
     bodies = [data for _, data in pieces]
     if scrub is not None:
         bodies = scrub_body(bodies, scrub)
-    return tuple(
-        to_content(data, as_json=as_json, exact=scrub is None, after=after)
-        for (after, _), data in zip(pieces, bodies, strict=True)
-    )
+    convert = partial(to_content, as_json=as_json, exact=scrub is None)
+    recorded = zip(pieces, bodies, strict=True)
+    return tuple(convert(data, after=after) for (after, _), data in recorded)
 
 
 def _complete_events(

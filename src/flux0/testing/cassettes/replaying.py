@@ -121,10 +121,8 @@ class ReplayTransport(SharedTransport):
         self._match = match
         self._scrub = checked(scrub)
         self._lock = RLock()
-        self._replays = tuple(
-            _Replay(number, exchange, self._key(exchange.request))
-            for number, exchange in enumerate(read_cassette(self._path), start=1)
-        )
+        exchanges = enumerate(read_cassette(self._path), 1)
+        self._replays = tuple(_Replay(n, each, self._key(each.request)) for n, each in exchanges)
         self._find = self._find_next if matching == "strict" else self._find_any
         self._next = deque(self._replays)
         self._by_key: defaultdict[str, list[_Replay]] = defaultdict(list)
@@ -176,17 +174,15 @@ class ReplayTransport(SharedTransport):
 
     def _failure(self, request: Request, replay: _Replay) -> Exception:
         exchange = replay.exchange
-        no_response = exchange.response is None
         if exchange.end != CLOSED:
             return ERRORS[exchange.end](f"recorded in {self._path}")
         deadline = request.deadline if isinstance(request, CallRequest) else None
         if deadline is not None and deadline.left(self.clock.now()) < 0:
             return deadline.exceeded()  # The recorded call was cancelled at its deadline.
-        return AssertionError(
-            f"{self._path} has no more data of {replay}: the recorded program cancelled or closed "
-            f"it {exchange.after:g} s after the {'request' if no_response else 'response head'}\n"
-            f"To record the whole response, {self.how_to_record}."
-        )
+        start = "request" if exchange.response is None else "response head"
+        end = f"the recorded program cancelled or closed it {exchange.after:g} s after the {start}"
+        advice = f"To record the whole response, {self.how_to_record}."
+        return AssertionError(f"{self._path} has no more data of {replay}: {end}\n{advice}")
 
     # --- matching requests
 
@@ -219,10 +215,9 @@ class ReplayTransport(SharedTransport):
         lines = [f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near))]
         recorded = (replay.exchange.request for replay in self._replays)
         if self._match is None and _without_ids(request) in map(_without_ids, recorded):
-            lines.append(
-                "threads and tasks that send equal requests may get the ids of each other: to "
-                "ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
-            )
+            problem = "threads and tasks that send equal requests may get the ids of each other"
+            advice = "to ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
+            lines.append(f"{problem}: {advice}")
         raise self._mismatch(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
@@ -230,11 +225,8 @@ class ReplayTransport(SharedTransport):
         return canonical_json(compared)
 
     def _mismatch(self, *lines: str) -> NotRecorded:
-        return NotRecorded(
-            "\n".join(lines)
-            + "\nThe code or the cassette has changed. If the cassette is outdated, record it "
-            f"again: {self.how_to_record}."
-        )
+        advice = f"If the cassette is outdated, record it again: {self.how_to_record}."
+        return NotRecorded("\n".join((*lines, f"The code or the cassette has changed. {advice}")))
 
 
 def _without_ids(request: RecordedRequest) -> tuple[str, Any]:

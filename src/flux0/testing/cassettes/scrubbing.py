@@ -54,10 +54,8 @@ def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
     has several pieces, each piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
-    return [
-        _scrub_text(text, scrub).encode(errors=_NOT_UTF8)
-        for text in _scrub_streamed_text(texts, scrub)
-    ]
+    texts = _scrub_streamed_text(texts, scrub)
+    return [_scrub_text(text, scrub).encode(errors=_NOT_UTF8) for text in texts]
 
 
 def _scrub_text(text: str, scrub: Scrub) -> str:

@@ -130,11 +130,8 @@ class FakeServer:
 
     def _sessions_list(self, target: Target, _: Any) -> Response[bytes]:
         agent_id = target.query.get("agent_id")
-        sessions = [
-            session
-            for session in self.store.sessions
-            if session["user_id"] == target.user_id and agent_id in {None, session["agent_id"]}
-        ]
+        owned = [each for each in self.store.sessions if each["user_id"] == target.user_id]
+        sessions = [each for each in owned if agent_id in {None, each["agent_id"]}]
         return _json(200, {"data": sessions})
 
     def _sessions_create_event(self, target: Target, body: JSONObject) -> Response[FakeTurn]:
@@ -175,14 +172,11 @@ class FakeServer:
         session_id, query = target.arguments["session_id"], target.query
         self._session(target, 400, "Cannot list events for non-existent session with ID {}")
         min_offset = integer_of(query.get("min_offset", "0")) or 0
-        events = [
-            event
-            for event in self.store.events[session_id]
-            if event["offset"] >= min_offset
-            and query.get("source") in {None, event["source"]}
-            and query.get("correlation_id") in {None, event["correlation_id"]}
-            and (not types or event["type"] in types)
-        ]
+        events = [each for each in self.store.events[session_id] if each["offset"] >= min_offset]
+        wanted = {name: [query[name]] for name in ("source", "correlation_id") if name in query}
+        wanted |= {"type": types} if types else {}
+        for name, values in wanted.items():
+            events = [each for each in events if each[name] in values]
         if any(event["data"] is None for event in events):
             return calls.internal_server_error()
         return _json(200, {"data": events})
