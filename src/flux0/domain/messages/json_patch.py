@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from math import isfinite
 from sys import maxsize
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from flux0.domain.stream_events import JSONPatchOperation
@@ -291,7 +291,8 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
 
 def _value(root: _Root, segments: list[str]) -> JSON:
     parent, key = _existing(root, segments)
-    return cast("JSON", parent[key])
+    value: JSON = parent[key]
+    return value
 
 
 def _existing(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:

@@ -83,7 +83,7 @@ class HeadContract(Contract):
         (received,) = server.requests
         has_length = method == "POST" and received.headers.get("content-length") == "0"
         unexpected = {"transfer-encoding", "content-type", *["content-length"] * (not has_length)}
-        check(unexpected & set(received.headers), set(), "the fields of a body in the request")
+        check(unexpected & set(received.headers), set[str](), "the fields of a body in the request")
 
     def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
         """The request's headers replace default headers. Repeated fields keep all values."""

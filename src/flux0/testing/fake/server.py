@@ -174,7 +174,8 @@ class FakeServer:
         min_offset = integer_of(query.get("min_offset", "0")) or 0
         events = [each for each in self.store.events[session_id] if each["offset"] >= min_offset]
         wanted = {name: [query[name]] for name in ("source", "correlation_id") if name in query}
-        wanted |= {"type": types} if types else {}
+        if types:
+            wanted["type"] = types
         for name, values in wanted.items():
             events = [each for each in events if each[name] in values]
         if any(event["data"] is None for event in events):
