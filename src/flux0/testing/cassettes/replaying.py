@@ -37,7 +37,7 @@ from flux0.testing.cassettes.differences import (
 )
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
 from flux0.testing.cassettes.scrubbing import Scrub, checked
-from flux0.testing.fake.body import FakeBody, SharedTransport, StartTask
+from flux0.testing.fake.body import FakeBody, SharedTransport, Starter
 from flux0.testing.fake.calls import ReceivedCall, nearest, raise_if
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
@@ -143,7 +143,7 @@ class ReplayTransport(SharedTransport):
     def respond(
         self,
         request: Request,
-        start: StartTask | None,  # noqa: ARG002 - only a fake has agents
+        starter: Starter,  # noqa: ARG002 - only a fake has agents
     ) -> Waits[Response[FakeBody]]:
         """See `SharedTransport.respond`."""
         with self._lock:

@@ -10,7 +10,7 @@ from math import inf
 from typing import Any, Literal, TypeAlias, final
 from weakref import WeakSet
 
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.domain.timeouts import timed_out
@@ -103,12 +103,24 @@ class FakeBody:
         return None
 
 
-# Starts a task that runs an async agent, and returns a function that cancels it in any thread.
-StartTask: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]]], Callable[[], object]]
+Run: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 
-def start_agent(run: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], object]:
-    """Start an async agent in a task of the running event loop; see `StartTask`."""
+@frozen
+class Starter:
+    """Runs the agents of one request.
+
+    Attributes:
+        start_task: starts a task that runs an async agent, and returns a function that cancels the
+            task, in any thread; None if no event loop is running.
+        call: calls a function that starts an agent, or runs a sync agent up to its next wait.
+    """
+
+    start_task: Callable[[Run], Callable[[], object]] | None = None
+    call: Callable[[Callable[[], None]], None] = lambda act: act()
+
+
+def _start_task(run: Run) -> Callable[[], object]:
     return partial(call_soon, running_loop(), start_task(run))
 
 
@@ -121,12 +133,12 @@ class SharedTransport(Shared):
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod
-    def respond(self, request: Request, start: StartTask | None) -> Waits[Response[FakeBody]]:
-        """Return the response to `request`. `start` starts async agents, if it is possible."""
+    def respond(self, request: Request, starter: Starter) -> Waits[Response[FakeBody]]:
+        """Return the response to `request`. `starter` runs the agent."""
 
     def send(self, request: Request) -> Response[FakeBody]:
         """See `Transport.send`."""
-        return perform(self.respond(request, None), self.clock)
+        return perform(self.respond(request, Starter()), self.clock)
 
     def close(self) -> None:
         """Do nothing: like a real server, the transport outlives its clients."""
@@ -134,7 +146,7 @@ class SharedTransport(Shared):
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """See `AsyncTransport.send_async`."""
         await sleep(0)
-        response = await perform_async(self.respond(request, start_agent), self.clock)
+        response = await perform_async(self.respond(request, Starter(_start_task)), self.clock)
         response.body.end_if_unread = "closed"
         return response
 
@@ -158,8 +170,8 @@ class ClientTransport(SharedTransport):
     def __repr__(self) -> str:
         return repr(self._shared)
 
-    def respond(self, request: Request, start: StartTask | None) -> Waits[Response[FakeBody]]:
-        response = yield from self._shared.respond(request, start)
+    def respond(self, request: Request, starter: Starter) -> Waits[Response[FakeBody]]:
+        response = yield from self._shared.respond(request, starter)
         self._bodies.add(response.body)
         return response
 

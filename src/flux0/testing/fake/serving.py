@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import re
-from asyncio import StreamReader, StreamWriter
+from asyncio import AbstractEventLoop, StreamReader, StreamWriter
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
@@ -15,7 +15,9 @@ from logging import getLogger
 from math import inf
 from socket import create_server, socket
 from threading import Thread
+from time import monotonic
 from typing import Any
+from weakref import WeakSet
 
 import h11
 from attrs import define, field
@@ -24,7 +26,7 @@ from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.runtime.event_loop import call_soon
-from flux0.testing.fake.body import SharedTransport, start_agent
+from flux0.testing.fake.body import Run, SharedTransport, Starter
 from flux0.testing.fake.clock import perform_async
 
 _logger = getLogger("flux0.testing")
@@ -44,21 +46,24 @@ _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessa
 class FakeHTTPServer(AbstractContextManager[str]):
     """Serves a fake in a `with` block; see `FakeTransport.serve`.
 
-    One event loop, in a thread, serves all connections and runs all agents.
+    One event loop, in a thread, serves all connections and runs async agents. Sync agents run in
+    other threads, because they may block.
     """
 
     def __init__(self, fake: SharedTransport, port: int, allow_origins: Collection[str]) -> None:
         self.fake = fake
         self.allow_origins = allow_origins
         self.address: str = f"127.0.0.1:{port}"
+        self.starter: Starter = Starter(self._start_task, self._call_in_thread)
+        self._threads: WeakSet[Thread] = WeakSet()
 
     def __enter__(self) -> str:
         host, _, port = self.address.partition(":")
         listener = create_server((host, int(port)), backlog=_BACKLOG)
         self.address = f"{host}:{listener.getsockname()[1]}"
-        self._stop: Future[Callable[[], object]] = Future()
-        self._thread = Thread(target=lambda: asyncio.run(self._run(listener)), daemon=True)
-        self._thread.start()
+        self._loop: Future[AbstractEventLoop] = Future()
+        self._ended = asyncio.Event()
+        self._call_in_thread(lambda: asyncio.run(self._run(listener)))
         # While the interpreter finalizes, daemon threads do not run, so joining them would hang.
         atexit.register(self._close)
         return f"http://{self.address}"
@@ -68,14 +73,23 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._close()
 
     def _close(self) -> None:
-        self._stop.result()()
-        self._thread.join(_MAX_JOIN_SECONDS)
+        call_soon(self._loop.result(), self._ended.set)
+        ends = monotonic() + _MAX_JOIN_SECONDS
+        while (alive := [each for each in self._threads if each.is_alive()]) and monotonic() < ends:
+            alive[0].join(max(ends - monotonic(), 0))
+
+    def _call_in_thread(self, act: Callable[[], None]) -> None:
+        thread = Thread(target=act, daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _start_task(self, run: Run) -> Callable[[], object]:
+        return asyncio.run_coroutine_threadsafe(run(), self._loop.result()).cancel
 
     async def _run(self, listener: socket) -> None:
-        ended = asyncio.Event()
-        self._stop.set_result(partial(call_soon, asyncio.get_running_loop(), ended.set))
+        self._loop.set_result(asyncio.get_running_loop())
         server = await asyncio.start_server(self._serve, sock=listener, backlog=_BACKLOG)
-        await ended.wait()
+        await self._ended.wait()
         server.close()
         # `asyncio.run` cancels the tasks of open connections and of agents, and waits for them.
 
@@ -156,7 +170,7 @@ class _Connection:
         if cors and request.method == "OPTIONS":
             await self._send(_head(204, cors), _END)
             return self._http.our_state is h11.DONE
-        waits = fake.respond(request, start_agent)
+        waits = fake.respond(request, self._server.starter)
         try:
             response = await perform_async(waits, fake.clock, in_real_time=True)
         except TransportError as error:  # No response: close the connection.

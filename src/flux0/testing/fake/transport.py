@@ -17,7 +17,7 @@ from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, ReadTime
 from flux0.domain.timeouts import timed_out
 from flux0.ports import Request, Response
 from flux0.testing.fake import calls
-from flux0.testing.fake.body import BodyEnd, FakeBody, SharedTransport, StartTask
+from flux0.testing.fake.body import BodyEnd, FakeBody, SharedTransport, Starter
 from flux0.testing.fake.calls import CallResponse, ExpectedCall, ReceivedCall
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 from flux0.testing.fake.faults import Delay, Drop, Fault, Refuse, Respond, Stall, with_faults
@@ -274,7 +274,7 @@ class FakeTransport(SharedTransport):
         origins = (allow_origins,) if isinstance(allow_origins, str) else allow_origins
         return FakeHTTPServer(self, port, origins)
 
-    def respond(self, request: Request, start: StartTask | None) -> Waits[Response[FakeBody]]:
+    def respond(self, request: Request, starter: Starter) -> Waits[Response[FakeBody]]:
         """See `SharedTransport.respond`."""
         with self._lock:
             received, number = self._calls, len(self._calls)
@@ -285,7 +285,7 @@ class FakeTransport(SharedTransport):
         body = turn = None
         try:
             injected = yield from self._apply_faults(request, faults, acted=False)
-            response = injected or self._server_response(request, start)
+            response = injected or self._server_response(request, starter)
             turn = response.body if isinstance(response.body, FakeTurn) else None
             content = b"" if turn else cast("bytes", response.body)
             pieces = with_faults(iter(turn or filter(None, (content,))), faults, call, turn)
@@ -305,7 +305,7 @@ class FakeTransport(SharedTransport):
         received[number] = evolve(call, response=summary)
         return evolve(response, body=body)
 
-    def _server_response(self, request: Request, start: StartTask | None) -> Response[Any]:
+    def _server_response(self, request: Request, starter: Starter) -> Response[Any]:
         with self._lock:
             response = self._server.respond(request)
             if not isinstance(response.body, FakeTurn):
@@ -315,7 +315,7 @@ class FakeTransport(SharedTransport):
             if number < len(self._scripts):
                 self._scripted.append(response.body)
                 agent = self._scripts[number]
-        response.body.start(agent, start)
+        response.body.start(agent, starter)
         return response
 
     def _check_expected(self, call: ReceivedCall) -> None:

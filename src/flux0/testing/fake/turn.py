@@ -22,7 +22,7 @@ from attrs import define, field
 from flux0.domain.enums import EventSource, EventType, SessionStatus
 from flux0.domain.stream_events import ChunkEvent, JSONPatchOperation
 from flux0.testing.fake import steps
-from flux0.testing.fake.body import StartTask
+from flux0.testing.fake.body import Starter
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
@@ -72,6 +72,7 @@ class FakeTurn:
     _continued_at: float = field(init=False)
     _output: deque[bytes | Exception] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
+    _starter: Starter = field(init=False)
     # The coroutine of an agent without an event loop. Other agents run in a task instead.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], object] | None = field(default=None, init=False)
@@ -109,13 +110,17 @@ class FakeTurn:
         done = f"{self._steps_done} {'step' if self._steps_done == 1 else 'steps'}"
         return None if self._used_up else f"its turn stopped after {done}"
 
-    def start(self, agent: steps.AgentFunction, start_task: StartTask | None) -> None:
+    def start(self, agent: steps.AgentFunction, starter: Starter) -> None:
+        self._starter = starter
+        starter.call(partial(self._start, agent))
+
+    def _start(self, agent: steps.AgentFunction) -> None:
         try:
             result = agent(self.message)
         except Exception as error:  # noqa: BLE001 - agents can raise any exception
             self._fail(error)
             return
-        run = partial(self._run, result)
+        run, start_task = partial(self._run, result), self._starter.start_task
         if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
             self._running = True
             self._cancel_task = start_task(run)
@@ -131,7 +136,7 @@ class FakeTurn:
                 self._time, self._wait = self._clock.now(), None
             runs, self._running = not self._running, True
         if runs and self._agent is not None:
-            self._run_until_wait(self._agent)
+            self._starter.call(partial(self._run_until_wait, self._agent))
         self._clock.notify()
 
     def cancel(self) -> None:

@@ -112,6 +112,24 @@ def test_disconnected_client_cancels_the_agent(last: Any, moves_by_itself: bool)
             assert len(flux0.agents.list()) == 1
 
 
+@pytest.mark.parametrize("first", [Report("typing"), Pause(1)])
+def test_blocking_agent_does_not_block_other_connections(first: Any) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def agent(message: UserMessage) -> Any:
+        yield first
+        begun.set()
+        assert released.wait(10)
+        yield message.content
+
+    with served(agent) as (_, url, stream):
+        assert begun.wait(10)
+        with Flux0(url) as flux0:
+            assert len(flux0.agents.list()) == 1
+        released.set()
+        assert "".join(stream.text()) == "Hi"
+
+
 def test_advance_moves_the_clock_of_a_served_fake() -> None:
     clock = FakeClock(moves_by_itself=False)
     with served([Report("typing"), Pause(5), Say("Hello")], clock=clock) as (_, _, stream):
