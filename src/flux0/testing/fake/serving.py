@@ -61,7 +61,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
         host, _, port = self.address.partition(":")
         listener = create_server((host, int(port)), backlog=_BACKLOG)
         self.address = f"{host}:{listener.getsockname()[1]}"
-        self._loop: Future[AbstractEventLoop] = Future()
+        self._agent_loop: Future[AbstractEventLoop] = Future()
         self._ended = asyncio.Event()
         self._call_in_thread(lambda: asyncio.run(self._run(listener)))
         # While the interpreter finalizes, daemon threads do not run, so joining them would hang.
@@ -73,7 +73,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._close()
 
     def _close(self) -> None:
-        call_soon(self._loop.result(), self._ended.set)
+        call_soon(self._agent_loop.result(), self._ended.set)
         ends = monotonic() + _MAX_JOIN_SECONDS
         while (alive := [each for each in self._threads if each.is_alive()]) and monotonic() < ends:
             alive[0].join(max(ends - monotonic(), 0))
@@ -84,10 +84,10 @@ class FakeHTTPServer(AbstractContextManager[str]):
         thread.start()
 
     def _start_task(self, run: Run) -> Callable[[], object]:
-        return asyncio.run_coroutine_threadsafe(run(), self._loop.result()).cancel
+        return asyncio.run_coroutine_threadsafe(run(), self._agent_loop.result()).cancel
 
     async def _run(self, listener: socket) -> None:
-        self._loop.set_result(asyncio.get_running_loop())
+        self._agent_loop.set_result(asyncio.get_running_loop())
         server = await asyncio.start_server(self._serve, sock=listener, backlog=_BACKLOG)
         await self._ended.wait()
         server.close()
