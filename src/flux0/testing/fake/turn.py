@@ -128,6 +128,8 @@ class FakeTurn:
                 self._cancel_task()
         else:
             self._agent = run()
+            if self._cancelled:
+                self._agent.close()
             self.resume()
 
     def resume(self) -> None:

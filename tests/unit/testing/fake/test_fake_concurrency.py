@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -285,6 +286,29 @@ def test_turn_is_cancelled_while_another_thread_runs_its_agent() -> None:
     assert cancelled == ["first"]
     with pytest.raises(ReadTimeout):
         next(bodies[0])
+
+
+def steps_of_a_turn_that_is_cancelled_before_its_agent_starts() -> list[str]:
+    steps: list[str] = []
+
+    def run(message: UserMessage) -> Iterator[AgentStep]:
+        steps.append(message.content)
+        yield Say(message.content)
+
+    def agent(message: UserMessage) -> Any:
+        if message.content == "first":
+            assert len(list(post(fake, session_id, "second"))) == 1  # Cancels the first turn.
+        return run(message)
+
+    fake = FakeTransport(agent)
+    session_id = new_session(fake)
+    post(fake, session_id, "first")
+    return steps
+
+
+def test_turn_that_is_cancelled_before_its_agent_starts_runs_no_step() -> None:
+    assert steps_of_a_turn_that_is_cancelled_before_its_agent_starts() == ["second"]
+    gc.collect()  # Frees the fake. A coroutine that was not closed would issue a warning.
 
 
 # --- kinds of agents
