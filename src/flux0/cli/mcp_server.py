@@ -161,7 +161,8 @@ class AgentTools:
                 if isinstance(event, models.ChunkEvent) and event.event_id not in begun:
                     begun.add(event.event_id)
                     await report(f"message {len(begun)}")
-                # The data of an error is in the result, if the assistant may see it.
+                # Do not report the status `error`: its data is in the result, if the assistant may
+                # see the data.
                 elif (
                     isinstance(event, models.StatusEvent)
                     and event.status != models.SessionStatus.ERROR

@@ -185,8 +185,8 @@ class BodyContract(Contract):
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # Because of the full flush, `another` does not depend on the bytes before it, so that it
-        # can be repeated.
+        # After a full flush, compressed data does not depend on the bytes before the flush. So
+        # `another` can be repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:
