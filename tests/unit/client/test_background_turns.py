@@ -39,6 +39,7 @@ from flux0 import (
     TurnStopped,
     TurnStore,
     TurnStoreError,
+    TurnTooLarge,
 )
 from flux0.adapters.ui import AiSdkFormat
 from flux0.client import background_turns
@@ -62,6 +63,7 @@ from flux0.testing import (
     Truncate,
 )
 from flux0.turns import turn_reading
+from flux0.turns.log_relay import wait_for_end
 from support.cost import calls_made
 from support.ending import ends_soon
 from support.forking import in_child
@@ -632,6 +634,7 @@ async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mod
         log = store.find(conversation.session_id)
         assert log is not None
         log.stop("the reason")
+        log.stop("a later reason")
         server.transport.is_open.set()
 
     server.transport.is_open.clear()
@@ -747,6 +750,36 @@ async def test_second_close_waits_for_the_end_of_a_message_that_is_being_sent(mo
     server.transport.is_open.clear()
     await at_once(mode, send, close_turns)
     assert ends == [True]
+
+
+def test_start_while_the_turns_are_closed_is_rejected_or_its_turn_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The message is sent after `close_async` has listed the turns to stop."""
+    server, list_turns = Server("sync"), background_turns._OwnTurns.running
+    conversation = server.fake_conversation()
+
+    def list_and_start(own: background_turns._OwnTurns) -> Any:
+        listed = list_turns(own)
+        with pytest.raises(ClientClosed):
+            server.real.start(conversation, "Hi")
+        return listed
+
+    monkeypatch.setattr(background_turns._OwnTurns, "running", list_and_start)
+    asyncio.run(server.real.close_async())
+
+
+@in_every_mode
+async def test_turn_that_exceeds_max_turn_bytes_is_read_to_its_end_but_not_kept(
+    mode: Mode,
+) -> None:
+    server = Server(mode, Say("Hello", pieces=5), max_turn_bytes=400)
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    while turn.is_running:
+        await pause(mode)
+    assert turn.event_count == 5
+    with pytest.raises(TurnTooLarge, match="larger than 400 bytes"):
+        await turn.wait_async()
 
 
 @in_every_mode
@@ -869,6 +902,35 @@ def test_message_that_a_closed_loop_was_sending_leaves_no_running_turn() -> None
         assert (await turn.wait_async()).text == "a\nb"
 
     asyncio.run(join_while_another_turn_is_running())
+    del sending
+    gc.collect()
+
+
+def test_message_that_was_stopped_before_its_loop_was_closed_keeps_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(background_turns, "_CHECK_SECONDS", 0.01)
+    store = MemoryTurnStore()
+    server = Server("asyncio", store=store)
+    loop = asyncio.new_event_loop()
+    server.transport.is_open.clear()
+
+    async def begin() -> tuple[TurnLog | None, asyncio.Task[BackgroundTurn]]:
+        conversation = await server.conversation()
+        sending = asyncio.create_task(server.turns.start_async(conversation, "Hi"))
+        while not server.transport.holds:
+            await asyncio.sleep(0.001)
+        return store.find(conversation.session_id), sending
+
+    log, sending = loop.run_until_complete(begin())
+    assert log is not None
+    log.stop("the reason")
+    loop.set_exception_handler(ignore_open_tasks)
+    loop.close()
+    assert wait_for_end(log, TIMEOUT)
+    assert log.end is not None
+    assert isinstance(log.end.error, TurnStopped)
+    server.transport.is_open.set()
     del sending
     gc.collect()
 

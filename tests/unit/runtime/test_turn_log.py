@@ -38,7 +38,7 @@ def test_oldest_events_are_dropped_until_half_of_the_limit_is_left() -> None:
     assert (log.first, log.last, len(log.read(0))) == (1, 10, 10)
 
     log.append(event(11))
-    assert (log.first, log.last) == (7, 11)
+    assert (log.first, log.last, log.size) == (7, 11, 50)
     assert list(log.read(6)) == [event(number) for number in range(7, 12)]
     with pytest.raises(TurnTooLarge, match=r"larger than 100 bytes \(max_turn_bytes\)") as caught:
         log.read(5)
@@ -51,6 +51,14 @@ def test_newest_event_is_kept_even_if_it_is_larger_than_the_limit() -> None:
         log.append(event(number))
         assert list(log.read(number - 1)) == [event(number)]
     assert (log.first, log.last) == (2, 2)
+
+
+def test_stop_does_nothing_after_the_end() -> None:
+    reasons: list[str] = []
+    log = TurnLog("turn-1", 100, reasons.append)
+    log.finish(LogEnd())
+    log.stop("the reason")
+    assert reasons == []
 
 
 def test_copied_events_with_a_gap_replace_older_events() -> None:

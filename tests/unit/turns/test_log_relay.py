@@ -22,6 +22,7 @@ from flux0.turns.log_relay import (
     AsyncRelay,
     LogReader,
     OpenRelays,
+    Pieces,
     Relay,
     turn_pieces,
     wait_for_end,
@@ -362,6 +363,37 @@ def test_waiting_relay_of_a_closed_loop_does_not_disturb_the_turn() -> None:
     log.finish(LogEnd())
     del task
     gc.collect()
+
+
+def test_wait_for_end_continues_after_an_event() -> None:
+    class Growing(WatchedLog):
+        """A log with an event after the first wait, and the end after the second."""
+
+        def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
+            cancel = super().on_change(wake)
+            self.finish(LogEnd()) if self.last else self.append(b"event")
+            return cancel
+
+    assert wait_for_end(Growing(1000), TIMEOUT)
+
+
+@in_both_loops
+async def test_cancelled_async_relay_closes_its_pieces(mode: Mode) -> None:
+    """So closing the relay of a stream stops its agent."""
+    closed: list[bool] = []
+
+    def pieces() -> Pieces:
+        try:
+            yield LogReader(new_log())
+        finally:
+            closed.append(True)
+
+    relay = AsyncRelay(pieces(), None)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(relay.__anext__)
+        await anyio.wait_all_tasks_blocked()
+        tasks.cancel_scope.cancel()
+    assert closed == [True]
 
 
 def test_wait_for_end_returns_whether_the_turn_has_ended() -> None:

@@ -131,6 +131,13 @@ def test_claim_can_be_released_after_the_store_was_closed() -> None:
     assert store.find("session") is None
 
 
+def test_closed_store_knows_no_turn() -> None:
+    store, log = MemoryTurnStore(), new_log()
+    store.claim("session", log, refuse=True)
+    store.close()
+    assert store.find("session") is None
+
+
 def test_release_of_a_turn_that_was_replaced_changes_nothing() -> None:
     store, first, second = MemoryTurnStore(), new_log(), new_log()
     store.claim("session", first, refuse=True)
