@@ -1,8 +1,8 @@
 """Plants the bugs of `planted_bugs.txt`, one at a time: the nearest test file should detect each.
 
 With each bug, it runs tests on a copy of `src`: first the nearest test file, then its folder, then
-all unit tests, until a test fails. It prints the bugs that the nearest file does not detect.
-Arguments select modules, such as `domain/retrying`.
+all unit tests and the test of documented numbers, until a test fails. It prints the bugs that the
+nearest file does not detect. Arguments select modules, such as `domain/retrying`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from support.test_files import SRC, TESTS, nearest
 
 BUGS = Path(__file__).with_suffix(".txt")
+NUMBERS = TESTS.parent / "docs/test_numbers.py"
 STEPS = ("nearest file", "folder", "all unit tests")
 MIN_PERCENT = {"nearest file": 75, "detected": 95}
 
@@ -46,13 +47,13 @@ def plant(copy: Path, module: str, correct: str, wrong: str) -> None:
 def detected_by(copy: Path, module: str) -> str | None:
     """Return the step in which a test fails with the code in `copy`."""
     file = nearest(SRC / f"{module}.py")
-    for step, target in zip(STEPS, (file, file.parent, TESTS), strict=True):
-        processes = "0" if target == file else "2"
+    for step, targets in zip(STEPS, ((file,), (file.parent,), (TESTS, NUMBERS)), strict=True):
+        processes = "0" if targets == (file,) else "2"
         # After a timeout, end the process: the test's threads may wait forever.
         timeout = "--timeout=60", "--timeout-method=thread"
         options = ["-qx", "-n", processes, *timeout, "-p", "no:cacheprovider"]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *options, str(target)],
+            [sys.executable, "-m", "pytest", *options, *map(str, targets)],
             env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             check=False,

@@ -72,6 +72,15 @@ def test_text_that_is_replaced_by_another_text_stays_before_the_new_text() -> No
     ]
 
 
+def test_replaced_text_of_a_message_that_is_continued_is_sent_once() -> None:
+    events = text("Rain"), replaced(["Sun"]), text("Bye", "m2"), evolve(text(""), patches=())
+    assert [value for kind, value in steps_of(*events) if kind == "text-delta"] == [
+        "Rain",
+        "Sun",
+        "Bye",
+    ]
+
+
 def test_text_that_is_replaced_in_its_first_chunk_is_sent_once() -> None:
     first = evolve(text("Rain"), patches=(*text("Rain").patches, *replaced(["Sun"]).patches))
     assert steps_of(first, text("ny")) == steps_of(text("Sun"), text("ny"))

@@ -26,11 +26,13 @@ from flux0.runtime.event_loop import (
     schedule_close,
     shielded,
     sleep,
+    start_task,
 )
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
-from support.in_memory import SSE, chunk
+from support.in_memory import SSE, chunk, in_both_loops
 from support.sending import AGENTS
+from support.transports import Mode
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -316,3 +318,22 @@ def test_stream_of_a_closed_loop_releases_its_connection(
         del flux0
         gc.collect()
         assert response() is None
+
+
+@in_both_loops
+async def test_background_task_can_be_cancelled(mode: Mode) -> None:
+    ends = list[str]()
+    started = anyio.Event()
+
+    async def run_task() -> None:
+        try:
+            started.set()
+            await anyio.sleep_forever()
+        finally:
+            ends.append("cancelled")
+
+    cancel = start_task(run_task)
+    await started.wait()
+    cancel()
+    await anyio.wait_all_tasks_blocked()
+    assert ends == ["cancelled"]

@@ -260,6 +260,49 @@ def test_message_waits_at_most_ten_seconds_for_a_blocked_event_loop(
         blocked.result()
 
 
+def test_timeout_ms_limits_the_wait_for_a_blocked_event_loop() -> None:
+    flux0 = Flux0(transport=turns(2))
+    is_open, goes_on = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        stream = await begin(flux0)
+        is_open.set()
+        assert goes_on.wait(20)
+        await stream.close_async()
+
+    async def send() -> None:
+        with pytest.raises(TransportTimeout, match="did not close the stream within"):
+            await begin(flux0, timeout_ms=100)
+
+    with ThreadPoolExecutor(1) as threads:
+        blocked = threads.submit(asyncio.run, block())
+        assert is_open.wait(20)
+        with ends_soon():
+            asyncio.run(send())
+        goes_on.set()
+        blocked.result()
+
+
+@in_both_loops
+async def test_cancelled_message_does_not_delay_the_next_message_of_its_session(
+    mode: Mode,
+) -> None:
+    class FirstHangs(Turns):
+        async def send_async(self, request: Request) -> Response[Any]:
+            if not self.requests:
+                self.requests.append(cast("CallRequest", request))
+                await anyio.sleep_forever()
+            return await super().send_async(request)
+
+    async with Flux0(transport=FirstHangs(turns(1).responses)) as flux0:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(begin, flux0)
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+        with ends_soon():
+            await begin(flux0)
+
+
 @in_simulated_time
 async def test_message_without_timeout_ms_waits_at_most_a_minute_for_each_earlier_message(
     mode: Mode,

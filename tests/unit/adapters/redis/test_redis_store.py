@@ -1043,6 +1043,21 @@ def test_stop_that_waits_for_redis_does_not_block_the_store(
     log.finish(LogEnd())
 
 
+def test_keys_of_an_idle_turn_do_not_expire(server: RedisServer) -> None:
+    with (
+        server.client() as client,
+        closing(RedisTurnStore(client, keep_seconds=1.0, lease_seconds=0.5)) as store,
+    ):
+        log, left = claimed(store), list[int]()
+
+        def is_renewed() -> bool:
+            left.append(int(client.pttl("flux0:{session}:turn")))
+            return left[-1] > min(left)
+
+        wait_until(is_renewed)
+        log.finish(LogEnd())
+
+
 def test_lost_process_is_noticed_within_the_lease() -> None:
     """Other processes see the last renewal, and check for the next one, up to `renew` late."""
     settings = Settings("flux0:", 300.0, 5.0)

@@ -95,3 +95,9 @@ def test_snapshot_of_the_messages_follows_the_start_of_the_run() -> None:
 
 def test_each_relay_has_its_own_state() -> None:
     assert objects_of(FORMAT, text("a")) == objects_of(FORMAT, text("a"))
+
+
+def test_empty_list_of_messages_replaces_the_messages_of_the_page() -> None:
+    encoder = AgUiFormat("thread", "run", messages=[]).encoder()
+    assert b'{"type":"MESSAGES_SNAPSHOT","messages":[]}' in encoder.start()
+    assert b"MESSAGES_SNAPSHOT" not in FORMAT.encoder().start()
