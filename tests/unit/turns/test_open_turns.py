@@ -7,6 +7,7 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 
@@ -284,9 +285,7 @@ def test_timeout_ms_limits_the_wait_for_a_blocked_event_loop() -> None:
 
 
 @in_both_loops
-async def test_cancelled_message_does_not_delay_the_next_message_of_its_session(
-    mode: Mode,
-) -> None:
+async def test_message_is_sent_after_a_cancelled_message_of_its_session(mode: Mode) -> None:
     class FirstHangs(Turns):
         async def send_async(self, request: Request) -> Response[Any]:
             if not self.requests:
@@ -294,13 +293,21 @@ async def test_cancelled_message_does_not_delay_the_next_message_of_its_session(
                 await anyio.sleep_forever()
             return await super().send_async(request)
 
-    async with Flux0(transport=FirstHangs(turns(1).responses)) as flux0:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(begin, flux0)
-            await anyio.wait_all_tasks_blocked()
-            tasks.cancel_scope.cancel()
-        with ends_soon():
+    first = anyio.CancelScope()
+
+    async def begin_first() -> None:
+        with first:
             await begin(flux0)
+
+    transport = FirstHangs(turns(1).responses)
+    async with Flux0(transport=transport) as flux0:
+        with ends_soon():
+            async with anyio.create_task_group() as tasks:
+                for send in (begin_first, partial(begin, flux0)):
+                    tasks.start_soon(send)
+                    await anyio.wait_all_tasks_blocked()
+                first.cancel()
+    assert len(transport.requests) == 2
 
 
 @in_simulated_time

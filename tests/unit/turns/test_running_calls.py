@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -19,6 +20,7 @@ from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
 from flux0.flows import CallRequest, Send
 from flux0.turns.running_calls import RunningCalls
+from support.driving import Time
 from support.in_memory import scripted_response
 
 SEND = Send(CallRequest("POST", "http://h/api/sessions", Headers(), operation="sessions.create"))
@@ -50,6 +52,30 @@ def test_error_says_whether_any_attempt_may_have_been_accepted(
                 assert call.failed(SEND, attempt) is attempt
         raise raised
     assert raised.sent == sent
+
+
+def test_error_of_a_cancelled_task_says_whether_its_request_was_sent() -> None:
+    with RunningCalls().start(Deadline(5.0, 5.0)) as call:
+        assert call.ended().sent == "no"
+        call.succeeded(SEND, scripted_response())
+        assert call.ended().sent == "maybe"
+
+
+def test_end_of_a_call_cancels_its_alarm() -> None:
+    class Alarms(Time):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[float] = []
+
+        def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
+            self.open.append(moment)
+            return lambda: self.open.remove(moment)
+
+    time = Alarms()
+    with RunningCalls().start(Deadline(5.0, 5.0)) as call:
+        call.cancel_at(5.0, time)
+        assert time.open == [5.0]
+    assert time.open == []
 
 
 def test_call_that_is_woken_by_close_knows_that_the_client_is_closed() -> None:

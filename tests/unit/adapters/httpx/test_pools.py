@@ -10,6 +10,7 @@ from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from attrs import evolve
 
@@ -62,6 +63,27 @@ async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
             del body
             gc.collect()
             assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+
+
+def test_waiting_exchanges_get_a_free_place_in_their_order() -> None:
+    pools = Pools(object, lambda _: None, 1)
+    first = pools.enter(None, Interrupt())
+    order: list[str] = []
+
+    async def wait(name: str) -> None:
+        place = await pools.enter_async(None)
+        order.append(name)
+        pools.leave(place)
+
+    async def wait_in_order() -> None:
+        async with anyio.create_task_group() as tasks:
+            for name in ("second", "third"):
+                tasks.start_soon(wait, name)
+                await anyio.wait_all_tasks_blocked()
+            pools.leave(first)
+
+    anyio.run(wait_in_order)
+    assert order == ["second", "third"]
 
 
 @over(*VERSIONS)
