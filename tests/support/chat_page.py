@@ -36,7 +36,7 @@ def reload(page: Page) -> None:
 
 
 def chat_of(page: Page) -> str:
-    """Return the texts of the chat, without the names of the speakers."""
+    """Return the lines of the chat, without the speakers' names."""
     return "\n".join(page.evaluate(_texts("#chat")))
 
 

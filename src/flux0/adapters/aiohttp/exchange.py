@@ -74,8 +74,8 @@ class AiohttpExchange(Exchange):
     ) -> aiohttp.ClientResponse:
         """Call the user's middlewares. Wrap errors that would make aiohttp repeat the request."""
         # If the session has authentication, `session.request` rejects an authorization header, and
-        # the session's cookies would replace the request's. So `run` removes these headers, and
-        # this method adds them.
+        # the session's cookies would replace the request's cookies. So `run` removes these headers,
+        # and this method adds them.
         if self._authorization:
             request.headers["Authorization"] = ", ".join(self._authorization)
         if self._cookies:
