@@ -4,7 +4,44 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from attrs import frozen
+
 from flux0.runtime.turn_log import TurnLog
+
+
+@frozen
+class StoreState:
+    """The state of a store in one process.
+
+    Attributes:
+        is_available: Whether the last command of this process to Redis was successful. True if
+            there was no command.
+        failures: The number of commands so far that have failed, because Redis cannot be used.
+            Commands that are sent together count once.
+        followed_turns: The number of running turns of other processes that this process copies.
+    """
+
+    is_available: bool = True
+    failures: int = 0
+    followed_turns: int = 0
+
+
+@frozen
+class TurnStats:
+    """The numbers of background turns and relays in one process.
+
+    Attributes:
+        running_turns: The number of running turns that this process reads.
+        open_relays: The number of open relays. A relay is open from its first piece to its end, or
+            until it is closed.
+        is_draining: Whether `end_relays` or `close` was called.
+        store: The state of the store, with the number of turns of other processes.
+    """
+
+    running_turns: int
+    open_relays: int
+    is_draining: bool
+    store: StoreState
 
 
 class TurnStore(ABC):
@@ -68,6 +105,10 @@ class TurnStore(ABC):
         Raises:
             TurnStoreError: The store cannot be used.
         """
+
+    def state(self) -> StoreState:
+        """Return the state of the store in this process. Must not wait."""
+        return StoreState()
 
     @abstractmethod
     def close(self) -> None:

@@ -32,11 +32,11 @@ TIMEOUT: Final = 25.0
 SERVERS: Final = ("uvicorn", "gunicorn with UvicornWorker", "gunicorn with threads", "hypercorn")
 # The limits of the page in seconds, and of this test.
 LIMITS: Final = {
-    "drain_seconds=30": "drain_seconds=2",
+    "drain_seconds=30": "drain_seconds=4",
     '"timeout_graceful_shutdown": 20': '"timeout_graceful_shutdown": 1',
     "--timeout-graceful-shutdown 20": "--timeout-graceful-shutdown 1",
-    "--graceful-timeout 60": "--graceful-timeout 6",
-    "graceful_timeout = 60": "graceful_timeout = 6",
+    "--graceful-timeout 60": "--graceful-timeout 9",
+    "graceful_timeout = 60": "graceful_timeout = 9",
 }
 MAX_REQUESTS: Final = "--max-requests 4"
 

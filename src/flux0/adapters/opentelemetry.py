@@ -6,10 +6,10 @@ Turns follow the semantic conventions for generative AI, version 0.1.0 (`invoke_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Token
 from time import time_ns
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 from urllib.parse import urlsplit
 
 from attrs import define, field
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from flux0.domain.messages.tool_calls import TimedToolCall
     from flux0.domain.stored_models import ToolCallPart
+    from flux0.turn_store import TurnStats
 
 _Attributes: TypeAlias = "dict[str, str | int | float]"
 
@@ -51,6 +52,8 @@ _HISTOGRAMS = (
     ),
     ("http.client.request.duration", "Duration of HTTP client requests.", _HTTP_BUCKETS),
 )
+# Metrics have at most this many names of agents. Further names become `_OTHER`.
+_MAX_AGENTS: Final = 100
 
 
 @define
@@ -100,6 +103,7 @@ class OpenTelemetry(Observer):
     ) -> None:
         self._contents = contents
         self._calls: dict[Call, _Observed] = {}
+        self._agents: dict[str, None] = {}
         self._tracer = trace.get_tracer("flux0", __version__, tracer_provider)
         meter = metrics.get_meter("flux0", __version__, meter_provider)
         self._turn_seconds, self._first_event_seconds, self._attempt_seconds = (
@@ -137,7 +141,10 @@ class OpenTelemetry(Observer):
         )
         name, kind = f"{call.method} {call.route}", SpanKind.CLIENT
         span = self._tracer.start_span(name, observed.context, kind, attributes)
-        within = trace.set_span_in_context(span)
+        # The instrumentation of an HTTP library must not create a second span for this attempt.
+        within = context.set_value(
+            "suppress_instrumentation", value=True, context=trace.set_span_in_context(span)
+        )
         observed.attempt, observed.attempt_token = span, context.attach(within)
         fields: dict[str, str] = {}
         propagate.inject(fields, within)
@@ -190,7 +197,15 @@ class OpenTelemetry(Observer):
             messages = [{"role": "assistant", "parts": parts}] if parts else []
             span.set_attribute("gen_ai.output.messages", _json(messages))
         outcome = self._end_span(span, turn.error or turn.agent_error, end)
+        outcome |= _known(
+            ("flux0.turn.ending", turn.ending), ("gen_ai.agent.name", self._agent(turn.agent_name))
+        )
         self._turn_seconds.record(turn.seconds, {**_INVOKE_AGENT, **observed.server, **outcome})
+
+    def _agent(self, name: str | None) -> str | None:
+        if name is not None and len(self._agents) < _MAX_AGENTS:
+            self._agents[name] = None
+        return name if name is None or name in self._agents else "_OTHER"
 
     def _record_tool_call(self, turn: _Observed, timed: TimedToolCall, turn_end: int) -> None:
         call = timed.call
@@ -228,6 +243,45 @@ class OpenTelemetry(Observer):
             span.set_status(StatusCode.ERROR, _utf8(error) if shown else None)
         span.end(end)
         return attributes
+
+
+class HasStats(Protocol):
+    """An object with `stats`, such as `BackgroundTurns`."""
+
+    def stats(self) -> TurnStats:
+        """Return the current numbers."""
+        ...
+
+
+def observe_background_turns(
+    turns: HasStats, meter_provider: metrics.MeterProvider | None = None
+) -> None:
+    """Record the numbers of `BackgroundTurns.stats` as metrics, whenever metrics are collected.
+
+    The meter provider keeps a reference to `turns`.
+
+    Args:
+        turns: The `BackgroundTurns` of this process.
+        meter_provider: Creates the meter. Default: the global meter provider of OpenTelemetry.
+    """
+    meter = metrics.get_meter("flux0", __version__, meter_provider)
+    gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter
+
+    def observe(number: Callable[[TurnStats], int]) -> list[Any]:
+        def callback(_: object) -> list[metrics.Observation]:
+            return [metrics.Observation(number(turns.stats()))]
+
+        return [callback]
+
+    gauge("flux0.background_turns.running", observe(lambda stats: stats.running_turns), "{turn}")
+    gauge(
+        "flux0.background_turns.followed",
+        observe(lambda stats: stats.store.followed_turns),
+        "{turn}",
+    )
+    gauge("flux0.relays.open", observe(lambda stats: stats.open_relays), "{relay}")
+    gauge("flux0.turn_store.available", observe(lambda stats: stats.store.is_available))
+    counter("flux0.turn_store.failures", observe(lambda stats: stats.store.failures), "{failure}")
 
 
 _INVOKE_AGENT: _Attributes = {

@@ -26,7 +26,7 @@ from flux0.runtime.event_loop import has_ended
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
-from flux0.turn_store import TurnStore
+from flux0.turn_store import TurnStats, TurnStore
 from flux0.turns.background_turn import BackgroundTurn
 from flux0.turns.log_relay import OpenRelays, check_loop, wait_for_end, wait_for_end_async
 from flux0.turns.memory_store import MemoryTurnStore
@@ -242,6 +242,12 @@ class BackgroundTurns(Uncopyable):
         """The async version of `stop`."""
         log = await self._run(partial(self._find_running, session_id))
         return await self._stop_async(log, _STOPPED)
+
+    def stats(self) -> TurnStats:
+        """Return the numbers of turns and relays in this process. Acquires no lock."""
+        own = self._own.get()
+        is_draining = self._is_closed or own.relays.are_ended
+        return TurnStats(len(own.running()), len(own.relays), is_draining, self._store.state())
 
     def end_relays(self) -> None:
         """End all relays in this process now. The turns continue, and their readers connect again.

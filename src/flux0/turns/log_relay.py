@@ -229,13 +229,16 @@ class OpenRelays:
 
     def __init__(self) -> None:
         self._readers: dict[LogReader, None] = {}
-        self._are_ended = False
+        self.are_ended: bool = False
+
+    def __len__(self) -> int:
+        return len(self._readers)
 
     def pieces(self, reader: LogReader, encoder: RelayEncoder) -> Pieces:
         """Yield the pieces of a relay, which is open until this generator ends or is closed."""
         self._readers[reader] = None
         try:
-            if self._are_ended:  # Check it after adding: otherwise, `end` may not find the reader.
+            if self.are_ended:  # Check it after adding: otherwise, `end` may not find the reader.
                 reader.close()
             yield from turn_pieces(reader, encoder)
         finally:
@@ -243,6 +246,6 @@ class OpenRelays:
 
     def end(self) -> None:
         """End all relays, and each relay that is opened later."""
-        self._are_ended = True
+        self.are_ended = True
         for reader in self._readers.copy():
             reader.close()

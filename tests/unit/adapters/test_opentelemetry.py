@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from attrs import evolve, field, frozen
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -23,6 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from flux0 import (
     AgentError,
     APIError,
+    BackgroundTurns,
     BackoffStrategy,
     Flux0,
     Flux0Error,
@@ -31,7 +32,7 @@ from flux0 import (
     StreamIdleTimeout,
     TransportError,
 )
-from flux0.adapters.opentelemetry import OpenTelemetry
+from flux0.adapters.opentelemetry import OpenTelemetry, observe_background_turns
 from flux0.domain.errors import MissingDependency
 from flux0.ports import Request
 from flux0.testing import (
@@ -42,6 +43,7 @@ from flux0.testing import (
     FakeClock,
     FakeTransport,
     FallSilent,
+    Gate,
     GiveResult,
     Pause,
     Reason,
@@ -293,6 +295,33 @@ async def test_attempt_is_the_current_span_while_it_is_sent(mode: Mode) -> None:
     assert current[0].get_span_context() == telemetry.span("agents.list").get_span_context()
 
 
+@in_every_mode
+async def test_instrumentation_of_http_libraries_is_suppressed_during_an_attempt(
+    mode: Mode,
+) -> None:
+    """Otherwise, each attempt would have two client spans. The plain key is a public name."""
+
+    def is_suppressed() -> object:
+        return context.get_value("suppress_instrumentation")
+
+    suppressed: list[object] = []
+
+    def agent(_: object) -> str:
+        suppressed.append(is_suppressed())
+        return "Hello"
+
+    telemetry, fake = Telemetry(), FakeTransport(agent)
+    client = Flux0(transport=fake, observers=[telemetry.observer()])
+    async with in_mode(mode, client) as flux0:
+        conversation = await flux0.conversation_async(agent=fake.agent_id)
+        async with await conversation.send("Hi") as stream:
+            assert not is_suppressed()
+            async for _ in stream:
+                pass
+    assert suppressed == [True]
+    assert not is_suppressed()
+
+
 # --- turns
 
 
@@ -521,13 +550,53 @@ async def test_turns_have_metrics(mode: Mode) -> None:
     await turn(mode, telemetry, TURN, Respond(429))
 
     whole = {"gen_ai.operation.name": "invoke_agent", "gen_ai.provider.name": "flux0", **SERVER}
+    ended = {**whole, "flux0.turn.ending": "confirmed", "gen_ai.agent.name": "Drizzle"}
     (duration,) = telemetry.points("gen_ai.client.operation.duration")
-    assert (duration.count, duration.sum, dict(duration.attributes or {})) == (1, 3, whole)
+    assert (duration.count, duration.sum, dict(duration.attributes or {})) == (1, 3, ended)
     assert duration.explicit_bounds[:2] == (0.01, 0.02)
     assert duration.explicit_bounds[-1] == 81.92
     (first,) = telemetry.points("gen_ai.client.operation.time_to_first_chunk")
     assert (first.count, dict(first.attributes or {})) == (1, whole)
     assert len(telemetry.points(HTTP_SECONDS)) == 2
+
+
+def test_metrics_have_a_limited_number_of_agents() -> None:
+    telemetry, fake = Telemetry(), FakeTransport()
+    with Flux0(transport=fake, observers=[telemetry.observer()]) as flux0:
+        session_id = flux0.conversation(agent=fake.agent_id).session_id
+        for number in [*range(102), 99, 101]:
+            metadata = {"agent_id": "7", "agent_name": f"Agent {number}"}
+            fake.script([SendChunk("m", [{"op": "add", "path": "/-", "value": "a"}], 0, metadata)])
+            flux0.conversation(session=session_id).ask("Hi")
+
+    counts = {
+        (point.attributes or {})["gen_ai.agent.name"]: point.count
+        for point in telemetry.points("gen_ai.client.operation.duration")
+    }
+    assert len(counts) == 101
+    assert (counts["Agent 98"], counts["Agent 99"], counts["_OTHER"]) == (1, 2, 3)
+
+
+def test_background_turns_have_metrics() -> None:
+    telemetry, gate = Telemetry(), Gate()
+    fake, turns = FakeTransport([Say("Hello"), gate]), BackgroundTurns()
+    observe_background_turns(turns, MeterProvider([telemetry.reader]))
+
+    def values() -> list[int]:
+        names = ["background_turns.running", "background_turns.followed", "relays.open"]
+        names += "turn_store.available", "turn_store.failures"
+        points = [telemetry.points(f"flux0.{name}") for name in names]
+        return [point.value for (point,) in points]  # type: ignore[attr-defined]
+
+    with Flux0(transport=fake) as flux0:
+        turn = turns.start(flux0.conversation(agent=fake.agent_id), "Hi")
+        relay = turn.relay()
+        assert next(relay)
+        assert values() == [1, 0, 1, 1, 0]
+        gate.open()
+        assert list(relay) == []
+        turns.close(drain_seconds=20)
+        assert values() == [0, 0, 0, 1, 0]
 
 
 def test_turn_is_a_child_of_the_span_of_the_user() -> None:

@@ -34,8 +34,10 @@ from flux0 import (
     InvalidArgument,
     MemoryTurnStore,
     ReaderLost,
+    StoreState,
     StreamInterrupted,
     TurnRunning,
+    TurnStats,
     TurnStopped,
     TurnStore,
     TurnStoreError,
@@ -560,6 +562,32 @@ async def test_close_waits_for_running_turns_up_to_drain_seconds(mode: Mode) -> 
     with ends_soon():
         await server.turns.close_async(drain_seconds=TIMEOUT)
     assert (await turn.wait_async()).text == "a\nb"
+
+
+@in_every_mode
+async def test_stats_count_running_turns_and_open_relays(mode: Mode) -> None:
+    def numbers(turns: int, relays: int, *, is_draining: bool) -> TurnStats:
+        return TurnStats(turns, relays, is_draining, StoreState())
+
+    gate = Gate()
+    server = Server(mode, [Say("a"), gate, Say("b")])
+    assert server.real.stats() == numbers(0, 0, is_draining=False)
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    first, second, unread = relays(turn, 3)
+    assert server.real.stats() == numbers(1, 0, is_draining=False)
+    for relay in (first, second):
+        await anext(relay)
+    assert server.real.stats() == numbers(1, 2, is_draining=False)
+    await close(first)
+    await close(unread)
+    assert server.real.stats() == numbers(1, 1, is_draining=False)
+    gate.open()
+    await gathered(second)
+    await turn.wait_async()
+    while server.real.stats().running_turns:
+        await pause(mode)
+    server.real.end_relays()
+    assert server.real.stats() == numbers(0, 0, is_draining=True)
 
 
 @in_every_mode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from functools import partial
 from os import urandom
@@ -20,6 +21,7 @@ from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
+from flux0.turn_store import StoreState
 
 _RUNNING: Final = "a turn of the session is running"
 _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
@@ -74,6 +76,11 @@ class StoreProcess:
             if own is None:
                 raise
             return own
+
+    def state(self) -> StoreState:
+        logs = [turn.log() for turn in self._followed.copy().values()]
+        running = sum(log is not None and not log.is_ended for log in logs)
+        return StoreState(not self._worker.has_failed, self._worker.failures, running)
 
     def close(self) -> None:
         """Publish the ends of the turns, end the copies of other turns, and end the threads."""
@@ -188,12 +195,14 @@ class StoreProcess:
         yield run_script(scripts.STOP, (name.info,), f"{urandom(8).hex()} {reason}")
 
     def _run_worker(self) -> None:
+        _suppress_instrumentation()
         self._worker.run()
         self._worker_ended.set()
         with suppress(Exception):  # The listener ends without a message, too, but later.
             self._client.execute_command("PUBLISH", self._settings.process, "")
 
     def _listen(self) -> None:
+        _suppress_instrumentation()
         """Check the turns about which other processes send messages."""
         while not self._worker_ended.is_set():
             try:
@@ -230,3 +239,12 @@ class StoreProcess:
     def _end_copies(self, kind: type[Flux0Error], problem: str) -> None:
         for turn in self._followed.copy().values():
             turn.give_up(kind, problem)
+
+
+def _suppress_instrumentation() -> None:
+    """Let OpenTelemetry's instrumentation of redis create no spans in this thread.
+
+    The thread belongs to no request, so each command would be a trace.
+    """
+    if context := sys.modules.get("opentelemetry.context"):
+        context.attach(context.set_value("suppress_instrumentation", value=True))

@@ -20,12 +20,13 @@ from typing import Any, cast
 import pytest
 import redis
 import redis.asyncio
+from opentelemetry import context
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
-from flux0 import BackgroundTurns, Flux0, RedisTurnStore
+from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
 from flux0.adapters.redis import followed, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
@@ -851,6 +852,57 @@ def test_message_is_not_sent_from_async_code_if_no_thread_can_be_started(
             assert not await conversation.history()
 
     run(mode, start)
+
+
+def test_state_counts_turns_of_other_processes(
+    store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    assert store.state() == StoreState()
+    log = claimed(store)
+    copy = other.find("session")
+    assert (store.state(), other.state()) == (StoreState(), StoreState(followed_turns=1))
+    log.finish(LogEnd())
+    assert copy is not None
+    assert wait_for_end(copy, TIMEOUT)
+    assert other.state() == StoreState()
+
+
+def test_state_says_whether_redis_is_available_and_how_often_it_was_not(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)) as store,
+    ):
+        assert store.find("session") is None
+        assert store.state() == StoreState()
+        server.stop()
+        with pytest.raises(TurnStoreError):
+            store.find("session")
+        assert store.state() == StoreState(is_available=False, failures=1)
+        server.start()
+        assert store.find("session") is None
+        assert store.state() == StoreState(failures=1)
+
+
+def test_threads_suppress_the_instrumentation_of_redis(server: RedisServer) -> None:
+    """The threads belong to no request, so each command would be a trace of its own."""
+    suppressed: list[object] = []
+
+    class Instrumented(Redis):
+        def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+            suppressed.append(context.get_value("suppress_instrumentation"))
+            return super().pipeline(transaction, shard_hint)
+
+        def pubsub(self, **options: Any) -> Any:
+            suppressed.append(context.get_value("suppress_instrumentation"))
+            return super().pubsub(**options)  # type: ignore[no-untyped-call]
+
+    with (
+        Instrumented.from_url(server.url) as client,
+        closing(RedisTurnStore(client)) as store,
+    ):
+        assert store.find("session") is None
+        wait_until(lambda: len(suppressed) > 1)
+    assert set(suppressed) == {True}
 
 
 def test_turn_of_the_process_is_found_while_redis_cannot_be_reached(tmp_path: Path) -> None:
