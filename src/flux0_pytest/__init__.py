@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
-_RECORDED = pytest.StashKey[dict["Path", str]]()  # Maps cassettes of this run to their tests.
+_SHARED_PROBLEM = pytest.StashKey[AssertionError]()
+_RECORDED = pytest.StashKey[dict[str, str]]()  # Maps cassettes of this run to their tests.
 _MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
 # The arguments of each marker.
 _MARKERS = {
@@ -75,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{signature}: {purpose}")
 
 
-@pytest.hookimpl(hookwrapper=True)  # Old versions of pytest do not support `wrapper`.
+# Old versions of pytest do not support `wrapper`. `tryfirst`: after pytest has applied xfail.
+@pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
@@ -87,8 +89,15 @@ def pytest_runtest_makereport(
             if entry.frame.f_globals.get("__name__", "").startswith(("flux0.", "flux0_pytest")):
                 entry.frame.f_locals["__tracebackhide__"] = True
     outcome = yield
-    if call.when == "call":
-        item.stash[_PASSED] = outcome.get_result().passed
+    report = outcome.get_result()
+    # A skipped or xfailed test may have stopped before it used its fake completely.
+    used_fake = "flux0_fake" in getattr(item, "fixturenames", ())
+    if report.failed or (call.when == "call" and (report.passed or used_fake)):
+        item.stash[_PASSED] = report.passed
+    # If the last test of a scope may fail, this does not excuse the other tests.
+    if call.excinfo and call.excinfo.value is item.config.stash.get(_SHARED_PROBLEM, None):
+        report.outcome = "failed"
+        vars(report).pop("wasxfail", None)
 
 
 def _passed(*items: pytest.Item) -> bool:
@@ -151,7 +160,10 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
                 hint = f"to switch this check off: @pytest.mark.flux0_fake({name}=False)"
                 problems.append(f"{error}\n{hint}")
     if problems:
-        raise AssertionError("\n\n".join(problems))
+        error = AssertionError("\n\n".join(problems))
+        if len(tests) > 1:
+            request.config.stash[_SHARED_PROBLEM] = error
+        raise error
 
 
 @pytest.fixture
@@ -168,8 +180,9 @@ def flux0_fake() -> FakeTransport:
     The marker `flux0_fake` switches checks off:
     `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`. A fixture of a project
     that overrides this fixture is checked, too. If it has the scope class, module, package or
-    session, it is checked after the last test, if no test of the scope has failed; a check is
-    switched off if a test of the scope has its marker.
+    session, it is checked after the last test, if no test of the scope has failed and no test with
+    the fixture was skipped or xfailed while it ran; a check is switched off if a test of the scope
+    has its marker.
     """
     from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
 
@@ -214,10 +227,12 @@ def flux0_cassette(
     path = request.path.parent / options.pop("path", _default_path(request))
     recorded = request.config.stash.setdefault(_RECORDED, {})
     test = request.node.nodeid
-    if recorded.get(path, test) != test:
+    # Some systems do not distinguish upper and lower case.
+    file = str(path.resolve()).casefold()
+    if recorded.get(file, test) != test:
         raise CassetteError(
-            f"{path} was recorded by {recorded[path]} in this run: give each test its own path, or "
-            'add the requests of several tests with mode="new_episodes"'
+            f"{path} was recorded by {recorded[file]} in this run: give each test its own path "
+            'with @pytest.mark.flux0_cassette("NAME.json")'
         )
     record = "run this test with `pytest --flux0-cassettes=all`"
     try:
@@ -231,7 +246,7 @@ def flux0_cassette(
             transport.assert_all_used()
     else:
         if options.get("mode") != "new_episodes":
-            recorded[path] = test
+            recorded[file] = test
         keep = transport.defer()
         yield transport
         keep(_passed(request.node))

@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
+from textwrap import dedent
 from types import ModuleType
 
 import anyio
@@ -220,6 +221,56 @@ def test_fake_of_a_wide_scope_is_checked_after_its_last_test(
     result.stdout.fnmatch_lines(["E   AssertionError: responses left open:"])
     result.stdout.no_fnmatch_line("*script 2*")
     run(failure="assert False").assert_outcomes(passed=2, failed=1)
+
+
+FAKE_OF_A_MODULE = """
+    import pytest
+    from flux0.testing import FakeTransport
+
+    @pytest.fixture(scope="module")
+    def flux0_fake():
+        return FakeTransport()
+
+    def test_unused_script(flux0_fake):
+        flux0_fake.script("never")
+
+    {marker}
+    def test_other({arguments}):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "marker", "body"),
+    [
+        ("skipped", "", "pytest.skip()"),
+        ("xfailed", "", "pytest.xfail()"),
+        ("xfailed", "@pytest.mark.xfail", "assert False"),
+        ("xpassed", "@pytest.mark.xfail", "pass"),
+    ],
+)
+def test_only_a_skipped_or_xfailed_test_with_the_fake_switches_checks_off(
+    pytester: pytest.Pytester, outcome: str, marker: str, body: str
+) -> None:
+    def run(arguments: str) -> pytest.RunResult:
+        source = FAKE_OF_A_MODULE.format(marker=marker, body=body, arguments=arguments)
+        pytester.makepyfile(source)
+        return pytester.runpytest_inprocess("-p", "no:randomly")
+
+    run("").assert_outcomes(**{"passed": 1, outcome: 1}, errors=1)
+    errors = int(outcome == "xpassed")
+    run("flux0_fake").assert_outcomes(**{"passed": 1, outcome: 1}, errors=errors)
+
+
+@pytest.mark.parametrize("arguments", ["", "flux0_fake"])
+@pytest.mark.parametrize("marker", ["skip", "xfail(run=False)", "xfail(strict=True)"])
+def test_checks_if_a_test_is_not_run_or_fails_because_it_passes(
+    pytester: pytest.Pytester, arguments: str, marker: str
+) -> None:
+    marker = f"@pytest.mark.{marker}"
+    pytester.makepyfile(FAKE_OF_A_MODULE.format(marker=marker, body="pass", arguments=arguments))
+    outcomes = pytester.runpytest_inprocess("-p", "no:randomly").parseoutcomes()
+    assert outcomes.get("errors", 0) == int("strict=True" not in marker)
 
 
 def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
@@ -541,6 +592,37 @@ def test_cassette_of_another_test_in_this_run_is_an_error(
     problem = "shared.json was recorded by test_shared.py::test_it in this run: give each test its"
     result.stdout.fnmatch_lines([f"E  *{problem}*"] * 2)
     run("-k", "test_it").assert_outcomes(passed=1, deselected=2)
+
+
+@pytest.mark.parametrize("other", ["../one.json", "./x/../../one.json", "../ONE.json"])
+def test_two_spellings_of_one_path_are_the_same_cassette(
+    pytester: pytest.Pytester, other: str
+) -> None:
+    for number, path in ((1, "../one.json"), (2, other)):
+        source = CASSETTE_TEST.format(options=repr(path), passes=True)
+        test = pytester.mkdir(f"tests_{number}") / f"test_{number}.py"
+        test.write_text(dedent(source), "utf-8")
+    result = pytester.runpytest_inprocess("-p", "no:randomly", "--flux0-cassettes=once")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["E  *was recorded by tests_1/test_1.py::test_it in this run:*"])
+
+
+def test_classes_whose_names_differ_in_case_need_their_own_paths(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(
+        """
+        class TestA:
+            def test_it(self, flux0_cassette):
+                pass
+
+        class Testa(TestA):
+            pass
+        """
+    )
+    result = pytester.runpytest_inprocess("-p", "no:randomly", "--flux0-cassettes=once")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["E  *::TestA::test_it in this run: give each test its own path*"])
 
 
 def test_tests_can_append_to_one_cassette(pytester: pytest.Pytester) -> None:
