@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
@@ -274,12 +275,10 @@ class StreamState(Uncopyable):
         if (error := self.error) is not None:
             raise error
 
-    def _stored(self, **options: Any) -> Any:
-        if self.correlation_id is None:
-            raise Flux0Error(
-                "the stored events cannot be listed before the first event with a correlation id"
-            )
-        return self._list_stored(correlation_id=self.correlation_id, **options)
+    @property
+    def _stored(self) -> Callable[..., Any]:
+        # Errors keep this function, and the stream keeps its error, so it does not refer to `self`.
+        return partial(_stored_events, self._list_stored, self.correlation_id)
 
     def _enter(self) -> None:
         self._raise_failure()
@@ -382,6 +381,16 @@ class StreamState(Uncopyable):
         if reason := self._life.current.reason:  # Another thread or task has closed the stream.
             raise self._client_closed(reason) from error
         return Transition(State.FAILED, failure=self._turn.on_transport_error(error))
+
+
+def _stored_events(
+    list_stored: Callable[..., Any], correlation_id: str | None, **options: Any
+) -> Any:
+    if correlation_id is None:
+        raise Flux0Error(
+            "the stored events cannot be listed before the first event with a correlation id"
+        )
+    return list_stored(correlation_id=correlation_id, **options)
 
 
 def _is_behind_proxy(headers: Headers) -> bool:

@@ -97,12 +97,20 @@ class JsonCodec:
             problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
             # The error names the key in the JSON, such as `from`, not the field, such as `from_`.
             field = place.lstrip(".").removesuffix("_")
+            _drop_tracebacks(error)
             raise DecodeError(problem, field=field, body=_text(body)) from error
 
 
 _EVENTS: dict[str, Any] = {
     kind.event: kind for kind in get_args(StreamEvent) if kind is not UnknownEvent
 }
+
+
+def _drop_tracebacks(error: BaseException) -> None:
+    # Frames of cattrs refer to the errors of the fields: a reference cycle.
+    error.__traceback__ = None
+    for each in getattr(error, "exceptions", ()):
+        _drop_tracebacks(each)
 
 
 def _encode(value: Any) -> bytes:

@@ -147,6 +147,7 @@ class AsyncBody(_BodyState):
                 raise translated from error
             raise
         finally:
+            translated = None  # Its traceback refers to this frame: a reference cycle.
             self._read_lock.release()
         return piece
 
@@ -206,6 +207,7 @@ class SyncBodyState(_BodyState):
                 raise translated from error
             raise
         finally:
+            translated = None  # Its traceback refers to this frame: a reference cycle.
             self._read_lock.release()
             # Another thread may have called `close` while this thread held the read lock.
             if self.closed:
