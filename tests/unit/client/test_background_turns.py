@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import logging
 import re
 import threading
 import tracemalloc
@@ -28,6 +29,7 @@ from flux0 import (
     ClientClosed,
     ConnectError,
     Conversation,
+    EventStream,
     Flux0,
     Flux0Error,
     Flux0Format,
@@ -61,6 +63,7 @@ from flux0.testing import (
     Reason,
     Refuse,
     Report,
+    Respond,
     Say,
     Truncate,
 )
@@ -80,7 +83,7 @@ from support.in_memory import (
 )
 from support.logged import logged_errors
 from support.modes import at_once, in_mode, run, unwrapped
-from support.transports import ASYNC, SYNC, Mode
+from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 
 TIMEOUT = 20.0
 ANOTHER_MESSAGE = "stopped by another message on its session"
@@ -485,6 +488,37 @@ def test_replaced_turn_is_removed_from_memory_without_the_garbage_collector(
     monkeypatch.setattr(turn_reading, "log_failed_background_turn", do_nothing)
     with no_garbage_collection():
         run(mode, replace_turns)
+
+
+def kept_objects() -> int:
+    kinds = (TurnLog, EventStream, AsyncEventStream, Flux0Error)
+    return sum(issubclass(type(each), kinds) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_failed_turns_are_removed_from_memory_without_the_garbage_collector(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The log handlers of pytest keep the exceptions.
+    monkeypatch.setattr(logging.getLogger("flux0"), "disabled", True)
+    fake = FakeTransport(["a", "b"])
+
+    async def fail_turns() -> None:
+        async with in_mode(way.mode, Flux0(url, transport=way.make_transport())) as client:
+            conversation = await client.conversation_async(agent=fake.agent_id)
+            turns = in_mode(way.mode, BackgroundTurns())
+            for fault in (Truncate(after_events=1), Truncate(after_bytes=9), Respond(500)):
+                fake.inject(fault)
+                with contextlib.suppress(Flux0Error):
+                    turn = await turns.start_async(conversation, "Hi")
+                    await turn.wait_async()
+            await turns.close_async()
+
+    with fake.serve() as url, no_garbage_collection():
+        before = kept_objects()
+        run(way.mode, fail_turns)
+        while kept_objects() > before:
+            threading.Event().wait(0.01)
 
 
 @in_every_mode
