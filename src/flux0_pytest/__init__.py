@@ -160,10 +160,10 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
                 hint = f"to switch this check off: @pytest.mark.flux0_fake({name}=False)"
                 problems.append(f"{error}\n{hint}")
     if problems:
-        error = AssertionError("\n\n".join(problems))
+        failure = AssertionError("\n\n".join(problems))
         if len(tests) > 1:
-            request.config.stash[_SHARED_PROBLEM] = error
-        raise error
+            request.config.stash[_SHARED_PROBLEM] = failure
+        raise failure
 
 
 @pytest.fixture
