@@ -151,9 +151,8 @@ class TurnSteps:
 
     def error(self, error: Flux0Error) -> Iterator[Step]:
         """Return the remaining steps of a turn that fails."""
-        return self._end(
-            Step("error", name=type(error).__name__, text=self._error_text(error), error=error)
-        )
+        name, text = type(error).__name__, self._error_text(error)
+        return self._end(Step("error", name=name, text=text, error=error))
 
     def end(self) -> Iterator[Step]:
         """Return the remaining steps of a turn that ends without an error."""

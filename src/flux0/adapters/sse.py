@@ -212,9 +212,8 @@ class _EventDecoder:
                 # The block has only one line of data if a blank line follows.
                 if blocks[end + 1] == _LF:
                     text = blocks[data_start:end].decode("utf-8", "replace")
-                    events.append(
-                        _new(ServerSentEvent, (self._common_name, text, self.last_event_id, None))
-                    )
+                    fields = self._common_name, text, self.last_event_id, None
+                    events.append(_new(ServerSentEvent, fields))
                     position = end + 2
                     continue
             elif blocks[position] == _LF:  # Skip a second blank line between two blocks.

@@ -126,11 +126,8 @@ def log_unconfirmed_end() -> None:
 
 
 def log_failed_observer(observer: object, error: Exception) -> None:
-    _logger().error(
-        "the observer %r raised an exception; its later exceptions are not logged",
-        observer,
-        exc_info=error,
-    )
+    message = "the observer %r raised an exception; its later exceptions are not logged"
+    _logger().error(message, observer, exc_info=error)
 
 
 def log_failed_background_turn(error: Exception) -> None:

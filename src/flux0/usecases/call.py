@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from attrs import field, frozen
 
@@ -18,6 +18,8 @@ from flux0.observers import Call
 from flux0.ports import Codec, Response, Timeout
 
 T = TypeVar("T")
+
+_Observe: TypeAlias = Callable[[CallRequest, Flow[Any]], Flow[Any]]
 
 _UNKNOWN = Participant()
 _NOTHING = Headers()
@@ -66,9 +68,7 @@ class ApiCall:
     retries: RetryConfig
     limit: float | None = None
     deadline: Deadline | None = None
-    _observe: Callable[[CallRequest, Flow[Any]], Flow[Any]] | None = field(
-        default=None, alias="observe"
-    )
+    _observe: _Observe | None = field(default=None, alias="observe")
     extra_query: Mapping[str, str] | None = None
     extra_body: Mapping[str, Any] | None = None
     agent: Participant = _UNKNOWN

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from inspect import Parameter, signature
 from typing import Any, ForwardRef, TypedDict, TypeVar, cast
 
@@ -78,18 +79,15 @@ def show_options(resource: type[T]) -> type[T]:
 
 def _parameters(options: type[CallOptions]) -> tuple[Parameter, ...]:
     annotations = cast("dict[str, ForwardRef]", options.__annotations__)
-    return tuple(
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=reference.__forward_arg__)
-        for name, reference in annotations.items()
-    )
+    make = partial(Parameter, kind=Parameter.KEYWORD_ONLY, default=None)
+    items = annotations.items()
+    return tuple(make(name, annotation=each.__forward_arg__) for name, each in items)
 
 
 # Maps the annotation of `**options` to the parameters that `help()` shows instead. Methods with
 # `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
-_SHOWN = {
-    f"Unpack[{kind.__name__}]": _parameters(kind)
-    for kind in (CallOptions, TurnOptions, UserOptions)
-} | {"NoReturn": ()}
+_KINDS = CallOptions, TurnOptions, UserOptions
+_SHOWN = {f"Unpack[{kind.__name__}]": _parameters(kind) for kind in _KINDS} | {"NoReturn": ()}
 
 # Maps names from other libraries, which flux0 does not accept, to suggestions for the error
 # message: the first for the arguments of `Flux0`, the second for the options of one call.

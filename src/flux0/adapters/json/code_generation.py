@@ -122,10 +122,8 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
     enum = next(iter(get_args(kind)), None)
     if isinstance(enum, type) and issubclass(enum, OpenEnum):
         names[f"known_{name}"] = {member.value: member for member in enum}
-        return [
-            f"if type({name}) is not str: raise ValueError",
-            f"{name} = known_{name}.get({name}, {name})",
-        ]
+        convert = f"{name} = known_{name}.get({name}, {name})"
+        return [f"if type({name}) is not str: raise ValueError", convert]
     names[f"hook_{name}"], names[f"kind_{name}"] = find_hook(kind), kind
     condition = f"if type({name}) is not str: " if kind is Any else ""
     return [f"{condition}{name} = hook_{name}({name}, kind_{name})"]
@@ -149,10 +147,8 @@ def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHo
             lines.append(store)
         else:
             names[f"default_{value}"] = field.default
-            lines += [
-                f"if {key!r} in {name}: {store}",
-                f"else: {value} = default_{value}; {count} += 1",
-            ]
+            lines.append(f"if {key!r} in {name}: {store}")
+            lines.append(f"else: {value} = default_{value}; {count} += 1")
         lines += _value_lines(value, types[field.name], names, find_hook)
         names[f"set_{value}"] = getattr(model, field.name).__set__
         stores.append(f"set_{value}({name}_made, {value})")

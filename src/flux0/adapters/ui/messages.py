@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 from flux0.domain.enums import EventSource
 from flux0.domain.errors import InvalidArgument
@@ -19,6 +19,8 @@ from flux0.domain.stored_models import (
     ToolCallPart,
     ToolData,
 )
+
+_Message: TypeAlias = Event | TurnMessage
 
 
 def user_text(body: Any) -> str:
@@ -83,9 +85,7 @@ def ag_ui_messages(
     ]
 
 
-def _shown(
-    history: Iterable[Event | TurnMessage], is_running: bool
-) -> Iterator[Event | TurnMessage]:
+def _shown(history: Iterable[_Message], is_running: bool) -> Iterator[_Message]:
     events = tuple(history)
     sent = [event.correlation_id for event in events if event.source == EventSource.USER]
     hidden = sent[-1] if sent and is_running else None
@@ -94,11 +94,11 @@ def _shown(
             yield event
 
 
-def _id(event: Event | TurnMessage) -> str:
+def _id(event: _Message) -> str:
     return event.id if isinstance(event, Event) else event.event_id
 
 
-def _ag_ui(event: Event | TurnMessage) -> Iterator[dict[str, Any]]:
+def _ag_ui(event: _Message) -> Iterator[dict[str, Any]]:
     data = event.data
     role = "user" if event.source == EventSource.USER else "assistant"
     for part in data.parts if isinstance(data, MessageData) else ():
@@ -122,7 +122,7 @@ def _ag_ui(event: Event | TurnMessage) -> Iterator[dict[str, Any]]:
         yield {"role": "tool", "toolCallId": str(call.tool_call_id), "content": text}
 
 
-def _add_parts(parts: list[dict[str, Any]], event: Event | TurnMessage) -> None:
+def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
     data = event.data
     for part in data.parts if isinstance(data, MessageData) else ():
         match part:

@@ -38,11 +38,7 @@ _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip
 
 _EVENTS = (b"data: one\n\n", b"data: \xc3\xa9\xe2\x80\xa8\n", b"\n", b"data: three\n\n")
 _LARGE = random.Random(1).randbytes(300_000)  # noqa: S311 - not a secret
-_BODIES: dict[str, tuple[bytes, ...]] = {
-    "events": _EVENTS,
-    "empty": (),
-    "large": (_LARGE[:1000], _LARGE[1000:]),
-}
+_BODIES = {"events": _EVENTS, "empty": (), "large": (_LARGE[:1000], _LARGE[1000:])}
 _GZIPPED = [("Content-Encoding", "gzip")]
 _START = http_response(framing="chunked")[0]
 
