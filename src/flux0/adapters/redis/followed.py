@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from weakref import ref
 
 from flux0.adapters.redis import scripts
-from flux0.adapters.redis.commands import Command, TurnName, as_bytes, as_text, run_script
+from flux0.adapters.redis.commands import Command, Settings, TurnName, as_bytes, as_text, run_script
 from flux0.adapters.redis.worker import Steps, Worker
 from flux0.domain.errors import Flux0Error, ReaderLost, TurnStoreError
 from flux0.runtime.turn_log import LogEnd, TurnLog
@@ -26,6 +26,12 @@ _EVENTS_LOST: Final = "Redis no longer has all events of the turn"
 def read(name: TurnName, process: str, first: int) -> Command:
     """Return the command with which `process` follows a turn, and reads events from `first`."""
     return run_script(scripts.READ, name.keys, process, first, _MAX_ENTRIES)
+
+
+def lose(info: str, process: str, settings: Settings) -> Command:
+    """Return the command that ends a turn if `process` was the last to read it."""
+    end = LogEnd(ReaderLost(_READER_LOST)).to_json()
+    return run_script(scripts.LOSE, (info, f"{info}:log"), process, end, settings.keep_ms)
 
 
 @final
@@ -67,9 +73,7 @@ class FollowedTurn:
             while self.is_running:
                 if self._is_lost:
                     self._is_lost = False
-                    end = LogEnd(ReaderLost(_READER_LOST)).to_json()
-                    values = self.process, end, settings.keep_ms
-                    if (yield run_script(scripts.LOSE, name.keys, *values)):
+                    if (yield lose(name.info, self.process, settings)):
                         getLogger("flux0").warning("%s: turn=%s", _READER_LOST, name.info)
                 # Keep no reference while Redis is asked: the copy may be unreferenced.
                 last = log.last if (log := self.log()) else 0

@@ -15,7 +15,7 @@ from attrs import evolve
 
 from flux0.adapters.redis import scripts
 from flux0.adapters.redis.commands import Settings, TurnName, as_text, run_script
-from flux0.adapters.redis.followed import FollowedTurn, read
+from flux0.adapters.redis.followed import FollowedTurn, lose, read
 from flux0.adapters.redis.lease import Lease
 from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
@@ -168,6 +168,8 @@ class StoreProcess:
                 turn.update(reply)
                 self._followed[name.info] = turn
                 self._submit(turn)
+                if turn.is_running:
+                    yield "PUBLISH", turn.process, name.info  # See `_end_lost`.
         return log
 
     def _submit(self, turn: PublishedTurn | FollowedTurn) -> None:
@@ -221,7 +223,10 @@ class StoreProcess:
                 self._check_failure()
                 if message is not None:
                     is_message = message["type"] == "message"
-                    self._check_turns(as_text(message["data"]) if is_message else None)
+                    key = as_text(message["data"]) if is_message else None
+                    self._check_turns(key)
+                    if key and as_text(message["channel"]) == self._settings.process:
+                        self._worker.submit(partial(self._end_lost, key))
         finally:
             subscriber.close()
 
@@ -230,6 +235,17 @@ class StoreProcess:
         for turns in (self._published.copy(), self._followed.copy()):
             for info in turns if key is None else turns.keys() & {key}:
                 self._worker.submit(turns[info].steps)
+
+    def _end_lost(self, key: str) -> Steps[None]:
+        """End a turn that this process has read, and that Redis has again in an older version."""
+        followed = self._followed.get(key)
+        is_own = followed is None or followed.process == self._settings.process
+        if (
+            is_own
+            and key not in self._published
+            and (yield lose(key, self._settings.process, self._settings))
+        ):
+            yield "PUBLISH", self._settings.everyone, key
 
     def _check_failure(self) -> None:
         """End the copies if Redis has not responded for almost `lease_seconds`."""

@@ -395,6 +395,31 @@ def test_running_turn_keeps_its_session_and_its_readers_if_redis_loses_data(
         assert turn.reasons == []
 
 
+@pytest.mark.parametrize("joins", ["the reading process", "another process", "both"])
+def test_ended_turn_that_is_running_in_an_older_snapshot_ends_again(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore, joins: str
+) -> None:
+    with server.client() as client:
+        log = claimed(store)
+        log.append(event("turn", 1))
+        wait_until(lambda: client.hget("flux0:{session}:turn", "last") == b"1")
+        load = save(client)
+        log.finish(LogEnd())
+        wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
+        claimed(store, "another session")  # So the lease of the process is renewed.
+        load()
+        stores = {"the reading process": [store], "another process": [other]}
+        for each in stores.get(joins, [store, other]):
+            found = each.find("session")
+            assert found is not None
+            assert list(found.read(0)) == [event("turn", 1)]
+            assert wait_for_end(found, TIMEOUT)
+            assert found.end is not None
+            assert isinstance(found.end.error, ReaderLost)
+            assert not found.end.is_of_copy
+        assert other.claim("session", new_log("next"), refuse=True) is None
+
+
 def test_lost_data_of_an_idle_turn_is_restored(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
