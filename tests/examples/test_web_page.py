@@ -123,10 +123,9 @@ def test_stop_works_while_the_first_message_creates_the_session(
     page.wait_for(IS_IDLE)
     assert page.evaluate(ERROR) == "Stopped. The message was not sent."
     assert page.evaluate("document.getElementById('text').value") == "Tell me a story"
-    page.release_request(request)
-    page.wait_for("document.querySelector('#chats a') !== null")
     assert chat_of(page) == "Tell me a story"
     page.click("#retry")
+    page.release_request(request)
     wait_for_text(page, "text", "Hello")
     page.wait_for(IS_IDLE)
     operations = [call.operation for call in fake.calls]
@@ -179,6 +178,15 @@ def test_turn_without_a_complete_reply_is_marked_after_a_reload(
         page.wait_for(IS_IDLE)
         marked = ["Tell me a story", *stored, mark] if mark else []
         assert chat_of(page).split("\n") == ["Hi", "Hello", *marked]
+
+
+def test_error_of_the_agent_is_marked_in_each_browser(page: Page, fake: FakeTransport) -> None:
+    fake.script([Say("I try."), Fail()])
+    ask(page, "Hi")
+    page.evaluate("localStorage.clear()")
+    reload(page)
+    page.wait_for(IS_IDLE)
+    assert chat_of(page) == "Hi\nI try.\nThis reply is incomplete."
 
 
 def test_idle_tab_shows_new_messages_when_it_is_shown(

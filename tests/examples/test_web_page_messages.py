@@ -138,6 +138,16 @@ def test_selection_survives_the_next_piece(
     assert page.evaluate("first.isConnected && block.isConnected")
 
 
+def test_link_is_shown_when_its_definition_arrives(page: Page, fake: FakeTransport) -> None:
+    gate = Gate()
+    fake.script([piece("One [two][1]"), gate, piece("\n\n[1]: https://example.com")])
+    send(page, "Hi")
+    wait_for_text(page, "text", "One [two][1]")
+    gate.open()
+    wait_for_text(page, "text", "One two")
+    assert page.evaluate("document.querySelector('.text a').href") == "https://example.com/"
+
+
 @pytest.mark.parametrize("has_policy", [True, False])
 def test_hostile_content_runs_no_script_and_loads_nothing(
     has_policy: bool, page: Page, fake: FakeTransport, url: str
