@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from http.client import responses
 from itertools import cycle
 from math import inf
 from typing import Any, TypeAlias
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import evolve, field, frozen
 
 from flux0.domain import arguments
 from flux0.domain.errors import (
@@ -27,16 +27,25 @@ from flux0.domain.timeouts import timed_out
 from flux0.ports import Response, Timeout
 from flux0.testing.fake.calls import ReceivedCall, complete_response, internal_server_error
 from flux0.testing.fake.clock import Wait
-from flux0.testing.fake.steps import check_interval
+from flux0.testing.fake.steps import check_interval, checked_by
 from flux0.testing.fake.turn import FakeTurn
 
+_LARGEST_STATUS = 999
 
-def _at_least(smallest: int) -> Callable[[Any, Attribute[Any], object], None]:
-    def check(_: object, attribute: Attribute[Any], value: object) -> None:
-        if value is not None:
-            arguments.integer(attribute.name, value, smallest=smallest)
 
-    return check
+def _check_count(name: str, value: object) -> None:
+    if value is not None:
+        arguments.integer(name, value, smallest=0)
+
+
+def _check_status(name: str, value: object) -> None:
+    if arguments.integer(name, value, smallest=200) > _LARGEST_STATUS:
+        raise InvalidArgument(name, f"must be from 200 to {_LARGEST_STATUS}, not {value}")
+
+
+def _check_error(name: str, value: object) -> None:
+    if not (isinstance(value, type) and issubclass(value, ConnectError)):
+        raise InvalidArgument(name, f"must be ConnectError or a subclass of it, not {value!r}")
 
 
 @frozen
@@ -44,7 +53,7 @@ class Respond:
     """A response from a proxy in front of the server. The call does not reach the fake server.
 
     Attributes:
-        status_code: the HTTP status, at least 200.
+        status_code: the HTTP status, from 200 to 999.
         detail: the member `detail` of the JSON body. The default is the phrase for the status, such
             as "Service Unavailable", or "Status 524" if it has none; for 500, the default body is
             the server's plain text.
@@ -53,10 +62,12 @@ class Respond:
         body: the whole body in bytes, instead of the JSON with `detail`.
     """
 
-    status_code: int = field(validator=_at_least(200))
+    status_code: int = field(validator=checked_by(_check_status))
     detail: Any = None
     retry_after: float | str | None = None
-    headers: Mapping[str, str] = field(factory=dict[str, str])
+    headers: Mapping[str, str] = field(
+        factory=dict[str, str], validator=checked_by(arguments.parameters)
+    )
     body: bytes | None = None
 
     def response(self) -> Response[bytes]:
@@ -84,7 +95,7 @@ class Refuse:
         raises: a class of errors, such as `ConnectTimeout` or `TLSError`.
     """
 
-    raises: type[ConnectError] = ConnectError
+    raises: type[ConnectError] = field(default=ConnectError, validator=checked_by(_check_error))
 
     def error(self, timeout: Timeout) -> TransportError:
         """Return the error, with the same message as over a real transport."""
@@ -106,7 +117,7 @@ class Drop:
             closes the connection.
     """
 
-    after_acting: bool = False
+    after_acting: bool = field(default=False, validator=checked_by(arguments.instance, bool))
 
 
 @frozen
@@ -124,8 +135,8 @@ class Delay:
 
 @frozen
 class _Cutoff:
-    after_events: int | None = field(default=None, validator=_at_least(0))
-    after_bytes: int | None = field(default=None, validator=_at_least(0))
+    after_events: int | None = field(default=None, validator=checked_by(_check_count))
+    after_bytes: int | None = field(default=None, validator=checked_by(_check_count))
 
     def __attrs_post_init__(self) -> None:
         if None not in (self.after_events, self.after_bytes):

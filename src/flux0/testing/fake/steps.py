@@ -30,8 +30,14 @@ def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> No
         raise InvalidArgument(attribute.name, problem)
 
 
-def check_interval(_: object, attribute: Attribute[float], value: object) -> None:
-    arguments.interval(attribute.name, value)
+def checked_by(
+    check: Callable[..., object], *options: Any
+) -> Callable[[Any, Attribute[Any], Any], object]:
+    """Return a validator that calls a function of `arguments`."""
+    return lambda _, attribute, value: check(attribute.name, *options, value)
+
+
+check_interval = checked_by(arguments.interval)
 
 
 @frozen
@@ -73,8 +79,8 @@ class CallTool:
         id: the id that connects the call and its result. By default, each call gets a new id.
     """
 
-    name: str
-    args: Mapping[str, Any] = field(factory=dict[str, Any])
+    name: str = field(validator=checked_by(arguments.instance, str))
+    args: Mapping[str, Any] = field(factory=dict[str, Any], validator=checked_by(arguments.members))
     id: str | None = None
 
 
@@ -87,7 +93,7 @@ class GiveResult:
         result: any JSON value.
     """
 
-    call: CallTool
+    call: CallTool = field(validator=checked_by(arguments.instance, CallTool))
     result: Any = None
 
 
@@ -270,8 +276,8 @@ AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunct
 def as_agent(reply: AgentReply) -> AgentFunction:
     if callable(reply) and reply not in get_args(AgentStep):
         return reply
-    try:
-        steps = tuple(iter_steps(cast("SyncSteps", reply)))
+    try:  # A function may return None, but None is no reply.
+        steps = tuple(iter_steps(cast("SyncSteps", (None,) if reply is None else reply)))
     except TypeError as error:
         raise InvalidArgument("reply", f"is not valid: {error}") from None
     return lambda _: steps

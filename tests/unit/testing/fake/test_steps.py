@@ -130,14 +130,19 @@ def test_langchain_step_equals_the_recorded_adapter() -> None:
         lambda: Say(cast("str", 5)),
         lambda: Reason("abc", pieces=cast("int", "2")),
         lambda: Pause(cast("float", "1")),
+        lambda: CallTool(cast("str", 5)),
+        lambda: CallTool("weather", cast("dict[str, str]", 5)),
+        lambda: GiveResult(cast("CallTool", "weather")),
     ],
 )
 def test_invalid_steps_raise(make: Any) -> None:
-    with pytest.raises(InvalidArgument, match=r"^(text|pieces|pause|seconds|patches) "):
+    with pytest.raises(
+        InvalidArgument, match=r"^(text|pieces|pause|seconds|patches|name|args|call) "
+    ):
         make()
 
 
-@pytest.mark.parametrize("reply", [5, [5], [Say("One"), None], Say, Respond(503)])
+@pytest.mark.parametrize("reply", [None, 5, [5], [Say("One"), None], Say, Respond(503)])
 def test_invalid_replies_raise_at_once(reply: Any) -> None:
     problem = "reply is not valid: an agent must yield strings or steps of flux0.testing, not "
     with pytest.raises(InvalidArgument, match=problem):
