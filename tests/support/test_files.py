@@ -39,10 +39,9 @@ ELSEWHERE: Mapping[str, str] = {
     # Redis and commands run as processes.
     "adapters/redis/test_redis_store.py": """
         adapters/redis/process adapters/redis/published adapters/redis/scripts
-        adapters/redis/store""",
+        adapters/redis/store adapters/redis/worker""",
     "turns/test_turn_store_contract.py": "adapters/redis/commands testing/contract/turn_stores",
-    "adapters/redis/test_redis_processes.py": """
-        adapters/redis/followed adapters/redis/lease adapters/redis/worker""",
+    "adapters/redis/test_redis_processes.py": "adapters/redis/followed adapters/redis/lease",
     "cli/test_app.py": """
         __main__ cli/chat cli/choices cli/descriptions cli/interrupts cli/listing
         cli/options""",

@@ -122,8 +122,8 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-# A generator of the pieces of a relay. It yields its `LogReader` if the relay must wait for more
-# events. After the wait, the relay sends it whether there are more events.
+# A generator of the pieces of a relay, which skips empty pieces. It yields its `LogReader` if the
+# relay must wait for more events. After the wait, the relay sends it whether there are more events.
 Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
 
@@ -142,8 +142,9 @@ class Relay(Iterator[bytes]):
     def __next__(self) -> bytes:
         try:
             piece = next(self._pieces)
-            while isinstance(piece, LogReader):
-                piece = self._pieces.send(piece.wait(self._heartbeat))
+            while not piece or isinstance(piece, LogReader):
+                more = isinstance(piece, LogReader) and piece.wait(self._heartbeat)
+                piece = self._pieces.send(more)
         except BaseException:
             self._pieces.close()
             raise
@@ -167,8 +168,9 @@ class AsyncRelay(AsyncIterator[bytes]):
     async def __anext__(self) -> bytes:
         try:
             piece = next(self._pieces)
-            while isinstance(piece, LogReader):
-                piece = self._pieces.send(await piece.wait_async(self._heartbeat))
+            while not piece or isinstance(piece, LogReader):
+                more = isinstance(piece, LogReader) and await piece.wait_async(self._heartbeat)
+                piece = self._pieces.send(more)
         except StopIteration:
             raise StopAsyncIteration from None
         except BaseException:
@@ -186,9 +188,7 @@ def event_pieces(
     """Yield heartbeats, and one piece for each group of events that is read at once."""
     while (events := reader.read()) is not None:
         if events or not (yield reader):
-            piece = encode(events) if events else encoder.heartbeat()
-            if piece:
-                yield piece
+            yield encode(events) if events else encoder.heartbeat()
 
 
 def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
@@ -209,19 +209,16 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
             return b"".join(encoder.shown(decode(each)).to_sse(each.id) for each in parse(data))
         return b"".join(map(encoder.event, map(decode, parse(data))))
 
-    if begin := encoder.start():
-        yield begin
+    yield encoder.start()
     yield from event_pieces(reader, encoder, encode)
     if reader.error is None:
-        last = encoder.end()
+        yield encoder.end()
     else:
         # An error that does not end the turn has no number. Otherwise, a later event would have the
         # same number.
         end = reader.log.end
         is_end = end and end.has_numbered_error and reader.error is end.error
-        last = encoder.error(reader.error, reader.position + 1 if is_end else None)
-    if last:
-        yield last
+        yield encoder.error(reader.error, reader.position + 1 if is_end else None)
 
 
 class OpenRelays:

@@ -105,8 +105,6 @@ def relay(
                     reading.add(events)
                     while reading.must_wait():
                         reading.waker.wait(None)
-                    if reading.log.is_ended:
-                        return
             except BaseException as error:  # noqa: BLE001 - raised in the thread of the web server
                 reading.end(error)
             reading.end()
@@ -171,14 +169,12 @@ def _pieces(
         yield begin + encoder.error(error)
         return
     try:
-        if begin:
-            yield begin
+        yield begin
         yield from event_pieces(reading.reader, encoder, reading.take)
         if reading.errors:
             raise reading.errors.pop()
         failure = reading.reader.error
-        if last := encoder.end() if failure is None else encoder.error(failure):
-            yield last
+        yield encoder.end() if failure is None else encoder.error(failure)
     finally:
         reading.end()
         stop()

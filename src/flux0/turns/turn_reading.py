@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from flux0.domain.errors import (
     ConnectionInterrupted,
@@ -111,14 +111,10 @@ class TurnReading(ABC, Generic[S]):
 
 class ThreadReading(TurnReading[EventStream]):
     def _start(self, stream: EventStream) -> None:
-        context = copy_context()
-
-        def run() -> None:
-            context.run(self._read, stream)
-
+        read = partial(copy_context().run, self._read, stream)
         # If no thread can be started, raise ConnectionInterrupted: the message was sent, and a
         # ConnectError would mean that it was not sent.
-        start_thread(run, "flux0-background-turn", ConnectionInterrupted)
+        start_thread(read, "flux0-background-turn", ConnectionInterrupted)
 
     def _read(self, stream: EventStream) -> None:
         with self._reading(stream), stream:
@@ -141,12 +137,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
         loop: The task's event loop: the loop that was running at the creation.
     """
 
-    def __init__(
-        self,
-        create_log: Callable[[Callable[[str], object]], TurnLog],
-        on_end: Callable[[TurnReading[AsyncEventStream]], object],
-    ) -> None:
-        super().__init__(create_log, on_end)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.loop: Loop = running_loop()
         self.log.loop = self.loop
         # Keep a reference to the task: an event loop has only weak references to its tasks.

@@ -152,7 +152,8 @@ def find_a_copy(store: RedisTurnStore, session_id: str) -> TurnLog | None:
 
 def ask_and_release(store: RedisTurnStore, *arguments: Any) -> None:
     with suppress(Exception):  # The contract may close the client during the call.
-        store._client.execute_command("EXISTS", "turn")  # pyright: ignore[reportPrivateUsage]
+        client = store._process.get()._client  # pyright: ignore[reportPrivateUsage]
+        client.execute_command("EXISTS", "turn")
     release(store, *arguments)
 
 

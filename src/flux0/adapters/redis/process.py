@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from os import urandom
@@ -33,10 +34,18 @@ class StoreProcess:
     """The turns that one process reads or follows.
 
     The methods whose result is `Steps` run in the thread of the worker.
+
+    Args:
+        client: The client of Redis.
+        owned_clients: The clients to close when the threads end.
+        settings: The names and times.
     """
 
-    def __init__(self, client: RedisClient, settings: Settings) -> None:
+    def __init__(
+        self, client: RedisClient, owned_clients: Sequence[RedisClient], settings: Settings
+    ) -> None:
         self._client = client
+        self._owned_clients = owned_clients
         self._settings = settings
         self._worker = Worker(client, settings)
         # The turns that this process reads, and the turns of other processes, by their keys. Only
@@ -213,6 +222,9 @@ class StoreProcess:
                 self._check_turns(None)
                 self._check_failure()
                 self._worker_ended.wait(self._settings.check)
+        self._threads[0].join()
+        for client in self._owned_clients:
+            client.close()
 
     def _receive_messages(self) -> None:
         subscriber = self._client.pubsub()

@@ -45,10 +45,10 @@ class RedisTurnStore(TurnStore):
         arguments.text("prefix", prefix)
         _check_seconds("keep_seconds", keep_seconds, _MIN_KEEP_SECONDS)
         _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
-        self._client = client
-        self._owns_client = False
         options = prefix, keep_seconds, lease_seconds
-        self._process = PerProcess(lambda: StoreProcess(client, Settings(*options)))
+        # A list, because the threads do not refer to the store: it can be garbage-collected.
+        self._owned_clients = owned = list[RedisClient]()
+        self._process = PerProcess(lambda: StoreProcess(client, owned, Settings(*options)))
         finalize(self, _retire, self._process).atexit = False
 
     @classmethod
@@ -90,7 +90,7 @@ class RedisTurnStore(TurnStore):
             problem = "must be like redis://127.0.0.1:6379/0"
             raise InvalidArgument("url", problem) from None
         store = cls(client, prefix=prefix, keep_seconds=keep_seconds, lease_seconds=lease_seconds)
-        store._owns_client = True
+        store._owned_clients.append(client)
         return store
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
@@ -112,11 +112,10 @@ class RedisTurnStore(TurnStore):
     def close(self) -> None:
         """Publish the ends of the turns, and end the threads.
 
-        Without this call, the threads end after the last turn of a garbage-collected store.
+        If the store was created by `from_url`, its connections are closed, too. Without this call,
+        all of them end after the last turn of a garbage-collected store.
         """
         self._process.get().close()
-        if self._owns_client:
-            self._client.close()
 
 
 def _retire(process: PerProcess[StoreProcess]) -> None:

@@ -125,7 +125,7 @@ class Worker:
 
         Safe in finalizers.
         """
-        self._is_stopped, self._is_unused = not when_idle, True
+        self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
         self.submit(_no_steps)  # Wakes the thread.
 
     def run(self) -> None:
@@ -180,7 +180,9 @@ class Worker:
         except StopIteration:
             pass
         except Exception:  # noqa: BLE001 - the client may be of another library
-            self.set_timer(job, self.settings.renew)
+            # Other jobs wait for the next attempt, too. A call, which fails in its own thread, does
+            # not delay them.
+            self._timers[job] = self._not_before = monotonic() + self.settings.renew
 
     def _send(self) -> list[object]:
         """Send the next command of each running job, and return the replies."""
@@ -194,10 +196,9 @@ class Worker:
         replies = self._replies(commands)
         self._is_waiting = self.has_failed = all(isinstance(reply, Exception) for reply in replies)
         self.failures += self.has_failed
-        now = monotonic()
         if not self._is_waiting:
-            self._last_reply = now
-        self._not_before = now + (self.settings.renew if self._is_waiting else _MIN_INTERVAL)
+            self._last_reply = monotonic()
+            self._not_before = self._last_reply + _MIN_INTERVAL
         return replies
 
     def _replies(self, commands: list[Command]) -> list[object]:

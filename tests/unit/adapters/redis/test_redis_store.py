@@ -720,14 +720,11 @@ def test_copy_of_an_ended_turn_is_not_kept(
     with server.client() as client:
         lease = copied_by(client)
         wait_until(lambda: not client.exists(lease))  # The process has no more work.
-        gc.disable()
-        try:
+        with no_garbage_collection():
             copies.append(other.find("session"))
             assert copies[0] is copies[1]
             copies.clear()
             wait_until(lambda: copy() is None)
-        finally:
-            gc.enable()
         wait_until(lambda: not followers(client))
 
 
@@ -764,23 +761,27 @@ def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisSe
         assert client.ping()
 
 
-def test_threads_of_a_garbage_collected_store_end_after_its_last_turn(server: RedisServer) -> None:
-    before = threads()
-    reading, following = (RedisTurnStore.from_url(server.url) for _ in range(2))
-    log = claimed(reading)
-    copy = following.find("session")
-    assert copy is not None
-    started = threads() - before
-    assert len(started) == 4
-    del reading, following
-    gc.collect()
+def test_threads_and_connections_of_a_garbage_collected_store_end_after_its_last_turn(
+    server: RedisServer,
+) -> None:
+    with server.client() as client:
+        before, connections = threads(), len(client.client_list())
+        reading, following = (RedisTurnStore.from_url(server.url) for _ in range(2))
+        log = claimed(reading)
+        copy = following.find("session")
+        assert copy is not None
+        started = threads() - before
+        assert len(started) == 4
+        del reading, following
 
-    log.append(event("turn", 1))
-    wait_for_events(copy, 1)
-    log.finish(LogEnd(finished=True))
-    assert wait_for_end(copy, TIMEOUT)
-    wait_until(lambda: not any(thread.is_alive() for thread in started))
-    assert list(copy.read(0)) == [event("turn", 1)]
+        with no_garbage_collection():
+            log.append(event("turn", 1))
+            wait_for_events(copy, 1)
+            log.finish(LogEnd(finished=True))
+            assert wait_for_end(copy, TIMEOUT)
+            wait_until(lambda: not any(thread.is_alive() for thread in started))
+            wait_until(lambda: len(client.client_list()) == connections)
+        assert list(copy.read(0)) == [event("turn", 1)]
 
 
 def test_end_of_a_turn_is_published_once() -> None:
@@ -971,15 +972,39 @@ def test_turn_of_the_process_is_found_and_closed_while_redis_is_paused(
     """If a call waited for Redis, the test would not end."""
     monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 1000)
     with redis_server(tmp_path) as server, Redis(port=server.port, socket_timeout=None) as client:
+        before = threads()
         store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
         log = claimed(store)
         wait_for_listeners(client, 1)
+        started = threads() - before
         server.pause()
         log.append(event("turn", 1))
         assert store.find("session") is log
         log.finish(LogEnd())
         store.close()
         server.resume()
+        wait_until(lambda: not any(thread.is_alive() for thread in started))
+
+
+def test_threads_of_a_closed_and_collected_store_end_when_redis_responds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = threads()
+    with redis_server(tmp_path) as server, Redis(port=server.port, socket_timeout=None) as client:
+        store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
+        log = claimed(store)
+        started = threads() - before
+        monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 0.1)
+        server.pause()
+        with pytest.raises(TurnStoreError):  # Now, the thread waits for Redis.
+            store.find("another session")
+        store.close()
+        assert any(thread.is_alive() for thread in started)
+        del store
+        gc.collect()
+        server.resume()
+        wait_until(lambda: not any(thread.is_alive() for thread in started))
+        log.finish(LogEnd())
 
 
 def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path: Path) -> None:
@@ -1049,22 +1074,25 @@ def test_caller_does_not_wait_longer_than_the_limit(
             server.resume()
 
 
+@pytest.mark.parametrize("lease_seconds", [60.0], indirect=True)
 def test_calls_that_fail_do_not_delay_the_events_of_other_sessions(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
-    with server.client() as client:
-        client.lpush("flux0:{broken}", "not a turn")
-        client.expire("flux0:{broken}", 60)
     log = claimed(store)
     copy = other.find("session")
     assert copy is not None
+    with server.client() as client:
+        client.lpush("flux0:{broken}", "not a turn")
+        client.expire("flux0:{broken}", 60)
+        wait_for_listeners(client, 2)
     calls = 0
-    # After a failure, the store waits for a fifth of the lease. Meanwhile, hundreds of calls fail.
+    # After a failure, jobs wait for a fifth of the lease. Meanwhile, thousands of calls fail.
     while copy.last == 0 and calls < 3000:
         with pytest.raises(TurnStoreError):
             other.find("broken")
         calls += 1
-        log.append(event("turn", calls))
+        if calls % 100 == 0:
+            log.append(event("turn", calls))
     log.finish(LogEnd())
     assert calls < 3000
 
