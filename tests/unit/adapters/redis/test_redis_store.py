@@ -147,6 +147,10 @@ class GrowingLog(TurnLog):
             self.append(event("turn", self.last + 1))
 
 
+def without_timeout(server: RedisServer) -> Redis:
+    return Redis(port=server.port, socket_timeout=None, retry=Retry(NoBackoff(), 0))
+
+
 def wait_for_listeners(client: Any, count: int) -> None:
     """Wait until the listeners of all stores have connected."""
     wait_until(lambda: client.pubsub_numsub("flux0:process:all")[0][1] == count)
@@ -971,7 +975,7 @@ def test_turn_of_the_process_is_found_and_closed_while_redis_is_paused(
 ) -> None:
     """If a call waited for Redis, the test would not end."""
     monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 1000)
-    with redis_server(tmp_path) as server, Redis(port=server.port, socket_timeout=None) as client:
+    with redis_server(tmp_path) as server, without_timeout(server) as client:
         before = threads()
         store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
         log = claimed(store)
@@ -990,7 +994,7 @@ def test_threads_of_a_closed_and_collected_store_end_when_redis_responds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = threads()
-    with redis_server(tmp_path) as server, Redis(port=server.port, socket_timeout=None) as client:
+    with redis_server(tmp_path) as server, without_timeout(server) as client:
         store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
         log = claimed(store)
         started = threads() - before
@@ -1010,7 +1014,7 @@ def test_threads_of_a_closed_and_collected_store_end_when_redis_responds(
 def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path: Path) -> None:
     with (
         redis_server(tmp_path) as server,
-        Redis(port=server.port, socket_timeout=None) as client,
+        without_timeout(server) as client,
         closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as store,
         closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as other,
     ):
@@ -1063,7 +1067,7 @@ def test_caller_does_not_wait_longer_than_the_limit(
 ) -> None:
     monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 0.1)
     with redis_server(tmp_path) as server:
-        patient = Redis(port=server.port, socket_timeout=None)
+        patient = without_timeout(server)
         with patient, closing(RedisTurnStore(patient, lease_seconds=LEASE_SECONDS)) as store:
             server.pause()
             with pytest.raises(TurnStoreError, match="did not respond within"):
