@@ -1125,25 +1125,25 @@ class _Interrupted:
 DONE = object()
 
 
-def raises(error: BaseException) -> Callable[[], None]:
+def raises(kind: type[BaseException]) -> Callable[[], None]:
     def act() -> None:
-        raise error
+        raise kind
 
     return act
 
 
-async def interrupted_starts(error: BaseException) -> AsyncIterator[tuple[Server, str]]:
-    """Interrupt a start with `error` at each of its awaits. Yield the server and the session."""
+async def interrupted_starts(kind: type[BaseException]) -> AsyncIterator[tuple[Server, str]]:
+    """Interrupt a start with an error at each of its awaits. Yield the server and the session."""
     number, has_acted = 0, True
     while has_acted:
         number += 1
         server = Server("asyncio", ["a", Gate()], BlockingStore())
         conversation = await server.conversation()
         start = server.turns.start_async(conversation, "Hi")
-        interrupted = _Interrupted(start, number, raises(error))
-        try:
+        interrupted = _Interrupted(start, number, raises(kind))
+        with contextlib.suppress(kind):
             await interrupted
-        except type(error):
+        if interrupted.has_acted:
             yield server, conversation.session_id
         has_acted = interrupted.has_acted
         with ends_soon():
@@ -1151,13 +1151,14 @@ async def interrupted_starts(error: BaseException) -> AsyncIterator[tuple[Server
     assert number > 2
 
 
-@pytest.mark.parametrize("error", [asyncio.CancelledError(), ZeroDivisionError("a bug")], ids=repr)
-def test_start_that_is_interrupted_at_any_await_leaves_no_turn(error: BaseException) -> None:
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, ZeroDivisionError])
+def test_start_that_is_interrupted_at_any_await_leaves_no_turn(kind: type[BaseException]) -> None:
     async def test() -> None:
-        async for server, session_id in interrupted_starts(error):
+        async for server, session_id in interrupted_starts(kind):
             while await server.turns.join_async(session_id) is not None:
                 await asyncio.sleep(0)
             await server.client.close_async()
+            gc.collect()  # The error, in a reference cycle, may refer to a response.
             server.fake.assert_no_open_streams()
 
     asyncio.run(test())
