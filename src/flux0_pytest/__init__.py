@@ -97,7 +97,8 @@ def pytest_runtest_makereport(
     # If the last test of a scope may fail, this does not excuse the other tests.
     if call.excinfo and call.excinfo.value is item.config.stash.get(_SHARED_PROBLEM, None):
         report.outcome = "failed"
-        vars(report).pop("wasxfail", None)
+        if hasattr(report, "wasxfail"):
+            del report.wasxfail
 
 
 def _passed(*items: pytest.Item) -> bool:

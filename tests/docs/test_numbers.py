@@ -4,6 +4,9 @@ A statement has `{}` in the place of its number. If the page of limits has a num
 belongs to no statement, a test fails: a new limit needs a statement.
 """
 
+# The limits are private constants.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import re

@@ -89,7 +89,7 @@ class Chat:
 
     _conversation: Conversation
     _explain: Callable[[Flux0Error], str] = describe_error
-    _as_json: bool = field(default=False, kw_only=True)
+    _as_json: bool = field(default=False, alias="as_json", kw_only=True)
     _output: Output = field(factory=Output, init=False)
     _view: TurnView = field(init=False)
 

@@ -461,7 +461,10 @@ def test_clients_of_other_hosts_are_served_if_the_server_listens_on_all_addresse
 
         anyio.run(ask)
 
-    monkeypatch.setattr(socket, "create_server", lambda address: listen(("127.0.0.1", address[1])))
+    def listen_on_loopback(address: tuple[str, int]) -> socket.socket:
+        return listen(("127.0.0.1", address[1]))
+
+    monkeypatch.setattr(socket, "create_server", listen_on_loopback)
     monkeypatch.setattr(uvicorn.Server, "run", serve)
     serve_http(create_server(Flux0(transport=fake)), "0.0.0.0", 0)  # noqa: S104 - not opened
     assert statuses != [421]

@@ -1,5 +1,8 @@
 """`BackgroundTurns`: starting, joining, stopping and closing background turns."""
 
+# The moment has no public name.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio

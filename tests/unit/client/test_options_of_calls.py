@@ -145,7 +145,7 @@ async def target(kind: type[Any], name: str, client: Flux0, agent_id: str) -> tu
         stream = await awaited(conversation.send("Hi"))
         await awaited(stream.final_messages())
         return stream, conversation
-    targets = {
+    targets: dict[type[Any], Any] = {
         AgentsResource: client.agents,
         SessionsResource: client.sessions,
         BackgroundTurns: BackgroundTurns(),

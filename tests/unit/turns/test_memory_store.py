@@ -1,5 +1,8 @@
 """`MemoryTurnStore`: what the contract of stores does not test."""
 
+# The moment has no public name.
+# pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import threading

@@ -133,15 +133,15 @@ class StoreProcess:
         if refuse and own is not None and not own.is_ended:  # Redis may have lost its data.
             raise TurnRunning(_RUNNING)
         yield from self._lease.renew()
-        reply = None
-        while not reply:
+        while True:
             id_, process = yield "HMGET", name.session, "turn", "process"
             self._replaced[log] = expected = evolve(name, id=as_text(id_))
             # The turn of a lost process is not running.
             refuses = refuse and process and (yield "GET", as_text(process))
             keys = name.session, name.info, expected.info
             values = name.id, expected.id, int(bool(refuses)), settings.process, log.max_bytes
-            reply = yield run_script(scripts.CLAIM, keys, *values, settings.ttl_ms)
+            if reply := (yield run_script(scripts.CLAIM, keys, *values, settings.ttl_ms)):
+                break
         was_running, generation = reply
         if not generation:
             raise TurnRunning(_RUNNING)

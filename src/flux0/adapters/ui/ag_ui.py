@@ -28,8 +28,12 @@ class AgUiFormat(RelayFormat):
 
     thread_id: str
     run_id: str
-    _messages: Sequence[Mapping[str, Any]] | None = field(default=None, kw_only=True)
-    _error_text: Callable[[Flux0Error], str] = field(default=general_text, kw_only=True)
+    _messages: Sequence[Mapping[str, Any]] | None = field(
+        default=None, alias="messages", kw_only=True
+    )
+    _error_text: Callable[[Flux0Error], str] = field(
+        default=general_text, alias="error_text", kw_only=True
+    )
 
     def encoder(self) -> StepEncoder:
         """Return an encoder for one relay."""

@@ -1,5 +1,8 @@
 """The transports over httpx and httpx2, with the user's clients and with built-in clients."""
 
+# The TLS contexts have no public name.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import ssl

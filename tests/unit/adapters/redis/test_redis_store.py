@@ -93,7 +93,8 @@ def server(shared: RedisServer) -> Iterator[RedisServer]:
     with shared.client() as client:
         client.flushall()
         yield shared
-        assert [key for key in client.scan_iter() if client.ttl(key) == NO_EXPIRY] == []
+        keys: list[bytes] = [*client.scan_iter()]
+        assert [key for key in keys if client.ttl(key) == NO_EXPIRY] == []
 
 
 @pytest.fixture
@@ -1182,8 +1183,9 @@ def test_copy_whose_events_are_missing_for_a_second_time_waits_again(
     name = settings.name("session", "turn")
     with Redis() as client:
         turn = FollowedTurn(name, log, Worker(client, settings), {})
-    missing: tuple[Any, ...] = ()
-    for reply in (missing, (1000, "process", 0, "", []), missing):
+    missing: Any = ()
+    empty: Any = (1000, "process", 0, "", [])
+    for reply in (missing, empty, missing):
         turn.update(reply)
         assert not log.is_ended
         now[0] += settings.expiry

@@ -96,9 +96,8 @@ def test_bodies_may_be_freed_while_all_bodies_are_closed() -> None:
     """Another thread or the garbage collector may free a body at each step of `close`."""
     open_bodies, sources = OpenBodies(), [Source(lambda: None) for _ in range(100)]
     kept = [SyncBody(source) for source in sources]
-    for body in kept:
-        open_bodies.add(body)
-    del body
+    for number in range(len(kept)):
+        open_bodies.add(kept[number])
 
     def free_one(frame: FrameType, _: str, __: object) -> Any:
         if frame.f_code.co_filename != bodies.__file__:
