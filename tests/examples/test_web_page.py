@@ -294,7 +294,12 @@ def test_button_jumps_to_the_end(page: Page, fake: FakeTransport) -> None:
     [
         ((Respond(429),), [], "Send again", ["Hi", "Hello"]),
         ((Respond(503),), [], "Reload messages", []),
-        ((Drop(after_acting=True),), [], "Reload messages", ["Hi", "Hello"]),
+        (
+            (Drop(after_acting=True),),
+            [piece("A")],
+            "Reload messages",
+            ["Hi", "No reply is stored."],
+        ),
         (
             (Truncate(after_events=1),),
             [piece("A"), piece("B")],
@@ -337,7 +342,7 @@ def test_list_shows_the_chats_of_the_user(
     current = "document.querySelector('[aria-current=page]')?.firstChild.data"
     ask(page, "My  first\tquestion")
     assert page.wait_for(current) == "My first question"
-    page.click("nav a")
+    page.follow("nav a")
     page.wait_for(f"{titles}.length === 1 && location.search === ''")
     assert page.evaluate(current) is None
     ask(page, "Second")
@@ -345,7 +350,7 @@ def test_list_shows_the_chats_of_the_user(
     assert page.evaluate(titles) == ["Second", "My first question"]
     assert page.evaluate("document.getElementById('title').innerText") == "Second"
 
-    page.click("#chats li:last-child a")
+    page.follow("#chats li:last-child a")
 
     page.wait_for(f"{current} === 'My first question'")
     wait_for_text(page, "user", "My  first\tquestion")

@@ -198,6 +198,11 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
 
+    def follow(self, selector: str) -> None:
+        """Click a link, and wait until its page is loaded."""
+        self.click(selector)
+        self._browser.wait_for_event("Page.loadEventFired", self._session)
+
     def write(self, text: str) -> None:
         """Insert text into the focused element."""
         self.call("Input.insertText", text=text)
