@@ -59,6 +59,15 @@ def test_other_events_are_encoded_by_to_sse(data: bytes) -> None:
     assert encoded(event, source, "7") == event.to_sse("7")
 
 
+@pytest.mark.parametrize("id", ["1\ndata: {}\n\nevent: error", "1\r2", "\0", "\ud800"])
+def test_id_of_a_status_cannot_add_fields_to_an_encoded_event(id: str) -> None:
+    event, source = decoded(frame("status", {**STATUS, "id": id}))
+    again, sent = decoded(encoded(event, source))
+    assert (again, sent.id) == (event, "")
+    again, sent = decoded(encoded(event, source, "7"))
+    assert (again, sent.id) == (event, "7")
+
+
 any_text = st.text(st.characters(exclude_categories=()), max_size=10)
 edges = st.sampled_from([0, -1, 2**53 + 1, 2**64, -(10**400), 5e-324, 1.7976931348623157e308, -0.0])
 any_json = st.recursive(

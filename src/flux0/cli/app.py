@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import typer
 from flux0 import EventSource, EventType, Flux0, Flux0Error, __version__, to_dict
 from flux0.cli.descriptions import Listed, describe_error
 from flux0.cli.options import (
+    MAX_SECONDS,
     AgentId,
     CommandWithId,
     Json,
@@ -28,6 +30,7 @@ from flux0.cli.options import (
     option,
     with_common_options,
 )
+from flux0.middleware.logging import TURN_ENDED
 from flux0.models import InvalidArgument
 
 if TYPE_CHECKING:
@@ -121,7 +124,9 @@ def chat(
     continue_last: Annotated[bool | None, option("--continue -c", None, _CONTINUE)] = None,
     lines: Annotated[bool, option("--lines", None, _LINES)] = False,
     keep_going: Annotated[bool, option("--keep-going", None, _KEEP_GOING)] = False,
-    idle_timeout: Annotated[int | None, option("--idle-timeout", "SECONDS", _IDLE, min=1)] = None,
+    idle_timeout: Annotated[
+        int | None, option("--idle-timeout", "SECONDS", _IDLE, min=1, max=MAX_SECONDS)
+    ] = None,
     demo: Annotated[bool, option("--demo", None, _DEMO)] = False,
 ) -> None:
     """Talk to an agent: one turn for a MESSAGE, or a conversation.
@@ -135,6 +140,8 @@ def chat(
     if sum(choice is not None for choice in (agent, agent_type, session, continue_last)) > 1:
         problem = "--agent, --agent-type, --session and --continue cannot be combined."
         raise typer.BadParameter(problem)
+    if agent_type == "":
+        raise typer.BadParameter("must not be empty.", param_hint="--agent-type")
     if lines and message is not None:
         problem = "cannot be combined with MESSAGE: the messages are read from standard input."
         raise typer.BadParameter(problem, param_hint="--lines")
@@ -184,11 +191,12 @@ def demo(context: typer.Context, *, as_json: Json = False) -> None:
 
 
 @app.command()
-def serve_demo(*, port: Port = 8080) -> None:
+def serve_demo(context: typer.Context, *, port: Port = 8080) -> None:
     """Serve the demo agent until Ctrl-C.
 
     The command prints the URL when it is ready. It listens on 127.0.0.1.
     """
+    _reject_json(context)
     with _exit_codes(describe_error):
         try:
             with _demo_transport().serve(port) as url:
@@ -217,8 +225,11 @@ def mcp(
     An assistant can then use them over the Model Context Protocol. The assistant starts this
     command, and uses standard input and output. With --http, assistants connect to the URL instead.
     """
-    if common_options(context).as_json:
-        raise typer.BadParameter("has no effect on this command.", param_hint="--json")
+    _reject_json(context)
+    for name in ("host", "port"):
+        source: Any = context.get_parameter_source(name)
+        if not http and source.name != "DEFAULT":
+            raise typer.BadParameter("has no effect without --http.", param_hint=f"--{name}")
     with _client(context) as flux0:
         import anyio  # noqa: PLC0415 - slow
 
@@ -234,6 +245,11 @@ def mcp(
             serve_http(server, host, port)
         else:
             anyio.run(serve_stdio, server)
+
+
+def _reject_json(context: typer.Context) -> None:
+    if common_options(context).as_json:
+        raise typer.BadParameter("has no effect on this command.", param_hint="--json")
 
 
 def _query(group: typer.Typer, name: str, *examples: str) -> Callable[[_Query], None]:
@@ -366,10 +382,20 @@ def _client(
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
     options, limit = common_options(context), idle_timeout and idle_timeout * 1000
-    with _exit_codes(explain):
-        transport = _demo_transport() if demo else None
-        with options.client(transport=transport, stream_idle_timeout_ms=limit) as client:
-            yield client
+    logger = logging.getLogger("flux0")
+    logger.addFilter(_is_logged)
+    try:
+        with _exit_codes(explain):
+            transport = _demo_transport() if demo else None
+            with options.client(transport=transport, stream_idle_timeout_ms=limit) as client:
+                yield client
+    finally:
+        logger.removeFilter(_is_logged)
+
+
+def _is_logged(record: logging.LogRecord) -> bool:
+    """Leave out the failure of a turn, which the command prints as its own error."""
+    return record.msg is not TURN_ENDED
 
 
 @contextmanager

@@ -25,6 +25,7 @@ _OPTIONS = {
     "headers": "--header",
     "message": "MESSAGE",
     "name": "NAME",
+    "server_url": "--server-url",
     "stream_idle_timeout_ms": "--idle-timeout",
     "timeout_ms": "--timeout",
     "type_": "TYPE",
@@ -83,7 +84,7 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
     if isinstance(error, models.DecodeError):
         return f"The server at {error.url} is not a flux0 server: {error.problem}"
     problem = error.problem
-    for name in ("stream_idle_timeout_ms", "timeout_ms"):
+    for name in ("stream_idle_timeout_ms", "timeout_ms", "server_url"):
         problem = problem.replace(name, _OPTIONS[name])
     return problem
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -175,8 +176,8 @@ class AgentTools:
 
 
 def _tool(name: str, agent: Agent) -> types.Tool:
-    description = agent.description or f"Send a message to the agent {agent.name}."
-    return types.Tool(name=name, title=agent.name, description=description, **_SCHEMAS)
+    description = _utf8(agent.description or f"Send a message to the agent {agent.name}.")
+    return types.Tool(name=name, title=_utf8(agent.name), description=description, **_SCHEMAS)
 
 
 def _utf8(text: str) -> str:
@@ -224,12 +225,18 @@ def _exit_when_closed(pipe: int) -> None:
 
 
 def serve_http(server: Server, host: str, port: int) -> None:
+    arguments.text("host", host)  # An empty address would mean all addresses.
+    is_ipv6 = ":" in host
     try:
-        listener = socket.create_server((host, port))
+        family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
+        listener = socket.create_server((host, port), family=family)
     except OSError as error:
-        raise models.InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        name, value = ("port", port) if is_port else ("host", host)
+        raise models.InvalidArgument(name, f"cannot be {value}: {error.strerror}") from error
     with listener:
-        typer.echo(f"http://{host}:{listener.getsockname()[1]}/mcp")
+        shown = f"[{host}]" if is_ipv6 else host
+        typer.echo(f"http://{shown}:{listener.getsockname()[1]}/mcp")
         app = server.streamable_http_app(host=host)
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run([listener])

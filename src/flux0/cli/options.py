@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeAlias, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -17,6 +17,7 @@ from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
 _COMPLETION_MS = 2_000  # The longest time that a shell waits for completions.
+MAX_SECONDS: Final = (2**31 - 1) // 1000  # The limit of `timeout_ms`.
 _SAFE = re.compile(r"[\w.-]+")  # The pattern of text in which a shell interprets no character.
 _HYPHEN_ID = re.compile(rf"-[\w-]{{{ID_LENGTH - 1}}}", re.ASCII)
 
@@ -70,7 +71,9 @@ _JSON = "Print JSON in the server's format; for a turn, one line for each event.
 Server = Annotated[str | None, option("--server-url", "URL", _SERVER)]
 User = Annotated[str | None, option("--user -u", "NAME", _USER)]
 Header = Annotated[list[str] | None, option("--header", "'NAME: VALUE'", _HEADER)]
-Timeout = Annotated[float | None, option("--timeout", "SECONDS", _TIMEOUT, min=0.001)]
+Timeout = Annotated[
+    float | None, option("--timeout", "SECONDS", _TIMEOUT, min=0.001, max=MAX_SECONDS)
+]
 Json = Annotated[bool, option("--json", None, _JSON)]
 
 _PORT = "Port to listen on; 0 selects a free port."

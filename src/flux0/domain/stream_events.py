@@ -120,7 +120,8 @@ class StatusEvent(Extensible):
         """Encode the event as in the server's stream, including the members in `extra`.
 
         Args:
-            id: The field `id` of the encoded event. By default, it is the event's id.
+            id: The field `id` of the encoded event. By default, it is the event's id. An id with
+                control characters, which could add fields to the event, is left out.
         """
         offset, details = self.data.acknowledged_offset, self.data.data
         status = {
@@ -138,7 +139,8 @@ class StatusEvent(Extensible):
             "metadata": None if self.metadata is None else dict(self.metadata),
             **({} if self.timestamp is None else {"timestamp": self.timestamp}),
         }
-        return _encoded(self.event, with_extra(data, self.extra), self.id if id is None else id)
+        own = self.id if self.id.isprintable() else None
+        return _encoded(self.event, with_extra(data, self.extra), own if id is None else id)
 
 
 @frozen
@@ -178,8 +180,8 @@ def _encoded(name: str, data: dict[str, Any], id: str | None) -> bytes:
 
 
 def _framed(name: str, data: str, id: str | None) -> bytes:
-    # `name` and `id` are not escaped: the parser ensures that they contain no line breaks, so they
-    # cannot add fields to the event.
+    # `name` and `id` are not escaped: the parser and `StatusEvent.to_sse` ensure that they contain
+    # no line breaks, so they cannot add fields to the event.
     lines = [
         f"event: {name}",
         *([] if id is None else [f"id: {id}"]),

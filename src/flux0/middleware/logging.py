@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _LONGEST_BODY = 1000
 _INFO, _WARNING = 20, 30  # The values of `logging.INFO` and `logging.WARNING`.
+TURN_ENDED = (
+    "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs"
+)
 _UNCONFIRMED = (
     "the end of a turn is unconfirmed: a proxy may hide that the server was killed, so replies can "
     "be incomplete. Behind nginx, set proxy_http_version 1.1 and proxy_pass_header Server: see "
@@ -96,7 +99,7 @@ def log_turn(turn: TurnEnd) -> None:
     first = turn.seconds_to_first_event
     _logger().log(
         _INFO if turn.error is None else _WARNING,
-        "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs",
+        TURN_ENDED,
         turn.ending,
         shown,
         *map(escaped, map(str, ids)),

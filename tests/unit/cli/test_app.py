@@ -23,7 +23,7 @@ from typing import IO, Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from flux0 import Flux0, __main__, __version__, to_dict
+from flux0 import Flux0, Flux0Error, __main__, __version__, to_dict
 from flux0.cli.app import app
 from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.models import ContentPart, MessageData
@@ -796,7 +796,10 @@ def test_unusable_session_id_of_the_server_is_not_reported_as_a_wrong_option(
         (["--user", "ann", "sessions", "list", "--user", ""], "--user must not be empty"),
         (["agents", "list", "--server-url", ""], "--server-url must be like http://"),
         (["agents", "list", "--timeout", "0"], "--timeout"),
-        (["agents", "list", "--timeout", "1e9"], "--timeout must be a number of milliseconds"),
+        (["agents", "list", "--timeout", "3e6"], "2147483"),
+        (["chat", "Hi", "--idle-timeout", "3000000"], "2147483"),
+        (["chat", "Hi", "--agent-type", ""], "--agent-type: must not be empty."),
+        (["--json", "serve-demo"], "--json: has no effect on this command."),
         (["agents", "list", "--server-url", "example.com"], "--server-url must be like http://"),
         (["agents", "create", "", "echo"], "NAME must not be empty"),
         (["agents", "create", "Echo", ""], "TYPE must not be empty"),
@@ -812,6 +815,31 @@ def test_wrong_use_exits_with_2(run: Run, command: list[str], problem: str) -> N
     result = run(*command)
     assert (result.exit_code, result.stdout) == (2, "")
     assert problem in words(result.stderr)
+
+
+def test_failed_turn_is_reported_once_and_retries_are_logged(
+    run: Run, fake: FakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.inject(Respond(503), operation="agents.list")
+    fake.inject(Truncate(after_events=1), operation="sessions.create_event")
+    result = run("chat", "Hi")
+    assert result.exit_code == 1
+    assert result.stderr.count("interrupted") == 1
+    assert "retrying" in caplog.text
+    assert "turn ended" not in caplog.text
+    with Flux0(transport=fake) as later:
+        fake.script([Fail("boom")])
+        fake.inject(Truncate(after_events=0), operation="sessions.create_event")
+        with pytest.raises(Flux0Error):
+            later.conversation(agent=fake.agent_id).ask("Hi")
+    assert "turn ended" in caplog.text  # The filter is removed after the command.
+
+
+def test_hint_at_a_wrong_path_names_the_option(run: Run, fake: FakeTransport) -> None:
+    fake.inject(Respond(404, "Not Found"))
+    result = run("agents", "list")
+    assert result.exit_code == 1
+    assert "--server-url must be the URL before /api" in words(result.stderr)
 
 
 # --- the option --lines

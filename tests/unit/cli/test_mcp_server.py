@@ -35,6 +35,8 @@ from flux0.testing import (
     SendChunk,
     Truncate,
 )
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import http_response
 from support.fake_over_http import FakeOverHTTP
 
 if TYPE_CHECKING:
@@ -476,6 +478,57 @@ def test_command_fails_if_the_port_is_used(fake: FakeTransport) -> None:
         port = used.getsockname()[1]
         code, problem = failure(fake, "--http", "--port", str(port))
     assert (code, problem.startswith(f"--port cannot be {port}: Address already in use")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--http", "--host", ""], "--host must not be empty"),
+        (["--http", "--host", "192.0.2.1", "--port", "0"], "--host cannot be 192.0.2.1: "),
+        (["--http", "--host", "fe80:::1", "--port", "0"], "--host cannot be fe80:::1: "),
+        (["--port", "9000"], "Invalid value for --port: has no effect without --http."),
+        (["--host", "127.0.0.1"], "Invalid value for --host: has no effect without --http."),
+    ],
+)
+def test_host_and_port_that_cannot_be_used_are_named(
+    fake: FakeTransport, options: list[str], problem: str
+) -> None:
+    code, shown = failure(fake, *options)
+    assert (code, shown[: len(problem)]) == (2, problem)
+
+
+def test_http_server_listens_on_an_address_of_ipv6(
+    environment: Mapping[str, str], fake: FakeTransport
+) -> None:
+    async def main() -> None:
+        async with over_http(environment, "--host", "::1") as client:
+            assert len((await client.list_tools()).tools) == 1
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:  # This system has no IPv6.
+        shown = f"--host cannot be ::1: {error.strerror}"
+        assert failure(fake, "--http", "--host", "::1") == (2, f"{shown}\n")
+    else:
+        anyio.run(main)
+
+
+def test_lone_surrogates_in_the_name_and_description_of_an_agent_are_replaced() -> None:
+    agent = {"id": "a", "name": "a\ud800", "type": "t", "created_at": "2026-01-01T00:00:00Z"}
+    agents = http_response(
+        json.dumps({"data": [agent]}).encode(), headers=[("Content-Type", "application/json")]
+    )
+
+    async def main() -> None:
+        async with Flux0(server.url) as flux0, Client(create_server(flux0)) as client:
+            (tool,) = (await client.list_tools()).tools
+            assert (tool.title, tool.description) == (
+                "a\ufffd",
+                "Send a message to the agent a\ufffd.",
+            )
+
+    with ByteServer(agents) as server:
+        anyio.run(main)
 
 
 def test_command_without_the_package_says_what_to_install(

@@ -78,10 +78,11 @@ def ag_ui_messages(
         is_running: Whether to leave out the messages of the agent in the turn of the last user
             message, because the relay of this turn has them.
     """
+    called: set[tuple[str, str]] = set()
     return [
         {"id": f"{_id(event)}-{number}", **message}
         for event in _shown(history, is_running)
-        for number, message in enumerate(_ag_ui(event), 1)
+        for number, message in enumerate(_ag_ui(event, called), 1)
     ]
 
 
@@ -98,7 +99,8 @@ def _id(event: _Message) -> str:
     return event.id if isinstance(event, Event) else event.event_id
 
 
-def _ag_ui(event: _Message) -> Iterator[dict[str, Any]]:
+def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield the messages of `event`. `called` has the turn and the id of each earlier call."""
     data = event.data
     role = "user" if event.source == EventSource.USER else "assistant"
     for part in data.parts if isinstance(data, MessageData) else ():
@@ -111,15 +113,22 @@ def _ag_ui(event: _Message) -> Iterator[dict[str, Any]]:
                 activity = {"activityType": "content", "content": {"content": content}}
                 yield {"role": "activity", **activity}
             case ToolCallPart():
-                function = {"name": str(part.tool_name), "arguments": json_text(part.args)}
-                tool = {"id": str(part.tool_call_id), "type": "function", "function": function}
-                yield {"role": role, "toolCalls": [tool]}
+                called.add((event.correlation_id, str(part.tool_call_id)))
+                yield _ag_ui_call(part)
             case _:
                 pass
     for call in data.tool_calls if isinstance(data, ToolData) else ():
+        if (event.correlation_id, str(call.tool_call_id)) not in called:
+            yield _ag_ui_call(call)
         result = call.result and call.result.data
         text = result if isinstance(result, str) else json_text(result)
         yield {"role": "tool", "toolCallId": str(call.tool_call_id), "content": text}
+
+
+def _ag_ui_call(call: ToolCall | ToolCallPart) -> dict[str, Any]:
+    function = {"name": str(call.tool_name), "arguments": json_text(call.args)}
+    tool = {"id": str(call.tool_call_id), "type": "function", "function": function}
+    return {"role": "assistant", "toolCalls": [tool]}
 
 
 def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
@@ -137,8 +146,9 @@ def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
             case _:
                 pass
     for call in data.tool_calls if isinstance(data, ToolData) else ():
-        known = (each for each in parts if each.get("toolCallId") == str(call.tool_call_id))
-        if (tool := next(known, None)) is None:
+        id_ = str(call.tool_call_id)
+        open_calls = (p for p in parts if p.get("toolCallId") == id_ and "output" not in p)
+        if (tool := next(open_calls, None)) is None:
             parts.append(tool := _tool_part(call))
         tool.update(state="output-available", output=call.result and call.result.data)
 

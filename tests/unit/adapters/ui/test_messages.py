@@ -147,6 +147,22 @@ def test_calls_and_results_need_no_partner() -> None:
     assert result["parts"] == [{**PART, "state": "output-available", "output": 1}]
 
 
+def test_result_without_a_call_gets_a_call_in_ag_ui() -> None:
+    """The relay of the turn adds this call, too. A call of another turn does not count."""
+    _, called, _, added, result = ag_ui_messages(history_of([TOOL], [GiveResult(TOOL, 1)]))
+    assert added["toolCalls"] == called["toolCalls"]
+    assert added["id"] != result["id"]
+    assert (result["toolCallId"], result["content"]) == ("c", "1")
+
+
+def test_calls_with_one_id_get_their_own_results() -> None:
+    other = CallTool("weather", {"city": "LA"}, id="c")
+    steps = [TOOL, GiveResult(TOOL, "foggy"), other, GiveResult(other, "sunny")]
+    (_, assistant) = messages_of([*steps])
+    shown = [(part["input"]["city"], part["output"]) for part in assistant["parts"]]
+    assert shown == [("SF", "foggy"), ("LA", "sunny")]
+
+
 def test_messages_of_a_running_turn_are_left_out() -> None:
     turns: list[list[AgentStep]] = [[Say("One")], [Say("Two")]]
     roles = [message["role"] for message in messages_of(*turns)]
