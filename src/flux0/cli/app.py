@@ -9,7 +9,6 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from shutil import get_terminal_size
-from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from flux0.testing import FakeTransport
 
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130  # The exit codes of the command line.
+_CLOCK_SECONDS = 0.5  # The clock of `serve-demo` is at most this late.
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
@@ -198,10 +198,14 @@ def serve_demo(context: typer.Context, *, port: Port = 8080) -> None:
     """
     _reject_json(context)
     with _exit_codes(describe_error):
+        transport = _demo_transport()
+        clock = transport.clock
         try:
-            with _demo_transport().serve(port) as url:
+            with transport.serve(port) as url:
                 typer.echo(url)
-                Event().wait()
+                while True:
+                    time.sleep(_CLOCK_SECONDS)
+                    clock.advance(max(time.time() - clock.now(), 0))
         except OSError as error:
             raise InvalidArgument("port", f"cannot be {port}: {error.strerror}") from error
 

@@ -15,9 +15,11 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import IO, Any
 
 import pytest
@@ -1179,6 +1181,13 @@ def test_serve_demo_runs_until_ctrl_c(environment: Mapping[str, str], run: Run) 
             with conversation.send("How is it in Oslo?") as stream:
                 next(stream)
                 assert stream.status == "processing"
+            # The server has the real time, also between turns.
+            agent_id, give_up = flux0.agents.first().id, time.monotonic() + 60
+            first = flux0.sessions.create(agent_id=agent_id).created_at
+            while flux0.sessions.create(agent_id=agent_id).created_at - first < timedelta(
+                seconds=0.1
+            ):
+                assert time.monotonic() < give_up
         port = url.rpartition(":")[2]
         again = run("serve-demo", "--port", port)
         assert (again.exit_code, again.stdout) == (2, "")
