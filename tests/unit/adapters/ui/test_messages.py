@@ -157,8 +157,8 @@ def test_result_without_a_call_gets_a_call_in_ag_ui() -> None:
 
 def test_calls_with_one_id_get_their_own_results() -> None:
     other = CallTool("weather", {"city": "LA"}, id="c")
-    steps = [TOOL, GiveResult(TOOL, "foggy"), other, GiveResult(other, "sunny")]
-    (_, assistant) = messages_of([*steps])
+    steps: list[AgentStep] = [TOOL, GiveResult(TOOL, "foggy"), other, GiveResult(other, "sunny")]
+    (_, assistant) = messages_of(steps)
     shown = [(part["input"]["city"], part["output"]) for part in assistant["parts"]]
     assert shown == [("SF", "foggy"), ("LA", "sunny")]
 
