@@ -463,8 +463,8 @@ def test_clients_of_other_hosts_are_served_if_the_server_listens_on_all_addresse
 
         anyio.run(ask)
 
-    def listen_on_loopback(address: tuple[str, int]) -> socket.socket:
-        return listen(("127.0.0.1", address[1]))
+    def listen_on_loopback(address: tuple[str, int], **options: Any) -> socket.socket:
+        return listen(("127.0.0.1", address[1]), **options)
 
     monkeypatch.setattr(socket, "create_server", listen_on_loopback)
     monkeypatch.setattr(uvicorn.Server, "run", serve)
