@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +89,15 @@ async def record(mode: Mode, url: str, path: Path, content: str = "How is the we
     transport = RecordingTransport(HttpxTransport(), path)
     async with in_mode(mode, Flux0(url, transport=transport, retry_config=ONCE)) as flux0:
         return await use_client(flux0, content)
+
+
+@contextmanager
+def without_root() -> Generator[None, None, None]:
+    """In the `with` block, lose the permissions of root, who may read all files."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)

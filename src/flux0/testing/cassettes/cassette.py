@@ -10,8 +10,8 @@ import json
 import os
 from base64 import b64decode, b64encode
 from codecs import BOM_UTF8
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from inspect import isclass
 from pathlib import Path
@@ -177,28 +177,37 @@ class CassetteFile:
 
     def __attrs_post_init__(self) -> None:
         _check_no_folder(self._path)
+        with self._writing():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
         if _recordings.setdefault(self._key, self) is not self:
             raise CassetteError(
                 f"{self._path} is being recorded already: use the same RecordingTransport for all "
                 "clients, or close the first RecordingTransport before you create the second"
             )
-        self._path.parent.mkdir(parents=True, exist_ok=True)
 
     @property
     def _key(self) -> str:
         return os.path.normcase(os.path.realpath(self._path))
 
+    @contextmanager
+    def _writing(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except OSError as error:
+            raise CassetteError(f"{self._path} cannot be written: {error.strerror}") from error
+
     def append(self, exchange: RecordedExchange) -> None:
         """Append an exchange. The cost does not depend on the file's size."""
-        if self._written is None:
-            suffix = f"{os.getpid()}.new" if self._deferred else "new"
-            new_path = self._path.with_name(f"{self._path.name}.{suffix}")
-            self._written = new_path if self._deferred or self._path.exists() else self._path
-            self._written.write_bytes(_HEAD + _TAIL)
-            self._separator = b"\n"
-            for kept in self._keep:
-                self._write(self._written, kept)
-        self._write(self._written, exchange)
+        with self._writing():
+            if self._written is None:
+                suffix = f"{os.getpid()}.new" if self._deferred else "new"
+                new_path = self._path.with_name(f"{self._path.name}.{suffix}")
+                self._written = new_path if self._deferred or self._path.exists() else self._path
+                self._written.write_bytes(_HEAD + _TAIL)
+                self._separator = b"\n"
+                for kept in self._keep:
+                    self._write(self._written, kept)
+            self._write(self._written, exchange)
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
@@ -235,10 +244,8 @@ class CassetteFile:
             del _recordings[self._key]
         self._deferred = False
         if (new_path := self._new_path()) is not None:
-            if keep:
-                new_path.replace(self._path)
-            else:
-                new_path.unlink(missing_ok=True)
+            with self._writing():
+                new_path.replace(self._path) if keep else new_path.unlink(missing_ok=True)
             self._written = self._path if keep else None
 
     def _new_path(self) -> Path | None:

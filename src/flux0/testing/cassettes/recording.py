@@ -68,7 +68,8 @@ class RecordingTransport:
             is then not recorded.
 
     Raises:
-        CassetteError: `path` is a folder, or another transport is recording to the same path.
+        CassetteError: `path` is a folder or cannot be written, or another transport is recording to
+            the same path.
     """
 
     def __init__(

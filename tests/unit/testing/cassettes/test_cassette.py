@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +31,7 @@ from flux0.testing.cassettes.cassette import (
 )
 from flux0.testing.cassettes.recording import recorded_request
 from flux0.testing.fake.validation import is_json
-from support.cassettes import LIST_AGENTS, piece, posting, write_cassette
+from support.cassettes import LIST_AGENTS, piece, posting, without_root, write_cassette
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 
@@ -253,18 +251,6 @@ def test_cost_of_append_does_not_depend_on_the_file_size(tmp_path: Path) -> None
 
 
 # --- damaged files
-
-
-@contextmanager
-def without_root() -> Generator[None, None, None]:
-    """In the `with` block, lose the permissions of root, who may read all files."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 def test_cassette_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:

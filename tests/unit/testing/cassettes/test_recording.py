@@ -49,7 +49,7 @@ from flux0.testing import (
 )
 from flux0.testing.cassettes.cassette import CLOSED, WHOLE, Content, RecordedExchange, read_cassette
 from flux0.testing.cassettes.scrubbing import scrub_body, scrub_query
-from support.cassettes import ONCE, loops, modes, record, use_client
+from support.cassettes import ONCE, loops, modes, record, use_client, without_root
 from support.cost import calls_made
 from support.fake_over_http import FakeOverHTTP
 from support.fakes import message_to, new_session, request
@@ -637,8 +637,25 @@ def test_open_exchange_is_recorded_as_closed_by_close(mode: Mode, path: Path) ->
 
 def test_folder_that_cannot_be_created_is_an_error_before_sending(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(CassetteError, match="json cannot be written: Not a directory"):
         RecordingTransport(FakeTransport(), tmp_path / "file" / "folder" / "c.json")
+
+
+@modes
+def test_recording_into_a_folder_without_permission_is_an_error(mode: Mode, tmp_path: Path) -> None:
+    async def record_list(path: Path) -> None:
+        async with in_mode(mode, Flux0(transport=RecordingTransport(FakeTransport(), path))) as it:
+            await it.agents.list_async()
+
+    async def test() -> None:
+        tmp_path.chmod(0o500)
+        for path in (tmp_path / "c.json", tmp_path / "folder" / "c.json"):
+            with without_root(), pytest.raises(CassetteError, match="written: Permission denied"):
+                await record_list(path)
+        tmp_path.chmod(0o700)
+        await record_list(tmp_path / "c.json")  # The failed recording does not block the path.
+
+    run(mode, test)
 
 
 @modes
@@ -651,7 +668,7 @@ def test_body_is_released_even_if_writing_fails(mode: Mode, tmp_path: Path) -> N
             close = awaitable(transport.send(request("GET", "/")).body.close)
         else:
             close = (await transport.send_async(request("GET", "/"))).body.close_async
-        with pytest.raises(OSError, match=tmp_path.name):
+        with pytest.raises(CassetteError, match="cannot be written: No such file or directory"):
             await close()
         assert body_tape.releases
 
