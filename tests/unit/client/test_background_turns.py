@@ -821,16 +821,18 @@ def test_start_while_the_turns_are_closed_is_rejected_or_its_turn_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The message is sent after `close_async` has listed the turns to stop."""
-    server, list_turns = Server("sync"), background_turns._OwnTurns.running
+    server = Server("sync")
+    own = server.real._own.get()
+    list_turns = own.running
     conversation = server.fake_conversation()
 
-    def list_and_start(own: background_turns._OwnTurns) -> Any:
-        listed = list_turns(own)
+    def list_and_start() -> Any:
+        listed = list_turns()
         with pytest.raises(ClientClosed):
             server.real.start(conversation, "Hi")
         return listed
 
-    monkeypatch.setattr(background_turns._OwnTurns, "running", list_and_start)
+    monkeypatch.setattr(own, "running", list_and_start)
     asyncio.run(server.real.close_async())
 
 
