@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, ItemsView, Iterator, Mapping
-from functools import cached_property
 
-from attrs import frozen
+from attrs import field, frozen
 
 # Logs and reprs show only the values of these header fields, because the values of all other fields
 # may be credentials.
@@ -30,13 +29,17 @@ class Headers(Mapping[str, str]):
     """
 
     pairs: tuple[tuple[str, str], ...] = ()
+    _by_name: dict[str, str] | None = field(default=None, init=False, eq=False, hash=False)
 
-    @cached_property
+    @property
     def _joined(self) -> dict[str, str]:
-        joined: dict[str, str] = {}
-        for name, value in self.pairs:
-            key = name.lower()
-            joined[key] = f"{joined[key]}, {value}" if key in joined else value
+        joined = self._by_name
+        if joined is None:
+            joined = {}
+            for name, value in self.pairs:
+                key = name.lower()
+                joined[key] = f"{joined[key]}, {value}" if key in joined else value
+            object.__setattr__(self, "_by_name", joined)
         return joined
 
     def merge(self, other: Headers) -> Headers:
