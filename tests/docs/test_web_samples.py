@@ -230,7 +230,7 @@ def test_page_shows_code_of_the_example() -> None:
 def test_tests_of_the_page_pass_and_fail_without_the_check_of_the_user(
     pytester: pytest.Pytester,
 ) -> None:
-    (application,) = (
+    application = next(
         code for code in code_of(BACKGROUND_TURNS, "python") if "app = FastAPI(" in code
     )
     (tests,) = (code for code in code_of("docs/how-to/web.md", "py") if "# test_app.py" in code)

@@ -125,7 +125,8 @@ def redis_with_sentinel(folder: Path) -> Generator[Redis, None, None]:
         configuration.write_text(f"sentinel monitor main 127.0.0.1 {server.port} 1\n", "utf-8")
         with redis_server(folder, str(configuration), "--sentinel") as running:
             kind: Any = Sentinel  # It has no types.
-            with kind([("127.0.0.1", running.port)]).master_for("main") as client:
+            sentinel = kind([("127.0.0.1", running.port)])
+            with sentinel.sentinels[0], sentinel.master_for("main") as client:
                 yield client
 
 

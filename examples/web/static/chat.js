@@ -139,7 +139,7 @@ async function readTurn(response, onEvent) {
   while (response.headers.get("turn-id") === turnId) {
     try {
       for await (const event of readEvents(response.body)) {
-        if (event.name === "reconnect") throw new TypeError(event.data.message); // The connection ends.
+        if (event.name === "reconnect") throw new TypeError(event.data.message);
         last = event.id ?? last;
         onEvent(event);
       }

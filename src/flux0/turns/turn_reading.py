@@ -111,9 +111,9 @@ class TurnReading(ABC, Generic[S]):
 
 class ThreadReading(TurnReading[EventStream]):
     def _start(self, stream: EventStream) -> None:
-        read = partial(copy_context().run, self._read, stream)
         # If no thread can be started, raise ConnectionInterrupted: the message was sent, and a
         # ConnectError would mean that it was not sent.
+        read = partial(copy_context().run, partial(self._read, stream))
         start_thread(read, "flux0-background-turn", ConnectionInterrupted)
 
     def _read(self, stream: EventStream) -> None:

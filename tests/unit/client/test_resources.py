@@ -50,8 +50,8 @@ PAIRS = {
     f"{kind.__name__}.{name}": (method, getattr(kind, f"{name}_async", None))
     for kind in (*RESOURCES, Flux0, HttpxTransport, BackgroundTurns, BackgroundTurn)
     for name, method in methods(kind).items()
-    # `with_options` sends no request, so it needs no async version.
-    if not name.endswith("_async") and name != "with_options"
+    # These methods never wait, so they need no async version.
+    if not name.endswith("_async") and name not in ("with_options", "stats", "end_relays")
 } | {
     f"Conversation.{name}": (method, getattr(AsyncConversation, name, None))
     for name, method in methods(Conversation).items()

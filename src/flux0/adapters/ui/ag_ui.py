@@ -24,6 +24,10 @@ class AgUiFormat(RelayFormat):
         messages: The result of `ag_ui_messages`. The page replaces its messages by these messages.
         error_text: Returns the text that the page gets for an error. By default, the text is a
             general sentence, because an error may contain the exception of an agent.
+
+    Attributes:
+        thread_id: The argument `thread_id`.
+        run_id: The argument `run_id`.
     """
 
     thread_id: str

@@ -94,7 +94,9 @@ class FakeHTTPServer(AbstractContextManager[str]):
         # `asyncio.run` cancels the tasks of open connections and of agents, and waits for them.
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        await _Connection(self, reader, writer).serve()
+        # Python 3.11 and 3.12 would log the cancellation of this task.
+        with suppress(asyncio.CancelledError):
+            await _Connection(self, reader, writer).serve()
 
 
 @define(eq=False)

@@ -37,7 +37,7 @@ def checked_by(
     return lambda _, attribute, value: check(attribute.name, *options, value)
 
 
-check_interval = checked_by(arguments.interval)
+check_interval: Callable[[Any, Attribute[Any], Any], object] = checked_by(arguments.interval)
 
 
 @frozen

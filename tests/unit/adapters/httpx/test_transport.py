@@ -364,8 +364,9 @@ def client_that_replaces_streams(way: OverHttpx, where: str) -> Any:
 @over(*FAMILY)
 @pytest.mark.parametrize("where", ["hook", "transport"])
 async def test_content_is_read_through_the_stream_of_the_user(way: OverHttpx, where: str) -> None:
-    surplus = Write(b"HTTP/1.1 200 OK\r\n\r\n")
-    with_surplus = (*http_response(b"a", b"b", framing="chunked"), surplus)
+    *parts, end = http_response(b"a", b"b", framing="chunked")
+    assert isinstance(end, Write)
+    with_surplus = (*parts, Write(end.data + b"HTTP/1.1 200 OK\r\n\r\n"))
     in_parts = http_response(b"c", WaitForRelease(), b"d", framing="chunked")
     invalid = (*http_response(b"e", framing="chunked")[:2], Write(b"z\r\n"))
     async with way.closing(client_that_replaces_streams(way, where)) as transport:
