@@ -270,7 +270,7 @@ class StoreProcess:
 
 
 def _suppress_instrumentation() -> None:
-    """Let OpenTelemetry's instrumentation of redis create no spans in this thread.
+    """Prevent spans of OpenTelemetry's instrumentation of redis in this thread.
 
     The thread belongs to no request, so each command would be a trace.
     """

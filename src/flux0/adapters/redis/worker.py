@@ -117,7 +117,7 @@ class Worker:
         return result
 
     def set_timer(self, job: Job, seconds: float) -> None:
-        """Start the job after `seconds`, or earlier if it is submitted, or was during its run."""
+        """Start the job after `seconds`. If a thread submits the job, it starts earlier."""
         self._schedule(job, monotonic() + seconds)
 
     def stop(self, *, when_idle: bool = False) -> None:
