@@ -28,6 +28,12 @@ from flux0.testing.contract.responses import (
 # In seconds. The awaited events take milliseconds, so only a failing test waits this long.
 DEFAULT_TIMEOUT = 10.0
 
+# Prefer poll(): select() rejects file descriptors above 1,023, and epoll needs a file descriptor.
+# Windows has only select().
+_Selector: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
+
 
 @frozen
 class ReceivedRequest:
@@ -260,8 +266,7 @@ class _Conversation:
 
     def _readable(self, timeout: float | None = None) -> set[object]:
         sockets = (self._connection,) if timeout is not None else (self._connection, self._released)
-        # select() rejects file descriptors above 1,023, and epoll needs a file descriptor.
-        with selectors.PollSelector() as selector:
+        with _Selector() as selector:
             for each in sockets:
                 selector.register(each, selectors.EVENT_READ)
             return {key.fileobj for key, _ in selector.select(timeout)}
