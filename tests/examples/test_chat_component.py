@@ -57,10 +57,16 @@ SHOWN = [
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
-def html(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def version(request: pytest.FixtureRequest) -> str:
+    """The version of the component's packages."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def html(version: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A page with the component and its packages, in one script."""
     folder = tmp_path_factory.mktemp("chat")
-    npm_install(*PACKAGES, *VERSIONS[request.param], folder=folder)
+    npm_install(*PACKAGES, *VERSIONS[version], folder=folder)
     (component,), (load, *_) = code_of(CHAT_COMPONENTS, "jsx"), code_of(CHAT_COMPONENTS, "js")
     (folder / "Chat.jsx").write_text(component, "utf-8")
     (folder / "main.jsx").write_text(MAIN + load, "utf-8")
@@ -278,13 +284,15 @@ def test_relay_that_the_application_has_ended_continues_in_another_process(
 
 
 def test_lost_connection_continues_when_the_network_returns(
-    browser: Browser, chat_url: str, fake: FakeTransport
+    browser: Browser, chat_url: str, fake: FakeTransport, version: str
 ) -> None:
+    """Version 6 of the AI SDK adds the reply to the text that it has, until the next reload."""
     gate = Gate(timeout=60)
     fake.script([*TURN, gate, Say("Bye.")])
     port = urlsplit(chat_url).port or 0
     with Relay(port) as relay, browser.page() as page:
-        show(page, chat_url.replace(f":{port}", f":{urlsplit(relay.url).port}"))
+        url = chat_url.replace(f":{port}", f":{urlsplit(relay.url).port}")
+        show(page, url)
         send(page, "Hi")
         wait_for_text(page, "Sunny.")
         relay.cut_before(b"Bye")
@@ -294,5 +302,9 @@ def test_lost_connection_continues_when_the_network_returns(
         page.evaluate("window.dispatchEvent(new Event('online')) && null")
         page.wait_for("document.body.innerText.includes('Bye.')")
         page.wait_for("document.querySelector('[role=alert]').textContent === ''")
+        if version == "AI SDK 6":
+            assert [part[1] for part in shown(page)].count("Bye.") == 1
+            show(page, url)
+            page.wait_for("document.body.innerText.includes('Bye.')")
         assert shown(page) == [*SHOWN, ["assistant text", "Bye."]]
     assert messages_sent(fake) == 1
