@@ -149,3 +149,8 @@ class CommandWithId(TyperCommand):
         if args and _HYPHEN_ID.fullmatch(args[0]):
             args = [*args[1:], "--", args[0]]
         return super().parse_args(ctx, args)
+
+
+def examples(*commands: str) -> str:
+    # In a help text, typer keeps the line breaks of a paragraph that begins with a backspace.
+    return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))

@@ -387,9 +387,8 @@ def _stored_events(
     list_stored: Callable[..., Any], correlation_id: str | None, **options: Any
 ) -> Any:
     if correlation_id is None:
-        raise Flux0Error(
-            "the stored events cannot be listed before the first event with a correlation id"
-        )
+        problem = "the stored events cannot be listed before the first event with a correlation id"
+        raise Flux0Error(problem)
     return list_stored(correlation_id=correlation_id, **options)
 
 

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import threading
 import weakref
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, cast
@@ -238,50 +240,47 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
     assert len(transport.requests) == 1
 
 
+@contextmanager
+def blocked_event_loop(flux0: Flux0) -> Generator[None, None, None]:
+    """A turn of the session is open in an event loop that is blocked until the end of the block."""
+    is_open, goes_on = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        stream = await begin(flux0)
+        is_open.set()
+        assert goes_on.wait(20)
+        await stream.close_async()
+
+    with ThreadPoolExecutor(1) as threads:
+        blocked = threads.submit(asyncio.run, block())
+        assert is_open.wait(20)
+        try:
+            yield
+        finally:
+            goes_on.set()
+        blocked.result()
+
+
 def test_message_waits_at_most_ten_seconds_for_a_blocked_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A longer `timeout_ms` does not change this limit."""
     monkeypatch.setattr(open_turns, "_MAX_CLOSE_SECONDS", 0.01)
     flux0 = Flux0(transport=turns(2))
-    is_open, goes_on = threading.Event(), threading.Event()
-
-    async def block() -> None:
-        stream = await begin(flux0)
-        is_open.set()
-        assert goes_on.wait(20)
-        await stream.close_async()
-
-    with ThreadPoolExecutor(1) as threads, ends_soon():
-        blocked = threads.submit(asyncio.run, block())
-        assert is_open.wait(20)
-        with pytest.raises(TransportTimeout, match=r"within 0\.01 s; the loop is blocked"):
-            flux0.sessions.create_event(session_id="s", content="Hi", timeout_ms=60_000)
-        goes_on.set()
-        blocked.result()
+    error = pytest.raises(TransportTimeout, match=r"within 0\.01 s; the loop is blocked")
+    with blocked_event_loop(flux0), ends_soon(), error:
+        flux0.sessions.create_event(session_id="s", content="Hi", timeout_ms=60_000)
 
 
 def test_timeout_ms_limits_the_wait_for_a_blocked_event_loop() -> None:
     flux0 = Flux0(transport=turns(2))
-    is_open, goes_on = threading.Event(), threading.Event()
-
-    async def block() -> None:
-        stream = await begin(flux0)
-        is_open.set()
-        assert goes_on.wait(20)
-        await stream.close_async()
 
     async def send() -> None:
         with pytest.raises(TransportTimeout, match="did not close the stream within"):
             await begin(flux0, timeout_ms=100)
 
-    with ThreadPoolExecutor(1) as threads:
-        blocked = threads.submit(asyncio.run, block())
-        assert is_open.wait(20)
-        with ends_soon():
-            asyncio.run(send())
-        goes_on.set()
-        blocked.result()
+    with blocked_event_loop(flux0), ends_soon():
+        asyncio.run(send())
 
 
 @in_both_loops

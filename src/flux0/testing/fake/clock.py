@@ -67,6 +67,8 @@ class FakeClock(Time):
         sleep: a function that is called for each wait that moves the clock, with the seconds.
             Pass `time.sleep` for real waits, for example in a demo. Async code calls it in a
             worker thread.
+        follow: a function that returns seconds since 1970, such as `time.time`. The clock is never
+            earlier than this function. By default, nothing but waits and `advance` moves the clock.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class FakeClock(Time):
         *,
         moves_by_itself: bool = True,
         sleep: Callable[[float], object] | None = None,
+        follow: Callable[[], float] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
         # The number of calls of `notify` so far, with which `Wait.seen` is compared.
         self.changes: int = 0
-        self._now = float(start)
+        self._moved_to = float(start)
+        self._follow = follow
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - jitter that is the same in every run
         # The lock is reentrant, because a finalizer can run in a thread that holds the lock, and
@@ -90,21 +94,21 @@ class FakeClock(Time):
 
     def now(self) -> float:
         """Return the time in seconds since 1970 (UTC)."""
-        return self._now
+        return max(self._moved_to, self._follow()) if self._follow else self._moved_to
 
     monotonic = now
 
     def utc_now(self) -> datetime:
         """Return the time as a `datetime` in UTC."""
-        return datetime.fromtimestamp(self._now, timezone.utc)
+        return datetime.fromtimestamp(self.now(), timezone.utc)
 
     def sleep(self, seconds: float) -> None:
         """Wait for `seconds` on this clock."""
-        self.wait(Wait(self._now + seconds))
+        self.wait(Wait(self.now() + seconds))
 
     async def sleep_async(self, seconds: float) -> None:
         """Wait for `seconds` on this clock without blocking the event loop."""
-        await self.wait_async(Wait(self._now + seconds))
+        await self.wait_async(Wait(self.now() + seconds))
 
     def jitter(self) -> float:
         """Return a number from 0 to 1. The sequence is the same in each run."""
@@ -112,7 +116,7 @@ class FakeClock(Time):
 
     def advance(self, seconds: float) -> None:
         """Move the clock by `seconds`, and run the agents whose pauses end in this time."""
-        self._move_to(self._now + seconds)
+        self._move_to(self.now() + seconds)
 
     def call_at(self, moment: float, act: Callable[[], object]) -> None:
         """Schedule `act` for `moment`. The thread that moves the clock to `moment` calls `act`."""
@@ -165,7 +169,7 @@ class FakeClock(Time):
     def reaches(self, moment: float | None) -> bool:
         """Return whether a wait until `moment` ends without a test that moves the clock."""
         end = inf if moment is None else moment
-        return end <= self._now or (self.moves_by_itself and end < inf)
+        return end <= self.now() or (self.moves_by_itself and end < inf)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
         """Return whether no change followed `wait.seen`. If so, the next change calls `wake`."""
@@ -175,7 +179,7 @@ class FakeClock(Time):
             return must_wait
 
     def _pause_before(self, moment: float, wait: Wait) -> Callable[[], object] | None:
-        seconds = moment - self._now
+        seconds = moment - self.now()
         if seconds <= 0:
             return None
         if moment == inf:
@@ -191,10 +195,10 @@ class FakeClock(Time):
         while True:
             with self._lock:
                 if not self._due or self._due[0][0] > moment:
-                    self._now = max(self._now, moment)
+                    self._moved_to = max(self._moved_to, moment)
                     break
                 due, act = self._due.pop(0)
-                self._now = max(self._now, due)
+                self._moved_to = max(self._moved_to, due)
             act()
         self.notify()
 

@@ -410,6 +410,22 @@ def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
     assert clock.now() == 2.5
 
 
+def test_clock_that_follows_another_clock_is_never_earlier() -> None:
+    slept: list[float] = []
+    times = [START + 5]
+    clock = FakeClock(sleep=slept.append, follow=lambda: times[-1])
+    assert clock.now() == clock.monotonic() == clock.utc_now().timestamp() == START + 5
+    clock.wait(Wait(START + 4))
+    times.append(START + 7)
+    turn(FakeTransport([Pause(2), Say("ab")], clock=clock))
+    clock.advance(1)
+    assert (slept, clock.now()) == ([2], START + 10)
+    times.append(START + 6)
+    assert clock.now() == START + 10
+    times.append(START + 60)
+    assert clock.now() == START + 60
+
+
 # --- cost
 
 
