@@ -97,8 +97,8 @@ def stored_turn(events: Iterable[Event], content: str | None) -> StoredTurn | No
         is_message = message.type == EventType.MESSAGE and message.source == EventSource.USER
         if is_message and content in (None, message.text):
             turn = [event for event in stored if event.correlation_id == message.correlation_id]
-            events = (event for event in turn if event.type in MESSAGE_TYPES)
-            replies = tuple(event for event in events if event is not message)
+            shown = (event for event in turn if event.type in MESSAGE_TYPES)
+            replies = tuple(event for event in shown if event is not message)
             statuses = tuple(event.data for event in turn if isinstance(event.data, StatusData))
             return StoredTurn(message, replies, statuses)
     return None
@@ -117,10 +117,12 @@ def joined_history(
         stored: the session's stored events.
         live: the messages of a turn, built from its stream.
     """
-    history = [event for event in stored if event.type in MESSAGE_TYPES]
-    unmatched = [_content(event) for event in history]
+    history, messages = [each for each in stored if each.type in MESSAGE_TYPES], tuple(live)
+    turns = {message.correlation_id for message in messages}
+    # Both have the same order, so `remove` finds most messages at the beginning.
+    unmatched = [_content(event) for event in history if event.correlation_id in turns]
     not_stored: list[TurnMessage] = []
-    for message in live:
+    for message in messages:
         try:
             unmatched.remove(_content(message))
         except ValueError:
