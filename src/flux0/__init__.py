@@ -14,7 +14,8 @@ from importlib import import_module
 
 from flux0._version import __version__ as __version__
 
-# Type checkers treat this name as True. Importing `typing.TYPE_CHECKING` would take time.
+# Type checkers treat a variable with this name as True. Importing `typing.TYPE_CHECKING` instead
+# makes `import flux0` slower.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -85,8 +86,8 @@ _NAMES = {
     "turns.memory_store": ["MemoryTurnStore"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-# Maps each transport whose HTTP library may not be installed to this library. An extra with the
-# same name installs the library.
+# Maps each transport that needs an optional HTTP library to the name of this library. The extra
+# that installs the library has the same name.
 _EXTRAS = {
     "AiohttpTransport": "aiohttp",
     "RequestsTransport": "requests",
@@ -95,8 +96,8 @@ _EXTRAS = {
 
 
 def __getattr__(name: str) -> Any:
-    # When one error is accessed, import all errors, so that `except flux0.APIError` never runs an
-    # import.
+    # The first access to a public name imports all errors. Python evaluates `except flux0.APIError`
+    # while it handles an exception, and this must not import a module.
     models = import_module("flux0.models")
     if name in _EXTRAS:
         try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-# Type checkers treat this name as True. Importing `typing.TYPE_CHECKING` would take time.
+# Type checkers treat a variable with this name as True. Importing `typing.TYPE_CHECKING` instead
+# makes each command start later.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typer import Typer
@@ -31,11 +32,11 @@ def main() -> None:
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
-    except KeyboardInterrupt:  # Ctrl-C was pressed during the import of `signal`.
+    except KeyboardInterrupt:  # The user pressed Ctrl-C while `_import_app` imported `signal`.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
-        # If the output is a closed pipe, rich and typer raise SystemExit(1). Its context is the
-        # BrokenPipeError.
+        # If stdout is a closed pipe, rich and typer catch the BrokenPipeError and raise
+        # SystemExit(1). The attribute `__context__` of the SystemExit is the BrokenPipeError.
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
@@ -59,8 +60,8 @@ def _decoded(argument: str) -> str:
 def _ignore_ctrl_c() -> None:
     """Ignore Ctrl-C until the process has ended.
 
-    While Python frees its modules, it has no handler for the signal, and a second Ctrl-C would
-    change the exit code.
+    Python removes its signal handlers while it exits. A second Ctrl-C at that time changes the exit
+    code.
     """
     signal = sys.modules.get("signal")
     if signal is not None:  # `signal` is None if Ctrl-C was pressed while it was imported.
@@ -68,15 +69,15 @@ def _ignore_ctrl_c() -> None:
 
 
 def _import_app() -> Typer:
-    """Import the command line. Meanwhile, Ctrl-C exits at once.
+    """Import and return the command line. Ctrl-C during the import ends the process at once.
 
-    Raising `KeyboardInterrupt` is not sufficient: Python ignores exceptions in some functions that
-    it calls during an import.
+    A `KeyboardInterrupt` does not always end the process: Python ignores exceptions in some
+    functions that it calls during an import.
     """
     from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
 
     before = getsignal(SIGINT)
-    if before is default_int_handler:  # Do not enable Ctrl-C if a shell has disabled it.
+    if before is default_int_handler:  # A shell disables Ctrl-C for background jobs: keep that.
         signal(SIGINT, _exit_at_once)
     try:
         from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing

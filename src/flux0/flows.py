@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @frozen
 class CallRequest(Request):
-    """A `Request` with the facts about its call that middleware reads.
+    """A `Request` with additional fields that describe its API call, for middleware.
 
     A transport sends only the fields of `Request`.
 

@@ -158,5 +158,6 @@ class Observer:
         Usually, this method is called when the turn ends. It is called later, at the client's next
         call or when the client is closed, in two cases: if the garbage collector closes the stream,
         and if your generator is closed while it is suspended in the `with` block of a sync stream.
-        In both cases a finalizer may be running, where an observer must not wait for locks.
+        In both cases the garbage collector may be running, and an observer that waits for a lock
+        could wait forever.
         """

@@ -29,8 +29,8 @@ class Timeout:
     Attributes:
         connect: the limit for connecting to the server. It includes attempts at all addresses of
             the host, and the TLS handshake.
-        read: the limit for each wait for bytes of a response head. The client passes the timeout of
-            each read of a body to `ByteStream.read`.
+        read: the limit for each wait for bytes of the response head. Reads of the body have their
+            own limit, the argument `timeout` of `ByteStream.read`.
         write: the limit for each wait until the server accepts the request's next bytes.
         pool: the limit for the wait for a free connection.
     """
@@ -59,9 +59,10 @@ class Interrupt:
         self.fired: bool = False
 
     def on_fire(self, wake: Callable[[], object]) -> None:
-        """Set `wake`, the function that ends the wait. If `fire` was already called, call `wake`.
+        """Set the function that ends the wait for the response head.
 
-        `wake` must return quickly and must not raise.
+        If `fire` was already called, `wake` is called at once. `wake` must return quickly and must
+        not raise.
         """
         with self._lock:
             self._wake = wake
@@ -74,13 +75,15 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the exchange: call `wake` now, or as soon as `on_fire` sets it.
+        """Stop the wait for the response head: call the function that `on_fire` has set.
 
-        Safe in signal handlers and finalizers, because it does not wait for the lock. If the lock
-        is held, `on_fire` calls `wake` afterwards, another call of `fire` is calling `wake`, or
-        `clear` is ending the exchange.
+        If no function is set yet, `on_fire` calls its function at once. Safe in signal handlers and
+        finalizers, because this method does not wait for a lock.
         """
         self.fired = True
+        # If another thread holds the lock, `wake` need not be called here: `on_fire` calls `wake`
+        # after it has released the lock, another `fire` is calling `wake`, or `clear` has ended the
+        # wait.
         if self._lock.acquire(blocking=False):
             try:
                 if self._wake is not None:
@@ -98,11 +101,12 @@ class Request:
     Attributes:
         method: the HTTP method, in upper case.
         url: the absolute URL, percent-encoded, without a login.
-        headers: the header fields.
-        body: the content, or None.
+        headers: the header fields of the request.
+        body: the content of the request; None if it has no body.
         stream: if True, the body of a 2xx response is read piece by piece, as it arrives.
         timeout: the timeouts of this attempt, limited to the time until the call's deadline.
-        interrupt: stops the wait for the response head. Support by a sync transport is optional.
+        interrupt: lets another thread stop the wait for the response head. A sync transport may
+            ignore it.
     """
 
     method: str
@@ -165,9 +169,9 @@ class Response(Generic[Body_co]):
 
     Attributes:
         status_code: the HTTP status.
-        headers: the header fields.
-        body: the content as bytes if the body was read completely. In a response from a transport,
-            a `ByteStream` or `AsyncByteStream`, which must be read to its end or closed.
+        headers: the header fields of the response.
+        body: the content as bytes if the body was read completely. A transport returns a
+            `ByteStream` or an `AsyncByteStream`, which the caller must read to its end or close.
         raw_response: the HTTP library's response object.
         close_delimited: True if the body ends when the connection closes, as in HTTP/1.0. A
             close-delimited body looks complete even if the server was killed.
@@ -285,8 +289,8 @@ class ServerSentEvent(NamedTuple):
 
     Attributes:
         event: the name; `"message"` if the event has no field `event`.
-        data: the data.
-        id: the last event id that the stream has set so far.
+        data: the data; if the event has several fields `data`, their lines.
+        id: the last event id that the stream has set so far; empty if it has set none.
         retry: the reconnection time in milliseconds; None if the event has no field `retry`.
     """
 
@@ -333,7 +337,7 @@ class Codec(Protocol):
         """Encode a model or plain JSON in the form that the server accepts.
 
         Raises:
-            InvalidArgument: JSON cannot represent `value`; the error blames `argument`.
+            InvalidArgument: JSON cannot represent `value`. The error's message names `argument`.
         """
         ...
 

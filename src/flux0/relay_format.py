@@ -1,4 +1,4 @@
-"""The port of relay formats, and its first adapter: the events of the flux0 server."""
+"""The interface of relay formats, and its default implementation: the flux0 server's format."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from flux0.domain.errors import (
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.ports import ServerSentEvent
 
-# Do not add a blank line: @microsoft/fetch-event-source, which the React hook of the flux0 server
-# uses, would report the comment as an empty message.
+# The heartbeat is a comment without a blank line after it. @microsoft/fetch-event-source, which the
+# React hook of the flux0 server uses, reports a comment with a blank line as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
 
 RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -38,9 +38,11 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 """The header fields of a response that relays a turn as server-sent events."""
 
 
-# A part of the encoded status `error`, in which the agent's text must be replaced.
+# Each encoded status `error` contains these bytes. Relays search for them, because the agent's text
+# in such a status must be replaced.
 AGENT_ERROR: Final = b'"status": "error"'
-# The classes of errors whose messages flux0 wrote, so that readers may see them.
+# The messages of these errors contain no text of an agent and no address of a server, so relays
+# send them to browsers.
 _PUBLIC: Final = (
     ClientClosed,
     ReaderLost,
@@ -52,10 +54,10 @@ _PUBLIC: Final = (
 
 
 def general_text(error: Flux0Error) -> str:
-    """Return the text of `error` that strangers may see.
+    """Return a sentence about `error` that any user of a website may see.
 
-    The message of an error may contain the exception of an agent, or the address of a server. Then,
-    the result is a general sentence.
+    If the error's message may contain the exception of an agent or the address of a server, the
+    result is a general sentence instead of this message.
     """
     if isinstance(error, _PUBLIC):
         return error.problem
@@ -107,7 +109,7 @@ class RelayFormat(ABC):
     Any number of relays can use one object at the same time.
 
     Attributes:
-        headers: The response's header fields.
+        headers: The header fields of an HTTP response that sends such a relay.
     """
 
     headers: ClassVar[Mapping[str, str]] = RELAY_HEADERS
@@ -121,7 +123,8 @@ class RelayFormat(ABC):
 class Flux0Format(RelayFormat, RelayEncoder):
     """The format of the flux0 server, the default of `relay`.
 
-    All events have all their members. Only the data of a status `error` are replaced by a sentence.
+    A browser gets the server's events unchanged, except that the data of each status `error` are
+    replaced by a sentence.
 
     Args:
         error_text: Returns the text that a reader gets for an error: the data of a status `error`,
@@ -140,7 +143,7 @@ class Flux0Format(RelayFormat, RelayEncoder):
         return self.shown(event).to_sse()
 
     def shown(self, event: StreamEvent) -> StreamEvent:
-        """Return the event that a reader gets."""
+        """Return `event`, or for a status `error` a copy with the text for readers as its data."""
         if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
             text = self._error_text(AgentError(event.data.data))
             event = evolve(event, data=evolve(event.data, data=text))
@@ -149,7 +152,8 @@ class Flux0Format(RelayFormat, RelayEncoder):
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:
         """Return an event named `error`, with the error's class and message as JSON.
 
-        For a `RelayEnded`, the event is named `reconnect`, and asks an `EventSource` to wait 1 s.
+        For a `RelayEnded`, the event is named `reconnect`, and its field `retry` makes an
+        `EventSource` connect again after 1 s.
         """
         import json  # noqa: PLC0415 - errors are rare
 
@@ -172,7 +176,8 @@ def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) 
         id: The field `id` of the encoded event; see `to_sse`.
     """
     data = source.data
-    # `to_sse` replaces NaN and infinities, which are not JSON.
+    # JSON has no NaN and no infinities, but a server may send them. `to_sse` replaces them by null,
+    # so an event with such a value must be encoded again.
     is_plain = "\n" not in data and "NaN" not in data and "Infinity" not in data
     if is_plain and type(event) is ChunkEvent:
         field = "" if id is None else f"id: {id}\n"
@@ -181,6 +186,5 @@ def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) 
 
 
 def checked_format(format: object) -> RelayFormat:
-    """Return `format` if it is a `RelayFormat`."""
     kind: type[Any] = RelayFormat
     return cast("RelayFormat", arguments.instance("format", kind, format))

@@ -22,7 +22,7 @@ from flux0.domain.stored_models import ContentPart, MessageData, ToolCall, ToolC
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.relay_format import HEARTBEAT, RelayEncoder, general_text
 
-# The path at which an agent appends to the arguments of a tool call.
+# The path of a patch that appends to the arguments of a tool call.
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
 # The paths of patches that add a tool call, name a tool call, or add a tool result.
 _ITEMS: Final = re.compile("(/tool_calls(/[^/]+(/tool_name)?)?|/tool_call_results(/[^/]+)?)?")
@@ -134,11 +134,11 @@ class TurnSteps:
         self._is_started = self._is_ended = False
 
     def event(self, event: StreamEvent) -> Iterator[Step]:
-        """Return the steps of an event. Read them all before the next call.
+        """Return the steps of an event. Iterate over all of them before the next call.
 
-        After an error of the agent, there are no steps.
+        After the agent has reported an error, an event has no steps.
         """
-        # A later version of flux0 may know further classes of events.
+        # Other events, such as `UnknownEvent`, have no meaning in other relay formats.
         if self._is_ended or not isinstance(event, (ChunkEvent, StatusEvent)):
             return
         self._turn_id = event.correlation_id
@@ -182,13 +182,14 @@ class TurnSteps:
                 yield from self._settle(next(reversed(self._messages.values())))
             kind = _TEXT
             if event.metadata.get("kind") == REASONING:
-                # For reasoning, the accumulator does not return the added text. Therefore, treat
-                # reasoning as an answer here.
+                # `MessageAccumulator.feed` returns the added text of answers, but not of reasoning.
+                # Without its kind, the reasoning is an answer for the accumulator.
                 kind, event = _REASONING, evolve(event, metadata={**event.metadata, "kind": None})
             message = self._messages[event.event_id] = _Message(event.event_id, kind)
         message.is_settled = False
         if text := self._accumulator.feed(event):
-            # Several operations in the first chunk may replace a part of the text that they append.
+            # If the first chunk has several operations, one of them may replace text that another
+            # has added. Then take the text from the message that the accumulator builds.
             is_appended = message.texts or len(event.patches) == 1
             yield from self._text(message, text) if is_appended else self._items(message)
             return
@@ -221,7 +222,8 @@ class TurnSteps:
             message.open_text = ""
 
     def _items(self, message: _Message, *, partial: bool = False) -> Iterator[Step]:
-        # With `partial=False`, a call with incomplete arguments would hide the other calls.
+        # With `partial=False`, the accumulator returns no calls of this message while the arguments
+        # of one call are incomplete.
         final = self._accumulator.message(message.id, partial=True)
         data = None if final is None else final.data
         for item in data.tool_calls if isinstance(data, ToolData) else ():
@@ -240,7 +242,8 @@ class TurnSteps:
             elif isinstance(part, ContentPart) and not partial:
                 if not isinstance(part.content, str):
                     yield Step("content", message.id, value=part.content)
-                # The agent has replaced the text instead of appending to it.
+                # If the message's text differs from the streamed text, the agent has replaced the
+                # text instead of appending to it. Send the new text as another part.
                 elif part.content not in {"", "".join(message.texts)}:
                     yield from self._close_text(message)
                     message.texts.clear()

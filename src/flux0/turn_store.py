@@ -1,4 +1,4 @@
-"""The port of `BackgroundTurns`: a store that knows the background turns of all processes."""
+"""The interface of stores, which let several processes find and copy each background turn."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class StoreState:
     Attributes:
         is_available: Whether the last command of this process to Redis was successful. True if
             there was no command.
-        failures: The number of commands so far that have failed, because Redis cannot be used.
-            Commands that are sent together count once.
+        failures: The number of commands of this process that failed because Redis could not be
+            used. Commands that are sent together are one command here.
         followed_turns: The number of running turns of other processes that this process copies.
     """
 
@@ -63,15 +63,15 @@ class TurnStore(ABC):
 
     @abstractmethod
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Make `log`, which has no events yet, the session's turn, for all processes.
+        """Make `log`, which has no events yet, the log of the session's turn, for all processes.
 
-        From now on, the store copies the events and the end of `log` for other processes. It keeps
-        an ended turn for a while.
+        After this call, the store copies the events and the end of `log` for other processes. The
+        store keeps the log of an ended turn for a while.
 
         Returns:
-            The turn that `log` has replaced. If that turn is still running, the caller stops it,
-            and waits until it has ended. None if the session had no turn. If the turn has ended, a
-            store that can restore it without this object may return None.
+            The log of the session's previous turn; None if the session had no turn. If the previous
+            turn is still running, the caller stops it, and waits until it has ended. If it has
+            ended, a store may return None, provided that `release` can restore this turn.
 
         Raises:
             TurnRunning: A turn is running, and `refuse` is True.
@@ -80,11 +80,10 @@ class TurnStore(ABC):
 
     @abstractmethod
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
-        """Undo `claim`, because the message was not sent. `log` has an end, and no events.
+        """Undo `claim`, because the message was not sent. `log` has ended without events.
 
-        The turn that `log` has replaced is the session's turn again, running or ended. `previous`
-        is the result of `claim`. If another turn has replaced `log` in the meantime, that turn
-        stays.
+        The previous turn, running or ended, becomes the session's turn again. `previous` is the
+        result of `claim`. If a newer turn has replaced `log` in the meantime, the newer turn stays.
 
         This method never blocks and never raises, also in an async task that was cancelled. It may
         undo the claim later, in another thread, but later calls of the same process see its effect.
@@ -92,27 +91,27 @@ class TurnStore(ABC):
 
     @abstractmethod
     def find(self, session_id: str) -> TurnLog | None:
-        """Return the session's running or kept turn; None if there is none.
+        """Return the log of the session's running or kept turn; None if there is no such turn.
 
-        The process that reads a running turn may return it until it has ended, also after another
-        process has replaced it.
+        In the process that reads a running turn, this method may return the turn until it has
+        ended, even if another process has replaced it.
 
-        If another process reads the turn, the result is a copy of its log, which grows until the
-        turn has ended. If that process is killed, the copy ends with a `ReaderLost`. The callers of
-        one process share a copy. The store has only a weak reference to a copy, so a copy
-        costs nothing after the garbage collector has freed it.
+        If another process reads the turn, the result is a copy of the log, which grows until the
+        turn has ended. If that process is killed, the copy ends with a `ReaderLost`. All callers in
+        this process get the same copy. The store has only a weak reference to a copy, so the
+        garbage collector can free it when no caller uses it.
 
         Raises:
             TurnStoreError: The store cannot be used.
         """
 
     def state(self) -> StoreState:
-        """Return the state of the store in this process. Must not wait."""
+        """Return the state of the store in this process, without waiting."""
         return StoreState()
 
     @abstractmethod
     def close(self) -> None:
-        """End the threads, close the connections, and end all copies with an error.
+        """End the store's threads, close its connections, and end all copies with an error.
 
-        The turns of this process have ended before. A second call has no effect.
+        The caller stops the turns of this process before this call. A second call has no effect.
         """

@@ -22,8 +22,8 @@ class ValidationError:
         loc: the path to the invalid value, such as `("body", "name")`.
         msg: the problem, as text for people.
         type: the kind of problem, as a fixed string that code can compare.
-        input: the invalid value.
-        ctx: further details, such as the limit that was exceeded.
+        input: the invalid value; None if the server did not send it.
+        ctx: further details, such as the limit that was exceeded; None if there are none.
     """
 
     loc: tuple[str | int, ...]

@@ -16,11 +16,11 @@ from flux0.domain.headers import Headers
 T = TypeVar("T")
 
 _LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
-# About 31 years. time.sleep raises OverflowError for intervals of several centuries.
+# About 31 years. For several centuries, time.sleep raises OverflowError.
 _LONGEST_INTERVAL_MS = 10**12
 
-# The server decodes a percent-encoded path before it selects the route. Therefore, an id with one
-# of these characters would select a different route.
+# The server decodes a percent-encoded path before it selects the route. So an id with one of these
+# characters selects a different route, even if the client encodes the character.
 _NOT_IN_IDS = frozenset("/\\?#%")
 # RFC 9110 defines field names in section 5.6.2 and field values in section 5.5.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -28,8 +28,8 @@ _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])
 # RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
 # `%` is allowed, too, but must be encoded, because it introduces the other encoded characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
-# Header fields that the user must not set: a wrong value would truncate the request, or the server
-# would read a part of the body as a second request.
+# Header fields that the user must not set: with a wrong value, the request is truncated, or the
+# server reads a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -113,7 +113,7 @@ def interval(argument: str, value: object) -> float:
 
 
 def seconds(argument: str, milliseconds: object) -> float:
-    """Convert a timeout to seconds. The timeout must be positive and shorter than 25 days."""
+    """Convert a timeout in milliseconds to seconds. It must be above 0 and below 25 days."""
     if not _is_number(milliseconds) or not 0 < milliseconds <= _LONGEST_WAIT_MS:
         allowed = f"above 0 and up to {_LONGEST_WAIT_MS:,}"
         problem = f"must be a number of milliseconds {allowed}, not {milliseconds!r}"
@@ -164,7 +164,7 @@ def split_headers(argument: str, fields: object) -> tuple[Headers, dict[str, Cal
 
 
 def user(argument: str, name: object) -> Headers:
-    """Return the cookie that identifies a user to the server."""
+    """Return the header field with the cookie that identifies a user to the server."""
     from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
 
     value = quote(text(argument, name), safe=_IN_COOKIES)

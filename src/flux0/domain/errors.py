@@ -16,7 +16,8 @@ Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request; see `Flux0Error.sent`."""
 
 _EXCERPT_LENGTH = 200  # The largest number of characters of a body in an error message.
-# Attributes that refer to a connection or a client. Unpickled errors have their default, None.
+# Attributes that are not pickled, because they refer to a connection or a client. They are None in
+# an unpickled error.
 _NOT_PICKLED = frozenset({"raw_response", "_list_stored"})
 
 
@@ -87,7 +88,7 @@ def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any])
 def fresh(error: E) -> E:
     """Return a copy of `error` with the same cause, but without a traceback.
 
-    The frames of a traceback would keep their objects alive.
+    A stored traceback keeps its frames, and all objects in their variables, in memory.
     """
     copied = restore(type(error), error.args, vars(error))
     copied.__cause__ = error.__cause__
@@ -95,7 +96,7 @@ def fresh(error: E) -> E:
 
 
 def drop_tracebacks(error: BaseException | None) -> None:
-    """Remove the tracebacks of `error` and of its causes, whose frames keep objects alive."""
+    """Remove the tracebacks from `error` and its causes, because they keep objects in memory."""
     while error is not None:
         error.__traceback__ = None
         if error.__cause__ is not None:
@@ -106,8 +107,8 @@ def drop_tracebacks(error: BaseException | None) -> None:
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
     """If `error` is a `Flux0Error`, mark it as raised by the user's code: it causes no retry.
 
-    The user's code, such as a middleware, may have raised `error` in a call of its own, so
-    `error.sent` is overwritten with the value for the current call: "maybe" if `sent`, else "no".
+    If the user's code, such as a middleware, makes another call that fails, `error.sent` belongs to
+    that call. Therefore, it is replaced by the value for this call: "maybe" if `sent`, else "no".
     """
     if isinstance(error, Flux0Error):
         error.from_user_code = True
@@ -174,7 +175,8 @@ class ConnectError(TransportError):
     The request was not sent. Check `server_url` and that the server is running.
 
     Attributes:
-        permanent: whether a retry would fail for the same reason. If True, the call is not retried.
+        permanent: True if a retry is expected to fail for the same reason. Then the call is not
+            retried.
     """
 
     permanent: bool = False

@@ -51,5 +51,6 @@ class _OptionalSlot:
             self._slot.__set__(model, value)
 
 
-# Type checkers ignore `setattr`. For them, `extra` remains an attrs field.
+# Replace the slot with `setattr`, because type checkers ignore `setattr`: for them, `extra` is
+# still an attrs field.
 setattr(Extensible, "extra", _OptionalSlot(vars(Extensible)["extra"]))  # noqa: B010

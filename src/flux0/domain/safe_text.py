@@ -11,8 +11,8 @@ from typing import Any
 
 HIDDEN = "***"  # Shown in place of a value that may be a credential.
 
-# The values of all other query parameters and JSON members may be credentials: you pass them in
-# `extra_query` and `extra_body`, and the server may return them.
+# Logs and errors show only the values of these query parameters and JSON members. Other values may
+# be credentials, which the user has passed in `extra_query` or `extra_body`.
 _SHOWN = frozenset(
     {
         *("agent_id", "allow_greeting", "correlation_id", "min_offset", "source", "types"),
@@ -30,7 +30,7 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Escape control characters, line separators and surrogates, except the characters `keep`.
+    """Escape control characters, line separators and surrogates that are not in `keep`.
 
     Characters that change the direction of text, such as U+202E, are control characters, too.
     """

@@ -28,7 +28,7 @@ class Agent(Extensible):
         name: the name, such as `Drizzle`. Several agents may have the same name.
         type: the name of its agent runner on the server.
         created_at: the time of its creation, with a time zone.
-        description: for people; None if it has none.
+        description: the description for people; None if the agent has none.
     """
 
     id: str
@@ -43,7 +43,8 @@ class ConsumptionOffsets(Extensible):
     """The offsets up to which each consumer has read the events of a session.
 
     Attributes:
-        client: the offset for clients. The released server always sends 0.
+        client: the offset for clients, for which the released server always sends 0; None if the
+            server sent none.
     """
 
     client: int | None = None
@@ -62,8 +63,9 @@ class Session(Extensible):
         created_at: the time of its creation, with a time zone.
         consumption_offsets: the offsets up to which each consumer has read the events.
         title: the title that you passed; None if there is none.
-        metadata: data of the application, as plain JSON.
-        mode: how a newer server handles the session's turns.
+        metadata: data of the application, as plain JSON; None if there are none.
+        mode: how a newer server handles the session's turns, such as `record`; None if the server
+            sent no mode.
     """
 
     id: str
@@ -182,7 +184,8 @@ class StatusData(Extensible):
     Attributes:
         type: `"status"`.
         status: the status; a string if flux0 does not know it.
-        acknowledged_offset: the offset up to which the agent has handled events, if it sent one.
+        acknowledged_offset: the offset up to which the agent has handled events; None if the agent
+            sent none.
         data: details from the agent, as plain JSON; None if there are none.
     """
 
@@ -227,7 +230,7 @@ class ToolCall(Extensible):
         tool_name: the name of the tool.
         args: the arguments, as plain JSON.
         result: the result; None if it is not known.
-        error: the problem, if the tool failed and the agent reported it.
+        error: the problem, if the tool failed and the agent reported the problem; otherwise None.
     """
 
     tool_call_id: str

@@ -62,7 +62,7 @@ class ChunkEvent(Extensible):
         seq: a sequence number. Do not sort by it, because some agents always send 0.
         patches: the operations to apply to the message's JSON document.
         metadata: the agent's name and id, and further details from the agent.
-        timestamp: the event's time in seconds since 1970, UTC.
+        timestamp: the event's time in seconds since 1970, UTC; None if the server sent none.
     """
 
     event: ClassVar[str] = "chunk"

@@ -18,8 +18,7 @@ def compute_headers(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]
 
     The functions run in the call's thread or task and must not block for long. Async functions work
     only in async calls. Exceptions from the functions are re-raised, and the call is not retried.
-    If the exception is a `Flux0Error`, its `sent` is set: it says whether an earlier attempt may
-    have sent the request. An invalid header value raises `InvalidArgument`.
+    An invalid header value raises `InvalidArgument`.
     """
     return _send_computed(request, send) if request.header_functions else send(request)
 

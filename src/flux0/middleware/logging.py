@@ -54,8 +54,8 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            # Pass the error's text to the logger, not the error: a handler could keep the error in
-            # memory.
+            # Pass the error's text to the logger. A log handler may store its arguments, and a
+            # stored error keeps its traceback and the objects in the traceback in memory.
             text = escaped(str(error))
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise
@@ -139,7 +139,7 @@ def log_failed_background_turn(error: Exception) -> None:
 
 @cache
 def _logger() -> logging.Logger:
-    """Return the logger `flux0`. `logging.getLogger` would acquire a lock for each call."""
+    """Return the logger `flux0`, from a cache, because `logging.getLogger` acquires a lock."""
     import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
 
     return logging.getLogger("flux0")

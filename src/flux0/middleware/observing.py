@@ -38,9 +38,11 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
-        self._failed: set[int] = set()  # The ids of observers: an observer may have no hash.
-        # Held after the first warning about an unconfirmed end, so that further warnings are not
-        # logged.
+        # The results of `id` for the observers that have raised an exception. The observers
+        # themselves cannot be in a set if they have no hash.
+        self._failed: set[int] = set()
+        # The first warning about an unconfirmed end acquires this lock and never releases it. So
+        # later warnings are not logged.
         self._warned = Lock()
         self._postponed: deque[Callable[[], None]] = deque()
 
@@ -48,7 +50,7 @@ class Observers:
         return bool(self._observers)
 
     def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
-        # If a client has observers, each of its requests has a `call`.
+        # This method is called only if the client has observers. Then each request has a `call`.
         call = cast("Call", request.call)
         start, error = self.clock(), None
         self.flush()
@@ -74,7 +76,8 @@ class Observers:
             return response
 
         attempt = chain(layers, record_status)
-        # A request that the user's middleware has created has no `call`.
+        # If the user's middleware has created this request, the request has no `call`, and its
+        # attempts are not reported.
         if (call := request.call) is None:
             return (yield from attempt(request))
         number, error = request.attempt, None
@@ -117,7 +120,7 @@ class Observers:
 
     def flush(self) -> None:
         for _ in range(len(self._postponed)):
-            # Another thread may have removed the last item of the queue.
+            # `popleft` raises IndexError if another thread has removed the last item meanwhile.
             with suppress(IndexError):
                 self._postponed.popleft()()
 
@@ -133,10 +136,10 @@ class Observers:
         return results
 
     def _reported_error(self, error: BaseException, request: CallRequest) -> BaseException:
-        """Return the error to report to observers.
+        """Return the error to report to observers for an exception that a call raised.
 
-        At its deadline, an async call is cancelled, and then raises `Deadline.exceeded()`. After
-        the deadline, this error therefore replaces the cancellation.
+        At its deadline, an async call is cancelled, and the caller gets `Deadline.exceeded()`. So
+        after the deadline, observers get this error instead of the cancellation, too.
         """
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:

@@ -24,12 +24,13 @@ class RetryBudget:
 
     The budget starts full, with `capacity` retries. Each retry takes 1 from the budget, and
     `successes_per_retry` successful calls add 1. If the budget is empty, failed calls are not
-    retried. All threads of a client share one budget. The budget has no lock, because a forked
-    child could inherit a lock in its locked state.
+    retried. All threads of a client share one budget. The budget has no lock: a child that is
+    forked while a thread holds a lock waits for this lock forever.
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
-        # Each item is a retry. Single operations of a deque are atomic.
+        # Each item of the deque is a retry that is still allowed. Threads share the deque without a
+        # lock, because its single operations are atomic.
         self._retries = deque(range(capacity), maxlen=capacity)
         self._successes = count(1)
         self._successes_per_retry = successes_per_retry
@@ -44,8 +45,8 @@ class RetryBudget:
     def add_success(self) -> None:
         number = next(self._successes)
         if number % self._successes_per_retry == 0:
-            # If the budget is full, the number of retries in this deque with `maxlen` does not
-            # change.
+            # If the budget is full, the deque removes its oldest item, so the budget never grows
+            # beyond `capacity`.
             self._retries.append(number)
 
 
@@ -108,5 +109,6 @@ class Retry:
             jitter=self._time.jitter(),
             now=self._time.utc_now(),
         )
-        # An expired token fails all calls at once, and each call is repeated only once.
+        # A retry after a 401 takes nothing from the budget. When a token expires, all calls fail
+        # together, and each call is repeated only once, with a new token.
         return wait if wait is not None and (unauthorized or self._budget.spend()) else None

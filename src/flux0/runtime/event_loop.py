@@ -22,7 +22,8 @@ from flux0.runtime.processes import fork_lock
 T = TypeVar("T")
 # Seconds from the garbage collection of a `PerLoop` to the closing of its resources.
 _CLOSE_DELAY = 0.1
-# Starting a call and opening its connection takes about a millisecond.
+# The number of calls that start in one iteration of an event loop. Each start takes about a
+# millisecond, in which the loop runs no other task.
 _STARTED_PER_ITERATION = 50
 
 # An event loop: an asyncio.AbstractEventLoop, or the TrioToken of a trio run.
@@ -44,11 +45,12 @@ class StartLimit:
 
     If thousands of tasks make calls at once, the loop runs its other tasks between two groups of
     `_STARTED_PER_ITERATION` calls. The calls start in the order of `wait`. If several loops share a
-    limit, they only wait for more iterations than necessary.
+    limit, a call may wait for more iterations than necessary.
     """
 
     def __init__(self) -> None:
-        # Several threads may call `next` at once: `next` is atomic, but an addition is not.
+        # Event loops in several threads may count calls at the same time: `next` is atomic, but an
+        # addition is not.
         self._numbers = count()
         self._started_group = 0
 
@@ -73,7 +75,9 @@ def load_anyio() -> Any:
 @cache
 def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
     try:
-        with fork_lock:  # A forked child would inherit the locks of modules that are imported.
+        # While this thread imports anyio, no thread may fork: the child waits forever for the
+        # import locks that it inherits.
+        with fork_lock:
             import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
             anyio.current_time()  # At its first use, anyio imports its part for asyncio or trio.
@@ -136,7 +140,8 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
 
 
 def has_ended(loop: Loop) -> bool:
-    if hasattr(loop, "is_closed"):  # A stopped loop of asyncio would keep the callback.
+    # Do not schedule a callback on an asyncio loop: a stopped loop keeps it in memory.
+    if hasattr(loop, "is_closed"):
         return bool(loop.is_closed())
     return not call_soon(loop, do_nothing)
 
@@ -163,16 +168,17 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """
 
     async def close_quietly() -> None:
-        with suppress(Exception):  # No caller could handle an error of this task.
+        with suppress(Exception):  # No code waits for this task or handles its errors.
             await close()
 
     def spawn_in_trio() -> None:
-        # RuntimeError: the trio run is ending. trio then closes the resources of this loop itself.
+        # trio raises RuntimeError if its run is ending. Then trio closes the resources of this loop
+        # itself.
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
     def spawn_in_asyncio() -> None:
-        # The task needs no other reference: while it waits for I/O, the loop has a reference.
+        # No variable needs to store the task: while the task waits for I/O, the loop refers to it.
         _gather(close)
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
@@ -225,9 +231,9 @@ async def shielded(close: Callable[[], Awaitable[None]]) -> None:
 async def close_nested_generators(generator: AsyncGenerator[Any, None]) -> None:
     """Close a suspended async generator, and the inner generators that it iterates.
 
-    `generator.aclose()` would leave the inner generators to the garbage collector, and trio would
-    warn. Therefore resume `generator` in a cancelled scope: the innermost generator raises the
-    cancellation, which ends all generators.
+    `generator.aclose()` leaves the inner generators to the garbage collector, and trio warns about
+    them. Therefore, this function resumes `generator` in a cancelled scope: the innermost generator
+    raises the cancellation, which ends all generators.
     """
     from anyio import CancelScope  # noqa: PLC0415 - needed only for bodies that are closed early
 
@@ -248,9 +254,9 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._entries: _Entries[T] = _Entries(close)
-        # Use a finalizer and not __del__: the finalizer keeps the suspended generators alive until
-        # it runs. In a reference cycle, the garbage collector might close the generators before it
-        # calls __del__.
+        # Use a finalizer and not __del__: the finalizer keeps the suspended generators in memory
+        # until it runs. In a reference cycle, the garbage collector may close the generators before
+        # it calls __del__, and the resources stay open.
         weakref.finalize(self, self._entries.schedule_close_all).atexit = False
 
     async def get(self) -> T:
@@ -288,8 +294,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         finally:
             entry = self.pop(loop, None)
             if entry is not None:
-                # trio closes this generator in a cancelled scope. Without the shield,
-                # `_close_resource` would be cancelled, too.
+                # trio closes this generator in a cancelled scope. The shield keeps the cancellation
+                # away from `_close_resource`, which must run to its end.
                 await shielded(partial(self._close_resource, entry[0]))
 
     async def close(self, loop: Loop) -> None:

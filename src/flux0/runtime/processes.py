@@ -20,8 +20,8 @@ from typing import Final, Generic, TypeVar, final
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 
 T = TypeVar("T")
-# The argument `blocking` of `Lock.acquire`. As a keyword argument, it would double the time of the
-# call.
+# The argument `blocking` of `Lock.acquire`. Pass it by position: a call with a keyword argument
+# takes twice the time.
 NO_WAIT: Final = False
 
 
@@ -43,9 +43,10 @@ class _RunningProcess:
 
 _running: Final = _RunningProcess()
 
-# `os.fork` waits until this lock is free. Hold it around calls of other libraries that acquire an
-# internal lock, such as reading certificates with OpenSSL. Otherwise, a forked child could inherit
-# the internal lock in its locked state. The lock is reentrant, because signal handlers may fork.
+# `os.fork` waits until this lock is free. A thread must hold it while it calls other libraries that
+# acquire an internal lock, such as OpenSSL, which reads certificates. So no child is forked while
+# the internal lock is locked, for which the child waits forever. The lock is reentrant, because a
+# signal handler may fork.
 fork_lock: Final = RLock()
 with suppress(AttributeError):  # Windows has no `os.register_at_fork`.
     os.register_at_fork(
@@ -62,17 +63,17 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
     Returns False, without calling `act`, if the interpreter exits and no longer starts threads.
     """
     with suppress(RuntimeError):
-        if not sys.is_finalizing():  # Python 3.10 crashes if a thread is started at exit.
+        if not sys.is_finalizing():  # Python 3.10 crashes if a thread is started while it exits.
             start_new_thread(act, ())
             return True
     return False
 
 
 def call_with_lock(lock: Lock | RLock, act: Callable[[], object], *, wait: bool = False) -> None:
-    """Call `act` while holding `lock`. Unless `wait`, never wait for `lock`.
+    """Call `act` while holding `lock`, without waiting for `lock` in this thread.
 
     If `lock` is held, a new thread waits for `lock`, and calls `act`. Safe in signal handlers and
-    finalizers, which may run in the thread that holds `lock`.
+    finalizers, which may run in the thread that holds `lock`. If `wait` is True, this thread waits.
     """
     if lock.acquire(blocking=wait):
         try:
@@ -95,13 +96,13 @@ def start_thread(
 class PerProcess(Generic[T]):
     """One resource for each process, created at the first use.
 
-    A forked child keeps a reference to its parent's resource. Otherwise, the child's garbage
-    collector would close the resource, which the parent still uses.
+    A forked child keeps a reference to its parent's resource. So the child's garbage collector does
+    not close the resource, which the parent still uses.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
-        # Python imports the codec "idna" at the first lookup of a host name. A child that is forked
-        # during the import would wait forever for the import lock, so import the codec now.
+        # Import the codec "idna" now. Python imports it at the first lookup of a host name, and a
+        # child that is forked during this import waits forever for the import lock.
         "".encode("idna")
         self._make = make
         self._resources: dict[int, T] = {}

@@ -79,8 +79,9 @@ class _SendCall:
         self._response: Response[ByteStream] | None = None
 
     def __call__(self) -> Response[ByteStream]:
-        # `abandon` may be called by the garbage collector, so no lock is used. The order of
-        # assignments and checks, here and in `abandon`, ensures that the response is closed.
+        # The garbage collector may call `abandon`, so no lock is used. Instead, this method stores
+        # the response before it checks `_abandoned`, and `abandon` sets `_abandoned` before it
+        # reads the response. So one of them closes the response.
         response = self._response = self._transport.send(self._request)
         if self._abandoned:
             response.body.close()

@@ -52,7 +52,7 @@ def _moment(alarm: tuple[object, tuple[float, Callable[[], object]]]) -> float:
 class _Alarms:
     """The alarms of one process, and the thread that calls them.
 
-    One thread serves all alarms, because `threading.Timer` would start a thread for each call. It
+    One thread calls all alarms, while `threading.Timer` starts a thread for each alarm. The thread
     starts with the first alarm, and ends when it wakes and no alarm is left.
     """
 
@@ -82,7 +82,7 @@ class _Alarms:
             now = time.monotonic()
             for alarm, (moment, act) in sorted(self._alarms.copy().items(), key=_moment):
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
-                    # An exception of one alarm must not end the thread, which calls all alarms.
+                    # If the function of one alarm raises, the thread must still call other alarms.
                     with suppress(Exception):
                         act()
             with self._changed:

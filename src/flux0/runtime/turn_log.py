@@ -15,7 +15,7 @@ from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
-# The number of bytes of events, about, that readers get at once, so that the pieces of a relay are
+# `read` returns events of about this number of bytes at once, so that the pieces of a relay are
 # small.
 READ_BYTES: Final = 64 * 1024
 _PLAIN: Final = (str, int, float, type(None))
@@ -46,8 +46,8 @@ class LogEnd:
         """Encode the end for another process. `from_json` decodes it."""
         if self.error is None:
             return json.dumps({"finished": self.finished}).encode()
-        # Store plain values instead of a pickle: unpickling data from a store would run code in
-        # this data.
+        # Store plain values and not a pickle: unpickling runs code in the pickled data, and other
+        # programs may write to the store.
         state = {
             name: value for name, value in vars(self.error).items() if isinstance(value, _PLAIN)
         }
@@ -98,10 +98,11 @@ class TurnLog:
         self.on_end: Callable[[], object] = do_nothing
         self.loop: object = None
         self._owner = OwnerProcess()
-        # The number of the oldest kept event, and the kept events. Both change together.
+        # The number of the oldest kept event, and the kept events. They are in one tuple, so that
+        # a reader in another thread never gets a number of other events.
         self._kept: tuple[int, list[bytes]] = (1, [])
         self.size: int = 0
-        # Several threads may add an end at the same time. The first one takes precedence.
+        # Several threads may add an end at the same time. Only the first end is used.
         self._ends: list[LogEnd] = []
         self._wakers: dict[object, Callable[[], object]] = {}
 
@@ -162,8 +163,8 @@ class TurnLog:
         self._ends.append(end)
         if self._ends[0] is end:
             on_end = self.on_end
-            # The functions `stop` and `on_end` refer to this log. A reference cycle would delay its
-            # removal.
+            # The functions `stop` and `on_end` refer to this log. Drop them, because a reference
+            # cycle keeps the log in memory until the garbage collector runs.
             self.on_end = self.stop = do_nothing
             on_end()
             self._wake()
@@ -205,7 +206,7 @@ class TurnLog:
         wakers[key] = wake
         cancel: Callable[[], object] = partial(wakers.pop, key, None)
         if wakers is not self._wakers and cancel():
-            wake()  # A change that happened meanwhile may have missed this function.
+            wake()  # `_wake` in another thread replaced `_wakers`, and may not call this function.
         return cancel
 
     def _drop_oldest(self) -> None:
@@ -220,6 +221,8 @@ class TurnLog:
         wakers = self._wakers
         if wakers:
             self._wakers = {}
-            with suppress(KeyError):  # Another thread may add or remove functions meanwhile.
+            # `popitem` raises KeyError when no function is left. A loop over the dictionary fails if
+            # another thread changes it meanwhile.
+            with suppress(KeyError):
                 while True:
                     wakers.popitem()[1]()

@@ -13,8 +13,8 @@ from flux0.runtime.event_loop import Loop, call_soon, is_current, running_loop
 class Waker:
     """Lets one thread wait until another thread wakes it.
 
-    `threading.Event` is not suitable: if a finalizer called `Event.set` while the same thread is
-    inside `Event.wait`, `set` would wait forever for a lock that its own thread holds.
+    `threading.Event` is not suitable: if a finalizer calls `Event.set` while the same thread is
+    inside `Event.wait`, `set` waits forever for a lock that its own thread holds.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class Waker:
 class AsyncWaker:
     """The async version of `Waker`, for tasks of the event loop in which it was created.
 
-    In asyncio, the waits of an object share a timer: a timer or a cancel scope for each wait would
-    cost more than an event.
+    In asyncio, the waits of an object share a timer, because creating a timer or a cancel scope for
+    each wait takes more time than handling an event.
 
     Attributes:
         loop: The event loop.
@@ -69,7 +69,8 @@ class AsyncWaker:
         if hasattr(self.loop, "run_sync_soon"):
             with self._library.move_on_after(inf if seconds is None else seconds):
                 await self._woken.wait()
-            # If another thread sets the old event, the caller finds its change after this wait.
+            # If another thread sets the old event now, its change is not missed: the caller looks
+            # for changes after this wait.
             self._woken = self._library.Event()
         else:
             self._deadline = inf if seconds is None else self.loop.time() + seconds

@@ -45,8 +45,9 @@ class ApiCall:
         max_event_bytes: the size limit of one event of a stream.
         max_turn_bytes: the size limit of all messages that a stream builds from its events.
         retries: the retry policy.
-        limit: the longest time that the call may take, with all its attempts, in seconds.
-        deadline: the moment at which `limit` ends.
+        limit: the longest time that the call may take, with all its attempts, in seconds; None
+            means no limit.
+        deadline: the moment at which `limit` ends; None if `limit` is None.
         observe: runs the flow of a call, and reports its start and its end to the observers; None
             without observers.
         extra_query: parameters that are added to the query; None adds nothing.

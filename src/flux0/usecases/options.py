@@ -59,7 +59,10 @@ class UserOptions(CallOptions, total=False):
 
 
 def kept(options: CallOptions) -> dict[str, Any]:
-    """Return the options that apply to all requests of a conversation, and of a turn."""
+    """Return the options of a call that also apply to later requests of its turn or conversation.
+
+    The stored events of a turn are requested with these options, too.
+    """
     return {name: options.get(name) for name in ("server_url", "http_headers")}
 
 

@@ -148,7 +148,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        # `_add_builder` failed, and the chunk has no operation to record as a problem.
+        # A chunk without operations fails, too, if its metadata are too large for the memory limit.
+        # Then there is no operation to record.
         if not event.patches:
             return
         operation = event.patches[index]
@@ -219,7 +220,8 @@ class _MessageBuilder:
         """Return the event that the server stores for the message, or None if it stores nothing."""
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # `TextList.text` keeps its last result and joins only the strings that were added.
+            # Convert the list into a `TextList`. Its method `text` keeps the joined text, so the
+            # next call of this method joins only the strings that were added meanwhile.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         document = [root.text()] if isinstance(root, TextList) else root

@@ -62,7 +62,7 @@ class TurnMessage(HasMessageData):
 
 
 def is_stored(first: ChunkEvent) -> bool:
-    """Return whether the server stores the message with this first chunk, which names the agent."""
+    """Return whether the server stores a message: only if its first chunk names the agent."""
     return "agent_name" in first.metadata
 
 
@@ -87,8 +87,8 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)
 
 
-# The functions for parts of a document raise KeyError, TypeError or ValueError if the document has
-# the wrong shape.
+# The functions below raise KeyError, TypeError or ValueError if the document has the wrong shape.
+# `finalize` catches these errors.
 
 
 def _finalized(

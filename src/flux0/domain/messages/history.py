@@ -119,7 +119,8 @@ def joined_history(
     """
     history, messages = [each for each in stored if each.type in MESSAGE_TYPES], tuple(live)
     turns = {message.correlation_id for message in messages}
-    # Both have the same order, so `remove` finds most messages at the beginning.
+    # Stored events and live messages have the same order, so `remove` finds most messages at the
+    # beginning of the list, in a short time.
     unmatched = [_content(event) for event in history if event.correlation_id in turns]
     not_stored: list[TurnMessage] = []
     for message in messages:

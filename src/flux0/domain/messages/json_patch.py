@@ -124,8 +124,8 @@ def _apply(
         case "add" | "replace":
             size, depth = measure(operation.value)
             _check_depth(segments, depth)
-            # `_replace` checks that the target exists. The whole document always exists, so `_add`
-            # can replace it.
+            # `_replace` checks that the replaced value exists. If the path is the whole document,
+            # the document exists, and `_add` replaces it without a check.
             apply = _replace if operation.op == "replace" and len(segments) > 1 else _add
             apply(root, segments, copied(operation.value), size, budget)
         case "remove":

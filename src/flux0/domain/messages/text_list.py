@@ -10,7 +10,7 @@ _SEPARATOR = "\0"
 
 
 class TextList:
-    """A list of strings that needs little memory in addition to their characters."""
+    """A list of strings that needs little more memory than the characters of its strings."""
 
     __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent")
 
