@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R", ThreadReading, TaskReading)
 
-# The longest time in seconds to wait until a turn that was stopped has ended.
+# Seconds that `stop`, `start` and `close` wait at most until a stopped turn has ended.
 _MAX_STOP_SECONDS: Final = 10.0
 # Seconds between two checks whether event loops have ended. An event loop does not notify other
 # threads when it ends.
@@ -87,7 +87,7 @@ class _OwnTurns:
 
 
 class _Claim:
-    """The claim of a new turn on its session.
+    """Makes a new turn the only running turn of its session in a store, and can undo this.
 
     If an async caller is cancelled, `take` continues in its thread, and then undoes the claim.
     """
@@ -100,7 +100,10 @@ class _Claim:
         self._previous: TurnLog | None = None
 
     def take(self) -> TurnLog | None:
-        """Claim the session. Return the log of the running turn that must be stopped, or None."""
+        """Claim the session. Return the log of a running turn that the caller must stop, or None.
+
+        None means that the session has no running turn, or that the new turn was ended meanwhile.
+        """
         previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
         self._previous = previous
         if self._log.is_ended:
@@ -123,8 +126,8 @@ class BackgroundTurns(Uncopyable):
         for piece in turn.relay():  # closing the relay does not end the turn
             print(piece)
 
-    A session has at most one running turn. Processes that share a store know the turns of all: a
-    reader can join a turn, or stop it, in any of these processes.
+    A session has at most one running turn. If several processes share a store, a reader can join or
+    stop a turn in any of these processes.
 
     Sync methods take a `Conversation`, and read its turn in a daemon thread. Async methods take an
     `AsyncConversation`, and read its turn in a task of the running loop, under asyncio or trio.
@@ -137,9 +140,9 @@ class BackgroundTurns(Uncopyable):
     Call `close` or `close_async` before the process or the event loop ends.
 
     Args:
-        store: Where the turns are known: in this process by default (`MemoryTurnStore`), or in all
-            processes that use the same Redis (`RedisTurnStore`). It must not be shared with another
-            `BackgroundTurns`, which would close it.
+        store: The store of the turns. With a `MemoryTurnStore` (the default), only this process
+            finds them; with a `RedisTurnStore`, all processes that use the same Redis. Create a
+            store for each `BackgroundTurns`, because `close` also closes the store.
         max_turn_bytes: The size limit of all kept events of one turn. Default: 16 MiB. When a turn
             exceeds it, its oldest events are dropped, and the turn continues. A reader that has
             still to read a dropped event gets a `TurnTooLarge`.
@@ -298,8 +301,9 @@ class BackgroundTurns(Uncopyable):
         own = self._own.get()
         reading = kind(self._create_log, own.remove)
         own.add(reading)
-        # Check `_is_closed` after `add`. In the other order, a concurrent `close` could miss the
-        # turn.
+        # `close` in another thread sets `_is_closed` before it lists the turns to stop. Because
+        # this check follows `add`, either `close` finds the turn, or this thread raises
+        # `ClientClosed`.
         if self._is_closed:
             own.remove(reading)
             raise ClientClosed(_CLOSED)
@@ -336,7 +340,7 @@ class BackgroundTurns(Uncopyable):
 
 @contextmanager
 def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None, None, None]:
-    """Return a context manager that, if its block raises, ends the turn and undoes its claim."""
+    """If the `with` block raises, end the turn, and undo its claim on the session."""
     try:
         yield
     except BaseException as error:
@@ -375,6 +379,7 @@ def _check_ended(log: TurnLog) -> None:
     if log.end is None:
         limit = duration(_MAX_STOP_SECONDS)
         raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")
-    # The log is a copy that has ended, but the turn itself may still be running.
+    # Only this process's copy of the log has ended, for example because Redis failed. The turn may
+    # still be running in another process.
     if log.end.is_of_copy:
         raise TurnStoreError(f"the end of the running turn is not known: {log.end.error}")

@@ -26,8 +26,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _UseCase: TypeAlias = Callable[Concatenate[ApiCall, P], Flow[T]]
 
-# Maps the other options than `server_url` and `http_headers` to fields of `ApiCall`, and to the
-# functions that check and convert the values.
+# Maps each option, except `server_url` and `http_headers`, to its field of `ApiCall` and to the
+# function that checks and converts its value.
 _CHECKS: Final[Mapping[str, tuple[str, Callable[[str, Any], object]]]] = {
     "retries": ("retries", lambda name, value: arguments.instance(name, RetryConfig, value)),
     "timeout_ms": ("limit", arguments.seconds),
@@ -150,8 +150,8 @@ class Caller:
         if self._is_view:
             return
         self._calls.close()
-        # Mark the streams as closed before the connections are closed. In the other order, readers
-        # would get transport errors instead of ClientClosed.
+        # Mark the streams as closed before the transport closes their connections: a thread that
+        # reads a stream then gets ClientClosed, and not the error of a closed connection.
         self.open_turns.mark_closed()
         if self._driver is not None:
             self._driver.transport.close()

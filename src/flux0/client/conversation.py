@@ -27,7 +27,7 @@ class _ConversationBase(Uncopyable):
 
     Attributes:
         session_id: The session id.
-        session: The session that was created or passed; None if you passed a session id.
+        session: The new session, or the `Session` that you passed; None if you passed a session id.
     """
 
     def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
@@ -76,8 +76,8 @@ class Conversation(_ConversationBase):
         """Return the session's stored messages and tool results, in order.
 
         Args:
-            live: The messages of an open turn, from `stream.messages`. Messages that are not
-                stored yet are added at the end; no message is returned twice.
+            live: The messages of an open turn, from `stream.messages`. Messages that the server has
+                not stored yet are added at the end. No message is returned twice.
         """
         stored = self.sessions.list_events(
             session_id=self.session_id, types=MESSAGE_TYPES, **options
@@ -88,8 +88,8 @@ class Conversation(_ConversationBase):
         """Return the offset that the session's next event will have.
 
         It is the largest stored offset plus one; 0 if no event is stored. Call this method before
-        you send a message, and keep the result: `find_turn` needs it to find the turn later. The
-        method lists all stored events.
+        you send a message, and keep the result: it is the argument `since` of `find_turn`. The
+        method requests all stored events of the session.
         """
         return self._caller.run(next_offset, options, self.session_id)
 
@@ -129,11 +129,11 @@ class Conversation(_ConversationBase):
         )
 
     def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
-        """Return whether the server lists the session for its user.
+        """Return whether the session is in the server's list of its user's sessions.
 
         Call this method before you use a session id from a browser. The server does not check the
-        user: everyone who knows the id of a session can read the session and send messages to it.
-        If the conversation has no `user`, this method checks the anonymous user's sessions.
+        user: everyone who knows a session id can read the session and send messages to it. If the
+        conversation has no `user`, this method checks the anonymous user's sessions.
         """
         sessions = self.sessions.list(**options)
         return any(session.id == self.session_id for session in sessions)
@@ -208,10 +208,10 @@ def conversation_caller(
     new: Mapping[str, object],
     options: CallOptions,
 ) -> tuple[Caller, Participant]:
-    """Check the arguments of `Flux0.conversation`. Return its caller, and the agent if it is known.
+    """Check the arguments of `Flux0.conversation`.
 
-    `new` has the fields of a new session. The returned caller sends the user's cookie, and reports
-    the agent to the observers.
+    Return a caller that sends the user's cookie and reports the agent to the observers, and the
+    agent (whose id is None if `session` is a session id). `new` has the fields of a new session.
     """
     check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):

@@ -1,4 +1,4 @@
-"""The transport of clients that were created without one, and its replacement in tests."""
+"""The transport of clients that were created without a transport, and its replacement in tests."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from flux0.runtime.time import SystemTime
 
 T = TypeVar("T")
 
-# For each active block of `default_transport`, its transport; before them, None. Clients use the
-# last item. All threads and tasks share the list, because the code under test may send in any of
-# them.
+# The transports of all active `with default_transport(...)` blocks, after a first item None.
+# Clients use the last item. The list is global, because the code under test may send in any thread
+# or task.
 _replacements: Final[list[Any]] = [None]
-# For each active block of `real_transports`, whether real transports may send; before them, True.
+# The arguments `allowed` of all active `with real_transports(...)` blocks, after a first item True.
+# The last item says whether real transports may send.
 _allowed: Final[list[bool]] = [True]
 
 
 @contextmanager
 def default_transport(transport: T) -> Generator[T, None, None]:
-    """In the `with` block, send the calls of all default transports over `transport`.
+    """In the `with` block, send the calls of all clients without a transport over `transport`.
 
-    `transport` is a `Shared` transport with a clock. Clients with the argument `transport`,
-    `async_transport`, `client` or `async_client` are not affected. `FakeTransport.installed` calls
-    this function.
+    `transport` is a `Shared` transport with a clock. Clients that were created with the argument
+    `transport`, `async_transport`, `client` or `async_client` are not affected.
+    `FakeTransport.installed` calls this function.
     """
     _replacements.append(transport)
     try:
@@ -51,7 +52,7 @@ def real_transports(*, allowed: bool) -> Generator[None, None, None]:
 
 
 def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
-    """Return `send`, or a function that rejects each call of a forbidden real transport."""
+    """Return `send`, or in tests a function that checks whether a real transport may send."""
     if len(_allowed) == 1:
         return send
 
@@ -69,10 +70,11 @@ def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
 
 
 class DefaultTransport:
-    """Sends over the transport that `default_transport` has installed, or else over its own.
+    """The transport of a client that was created without a transport.
 
-    Its own transport is the transport that was installed when this object was created. If no
-    transport was installed, `create` returns its own transport.
+    It sends over the transport that a `with default_transport(...)` block has installed. Outside of
+    such a block, it sends over its own transport: the transport that was installed when this object
+    was created, or else the result of `create`.
     """
 
     def __init__(self, create: Callable[[], Any]) -> None:
@@ -115,11 +117,12 @@ def _is_real(transport: object) -> bool:
 
 @Time.register
 class _DefaultTime:
-    """The clock of the transport that `default_transport` has installed, or else the own clock."""
+    """The clock of the transport that `default_transport` has installed, or else `own`."""
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own
-        # Each event of a stream needs the time, so do not call a method of `SystemTime`, too.
+        # `monotonic` runs for each event of a stream. Calling `time.monotonic` directly is faster
+        # than calling the method of `SystemTime`.
         self._own_monotonic = time.monotonic if own is None else own.monotonic
 
     def monotonic(self) -> float:

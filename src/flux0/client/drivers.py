@@ -1,8 +1,8 @@
 """The sync and the async driver, which perform the effects that flows describe.
 
-Both end a call at its deadline, and when the client is closed. The async driver cancels the call.
-In a sync call, another thread ends the wait, for example by shutting the socket down, because read
-timeouts never expire while a server keeps sending bytes.
+Both drivers end a call at its deadline, and when the client is closed. The async driver cancels the
+call. In a sync call, another thread ends the wait, for example by shutting the socket down: read
+timeouts are not sufficient, because they never expire while a server keeps sending bytes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The driver ends a call this many seconds after the deadline. The timeouts expire at the deadline,
-# so the transport raises its error first, which names the operation that took too long.
+# Seconds between a call's deadline and the moment at which the driver ends the call. The
+# transport's timeouts expire at the deadline. Its error comes first and names the operation that
+# took too long.
 _GRACE = 0.1
 
 
 @frozen(eq=False)
 class Driver:
-    """Runs flows over a sync transport: performs their effects, and sends them the outcomes."""
+    """Runs flows over a sync transport: performs each effect, and sends its result to the flow."""
 
     transport: Transport
     time: Time
@@ -72,7 +73,7 @@ class Driver:
                 return None
             case Await(awaitable, argument):
                 if iscoroutine(awaitable):
-                    # Without `close`, Python would warn that the coroutine was never awaited.
+                    # If the coroutine is not closed, Python warns that it was never awaited.
                     awaitable.close()
                 raise InvalidArgument(argument, "is async: call the _async method")
             case _:
@@ -175,7 +176,7 @@ def _append(body: bytearray, piece: bytes, limit: int) -> None:
 
 @contextmanager
 def _until(deadline: Deadline | None, time: Time) -> Generator[None, None, None]:
-    """Raise the error of `deadline` if a read times out, or the block ends, after `deadline`."""
+    """Raise the error of `deadline` if the `with` block ends, or a read times out, too late."""
     cause: BaseException | None = None
     try:
         yield

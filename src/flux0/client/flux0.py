@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__} Python/{_PYTHON}"),))
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
-# In seconds. Agents may think for minutes before they send the next event.
+# In seconds: an agent may compute for minutes before it sends its next event.
 DEFAULT_IDLE_TIMEOUT = 600.0
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
-# The modules that functions import when a call, a stream or an error needs them. Creating a client
-# imports these modules, because a child that is forked during an import waits forever if it imports
-# the same module.
+# The modules that flux0 imports inside of functions. The first client imports all of them: if one
+# thread imports a module while another thread forks, the child process waits forever when it
+# imports the same module.
 _IMPORTED_IN_CALLS = (
     *("base64", "email.utils", "http", "json", "logging", "urllib.parse"),
     *("flux0.client.json_form", "flux0.turns.relay", "flux0.runtime.threads"),
@@ -76,7 +76,7 @@ class Flux0(Uncopyable):
     Args:
         server_url: The server's URL. Default: the environment variable `FLUX0_SERVER_URL`, or
             `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, its value is
-            sent to this server as a bearer token, unless the URL or `headers` has credentials.
+            sent to this server as a bearer token, unless the URL or `headers` contains credentials.
         transport: Sends the requests of sync methods. Without an async transport, it also sends the
             requests of async methods, in worker threads if it has no method `send_async`.
         async_transport: Sends the requests of async methods.
@@ -138,8 +138,7 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # These imports are slow. Therefore, a client's creation runs them, and `import flux0` stays
-        # fast.
+        # These imports are slow. They run when a client is created, so `import flux0` is fast.
         for module in _IMPORTED_IN_CALLS:
             import_module(module)
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
@@ -197,7 +196,7 @@ class Flux0(Uncopyable):
 
     @property
     def is_closed(self) -> bool:
-        """Whether the client was closed. A closed client raises `ClientClosed`."""
+        """Whether the client was closed. Calls of a closed client raise `ClientClosed`."""
         return self._caller.is_closed
 
     def conversation(

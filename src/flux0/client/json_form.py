@@ -16,7 +16,8 @@ T = TypeVar("T")
 def to_dict(model: object) -> Any:
     """Convert a model to the JSON form that the server uses: dicts, lists and plain values.
 
-    NaN and infinities, which JSON does not have, are not changed; `to_json` writes null.
+    NaN and infinities are returned unchanged, although JSON has no such values. `to_json` writes
+    null for them.
     """
     return _codec().to_dict(model)
 

@@ -28,10 +28,10 @@ def build_chain(
     debug_logger: DebugLogger | None,
     observers: Observers,
 ) -> SendFlow:
-    """Return a function that sends a request through the layers of a client.
+    """Return a function that sends a request through all middleware of a client.
 
-    They are, from the outermost to the innermost: the user's middleware, retries, computed
-    headers, observers, the debug log and the response policy. The layers after the retries are
+    The middleware is, from the outermost to the innermost: the user's middleware, retries, computed
+    headers, observers, the debug log and the response policy. All middleware after the retries is
     called for each attempt.
     """
     if on_retry is not None and (not callable(on_retry) or iscoroutinefunction(on_retry)):

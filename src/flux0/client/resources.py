@@ -296,7 +296,8 @@ class Message:
         self._session = call.server_url, session_id
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
-        # The message's options also apply when its stored events are listed.
+        # The stream lists the turn's stored events with the same options as the message, such as
+        # `http_headers`.
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:
@@ -307,7 +308,7 @@ class Message:
             response = caller.sync_driver().run(flow, call.deadline)
             stream = EventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
-        # If `Flux0.close` ran before `add`, it did not close this stream.
+        # If another thread called `Flux0.close` before `add`, it has not closed this stream.
         if caller.is_closed:
             stream.close(CLIENT_CLOSED)
         return stream
@@ -320,7 +321,7 @@ class Message:
             response = await caller.async_driver.run(flow, call.deadline)
             stream = AsyncEventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
-        # If `Flux0.close` ran before `add`, it did not close this stream.
+        # If another thread called `Flux0.close` before `add`, it has not closed this stream.
         if caller.is_closed:
             await stream.close_async(CLIENT_CLOSED)
         return stream

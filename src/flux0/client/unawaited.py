@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     """A coroutine that raises a clear error if `await` is missing.
 
-    Without this class, calling `send("Hello")` on a conversation that was not awaited would call
-    the method `send` of a Python coroutine, whose error does not mention `await`.
+    A Python coroutine has a method `send`, too. If you omit `await` and call `send("Hello")`, the
+    error of Python's method does not mention `await`; the error of this class does.
     """
 
     _problem = "await is missing"
@@ -37,8 +37,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         def call(*args: P.args, **options: P.kwargs) -> Any:
             return cls(method(*args, **options))
 
-        # Frameworks and unittest.mock must recognize `call` as a coroutine function. Python 3.11
-        # and 3.10 have no such mark, so they call `id`, which has no effect.
+        # `markcoroutinefunction` lets web frameworks and unittest.mock recognize `call` as a
+        # coroutine function. Python 3.10 and 3.11 do not have it: they call `id`, without effect.
         mark: Callable[[object], object] = getattr(inspect, "markcoroutinefunction", id)
         mark(call)
         return call
@@ -60,7 +60,7 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     def close(self) -> None:
         self._coroutine.close()
 
-    # Hide the methods of a coroutine from type checkers, so that they report a missing `await`.
+    # Type checkers do not see these methods, so they report an error if `await` is missing.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""One background turn, as its readers see it."""
+"""The object with which readers relay one background turn, or wait for its reply."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from flux0.turns.log_relay import (
     turn_pieces,
 )
 
-# Last-Event-ID may come from any client. Longer numbers are slow to convert.
+# Any client may send a header Last-Event-ID, and Python is slow to convert numbers with many
+# digits.
 _MAX_DIGITS = 18
 
 
@@ -52,7 +53,7 @@ class BackgroundTurn(Uncopyable):
 
     @property
     def is_running(self) -> bool:
-        """Whether the turn is still being read."""
+        """Whether the turn is still running: its stream is being read."""
         return not self._log.is_ended
 
     @property
@@ -70,18 +71,18 @@ class BackgroundTurn(Uncopyable):
     ) -> Iterator[bytes]:
         """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
-        The bytes are the same as of `EventStream.relay`, except that in flux0's own format, the
-        field `id` of each event is the event's number in the turn, from 1. A browser sends the
-        last number back in the header `Last-Event-ID`. If the turn fails or is stopped, the last
-        event is named `error`, and its data is JSON with the `type` and `message` of the error.
-        If `BackgroundTurns.end_relays` was called, the last event is named `reconnect`.
+        In flux0's own format, the field `id` of each event is the event's number in the turn, from
+        1. A browser that reconnects sends the last number in the header `Last-Event-ID`. If the
+        turn fails or is stopped, the last event is named `error`, and its data is JSON with the
+        `type` and `message` of the error. If `BackgroundTurns.end_relays` was called, the last
+        event is named `reconnect`. Otherwise, the bytes are the same as from `EventStream.relay`.
 
         Closing the iterator has no effect on the turn.
 
         Args:
-            after: Begin after the event with this number of the same turn. By default, begin with
-                the first event. A string, such as the value of `Last-Event-ID`, is converted. The
-                numbers belong to flux0's own format: do not pass another `format` with `after`.
+            after: The number of the event after which the relay begins, as an int or a string, such
+                as the value of `Last-Event-ID`. By default, the relay begins with the first event.
+                Only flux0's own format has numbers: do not pass another `format` with `after`.
             heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The
                 heartbeat keeps proxies from closing the connection. None means no heartbeats.
             format: The relay format. By default, the format of the flux0 server.
@@ -126,7 +127,7 @@ class BackgroundTurn(Uncopyable):
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
         reply = _ReplyBuilder(self._log)
-        # The encoder yields no pieces, so `next` runs the relay to its end.
+        # This encoder returns no bytes, so the relay yields no piece, and `next` waits for its end.
         next(Relay(turn_pieces(LogReader(self._log), reply), None), None)
         return reply.reply()
 
@@ -155,8 +156,8 @@ class _ReplyBuilder(RelayEncoder):
         return b""
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - a parameter of each encoder
-        # Do not store the error in a variable: its traceback would refer to the variable's frame,
-        # and form a reference cycle.
+        # If a local variable refers to the error, the error's traceback refers to this frame, and
+        # the frame to the error. Such a cycle keeps both in memory, so no variable is used here.
         raise self._with_turn(fresh(error))
 
     def _with_turn(self, error: E) -> E:

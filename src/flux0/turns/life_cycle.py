@@ -47,18 +47,19 @@ READABLE: Final = (State.OPEN, State.ENTERED)
 
 @define(eq=False)
 class Transition:
-    """A change to a state.
+    """The change of a stream to a new state.
 
     Attributes:
         state: The new state.
         reason: Why the stream was closed; empty in other states.
-        failure: Why the stream failed; None in other states.
+        failure: The error with which the stream failed; None in other states.
     """
 
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # Several threads may append a transition at the same time. Only the first transition is valid.
+    # The next transition. Several threads may append a transition at the same time; only the first
+    # item is valid.
     next: list[Transition] = field(factory=list["Transition"], init=False)
 
 
@@ -66,11 +67,11 @@ class LifeCycle:
     """The states that one stream has reached.
 
     The reader, other threads, signal handlers and finalizers may change the state at the same time.
-    A change takes no lock: it appends to a list, which is a single operation for Python.
+    A change takes no lock: it appends to a list, which Python does in a single operation.
 
     Attributes:
-        is_readable: True only if the state is OPEN or ENTERED. It may be False too early, but it is
-            faster than `current`.
+        is_readable: False if the stream is or will soon be in another state than OPEN or ENTERED.
+            It is faster than `current`.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,10 @@ class LifeCycle:
         return last
 
     def move(self, new: Transition) -> bool:
-        """Change to `new`. Return False if `State` forbids it, or another thread was faster."""
+        """Change the stream's state to `new.state`.
+
+        Return False if the current state does not allow this change (see `State`).
+        """
         while new.state in _NEXT[(current := self.current).state]:
             if new.state is not State.ENTERED:
                 self.is_readable = False

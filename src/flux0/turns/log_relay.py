@@ -22,7 +22,7 @@ _RELAYS_ENDED: Final = "the application is being restarted: connect again to con
 
 
 class LogReader:
-    """A position in the log of a turn.
+    """Reads the events in a turn's log, in their order.
 
     Args:
         log: The turn's log.
@@ -43,7 +43,9 @@ class LogReader:
         self._is_closed = False
 
     def read(self) -> Sequence[bytes] | None:
-        end = self.log.end  # Get the end before the events: after the end, no event is added.
+        # Read the end before the events: if the log has an end, `log.read` returns all the events
+        # that remain.
+        end = self.log.end
         if self._is_closed:
             self.error = RelayEnded(_RELAYS_ENDED)
             return None
@@ -53,8 +55,8 @@ class LogReader:
             self.error = error.with_traceback(None)
             return None
         if not events and end is not None:
-            # An error at the end has the number after the last event. If `position` is larger than
-            # the last event's number, the error was read before.
+            # An error that ends the turn is numbered like an event, after the last event. A browser
+            # that sends this number as Last-Event-ID has already received the error.
             is_read = end.has_numbered_error and self.position > self.log.last
             self.error = None if is_read else end.error
             return None
@@ -62,10 +64,10 @@ class LogReader:
         return events
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait until `read` returns events or the end; return False after `seconds`.
+        """Wait until `read` can return events or the end; return False after `seconds`.
 
-        Rarely, it returns True too early. Raises a `Flux0Error` if the wait would block the event
-        loop that reads the turn.
+        Rarely, this method returns True before there are events. Raises a `Flux0Error` if the wait
+        would block the event loop that reads the turn.
         """
         check_loop(self.log)
         cancel = self.log.on_change(self._waker.wake)
@@ -80,7 +82,9 @@ class LogReader:
             waker = self._async_waker = AsyncWaker()
 
         def wake() -> None:
-            # The end may be added by a signal handler or a finalizer, events only by a reader.
+            # A signal handler or a finalizer may have ended the log, where only `wake` is safe.
+            # Only the thread or task that reads the stream adds events, where `wake_from_task` is
+            # faster.
             waker.wake() if self.log.is_ended else waker.wake_from_task()
 
         cancel = self.log.on_change(wake)
@@ -122,8 +126,9 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-# A generator of the pieces of a relay, which skips empty pieces. It yields its `LogReader` if the
-# relay must wait for more events. After the wait, the relay sends it whether there are more events.
+# A generator of the pieces of a relay. If no event is available, it yields its `LogReader`, with
+# which the relay waits. The relay then sends it True if there are more events, or False after the
+# heartbeat's time. The relay skips empty pieces.
 Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
 
@@ -185,7 +190,7 @@ class AsyncRelay(AsyncIterator[bytes]):
 def event_pieces(
     reader: LogReader, encoder: RelayEncoder, encode: Callable[[Sequence[bytes]], bytes]
 ) -> Pieces:
-    """Yield heartbeats, and one piece for each group of events that is read at once."""
+    """Yield a piece for each list of events that is read, and a heartbeat if no event arrives."""
     while (events := reader.read()) is not None:
         if events or not (yield reader):
             yield encode(events) if events else encoder.heartbeat()
@@ -197,12 +202,13 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
     If the turn has failed, the last piece describes the error. Closing the relay, or deleting it,
     has no effect on the turn.
     """
-    # The stream has already checked the size of each event.
+    # The parser has no size limit, because the stream has already checked the size of each event.
     parse, decode = SSEParser(max_event_bytes=None).feed, JsonCodec().decode_event
 
     def encode(events: Sequence[bytes]) -> bytes:
         data = b"".join(events)
-        # The log's events have flux0's own format.
+        # The log contains events in flux0's own format. For relays in this format, only an agent's
+        # error must be decoded and replaced.
         if isinstance(encoder, Flux0Format):
             if AGENT_ERROR not in data:
                 return data
@@ -214,8 +220,8 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
     if reader.error is None:
         yield encoder.end()
     else:
-        # An error that does not end the turn has no number. Otherwise, a later event would have the
-        # same number.
+        # Only an error that ends the turn has a number. After another error, such as `RelayEnded`,
+        # the turn continues, and its next event has this number.
         end = reader.log.end
         is_end = end and end.has_numbered_error and reader.error is end.error
         yield encoder.error(reader.error, reader.position + 1 if is_end else None)
@@ -235,7 +241,9 @@ class OpenRelays:
         """Yield the pieces of a relay, which is open until this generator ends or is closed."""
         self._readers[reader] = None
         try:
-            if self.are_ended:  # Check it after adding: otherwise, `end` may not find the reader.
+            # `end` in another thread sets `are_ended` before it closes all readers. Because the
+            # reader was added before this check, it is closed there or here.
+            if self.are_ended:
                 reader.close()
             yield from turn_pieces(reader, encoder)
         finally:

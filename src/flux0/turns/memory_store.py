@@ -81,7 +81,8 @@ class MemoryTurnStore(TurnStore):
         self._ended_at[log] = self._clock()
 
     def _clean_later(self) -> None:
-        # Check all turns only sometimes, because a process may have many turns.
+        # A process may have many turns, so they are checked only ten times in `keep_seconds`. The
+        # weak reference lets the garbage collector free the store before the alarm.
         method = WeakMethod(self._remove_expired)
 
         def clean() -> None:
@@ -106,9 +107,10 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
-        # Maps each released log to the log that it had replaced.
+        # Maps each log that was released after a newer log had replaced it to the log before it. If
+        # the newer log is released, too, the session gets the log before both.
         self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
-        # The lock is reentrant, because a signal handler can start a turn in a thread that holds
-        # the lock.
+        # The lock is reentrant: a signal handler may start a turn in a thread that holds the lock,
+        # and with a normal lock this thread waits forever.
         self.changing = RLock()

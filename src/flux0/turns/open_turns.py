@@ -44,8 +44,8 @@ _MAX_QUEUE_SECONDS: Final = 60.0
 # The longest time in seconds that a message waits until another event loop has closed the open
 # stream of the session.
 _MAX_CLOSE_SECONDS: Final = 10.0
-# Seconds between two checks whether the other event loop has ended. An event loop does not notify
-# other threads when it ends.
+# Seconds between two checks whether the event loop that must close a stream has ended. The checks
+# are necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (
@@ -86,7 +86,7 @@ class OpenTurns:
     def exclusive(
         self, session: SessionKey, deadline: Deadline | None
     ) -> Generator[None, None, None]:
-        """Return a context manager. In its block, this client sends no other message on `session`.
+        """In the `with` block, let this client send no other message on `session`.
 
         Entering the block waits for earlier messages, and closes the session's open stream.
 
@@ -148,7 +148,8 @@ class OpenTurns:
                 stream.close_soon(CLIENT_CLOSED)
 
     def _open(self) -> tuple[EventStream | AsyncEventStream, ...]:
-        # `valuerefs` copies the values at once: other threads may add streams during the loop.
+        # Other threads may add streams meanwhile. `valuerefs` returns a copy, while a loop over
+        # `values()` raises an error if a stream is added.
         streams = [reference() for reference in self._streams.get().valuerefs()]
         return tuple(stream for stream in streams if stream is not None and stream.is_open)
 
@@ -211,7 +212,7 @@ class OpenTurns:
 
 
 def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
-    """Raise an error if a sender in `ahead` cannot continue before the current call returns."""
+    """Raise an error if a call in `ahead` cannot continue before the current call returns."""
     for other in ahead:
         if other.thread == sender.thread:
             if isinstance(other, ThreadSender) or other.task is running_task():
@@ -221,7 +222,7 @@ def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
 
 
 def _is_suspended(stream: AsyncEventStream) -> bool:
-    """Return whether the event loop of `stream` cannot run before this thread runs it again."""
+    """Return whether the stream's event loop belongs to this thread, and is not running."""
     return stream.thread == get_ident() and is_stopped(stream.loop)
 
 

@@ -17,11 +17,11 @@ V = TypeVar("V", bound=Iterator[Any])
 
 @final
 class Reader:
-    """A loop that reads a stream.
+    """Represents one loop that reads a stream.
 
     Attributes:
         owner: The thread or task that runs the loop.
-        generators: The generators that contain the loop; see `_running_generators`.
+        generators: The ids of the generators that contain the loop; see `_running_generators`.
     """
 
     __slots__ = ("__weakref__", "generators", "owner")
@@ -33,11 +33,11 @@ class Reader:
 
 @final
 class ReaderRole:
-    """Lets one thread or task read a stream at a time.
+    """Lets only one thread or task at a time read a stream.
 
-    A loop keeps the role between two events, as long as it refers to its `Reader`. A call of `next`
-    or `anext` has the role until it returns. A loop may contain another loop, also if both are in a
-    generator that is continued in another thread.
+    A `for` loop is the reader, also between two events, as long as it refers to its `Reader`. A
+    call of `next` or `anext` is the reader until it returns. A loop may contain another loop over
+    the same stream, even if both are in a generator that is continued in another thread.
 
     Args:
         running: Returns the running thread or task.
@@ -51,8 +51,8 @@ class ReaderRole:
     def __init__(self, running: Callable[[], object], turn: Turn) -> None:
         self._running = running
         self._turn = turn
-        # Weak references: when a loop ends, it gives up the role, even if Ctrl-C has interrupted
-        # the loop.
+        # The references are weak. So a loop stops being the reader when its `Reader` is freed, even
+        # if Ctrl-C has interrupted the loop.
         self.readers: list[ref[Reader]] = []
         self.lock: Lock = Lock()
 
@@ -69,8 +69,8 @@ class ReaderRole:
         """
         generators = _running_generators if owner is None else frozenset[int]
         owner = owner or self._running()
-        # Check before acquiring the lock. A rejected thread that holds the lock would stop the
-        # reader.
+        # Check before acquiring the lock: while a thread that must be rejected holds the lock, the
+        # real reader's call raises StreamInUse.
         self._check(owner, generators)
         if not self.lock.acquire(NO_WAIT):
             raise self.in_use()
@@ -87,12 +87,12 @@ class ReaderRole:
             reader = reference()
             if reader is None or reader.owner == owner:
                 continue
-            # A task that has ended runs no loop: `asyncio.wait_for` of Python 3.11 runs each call
-            # of `anext` in a task of its own.
+            # A task that has ended does not read any more. With `asyncio.wait_for` of Python 3.11,
+            # each call of `anext` runs in a new task.
             has_ended = getattr(reader.owner, "done", bool)()
             if not has_ended and reader.generators.isdisjoint(generators()):
-                # The error's traceback refers to this frame. Without `del`, a stored error would
-                # keep the reader's role.
+                # The error's traceback refers to this frame and its variables. If the caller stores
+                # the error, the variable `reader` blocks the stream after the other loop has ended.
                 del reader
                 raise self.in_use()
 
@@ -100,8 +100,8 @@ class ReaderRole:
 def _running_generators() -> frozenset[int]:
     """Return the ids of the frames of all generators that the current thread or task is executing.
 
-    A web server may execute each step of a generator in another thread. The frame exists as long as
-    the `for` loops in it, so no other frame has its id meanwhile.
+    A web server may execute each step of a generator in another thread. So a generator's loops are
+    recognized by their frame. It exists as long as the loops, so no other frame has its id.
     """
     generators, frame = set[int](), currentframe()
     while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
@@ -112,7 +112,7 @@ def _running_generators() -> frozenset[int]:
 
 
 def started(values: V) -> V:
-    """Run a generator up to its first `yield`: closing an unstarted generator does nothing."""
+    """Run a generator up to its first `yield`, so that closing it runs its `finally` blocks."""
     next(values)
     return values
 
@@ -122,11 +122,11 @@ class AsyncLoop:
     """The iterator of one `async for` loop. When it is unreferenced, the loop has ended.
 
     Args:
-        step: Returns the next value.
+        step: Returns a coroutine that returns the next value.
         leave: Closes the stream after its last loop, except in a `with` block.
-        take: Returns the next value from the received events, if there is one.
+        take: Returns the next value from the received events; a false value if there is none.
         reader: The loop's reader; None before the first step and after the end.
-        is_pending: Whether the stream is closed even if the loop never starts.
+        is_pending: True if the end of a loop that was never started also closes the stream.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 If no event is received for a while, a heartbeat is sent, which keeps proxies from closing the
 connection. If sending the heartbeat fails, the web server knows that the browser has disconnected.
-A separate thread or task reads the stream, so that heartbeats can be sent while it waits. It adds
-the encoded events to a log, which the relay reads as the log of a background turn.
+A separate thread or task reads the stream, so that the relay can send heartbeats meanwhile. This
+thread or task adds the encoded events to a log, from which the relay takes them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ W = TypeVar("W", Waker, AsyncWaker)
 
 @final
 class _Reading(Generic[W]):
-    """The reading of a stream by another thread or task than its relay.
+    """Reads a stream for a relay, in a separate thread or task.
 
     Args:
         encoder: Encodes the events.
-        waker: Ends the wait of the thread or task while too many events wait for the web server.
+        waker: Wakes this thread or task, which waits while too many events wait for the web server.
 
     Attributes:
-        log: The encoded events. Its end ends the reading.
+        log: The encoded events. After the log's end, the stream is not read any more.
         reader: The relay's position in the log.
         errors: The exception that ended the reading, unless it is a `Flux0Error`.
     """
@@ -68,7 +68,8 @@ class _Reading(Generic[W]):
         failure = error if isinstance(error, Flux0Error) else None
         if failure is None and error is not None:
             self.errors.append(error)
-        # The tracebacks' frames refer to the log, and would keep it in memory.
+        # The log stores the error, and a frame in the error's traceback refers to the log. This
+        # cycle keeps both in memory, so drop the traceback.
         drop_tracebacks(failure)
         self.log.finish(LogEnd(failure))
         self.waker.wake()
@@ -81,17 +82,17 @@ def relay(
     heartbeat: float | None,
     format: RelayFormat,
 ) -> Iterator[bytes]:
-    """Return an iterator over encoded events, with a heartbeat after seconds without an event.
+    """Return an iterator over the encoded events of a stream.
 
     If reading raises a `Flux0Error`, the last piece describes the error. Other exceptions are
     re-raised. Closing the iterator closes the stream, and does not wait for the reading thread. If
     another reader uses the stream, the iterator yields an error, and the stream stays open.
 
     Args:
-        read: Becomes the stream's reader, and returns its events.
+        read: Makes the relay the stream's reader, and returns an iterator over the events.
         leave: Closes the stream unless it is used elsewhere. The garbage collector may call it.
         close: Closes the stream. The garbage collector may call it, in any thread.
-        heartbeat: The time without events after which a heartbeat is yielded; None for no
+        heartbeat: Seconds without events after which a heartbeat is yielded; None for no
             heartbeats.
         format: Encodes the events.
     """
@@ -156,7 +157,9 @@ def _pieces(
     format: RelayFormat,
 ) -> Pieces:
     try:
-        yield b""  # `started` runs the generator up to this `yield`.
+        # `started` runs the generator up to this `yield`, so that closing a relay that was never
+        # read calls `leave`.
+        yield b""
         encoder = format.encoder()
         begin = encoder.start()
     except BaseException:

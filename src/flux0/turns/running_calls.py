@@ -1,4 +1,4 @@
-"""The running calls of a client. Each call can be cancelled, and records whether it was sent."""
+"""The running calls of a client. Any thread can cancel a call. A call knows if it was sent."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self.closed: bool = False
-        # A call is added and removed by one operation of a `dict`, which is atomic: a lock could be
-        # held by the thread that a signal handler or a finalizer interrupts to close the client.
+        # Adding and removing a call are single operations of a `dict`, which are atomic. There is
+        # no lock, because a signal handler may close the client, and waits forever for a lock that
+        # the interrupted code holds.
         self._calls: PerProcess[dict[RunningCall, None]] = PerProcess(dict)
 
     def check(self) -> None:
@@ -78,7 +79,8 @@ class RunningCall:
 
     def __enter__(self) -> Self:
         self._running[self] = None
-        # If `RunningCalls.close` ran before this call was added, it has not cancelled the call.
+        # If another thread ran `RunningCalls.close` before this call was added, it has not
+        # cancelled this call. Then raise `ClientClosed` here.
         if self._calls.closed:
             del self._running[self]
             self._calls.check()
@@ -120,11 +122,11 @@ class RunningCall:
         return outcome
 
     def failed(self, effect: Effect, error: BaseException) -> BaseException:
-        """Return the error of an effect, after recording whether a request was sent.
+        """Record whether the request of a failed effect was sent, and return the error to raise.
 
-        If the transport failed because the call was cancelled, the returned error says so. If a
-        timeout expired at the deadline, its error is returned: it names the operation that took too
-        long.
+        If the transport failed because the call was cancelled or the client was closed, the
+        returned error says this. If a timeout expired at the deadline, its error is returned: it
+        names the operation that took too long.
         """
         cancelled = self._cancelled and not isinstance(error, TransportTimeout)
         if isinstance(error, (TransportError, ClientClosed)) and (cancelled or self._calls.closed):

@@ -3,9 +3,9 @@
 A sender joins the queue of its session, sends its message when it is the first in the queue, and
 leaves the queue, even if sending failed. A sender that leaves wakes the new first sender.
 
-A queue has no lock, because single operations of a `deque` are atomic. A lock could deadlock: the
-garbage collector may finalize a task in a thread that holds the lock, and the finalized task would
-wait for the lock to leave its queue.
+A queue has no lock, because single operations of a `deque` are atomic. A lock can deadlock: if the
+garbage collector finalizes a task in a thread that holds the lock, the task must leave its queue
+and waits for the lock forever.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SessionQueue:
 
     def leave(self, sender: Sender) -> None:
         self._senders.remove(sender)
-        # The queue may be empty, so that there is no next sender to wake.
+        # If the queue is empty now, there is no next sender to wake.
         with suppress(IndexError):
             self._senders[0].wake()
 
@@ -68,8 +68,8 @@ class SessionQueues:
 
     def __init__(self) -> None:
         self._queues = PerProcess(WeakValueDictionary[SessionKey, SessionQueue])
-        # The lock is reentrant, because a signal handler can send a message in a thread that holds
-        # the lock.
+        # The lock is reentrant: a signal handler may send a message in a thread that holds the
+        # lock, and with a normal lock this thread waits forever.
         self._creating = PerProcess(RLock)
 
     def of(self, session: SessionKey) -> SessionQueue:

@@ -74,16 +74,14 @@ class StreamState(Uncopyable):
 
     @staticmethod
     @abstractmethod
-    def _running() -> object:
-        """Return the running thread or task."""
+    def _running() -> object: ...
 
     @abstractmethod
-    def _bind(self, body: Any) -> None:
-        """Store the functions that read and close `body`."""
+    def _bind(self, body: Any) -> None: ...
 
     @abstractmethod
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any:
-        """Iterate over the results of `take`, which takes unread events."""
+        """Iterate to the stream's end over the values that `take` returns for the unread events."""
 
     def __del__(self) -> None:
         if self._report.seconds is None:
@@ -217,7 +215,7 @@ class StreamState(Uncopyable):
         self._life.move(Transition(State.CLOSING, reason))
 
     def received(self, reader: Reader | None = None) -> Any:
-        """Iterate over lists of events that were received together; see `Received`."""
+        """Iterate over lists of events. The events of each list were received together."""
         return self._values(self._content.take_all, reader)
 
     def _mark_released(self) -> None:
@@ -225,14 +223,17 @@ class StreamState(Uncopyable):
 
     def _close_from_finalizer(self, reason: str) -> None:
         self.mark_closed(reason)
-        self._bind(_NoBody())  # The finalizer of the real body releases the connection.
+        # An async body cannot be closed here, because `close_async` must be awaited. Instead, drop
+        # the reference to the body: its own finalizer releases the connection.
+        self._bind(_NoBody())
         self._mark_released()
         self._report_end(later=True)
 
     def _report_end(self, *, later: bool = False) -> None:
-        """Report the turn's end, unless it was reported already.
+        """Report the turn's end to the observers, unless it was reported already.
 
-        If the garbage collector may be calling, pass `later`, because observers may wait for locks.
+        If the garbage collector may call this method, pass `later=True`: the report then waits for
+        the client's next call, because an observer may wait for a lock.
         """
         self._report.mark_ended()
         if later or self._content.is_interrupted:
@@ -243,13 +244,15 @@ class StreamState(Uncopyable):
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent
-        # Do not use `self.messages`: the user gets these objects, and an observer may change them.
+        # An observer may change these messages, so they must not be the objects of `self.messages`,
+        # which the user gets.
         messages = self._content.finish(partial=True) if with_messages else ()
         times = {chunk.event_id: chunk.timestamp for chunk in self._content.first_chunks}
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._life.current.failure,
-            # Do not use `self.error`: it refers to this stream, and an observer may store it.
+            # An observer may store this error. `self.error` has references to the messages and the
+            # client, and keeps them in memory.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
@@ -267,8 +270,8 @@ class StreamState(Uncopyable):
         event = self._content.agent_error
         if event is None:
             return None
-        # Copy the data, because an observer may change them, and the user gets the original
-        # `event`.
+        # The user gets `event`, and an observer gets this error and may change its data. So the
+        # error has a copy of the data.
         return self._turn.attach_request(AgentError(copied(event.data.data)))
 
     def _raise_agent_error(self) -> None:
@@ -277,7 +280,8 @@ class StreamState(Uncopyable):
 
     @property
     def _stored(self) -> Callable[..., Any]:
-        # Errors keep this function, and the stream keeps its error, so it does not refer to `self`.
+        # The stream stores its error, and the error stores this function. The function has no
+        # reference to the stream, because that forms a cycle, which stays in memory.
         return partial(_stored_events, self._list_stored, self.correlation_id)
 
     def _enter(self) -> None:
@@ -362,9 +366,9 @@ class StreamState(Uncopyable):
         return bool(self._content.finish())
 
     def _feed_turn(self, began: float, data: bytes | None) -> Transition | None:
-        """Feed `data`, a piece of the body or None for its end.
+        """Process `data`, the next piece of the body, or None at the body's end.
 
-        `began` is the time when the wait for `data` began. Return the last transition of the
+        `began` is the time when the wait for `data` began. Return the transition that ends the
         stream, or None if the turn continues.
         """
         if data is None:

@@ -69,8 +69,8 @@ class EventStream(StreamState):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After a GeneratorExit, the garbage collector may be closing a generator that contains
-        # the `with` block.
+        # A GeneratorExit means that the user's generator around this `with` block is being closed,
+        # perhaps by the garbage collector. Then observers are called later, as they may wait.
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -81,14 +81,16 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                # Other loops of the same reader may take events from this list, too.
+                # Remember the list of unread events. If an inner loop receives new events,
+                # `_advance` sees that the list was replaced.
                 unread = self._content.unread
                 while value := take():
                     yield value
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            later = True  # The garbage collector may be closing this generator.
+            # The garbage collector may be closing this generator: observers are called later.
+            later = True
             raise
         finally:
             del reader
@@ -168,7 +170,7 @@ class EventStream(StreamState):
         that were received together. If the stream fails, the last event is named `error`, and its
         data is JSON with the `type` and `message` of the error. Closing the iterator closes the
         stream, which cancels the agent. If more than 64 KiB wait for the web server, the stream is
-        not read.
+        not read meanwhile.
 
         Args:
             heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The
@@ -220,7 +222,7 @@ class EventStream(StreamState):
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:
-            # Another loop or thread has received events since this loop has taken the last event.
+            # If another loop or thread has received events meanwhile, the caller takes them first.
             if self._content.unread is not unread:
                 return True
             if not (self._life.is_readable or self._is_readable()):
@@ -351,7 +353,7 @@ class AsyncEventStream(StreamState):
                 if not await self._advance():
                     raise StopAsyncIteration  # noqa: TRY301 - the loop ends below
         except BaseException as error:
-            # If another task uses the same loop, the loop continues.
+            # After a StreamInUse, the loop continues: another task is using the same loop.
             if loop is not None and not isinstance(error, StreamInUse):
                 loop.end()
             raise
@@ -369,7 +371,7 @@ class AsyncEventStream(StreamState):
             if last is not None:
                 try:
                     await self._close_body()
-                finally:  # The task may be cancelled while it closes the body.
+                finally:  # This also runs if the task is cancelled while it closes the body.
                     self._finish(last)
         except BaseException:
             await self.close_async()

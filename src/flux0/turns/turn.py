@@ -1,7 +1,7 @@
 """The stream of a turn without I/O.
 
-The inputs are the body's bytes, the waits for them, the body's end, and errors of the
-transport. The outputs are events, and the failure that ends the turn. The streams in
+The inputs are the body's bytes, the seconds of each wait for bytes, the body's end, and errors of
+the transport. The outputs are events, and the error that ends the turn. The streams in
 `flux0.turns.streams` do the I/O; the states of a stream are in `flux0.turns.life_cycle`.
 """
 
@@ -37,10 +37,10 @@ class Turn:
         codec: decodes the server-sent events.
         request: the request that started the turn.
         idle_timeout: the longest time between two events, in seconds. Only events reset this
-        timeout, not comments.
+            timeout, not comments.
 
     Attributes:
-        timeout: the timeout of the next read: the rest of the idle timeout.
+        timeout: the timeout of the next read in seconds: the time left until the idle timeout.
         correlation_id: the turn's id; None until an event with an id was received.
         event_count: the number of events so far.
     """
@@ -57,11 +57,11 @@ class Turn:
         self.event_count: int = 0
 
     def feed(self, data: bytes, waited: float = 0.0) -> tuple[Received, Flux0Error | None]:
-        """Return the events that `data` completes, and the failure after these events.
+        """Return the events that `data` completes, and the error after these events, if any.
 
         Only events reset the idle timeout, because comments and partial events do not show that the
-        agent is running. Without events, `waited`, the seconds for which the reader waited for
-        `data`, are subtracted from `timeout`.
+        agent is running. If `data` completes no event, `waited` (the seconds for which the reader
+        waited for `data`) is subtracted from `timeout`.
         """
         events: Received = []
         failure: Flux0Error | None = None
@@ -84,7 +84,8 @@ class Turn:
         return events, failure
 
     def on_end(self) -> Flux0Error | None:
-        # Some parsers raise `EventTooLarge` only in the next call.
+        # A parser may find an event that is too large, but raise `EventTooLarge` only when it is
+        # called again. Without this call, the error is lost.
         _, failure = self.feed(b"")
         if failure is None and self._parser.pending:
             failure = self.interrupted("the stream ended in the middle of an event")

@@ -17,7 +17,8 @@ from flux0.runtime.processes import NO_WAIT, OwnerProcess
 from flux0.turns.turn import Received
 
 T = TypeVar("T")
-# Fold the events of at least this many bytes at once: the lock costs as much as folding a chunk.
+# `add` folds events into the messages only once in this number of bytes, because acquiring the lock
+# takes as much time as folding one chunk.
 _FOLDED_BYTES: Final = 16 * 1024
 
 
@@ -25,7 +26,8 @@ class TurnContent:
     """The messages, the status and the agent error in the events that the reader took so far.
 
     The reader takes events from `unread` without a lock. All methods except `add` can be called in
-    any thread. They fold the events that were taken since the last call.
+    any thread. Before they return a result, they fold the events that were taken meanwhile into the
+    messages.
 
     Attributes:
         unread: The events that were received, but not taken by the reader.
@@ -81,7 +83,7 @@ class TurnContent:
             self.fold()
 
     def fold(self, get: Callable[[], tuple[T, ...]] | None = None) -> tuple[T, ...]:
-        """Fold the events that were taken, and return the result of `get`.
+        """Fold the events that were taken into the messages, and return the result of `get`.
 
         If a signal handler or a finalizer has interrupted this method and calls it again, it does
         nothing, and returns an empty tuple. A call in a forked child does nothing, too, if another
@@ -106,7 +108,8 @@ class TurnContent:
                     result = get()
                 self._is_folding = False
         except BaseException:
-            # Ctrl-C may interrupt this method at any place, even right after `acquire`.
+            # Ctrl-C may raise KeyboardInterrupt at any place, even right after `acquire`. If the
+            # lock is not released then, the next call waits forever.
             self._is_folding = False
             # `release` raises RuntimeError if this thread does not hold the lock.
             with suppress(RuntimeError):
@@ -116,5 +119,5 @@ class TurnContent:
         return result
 
     def _wait(self) -> bool:
-        """Wait for the lock. Return False in a forked child, which inherits the lock."""
+        """Wait for the lock. In a forked child, return False: no thread releases its copy."""
         return not self._process.is_inherited() and self._lock.acquire()

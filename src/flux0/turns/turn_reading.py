@@ -30,10 +30,10 @@ _LOST: Final = "the event loop or the thread that read the background turn has e
 
 
 class TurnReading(ABC, Generic[S]):
-    """The reading of one background turn. Its methods can be called in any thread.
+    """Reads one background turn. Its methods can be called in any thread.
 
     Args:
-        log: Creates the turn's log, with the function that stops the turn.
+        create_log: Returns the turn's log. Its argument is the function that stops the turn.
         on_end: A function that is called at the turn's end, possibly by a finalizer.
 
     Attributes:
@@ -54,7 +54,8 @@ class TurnReading(ABC, Generic[S]):
         self._stream = stream
         stream.mark_relayed()
         self._start(stream)
-        # `stop` may have been called before the stream was known.
+        # If another thread called `stop` while the message was being sent, there was no stream to
+        # close yet. Close the stream now.
         if self._stopped is not None:
             self.stop(self._stopped)
 
@@ -69,8 +70,8 @@ class TurnReading(ABC, Generic[S]):
 
     def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
         self._stream = None
-        # Frames of the traceback refer to the log, and the log refers to the error: a reference
-        # cycle.
+        # The log stores the error, and a frame in the error's traceback refers to the log. This
+        # cycle keeps both in memory, so drop the traceback.
         drop_tracebacks(error)
         self.log.finish(LogEnd(self._stopped or error, finished))
         self._on_end(self)
@@ -91,9 +92,10 @@ class TurnReading(ABC, Generic[S]):
             failure = Flux0Error(problem)
             failure.__cause__ = error
             self.end(failure)
-        # When an event loop ends, it cancels the tasks, which raises a BaseException here.
+        # An event loop that ends cancels its tasks: the cancellation is a BaseException.
         except BaseException as error:
-            if not isinstance(error, GeneratorExit):  # A finalizer must not wait for a log handler.
+            # A GeneratorExit may come from a finalizer, which must not wait for a log handler.
+            if not isinstance(error, GeneratorExit):
                 log_lost_reader(_LOST, stream.session_id)
             self.end(ReaderLost(_LOST))
             raise
@@ -101,12 +103,10 @@ class TurnReading(ABC, Generic[S]):
             self.end(finished=stream.finished)
 
     @abstractmethod
-    def _start(self, stream: S) -> None:
-        """Start to read `stream`, in another thread or task."""
+    def _start(self, stream: S) -> None: ...
 
     @abstractmethod
-    def _close(self, stream: S, reason: str) -> None:
-        """Close `stream`, and end the turn."""
+    def _close(self, stream: S, reason: str) -> None: ...
 
 
 class ThreadReading(TurnReading[EventStream]):
@@ -123,7 +123,8 @@ class ThreadReading(TurnReading[EventStream]):
             stream.confirm()
 
     def _close(self, stream: EventStream, reason: str) -> None:
-        # Do not wait for the thread: in some transports, only the idle timeout ends its read.
+        # Do not wait for the end of the reading thread: in some transports, closing the stream does
+        # not end a read in another thread, which then continues until the idle timeout.
         try:
             stream.close(reason)
         finally:
@@ -141,7 +142,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
         super().__init__(*args)
         self.loop: Loop = running_loop()
         self.log.loop = self.loop
-        # Keep a reference to the task: an event loop has only weak references to its tasks.
+        # This object must refer to its task. An event loop has only weak references to its tasks,
+        # so the garbage collector can free a running task.
         self._tasks: list[object] = []
 
     def lose(self) -> None:

@@ -24,11 +24,11 @@ class TurnReport:
 
     Attributes:
         session_id: The session's id.
-        agent: The agent; None if only the first chunk event names it.
+        agent: The agent; its id is None if the user passed only a session id.
         clock: Returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
-        is_relayed: Whether the turn is relayed. The log gets its error, because relays show only a
-            general sentence.
+        is_relayed: Whether the turn is relayed. If it is, its error is logged, because relays show
+            only a general sentence.
     """
 
     def __init__(
@@ -46,7 +46,8 @@ class TurnReport:
         # The times at which threads have ended the turn. Only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
-        # A finalizer must not call `is_turn_observed`: the first call imports the module logging.
+        # Store the result for `postpone`, which finalizers call. They must not call
+        # `is_turn_observed`, whose first call imports the module logging.
         self._is_observed = observers.is_turn_observed()
         self._reporting = Lock()
         self._is_complete = False
@@ -86,7 +87,8 @@ class TurnReport:
         self._report()
 
     def _report(self) -> None:
-        # Check again after the release: another thread may have added a report before it.
+        # Check `_waiting` again after the release: a thread that added a report while this thread
+        # held the lock has not waited for the lock.
         while self._waiting and self._reporting.acquire(NO_WAIT):
             try:
                 while self._waiting:
