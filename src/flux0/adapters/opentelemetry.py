@@ -236,7 +236,7 @@ class OpenTelemetry(Observer):
             status = str(error.status_code) if isinstance(error, APIError) else None
             attributes["error.type"] = status or type(error).__qualname__
             span.set_attributes(attributes)
-            # The classes of errors whose messages flux0 wrote. Messages of other errors may contain
+            # flux0 writes the messages of these errors itself. Messages of other errors may contain
             # text from the agent or the server, which is recorded only if `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
@@ -249,7 +249,7 @@ class HasStats(Protocol):
     """An object with `stats`, such as `BackgroundTurns`."""
 
     def stats(self) -> TurnStats:
-        """Return the current numbers."""
+        """Return the current numbers of turns and relays."""
         ...
 
 
@@ -317,7 +317,7 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                 case ReasoningPart(reasoning):
                     yield {"type": "reasoning", "content": _text(reasoning)}
                 case _:
-                    # All other types of parts were handled above.
+                    # Only tool calls are left: the other types of parts were handled above.
                     call = cast("ToolCallPart", part)
                     name, id_ = call.tool_name, call.tool_call_id
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}
@@ -339,6 +339,7 @@ def _json(value: object) -> str:
 def _utf8(value: object) -> str:
     """Return `value` as text that UTF-8 can encode: lone surrogates are escaped as in JSON.
 
-    The JSON of an agent may contain them. An OTLP exporter would lose a whole batch of spans.
+    The JSON of an agent may contain lone surrogates. If a span contains one, an OTLP exporter loses
+    the whole batch of spans.
     """
     return str(value).encode(errors="backslashreplace").decode()

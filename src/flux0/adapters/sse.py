@@ -137,8 +137,8 @@ class SSEParser:
         end = data.rfind(b"\n")
         while end > 0 and data[end - 1] != _LF:
             end = data.rfind(b"\n", 0, end)
-        # Copying the stored block for each small piece would make the cost quadratic. So copy the
-        # block only if `data` completes it, or if `data` is longer than the block.
+        # If the stored block is copied for each small piece, the total cost is quadratic. So copy
+        # the block only if `data` completes it, or if `data` is longer than the block.
         if block and (end > 0 or len(data) > len(block)):
             if end > 0:
                 end += len(block)
@@ -245,7 +245,7 @@ class _EventDecoder:
                 retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # Do not use `name`, the block's name so far: a second event line may follow the data.
+            # Do not use `name`: it is from the last event line, which may follow the data.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:

@@ -29,7 +29,7 @@ class AiohttpConnection(ResponseHandler):
 
     # The event loop's time at which the current wait ends with a timeout; None without a wait.
     deadline: float | None = None
-    _limit: float = 0.0  # How long the waiting task waits, in seconds.
+    _limit: float = 0.0  # The longest time of the current wait in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
     # The response body; None until the response head is received.
     _content: aiohttp.StreamReader | None = None
@@ -61,7 +61,8 @@ class AiohttpConnection(ResponseHandler):
     def start_wait(self, limit: float | None) -> None:
         """Start to wait for data, at most `limit` seconds.
 
-        To save time, a timer that expires earlier is kept. `_on_timer` then sets a new timer.
+        If a timer already exists and expires earlier, it is kept, because setting a timer for each
+        wait is slow. When it expires, `_on_timer` sets a timer for the remaining time.
         """
         if limit is None:
             self.deadline = None
@@ -79,7 +80,7 @@ class AiohttpConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         if self._content is None and unsent != self._unsent:
-            # Progress: the server has received a part of the request.
+            # The server has received a part of the request, so the wait begins again.
             self._unsent, self.deadline = unsent, now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))
@@ -145,13 +146,13 @@ class AiohttpConnection(ResponseHandler):
             content.set_exception(exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Report a reset as an error. aiohttp would end a close-delimited body without an error."""
+        """Report a reset as an error, also in a close-delimited body, where aiohttp does not."""
         if self._wait_timer is not None:
-            self._wait_timer.cancel()  # A running timer would keep the closed connection in memory.
+            self._wait_timer.cancel()  # A running timer keeps the closed connection in memory.
         transport = self.transport
         if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
-            # If sending fails, asyncio does not read a received response, such as a rejection. So
-            # read it here.
+            # If sending a request fails, asyncio does not read the bytes that were received, such
+            # as a response that rejects the request. So read them here.
             number = transport.get_extra_info("socket").fileno()
             with suppress(OSError), socket.fromfd(number, -1, -1) as duplicate:
                 self.data_received(duplicate.recv(65536))

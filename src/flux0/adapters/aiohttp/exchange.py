@@ -40,8 +40,8 @@ class AiohttpExchange(Exchange):
         self._authorization = headers.popall("authorization", ())
         self._cookies = headers.popall("cookie", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
-        # The argument `middlewares` replaces the session's middlewares, so pass these, too.
-        # They have no public name.
+        # The argument `middlewares` below replaces the session's own middlewares. So get them, and
+        # pass them, too. They have no public name.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             return await session.request(
@@ -72,10 +72,10 @@ class AiohttpExchange(Exchange):
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Call the user's middlewares. Wrap errors that would make aiohttp repeat the request."""
-        # If the session has authentication, `session.request` rejects an authorization header, and
-        # the session's cookies would replace the request's cookies. So `run` removes these headers,
-        # and this method adds them.
+        """Call the user's middlewares, and wrap errors after which aiohttp repeats a request."""
+        # If the session has authentication, `session.request` rejects an authorization header. It
+        # also replaces the request's cookies with the session's cookies. So `run` removes both
+        # headers, and this method adds them again.
         if self._authorization:
             request.headers["Authorization"] = ", ".join(self._authorization)
         if self._cookies:
@@ -130,7 +130,7 @@ class _StaleConnectionError(Exception):
 
 
 class _UserError(Exception):
-    """Wraps an error from user code that would make aiohttp send the request again."""
+    """Wraps an error from user code. Without this class, aiohttp sends the request again."""
 
 
 def translate(

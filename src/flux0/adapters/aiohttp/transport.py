@@ -127,8 +127,8 @@ class _AiohttpSource:
                 # If the user's middleware has read the body, `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            # Return the received data before raising the error. `read_nowait` would raise the
-            # error, so remove it from the content meanwhile.
+            # Return the data that was received before the error. `read_nowait` raises the error
+            # that is stored in the content, so remove the error during this call.
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
@@ -165,6 +165,7 @@ class _AiohttpSource:
     ) -> errors.TransportError | None:
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
-        # `receive` explains why aiohttp's errors must have no traceback.
+        # aiohttp raises the same error object for all closed responses, and keeps it in memory. So
+        # remove its traceback, which refers to the stream.
         error.__traceback__ = None
         return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)

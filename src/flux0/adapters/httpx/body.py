@@ -28,9 +28,9 @@ _HTTP2_WARNING: Final = (
 
 
 class _HttpxSource:
-    """The connection of one response.
+    """Receives the encoded body of one response from its connection.
 
-    flux0 decompresses the body with limits; httpx would decompress it without limits.
+    httpx decompresses bodies without limits, so flux0 decompresses the body itself.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class _HttpxSource:
         response: httpx.Response,
         transport: object,
     ) -> None:
-        # The user's hook or custom transport may have read the body.
+        # True if the user's hook or custom transport has read the body before.
         self._already_read = response.is_stream_consumed
         # If a hook called `raise_for_status`, the response is closed, and no body can be read.
         unreadable = response.is_closed and not self._already_read
@@ -54,11 +54,13 @@ class _HttpxSource:
         # The connection to shut down. None over HTTP/2, because other exchanges share it.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
-            # The user's hook may have replaced the response's stream.
+            # Read directly from the connection only if httpx's own stream is still there and
+            # unread: the user's hook may have replaced it or read it.
             is_own = package_of(response.stream) == exchange.library.httpx.__name__
             is_unread = not (response.is_closed or self._already_read)
             self._connection.is_direct = is_own and is_unread
-        # Keep the transport alive, because its finalizer closes the client.
+        # Refer to the transport, because the finalizer of an unreferenced transport closes the
+        # client and this connection.
         self._transport = transport
         self._timeouts: dict[str, float | None] = built.extensions.get("timeout", {})
         if http2 and request.is_streaming(response.status_code):
@@ -83,8 +85,8 @@ class _HttpxSource:
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
         if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
             known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
-        # The traceback refers to the body. The body's finalizer, and `raw_response`, refer to
-        # the exchange: the failure would keep the body and its stream in memory.
+        # Drop the stored exception. Its traceback refers to the body, and the user's `raw_response`
+        # refers to the exchange, so it keeps the body and its stream in memory.
         exchange.failure = None
         return exchange.to_transport_error(error) if known else None
 
@@ -117,7 +119,8 @@ class SyncHttpxSource(_HttpxSource):
 
 
 class AsyncHttpxSource(_HttpxSource):
-    # A reader in a daemon thread would fail, and print its error while the interpreter exits.
+    # Open bodies are not closed at exit: a read in a daemon thread then fails, and the thread
+    # prints its error while the interpreter exits.
     close_at_exit: ClassVar[bool] = False
 
     def __init__(self, *args: Any) -> None:
@@ -167,8 +170,8 @@ class AsyncHttpxSource(_HttpxSource):
         """Return control to the event loop once, then release the connection.
 
         When the loop ends, it cancels this task. The release uses a cancel scope of anyio. If the
-        task was cancelled in this scope, a reference cycle would keep the connection alive.
-        Therefore the task first waits in `sleep`, and ignores a cancellation there.
+        task is cancelled in this scope, a reference cycle keeps the connection in memory. Therefore
+        the task first waits in `sleep`, and ignores a cancellation there.
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 

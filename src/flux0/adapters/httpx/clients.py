@@ -26,7 +26,8 @@ from flux0.ports import Timeout
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
-# The argument `verify` of clients for http URLs. Without it, httpx would read the certificates.
+# The argument `verify` of clients for http URLs. Without this argument, httpx reads all
+# certificates, which takes longer than a call.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -152,8 +153,8 @@ def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: 
 
     def make_transport() -> Any:
         try:
-            # OpenSSL holds a lock while it reads certificates. A child that is forked in this time
-            # would inherit the lock in its locked state, so `fork_lock` delays the fork.
+            # OpenSSL holds a lock while it reads certificates. A child that is forked at this time
+            # waits for the lock forever, so `fork_lock` delays the fork.
             with fork_lock:
                 context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)

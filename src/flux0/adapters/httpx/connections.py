@@ -51,8 +51,8 @@ class Backend:
 class HttpxConnection(ABC):
     """A network stream of httpcore that detects surplus bytes after the end of a response.
 
-    httpcore would treat surplus bytes as the response to the next request. If a connection has
-    surplus bytes, `get_extra_info("is_readable")` is True, and the pool closes the connection.
+    httpcore treats surplus bytes as the response to the next request. If a connection of this class
+    has surplus bytes, `get_extra_info("is_readable")` is True, and the pool closes the connection.
 
     Therefore `read` keeps the last received byte, and returns it at the next call. Normally, this
     byte completes the response, and httpcore has to call `read` again to get it. If httpcore finds
@@ -97,8 +97,7 @@ class HttpxConnection(ABC):
         """Whether the socket has unread bytes, or the connection was closed."""
 
     @abstractmethod
-    def _get_info(self, info: str) -> Any:
-        """Return the property with the name `info`, such as `socket`."""
+    def _get_info(self, info: str) -> Any: ...
 
     def get_extra_info(self, info: str) -> Any:
         """Return a property. `is_readable` is also True if `read` has kept surplus bytes."""
@@ -109,9 +108,9 @@ class HttpxConnection(ABC):
     def _next_to_send(self, buffer: bytes) -> bytes:
         """Return the bytes to send now.
 
-        The head of a request is kept and sent together with the body. If the head was sent first, a
-        server could reject the head and close the connection. Sending the body would then fail, and
-        the response would be lost.
+        The head of a request is kept and sent together with the body. If the head is sent first, a
+        server may reject the request and close the connection. Then sending the body fails, and the
+        response is lost.
         """
         if not self._sending:
             self._sending = True
@@ -270,7 +269,7 @@ class AsyncConnection(HttpxConnection):
         self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        # If reading fails, `write` raises the error.
+        # If the connection fails, `write` raises an error, too, so ignore the error of reading.
         with suppress(self._httpcore_module.NetworkError):
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():

@@ -42,8 +42,8 @@ _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls
 
 
 # A function that returns the exchange of the current thread or task. The function is a weak
-# reference, because timers of asyncio, and tasks that the user's hooks start, keep copies of the
-# context.
+# reference: timers of asyncio, and tasks that the user's hooks start, keep copies of the context,
+# and a strong reference in a copy keeps the exchange in memory.
 current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = ContextVar(
     "current_exchange", default=do_nothing
 )
@@ -55,11 +55,11 @@ class HttpxExchange(Exchange):
     Inside a `with` block, the exchange is the current exchange. If the block fails, it ends.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
-    not refer to the request: a reference cycle would delay garbage collection.
+    not refer to the request, because a reference cycle delays garbage collection.
 
     Attributes:
         library: The library that sends the request.
-        caller: The built-in clients, or None for the user's client; and the thread.
+        caller: The built-in clients (None for the user's client), and the id of the calling thread.
         leave: Frees the exchange's place in a pool of a built-in client. Further calls do nothing.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes in interim responses and the response head so far.
@@ -92,8 +92,9 @@ class HttpxExchange(Exchange):
         try:
             self.interrupt.clear()
             if error is not None:
-                # `end` acquires a lock. At that time, this exchange must still be the current
-                # exchange.
+                # `end` acquires a lock. Call it before the reset: if a signal handler makes a call
+                # meanwhile, `send` finds this exchange, and rejects the call instead of waiting for
+                # the lock forever.
                 self.end()
         finally:
             current_exchange.reset(self._token)
@@ -101,7 +102,7 @@ class HttpxExchange(Exchange):
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now are a part of the response head.
 
-        The thread's context may be a copy, and this exchange the current one of another thread.
+        If the thread's context is a copy, this exchange may belong to another thread.
         """
         return self.sent and not self.head_received and self.connection in (connection, None)
 
@@ -177,7 +178,7 @@ class HttpxExchange(Exchange):
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
             if self.caller[0] is not None:
-                error.request = built  # `httpx.Client` sets the attribute, too.
+                error.request = built  # Set this attribute of errors, as `httpx.Client` does.
             # The user's hook may send other requests, so compare the requests. If httpcore
             # has reported no event, a custom transport may have raised the error. httpx itself
             # raises RemoteProtocolError for a redirect with an invalid `location`.

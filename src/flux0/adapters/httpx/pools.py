@@ -1,7 +1,7 @@
 """The pools of a built-in client, and the limit of its open exchanges.
 
 For each request, httpcore examines all connections of a pool several times. With 2,000 open streams
-in one pool, this would block an event loop for seconds. In a pool with more than 100 connections,
+in one pool, this blocks an event loop for seconds. In a pool with more than 100 connections,
 httpcore also closes each idle connection, because it treats active connections as idle. Therefore a
 client has several pools of 100 connections each. httpcore cannot limit several pools together, so
 `Pools` lets a call wait while too many exchanges are open.
@@ -110,9 +110,9 @@ class Pools:
         return place
 
     def leave(self, place: Place) -> None:
-        """Free a place. Close its pool if it is now unused, except the first pool.
+        """Free the place of an exchange. Close a pool without exchanges, except the first pool.
 
-        If the place is not in a pool, it loses its position in the queue. Further calls do nothing.
+        If the exchange still waits for a place, it leaves the queue. Further calls do nothing.
         """
         with self._lock:
             pool, place.pool = place.pool, None

@@ -40,7 +40,7 @@ class SyncConnection(HttpxConnection):
         while received is None:
             httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
             with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
-                # Avoid `settimeout` if possible, because it is a system call.
+                # Call `settimeout` only if the timeout has changed: each call is a system call.
                 if sock.gettimeout() != limit:
                     sock.settimeout(limit)
                 data = sock.recv(max_bytes)
@@ -67,7 +67,7 @@ class SyncConnection(HttpxConnection):
         return True
 
     def close(self) -> None:
-        # In a forked child, shutting the socket down would end the parent's connection, too.
+        # A forked child must not shut the socket down: this ends the parent's connection, too.
         if not self._owner.is_inherited():
             shut_down(self._get_info("socket"))
         self._sock.close()
@@ -103,7 +103,8 @@ class SyncConnection(HttpxConnection):
         return addresses[info]() if info in addresses else None
 
     def _is_readable(self) -> bool:
-        # If received bytes are in memory, `recv` does not need the socket.
+        # TLS inside TLS may have received bytes in memory. `recv` returns these bytes even if the
+        # socket has none.
         has_unread = isinstance(self._sock, _NestedTLS) and self._sock.incoming.pending
         return bool(has_unread) or wait(self._get_info("socket"), 0, read=True)[0]
 

@@ -195,7 +195,8 @@ class HttpxFamilyTransport:
         if getattr(client, "is_closed", False):
             raise self._client_closed()
         httpx, timeout = self._library.httpx, request.timeout
-        # The client adds its cookies only to a request without a cookie header.
+        # Build the request without the call's cookies, because the client adds its own cookies only
+        # to a request without a cookie header. Both are merged below.
         pairs = request.headers.without(("cookie",)).pairs
         if "accept-encoding" not in request.headers:
             pairs += (("accept-encoding", ACCEPT_ENCODING),)
@@ -235,8 +236,8 @@ class HttpxFamilyTransport:
             translated = exchange.translate(error, built)
             if translated is not None:
                 raise translated from error
-        # A built-in client calls no code of the user, so only the user's client can raise its
-        # errors.
+        # Only the user's client calls code of the user, such as hooks, which may have raised this
+        # error.
         if client in (self._client, self._async_client):
             mark_user_error(error, sent=exchange.sent)
         return None

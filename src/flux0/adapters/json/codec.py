@@ -21,8 +21,8 @@ T = TypeVar("T")
 # raises if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
-# NaN and infinities, which JSON does not have, are an error in a request: as null, the server would
-# store something else than the user has passed.
+# NaN and infinities in a request raise an error, because JSON does not have them. They are not sent
+# as null, because the server then stores a value that the user has not passed.
 _encoder = JSONEncoder(allow_nan=False, separators=(",", ":"))
 _unescaped: Callable[[Any], str] = JSONEncoder(ensure_ascii=False).encode
 _decoder = JSONDecoder()
@@ -107,7 +107,8 @@ _EVENTS: dict[str, Any] = {
 
 
 def _drop_tracebacks(error: BaseException) -> None:
-    # Frames of cattrs refer to the errors of the fields: a reference cycle.
+    # The frames in an error's traceback refer to the error. Drop the traceback, because this cycle
+    # keeps the error and the JSON in memory.
     error.__traceback__ = None
     for each in getattr(error, "exceptions", ()):
         _drop_tracebacks(each)

@@ -57,7 +57,10 @@ class TypeMismatch(ValueError):
 
 @cache
 def converter(*, explaining: bool) -> Converter:
-    """Return a converter. With `explaining`, it is slower, but its errors are detailed."""
+    """Return the converter that builds models from plain JSON.
+
+    If `explaining` is True, it is slower, but its errors name the wrong value and the problem.
+    """
     made = Converter(detailed_validation=explaining)
     for kind, expected, types in _EXACT:
         made.register_structure_hook(kind, _exactly(expected, types))
@@ -186,7 +189,7 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 def _model(made: Converter, kind: Any) -> Hook:
     if is_plain(kind) and not made.detailed_validation:
         return generate_hook(kind, made.get_structure_hook)
-    # cattrs' hook calls `__init__`, and so the class's checks.
+    # cattrs' hook calls `__init__`, in which some classes check or convert their arguments.
     changes: Any = {name: override(rename=key) for name, key in json_keys(kind) if name != key}
     if is_extensible := issubclass(kind, Extensible):
         changes["extra"] = override(omit=True)
@@ -230,9 +233,10 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
 
 
 def _stream_event_class(data: Any) -> Any:
-    """Return the stream event class that plain JSON represents, as far as possible.
+    """Return the class of the stream event that `data`, plain JSON, represents.
 
-    The `type` selects the class, or else the class with most of its required members in `data`.
+    The member `type` selects the class. Without `type`, it is the class that finds the largest part
+    of its required members in `data`.
     """
     members = cast("dict[str, Any]", data) if type(data) is dict else {}
 

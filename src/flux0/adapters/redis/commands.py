@@ -8,23 +8,24 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-# A command and its arguments. After `EVALSHA` comes the script. The worker sends its hash.
+# A Redis command and its arguments. After `EVALSHA`, the argument is the text of a script. The
+# worker replaces this text by its hash.
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 
 def run_script(script: str, keys: tuple[str, ...], *values: str | bytes | int) -> Command:
-    """Run one of the scripts in `scripts`, which describe their arguments and replies."""
+    """Return the command that runs a script of the module `scripts`."""
     return ("EVALSHA", script, len(keys), *keys, *values)
 
 
 @final
 @frozen
 class TurnName:
-    """The name of a turn in Redis.
+    """Identifies a turn in Redis. The keys of its data contain this name.
 
     Attributes:
-        session: The key of its session.
-        id: The id of the turn; empty for no turn.
+        session: The key of the turn's session.
+        id: The turn's id; empty for no turn.
     """
 
     session: str
@@ -44,7 +45,7 @@ class Settings:
     """The names of one process, and the times of all turns.
 
     Args:
-        prefix: The start of all keys and channels.
+        prefix: The start of the names of all keys and channels.
         keep: The time in seconds for which a turn is kept after its end.
         lease: The longest time in seconds after which readers notice that the reading process has
             ended, or that Redis does not respond.
@@ -55,9 +56,9 @@ class Settings:
         keep: The argument `keep`.
         lease: The argument `lease`.
         renew: Seconds between two renewals of a lease, and between two attempts to reach Redis.
-        expiry: Seconds without a renewal after which a process is lost. They are checked only at
-            the next renewal. If Redis was unreachable, the process has this time to renew its
-            lease.
+        expiry: Seconds without a renewal after which a process is lost. Other processes check this
+            when they renew their own leases. When Redis is reachable again, each process has this
+            time to renew its lease.
         check: Seconds between two checks whether Redis responds.
         keep_ms: Milliseconds after which the keys of an ended turn expire.
         ttl_ms: Milliseconds after which the keys of a running turn expire, unless they are renewed.
@@ -76,13 +77,16 @@ class Settings:
         self.ttl_ms: int = round((keep + lease) * 1000)
 
     def name(self, session_id: str, turn_id: str) -> TurnName:
-        """Return the name of a turn. The key of its session has the hash tag of all its keys."""
-        # A brace in the session id would change the hash tag.
+        """Return the name of a turn. It contains a hash tag: the quoted session id in braces.
+
+        All keys of a session have the same hash tag, so they are in one slot of a Redis Cluster.
+        """
+        # The session id is quoted, because a brace in it changes the hash tag.
         return TurnName(f"{self._prefix}{{{quote(session_id, safe='')}}}", turn_id)
 
 
 def as_bytes(value: bytes | str | None) -> bytes:
-    """Return a value in a reply as bytes. Some clients decode all replies."""
+    """Return a value from a Redis reply as bytes. Some clients decode all replies to str."""
     return value.encode() if isinstance(value, str) else value or b""
 
 

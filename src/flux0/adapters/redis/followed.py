@@ -24,12 +24,15 @@ _EVENTS_LOST: Final = "Redis no longer has all events of the turn"
 
 
 def read(name: TurnName, process: str, first: int) -> Command:
-    """Return the command with which `process` follows a turn, and reads events from `first`."""
+    """Return the command that reads a turn's events, from the number `first`.
+
+    Redis then notifies `process` of each new event.
+    """
     return run_script(scripts.READ, name.keys, process, first, _MAX_ENTRIES)
 
 
 def lose(info: str, process: str, settings: Settings) -> Command:
-    """Return the command that ends a turn if `process` was the last to read it."""
+    """Return the command that ends a turn with a `ReaderLost`, if `process` has read it."""
     end = LogEnd(ReaderLost(_READER_LOST)).to_json()
     return run_script(scripts.LOSE, (info, f"{info}:log"), process, end, settings.keep_ms)
 
@@ -39,9 +42,9 @@ class FollowedTurn:
     """A turn that another process reads. All readers in this process share one copy of its log.
 
     Args:
-        name: The name of the turn.
+        name: The turn's name in Redis.
         log: The copy of its log. It grows until the turn has ended, or until it is unreferenced.
-        worker: Runs `steps`.
+        worker: Runs the method `steps` in its thread.
         turns: The turns that this process follows. The turn removes itself when its copy is
             unreferenced.
 
@@ -75,25 +78,30 @@ class FollowedTurn:
                     self._is_lost = False
                     if (yield lose(name.info, self.process, settings)):
                         getLogger("flux0").warning("%s: turn=%s", _READER_LOST, name.info)
-                # Keep no reference while Redis is asked: the copy may be unreferenced.
+                # While the worker waits for Redis, no variable refers to the copy. So the copy is
+                # freed when no reader uses it.
                 last = log.last if (log := self.log()) else 0
                 del log
                 if not self.update((yield read(name, settings.process, last + 1))):
                     if self._missing_since is not None:
                         yield "PUBLISH", self.process, name.info
                     return
-            # A newer copy of the same turn may have replaced this copy.
+            # Remove this object only if no newer copy of the same turn has replaced it.
             if self.log() is None and turns.get(name.info, self) is self:
                 turns.pop(name.info, None)
                 yield "HDEL", name.info, f"@{settings.process}"
         except Exception:
             if worker.waiting_seconds:
                 raise
-            # Redis has responded, but with an error, or with invalid data.
+            # Redis has responded with an error or with invalid data. Wait until the reading process
+            # has restored the events.
             self._wait_for_events()
 
     def update(self, reply: Any) -> bool:
-        """Append the events in a reply to `read`. Return whether to send it again."""
+        """Append the events in the reply to the command `read` to the copy of the log.
+
+        Return True if `steps` must continue, for example with the next events.
+        """
         log = self.log()
         if log is None:
             return True
@@ -118,7 +126,7 @@ class FollowedTurn:
             log.finish(LogEnd(error, is_of_copy=True))
 
     def lose(self, process: str) -> None:
-        """End the turn if this process reads it, because the process is lost."""
+        """Handle the loss of a process: if it has read this turn, `steps` ends the turn."""
         if process == self.process:
             self._is_lost = True
             self._worker.submit(self.steps)
@@ -139,7 +147,8 @@ def _extend(log: TurnLog, entries: Any) -> bool:
     for id_, (_, data) in entries:
         events = [event + _END_OF_EVENT for event in as_bytes(data).split(_END_OF_EVENT)[:-1]]
         last = int(as_bytes(id_).partition(b"-")[0])
-        # Redis has the events again in other batches if it had lost them.
+        # If Redis had lost the events, the reading process has added them again, perhaps in other
+        # batches. Append only the events that the log does not have.
         if new := events[max(len(events) - last + log.last, 0) :]:
             log.extend(last + 1 - len(new), new)
     return log.last > before

@@ -21,7 +21,7 @@ _REACHABLE: Final = "Redis can be reached again"
 @final
 @define(eq=False)
 class Lease:
-    """Renews the lease of this process, and ends the turns of other processes that are lost.
+    """Renews this process's lease in Redis, and ends the turns of processes without a lease.
 
     Args:
         worker: Runs the jobs.
@@ -33,7 +33,7 @@ class Lease:
     _published: dict[str, PublishedTurn]
     _followed: dict[str, FollowedTurn]
     _count: int = 0
-    # For each process: the counter of its lease, and when it changed last.
+    # Maps each other process to the counter of its lease, and to the time when the counter changed.
     _seen: dict[str, tuple[object, float]] = field(factory=dict[str, "tuple[object, float]"])
     _is_reachable: bool = True
 
@@ -46,15 +46,19 @@ class Lease:
             for process in {turn.process for turn in running}:
                 count, now = (yield ("GET", process)), monotonic()
                 last, since = seen.get(process, (None, now))
-                # The key of an expired lease is missing: the process has not renewed it.
+                # If the process has renewed its lease, the counter has changed. If the lease has
+                # expired, the counter is None.
                 self._seen[process] = count, since if count in (last, None) else now
                 if now - self._seen[process][1] >= settings.expiry:
                     for turn in running:
                         turn.lose(process)
         except Exception as error:
-            self._seen = {}  # Meanwhile, the processes cannot renew their leases, either.
+            # If Redis is unreachable, the other processes cannot renew their leases, either. Give
+            # them the full time again.
+            self._seen = {}
             if self._is_reachable:
-                # A log record must not refer to the error, whose traceback refers to turns.
+                # Log the text and not the error: a stored log record with the error keeps the turns
+                # in the error's traceback in memory.
                 getLogger("flux0").warning("%s: %s", _UNREACHABLE, str(error.__cause__ or error))
             self._is_reachable = False
             raise
@@ -69,7 +73,8 @@ class Lease:
         self._count += 1
         count, expiry_ms = self._count, round(settings.expiry * 1000)
         previous = yield run_script(scripts.RENEW, (settings.process,), count, expiry_ms)
-        if int(previous or 0) < count - 1:  # Redis has lost data.
+        # If the stored counter is too low, Redis has lost data: publish and follow all turns again.
+        if int(previous or 0) < count - 1:
             for turns in (self._published, self._followed):
                 for turn in turns.values():
                     self._worker.submit(turn.steps)

@@ -53,7 +53,7 @@ class StoreProcess:
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._lease = Lease(self._worker, self._published, self._followed)
-        # For each log that was claimed: the turn that its session had before.
+        # Maps the log of each claimed turn to the turn that its session had before, for `release`.
         self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
         self._is_closed = False
@@ -123,20 +123,24 @@ class StoreProcess:
                 raise TurnStoreError("the threads of the store cannot be started") from error
 
     def _run(self, steps: Steps[T]) -> Steps[T]:
-        if not self._is_permitted:  # Without the channel, no stop would arrive.
+        # Requests to stop a turn arrive over this channel. If this client is not permitted to use
+        # the channel, the command fails here, before a turn is claimed.
+        if not self._is_permitted:
             yield "PUBLISH", self._settings.process, ""
             self._is_permitted = True
         return (yield from steps)
 
     def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
         own, settings = self._own_log(name), self._settings
-        if refuse and own is not None and not own.is_ended:  # Redis may have lost its data.
+        # Check this process's own turns first, because Redis may have lost its data.
+        if refuse and own is not None and not own.is_ended:
             raise TurnRunning(_RUNNING)
         yield from self._lease.renew()
         while True:
             id_, process = yield "HMGET", name.session, "turn", "process"
             self._replaced[log] = expected = evolve(name, id=as_text(id_))
-            # The turn of a lost process is not running.
+            # If the lease (the key `process`) has expired, the process is lost, and does not run
+            # its turn any more.
             refuses = refuse and process and (yield "GET", as_text(process))
             keys = name.session, name.info, expected.info
             values = name.id, expected.id, int(bool(refuses)), settings.process, log.max_bytes
@@ -146,15 +150,16 @@ class StoreProcess:
         if not generation:
             raise TurnRunning(_RUNNING)
         turn = PublishedTurn(name, int(generation), log, self._worker, self._published)
-        turn.is_released = log.is_ended  # The caller may have been cancelled in the meantime.
+        turn.is_released = log.is_ended  # A caller that was cancelled meanwhile has ended the log.
         self._published[name.info] = turn
         self._submit(turn)
         previous = (yield from self._join(expected)) if was_running else own
         return None if previous is None or previous.is_ended else previous
 
     def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
-        # The worker repeats this job if Redis does not respond. Redis may have received the claim
-        # although the caller got an error. Otherwise, this script keeps the turn of the session.
+        # The worker repeats this job until Redis responds, because Redis may have received the
+        # claim although the caller got an error. If Redis has not received it, this script does not
+        # change the session.
         if monotonic() < ends:
             previous = self._replaced.get(log, name)
             keys = name.session, name.info, previous.info
@@ -169,7 +174,7 @@ class StoreProcess:
         log = self._known_log(name)
         if log is None:
             reply = yield read(name, self._settings.process, 1)
-            # Another call may have begun to follow the turn in the meantime.
+            # While this call waited for Redis, another call may have begun to follow the turn.
             log = self._known_log(name)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))
@@ -177,8 +182,10 @@ class StoreProcess:
                 turn.update(reply)
                 self._followed[name.info] = turn
                 self._submit(turn)
+                # Let the reading process check the turn: if it no longer knows the turn, it ends
+                # the turn in Redis (`_end_lost`).
                 if turn.is_running:
-                    yield "PUBLISH", turn.process, name.info  # See `_end_lost`.
+                    yield "PUBLISH", turn.process, name.info
         return log
 
     def _submit(self, turn: PublishedTurn | FollowedTurn) -> None:
@@ -186,7 +193,7 @@ class StoreProcess:
         self._worker.submit(self._lease.steps)
 
     def _own_log(self, name: TurnName) -> TurnLog | None:
-        """Return the turn of a session that this process reads or has still to publish."""
+        """Return the log of the session's turn that this process reads or has still to publish."""
         turns = reversed(self._published.copy().values())
         own = (turn for turn in turns if turn.name.session == name.session)
         return next((turn.log for turn in own if not turn.is_released), None)
@@ -202,19 +209,20 @@ class StoreProcess:
         self._call(self._request_stop(name, reason))
 
     def _request_stop(self, name: TurnName, reason: str) -> Steps[None]:
-        # The request has a unique start, so that two requests with one reason differ.
+        # The request has a random start. So the reading process can distinguish a second request
+        # with the same reason from the first request.
         yield run_script(scripts.STOP, (name.info,), f"{urandom(8).hex()} {reason}")
 
     def _run_worker(self) -> None:
         _suppress_instrumentation()
         self._worker.run()
         self._worker_ended.set()
-        with suppress(Exception):  # The listener ends without a message, too, but later.
+        # Wake the listener. If this fails, it ends after its next timeout.
+        with suppress(Exception):
             self._client.execute_command("PUBLISH", self._settings.process, "")
 
     def _listen(self) -> None:
         _suppress_instrumentation()
-        """Check the turns about which other processes send messages."""
         while not self._worker_ended.is_set():
             try:
                 self._receive_messages()
@@ -243,13 +251,19 @@ class StoreProcess:
             subscriber.close()
 
     def _check_turns(self, key: str | None) -> None:
-        """Check the turn with this key; None if messages about any turn may have been lost."""
+        """Schedule a check of the turn with this key. If `key` is None, check all turns.
+
+        All turns are checked if the connection failed, because messages may have been lost.
+        """
         for turns in (self._published.copy(), self._followed.copy()):
             for info in turns if key is None else turns.keys() & {key}:
                 self._worker.submit(turns[info].steps)
 
     def _end_lost(self, key: str) -> Steps[None]:
-        """End a turn that this process has read, and that Redis has again in an older version."""
+        """End a turn in Redis that this process has finished.
+
+        Redis may have such a turn as a running turn if it was restored from older data.
+        """
         followed = self._followed.get(key)
         is_own = followed is None or followed.process == self._settings.process
         if (
@@ -272,7 +286,8 @@ class StoreProcess:
 def _suppress_instrumentation() -> None:
     """Prevent spans of OpenTelemetry's instrumentation of redis in this thread.
 
-    The thread belongs to no request, so each command would be a trace.
+    The thread does not belong to a request, so the instrumentation records each command as a
+    separate trace.
     """
     if context := sys.modules.get("opentelemetry.context"):
         context.attach(context.set_value("suppress_instrumentation", value=True))

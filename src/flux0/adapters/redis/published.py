@@ -26,16 +26,16 @@ class PublishedTurn:
     """A turn that this process reads. Its log is copied to Redis, in batches.
 
     Args:
-        name: The name of the turn.
-        generation: The generation of its claim, as a number.
-        log: The log of the turn.
-        worker: Runs `steps`.
+        name: The turn's name in Redis.
+        generation: A number that is larger than the generations of the session's earlier turns.
+        log: The turn's log.
+        worker: Runs the method `steps` in its thread.
         turns: The turns that this process reads. The turn removes itself when Redis has its end.
 
     Attributes:
-        name: The name of the turn.
-        log: The log of the turn.
-        is_released: Whether the session must not have this turn.
+        name: The turn's name in Redis.
+        log: The turn's log.
+        is_released: True if the claim was undone: the session must not have this turn.
     """
 
     name: TurnName
@@ -68,17 +68,17 @@ class PublishedTurn:
             if is_end and self._sent == last:
                 break
             if not self.log.has_more(self._sent):
-                # Redis must keep the turn.
+                # Repeat this job even without new events, so that the turn's keys do not expire.
                 self._worker.set_timer(self.steps, settings.keep / 3)
                 return
         self._unwatch()
         self._turns.pop(self.name.info, None)
 
     def _next_batch(self) -> tuple[int, bool, Command]:
-        end = self.log.end  # Get the end first: after the end, no event is added.
+        end = self.log.end  # Read the end before the events: after the end, no event is added.
         kept = self.log.first
         after = max(self._sent, kept - 1)
-        events = self.log.read(after)  # Raises an error if events were dropped since then.
+        events = self.log.read(after)  # Raises an error if the next event was dropped meanwhile.
         last = after + len(events) if events else self._sent
         encoded_end = b"" if end is None or last < self.log.last else end.to_json()
         settings = self._worker.settings
@@ -100,5 +100,5 @@ class PublishedTurn:
         if request not in (b"", self._stop_request):
             self._stop_request = request
             reason = request.partition(b" ")[2].decode() or _REPLACED
-            # The function may block: the stream is closed.
+            # `stop` closes the stream, which may block. It must not block the worker.
             run_in_new_thread(partial(self.log.stop, reason))

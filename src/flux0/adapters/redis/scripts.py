@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from typing import Final
 
-# The caller must know the present turn, because scripts get the names of all keys as arguments. The
-# reply is empty if the session has another turn. Otherwise: whether the present turn is running,
-# and the generation of the claimed turn, which is empty if the claim was refused. The time orders
-# claims also if Redis has lost the last generation.
+# The caller passes the present turn of the session, because a script gets all its keys as
+# arguments. If the session has another turn, the reply is empty. Otherwise, the reply says whether
+# the present turn is running, and has the generation of the claimed turn (empty if the claim was
+# refused). A generation is at least the current time. So it is larger than the last generation even
+# if Redis has lost the last generation.
 CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
@@ -98,7 +99,7 @@ end
 return {stored, state.stop or ''}
 """
 
-# The message to all processes says that the followers of the turn must register again.
+# The message to all processes tells the followers of this turn to register again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
@@ -109,7 +110,8 @@ redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PUBLISH', everyone, info)
 """
 
-# The reply is empty if Redis does not have the turn. The first entry may have older events, too.
+# The reply is empty if Redis does not have the turn. The first entry may contain events before
+# `first`, too.
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, count = unpack(ARGV)
@@ -129,7 +131,8 @@ if process then
 end
 """
 
-# The reply is 1 if this call has ended the turn. Other followers notice the lost process, too.
+# The reply is 1 if this call has ended the turn. It is 0 if another follower was faster, or if
+# another process has restored the turn.
 LOSE: Final = """
 local process, turn_end, ttl_ms = unpack(ARGV)
 if redis.call('HGET', KEYS[1], 'process') ~= process then return 0 end

@@ -27,7 +27,7 @@ class RedisTurnStore(TurnStore):
 
     Args:
         client: A sync client, such as `redis.Redis`, `redis.RedisCluster` or `valkey.Valkey`.
-        prefix: The start of all keys and channels.
+        prefix: The start of the names of all keys and channels in Redis.
         keep_seconds: The time in seconds for which a turn is kept after its end.
         lease_seconds: The time in seconds after which readers in other processes notice that the
             reading process has ended, or that Redis cannot be reached.
@@ -46,7 +46,8 @@ class RedisTurnStore(TurnStore):
         _check_seconds("keep_seconds", keep_seconds, _MIN_KEEP_SECONDS)
         _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
         options = prefix, keep_seconds, lease_seconds
-        # A list, because the threads do not refer to the store: it can be garbage-collected.
+        # The threads refer to this list, but not to the store. So an unreferenced store is freed,
+        # and its threads end.
         self._owned_clients = owned = list[RedisClient]()
         self._process = PerProcess(lambda: StoreProcess(client, owned, Settings(*options)))
         finalize(self, _retire, self._process).atexit = False
@@ -110,10 +111,10 @@ class RedisTurnStore(TurnStore):
         return self._process.get().state()
 
     def close(self) -> None:
-        """Publish the ends of the turns, and end the threads.
+        """Publish the ends of the turns, and end the store's threads.
 
-        If the store was created by `from_url`, its connections are closed, too. Without this call,
-        all of them end after the last turn of a garbage-collected store.
+        If the store was created by `from_url`, its connections are closed, too. If you do not call
+        this method, the threads end when the store is unreferenced and its last turn has ended.
         """
         self._process.get().close()
 

@@ -17,15 +17,17 @@ from flux0.domain.errors import TurnStoreError
 
 T = TypeVar("T")
 
-# Yields commands, and receives their replies, or a `TurnStoreError`.
+# A generator that yields Redis commands. The worker sends each command, and sends the reply to the
+# generator, or raises a `TurnStoreError` in it.
 Steps: TypeAlias = "Generator[Command, Any, T]"
-# Work of the worker, which repeats it after an error. A method of an object is always the same job.
+# A function that returns steps for the worker. After an error, the worker calls it again. Two
+# references to the same method of an object are one job.
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
 # The longest time in seconds for which a caller waits for Redis.
 _MAX_CALL_SECONDS: Final = 10.0
-# The shortest time in seconds between two pipelines of jobs that can wait. A pipeline for each
-# event would cost more than reading the event.
+# The shortest time in seconds between two pipelines of jobs that can wait. Without this interval,
+# each event has its own pipeline, which takes more time than reading the event.
 _MIN_INTERVAL: Final = 0.005
 
 
@@ -57,7 +59,7 @@ class Worker:
     Attributes:
         settings: The names and times.
         has_failed: Whether the last commands have failed.
-        failures: How often commands have failed.
+        failures: The number of pipelines in which all commands have failed.
     """
 
     def __init__(self, client: RedisClient, settings: Settings) -> None:
@@ -65,7 +67,8 @@ class Worker:
         self._client = client
         self._inbox: SimpleQueue[tuple[Job, bool]] = SimpleQueue()
         self._running: dict[Job, tuple[Steps[None], Command]] = {}
-        # When to start each job. A running job starts again after its end.
+        # Maps each job to the time when it must start. A job that is running starts again after its
+        # end.
         self._timers: dict[Job, float] = {}
         self._not_before = 0.0
         self._last_reply = monotonic()
@@ -84,8 +87,8 @@ class Worker:
     def submit(self, job: Job, *, now: bool = False) -> None:
         """Start a job, or start it again after its end. Safe in any thread and in finalizers.
 
-        Unless `now`, the job starts some milliseconds after other jobs, and if Redis cannot be
-        reached, at the next attempt.
+        If `now` is False, the job may start some milliseconds later, together with other jobs. If
+        Redis cannot be reached, it then starts at the next attempt.
         """
         self._inbox.put((job, now))
 
@@ -113,7 +116,7 @@ class Worker:
             try:
                 raise result
             finally:
-                del result  # The traceback of the error refers to this frame.
+                del result  # The error's traceback refers to this frame: break the cycle.
         return result
 
     def set_timer(self, job: Job, seconds: float) -> None:
@@ -121,9 +124,9 @@ class Worker:
         self._schedule(job, monotonic() + seconds)
 
     def stop(self, *, when_idle: bool = False) -> None:
-        """End `run` after starting all jobs for the last time, or when there is no job.
+        """End the worker's thread, after all jobs were started once more.
 
-        Safe in finalizers.
+        If `when_idle` is True, end the thread when it has no job. Safe in finalizers.
         """
         self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
         self.submit(_no_steps)  # Wakes the thread.
@@ -180,17 +183,20 @@ class Worker:
         except StopIteration:
             pass
         except Exception:  # noqa: BLE001 - the client may be of another library
-            # Other jobs wait for the next attempt, too. A call, which fails in its own thread, does
-            # not delay them.
+            # Repeat the failed job at the next attempt, for which other jobs wait, too. The jobs of
+            # `call` do not fail here: their errors are raised in the calling thread.
             self._timers[job] = self._not_before = monotonic() + self.settings.renew
 
     def _send(self) -> list[object]:
         """Send the next command of each running job, and return the replies."""
-        # Frames of redis, which may be in reference cycles, refer to this frame, but not to jobs.
+        # No variable here refers to a job: frames of the library redis refer to this frame, and may
+        # be in reference cycles, which keep its variables in memory.
         commands = [command for _, command in self._running.values()]
         if not commands:
             return []
-        if not self._is_waiting:  # If this process was suspended, Redis may have responded.
+        # The last reply may be old because this process was suspended, although Redis responds. So
+        # do not count the time before the last renewal.
+        if not self._is_waiting:
             self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
         self._is_waiting = True
         replies = self._replies(commands)
@@ -206,10 +212,11 @@ class Worker:
             replies = self._pipeline(commands, is_known=True)
             done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
             if unknown := commands[len(done) :]:
-                # Redis may not know a script. Keep the order of all commands.
+                # Redis may not know a script. Send the failed command and all later commands again,
+                # with the scripts' text, so that the order of the commands does not change.
                 done += self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
-            return [error] * len(commands)  # A variable would put the error in a reference cycle.
+            return [error] * len(commands)  # A variable for this list forms a reference cycle.
         return done
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
@@ -231,7 +238,7 @@ def _no_steps() -> Steps[None]:
 
 
 def _failure(error: Exception) -> TurnStoreError:
-    """Return a new error for one job: its traceback refers to the job."""
+    """Return a new error for each job, because the error's traceback refers to the job."""
     failure = TurnStoreError(f"Redis cannot be used: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

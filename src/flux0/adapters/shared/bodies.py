@@ -67,7 +67,7 @@ class AsyncSource(_AnySource, Protocol):
         """Release the connection, even if the caller is cancelled. Further calls do nothing."""
 
     def close_from_finalizer(self, loop: Loop) -> None:
-        """Release the connection in its event loop: the body is unreferenced.
+        """Release the connection of an unreferenced body, in its event loop.
 
         If the loop cannot run before the caller returns, shut the connection down at once.
         """
@@ -99,7 +99,8 @@ class _BodyState:
                 return data
             self._decoded = decoder.feed(data)
             return next(self._decoded, b"")
-        # If the body was closed meanwhile, the HTTP library may report a false end.
+        # If another thread or task has closed the body meanwhile, the HTTP library may report an
+        # end although the body is incomplete.
         if self.closed:
             raise EOFError
         if decoder is not None:
@@ -147,7 +148,7 @@ class AsyncBody(_BodyState):
                 raise translated from error
             raise
         finally:
-            translated = None  # Its traceback refers to this frame: a reference cycle.
+            translated = None  # The error's traceback refers to this frame: break the cycle.
             self._read_lock.release()
         return piece
 
@@ -158,7 +159,7 @@ class AsyncBody(_BodyState):
 
 
 def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
-    # If a forked child frees the body, the parent still uses the connection.
+    # A forked child must not close the source, because its parent still uses the connection.
     if not owner.is_inherited():
         source.close_from_finalizer(loop)
 
@@ -166,10 +167,10 @@ def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
 class SyncBodyState(_BodyState):
     """The state of a `SyncBody`. Other threads and the garbage collector may close it."""
 
-    # Readers that must never be freed. Freeing them would acquire locks in the connection pool. In
-    # a forked child, and while the interpreter exits, such a lock may belong to a thread that no
-    # longer runs, so the lock is never released. The set is not a module global, because the
-    # interpreter clears module globals while it exits.
+    # Bodies that must never be freed, because freeing a body acquires locks of the connection pool.
+    # In a forked child, and while the interpreter exits, such a lock may belong to a thread that no
+    # longer runs, and is never released. The set is not a module global, because the interpreter
+    # clears module globals while it exits.
     _never_collected: ClassVar[set[SyncBodyState]] = set()
 
     def __init__(self, source: Source) -> None:
@@ -207,7 +208,7 @@ class SyncBodyState(_BodyState):
                 raise translated from error
             raise
         finally:
-            translated = None  # Its traceback refers to this frame: a reference cycle.
+            translated = None  # The error's traceback refers to this frame: break the cycle.
             self._read_lock.release()
             # Another thread may have called `close` while this thread held the read lock.
             if self.closed:
@@ -261,7 +262,8 @@ class OpenBodies:
     """The open sync bodies of one transport. Closing the transport closes these bodies."""
 
     def __init__(self) -> None:
-        # The keys are the bodies. A lock is not needed, because each operation is atomic.
+        # The keys are weak references to the bodies. No lock is needed, because single operations
+        # of a dict are atomic.
         self._references: dict[ref[SyncBody], None] = {}
 
     def add(self, body: SyncBody) -> None:

@@ -10,7 +10,8 @@ _MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
 _MAX_USUAL_LINE: Final = 18  # The length of a line with a chunk size of 16 digits and CRLF.
 _USUAL_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-# A chunk size with extensions. `int` would also accept signs and underscores.
+# A chunk size with extensions. The pattern checks the digits, because `int` also accepts signs and
+# underscores.
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)\s*(?:;.*)?", re.DOTALL)
 
 # The parser states, named after the bytes that are expected next.

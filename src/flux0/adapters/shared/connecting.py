@@ -17,7 +17,7 @@ from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.sending import wait
 from flux0.ports import Interrupt
 
-MIN_SECONDS: Final = 0.001  # A timeout of 0 would make a socket non-blocking.
+MIN_SECONDS: Final = 0.001  # The shortest timeout: 0 makes a socket non-blocking.
 
 
 @frozen

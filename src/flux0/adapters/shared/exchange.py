@@ -19,7 +19,8 @@ def shut_down(connection: Any) -> None:
     """
     with suppress(OSError):
         if isinstance(connection, socket.socket):
-            # `SSLSocket.shutdown` would remove the TLS layer while another thread reads from it.
+            # Do not call `SSLSocket.shutdown`: it removes the TLS layer while another thread reads
+            # from the socket.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
         elif connection is not None:
             try:

@@ -15,8 +15,8 @@ MAX_IDLE_SECONDS: Final = 4.0
 # The limit of received bytes that are not content. It applies to response heads, and separately
 # to the chunk framing of a body.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
-# The largest number of bytes for one read of a socket, as in httpcore. Larger reads would save few
-# system calls, because a network delivers less at a time.
+# The largest number of bytes for one read of a socket, as in httpcore. Larger reads save few system
+# calls, because a network delivers less at a time.
 READ_BYTES: Final = 64 * 1024
 # While a larger request is sent, flux0 also reads, because the server may reject the request before
 # it has received the whole request. Smaller requests mostly need no wait: they fit into the buffers

@@ -66,7 +66,9 @@ class EnvironmentProxies:
             # proxies.
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
-                with fork_lock:  # A forked child would inherit the locks of imported modules.
+                # No thread may fork during this import: the child waits forever for the import
+                # locks that it inherits.
+                with fork_lock:
                     import_module(module)
             except ImportError as error:
                 raise unusable_proxy(

@@ -66,7 +66,7 @@ class Urllib3Source:
         self._read_timeout = read_timeout
 
     def receive(self, timeout: float | None) -> bytes | None:
-        # Each piece needs at most one `recv`, for which Python does not extend the timeout.
+        # The socket's timeout limits the whole wait, because each piece needs at most one `recv`.
         raw_socket = self._raw_socket
         if raw_socket is not None and raw_socket.gettimeout() != timeout:
             raw_socket.settimeout(timeout)
@@ -92,7 +92,8 @@ class Urllib3Source:
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
-    # If the user's hook has closed the response, `read1` would report a false end.
+    # If the user's hook has closed the response, `read1` reports an end although the body is
+    # incomplete.
     if response.closed:
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}

@@ -66,8 +66,8 @@ current_exchange: Final = ContextVar[Urllib3Exchange | None]("current_exchange",
 class _SocksConnector(Connector):
     """Opens a connection to `target` through a SOCKS proxy.
 
-    urllib3 would call `socks.create_connection`, which returns the socket only after the SOCKS
-    handshake. During the handshake, `Interrupt.fire` could not shut down the socket.
+    urllib3 itself calls `socks.create_connection`, which returns the socket only after the SOCKS
+    handshake. This class has the socket before the handshake, so `Interrupt.fire` can shut it down.
     """
 
     # The arguments of `socksocket.set_proxy` in PySocks.
@@ -176,8 +176,8 @@ class Urllib3Connection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            # urllib3 applies `self.timeout` when it sends the request. Without this line, the
-            # connect timeout would apply.
+            # urllib3 applies `self.timeout` when it sends the request. Until now, this is the
+            # connect timeout.
             self.timeout = exchange.timeout.write
             self._early_file, self._body_is_large = None, isinstance(options.get("body"), BytesIO)
         super().request(*args, **options)

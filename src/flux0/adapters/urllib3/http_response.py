@@ -121,7 +121,7 @@ class TrackedResponse(HTTPResponse):
         else:
             while piece := self.fp.read1(READ_BYTES):
                 yield piece
-        if surplus:  # Do not reuse the connection: `surplus` would be read as a response.
+        if surplus:  # Do not reuse the connection: `surplus` is read as the next response.
             shut_down(self.raw_socket)
         self.idle_since = monotonic()
         self.close()
@@ -142,7 +142,8 @@ class TrackedResponse(HTTPResponse):
 def _receive(sock: Any, size: int) -> bytes:
     """Return the next bytes of an `SSLTransport`, the socket for TLS inside TLS.
 
-    Its method `recv` would apply the timeout to each part of a TLS record separately.
+    The timeout limits the whole wait. `SSLTransport.recv` applies it to each part of a TLS record
+    separately.
     """
     timeout = sock.gettimeout()
     end = None if timeout is None else monotonic() + timeout
@@ -164,7 +165,7 @@ def _receive(sock: Any, size: int) -> bytes:
 class _HeadFile:
     """A file for http.client that raises if a head is truncated, malformed or too large.
 
-    After a malformed line, http.client would read the remaining fields as body.
+    Without this class, http.client reads the fields after a malformed line as a part of the body.
     """
 
     def __init__(self, file: Any) -> None:
@@ -191,7 +192,7 @@ class _HeadFile:
             self._valid_line = _FIELD_LINE
         elif self._valid_line.fullmatch(line) or len(line) == limit:
             self._valid_line = _FOLDED_LINE
-            # Remove spaces after the value, which http.client would keep.
+            # Remove spaces after the field's value, because http.client keeps them.
             return line.rstrip() + b"\r\n"
         else:
             raise HTTPException(f"a header line is malformed: {line[:50]!r}")

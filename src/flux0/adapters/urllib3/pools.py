@@ -37,8 +37,8 @@ def track(pool: Any, size: int | None = None) -> None:
     Args:
         pool: A pool of urllib3.
         size: The number of slots of a built-in pool; None for a user's pool. Create a built-in pool
-            with `maxsize=1`, because urllib3 adds the slots to its queue one by one, and 1,000
-            slots would take longer than a call.
+            with `maxsize=1`, because urllib3 adds the slots to its queue one by one, which takes
+            longer than a call for 1,000 slots.
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
         slots = pool.pool = Slots(size)

@@ -8,8 +8,8 @@ The steps of one request:
    connections record their progress in a `Urllib3Exchange`.
 3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
 4. `requests` calls the session's hooks with the response. `_HookRecorder` has added two hooks. The
-   first hook records the response. The last hook removes the `location` header: otherwise,
-   `requests` would prepare the redirect, and read the whole body for this purpose.
+   first hook records the response. The last hook removes the `location` header, for which
+   `requests` prepares the redirect, and reads the whole body for this purpose.
 5. `send` puts the `location` header back, so that the user can read it, and returns the response.
    The body has not been read yet, unless a hook has read the body.
 6. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
@@ -117,10 +117,10 @@ class _Connections:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    # Without `auth`, requests would read credentials from the file .netrc.
+    # Set `auth` to a function without effect. Without it, requests reads credentials from .netrc.
     session.auth = lambda prepared: prepared
     for prefix in ("https://", "http://"):
-        # `track` explains the argument `pool_maxsize`.
+        # `track` adds more slots to the pool: urllib3 itself takes longer than a call to add them.
         session.mount(prefix, _TrackingAdapter(pool_maxsize=1))
     return session
 
@@ -137,7 +137,7 @@ def _reject_retries(adapter: BaseAdapter) -> None:
 def _send(connections: _Connections, request: Request) -> requests.Response:
     session = connections.session
     prepared = _prepare(session, request)
-    # Without an explicit `verify`, the environment would override `session.verify`.
+    # Pass `session.verify` as an argument, because the environment overrides the attribute.
     settings = session.merge_environment_settings(prepared.url, {}, True, session.verify, None)  # noqa: FBT003
     if connections.proxies is not None:
         proxy = connections.proxies.proxy_for(request.url)
@@ -157,8 +157,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
                 return error.response  # A hook of the user called `response.raise_for_status()`.
             has_cause = any(isinstance(argument, Exception) for argument in error.args)
             if isinstance(error, exceptions.Timeout) and not has_cause:
-                # Without an error from urllib3 in it, the error is from the user's adapter, not
-                # from requests' own HTTPAdapter.
+                # The HTTPAdapter of requests always nests an error of urllib3 in its error. So the
+                # user's own adapter raised this error.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
@@ -174,7 +174,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
 
 def _prepare(session: requests.Session, request: Request) -> Any:
     headers = {"Accept-Encoding": ACCEPT_ENCODING, **request.headers}
-    # The session adds its cookies only to a request without a cookie header.
+    # Remove the call's cookies, because the session adds its own cookies only to a request without
+    # a cookie header. Both are merged below.
     cookies = headers.pop("cookie", None)
     body = request_body(request.body)
     unprepared = requests.Request(request.method, request.url, headers, data=body)
@@ -235,8 +236,8 @@ class _HookRecorder:
     """Adds a hook before the user's hooks, and a hook after the user's hooks.
 
     The first hook records the response. If an error is raised afterwards, a user's hook may have
-    raised it. The last hook removes the header `location`, because with this header,
-    `requests` would read the whole body and close the response.
+    raised it. The last hook removes the header `location`, because `requests` reads the whole body
+    of a response with this header, and closes it.
 
     Attributes:
         response: The response that the adapter returned, or None.

@@ -40,7 +40,7 @@ from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response
 from flux0.runtime.processes import PerProcess, fork_lock
 
-# `track` explains the argument `maxsize`.
+# `track` adds more slots to each pool: urllib3 itself takes longer than a call to add them.
 _POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}
 _ACCEPT: Final = Headers((("Accept-Encoding", ACCEPT_ENCODING),))
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
@@ -132,7 +132,7 @@ class _Connections:
         if proxy is not None or self._proxies is None:
             track(manager.connection_from_url(url), self._size)
             return manager, url
-        # Call the pool directly, because PoolManager.urlopen would parse the URL for each request.
+        # Call the pool directly, because PoolManager.urlopen parses the URL for each request.
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last_pool
@@ -149,7 +149,9 @@ def _make_manager(proxy: str | None) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(**_POOL)
     if proxy_url.startswith("socks"):
-        with fork_lock:  # A forked child would inherit the locks of imported modules.
+        # No thread may fork during this import: the child waits forever for the import locks that
+        # it inherits.
+        with fork_lock:
             from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
 
         user, _, password = (parsed.auth or "").partition(":")
