@@ -30,7 +30,8 @@ from flux0.models import InvalidArgument
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # With this setting, the names of options are shortened on a narrow terminal.
+    # The value None disables the help of rich, which shortens names of options on a narrow
+    # terminal.
     rich_markup_mode=None,
     context_settings={
         "help_option_names": ["-h", "--help"],

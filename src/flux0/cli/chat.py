@@ -82,8 +82,8 @@ class Chat:
     """Writes the turns of a conversation to the terminal or to a pipe.
 
     A terminal shows complete turns. If standard output is a pipe, only the answers are written to
-    the pipe, and everything else to standard error. If both are the same pipe or file, it gets
-    complete turns. If `as_json` is True, each event is written to
+    the pipe, and everything else to standard error. If standard output and standard error are the
+    same pipe or file, it gets complete turns. If `as_json` is True, each event is written to
     standard output as a line of JSON. `explain` converts an error to a message.
     """
 
@@ -188,7 +188,8 @@ class Chat:
             import_module("readline")
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            # Standard output is piped. `input` would write the prompt into this pipe.
+            # If standard output is piped, `input` writes the prompt into the pipe. So write it to
+            # standard error instead.
             if not prompt:
                 Output(stderr=True).write(_PROMPT)
             try:

@@ -32,7 +32,7 @@ def open_client(
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Return a context manager with a command's client; it ends like `exit_codes`."""
+    """Open a command's client for a `with` block. Errors are printed as in `exit_codes`."""
     options, limit = common_options(context), idle_timeout and idle_timeout * 1000
     logger = logging.getLogger("flux0")
     logger.addFilter(_is_logged)
@@ -46,13 +46,13 @@ def open_client(
 
 
 def _is_logged(record: logging.LogRecord) -> bool:
-    """Leave out the failure of a turn, which the command prints as its own error."""
+    """Return False for the record of a failed turn, because the command prints the error itself."""
     return record.msg is not TURN_ENDED
 
 
 @contextmanager
 def exit_codes(explain: Callable[[Flux0Error], str]) -> Generator[None, None, None]:
-    """Return a context manager that prints an error of its block, and exits with its code."""
+    """Print a `Flux0Error` that the `with` block raises, and exit with the error's exit code."""
     from flux0.cli.output import escape_unencodable, print_problem  # noqa: PLC0415 - loads rich
 
     escape_unencodable()

@@ -17,8 +17,8 @@ MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 ID_LENGTH = 10
-# Maps the client's arguments to their names on the command line. Other arguments are the names of
-# options.
+# Maps the client's arguments to their names on the command line. An argument that is missing here
+# has the same name as its option, apart from the dashes.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "content": "MESSAGE",

@@ -19,8 +19,8 @@ def waking_on_ctrl_c() -> Generator[None, None, None]:
     """In the `with` block, ensure that Ctrl-C ends a blocking call in the main thread.
 
     Python checks for signals before a system call, and when a signal interrupts the call. If Ctrl-C
-    is pressed after the first check but before the call starts, Python would handle it only after
-    the call. Therefore, another thread interrupts the call with SIGURG, whose handler does nothing.
+    is pressed after the first check but before the call starts, Python handles it only after the
+    call. Therefore, another thread interrupts the call with SIGURG, whose handler does nothing.
 
     Do not call `input` in the block: two signals at once can cause a `SystemError` in `input`.
     """

@@ -70,7 +70,8 @@ def tool_names(agents: Iterable[Agent]) -> dict[str, Agent]:
     """
     tools: dict[str, Agent] = {}
     for agent in agents:
-        # Assistants accept names of up to 64 characters. An id with 10 characters may be appended.
+        # Assistants accept names of up to 64 characters. The name is limited to 53 characters,
+        # because an underscore and an id with 10 characters may be appended.
         name = _allowed(agent.name)[:53] or f"agent_{_allowed(agent.id)}"
         while name in tools:
             name = f"{name}_{_allowed(agent.id)}"
@@ -145,8 +146,8 @@ class AgentTools:
     async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}
         if (session_id := given.get("session_id")) is not None:
-            # The server continues a session for each client that knows its id, but lists the
-            # session only for its user.
+            # Accept only a session in the user's list: the flux0 server lets any client that knows
+            # the id of a session continue it.
             sessions = await self._client.sessions.list_async(agent_id=agent.id)
             found = [session for session in sessions if session.id == session_id]
             if not found:
@@ -181,9 +182,10 @@ def _tool(name: str, agent: Agent) -> types.Tool:
 
 
 def _utf8(text: str) -> str:
-    """Join each pair of surrogates, and replace lone surrogates, which end an MCP server.
+    """Join each pair of surrogates in `text`, and replace lone surrogates.
 
-    Agents may send them: the JSON of the flux0 server escapes them, and MCP uses UTF-8.
+    Agents may send lone surrogates, because the JSON of the flux0 server escapes them. MCP uses
+    UTF-8, which cannot encode them: sending such text ends the MCP server.
     """
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
@@ -225,7 +227,7 @@ def _exit_when_closed(pipe: int) -> None:
 
 
 def serve_http(server: Server, host: str, port: int) -> None:
-    arguments.text("host", host)  # An empty address would mean all addresses.
+    arguments.text("host", host)  # Reject an empty host, which means all addresses.
     is_ipv6 = ":" in host
     try:
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET

@@ -36,7 +36,8 @@ Complete: TypeAlias = "Callable[..., list[tuple[str, str]]]"
 def _completion(kind: str, label: str, *, has_names: bool = False) -> Complete:
     """Return a function that completes ids of agents or sessions in a shell.
 
-    `label` is the attribute that describes an id. If `has_names` is True, it is completed, too.
+    `label` is the attribute that describes an id. If `has_names` is True, the function also
+    completes the values of this attribute.
     """
 
     def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:

@@ -27,7 +27,7 @@ _MIN_LAST_COLUMN = 11
 
 
 def visible(text: str) -> str:
-    """Escape control characters, because a terminal could interpret them as commands."""
+    """Escape control characters in `text`, because a terminal interprets them as commands."""
     return escaped(text.replace("\r", ""), keep="\n\t\u2028\u2029")
 
 
@@ -147,7 +147,7 @@ class Output:
     def _append(self, text: str, style: Style) -> None:
         if self._console.no_color:
             style = style.without_color
-        # Do not print with rich: after a KeyboardInterrupt, rich would write its last output again.
+        # Do not print with rich: after a KeyboardInterrupt, rich writes its last output again.
         self._console.file.write(style.render(text, color_system=self._color_system))
         self._console.file.flush()
 

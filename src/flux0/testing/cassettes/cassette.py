@@ -34,7 +34,7 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-_ABSENT: Final = object()  # Marks an absent value; None is a JSON value.
+_ABSENT: Final = object()  # Marks an absent value, because None is a JSON value.
 
 
 class CassetteError(Flux0Error):
@@ -77,7 +77,8 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
         with suppress(ValueError, RecursionError):
             value = json.loads(data)
             content = Content(json=value, after=after)
-            # Raises RecursionError if the file, which adds 6 levels, would be too deeply nested.
+            # Raises RecursionError if `value` is nested too deeply for the file, which adds 6
+            # levels.
             json.dumps([[[[[[value]]]]]], indent=2)
             if content.data == data or not exact:
                 return content
@@ -154,8 +155,8 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-# The paths of the unfinished recordings in this process. Two recordings of one file would overwrite
-# each other.
+# The unfinished recordings in this process, by their paths. A second recording of the same file is
+# rejected, because both recordings overwrite each other.
 _recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
 
 

@@ -12,7 +12,7 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import ReceivedCall, call_from
 
-_NOTHING: Final = object()  # Marks a missing value; None is a JSON value.
+_NOTHING: Final = object()  # Marks a missing value, because None is a JSON value.
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # The largest number of characters of one value in an error message.
 # The largest number of characters of one argument in the description of a call.

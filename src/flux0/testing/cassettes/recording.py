@@ -167,8 +167,8 @@ class RecordingTransport:
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
         elif problem:
-            # Do not warn: with `python -W error`, the warning would be raised instead of `error`.
-            # On Python 3.10, exceptions have no `add_note`, and the text is dropped.
+            # Do not warn: with `python -W error`, the warning is raised and hides `error`. On
+            # Python 3.10, exceptions have no `add_note`, and the text is dropped.
             getattr(error, "add_note", str)(problem)
 
 
@@ -285,7 +285,7 @@ def _complete_events(
     """Join successive pieces, so that each result ends at the end of an event.
 
     A string to replace may be split between two pieces. An incomplete event at the end, which
-    clients ignore, may contain a part of such a string: drop it, unless `keep_rest`.
+    clients ignore, may contain a part of such a string. It is dropped, unless `keep_rest` is True.
     """
     joined, after = bytearray(), 0.0
     for after, data in pieces:

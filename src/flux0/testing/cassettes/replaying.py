@@ -116,7 +116,8 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
-        # The last part of error messages. The pytest plugin replaces it with its own advice.
+        # The advice at the end of error messages. The pytest plugin replaces it with its own
+        # advice.
         self.how_to_record: str = how_to_record(self._path)
         self._match = match
         self._scrub = checked(scrub)
@@ -247,7 +248,8 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # The simulated clock starts at the time of the client's clock, which deadlines refer to.
+        # Deadlines of calls are times of the client's clock. So the simulated clock, which measures
+        # replayed exchanges, starts at the present time of the client's clock.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:
