@@ -221,8 +221,8 @@ class TurnLog:
         wakers = self._wakers
         if wakers:
             self._wakers = {}
-            # `popitem` raises KeyError when no function is left. A loop over the dictionary fails if
-            # another thread changes it meanwhile.
+            # `popitem` raises KeyError when no function is left. A loop over the dictionary fails
+            # if another thread changes it meanwhile.
             with suppress(KeyError):
                 while True:
                     wakers.popitem()[1]()

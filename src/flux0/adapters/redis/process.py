@@ -182,8 +182,8 @@ class StoreProcess:
                 turn.update(reply)
                 self._followed[name.info] = turn
                 self._submit(turn)
-                # Let the reading process check the turn: if it no longer knows the turn, it ends
-                # the turn in Redis (`_end_lost`).
+                # Ask the reading process to check the turn: if it no longer knows the turn, it
+                # ends the turn in Redis (`_end_lost`).
                 if turn.is_running:
                     yield "PUBLISH", turn.process, name.info
         return log

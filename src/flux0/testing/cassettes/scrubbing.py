@@ -48,10 +48,11 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 
 
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
-    """Scrub each string if the body is JSON, else each line.
+    """Return the pieces of a body after `scrub` has replaced its strings.
 
-    In a line with an event's JSON data, only the strings of the JSON are scrubbed. If a body
-    has several pieces, each piece must end at the end of an event.
+    In JSON, `scrub` is called with each string; in other text, with each line. In a line with an
+    event's JSON data, it is called with each string of the JSON. If a body has several pieces, each
+    piece must end at the end of an event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     texts = _scrub_streamed_text(texts, scrub)

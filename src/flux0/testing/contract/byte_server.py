@@ -273,7 +273,7 @@ class _Conversation:
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
-    # Call the base class's method: SSLSocket.shutdown() would remove the TLS layer, although
-    # another thread may be reading.
+    # Call the base class's method: SSLSocket.shutdown() removes the TLS layer while another thread
+    # may be reading.
     with suppress(OSError):
         socket.socket.shutdown(connection, how)

@@ -185,7 +185,7 @@ class TLSContract(Contract):
     def test_part_of_a_tls_record_does_not_extend_the_timeout(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The second part would raise another error, but it arrives too late."""
+        """The second part of the record is invalid, but it arrives after the timeout."""
         server, response = trusting.read_first(slow_tls_record(2 * SHORT), tls=tls)
         reading = response.start_read(timeout=2 * SHORT)
         server.release()

@@ -77,7 +77,7 @@ class SendOnceContract(Contract):
     def test_request_is_sent_once_if_its_response_fails(
         self, harness: Harness, breaks: str, *, pooled: bool
     ) -> None:
-        """The error must not be a `ConnectError`, which would allow a retry."""
+        """The error must not be a `ConnectError`, because the client retries after this error."""
         steps, error = _BREAKS[breaks]
         server = harness.serve(*[_OK] * pooled, steps, _OK)
         if pooled:
@@ -349,8 +349,8 @@ def _posts(server: ByteServer) -> int:
 def child_exit_code(work: Callable[[], object], timeout: float) -> int:
     """Call `work` in a forked child process, and return its exit code: 1 if `work` has raised.
 
-    A deadlock in a finalizer would also block this process at a later garbage collection. A timer
-    kills the child after `timeout` seconds; `work` can restart the timer.
+    A deadlock in a finalizer also blocks each later garbage collection of its process, so `work`
+    runs in a child. A timer kills the child after `timeout` seconds; `work` can restart the timer.
     """
     with warnings.catch_warnings():
         # Python 3.12 warns if a process with running threads is forked. Ignore the warning, because

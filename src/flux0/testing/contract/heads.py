@@ -112,7 +112,7 @@ class HeadContract(Contract):
         check(server.requests[0].headers.get("x-name"), value, "the received header")
 
     def test_cookies_are_not_stored(self, harness: Harness) -> None:
-        """Otherwise, a cookie from an earlier response could change the user of a request."""
+        """If a cookie of a response is stored, it changes the user of later requests."""
         fields = [("Set-Cookie", "flux0_user_sub=other; Path=/")]
         server = harness.serve(http_response(b"", headers=fields))
         harness.fetch(get(server.url))

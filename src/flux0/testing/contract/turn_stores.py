@@ -339,7 +339,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """If copies stayed in memory, a process would follow each found turn until its end."""
+        """As long as a copy is in memory, its process follows the turn."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))

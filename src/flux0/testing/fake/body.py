@@ -46,7 +46,7 @@ class FakeBody:
     def read(self, timeout: float | None) -> bytes | None:
         """See `ByteStream.read`. The timeout expires on the fake's clock.
 
-        If `timeout` is None, a read that would never end raises AssertionError.
+        If `timeout` is None, a read raises AssertionError if no more data can arrive.
         """
         return perform(self._read(timeout), self._clock)
 

@@ -68,7 +68,7 @@ class FakeClock(Time):
             Pass `time.sleep` for real waits, for example in a demo. Async code calls it in a
             worker thread.
         follow: a function that returns seconds since 1970, such as `time.time`. The clock is never
-            earlier than this function. By default, nothing but waits and `advance` moves the clock.
+            earlier than this function. By default, only waits and `advance` move the clock.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class FakeClock(Time):
         self._follow = follow
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - jitter that is the same in every run
-        # The lock is reentrant, because a finalizer can run in a thread that holds the lock, and
-        # call `notify`.
+        # The lock is reentrant, because a finalizer may call `notify` in a thread that holds the
+        # lock.
         self._lock = RLock()
         self._wake: list[Callable[[], object]] = []
         self._due: list[tuple[float, Callable[[], object]]] = []

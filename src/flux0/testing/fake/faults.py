@@ -198,7 +198,7 @@ def with_faults(
 ) -> Pieces:
     """Return the pieces of a body, and the waits between them, with `faults` applied.
 
-    If a `Stall` or a `Truncate` cuts the stream of `turn`, its further steps count as used.
+    If a `Stall` or a `Truncate` cuts the stream of `turn`, the agent's other steps count as used.
     """
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):
