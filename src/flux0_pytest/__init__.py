@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # Before the modules `conftest`, which may create clients.
+@pytest.hookimpl(tryfirst=True)  # Run before the conftest modules, which may create clients.
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Forbid real transports if the ini option `flux0_forbid_real` is set."""
     if early_config.getini("flux0_forbid_real"):
@@ -76,7 +76,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{signature}: {purpose}")
 
 
-# Old versions of pytest do not support `wrapper`. `tryfirst`: after pytest has applied xfail.
+# Old versions of pytest support only `hookwrapper`. With `tryfirst`, this function sees the report
+# after pytest has applied xfail.
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -94,7 +95,8 @@ def pytest_runtest_makereport(
     used_fake = "flux0_fake" in getattr(item, "fixturenames", ())
     if report.failed or (call.when == "call" and (report.passed or used_fake)):
         item.stash[_PASSED] = report.passed
-    # If the last test of a scope may fail, this does not excuse the other tests.
+    # The shared fake has a problem of any test of its scope. Report it even if the last test, after
+    # which the fake is checked, is marked as xfail.
     if call.excinfo and call.excinfo.value is item.config.stash.get(_SHARED_PROBLEM, None):
         report.outcome = "failed"
         if hasattr(report, "wasxfail"):
@@ -228,7 +230,7 @@ def flux0_cassette(
     path = request.path.parent / options.pop("path", _default_path(request))
     recorded = request.config.stash.setdefault(_RECORDED, {})
     test = request.node.nodeid
-    # Some systems do not distinguish upper and lower case.
+    # Compare paths without case, because some systems do not distinguish upper and lower case.
     file = str(path.resolve()).casefold()
     if recorded.get(file, test) != test:
         raise CassetteError(
@@ -258,7 +260,8 @@ def _default_path(request: pytest.FixtureRequest) -> Path:
     test_class = request.node.getparent(pytest.Class)
     full = test if test_class is None else f"{test_class.obj.__qualname__}.{test}"
     name = re.sub(r"[^\w.\[\]-]", "_", full)
-    # On some systems, the names of files do not distinguish upper and lower case.
+    # The name gets a hash if other tests may have the same file name, for example on systems that
+    # do not distinguish upper and lower case.
     if name != full or len(name) > _MAX_NAME or test != test.lower():
         name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"
     folder = request.path.parent / "cassettes" / request.path.stem

@@ -64,7 +64,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._agent_loop: Future[AbstractEventLoop] = Future()
         self._ended = asyncio.Event()
         self._call_in_thread(lambda: asyncio.run(self._run(listener)))
-        # While the interpreter finalizes, daemon threads do not run, so joining them would hang.
+        # Close at exit, because daemon threads do not run while the interpreter finalizes: joining
+        # them then never ends.
         atexit.register(self._close)
         return f"http://{self.address}"
 
@@ -94,7 +95,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
         # `asyncio.run` cancels the tasks of open connections and of agents, and waits for them.
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        # Python 3.11 and 3.12 would log the cancellation of this task.
+        # Suppress the cancellation of this task, which Python 3.11 and 3.12 log as an error.
         with suppress(asyncio.CancelledError):
             await _Connection(self, reader, writer).serve()
 

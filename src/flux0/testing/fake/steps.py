@@ -33,7 +33,7 @@ def _check_pieces(step: _TextStep, attribute: Attribute[int], pieces: int) -> No
 def checked_by(
     check: Callable[..., object], *options: Any
 ) -> Callable[[Any, Attribute[Any], Any], object]:
-    """Return a validator that calls a function of `arguments`."""
+    """Return an attrs validator that calls `check` with the attribute's name and value."""
     return lambda _, attribute, value: check(attribute.name, *options, value)
 
 
@@ -329,7 +329,7 @@ class StepExpander:
                 yield step
 
     def _langchain(self, run: LangChain) -> Iterable[PlainStep]:
-        # As the LangChain adapter of flux0-stream 0.1.0b2 sends them (measured).
+        # Yield the same steps as the LangChain adapter of flux0-stream 0.1.0b2 (measured).
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
         def status(name: SessionStatus) -> Report:

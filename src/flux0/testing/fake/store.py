@@ -57,8 +57,8 @@ class FakeStore:
     def created_at(self, moment: float | None = None) -> str:
         """Return `moment`, by default the current time, as text in the server's format.
 
-        Times are distinct and increase, as on the real server, so that code can sort by them,
-        although the fake's clock stands still between two waits: return a later time, if necessary.
+        Times are distinct and increase, as on the real server, so that code can sort events by
+        time. If the fake's clock has not moved since the last call, the result is a later time.
         """
         requested = datetime.fromtimestamp(self._now() if moment is None else moment, timezone.utc)
         self._last_created_at = max(requested, self._last_created_at + _TICK)

@@ -190,7 +190,9 @@ class FakeTurn:
             self._fail(error)
         finally:
             if not self.completed:
-                self._running = True  # The garbage collector may be closing this coroutine.
+                # The garbage collector may be closing this coroutine. With this value, `cancel`
+                # does not close it, too.
+                self._running = True
                 self.cancel()
 
     async def _run_step(self, step: steps.AgentStep) -> None:
@@ -272,8 +274,8 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Encode the dict `data`: the encoder of `ChunkEvent` would reorder the members of each
-            # patch.
+            # Encode the dict `data`, because the encoder of `ChunkEvent` reorders the members of
+            # each patch.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:
