@@ -146,6 +146,15 @@ class Observer:
     def on_attempt_end(self, call: Call, attempt: AttemptEnd) -> None:
         """Handle the end of an attempt."""
 
+    def trace_parent(self, call: Call) -> str | None:  # noqa: ARG002 - for subclasses
+        """Return the span of a background turn as a `traceparent`, or None.
+
+        The client calls this method after the message of a background turn was sent. The format is
+        that of the header field `traceparent` (W3C Trace Context, section 3.2).
+        `BackgroundTurn.trace_parent` has the value, also in other processes.
+        """
+        return None
+
     def on_call_end(self, call: Call, end: CallEnd) -> None:
         """Handle the end of a call. If it has started a turn, `on_turn_end` follows."""
 

@@ -97,8 +97,9 @@ class TurnStore(ABC):
         ended, even if another process has replaced it.
 
         If another process reads the turn, the result is a copy of the log, which grows until the
-        turn has ended. If that process is killed, the copy ends with a `ReaderLost`. All callers in
-        this process get the same copy. The store has only a weak reference to a copy, so the
+        turn has ended. From the first event on, the copy has the turn's `trace_parent`. If that
+        process is killed, the copy ends with a `ReaderLost`. All callers in this process get the
+        same copy. The store has only a weak reference to a copy, so the
         garbage collector can free it when no caller uses it.
 
         Raises:

@@ -24,6 +24,7 @@ from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 try:
     from opentelemetry import context, metrics, propagate, trace
     from opentelemetry.trace import Span, SpanKind, StatusCode
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ModuleNotFoundError as _error:
     raise MissingDependency(
         f"OpenTelemetry needs the package {_error.name}: pip install 'flux0-client[opentelemetry]'"
@@ -52,6 +53,9 @@ _HISTOGRAMS = (
     ),
     ("http.client.request.duration", "Duration of HTTP client requests.", _HTTP_BUCKETS),
 )
+# Other propagators, such as B3, may be configured for requests.
+_TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
+_TRACE_PARENT: Final = "traceparent"
 # Metrics have at most this many names of agents. Further names become `_OTHER`.
 _MAX_AGENTS: Final = 100
 
@@ -160,6 +164,13 @@ class OpenTelemetry(Observer):
         attributes = {"http.request.method": call.method, **observed.server, **outcome}
         self._attempt_seconds.record(attempt.seconds, attributes)
 
+    def trace_parent(self, call: Call) -> str | None:
+        """Return the span of a turn, which `link_turn` can link; None if the turn has ended."""
+        fields: dict[str, str] = {}
+        if (observed := self._calls.get(call)) is not None:
+            _TRACE_CONTEXT.inject(fields, observed.context)
+        return fields.get(_TRACE_PARENT)
+
     def on_call_end(self, call: Call, end: CallEnd) -> None:
         """End the span of a call. If the call has started a turn, `on_turn_end` ends the span."""
         observed = self._calls[call]
@@ -243,6 +254,31 @@ class OpenTelemetry(Observer):
             span.set_status(StatusCode.ERROR, _utf8(error) if shown else None)
         span.end(end)
         return attributes
+
+
+class HasTraceParent(Protocol):
+    """An object with a `trace_parent`, such as a `BackgroundTurn`."""
+
+    @property
+    def trace_parent(self) -> str | None:
+        """The span of the turn."""
+        ...
+
+
+def link_turn(turn: HasTraceParent) -> None:
+    """Add a link from the current span to the span of a background turn.
+
+    Call this function in the request that joins and relays the turn. The current span is then the
+    span that the instrumentation of the web framework has created for the request. If the turn has
+    no span, nothing is added.
+
+    Args:
+        turn: The turn from `BackgroundTurns.join`. Any process may have started it.
+    """
+    if turn.trace_parent is not None:
+        linked = _TRACE_CONTEXT.extract({_TRACE_PARENT: turn.trace_parent}, context.Context())
+        turn_span = trace.get_current_span(linked).get_span_context()
+        trace.get_current_span().add_link(turn_span)
 
 
 class HasStats(Protocol):

@@ -107,6 +107,10 @@ class Observers:
         if call is not None:
             self._notify(lambda observer: observer.on_turn_end(call, turn))
 
+    def trace_parent(self, call: Call | None) -> str | None:
+        known = () if call is None else self._notify(lambda observer: observer.trace_parent(call))
+        return next(filter(None, known), None)
+
     def unconfirmed_end(self) -> None:
         if self._warned.acquire(blocking=False):
             log_unconfirmed_end()

@@ -88,6 +88,8 @@ class TurnLog:
         on_end: A function that is called once, when the turn ends, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.
         loop: The event loop that reads the turn; None if the loop is unknown, or a thread reads it.
+        trace_parent: The turn's span, from `Observer.trace_parent`. It is set before the first
+            event.
         size: The size of all kept events in bytes.
     """
 
@@ -97,6 +99,7 @@ class TurnLog:
         self.stop: Callable[[str], object] = stop
         self.on_end: Callable[[], object] = do_nothing
         self.loop: object = None
+        self.trace_parent: str | None = None
         self._owner = OwnerProcess()
         # The number of the oldest kept event, and the kept events. They are in one tuple, so that
         # a reader in another thread never gets a number of other events.

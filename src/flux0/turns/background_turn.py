@@ -62,6 +62,15 @@ class BackgroundTurn(Uncopyable):
         end = self._log.end
         return self._log.last + (end is not None and end.has_numbered_error)
 
+    @property
+    def trace_parent(self) -> str | None:
+        """The turn's span as the value of a header field `traceparent`; None if it has no span.
+
+        An observer such as `OpenTelemetry` creates the span. In other processes, the value is known
+        from the first event on.
+        """
+        return self._log.trace_parent
+
     def relay(
         self,
         *,

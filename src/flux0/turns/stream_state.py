@@ -206,9 +206,10 @@ class StreamState(Uncopyable):
         """Seconds from sending the message to the stream's end; None while it is open."""
         return self._report.seconds
 
-    def mark_relayed(self) -> None:
+    def mark_relayed(self) -> TurnReport:
         """Record that the turn is relayed, so that its error is logged."""
         self._report.is_relayed = True
+        return self._report
 
     def mark_closed(self, reason: str) -> None:
         """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""

@@ -52,7 +52,7 @@ class TurnReading(ABC, Generic[S]):
 
     def start(self, stream: S) -> None:
         self._stream = stream
-        stream.mark_relayed()
+        self.log.trace_parent = stream.mark_relayed().trace_parent
         self._start(stream)
         # If another thread called `stop` while the message was being sent, there was no stream to
         # close yet. Close the stream now.

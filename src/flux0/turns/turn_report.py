@@ -57,6 +57,11 @@ class TurnReport:
     def seconds(self) -> float | None:
         return self._ends[0] if self._ends else None
 
+    @property
+    def trace_parent(self) -> str | None:
+        """The span of the turn, from the first observer that has one."""
+        return self._observers.trace_parent(self._call)
+
     def unconfirmed_end(self) -> None:
         self._observers.unconfirmed_end()
 

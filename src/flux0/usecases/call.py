@@ -116,11 +116,13 @@ class ApiCall:
             shown = shown_url(url)
             call = Call(operation, method, shown, route, session_id, agent.id, agent.name, content)
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
-        headers, functions = defaults.merge(self.login).merge(self.headers), self.header_functions
+        headers = defaults.merge(self.login).merge(self.headers).merge(self.cookie)
+        if functions := self.header_functions:
+            headers = headers.without(functions.keys() - {"cookie"})
         return CallRequest(
             method=method,
             url=url,
-            headers=headers.without(functions.keys() - {"cookie"}).merge(self.cookie),
+            headers=headers,
             header_functions=functions,
             body=None if body is None else self.codec.encode(body, "extra_body"),
             stream=stream,

@@ -32,8 +32,9 @@ from flux0 import (
     StreamIdleTimeout,
     TransportError,
 )
-from flux0.adapters.opentelemetry import OpenTelemetry, observe_background_turns
+from flux0.adapters.opentelemetry import OpenTelemetry, link_turn, observe_background_turns
 from flux0.domain.errors import MissingDependency
+from flux0.observers import Observer
 from flux0.ports import Request
 from flux0.testing import (
     AgentReply,
@@ -597,6 +598,38 @@ def test_background_turns_have_metrics() -> None:
         assert list(relay) == []
         turns.close(drain_seconds=20)
         assert values() == [0, 0, 0, 1, 0]
+
+
+@in_every_mode
+async def test_span_of_a_request_that_joins_a_turn_links_the_span_of_the_turn(mode: Mode) -> None:
+    telemetry, fake = Telemetry(), FakeTransport("Hello", agent_name="Drizzle")
+    tracer, turns = telemetry.traces.get_tracer("app"), in_mode(mode, BackgroundTurns())
+    client = Flux0(transport=fake, observers=[Observer(), telemetry.observer()])
+    async with in_mode(mode, client) as flux0:
+        conversation = await flux0.conversation_async(agent=fake.agent_id)
+        with tracer.start_as_current_span("POST /message"):
+            turn = await turns.start_async(conversation, "Hi")
+        await turn.wait_async()
+        joined = await turns.join_async(turn.session_id)
+        assert joined is not None
+        with tracer.start_as_current_span("GET /relay"):
+            link_turn(joined)
+
+    (link,) = telemetry.span("GET /relay").links
+    span = telemetry.span("invoke_agent Drizzle").get_span_context()
+    assert (link.context.trace_id, link.context.span_id) == (span.trace_id, span.span_id)
+
+
+def test_turn_without_a_span_is_not_linked() -> None:
+    telemetry, fake, turns = Telemetry(), FakeTransport("Hello"), BackgroundTurns()
+    with Flux0(transport=fake) as flux0:
+        turn = turns.start(flux0.conversation(agent=fake.agent_id), "Hi")
+        turn.wait()
+    with telemetry.traces.get_tracer("app").start_as_current_span("GET /relay"):
+        link_turn(turn)
+
+    assert turn.trace_parent is None
+    assert telemetry.span("GET /relay").links == ()
 
 
 def test_turn_is_a_child_of_the_span_of_the_user() -> None:

@@ -107,8 +107,9 @@ class FollowedTurn:
             return True
         if not reply:
             return self._wait_for_events()
-        _, process, last, end, entries = reply
+        _, process, last, end, trace_parent, entries = reply
         self.process = as_text(process)
+        log.trace_parent = as_text(trace_parent) or None
         has_grown = _extend(log, entries)
         if log.last < int(last):
             return has_grown or self._wait_for_events()

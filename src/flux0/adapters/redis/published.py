@@ -92,6 +92,7 @@ class PublishedTurn:
             kept,
             b"".join(events),
             encoded_end,
+            (self.log.trace_parent or "") if self._sent == 0 else "",
         )
         return last, bool(encoded_end), command
 

@@ -12,10 +12,10 @@ ends its turns.
 Keys: `{prefix}{{session}}` is a hash: `turn`, its `generation` and `process`, and `before`, the
 generation of the running turn that it has replaced. The key of a turn is the key of its session,
 `:` and its id. It is a hash: `generation`, `process`, `max_bytes`, `last` (the number of the last
-event), `stop` (the last request to stop), `end`, and a field `@channel` for each follower. The
-stream `...:log` has its events: the id of an entry is the number of the last event in it. The name
-of a process is its channel, and the key of its lease, which is a counter. All keys of a session
-have the same hash tag, so they are in one slot of a Redis Cluster. Every key expires.
+event), `trace_parent`, `stop` (the last request to stop), `end`, and a field `@channel` for each
+follower. The stream `...:log` has its events: the id of an entry is the number of the last event in
+it. The name of a process is its channel, and the key of its lease, which is a counter. All keys of
+a session have the same hash tag, so they are in one slot of a Redis Cluster. Every key expires.
 """
 
 from __future__ import annotations
@@ -67,11 +67,12 @@ redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 # the last request to stop; it is empty if Redis has lost the turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
-local generation, ttl_ms, sent, last, kept, events, turn_end = unpack(ARGV)
+local generation, ttl_ms, sent, last, kept, events, turn_end, trace_parent = unpack(ARGV)
 local fields, state = redis.call('HGETALL', info), {}
 for i = 1, #fields, 2 do state[fields[i]] = fields[i + 1] end
 local stored = state['end'] and last or state.last
 if not state.last or (state.last ~= '0' and redis.call('EXISTS', log) == 0) then return {} end
+if trace_parent ~= '' then redis.call('HSET', info, 'trace_parent', trace_parent) end
 if events ~= '' and stored == sent then
   redis.call('XADD', log, 'MINID', kept, last .. '-0', 'events', events)
   redis.call('HSET', info, 'last', last)
@@ -115,12 +116,12 @@ redis.call('PUBLISH', everyone, info)
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, count = unpack(ARGV)
-local reader, max_bytes, last, turn_end =
-    unpack(redis.call('HMGET', info, 'process', 'max_bytes', 'last', 'end'))
+local reader, max_bytes, last, turn_end, trace_parent =
+    unpack(redis.call('HMGET', info, 'process', 'max_bytes', 'last', 'end', 'trace_parent'))
 if not max_bytes then return {} end
 if not turn_end then redis.call('HSET', info, '@' .. process, 1) end
 local entries = redis.call('XRANGE', log, first, '+', 'COUNT', count)
-return {max_bytes, reader, last, turn_end or '', entries}
+return {max_bytes, reader, last, turn_end or '', trace_parent or '', entries}
 """
 
 STOP: Final = """

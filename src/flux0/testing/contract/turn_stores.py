@@ -70,12 +70,14 @@ class LocalTurnStoreContract:
         check(stores[0].find(_SESSION), None, "the turn of a new session")
 
     def test_events_and_end_reach_the_other_process(self, stores: Stores) -> None:
-        """The copy has the same id, limit, events and end, and grows while the turn runs."""
+        """The copy has the same id, limit, span, events and end, and grows while the turn runs."""
         log = _start(stores[0])
+        log.trace_parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         log.append(_event(1))
         copy = _find(stores[1])
         check((copy.turn_id, copy.max_bytes), ("turn-1", 1000), "the id and the limit of the copy")
         self.poll(lambda: copy.last == 1)
+        check(copy.trace_parent, log.trace_parent, "the span of the copy")
         for number in (2, 3, 4):
             log.append(_event(number))
         self.poll(lambda: copy.last == log.last)

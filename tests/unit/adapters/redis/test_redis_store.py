@@ -371,6 +371,7 @@ def test_running_turn_keeps_its_session_and_its_readers_if_redis_loses_data(
         wait_until(lambda: bool(client.hexists("flux0:{session}:older", "end")))
         load = save(client)
         store.claim("session", turn.log, refuse=False)
+        turn.log.trace_parent = "span"
         turn.log.append(event("turn", 1))
         copy = other.find("session")
         assert copy is not None
@@ -393,6 +394,9 @@ def test_running_turn_keeps_its_session_and_its_readers_if_redis_loses_data(
                 return found is not None and (found.turn_id, found.last) == ("turn", 2)
 
             wait_until(is_found)
+            found = third.find("session")
+            assert found is not None
+            assert found.trace_parent == copy.trace_parent == "span"
         turn.log.finish(LogEnd(finished=True))
         assert wait_for_end(copy, TIMEOUT)
         assert copy.end == LogEnd(finished=True)
@@ -1184,7 +1188,7 @@ def test_copy_whose_events_are_missing_for_a_second_time_waits_again(
     with Redis() as client:
         turn = FollowedTurn(name, log, Worker(client, settings), {})
     missing: Any = ()
-    empty: Any = (1000, "process", 0, "", [])
+    empty: Any = (1000, "process", 0, "", "", [])
     for reply in (missing, empty, missing):
         turn.update(reply)
         assert not log.is_ended
