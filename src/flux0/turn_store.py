@@ -99,8 +99,8 @@ class TurnStore(ABC):
         If another process reads the turn, the result is a copy of the log, which grows until the
         turn has ended. From the first event on, the copy has the turn's `trace_parent`. If that
         process is killed, the copy ends with a `ReaderLost`. All callers in this process get the
-        same copy. The store has only a weak reference to a copy, so the
-        garbage collector can free it when no caller uses it.
+        same copy. The store has only a weak reference to a copy, so the garbage collector can free
+        it when no caller uses it.
 
         Raises:
             TurnStoreError: The store cannot be used.
