@@ -75,3 +75,11 @@ def framing_problem(length: str | None, coding: str | None) -> str | None:
     elif length is not None and not _LENGTH.fullmatch(length):
         return f"the content-length must be one number of bytes, not {length[:50]!r}"
     return None
+
+
+def is_behind_proxy(headers: Mapping[str, str]) -> bool:
+    """Return whether the `via` or `server` header names a proxy.
+
+    The `server` header of a flux0 server is "uvicorn".
+    """
+    return "via" in headers or not headers.get("server", "uvicorn").lower().startswith("uvicorn")

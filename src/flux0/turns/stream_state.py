@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
 from flux0.domain.headers import Headers
+from flux0.domain.http import is_behind_proxy
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.history import answer_of, joined_history
@@ -64,7 +65,7 @@ class StreamState(Uncopyable):
         self._turn = turn
         self._list_stored = list_stored
         self._clock = report.clock
-        self._is_provable = not (response.close_delimited or _is_behind_proxy(response.headers))
+        self._is_provable = not (response.close_delimited or is_behind_proxy(response.headers))
         self._content = TurnContent(accumulator)
         self._life = LifeCycle()
         self._role = ReaderRole(self._running, turn)
@@ -395,11 +396,3 @@ def _stored_events(
         problem = "the stored events cannot be listed before the first event with a correlation id"
         raise Flux0Error(problem)
     return list_stored(correlation_id=correlation_id, **options)
-
-
-def _is_behind_proxy(headers: Headers) -> bool:
-    """Return whether the `via` or `server` header names a proxy.
-
-    The `server` header of a flux0 server is "uvicorn".
-    """
-    return "via" in headers or not headers.get("server", "uvicorn").lower().startswith("uvicorn")

@@ -617,6 +617,7 @@ async def test_span_of_a_request_that_joins_a_turn_links_the_span_of_the_turn(mo
 
     (link,) = telemetry.span("GET /relay").links
     span = telemetry.span("invoke_agent Drizzle").get_span_context()
+    assert span is not None
     assert (link.context.trace_id, link.context.span_id) == (span.trace_id, span.span_id)
 
 
