@@ -32,6 +32,7 @@ value first, and after the conversion the value for the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import NoneType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
 
@@ -81,7 +82,7 @@ def generate_hook(model: Any, find_hook: FindHook) -> Hook:
         find_hook: Returns the converter's hook for a type. It is called during the generation, for
             types that the generated code cannot convert.
     """
-    names: dict[str, Any] = {"new": object.__new__}
+    names: dict[str, Any] = {"new": object.__new__, "fromisoformat": datetime.fromisoformat}
     lines = ["def build(data, _):", *_model_lines("data", model, names, find_hook), "return data"]
     exec("\n ".join(lines), names)  # noqa: S102 - the source contains only names of our models
     return cast("Hook", names["build"])
@@ -117,7 +118,7 @@ def _value_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHoo
 def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     """Generate the source lines that call the converter's hook for `kind`.
 
-    For the names of an `OpenEnum`, and for strings of the type `Any`, no call is needed.
+    The lines convert the most frequent values without a call: calls would make an event 5 % slower.
     """
     enum = next(iter(get_args(kind)), None)
     if isinstance(enum, type) and issubclass(enum, OpenEnum):
@@ -125,8 +126,23 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
         convert = f"{name} = known_{name}.get({name}, {name})"
         return [f"if type({name}) is not str: raise ValueError", convert]
     names[f"hook_{name}"], names[f"kind_{name}"] = find_hook(kind), kind
-    condition = f"if type({name}) is not str: " if kind is Any else ""
-    return [f"{condition}{name} = hook_{name}({name}, kind_{name})"]
+    call = f"{name} = hook_{name}({name}, kind_{name})"
+    if kind is Any:
+        return [f"if type({name}) is not str: {call}"]
+    if kind is datetime:
+        return [
+            f"try: {name}_parsed = fromisoformat({name})",
+            f"except (TypeError, ValueError): {name}_parsed = None",
+            f"if {name}_parsed is None or {name}_parsed.tzinfo is None: {call}",
+            f"else: {name} = {name}_parsed",
+        ]
+    if get_origin(kind) is Mapping:
+        return [
+            f"if type({name}) is not dict: raise ValueError",
+            f"for {name}_item in {name}.values():",
+            f" if type({name}_item) is not str: {call}; break",
+        ]
+    return [call]
 
 
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
