@@ -1,4 +1,4 @@
-"""Encoding events with the server's text."""
+"""Encoding events with the server's text, and the errors that readers may see."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from hypothesis import given, strategies as st
 
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
+from flux0.domain import errors
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import ServerSentEvent
-from flux0.relay_format import FLUX0, encoded
+from flux0.relay_format import FLUX0, HEARTBEAT, Flux0Format, encoded, general_text
 from support.in_memory import chunk, frame, status
 
 CHUNK: dict[str, Any] = json.loads(chunk("a").split(b"data: ")[1])
@@ -66,6 +67,51 @@ def test_id_of_a_status_cannot_add_fields_to_an_encoded_event(id: str) -> None:
     assert (again, sent.id) == (event, "")
     again, sent = decoded(encoded(event, source, "7"))
     assert (again, sent.id) == (event, "7")
+
+
+PUBLIC = {"ClientClosed", "ReaderLost", "RelayEnded", "StreamIdleTimeout"}
+PUBLIC |= {"TurnStopped", "TurnTooLarge"}
+FAILED = "The exchange with the flux0 server failed"
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.Flux0Error)
+    ),
+)
+def test_readers_see_only_the_errors_whose_text_flux0_wrote(name: str) -> None:
+    error = errors.restore(getattr(errors, name), ("http://10.0.0.1",), {})
+    general = "The agent reported an error" if name == "AgentError" else FAILED
+    assert general_text(error) == (error.problem if name in PUBLIC else general)
+
+
+def test_error_is_an_event_with_the_number_of_the_error() -> None:
+    error, ended = errors.StreamInterrupted("gone"), errors.RelayEnded("restart")
+    data = f'data: {{"type": "StreamInterrupted", "message": "{FAILED}"}}\n\n'
+    assert FLUX0.error(error) == f"event: error\n{data}".encode()
+    assert FLUX0.error(error, 7) == f"event: error\nid: 7\n{data}".encode()
+    shown = Flux0Format(error_text=lambda error: error.problem)
+    assert b'"message": "gone"' in shown.error(error)
+    hint = b'event: reconnect\nretry: 1000\ndata: {"type": "RelayEnded", "message": "restart"}\n\n'
+    assert FLUX0.error(ended, 7) == hint
+
+
+def test_only_the_data_of_a_status_error_are_replaced() -> None:
+    secret, other = (decoded(status(name, "secret"))[0] for name in ("error", "typing"))
+    assert b'"data": "The agent reported an error"' in FLUX0.event(secret)
+    assert FLUX0.event(secret).replace(b"The agent reported an error", b"secret") == (
+        secret.to_sse()
+    )
+    assert FLUX0.event(other) == other.to_sse()
+    shown = Flux0Format(error_text=lambda error: f"Sorry: {error.problem}")
+    assert b'"data": "Sorry: the agent reported an error: secret"' in shown.event(secret)
+
+
+def test_relay_begins_and_ends_without_bytes_and_its_heartbeat_is_a_comment() -> None:
+    assert (FLUX0.start(), FLUX0.heartbeat(), FLUX0.end()) == (b"", HEARTBEAT, b"")
 
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=10)

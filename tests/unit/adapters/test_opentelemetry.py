@@ -377,6 +377,15 @@ async def check_tool_span(mode: Mode, server_time: float) -> None:
     assert tool.end_time <= whole.end_time
 
 
+def test_tool_call_is_not_longer_than_its_turn() -> None:
+    """The server's clock may be faster. Here, the pauses of the agent take no real time."""
+    telemetry, fake = Telemetry(), FakeTransport(TURN, agent_name="Drizzle")
+    with fake.serve() as url, Flux0(url, observers=[telemetry.observer()]) as flux0:
+        flux0.conversation(agent=fake.agent_id).ask("Hi")
+    tool, whole = telemetry.span("execute_tool weather"), telemetry.span("invoke_agent Drizzle")
+    assert (tool.start_time, tool.end_time) == (whole.start_time, whole.end_time)
+
+
 @in_every_mode
 async def test_tool_call_without_a_result_has_no_duration(mode: Mode) -> None:
     telemetry = Telemetry()

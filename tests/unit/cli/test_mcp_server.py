@@ -209,6 +209,21 @@ def test_progress_is_reported_regularly_while_the_agent_sends_nothing(
     assert f"at least each {default} s" in PAGE.read_text("utf-8")
 
 
+def test_no_task_is_left_after_a_call(fake: FakeTransport) -> None:
+    fake.script("Hi", [Fail("boom")])
+
+    async def main() -> None:
+        async with in_memory(fake) as client:
+            await client.call_tool("Weather_in_SF", {"message": "first"})
+            await anyio.wait_all_tasks_blocked()
+            tasks = len(anyio.get_running_tasks())
+            await client.call_tool("Weather_in_SF", {"message": "second"})
+            await anyio.wait_all_tasks_blocked()
+            assert len(anyio.get_running_tasks()) == tasks
+
+    anyio.run(main)
+
+
 def test_lone_surrogates_of_an_agent_are_replaced(fake: FakeTransport) -> None:
     """An MCP server with real streams could not encode them, and would exit."""
     fake.script([Report("typing", "\ud83d"), Say("\ud83d"), Say("A\ud83d\ude00")])
@@ -263,6 +278,7 @@ def test_result_has_all_content_also_if_it_is_not_text(fake: FakeTransport) -> N
         (["a b/c.d", "  Ünï  "], ["a_b_c_d", "Uni"]),
         (["天气", "weather", "雨"], ["agent_id-0", "weather", "agent_id-2"]),
         (["A", "a", "A", "A_id-2"], ["A", "a", "A_id-2", "A_id-2_id-3"]),
+        (["A_id-2", "A", "A"], ["A_id-2", "A", "A_id-2_id-2"]),
         (["x" * 100, "x" * 99], ["x" * 53, f"{'x' * 53}_id-1"]),
     ],
 )

@@ -30,7 +30,14 @@ from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get, post
-from flux0.testing.contract.responses import Sleep, WaitForRelease, Write, http_response, to_bytes
+from flux0.testing.contract.responses import (
+    Sleep,
+    WaitForRelease,
+    Write,
+    head,
+    http_response,
+    to_bytes,
+)
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, as_async, fetch, fetch_sync, over
@@ -98,6 +105,15 @@ async def test_users_client_never_returns_surplus_bytes_as_a_response(
             for _ in range(2):
                 assert await way.fetch(transport, get(server.url)) == (200, b"ok")
         assert server.connections == 2
+
+
+@over(*FAMILY)
+async def test_response_with_two_ends_is_a_protocol_error(way: OverHttpx) -> None:
+    start = head("200 OK", [("Content-Length", "5"), ("Transfer-Encoding", "chunked")])
+    with ByteServer((start, Write(b"0\r\n\r\n"), WaitForRelease())) as server:
+        async with way.closing(way.client()) as transport:
+            with pytest.raises(ProtocolError, match="both a content-length and a transfer-enc"):
+                await way.fetch(transport, get(server.url))
 
 
 def test_bytes_in_the_tls_buffer_are_surplus(secured: Secured) -> None:
@@ -418,6 +434,20 @@ async def test_hook_that_reads_a_part_of_a_body_is_an_error(way: OverHttpx) -> N
     async with way.closing(way.client(event_hooks={"response": [read_part]})) as transport:
         with ByteServer(steps) as server, pytest.raises(ProtocolError):
             await way.fetch(transport, get(server.url))
+
+
+def test_error_of_a_closed_client_says_whether_the_request_was_sent() -> None:
+    def close(_: httpx.Response) -> None:
+        client.close()
+        raise RuntimeError("the client is closed")
+
+    client = httpx.Client(event_hooks={"response": [close]})
+    transport = HttpxTransport(client)
+    with ByteServer(OK) as server:
+        for sent in ("maybe", "no"):
+            with pytest.raises(ClientClosed) as caught:
+                transport.send(get(server.url))
+            assert caught.value.sent == sent
 
 
 # --- event loops

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flux0.adapters.ui import AiSdkFormat
-from flux0.domain.errors import StreamInterrupted
+from flux0.domain.errors import RelayEnded, StreamInterrupted
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.relay_format import general_text
 from support.in_memory import CORRELATION_ID
@@ -93,6 +93,14 @@ def test_failed_turn_ends_with_an_error_after_its_messages() -> None:
     assert objects_of(AiSdkFormat(), text("Half"), error=StreamInterrupted("gone"))[-3:] == [
         {"type": "text-end", "id": "m-1"},
         {"type": "error", "errorText": general_text(StreamInterrupted("gone"))},
+        "[DONE]",
+    ]
+
+
+def test_relay_that_the_application_ends_asks_the_page_to_connect_again() -> None:
+    assert objects_of(AiSdkFormat(), text("Half"), error=RelayEnded("restart"))[-3:] == [
+        {"type": "data-reconnect", "data": {}, "transient": True},
+        {"type": "error", "errorText": "restart"},
         "[DONE]",
     ]
 

@@ -56,7 +56,12 @@ def test_user_text_is_the_text_of_the_last_message(message: dict[str, Any]) -> N
         {"messages": [{"role": "user", "parts": None}]},
         {"messages": [{"role": "user", "parts": [{"type": "text"}]}]},
         {"messages": [{"role": "user", "parts": [{"type": "text", "text": 1}]}]},
-        {"messages": [{"role": "user", "parts": [{"type": "file", "url": "data:,"}]}]},
+        {"messages": [{"role": "user", "parts": [{"type": "file", "url": "data:,", "text": ""}]}]},
+        {
+            "messages": [
+                {"role": "user", "parts": [{"type": "text", "text": ""}, {"type": "x", "text": ""}]}
+            ]
+        },
         {"messages": [{"role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}]},
     ],
 )

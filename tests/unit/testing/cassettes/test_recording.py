@@ -33,6 +33,7 @@ from flux0.models import APIError, Flux0Error, InvalidArgument
 from flux0.testing import (
     CallTool,
     CassetteError,
+    Delay,
     FakeTransport,
     Fault,
     Pause,
@@ -70,6 +71,17 @@ def recorded_pieces(path: Path, position: int = -1) -> Any:
     response = read_cassette(path)[position].response
     assert response is not None
     return [piece.data for piece in response.pieces]
+
+
+def test_times_of_a_body_are_seconds_after_the_response_head(path: Path) -> None:
+    fake = FakeTransport([Report("typing"), Pause(2), Say("Hi"), Pause(4)])
+    fake.inject(Delay(1), operation="sessions.create_event")
+    turn = message_to(new_session(fake))
+    list(Pieces(RecordingTransport(fake, path).send(turn).body))
+    (exchange,) = read_cassette(path)
+    assert exchange.response is not None
+    times = exchange.response.after, [piece.after for piece in exchange.response.pieces]
+    assert (*times, exchange.after) == (1, [0, 1], 5)
 
 
 def awaitable(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:

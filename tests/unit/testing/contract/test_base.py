@@ -1,22 +1,39 @@
-"""The contract of transports, without a transport."""
+"""The contract of transports: its form, and the bugs that it detects."""
 
 from __future__ import annotations
 
 import ast
+import gc
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
 from importlib.resources import files
+from inspect import signature
+from itertools import product
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
+import trustme
+from attrs import evolve, field, frozen
 
 import flux0.testing.contract
+from flux0 import Urllib3Transport
+from flux0.domain.errors import ConnectionInterrupted, TransportError
+from flux0.domain.headers import Headers
+from flux0.ports import Interrupt, Request, Response, Timeout
+from flux0.runtime.event_loop import do_nothing
 from flux0.testing.contract import (
     AsyncTransportContract,
     LimitedPoolContract,
     TransportContract,
     TurnStoreContract,
 )
+from flux0.testing.contract.base import THREADS
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT
+from support.secured import Secured
 
 
 def test_each_assertion_says_what_is_required() -> None:
@@ -62,3 +79,399 @@ def test_no_test_overrides_another(contract: type[Any]) -> None:
     )
     assert len(names) > 50
     assert {name: count for name, count in names.items() if count > 1} == {}
+
+
+# --- the contract detects bugs
+
+Send = Callable[[Request], Response[Any]]
+Bug = Callable[[Request, Send], Response[Any]]
+KEPT: list[object] = []
+OTHER_FIELDS = Headers((("link", "x"), ("content-type", "x"), ("accept-encoding", "br")))
+
+
+@frozen
+class Body:
+    """A response body with these methods."""
+
+    read: Callable[[float | None], bytes | None]
+    close: Callable[[], object] = do_nothing
+
+
+@frozen
+class WrongTransport:
+    """A transport with a bug, over real connections."""
+
+    _bug: Bug
+    _transport: Urllib3Transport = field(factory=Urllib3Transport)
+
+    def send(self, request: Request) -> Response[Any]:
+        return self._bug(request, self._transport.send)
+
+    def close(self) -> None:
+        if self._bug is not forget_to_close:
+            self._transport.close()
+
+
+def sending(**changes: Any) -> Bug:
+    return lambda request, send: send(evolve(request, **changes))
+
+
+def responding(**changes: Any) -> Bug:
+    return lambda request, send: evolve(send(request), **changes)
+
+
+def reading(read: Callable[[Any, float | None], bytes | None]) -> Bug:
+    """Return a bug. `read` gets the correct body and the timeout of a read."""
+
+    def respond(request: Request, send: Send) -> Response[Any]:
+        response = send(request)
+        return evolve(response, body=Body(partial(read, response.body), response.body.close))
+
+    return respond
+
+
+def raising(change: Callable[[TransportError], TransportError | None]) -> Bug:
+    """Return a bug that changes each error. If `change` returns None, no error is raised."""
+
+    def read(body: Any, timeout: float | None) -> bytes | None:
+        try:
+            piece: bytes | None = body.read(timeout)
+        except TransportError as error:
+            if (changed := change(error)) is not None:
+                raise changed from changed.__cause__
+            return None
+        return piece
+
+    def respond(request: Request, send: Send) -> Response[Any]:
+        try:
+            return reading(read)(request, send)
+        except TransportError as error:
+            if (changed := change(error)) is not None:
+                raise changed from changed.__cause__
+            return Response(200, Headers(()), Body(lambda _: None))
+
+    return respond
+
+
+def generalized(error: TransportError) -> TransportError:
+    general = TransportError(str(error))
+    general.__cause__ = error.__cause__
+    return general
+
+
+def specialized(error: TransportError) -> TransportError:
+    special: TransportError = type("Special", (type(error),), {})(str(error))
+    special.__cause__ = error.__cause__
+    return special
+
+
+def without_text(error: TransportError) -> TransportError:
+    silent = type(error)("")
+    silent.__cause__ = error.__cause__
+    return silent
+
+
+def without_cause(error: TransportError) -> TransportError:
+    error.__cause__ = None
+    return error
+
+
+def cut_body(request: Request, send: Send) -> Response[Any]:
+    return send(evolve(request, body=request.body and request.body[:-1]))
+
+
+def store_cookies() -> Bug:
+    cookies: list[tuple[str, str]] = []
+
+    def respond(request: Request, send: Send) -> Response[Any]:
+        response = send(evolve(request, headers=request.headers.merge(Headers((*cookies,)))))
+        cookies.extend(("cookie", value) for value in response.headers.get_all("set-cookie"))
+        return response
+
+    return respond
+
+
+def cache_responses() -> Bug:
+    heads: dict[str, Response[Any]] = {}
+
+    def respond(request: Request, send: Send) -> Response[Any]:
+        if request.url not in heads:
+            response = send(request)
+            heads[request.url] = evolve(response, body=None)
+            return response
+        pieces = iter((b"ok", None))
+        return evolve(heads[request.url], body=Body(lambda _: next(pieces)))
+
+    return respond
+
+
+def without_tls(request: Request, send: Send) -> Response[Any]:
+    return send(evolve(request, url=request.url.replace("https:", "http:")))
+
+
+def send_twice(request: Request, send: Send) -> Response[Any]:
+    send(request).body.close()
+    return send(request)
+
+
+def send_again(request: Request, send: Send) -> Response[Any]:
+    try:
+        return send(request)
+    except ConnectionInterrupted:
+        return send(request)
+
+
+def send_again_and_raise(request: Request, send: Send) -> Response[Any]:
+    try:
+        return send(request)
+    except TransportError as error:
+        with suppress(TransportError):
+            send(request).body.close()
+        raise error from error.__cause__
+
+
+def forget_to_close(request: Request, send: Send) -> Response[Any]:
+    return send(request)
+
+
+def keep_open(request: Request, send: Send) -> Response[Any]:
+    response = send(request)
+    KEPT.append(response.body)
+    return evolve(response, body=Body(response.body.read))
+
+
+def one_at_a_time() -> Bug:
+    lock = Lock()
+
+    def respond(request: Request, send: Send) -> Response[Any]:
+        with lock:
+            return send(request)
+
+    return respond
+
+
+def one_read_at_a_time() -> Bug:
+    lock = Lock()
+
+    def read(body: Any, timeout: float | None) -> bytes | None:
+        with lock:
+            piece: bytes | None = body.read(timeout)
+            return piece
+
+    return reading(read)
+
+
+def read_whole_body(body: Any, timeout: float | None) -> bytes | None:
+    return b"".join(iter(partial(body.read, timeout), None)) or None
+
+
+def read_other_bytes(body: Any, timeout: float | None) -> bytes | None:
+    piece: bytes | None = body.read(timeout)
+    return piece and piece[:-1] + b"?"
+
+
+def without_timeouts(request: Request, send: Send) -> Response[Any]:
+    return reading(lambda body, _: body.read(LONG))(evolve(request, timeout=LONG_TIMEOUT), send)
+
+
+def interrupt_bodies(request: Request, send: Send) -> Response[Any]:
+    response = send(request)
+    request.interrupt.on_fire(response.body.close)
+    return response
+
+
+# Bugs, each with the tests of the contract that must fail.
+BUGS: list[tuple[Bug, str]] = [
+    (sending(method="PUT"), "target_and_body_are_sent_unchanged"),
+    (sending(method="GET", body=None), "empty_body_has_a_content_length"),
+    (cut_body, "target_and_body_are_sent_unchanged large_body_is_sent_completely"),
+    (
+        lambda request, send: send(evolve(request, url=f"{request.url}/x")),
+        "target_and_body_are_sent_unchanged concurrent_requests_do_not_block_each_other",
+    ),
+    (
+        sending(headers=OTHER_FIELDS),
+        "request_without_a_body_announces_none default_headers_are_sent_once "
+        "request_headers_are_sent_unchanged",
+    ),
+    (sending(headers=Headers(())), "header_values_are_latin_1"),
+    (store_cookies(), "cookies_are_not_stored"),
+    (
+        without_tls,
+        "connection_is_not_reused_for_another_scheme unknown_authority_is_a_tls_error "
+        "certificate_for_another_host_is_a_tls_error",
+    ),
+    (
+        responding(status_code=299),
+        "every_status_is_returned interim_responses_are_skipped redirects_are_not_followed "
+        "responses_without_a_body_end_with_their_head",
+    ),
+    (
+        responding(headers=OTHER_FIELDS),
+        "every_status_is_returned interim_responses_are_skipped redirects_are_not_followed "
+        "header_values_are_latin_1 response_headers_are_returned_unchanged",
+    ),
+    (responding(raw_response=None), "response_headers_are_returned_unchanged"),
+    (
+        lambda request, send: (
+            (response := send(request))
+            and evolve(response, close_delimited=not response.close_delimited)
+        ),
+        "body_is_returned_unchanged",
+    ),
+    (
+        reading(read_other_bytes),
+        "header_values_are_latin_1 every_status_is_returned interim_responses_are_skipped "
+        "unusual_response_heads_are_accepted body_is_returned_unchanged "
+        "pieces_are_yielded_when_they_arrive chunk_extensions_and_trailers_are_ignored "
+        "content_codings_are_decoded redirects_are_not_followed "
+        "finished_body_releases_its_connection_for_reuse "
+        "connection_is_not_reused_for_another_port connection_is_not_reused_after_connection_close "
+        "connection_with_surplus_bytes_is_not_reused concurrent_requests_do_not_block_each_other "
+        "waiting_reads_do_not_block_other_calls closing_the_transport_closes_idle_connections "
+        "interrupt_after_the_headers_has_no_effect each_address_of_a_host_is_tried "
+        "ipv6_host_has_brackets trusted_server_is_used_over_tls each_read_has_its_own_timeout "
+        "request_over_a_closed_pooled_connection_is_not_sent_twice pool_timeout_expires",
+    ),
+    (
+        raising(lambda _: None),
+        "unknown_host_is_a_connect_error refused_connection_is_a_connect_error "
+        "plain_http_instead_of_tls_is_a_tls_error connect_timeout_expires "
+        "truncated_body_is_an_interruption "
+        "truncated_gzip_is_an_interruption corrupt_gzip_data_is_a_protocol_error "
+        "unsupported_coding_is_a_protocol_error bytes_before_an_error_are_yielded "
+        "chunk_overhead_is_limited size_of_the_head_is_limited "
+        "size_of_interim_responses_is_limited body_closed_early_closes_its_connection "
+        "close_ends_a_read_in_another_thread_or_task close_ends_a_read_over_tls "
+        "malformed_response_over_tls_is_a_protocol_error "
+        "corrupt_tls_record_in_a_body_is_an_interruption pool_timeout_expires "
+        "request_is_sent_once_if_writing_fails",
+    ),
+    (
+        raising(generalized),
+        "unknown_host_is_a_connect_error read_timeout_limits_the_wait_for_headers "
+        "timeout_of_a_read_limits_the_wait_for_a_piece truncated_body_is_an_interruption",
+    ),
+    (raising(specialized), "unknown_host_is_a_connect_error"),
+    (raising(without_text), "unknown_host_is_a_connect_error"),
+    (cache_responses(), "connection_is_not_reused_after_connection_close"),
+    (
+        raising(without_cause),
+        "unknown_host_is_a_connect_error bytes_before_an_error_are_yielded "
+        "timeout_of_a_read_limits_the_wait_for_a_piece",
+    ),
+    (
+        send_twice,
+        "every_status_is_returned redirects_are_not_followed "
+        "request_over_a_closed_pooled_connection_is_not_sent_twice",
+    ),
+    (send_again, "request_that_the_server_began_to_read_is_not_resent"),
+    (
+        send_again_and_raise,
+        "request_is_sent_once_if_its_response_fails request_is_sent_once_if_writing_fails",
+    ),
+    (
+        lambda request, _: Urllib3Transport().send(request),
+        "finished_body_releases_its_connection_for_reuse trusted_server_is_used_over_tls "
+        "responses_without_a_body_end_with_their_head",
+    ),
+    (
+        keep_open,
+        "body_closed_early_closes_its_connection garbage_collected_body_closes_its_connection "
+        "close_ends_a_read_in_another_thread_or_task close_ends_a_read_over_tls "
+        "garbage_collected_body_frees_its_place_in_the_pool",
+    ),
+    (
+        forget_to_close,
+        "closing_the_transport_closes_idle_connections "
+        "close_ends_a_read_in_another_thread_or_task connection_idle_for_long_is_not_reused",
+    ),
+    (one_at_a_time(), "concurrent_requests_do_not_block_each_other"),
+    (one_read_at_a_time(), "waiting_reads_do_not_block_other_calls"),
+    (
+        reading(read_whole_body),
+        "pieces_are_yielded_when_they_arrive bytes_before_an_error_are_yielded",
+    ),
+    (
+        without_timeouts,
+        "read_timeout_limits_the_wait_for_headers timeout_of_a_read_limits_the_wait_for_a_piece "
+        "write_timeout_expires connect_timeout_expires connect_timeout_limits_the_tls_handshake "
+        "bytes_without_content_do_not_extend_the_timeout",
+    ),
+    (sending(timeout=Timeout(0.01, 0.01, 0.01, 0.01)), "timeout_none_waits_without_limit"),
+    (
+        reading(lambda body, _: body.read(0.01)),
+        "read_timeout_of_the_request_does_not_apply_to_a_body "
+        "whole_body_may_take_longer_than_the_timeout_of_each_read",
+    ),
+    (
+        lambda request, send: send(evolve(request, interrupt=Interrupt())),
+        "interrupt_ends_the_wait_for_headers",
+    ),
+    (interrupt_bodies, "interrupt_after_the_headers_has_no_effect"),
+]
+
+
+class QuickContract(TransportContract, LimitedPoolContract):
+    timeout = idle_test_seconds = 0.1
+    bug: Bug
+
+    def make_transport(self) -> WrongTransport:
+        return WrongTransport(self.bug)
+
+
+def arguments_of(test: Any) -> Iterator[dict[str, Any]]:
+    """Yield the parameters of each run of a contract's test."""
+    marks: list[Any] = getattr(test, "pytestmark", [])
+    names = [each.args[0] for each in marks]
+    for values in product(*(each.args[1] for each in marks)):
+        given: dict[str, Any] = {}
+        for name, value in zip(names, values, strict=True):
+            given |= {name: value} if isinstance(name, str) else zip(name, value, strict=True)
+        yield given
+
+
+def run_each(test: str, bug: Bug, monkeypatch: pytest.MonkeyPatch, secured: Secured) -> None:
+    """Run a test of the contract with all its parameters, over a transport with a bug."""
+    contract, function = QuickContract(), getattr(QuickContract, f"test_{test}")
+    contract.bug, names = bug, [*signature(function).parameters][1:]
+    for arguments in arguments_of(function):
+        with ExitStack() as ending:
+            harness = contract.make_harness(contract.make_transport(), THREADS, ending)
+            given = {**dict.fromkeys(("harness", "trusting", "limited"), harness), **arguments}
+            given |= {"tls": secured.server, "authority": trustme.CA()}
+            given |= {"backend": THREADS, "monkeypatch": monkeypatch}
+            if "background" in names:
+                started = contract._start(THREADS, ending)  # pyright: ignore[reportPrivateUsage]
+                given["background"] = {THREADS: started}
+            function(contract, **{name: given[name] for name in names})
+
+
+@pytest.mark.parametrize(
+    ("bug", "test"),
+    [
+        pytest.param(bug, test, id=f"{number}-{test}")
+        for number, (bug, tests) in enumerate(BUGS)
+        for test in tests.split()
+    ],
+)
+@pytest.mark.usefixtures("little_garbage")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Wrong transports leave connections open.
+def test_contract_detects_a_bug(
+    bug: Bug, test: str, monkeypatch: pytest.MonkeyPatch, secured: Secured
+) -> None:
+    with pytest.raises((AssertionError, TransportError, pytest.fail.Exception)):
+        run_each(test, bug, monkeypatch, secured)
+    KEPT.clear()
+    gc.collect()
+
+
+def test_each_test_of_the_contract_detects_a_bug() -> None:
+    names = {name.removeprefix("test_") for name in dir(QuickContract) if "test_" in name[:5]}
+    assert names - {test for _, tests in BUGS for test in tests.split()} == {
+        # The bugs would need a longer time, another process or much memory.
+        "closing_the_transport_during_a_send_returns",
+        "decompression_bomb_is_decoded_in_pieces",
+        "garbage_collection_at_any_moment_does_not_deadlock",
+        "part_of_a_tls_record_does_not_extend_the_timeout",
+    }

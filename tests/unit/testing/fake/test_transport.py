@@ -12,17 +12,19 @@ from unittest.mock import ANY
 import pytest
 
 from flux0 import BackoffStrategy, ClientClosed, EventType, Flux0, RetryConfig
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent
-from flux0.ports import Request
+from flux0.ports import Request, Timeout
 from flux0.testing import (
     AgentStep,
     CallResponse,
     CallTool,
+    ClockStandsStill,
     Delay,
     Drop,
     Fail,
+    FakeClock,
     FakeTransport,
     FallSilent,
     Fault,
@@ -235,6 +237,17 @@ async def test_closing_an_async_client_interrupts_only_its_streams(mode: Mode) -
             async with Flux0(transport=fake) as flux0:
                 await flux0.agents.list_async()
             assert len([event async for event in stream]) == 5
+
+
+def test_read_timeout_expires_on_a_clock_that_only_the_test_moves() -> None:
+    fake = FakeTransport(clock=FakeClock(moves_by_itself=False))
+    fake.inject(Delay(9), times=2)
+    with pytest.raises(ClockStandsStill):
+        fake.send(request("GET", "/api/agents", timeout=Timeout(read=10)))
+    began = fake.clock.now()
+    with pytest.raises(ReadTimeout):
+        fake.send(request("GET", "/api/agents", timeout=Timeout(read=9)))
+    assert fake.clock.now() - began == 9
 
 
 # --- calls
