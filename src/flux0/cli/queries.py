@@ -18,7 +18,6 @@ from flux0.cli.options import (
     SessionId,
     argument,
     common_options,
-    complete_agents,
     examples,
     option,
     with_common_options,
@@ -129,9 +128,7 @@ _OF_AGENT = "List only sessions with the agent that has this id or unique name."
 def list_sessions(
     flux0: Flux0,
     *,
-    agent: Annotated[
-        str | None, option("--agent -a", "AGENT", _OF_AGENT, autocompletion=complete_agents)
-    ] = None,
+    agent: Annotated[str | None, option("--agent -a", "AGENT", _OF_AGENT)] = None,
 ) -> Listed:
     """List the user's sessions."""
     from flux0.cli.choices import choose_agent  # noqa: PLC0415 - loads rich
