@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -55,9 +54,7 @@ class RecordingTransport:
     else is recorded unchanged.
 
     If the cassette exists, the recording is written to `NAME.new`, and `close` replaces the old
-    cassette. The old cassette is kept if an exception ends the client's `with` block. It is also
-    kept if the recording has a transport error, or a status of 400 or more, that the old cassette
-    does not contain.
+    cassette. The old cassette is kept if an exception ends the client's `with` block.
 
     Args:
         transport: The transport that sends the requests, such as an `HttpxTransport`. Closing the
@@ -91,10 +88,7 @@ class RecordingTransport:
         self._scrub = checked(scrub)
         self._lock = RLock()
         self._sent = max((exchange.number for exchange in keep), default=0)
-        # The class name of an error that interrupted an exchange, such as KeyboardInterrupt; empty
-        # if there was none. Transport errors are not stored here, but recorded in the exchange.
-        self._error = ""
-        self._earlier_errors = _current_errors()
+        self._earlier_error = sys.exc_info()[1]
         self._open: list[_OpenExchange] = []
 
     def __repr__(self) -> str:
@@ -109,7 +103,7 @@ class RecordingTransport:
     def close(self) -> None:
         """Close the wrapped transport, and replace the old cassette with the recording.
 
-        If the recording failed, keep the old cassette and issue a warning.
+        If an exception is ending the client's `with` block, keep the old cassette.
         """
         try:
             self.transport.close()
@@ -147,35 +141,22 @@ class RecordingTransport:
             self._open.append(exchange)
         return exchange
 
-    def _end(self, exchange: _OpenExchange, how: str, error: BaseException | None = None) -> None:
+    def _end(self, exchange: _OpenExchange, how: str) -> None:
         with self._lock:  # Two threads may end the same exchange at the same time.
-            # A cancellation is not a failure, because programs cancel calls on purpose.
-            if isinstance(error, (Exception, KeyboardInterrupt)):
-                self._error = type(error).__name__
             if exchange in self._open:
                 self._open.remove(exchange)
                 self._file.append(exchange.finish(how, self._scrub))
 
     def _finish(self) -> None:
+        error = sys.exc_info()[1]
+        if error is self._earlier_error:
+            error = None
         with self._lock:
             for exchange in tuple(self._open):
                 self._end(exchange, CLOSED)
-            earlier = self._earlier_errors
-            new = [error for error in _current_errors() if all(error is not old for old in earlier)]
-            problem = self._file.finish(type(new[0]).__name__ if new else self._error)
-        error = sys.exc_info()[1]
-        if problem and error is None:
-            warnings.warn(problem, stacklevel=3)
-        elif problem:
-            # Do not warn: with `python -W error`, the warning is raised and hides `error`. On
-            # Python 3.10, exceptions have no `add_note`, and the text is dropped.
-            getattr(error, "add_note", str)(problem)
-
-
-def _current_errors() -> list[BaseException]:
-    """Return the exception that is being handled and, under pytest, the error of a failed test."""
-    errors = sys.exc_info()[1], getattr(sys, "last_value", None)
-    return [error for error in errors if error is not None]
+            if note := self._file.finish(error):
+                # On Python 3.10, exceptions have no `add_note`, and the text is dropped.
+                getattr(error, "add_note", str)(note)
 
 
 @define(eq=False)
@@ -183,7 +164,7 @@ class _OpenExchange:
     _request: Request
     _number: int
     _clock: Callable[[], float]
-    _end: Callable[[_OpenExchange, str, BaseException | None], None]
+    _end: Callable[[_OpenExchange, str], None]
     _started: float
     _response: RecordedResponse | None = None
     _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
@@ -197,7 +178,7 @@ class _OpenExchange:
             self.end(next(kind for kind in kinds if kind in ERRORS))
         # Other errors end a recorded exchange early, for example a cancellation.
         elif error is not None:
-            self.end(CLOSED, error)
+            self.end(CLOSED)
 
     def record_response(self, response: Response[Any]) -> Response[Any]:
         headers = response.headers.redacted()
@@ -212,8 +193,8 @@ class _OpenExchange:
             self._pieces.append((self._elapsed(), data))
         return data
 
-    def end(self, how: str, error: BaseException | None = None) -> None:
-        self._end(self, how, error)
+    def end(self, how: str) -> None:
+        self._end(self, how)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
         response, pieces, self._pieces = self._response, self._pieces, []
