@@ -79,11 +79,12 @@ class TurnStore(ABC):
         """
 
     @abstractmethod
-    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
-        """Undo `claim`, because the message was not sent. `log` has ended without events.
+    def release(self, session_id: str, log: TurnLog) -> None:
+        """Undo `claim`, because the message was not sent. `log` has an end, and no events.
 
-        The previous turn, running or ended, becomes the session's turn again. `previous` is the
-        result of `claim`. If a newer turn has replaced `log` in the meantime, the newer turn stays.
+        The session then has no turn, also if `log` has replaced an ended turn. If `log` has
+        replaced a running turn, the store may find the running turn again. If another turn has
+        replaced `log` in the meantime, that turn stays.
 
         This method never blocks and never raises, also in an async task that was cancelled. It may
         undo the claim later, in another thread, but later calls of the same process see its effect.

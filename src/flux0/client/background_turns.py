@@ -97,7 +97,6 @@ class _Claim:
         self._session_id = session_id
         self._log = log
         self._refuse = refuse
-        self._previous: TurnLog | None = None
 
     def take(self) -> TurnLog | None:
         """Claim the session. Return the log of a running turn that the caller must stop, or None.
@@ -105,7 +104,6 @@ class _Claim:
         None means that the session has no running turn, or that the new turn was ended meanwhile.
         """
         previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
-        self._previous = previous
         if self._log.is_ended:
             self.undo()
         elif previous is not None and not previous.is_ended:
@@ -113,7 +111,7 @@ class _Claim:
         return None
 
     def undo(self) -> None:
-        self._store.release(self._session_id, self._log, self._previous)
+        self._store.release(self._session_id, self._log)
 
 
 @final

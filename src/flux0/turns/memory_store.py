@@ -55,18 +55,12 @@ class MemoryTurnStore(TurnStore):
                 self._clean_later()
             return previous
 
-    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
+    def release(self, session_id: str, log: TurnLog) -> None:
         """Undo `claim`; see `TurnStore.release`."""
         turns = self._turns.get()
         with turns.changing:
-            while previous is not None and previous in turns.released:
-                previous = turns.released[previous]
-            if turns.logs.get(session_id) is not log:
-                turns.released[log] = previous
-            elif previous is None:
+            if turns.logs.get(session_id) is log:
                 del turns.logs[session_id]
-            else:
-                turns.logs[session_id] = previous
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the session's turn that is running or kept; see `TurnStore.find`."""
@@ -107,9 +101,6 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
-        # Maps each log that was released after a newer log had replaced it to the log before it. If
-        # the newer log is released, too, the session gets the log before both.
-        self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
         # The lock is reentrant: a signal handler may start a turn in a thread that holds the lock,
         # and with a normal lock this thread waits forever.

@@ -10,7 +10,6 @@ from os import urandom
 from threading import Event, RLock, Thread
 from time import monotonic
 from typing import Final, final
-from weakref import WeakKeyDictionary
 
 from attrs import evolve
 
@@ -53,8 +52,6 @@ class StoreProcess:
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._lease = Lease(self._worker, self._published, self._followed)
-        # Maps the log of each claimed turn to the turn that its session had before, for `release`.
-        self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
         self._is_closed = False
         self._threads = (
@@ -72,7 +69,7 @@ class StoreProcess:
         if turn := self._published.get(name.info):
             turn.is_released = True
         ends = monotonic() + self._settings.keep
-        self._worker.submit(partial(self._release, name, log, ends), now=True)
+        self._worker.submit(partial(self._release, name, ends), now=True)
 
     def find(self, session_id: str) -> TurnLog | None:
         name = self._settings.name(session_id, "")
@@ -138,7 +135,7 @@ class StoreProcess:
         yield from self._lease.renew()
         while True:
             id_, process = yield "HMGET", name.session, "turn", "process"
-            self._replaced[log] = expected = evolve(name, id=as_text(id_))
+            expected = evolve(name, id=as_text(id_))
             # If the lease (the key `process`) has expired, the process is lost, and does not run
             # its turn any more.
             refuses = refuse and process and (yield "GET", as_text(process))
@@ -156,14 +153,12 @@ class StoreProcess:
         previous = (yield from self._join(expected)) if was_running else own
         return None if previous is None or previous.is_ended else previous
 
-    def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
+    def _release(self, name: TurnName, ends: float) -> Steps[None]:
         # The worker repeats this job until Redis responds, because Redis may have received the
         # claim although the caller got an error. If Redis has not received it, this script does not
         # change the session.
         if monotonic() < ends:
-            previous = self._replaced.get(log, name)
-            keys = name.session, name.info, previous.info
-            yield run_script(scripts.RELEASE, keys, name.id, previous.id)
+            yield run_script(scripts.RELEASE, (name.session,), name.id)
 
     def _find(self, name: TurnName) -> Steps[TurnLog | None]:
         id_ = yield "HGET", name.session, "turn"

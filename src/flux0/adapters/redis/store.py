@@ -98,7 +98,7 @@ class RedisTurnStore(TurnStore):
         """Make `log` the turn of the session; see `TurnStore.claim`."""
         return self._process.get().claim(session_id, log, refuse=refuse)
 
-    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:  # noqa: ARG002 - its id is known
+    def release(self, session_id: str, log: TurnLog) -> None:
         """Undo `claim`; see `TurnStore.release`."""
         self._process.get().release(session_id, log)
 
