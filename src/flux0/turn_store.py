@@ -10,23 +10,6 @@ from flux0.runtime.turn_log import TurnLog
 
 
 @frozen
-class StoreState:
-    """The state of a store in one process.
-
-    Attributes:
-        is_available: Whether the last command of this process to Redis was successful. True if
-            there was no command.
-        failures: The number of commands of this process that failed because Redis could not be
-            used. Commands that are sent together are one command here.
-        followed_turns: The number of running turns of other processes that this process copies.
-    """
-
-    is_available: bool = True
-    failures: int = 0
-    followed_turns: int = 0
-
-
-@frozen
 class TurnStats:
     """The numbers of background turns and relays in one process.
 
@@ -35,13 +18,11 @@ class TurnStats:
         open_relays: The number of open relays. A relay is open from its first piece to its end, or
             until it is closed.
         is_draining: Whether `end_relays` or `close` was called.
-        store: The state of the store, with the number of turns of other processes.
     """
 
     running_turns: int
     open_relays: int
     is_draining: bool
-    store: StoreState
 
 
 class TurnStore(ABC):
@@ -79,11 +60,11 @@ class TurnStore(ABC):
         """
 
     @abstractmethod
-    def release(self, session_id: str, log: TurnLog) -> None:
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
         """Undo `claim`, because the message was not sent. `log` has an end, and no events.
 
-        The session then has no turn, also if `log` has replaced an ended turn. If `log` has
-        replaced a running turn, the store may find the running turn again. If another turn has
+        `previous` is the result of `claim`. If it is running, it is the turn of the session again,
+        at the latest after its next event. Otherwise, the session has no turn. If another turn has
         replaced `log` in the meantime, that turn stays.
 
         This method never blocks and never raises, also in an async task that was cancelled. It may
@@ -106,10 +87,6 @@ class TurnStore(ABC):
         Raises:
             TurnStoreError: The store cannot be used.
         """
-
-    def state(self) -> StoreState:
-        """Return the state of the store in this process, without waiting."""
-        return StoreState()
 
     @abstractmethod
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -208,9 +207,8 @@ def standard_input() -> TextIO:
     if sys.stdin is None:  # The program was started with standard input closed.
         return StringIO()
     stream = cast("TextIOWrapper", sys.stdin)
-    # The encoding is ASCII if no locale is set. A file may begin with a byte order mark.
-    is_utf8 = codecs.lookup(stream.encoding).name in {"ascii", "utf-8"}
-    stream.reconfigure(encoding="utf-8-sig" if is_utf8 else None, errors="surrogateescape")
+    # A file may begin with a byte order mark.
+    stream.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
     return stream
 
 

@@ -97,6 +97,7 @@ class _Claim:
         self._session_id = session_id
         self._log = log
         self._refuse = refuse
+        self._previous: TurnLog | None = None
 
     def take(self) -> TurnLog | None:
         """Claim the session. Return the log of a running turn that the caller must stop, or None.
@@ -104,6 +105,7 @@ class _Claim:
         None means that the session has no running turn, or that the new turn was ended meanwhile.
         """
         previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
+        self._previous = previous
         if self._log.is_ended:
             self.undo()
         elif previous is not None and not previous.is_ended:
@@ -111,7 +113,7 @@ class _Claim:
         return None
 
     def undo(self) -> None:
-        self._store.release(self._session_id, self._log)
+        self._store.release(self._session_id, self._log, self._previous)
 
 
 @final
@@ -248,7 +250,7 @@ class BackgroundTurns(Uncopyable):
         """Return the numbers of turns and relays in this process. Acquires no lock."""
         own = self._own.get()
         is_draining = self._is_closed or own.relays.are_ended
-        return TurnStats(len(own.running()), len(own.relays), is_draining, self._store.state())
+        return TurnStats(len(own.running()), len(own.relays), is_draining)
 
     def end_relays(self) -> None:
         """End all relays in this process now. The turns continue, and their readers connect again.

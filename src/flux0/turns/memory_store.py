@@ -55,12 +55,15 @@ class MemoryTurnStore(TurnStore):
                 self._clean_later()
             return previous
 
-    def release(self, session_id: str, log: TurnLog) -> None:
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
         """Undo `claim`; see `TurnStore.release`."""
         turns = self._turns.get()
         with turns.changing:
-            if turns.logs.get(session_id) is log:
-                del turns.logs[session_id]
+            if turns.logs.get(session_id) is not log:
+                return
+            del turns.logs[session_id]
+            if previous is not None and not previous.is_ended:
+                turns.logs[session_id] = previous
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the session's turn that is running or kept; see `TurnStore.find`."""

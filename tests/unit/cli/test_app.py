@@ -495,7 +495,7 @@ def test_message_is_utf8_also_if_no_locale_is_set(
     arguments: list[str],
     input: bytes,
 ) -> None:
-    no_locale = {**environment, "LC_ALL": "POSIX", "PYTHONUTF8": "0"}
+    no_locale = {**environment, "LC_ALL": "POSIX"}
     command: list[str | bytes] = [sys.executable, "-m", "flux0"]
     command += (each.encode() for each in arguments)
     subprocess.run(command, env=no_locale, input=input, check=True, timeout=_SECONDS)
@@ -1022,9 +1022,7 @@ runpy.run_module("flux0", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize(
-    "module", ["flux0.client.flux0", "typer", "flux0.cli.output", "httpx"]
-)
+@pytest.mark.parametrize("module", ["flux0.client.flux0", "typer", "flux0.cli.output", "httpx"])
 def test_ctrl_c_during_an_import_prints_no_traceback(
     environment: Mapping[str, str], module: str
 ) -> None:

@@ -118,7 +118,7 @@ def test_claim_can_be_released_after_the_store_was_closed() -> None:
     store.claim("session", log, refuse=True)
     store.close()
     log.finish(LogEnd())
-    store.release("session", log)
+    store.release("session", log, None)
     assert store.find("session") is None
 
 
@@ -133,9 +133,11 @@ def test_release_of_a_turn_that_was_replaced_changes_nothing() -> None:
     store, first, second = MemoryTurnStore(), new_log(), new_log()
     store.claim("session", first, refuse=True)
     store.claim("session", second, refuse=False)
-    store.release("session", first)
+    first.finish(LogEnd())
+    store.release("session", first, None)
     assert store.find("session") is second
-    store.release("session", second)
+    second.finish(LogEnd())
+    store.release("session", second, first)
     assert store.find("session") is None
 
 

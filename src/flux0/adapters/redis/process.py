@@ -21,7 +21,6 @@ from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
-from flux0.turn_store import StoreState
 
 _RUNNING: Final = "a turn of the session is running"
 _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
@@ -82,11 +81,6 @@ class StoreProcess:
             if own is None:
                 raise
             return own
-
-    def state(self) -> StoreState:
-        logs = [turn.log() for turn in self._followed.copy().values()]
-        running = sum(log is not None and not log.is_ended for log in logs)
-        return StoreState(not self._worker.has_failed, self._worker.failures, running)
 
     def close(self) -> None:
         """Publish the ends of the turns, end the copies of other turns, and end the threads."""

@@ -102,8 +102,7 @@ class LocalTurnStoreContract:
         first, second = self.make_stores(keep_seconds=1.0, lease_seconds=1.0)
         with closing(first), closing(second):
             _start(first).finish(_DONE)
-            for store in (first, second):
-                self.poll(partial(_is_missing, store))
+            self.poll(lambda: _ids((first, second)) == [None, None])
 
     def test_claim_is_refused_while_a_turn_is_running_in_any_process(self, stores: Stores) -> None:
         """The error has `sent == "no"`, and the running turn stays."""
@@ -150,7 +149,7 @@ class LocalTurnStoreContract:
         """Later calls of the process that called `release` see its effect."""
         log = _start(stores[0])
         log.finish(LogEnd())
-        stores[0].release(_SESSION, log)
+        stores[0].release(_SESSION, log, None)
         check(stores[0].find(_SESSION), None, "the released turn")
         check(stores[1].claim(_SESSION, _log("turn-2"), refuse=True), None, "the replaced turn")
 
@@ -160,12 +159,26 @@ class LocalTurnStoreContract:
         previous = stores[1].claim(_SESSION, later, refuse=False)
         assert previous is not None, "claim() must return the running turn"
         log.finish(LogEnd())
-        stores[0].release(_SESSION, log)
+        stores[0].release(_SESSION, log, None)
         self.poll(lambda: previous.is_ended)
         check(_ids(stores), ["turn-2"] * 2, _IDS)
         later.append(_event(1))
         copy = _find(stores[0])
         self.poll(lambda: copy.last == 1)
+
+    def test_running_turn_is_found_again_after_its_successor_is_released(
+        self, stores: Stores
+    ) -> None:
+        log, later = _start(stores[0]), _log("turn-2")
+        previous = stores[1].claim(_SESSION, later, refuse=False)
+        later.finish(LogEnd())
+        stores[1].release(_SESSION, later, previous)
+
+        def is_found_after_its_next_event() -> bool:
+            log.append(_event(log.last + 1))
+            return _ids(stores) == ["turn-1"] * 2
+
+        self.poll(is_found_after_its_next_event)
 
     def test_reader_that_needs_dropped_events_gets_an_error(self, stores: Stores) -> None:
         """A copy drops its oldest events, and keeps the newest."""
@@ -319,7 +332,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         """An event loop calls `release`."""
         log = _start(stores[0])
         log.finish(LogEnd())
-        arguments = (_SESSION, log)
+        arguments = (_SESSION, log, None)
         release = threading.Thread(target=stores[0].release, args=arguments, daemon=True)
         with self.paused():
             release.start()
@@ -350,9 +363,6 @@ def _find(store: TurnStore, session_id: str = _SESSION) -> TurnLog:
     return log
 
 
-def _is_missing(store: TurnStore) -> bool:
-    return store.find(_SESSION) is None
-
-
-def _ids(stores: Stores) -> list[str]:
-    return [_find(store).turn_id for store in stores]
+def _ids(stores: Stores) -> list[str | None]:
+    found = [store.find(_SESSION) for store in stores]
+    return [log and log.turn_id for log in found]

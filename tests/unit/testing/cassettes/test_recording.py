@@ -29,13 +29,12 @@ from flux0 import (
 )
 from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
-from flux0.models import APIError, Flux0Error, InvalidArgument
+from flux0.models import APIError, InvalidArgument
 from flux0.testing import (
     CallTool,
     CassetteError,
     Delay,
     FakeTransport,
-    Fault,
     Pause,
     RecordingTransport,
     Refuse,

@@ -387,7 +387,7 @@ def test_error_shortens_long_values(path: Path) -> None:
     )
     lines = explanation(ReplayTransport(write_cassette(path, recorded)), sent)
     assert lines[2].startswith("  body name: recorded 'before lorem ipsum ")
-    assert lines[2].endswith("... (48,008 characters)")
+    assert lines[2].endswith("... (48,007 characters)")
     assert sum(map(len, lines)) < 1500
 
 
