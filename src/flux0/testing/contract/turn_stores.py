@@ -365,4 +365,4 @@ def _find(store: TurnStore, session_id: str = _SESSION) -> TurnLog:
 
 def _ids(stores: Stores) -> list[str | None]:
     found = [store.find(_SESSION) for store in stores]
-    return [log and log.turn_id for log in found]
+    return [None if log is None else log.turn_id for log in found]
