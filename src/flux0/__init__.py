@@ -56,7 +56,11 @@ if TYPE_CHECKING:
         RelayEncoder as RelayEncoder,
         RelayFormat as RelayFormat,
     )
-    from flux0.turn_store import TurnStats as TurnStats, TurnStore as TurnStore
+    from flux0.turn_store import (
+        StoreState as StoreState,
+        TurnStats as TurnStats,
+        TurnStore as TurnStore,
+    )
     from flux0.turns.background_turn import BackgroundTurn as BackgroundTurn
     from flux0.turns.memory_store import MemoryTurnStore as MemoryTurnStore
     from flux0.turns.streams import AsyncEventStream as AsyncEventStream, EventStream as EventStream
@@ -77,7 +81,7 @@ _NAMES = {
     "domain.messages.accumulator": ["MessageAccumulator"],
     "domain.retrying": ["BackoffStrategy", "RetryConfig", "RetryDetails"],
     "relay_format": ["Flux0Format", "RELAY_HEADERS", "RelayEncoder", "RelayFormat"],
-    "turn_store": ["TurnStats", "TurnStore"],
+    "turn_store": ["StoreState", "TurnStats", "TurnStore"],
     "turns.background_turn": ["BackgroundTurn"],
     "turns.memory_store": ["MemoryTurnStore"],
 }

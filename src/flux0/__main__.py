@@ -9,6 +9,12 @@ from __future__ import annotations
 import os
 import sys
 
+# Type checkers treat a variable with this name as True. Importing `typing.TYPE_CHECKING` instead
+# makes each command start later.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typer import Typer
+
 _EXTRA = {"rich", "typer"}
 _NO_OUTPUT = "Error: cannot write the output"
 _INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and SIGPIPE.
@@ -17,16 +23,16 @@ _INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and
 def main() -> None:
     if sys.stdout is None:
         sys.exit(f"{_NO_OUTPUT}: it is closed")
+    sys.argv[1:] = map(_decoded, sys.argv[1:])
     try:
-        from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing
-
+        app = _import_app()
         app(prog_name="flux0-client")
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
-    except KeyboardInterrupt:  # Ctrl-C was pressed during the import.
+    except KeyboardInterrupt:  # The user pressed Ctrl-C while `_import_app` imported `signal`.
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
         # If stdout is a closed pipe, rich and typer catch the BrokenPipeError and raise
@@ -34,11 +40,58 @@ def main() -> None:
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
-        # Python flushes the output at exit, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
         sys.exit(f"{_NO_OUTPUT}: {cause.strerror}")
+    finally:
+        _ignore_ctrl_c()
+
+
+def _decoded(argument: str) -> str:
+    """Decode an argument as UTF-8 if the system's encoding, such as ASCII, could not decode it."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode(errors="surrogateescape")
+    return argument
+
+
+def _ignore_ctrl_c() -> None:
+    """Ignore Ctrl-C until the process has ended.
+
+    Python removes its signal handlers while it exits. A second Ctrl-C at that time changes the exit
+    code.
+    """
+    signal = sys.modules.get("signal")
+    if signal is not None:  # `signal` is None if Ctrl-C was pressed while it was imported.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _import_app() -> Typer:
+    """Import and return the command line. Ctrl-C during the import ends the process at once.
+
+    A `KeyboardInterrupt` does not always end the process: Python ignores exceptions in some
+    functions that it calls during an import.
+    """
+    from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
+
+    before = getsignal(SIGINT)
+    if before is default_int_handler:  # A shell disables Ctrl-C for background jobs: keep that.
+        signal(SIGINT, _exit_at_once)
+    try:
+        from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing
+    finally:
+        signal(SIGINT, before)
+    return app
+
+
+def _exit_at_once(_number: int, _frame: object) -> None:
+    os._exit(_INTERRUPTED)  # pragma: no cover - the process ends without saving the coverage
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

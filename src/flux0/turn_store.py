@@ -10,6 +10,23 @@ from flux0.runtime.turn_log import TurnLog
 
 
 @frozen
+class StoreState:
+    """The state of a store in one process.
+
+    Attributes:
+        is_available: Whether the last command of this process to Redis was successful. True if
+            there was no command.
+        failures: The number of commands of this process that failed because Redis could not be
+            used. Commands that are sent together are one command here.
+        followed_turns: The number of running turns of other processes that this process copies.
+    """
+
+    is_available: bool = True
+    failures: int = 0
+    followed_turns: int = 0
+
+
+@frozen
 class TurnStats:
     """The numbers of background turns and relays in one process.
 
@@ -18,11 +35,13 @@ class TurnStats:
         open_relays: The number of open relays. A relay is open from its first piece to its end, or
             until it is closed.
         is_draining: Whether `end_relays` or `close` was called.
+        store: The state of the store, with the number of turns of other processes.
     """
 
     running_turns: int
     open_relays: int
     is_draining: bool
+    store: StoreState
 
 
 class TurnStore(ABC):
@@ -61,11 +80,10 @@ class TurnStore(ABC):
 
     @abstractmethod
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
-        """Undo `claim`, because the message was not sent. `log` has an end, and no events.
+        """Undo `claim`, because the message was not sent. `log` has ended without events.
 
-        `previous` is the result of `claim`. If it is running, it is the turn of the session again,
-        at the latest after its next event. Otherwise, the session has no turn. If another turn has
-        replaced `log` in the meantime, that turn stays.
+        The previous turn, running or ended, becomes the session's turn again. `previous` is the
+        result of `claim`. If a newer turn has replaced `log` in the meantime, the newer turn stays.
 
         This method never blocks and never raises, also in an async task that was cancelled. It may
         undo the claim later, in another thread, but later calls of the same process see its effect.
@@ -87,6 +105,10 @@ class TurnStore(ABC):
         Raises:
             TurnStoreError: The store cannot be used.
         """
+
+    def state(self) -> StoreState:
+        """Return the state of the store in this process, without waiting."""
+        return StoreState()
 
     @abstractmethod
     def close(self) -> None:

@@ -28,7 +28,7 @@ _MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
 # The arguments of each marker.
 _MARKERS = {
     "flux0_fake": ("used", "expected", "streams"),
-    "flux0_cassette": ("path", "mode", "match", "scrub"),
+    "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
     "flux0_real": (),
 }
 

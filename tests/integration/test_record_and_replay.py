@@ -62,8 +62,9 @@ async def test_replay_returns_the_results_of_the_server(
     assert '"base64"' not in text
 
 
+@pytest.mark.parametrize("matching", ["strict", "loose"])
 async def test_errors_of_the_server_are_replayed(
-    make_client: MakeClient, way: Way, nowhere: str, tmp_path: Path
+    make_client: MakeClient, way: Way, nowhere: str, tmp_path: Path, matching: Any
 ) -> None:
     async def program(flux0: Flux0) -> list[Any]:
         errors: list[Any] = []
@@ -83,7 +84,7 @@ async def test_errors_of_the_server_are_replayed(
     path = tmp_path / "cassette.json"
     async with make_client(transport=RecordingTransport(way.make_transport(), path)) as flux0:
         results = await program(flux0)
-    replay = ReplayTransport(path)
+    replay = ReplayTransport(path, matching)
     async with make_client(transport=replay, server_url=nowhere) as flux0:
         assert await program(flux0) == results
     replay.assert_all_used()

@@ -43,7 +43,7 @@ ELSEWHERE: Mapping[str, str] = {
     "turns/test_turn_store_contract.py": "adapters/redis/commands testing/contract/turn_stores",
     "adapters/redis/test_redis_processes.py": "adapters/redis/followed adapters/redis/lease",
     "cli/test_app.py": """
-        __main__ cli/chat cli/choices cli/client cli/descriptions cli/listing
+        __main__ cli/chat cli/choices cli/client cli/descriptions cli/interrupts cli/listing
         cli/options cli/queries""",
     # Users notice these modules only in the objects of others.
     "domain/test_errors.py": "domain/api_errors domain/uncopyable",

@@ -6,7 +6,7 @@ Turns follow the semantic conventions for generative AI, version 0.1.0 (`invoke_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import Token
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from flux0.domain.messages.tool_calls import TimedToolCall
     from flux0.domain.stored_models import ToolCallPart
+    from flux0.turn_store import TurnStats
 
 _Attributes: TypeAlias = "dict[str, str | int | float]"
 
@@ -278,6 +279,45 @@ def link_turn(turn: HasTraceParent) -> None:
         linked = _TRACE_CONTEXT.extract({_TRACE_PARENT: turn.trace_parent}, context.Context())
         turn_span = trace.get_current_span(linked).get_span_context()
         trace.get_current_span().add_link(turn_span)
+
+
+class HasStats(Protocol):
+    """An object with `stats`, such as `BackgroundTurns`."""
+
+    def stats(self) -> TurnStats:
+        """Return the current numbers of turns and relays."""
+        ...
+
+
+def observe_background_turns(
+    turns: HasStats, meter_provider: metrics.MeterProvider | None = None
+) -> None:
+    """Record the numbers of `BackgroundTurns.stats` as metrics, whenever metrics are collected.
+
+    The meter provider keeps a reference to `turns`.
+
+    Args:
+        turns: The `BackgroundTurns` of this process.
+        meter_provider: Creates the meter. Default: the global meter provider of OpenTelemetry.
+    """
+    meter = metrics.get_meter("flux0", __version__, meter_provider)
+    gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter
+
+    def observe(number: Callable[[TurnStats], int]) -> list[Any]:
+        def callback(_: object) -> list[metrics.Observation]:
+            return [metrics.Observation(number(turns.stats()))]
+
+        return [callback]
+
+    gauge("flux0.background_turns.running", observe(lambda stats: stats.running_turns), "{turn}")
+    gauge(
+        "flux0.background_turns.followed",
+        observe(lambda stats: stats.store.followed_turns),
+        "{turn}",
+    )
+    gauge("flux0.relays.open", observe(lambda stats: stats.open_relays), "{relay}")
+    gauge("flux0.turn_store.available", observe(lambda stats: stats.store.is_available))
+    counter("flux0.turn_store.failures", observe(lambda stats: stats.store.failures), "{failure}")
 
 
 _INVOKE_AGENT: _Attributes = {

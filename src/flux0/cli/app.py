@@ -18,6 +18,8 @@ from flux0.cli.options import (
     Port,
     argument,
     common_options,
+    complete_agents,
+    complete_sessions,
     examples,
     option,
     with_common_options,
@@ -88,9 +90,13 @@ def chat(
     context: typer.Context,
     message: Annotated[str | None, argument("MESSAGE", _MESSAGE)] = None,
     *,
-    agent: Annotated[str | None, option("--agent -a", "AGENT", _AGENT)] = None,
+    agent: Annotated[
+        str | None, option("--agent -a", "AGENT", _AGENT, autocompletion=complete_agents)
+    ] = None,
     agent_type: Annotated[str | None, option("--agent-type", "TYPE", _TYPE)] = None,
-    session: Annotated[str | None, option("--session -s", "ID", _SESSION)] = None,
+    session: Annotated[
+        str | None, option("--session -s", "ID", _SESSION, autocompletion=complete_sessions)
+    ] = None,
     continue_last: Annotated[bool | None, option("--continue -c", None, _CONTINUE)] = None,
     lines: Annotated[bool, option("--lines", None, _LINES)] = False,
     keep_going: Annotated[bool, option("--keep-going", None, _KEEP_GOING)] = False,

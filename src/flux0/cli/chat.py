@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from io import StringIO, TextIOWrapper
 from itertools import chain
@@ -23,6 +26,7 @@ from flux0 import (
 )
 from flux0.cli.choices import choose_agent
 from flux0.cli.descriptions import describe_data, describe_error
+from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.cli.output import (
     Output,
     output_streams_are_one_file,
@@ -35,6 +39,7 @@ from flux0.models import Agent, AgentNotFound, InvalidArgument
 
 _PROMPT = "> "
 _EXIT_COMMANDS = {"exit", "quit"}
+_interruptible = waking_on_ctrl_c if hasattr(signal, "pthread_kill") else nullcontext
 
 
 def messages_to_send(message: str | None, *, lines: bool) -> Iterable[tuple[int, str]]:
@@ -94,7 +99,7 @@ class Chat:
         self._view = TurnView(self._output, aside)
 
     def send(self, message: str) -> bool:
-        with self._conversation.send(message) as stream:
+        with _interruptible(), self._conversation.send(message) as stream:
             try:
                 for event in stream:
                     if self._as_json:
@@ -153,7 +158,8 @@ class Chat:
     def _send_line(self, number: int, message: str) -> bool:
         text, problem = "", None
         try:
-            text = self._conversation.ask(message).text
+            with _interruptible():
+                text = self._conversation.ask(message).text
         except Flux0Error as error:
             problem = self._explain(error)
         session = self._conversation.session_id
@@ -207,8 +213,9 @@ def standard_input() -> TextIO:
     if sys.stdin is None:  # The program was started with standard input closed.
         return StringIO()
     stream = cast("TextIOWrapper", sys.stdin)
-    # A file may begin with a byte order mark.
-    stream.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
+    # The encoding is ASCII if no locale is set. A file may begin with a byte order mark.
+    is_utf8 = codecs.lookup(stream.encoding).name in {"ascii", "utf-8"}
+    stream.reconfigure(encoding="utf-8-sig" if is_utf8 else None, errors="surrogateescape")
     return stream
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
+import select
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import count
+from threading import Thread
 from typing import Any, Final, TypeAlias
 from unicodedata import normalize
 
@@ -205,8 +209,21 @@ def create_server(client: Flux0, show_errors: bool = False, progress_seconds: fl
 async def serve_stdio(server: Server) -> None:
     # Ctrl-C ends the process: the thread that reads standard input cannot be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(select, "poll"):
+        # `stdio_server` redirects standard output, so poll a duplicate.
+        pipe = os.dup(sys.stdout.fileno())
+        Thread(target=_exit_when_closed, args=(pipe,), daemon=True).start()
     async with stdio_server() as (reader, writer):
         await server.run(reader, writer, server.create_initialization_options())
+
+
+def _exit_when_closed(pipe: int) -> None:
+    """Wait until the assistant has closed its end of the pipe, and exit at once."""
+    poll = select.poll()
+    # `poll` always reports errors and closed pipes, even if no event is requested.
+    poll.register(pipe, 0)
+    poll.poll()
+    os._exit(141)  # pragma: no cover - the process ends without saving the coverage
 
 
 def serve_http(server: Server, host: str, port: int) -> None:

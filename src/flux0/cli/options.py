@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-from flux0 import Flux0
+from flux0 import Flux0, Flux0Error, RetryConfig
 from flux0.cli.descriptions import ID_LENGTH
 from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
+_COMPLETION_MS = 2_000  # The longest time that a shell waits for completions.
 MAX_SECONDS: Final = (2**31 - 1) // 1000  # The limit of `timeout_ms`.
+_SAFE = re.compile(r"[\w.-]+")  # The pattern of text in which a shell interprets no character.
 _HYPHEN_ID = re.compile(rf"-[\w-]{{{ID_LENGTH - 1}}}", re.ASCII)
 
 
@@ -24,9 +26,41 @@ def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
     return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 
-def argument(metavar: str, help: str) -> Any:
-    return typer.Argument(metavar=metavar, help=help)
+def argument(metavar: str, help: str, **more: Any) -> Any:
+    return typer.Argument(metavar=metavar, help=help, **more)
 
+
+Complete: TypeAlias = "Callable[..., list[tuple[str, str]]]"
+
+
+def _completion(kind: str, label: str, *, has_names: bool = False) -> Complete:
+    """Return a function that completes ids of agents or sessions in a shell.
+
+    `label` is the attribute that describes an id. If `has_names` is True, the function also
+    completes the values of this attribute.
+    """
+
+    def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+        limits = {"timeout_ms": _COMPLETION_MS, "retry_config": RetryConfig("none")}
+        try:
+            with common_options(context).client(**limits) as flux0:
+                models = getattr(flux0, kind).list()
+        except Flux0Error:
+            return []
+        listed = [(each.id, getattr(each, label) or "") for each in models]
+        if has_names:
+            listed += [(name, id_) for id_, name in listed]
+        return [
+            (value, " ".join(_SAFE.findall(description)))
+            for value, description in listed
+            if value.startswith(incomplete) and _SAFE.fullmatch(value)
+        ]
+
+    return complete
+
+
+complete_agents: Complete = _completion("agents", "name", has_names=True)
+complete_sessions: Complete = _completion("sessions", "title")
 
 _SERVER = f"Server URL. Default: FLUX0_SERVER_URL, or {DEFAULT_SERVER_URL}."
 _USER = "Name of the user who owns the sessions. Default: the anonymous user."
@@ -46,8 +80,11 @@ Json = Annotated[bool, option("--json", None, _JSON)]
 _PORT = "Port to listen on; 0 selects a free port."
 
 Port = Annotated[int, option("--port", "N", _PORT, min=0, max=65535)]
-AgentId = Annotated[str, argument("AGENT", "Id of the agent.")]
-SessionId = Annotated[str, argument("SESSION", "Id of the session.")]
+_complete_ids = _completion("agents", "name")
+AgentId = Annotated[str, argument("AGENT", "Id of the agent.", autocompletion=_complete_ids)]
+SessionId = Annotated[
+    str, argument("SESSION", "Id of the session.", autocompletion=complete_sessions)
+]
 
 
 class CommonOptions(NamedTuple):

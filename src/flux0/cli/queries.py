@@ -18,6 +18,7 @@ from flux0.cli.options import (
     SessionId,
     argument,
     common_options,
+    complete_agents,
     examples,
     option,
     with_common_options,
@@ -128,7 +129,9 @@ _OF_AGENT = "List only sessions with the agent that has this id or unique name."
 def list_sessions(
     flux0: Flux0,
     *,
-    agent: Annotated[str | None, option("--agent -a", "AGENT", _OF_AGENT)] = None,
+    agent: Annotated[
+        str | None, option("--agent -a", "AGENT", _OF_AGENT, autocompletion=complete_agents)
+    ] = None,
 ) -> Listed:
     """List the user's sessions."""
     from flux0.cli.choices import choose_agent  # noqa: PLC0415 - loads rich

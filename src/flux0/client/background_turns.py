@@ -250,7 +250,7 @@ class BackgroundTurns(Uncopyable):
         """Return the numbers of turns and relays in this process. Acquires no lock."""
         own = self._own.get()
         is_draining = self._is_closed or own.relays.are_ended
-        return TurnStats(len(own.running()), len(own.relays), is_draining)
+        return TurnStats(len(own.running()), len(own.relays), is_draining, self._store.state())
 
     def end_relays(self) -> None:
         """End all relays in this process now. The turns continue, and their readers connect again.

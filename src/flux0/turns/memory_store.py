@@ -59,10 +59,13 @@ class MemoryTurnStore(TurnStore):
         """Undo `claim`; see `TurnStore.release`."""
         turns = self._turns.get()
         with turns.changing:
+            while previous is not None and previous in turns.released:
+                previous = turns.released[previous]
             if turns.logs.get(session_id) is not log:
-                return
-            del turns.logs[session_id]
-            if previous is not None and not previous.is_ended:
+                turns.released[log] = previous
+            elif previous is None:
+                del turns.logs[session_id]
+            else:
                 turns.logs[session_id] = previous
 
     def find(self, session_id: str) -> TurnLog | None:
@@ -104,6 +107,9 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
+        # Maps each log that was released after a newer log had replaced it to the log before it. If
+        # the newer log is released, too, the session gets the log before both.
+        self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
         # The lock is reentrant: a signal handler may start a turn in a thread that holds the lock,
         # and with a normal lock this thread waits forever.

@@ -32,7 +32,7 @@ from flux0 import (
     StreamIdleTimeout,
     TransportError,
 )
-from flux0.adapters.opentelemetry import OpenTelemetry, link_turn
+from flux0.adapters.opentelemetry import OpenTelemetry, link_turn, observe_background_turns
 from flux0.domain.errors import MissingDependency
 from flux0.observers import Observer
 from flux0.ports import Request
@@ -44,6 +44,7 @@ from flux0.testing import (
     FakeClock,
     FakeTransport,
     FallSilent,
+    Gate,
     GiveResult,
     Pause,
     Reason,
@@ -584,6 +585,28 @@ def test_metrics_have_a_limited_number_of_agents() -> None:
     }
     assert len(counts) == 101
     assert (counts["Agent 98"], counts["Agent 99"], counts["_OTHER"]) == (1, 2, 3)
+
+
+def test_background_turns_have_metrics() -> None:
+    telemetry, gate = Telemetry(), Gate()
+    fake, turns = FakeTransport([Say("Hello"), gate]), BackgroundTurns()
+    observe_background_turns(turns, MeterProvider([telemetry.reader]))
+
+    def values() -> list[int]:
+        names = ["background_turns.running", "background_turns.followed", "relays.open"]
+        names += "turn_store.available", "turn_store.failures"
+        points = [telemetry.points(f"flux0.{name}") for name in names]
+        return [point.value for (point,) in points]  # type: ignore[attr-defined]
+
+    with Flux0(transport=fake) as flux0:
+        turn = turns.start(flux0.conversation(agent=fake.agent_id), "Hi")
+        relay = turn.relay()
+        assert next(relay)
+        assert values() == [1, 0, 1, 1, 0]
+        gate.open()
+        assert list(relay) == []
+        turns.close(drain_seconds=20)
+        assert values() == [0, 0, 0, 1, 0]
 
 
 @in_every_mode

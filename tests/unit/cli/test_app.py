@@ -17,6 +17,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import IO, Any
@@ -26,6 +27,7 @@ from typer.testing import CliRunner, Result
 
 from flux0 import Flux0, Flux0Error, __main__, __version__, to_dict
 from flux0.cli.app import app
+from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.models import ContentPart, MessageData
 from flux0.testing import (
     AgentStep,
@@ -82,6 +84,14 @@ def _terminal_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "20"}.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c() -> Iterator[None]:
+    """Restores the handler of Ctrl-C, because `main` ignores Ctrl-C at its end."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
@@ -182,13 +192,14 @@ def test_help_fits_the_terminal_and_shows_the_complete_names_of_options(
     ],
 )
 def test_shell_completes_commands_and_options(typed: str, completions: list[str]) -> None:
-    assert completed(typed) == completions
+    assert completed({}, typed) == completions
 
 
-def completed(typed: str) -> list[str]:
+def completed(environment: Mapping[str, str], typed: str, shell: str = "bash") -> list[str]:
     """Return the shell's completions of a command line."""
     variables = {
-        "_FLUX0_CLIENT_COMPLETE": "complete_bash",
+        **environment,
+        "_FLUX0_CLIENT_COMPLETE": f"complete_{shell}",
         "COMP_WORDS": f"flux0-client {typed}",
         "COMP_CWORD": str(len(f"{typed}.".split())),
         "_TYPER_COMPLETE_ARGS": f"flux0-client {typed}",
@@ -197,6 +208,53 @@ def completed(typed: str) -> list[str]:
     done = CliRunner().invoke(app, env=variables, prog_name="flux0-client")
     assert done.exit_code == 0
     return done.stdout.strip().splitlines()
+
+
+@pytest.fixture
+def ann(client: Flux0, agent_id: str) -> str:
+    """The user "ann" has only this session. Return its id."""
+    titled = "Rain; rm -rf ~"
+    return client.conversation(agent=agent_id, user="ann", title=titled).session_id
+
+
+@pytest.mark.parametrize(
+    ("typed", "completions"),
+    [
+        ("chat --agent ", ["AGENT", "Drizzle"]),
+        ("chat -a Dri", ["Drizzle"]),
+        ("sessions list -a nope", []),
+        ("agents get ", ["AGENT"]),
+        ("chat --user ann --session ", ["SESSION"]),
+        ("-u ann events s", ["SESSION"]),
+        ("--user bob events ", []),
+        ("sessions get --server-url http://127.0.0.1:1 ", []),
+        ("sessions get --header wrong ", []),
+    ],
+)
+def test_agents_and_sessions_of_the_user_are_completed(
+    environment: Mapping[str, str],
+    agent_id: str,
+    ann: str,
+    typed: str,
+    completions: list[str],
+) -> None:
+    names = {"AGENT": agent_id, "SESSION": ann}
+    assert completed(environment, typed) == [names.get(each, each) for each in completions]
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"), [("zsh", '"{}":"Rain rm -rf"'), ("fish", "{}\tRain rm -rf")]
+)
+def test_completion_shows_descriptions_without_characters_that_a_shell_interprets(
+    environment: Mapping[str, str],
+    client: Flux0,
+    ann: str,
+    shell: str,
+    line: str,
+) -> None:
+    client.agents.create(name="$(reboot)", type_="echo")
+    assert line.format(ann) in "\n".join(completed(environment, "events -u ann ", shell))
+    assert "$" not in "".join(completed(environment, "chat --agent ", shell))
 
 
 def test_help_loads_no_http_library(environment: Mapping[str, str]) -> None:
@@ -495,7 +553,7 @@ def test_message_is_utf8_also_if_no_locale_is_set(
     arguments: list[str],
     input: bytes,
 ) -> None:
-    no_locale = {**environment, "LC_ALL": "POSIX"}
+    no_locale = {**environment, "LC_ALL": "POSIX", "PYTHONUTF8": "0"}
     command: list[str | bytes] = [sys.executable, "-m", "flux0"]
     command += (each.encode() for each in arguments)
     subprocess.run(command, env=no_locale, input=input, check=True, timeout=_SECONDS)
@@ -929,15 +987,6 @@ def interrupt_main_thread() -> None:
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
-def press_ctrl_c(process: subprocess.Popen[str]) -> None:
-    """Press Ctrl-C until the process exits: a call can miss a signal directly before it waits."""
-    for _ in range(5):
-        process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-            break
-
-
 def test_ctrl_c_exits_and_skips_the_remaining_lines(
     environment: Mapping[str, str], fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
@@ -947,10 +996,38 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
         process.stdin.write("one\ntwo\n")
         process.stdin.flush()
         read_until(process.stdout, "Once upon")
-        press_ctrl_c(process)
+        process.send_signal(signal.SIGINT)
         rest, problems = process.communicate()
     assert (process.returncode, rest) == (130, "\n")
     assert problems.splitlines()[1:] == []
+
+
+def test_ctrl_c_ends_a_blocking_call_that_the_signal_did_not_interrupt() -> None:
+    reader, writer = os.pipe()
+    blocking, ended = threading.Event(), threading.Event()
+
+    def block() -> bytes:
+        blocking.set()
+        return os.read(reader, 1)
+
+    def interrupt() -> bool:
+        blocking.wait()
+        interrupt_main_thread()
+        was_interrupted = ended.wait(_SECONDS)
+        os.write(writer, b".")
+        return was_interrupted
+
+    # With this setting, the signal does not interrupt the call.
+    signal.siginterrupt(signal.SIGINT, False)  # noqa: FBT003
+    with ThreadPoolExecutor(1) as threads:
+        user = threads.submit(interrupt)
+        with waking_on_ctrl_c(), pytest.raises(KeyboardInterrupt):
+            block()
+        ended.set()
+        assert user.result()
+    signal.siginterrupt(signal.SIGINT, True)  # noqa: FBT003
+    os.close(reader)
+    os.close(writer)
 
 
 def test_closed_output_pipe_ends_the_command_with_exit_code_141(
@@ -1022,12 +1099,56 @@ runpy.run_module("flux0", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("module", ["flux0.client.flux0", "typer", "flux0.cli.output", "httpx"])
+@pytest.mark.parametrize(
+    "module", ["signal", "flux0.client.flux0", "typer", "flux0.cli.output", "httpx"]
+)
 def test_ctrl_c_during_an_import_prints_no_traceback(
     environment: Mapping[str, str], module: str
 ) -> None:
     done = finished(environment, "-c", _INTERRUPTED_IMPORT, module, "agents", "list")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+_SLOW_END = """\
+import os, runpy, sys
+
+pipe = int(sys.argv.pop(1))
+
+class Slow:
+    def __del__(self, read=os.read, write=os.write, pipe=pipe):
+        write(1, b"ending")
+        read(pipe, 1)
+
+sys.modules["slow"] = Slow()
+runpy.run_module("flux0", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_ctrl_c_while_the_process_ends_does_not_change_its_exit_code(
+    environment: Mapping[str, str], fake: FakeTransport, is_first: bool
+) -> None:
+    fake.script(["Bye."] if is_first else [Say("Once upon"), FallSilent()])
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [*PYTHON, "-c", _SLOW_END, str(reader), "chat", "Hi"],
+        env=environment,
+        pass_fds=[reader],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    ) as process:
+        if not is_first:
+            read_until(process.stdout, "Once upon")
+            process.send_signal(signal.SIGINT)
+        read_until(process.stdout, "ending")
+        process.send_signal(signal.SIGINT)
+        os.close(writer)
+        _, problems = process.communicate()
+    os.close(reader)
+    assert process.returncode == (0 if is_first else 130)
+    assert "Traceback" not in problems
 
 
 def test_ctrl_c_stays_disabled_during_an_import(environment: Mapping[str, str]) -> None:
@@ -1241,13 +1362,18 @@ def test_continued_session_shows_its_history_first(
 
 
 def test_ctrl_c_at_the_prompt_exits(environment: Mapping[str, str]) -> None:
+    """Ctrl-C is repeated, because `input` can miss a signal directly after its prompt."""
     master, slave = pty.openpty()
     with (
         os.fdopen(master) as screen,
         started({**environment, "TERM": "dumb"}, "chat", stdin=slave, stdout=slave) as process,
     ):
         assert read_until(screen, "> ") == "> "
-        press_ctrl_c(process)
+        for _ in range(5):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+                break
         assert read_until(screen, "\n") == "\r\n"
         os.close(slave)
         assert process.returncode == 130
@@ -1261,8 +1387,7 @@ def test_ctrl_c_in_a_turn_returns_to_the_prompt(
     def interrupt() -> None:
         terminal.wait_for("Once upon")
         interrupt_main_thread()
-        while not server.no_open_streams.wait(5):  # See `press_ctrl_c`.
-            interrupt_main_thread()
+        assert server.no_open_streams.wait(_SECONDS)
         terminal.type("two\nexit\n")
 
     user = threading.Thread(target=interrupt)

@@ -427,6 +427,21 @@ def test_ctrl_c_ends_the_command_that_waits_for_its_input(environment: Mapping[s
             process.kill()
 
 
+def test_command_exits_if_only_its_output_is_closed(environment: Mapping[str, str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, *COMMAND],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        try:
+            assert process.wait(_SECONDS) == 141
+        finally:
+            process.kill()
+
+
 def failure(fake: FakeTransport, *options: str) -> tuple[int, str]:
     with fake.installed():
         result = CliRunner().invoke(app, ["mcp", *options])

@@ -39,6 +39,7 @@ from flux0 import (
     InvalidArgument,
     MemoryTurnStore,
     ReaderLost,
+    StoreState,
     StreamInterrupted,
     TurnRunning,
     TurnStats,
@@ -448,6 +449,7 @@ def test_message_is_not_sent_if_the_end_of_the_running_turn_is_not_known(
             await call()
         assert caught.value.sent == "no"
         assert len(server.fake.calls) == sent
+        assert (await joined_turn(server, conversation)).id == "copy"
 
     run(mode, lose_the_store)
 
@@ -601,25 +603,28 @@ async def test_close_waits_for_running_turns_up_to_drain_seconds(mode: Mode) -> 
 
 @in_every_mode
 async def test_stats_count_running_turns_and_open_relays(mode: Mode) -> None:
+    def numbers(turns: int, relays: int, *, is_draining: bool) -> TurnStats:
+        return TurnStats(turns, relays, is_draining, StoreState())
+
     gate = Gate()
     server = Server(mode, [Say("a"), gate, Say("b")])
-    assert server.real.stats() == TurnStats(0, 0, is_draining=False)
+    assert server.real.stats() == numbers(0, 0, is_draining=False)
     turn = await server.turns.start_async(await server.conversation(), "Hi")
     first, second, unread = relays(turn, 3)
-    assert server.real.stats() == TurnStats(1, 0, is_draining=False)
+    assert server.real.stats() == numbers(1, 0, is_draining=False)
     for relay in (first, second):
         await anext(relay)
-    assert server.real.stats() == TurnStats(1, 2, is_draining=False)
+    assert server.real.stats() == numbers(1, 2, is_draining=False)
     await close(first)
     await close(unread)
-    assert server.real.stats().open_relays == 1
+    assert server.real.stats() == numbers(1, 1, is_draining=False)
     gate.open()
     await gathered(second)
     await turn.wait_async()
     while server.real.stats().running_turns:
         await pause(mode)
     server.real.end_relays()
-    assert server.real.stats() == TurnStats(0, 0, is_draining=True)
+    assert server.real.stats() == numbers(0, 0, is_draining=True)
 
 
 @in_every_mode
@@ -635,6 +640,19 @@ async def test_message_that_could_not_be_sent_leaves_no_turn(mode: Mode) -> None
     server.fake.reset()
     turn = await server.turns.start_async(await server.conversation(), "Hi", running="refuse")
     assert (await turn.wait_async()).text == "Hi"
+
+
+@in_every_mode
+async def test_last_turn_can_be_joined_after_a_message_that_could_not_be_sent(mode: Mode) -> None:
+    server = Server(mode)
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
+    await turn.wait_async()
+    server.fake.inject(Refuse(), times=3)
+    with pytest.raises(ConnectError):
+        await server.turns.start_async(conversation, "Hi")
+    joined = await joined_turn(server, conversation)
+    assert (joined.id, (await joined.wait_async()).text) == (turn.id, "Hi")
 
 
 @in_every_mode

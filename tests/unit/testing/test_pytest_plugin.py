@@ -295,7 +295,7 @@ WRONG_MARKERS = {
     "flux0_fake(stream=False)": "flux0_fake has no argument 'stream': use used=, expected=",
     "flux0_fake(False)": "the marker flux0_fake has no argument False: use used=, expected=",
     "flux0_cassette('a', 'b')": "flux0_cassette has no argument 'b': use path=, mode=, match",
-    "flux0_cassette(modes='all')": "flux0_cassette has no argument 'modes': use path=",
+    "flux0_cassette(matchin='loose')": "flux0_cassette has no argument 'matchin': use path=",
     "flux0_real(True)": "the marker flux0_real has no argument True: use no arguments",
 }
 
@@ -530,6 +530,34 @@ def test_missing_cassette_names_the_option(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(
         ["E*test_it.json does not exist: to record it, run this test with `pytest --flux0-cass*"]
     )
+
+
+def test_cassette_of_a_fixture_without_the_plugin_survives_a_failed_test(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_PLUGINS")
+    path = pytester.path / "c.json"
+    for passes, outcome in ((True, "passed"), (False, "failed"), (True, "passed")):
+        pytester.makepyfile(
+            test_it=f"""
+            import pytest
+            from flux0 import Flux0
+            from flux0.testing import FakeTransport, cassette
+
+            @pytest.fixture
+            def client():
+                with Flux0(transport=cassette({str(path)!r}, FakeTransport, mode="all")) as client:
+                    yield client
+
+            def test_it(client):
+                client.agents.list()
+                assert {passes}
+                client.agents.list()
+            """
+        )
+        result = pytester.runpytest_inprocess("-W", "default")
+        result.assert_outcomes(**{outcome: 1}, warnings=int(not passes))
+        assert path.read_text("utf-8").count('"request"') == 2
 
 
 def test_command_line_overrides_the_mode_of_a_marker(pytester: pytest.Pytester) -> None:

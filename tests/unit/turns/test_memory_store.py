@@ -113,6 +113,18 @@ def test_one_of_two_claims_at_the_same_time_is_refused() -> None:
     assert store.find("session") is log
 
 
+def test_turn_before_two_claims_is_found_after_both_were_released() -> None:
+    for order in ((0, 1), (1, 0)):
+        store, kept, claims = MemoryTurnStore(), new_log(), [new_log(), new_log()]
+        store.claim("session", kept, refuse=True)
+        kept.finish(LogEnd())
+        previous = [store.claim("session", log, refuse=False) for log in claims]
+        for number in order:
+            claims[number].finish(LogEnd())
+            store.release("session", claims[number], previous[number])
+        assert store.find("session") is kept
+
+
 def test_claim_can_be_released_after_the_store_was_closed() -> None:
     store, log = MemoryTurnStore(), new_log()
     store.claim("session", log, refuse=True)
@@ -133,20 +145,21 @@ def test_release_of_a_turn_that_was_replaced_changes_nothing() -> None:
     store, first, second = MemoryTurnStore(), new_log(), new_log()
     store.claim("session", first, refuse=True)
     store.claim("session", second, refuse=False)
-    first.finish(LogEnd())
     store.release("session", first, None)
     assert store.find("session") is second
-    second.finish(LogEnd())
     store.release("session", second, first)
     assert store.find("session") is None
 
 
-def test_ended_turn_is_kept_for_a_while() -> None:
+def test_ended_turn_is_kept_for_a_while_also_if_a_later_claim_is_released() -> None:
     now = [1000.0]
     store, log = MemoryTurnStore(keep_seconds=60, clock=lambda: now[0]), new_log()
     store.claim("session", log, refuse=True)
     log.finish(LogEnd())
     now[0] += 60
+    assert store.find("session") is log
+    later = new_log()
+    store.release("session", later, store.claim("session", later, refuse=True))
     assert store.find("session") is log
     now[0] += 1
     assert store.find("session") is None

@@ -10,6 +10,7 @@ from os import urandom
 from threading import Event, RLock, Thread
 from time import monotonic
 from typing import Final, final
+from weakref import WeakKeyDictionary
 
 from attrs import evolve
 
@@ -21,6 +22,7 @@ from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
+from flux0.turn_store import StoreState
 
 _RUNNING: Final = "a turn of the session is running"
 _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
@@ -51,6 +53,8 @@ class StoreProcess:
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._lease = Lease(self._worker, self._published, self._followed)
+        # Maps the log of each claimed turn to the turn that its session had before, for `release`.
+        self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
         self._is_closed = False
         self._threads = (
@@ -68,7 +72,7 @@ class StoreProcess:
         if turn := self._published.get(name.info):
             turn.is_released = True
         ends = monotonic() + self._settings.keep
-        self._worker.submit(partial(self._release, name, ends), now=True)
+        self._worker.submit(partial(self._release, name, log, ends), now=True)
 
     def find(self, session_id: str) -> TurnLog | None:
         name = self._settings.name(session_id, "")
@@ -81,6 +85,11 @@ class StoreProcess:
             if own is None:
                 raise
             return own
+
+    def state(self) -> StoreState:
+        logs = [turn.log() for turn in self._followed.copy().values()]
+        running = sum(log is not None and not log.is_ended for log in logs)
+        return StoreState(not self._worker.has_failed, self._worker.failures, running)
 
     def close(self) -> None:
         """Publish the ends of the turns, end the copies of other turns, and end the threads."""
@@ -129,7 +138,7 @@ class StoreProcess:
         yield from self._lease.renew()
         while True:
             id_, process = yield "HMGET", name.session, "turn", "process"
-            expected = evolve(name, id=as_text(id_))
+            self._replaced[log] = expected = evolve(name, id=as_text(id_))
             # If the lease (the key `process`) has expired, the process is lost, and does not run
             # its turn any more.
             refuses = refuse and process and (yield "GET", as_text(process))
@@ -147,12 +156,14 @@ class StoreProcess:
         previous = (yield from self._join(expected)) if was_running else own
         return None if previous is None or previous.is_ended else previous
 
-    def _release(self, name: TurnName, ends: float) -> Steps[None]:
+    def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
         # The worker repeats this job until Redis responds, because Redis may have received the
         # claim although the caller got an error. If Redis has not received it, this script does not
         # change the session.
         if monotonic() < ends:
-            yield run_script(scripts.RELEASE, (name.session,), name.id)
+            previous = self._replaced.get(log, name)
+            keys = name.session, name.info, previous.info
+            yield run_script(scripts.RELEASE, keys, name.id, previous.id)
 
     def _find(self, name: TurnName) -> Steps[TurnLog | None]:
         id_ = yield "HGET", name.session, "turn"

@@ -49,9 +49,16 @@ end
 return {running and 1 or 0, generation}
 """
 
-# If the turn has replaced a running turn, APPEND makes the running turn the turn of the session.
+# The previous turn becomes the turn of the session again, if it is still kept and was sent.
 RELEASE: Final = """
-if redis.call('HGET', KEYS[1], 'turn') == ARGV[1] then redis.call('DEL', KEYS[1]) end
+local session, info, previous_info = unpack(KEYS)
+local id, previous = unpack(ARGV)
+if redis.call('HGET', session, 'turn') ~= id then return redis.call('HDEL', info, 'process') end
+local generation, process = unpack(redis.call('HMGET', previous_info, 'generation', 'process'))
+if not process then return redis.call('DEL', session) end
+redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process', process,
+    'before', '')
+redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 """
 
 # The generation is 0 if the turn was released. If `sent` is not the number of the last event, no

@@ -13,7 +13,7 @@ from flux0.domain import arguments
 from flux0.domain.errors import InvalidArgument, MissingDependency
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.turn_log import TurnLog
-from flux0.turn_store import TurnStore
+from flux0.turn_store import StoreState, TurnStore
 
 _MIN_KEEP_SECONDS: Final = 1.0
 _MIN_LEASE_SECONDS: Final = 0.1
@@ -98,13 +98,17 @@ class RedisTurnStore(TurnStore):
         """Make `log` the turn of the session; see `TurnStore.claim`."""
         return self._process.get().claim(session_id, log, refuse=refuse)
 
-    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:  # noqa: ARG002 - APPEND restores it
+    def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:  # noqa: ARG002 - its id is known
         """Undo `claim`; see `TurnStore.release`."""
         self._process.get().release(session_id, log)
 
     def find(self, session_id: str) -> TurnLog | None:
         """Return the turn of the session that is running or kept; see `TurnStore.find`."""
         return self._process.get().find(session_id)
+
+    def state(self) -> StoreState:
+        """Return the state of the store in this process; see `TurnStore.state`."""
+        return self._process.get().state()
 
     def close(self) -> None:
         """Publish the ends of the turns, and end the store's threads.

@@ -58,6 +58,8 @@ class Worker:
 
     Attributes:
         settings: The names and times.
+        has_failed: Whether the last commands have failed.
+        failures: The number of pipelines in which all commands have failed.
     """
 
     def __init__(self, client: RedisClient, settings: Settings) -> None:
@@ -72,6 +74,8 @@ class Worker:
         self._last_reply = monotonic()
         # Whether the last commands have failed, or wait for their replies.
         self._is_waiting = False
+        self.has_failed: bool = False
+        self.failures: int = 0
         self._is_stopped = False
         self._is_unused = False
 
@@ -196,7 +200,8 @@ class Worker:
             self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
         self._is_waiting = True
         replies = self._replies(commands)
-        self._is_waiting = all(isinstance(reply, Exception) for reply in replies)
+        self._is_waiting = self.has_failed = all(isinstance(reply, Exception) for reply in replies)
+        self.failures += self.has_failed
         if not self._is_waiting:
             self._last_reply = monotonic()
             self._not_before = self._last_reply + _MIN_INTERVAL

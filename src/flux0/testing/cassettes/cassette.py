@@ -10,8 +10,9 @@ import json
 import os
 from base64 import b64decode, b64encode
 from codecs import BOM_UTF8
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from inspect import isclass
 from pathlib import Path
 from typing import Any, Final
@@ -172,6 +173,7 @@ class CassetteFile:
     _keep: Sequence[RecordedExchange] = ()
     _written: Path | None = field(default=None, init=False)
     _separator: bytes = field(default=b"", init=False)
+    _failures: set[str] = field(factory=set[str], init=False)
     _deferred: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -207,6 +209,7 @@ class CassetteFile:
                 for kept in self._keep:
                     self._write(self._written, kept)
             self._write(self._written, exchange)
+        self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
         """Return a function that ends the recording. From now on, `finish` does nothing.
@@ -217,22 +220,25 @@ class CassetteFile:
         self._deferred = True
         return self._settle
 
-    def finish(self, error: BaseException | None) -> str | None:
+    def finish(self, error: str = "") -> str | None:
         """Replace the old cassette with the recording.
 
-        If `error` has ended the recording, keep the old cassette, and return the text of a note.
+        If the recording failed, keep the old cassette and return the text of a warning.
+
+        Args:
+            error: The exception that ended the recording, by name; empty if there was none.
         """
         if self._deferred:
             return None
-        note, new_path = None, self._new_path()
-        if new_path is not None and error is not None:
-            note = (
-                f"{self._path} was not replaced, because {type(error).__name__} ended the new "
-                f"recording: see {new_path}"
+        problem, new_path = None, self._new_path()
+        if new_path is not None and (failure := error or self._new_failures()):
+            problem = (
+                f"{self._path} was not replaced, because the new recording failed ({failure}): "
+                f"see {new_path}. To record failures, first delete {self._path}"
             )
             self._written = None
         self._settle(keep=True)
-        return note
+        return problem
 
     def _settle(self, keep: bool) -> None:
         if _recordings.get(self._key) is self:
@@ -253,6 +259,23 @@ class CassetteFile:
             file.seek(-len(_TAIL), os.SEEK_END)
             file.write(self._separator + indented + _TAIL)
         self._separator = b",\n"
+
+    def _new_failures(self) -> str:
+        known: set[str] = set()
+        if self._failures:
+            with suppress(CassetteError):
+                known = _failures(read_cassette(self._path))
+        return ", ".join(sorted(self._failures - known))
+
+
+def _failures(exchanges: Iterable[RecordedExchange]) -> set[str]:
+    found: set[str] = set()
+    for exchange in exchanges:
+        if exchange.end in ERRORS:
+            found.add(exchange.end)
+        elif exchange.response and exchange.response.status_code >= HTTPStatus.BAD_REQUEST:
+            found.add(f"status {exchange.response.status_code}")
+    return found
 
 
 def _members(value: Any) -> dict[str, Any]:

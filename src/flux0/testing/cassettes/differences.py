@@ -13,9 +13,12 @@ from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import ReceivedCall, call_from
 
 _NOTHING: Final = object()  # Marks a missing value, because None is a JSON value.
+_MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # The largest number of characters of one value in an error message.
 # The largest number of characters of one argument in the description of a call.
 _MAX_ARGUMENT: Final = 40
+# The number of characters that are shown before and after the first difference.
+_CONTEXT: Final = 30
 
 
 def members_of(request: RecordedRequest) -> dict[str, Any]:
@@ -49,8 +52,8 @@ def call_of(request: RecordedRequest) -> ReceivedCall:
 def describe_request(request: RecordedRequest) -> str:
     call = call_of(request)
     items = call.arguments.items()
-    arguments = (f"{name}={_shorten(repr(value), _MAX_ARGUMENT)}" for name, value in items)
-    return _shorten(f"{call.name}({', '.join(arguments)})", 3 * _MAX_SHOWN)
+    arguments = (f"{name}={shorten(repr(value), _MAX_ARGUMENT)}" for name, value in items)
+    return shorten(f"{call.name}({', '.join(arguments)})", 3 * _MAX_SHOWN)
 
 
 def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest) -> list[str]:
@@ -60,20 +63,28 @@ def differences(recorded_request: RecordedRequest, sent_request: RecordedRequest
         for members in (recorded, sent):
             body: dict[str, Any] = members.pop("body")
             members |= {f"body {name}": value for name, value in body.items()}
-    pairs = {
-        name: (recorded.get(name, _NOTHING), sent.get(name, _NOTHING))
-        for name in {**recorded, **sent}
-    }
-    return [
-        f"{_shorten(name)}: recorded {_shown(before)}, got {_shown(now)}"
-        for name, (before, now) in pairs.items()
-        if canonical_json(before) != canonical_json(now)
-    ]
+    lines: list[str] = []
+    for name in {**recorded, **sent}:
+        before, now = recorded.get(name, _NOTHING), sent.get(name, _NOTHING)
+        if canonical_json(before) != canonical_json(now):
+            lines.append(f"{shorten(name)}: {_difference(before, now)}")
+    more = len(lines) - _MAX_DIFFERENCES
+    return lines if more <= 0 else [*lines[:_MAX_DIFFERENCES], f"{more} more differences"]
 
 
-def _shorten(text: str, limit: int = _MAX_SHOWN) -> str:
+def shorten(text: str, limit: int = _MAX_SHOWN) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
-def _shown(value: object) -> str:
-    return "nothing" if value is _NOTHING else _shorten(repr(value))
+def _difference(before: Any, now: Any) -> str:
+    values = ["nothing" if value is _NOTHING else repr(value) for value in (before, now)]
+    note = ""
+    if type(before) is type(now) and max(map(len, values)) > _MAX_SHOWN:
+        if not isinstance(before, (str, bytes)):
+            before, now = canonical_json(before), canonical_json(now)
+        pairs = enumerate(zip(before, now, strict=False))
+        start = next((n for n, (a, b) in pairs if a != b), min(len(before), len(now)))
+        excerpt = slice(max(0, start - _CONTEXT), start + _CONTEXT)
+        values = [repr(before[excerpt]), repr(now[excerpt])]
+        note = f" (excerpts: the first difference is at character {start + 1:,})"
+    return f"recorded {shorten(values[0])}, got {shorten(values[1])}{note}"

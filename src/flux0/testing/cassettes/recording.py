@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
@@ -54,7 +55,9 @@ class RecordingTransport:
     else is recorded unchanged.
 
     If the cassette exists, the recording is written to `NAME.new`, and `close` replaces the old
-    cassette. The old cassette is kept if an exception ends the client's `with` block.
+    cassette. The old cassette is kept if an exception ends the client's `with` block. It is also
+    kept if the recording has a transport error, or a status of 400 or more, that the old cassette
+    does not contain.
 
     Args:
         transport: The transport that sends the requests, such as an `HttpxTransport`. Closing the
@@ -88,7 +91,10 @@ class RecordingTransport:
         self._scrub = checked(scrub)
         self._lock = RLock()
         self._sent = max((exchange.number for exchange in keep), default=0)
-        self._earlier_error = sys.exc_info()[1]
+        # The class name of an error that interrupted an exchange, such as KeyboardInterrupt; empty
+        # if there was none. Transport errors are not stored here, but recorded in the exchange.
+        self._error = ""
+        self._earlier_errors = _current_errors()
         self._open: list[_OpenExchange] = []
 
     def __repr__(self) -> str:
@@ -103,7 +109,7 @@ class RecordingTransport:
     def close(self) -> None:
         """Close the wrapped transport, and replace the old cassette with the recording.
 
-        If an exception is ending the client's `with` block, keep the old cassette.
+        If the recording failed, keep the old cassette and issue a warning.
         """
         try:
             self.transport.close()
@@ -141,22 +147,35 @@ class RecordingTransport:
             self._open.append(exchange)
         return exchange
 
-    def _end(self, exchange: _OpenExchange, how: str) -> None:
+    def _end(self, exchange: _OpenExchange, how: str, error: BaseException | None = None) -> None:
         with self._lock:  # Two threads may end the same exchange at the same time.
+            # A cancellation is not a failure, because programs cancel calls on purpose.
+            if isinstance(error, (Exception, KeyboardInterrupt)):
+                self._error = type(error).__name__
             if exchange in self._open:
                 self._open.remove(exchange)
                 self._file.append(exchange.finish(how, self._scrub))
 
     def _finish(self) -> None:
-        error = sys.exc_info()[1]
-        if error is self._earlier_error:
-            error = None
         with self._lock:
             for exchange in tuple(self._open):
                 self._end(exchange, CLOSED)
-            if note := self._file.finish(error):
-                # On Python 3.10, exceptions have no `add_note`, and the text is dropped.
-                getattr(error, "add_note", str)(note)
+            earlier = self._earlier_errors
+            new = [error for error in _current_errors() if all(error is not old for old in earlier)]
+            problem = self._file.finish(type(new[0]).__name__ if new else self._error)
+        error = sys.exc_info()[1]
+        if problem and error is None:
+            warnings.warn(problem, stacklevel=3)
+        elif problem:
+            # Do not warn: with `python -W error`, the warning is raised and hides `error`. On
+            # Python 3.10, exceptions have no `add_note`, and the text is dropped.
+            getattr(error, "add_note", str)(problem)
+
+
+def _current_errors() -> list[BaseException]:
+    """Return the exception that is being handled and, under pytest, the error of a failed test."""
+    errors = sys.exc_info()[1], getattr(sys, "last_value", None)
+    return [error for error in errors if error is not None]
 
 
 @define(eq=False)
@@ -164,7 +183,7 @@ class _OpenExchange:
     _request: Request
     _number: int
     _clock: Callable[[], float]
-    _end: Callable[[_OpenExchange, str], None]
+    _end: Callable[[_OpenExchange, str, BaseException | None], None]
     _started: float
     _response: RecordedResponse | None = None
     _pieces: list[tuple[float, bytes]] = field(factory=list[tuple[float, bytes]])
@@ -178,7 +197,7 @@ class _OpenExchange:
             self.end(next(kind for kind in kinds if kind in ERRORS))
         # Other errors end a recorded exchange early, for example a cancellation.
         elif error is not None:
-            self.end(CLOSED)
+            self.end(CLOSED, error)
 
     def record_response(self, response: Response[Any]) -> Response[Any]:
         headers = response.headers.redacted()
@@ -193,8 +212,8 @@ class _OpenExchange:
             self._pieces.append((self._elapsed(), data))
         return data
 
-    def end(self, how: str) -> None:
-        self._end(self, how)
+    def end(self, how: str, error: BaseException | None = None) -> None:
+        self._end(self, how, error)
 
     def finish(self, how: str, scrub: Scrub | None) -> RecordedExchange:
         response, pieces, self._pieces = self._response, self._pieces, []

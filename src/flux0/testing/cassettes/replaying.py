@@ -9,7 +9,7 @@ from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from threading import RLock
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import define
 
@@ -33,6 +33,7 @@ from flux0.testing.cassettes.differences import (
     describe_request,
     differences,
     members_of,
+    shorten,
 )
 from flux0.testing.cassettes.recording import RecordingTransport, recorded_request
 from flux0.testing.cassettes.scrubbing import Scrub, checked
@@ -40,6 +41,7 @@ from flux0.testing.fake.body import FakeBody, SharedTransport, Starter
 from flux0.testing.fake.calls import ReceivedCall, nearest, raise_if
 from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
+Matching: TypeAlias = Literal["strict", "loose"]
 CassetteMode: TypeAlias = Literal["once", "none", "all", "new_episodes"]
 """When a cassette is recorded; see `cassette`."""
 
@@ -53,6 +55,9 @@ class _Replay:
 
     def __str__(self) -> str:
         return f"exchange {self.number}, {describe_request(self.exchange.request)}"
+
+    def differences(self, request: RecordedRequest) -> list[str]:
+        return differences(self.exchange.request, request)
 
 
 @define(eq=False)
@@ -77,11 +82,13 @@ class ReplayTransport(SharedTransport):
     timeouts of requests are ignored, except `timeout_ms`.
 
     A request matches a recorded request with the same method, path, query and body. Bodies are
-    compared as JSON. Header fields are not compared. Requests may be sent in any order. If several
-    exchanges match, they are replayed in the recorded order, each of them once.
+    compared as JSON. Header fields are not compared.
 
     Args:
         path: The cassette's path.
+        matching: "strict" requires the recorded order of requests; "loose" allows any order. With
+            "loose", a request that was recorded once may be sent any number of times. A request
+            that was recorded n times may be sent n times.
         match: A function that returns the part of a `ReceivedCall` to compare, such as
             `lambda call: call.operation`. Pass `match` if the requests of each run differ.
         scrub: The `scrub` function with which the cassette was recorded, if any.
@@ -99,11 +106,14 @@ class ReplayTransport(SharedTransport):
     def __init__(
         self,
         path: str | PathLike[str],
+        matching: Matching = "strict",
         *,
         match: Callable[[ReceivedCall], object] | None = None,
         scrub: Scrub | None = None,
         sleep: Callable[[float], object] | None = None,
     ) -> None:
+        if matching not in get_args(Matching):
+            raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
         # The advice at the end of error messages. The pytest plugin replaces it with its own
@@ -114,9 +124,12 @@ class ReplayTransport(SharedTransport):
         self._lock = RLock()
         exchanges = enumerate(read_cassette(self._path), 1)
         self._replays = tuple(_Replay(n, each, self._key(each.request)) for n, each in exchanges)
-        self._unused: defaultdict[str, deque[_Replay]] = defaultdict(deque)
+        self._find = self._find_next if matching == "strict" else self._find_any
+        self._next = deque(self._replays)
+        self._by_key: defaultdict[str, list[_Replay]] = defaultdict(list)
         for replay in self._replays:
-            self._unused[replay.key].append(replay)
+            self._by_key[replay.key].append(replay)
+        self._unused = {key: iter(matches) for key, matches in self._by_key.items()}
 
     def __repr__(self) -> str:
         return f"ReplayTransport({str(self._path)!r})"
@@ -136,7 +149,7 @@ class ReplayTransport(SharedTransport):
         """See `SharedTransport.respond`."""
         with self._lock:
             sent_request = recorded_request(request, self._scrub)
-            replay = self._find(sent_request)
+            replay = self._find(sent_request, self._key(sent_request))
             replay.done = True
         sent_at = self.clock.now()
         response = replay.exchange.response
@@ -174,24 +187,52 @@ class ReplayTransport(SharedTransport):
 
     # --- matching requests
 
-    def _find(self, request: RecordedRequest) -> _Replay:
-        key = self._key(request)
-        if unused := self._unused.get(key):
-            return unused.popleft()
-        call = describe_request(request)
-        if unused is not None:
-            lines = [f"{call} was sent more often than it was recorded in {self._path}"]
+    def _find_next(self, request: RecordedRequest, key: str) -> _Replay:
+        if self._next and self._next[0].key == key:
+            return self._next.popleft()
+        lines = [f"{describe_request(request)} is not the next request in {self._path}"]
+        if not self._next:
+            lines.append(f"all {len(self._replays)} exchanges were replayed already")
         else:
-            near = nearest(
-                call, self._replays, lambda replay: differences(replay.exchange.request, request)
-            )
-            lines = [f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near))]
-        advice = f"If the cassette is outdated, record it again: {self.how_to_record}."
-        raise NotRecorded("\n".join((*lines, f"The code or the cassette has changed. {advice}")))
+            replay = self._next[0]
+            lines.append("\n  ".join((f"next: {replay}", *replay.differences(request))))
+        later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
+        if later:
+            numbers = shorten(", ".join(later))
+            lines.append(f'the request is exchange {numbers}: matching="loose" allows any order')
+        raise self._mismatch(*lines)
+
+    def _find_any(self, request: RecordedRequest, key: str) -> _Replay:
+        matches = self._by_key.get(key, [])
+        replay = matches[0] if len(matches) == 1 else next(self._unused.get(key, iter(())), None)
+        if replay is not None:
+            return replay
+        call = describe_request(request)
+        if matches:
+            numbers = shorten(", ".join(str(replay.number) for replay in matches))
+            problem = f"{call} was sent more often than it was recorded in {self._path}"
+            raise self._mismatch(problem, f"exchanges {numbers} were replayed already")
+        near = nearest(call, self._replays, lambda replay: replay.differences(request))
+        lines = [f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near))]
+        recorded = (replay.exchange.request for replay in self._replays)
+        if self._match is None and _without_ids(request) in map(_without_ids, recorded):
+            problem = "threads and tasks that send equal requests may get the ids of each other"
+            advice = "to ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
+            lines.append(f"{problem}: {advice}")
+        raise self._mismatch(*lines)
 
     def _key(self, request: RecordedRequest) -> str:
         compared = members_of(request) if self._match is None else self._match(call_of(request))
         return canonical_json(compared)
+
+    def _mismatch(self, *lines: str) -> NotRecorded:
+        advice = f"If the cassette is outdated, record it again: {self.how_to_record}."
+        return NotRecorded("\n".join((*lines, f"The code or the cassette has changed. {advice}")))
+
+
+def _without_ids(request: RecordedRequest) -> tuple[str, Any]:
+    call = call_of(request)
+    return call.operation, call.body
 
 
 class NewEpisodesTransport(RecordingTransport):
@@ -206,7 +247,7 @@ class NewEpisodesTransport(RecordingTransport):
         scrub: Scrub | None = None,
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
-        self._replay = ReplayTransport(path, match=match, scrub=scrub)
+        self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
         # Deadlines of calls are times of the client's clock. So the simulated clock, which measures
         # replayed exchanges, starts at the present time of the client's clock.
         self._replay.clock = FakeClock(self._clock())
@@ -227,6 +268,7 @@ def cassette(
     transport: Callable[[], Transport | AsyncTransport] | None = None,
     *,
     mode: CassetteMode | None = None,
+    matching: Matching = "strict",
     match: Callable[[ReceivedCall], object] | None = None,
     scrub: Scrub | None = None,
 ) -> RecordingTransport | ReplayTransport:
@@ -240,6 +282,7 @@ def cassette(
             replays, "all" always records. "new_episodes" replays the requests that the cassette
             contains, in any order, and appends the others to it. The default is "none" if the
             environment variable `CI` is set, and "once" otherwise.
+        matching: Whether the order of requests is checked; see `ReplayTransport`.
         match: A function that returns the part of a call to compare; see `ReplayTransport`.
         scrub: A function that replaces secrets; see `RecordingTransport`.
     """
@@ -249,7 +292,7 @@ def cassette(
         known = '"once", "none", "all" or "new_episodes"'
         raise InvalidArgument("mode", f"must be {known}, not {mode!r}")
     if mode == "none" or (mode == "once" and Path(path).exists()):
-        return ReplayTransport(path, match=match, scrub=scrub)
+        return ReplayTransport(path, matching, match=match, scrub=scrub)
     if transport is None:
         from flux0.adapters.httpx import HttpxTransport  # noqa: PLC0415 - loads httpx
 

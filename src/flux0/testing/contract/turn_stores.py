@@ -99,10 +99,21 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), [_event(1)], _EVENTS)
 
     def test_ended_turns_expire(self) -> None:
+        """Turns whose successor was released expire, too: they may have ended before or after."""
         first, second = self.make_stores(keep_seconds=1.0, lease_seconds=1.0)
         with closing(first), closing(second):
             _start(first).finish(_DONE)
-            self.poll(lambda: _ids((first, second)) == [None, None])
+            for session_id, ends_before in (("before", True), ("after", False)):
+                log, later = _start(first, session_id), _log(f"after {session_id}")
+                if ends_before:
+                    log.finish(_DONE)
+                previous = second.claim(session_id, later, refuse=False)
+                later.finish(LogEnd())
+                second.release(session_id, later, previous)
+                log.finish(_DONE)
+            for session_id in (_SESSION, "before", "after"):
+                for store in (first, second):
+                    self.poll(partial(_is_missing, store, session_id))
 
     def test_claim_is_refused_while_a_turn_is_running_in_any_process(self, stores: Stores) -> None:
         """The error has `sent == "no"`, and the running turn stays."""
@@ -166,19 +177,28 @@ class LocalTurnStoreContract:
         copy = _find(stores[0])
         self.poll(lambda: copy.last == 1)
 
-    def test_running_turn_is_found_again_after_its_successor_is_released(
-        self, stores: Stores
+    @pytest.mark.parametrize("ends", ["before", "during", "after"])
+    def test_turn_is_found_again_after_its_successor_is_released(
+        self, stores: Stores, ends: str
     ) -> None:
+        """The first turn may have ended before or during its successor, or may still be running."""
         log, later = _start(stores[0]), _log("turn-2")
+        copy = _find(stores[1])
+        if ends == "before":
+            log.finish(_DONE)
+            self.poll(lambda: copy.is_ended)
         previous = stores[1].claim(_SESSION, later, refuse=False)
+        if ends == "during":
+            log.finish(_DONE)
+            self.poll(lambda: copy.is_ended)
         later.finish(LogEnd())
         stores[1].release(_SESSION, later, previous)
-
-        def is_found_after_its_next_event() -> bool:
-            log.append(_event(log.last + 1))
-            return _ids(stores) == ["turn-1"] * 2
-
-        self.poll(is_found_after_its_next_event)
+        check([_find(store).turn_id for store in reversed(stores)], ["turn-1"] * 2, _IDS)
+        log.append(_event(1))
+        log.finish(_DONE)
+        copy = _find(stores[1])
+        self.poll(lambda: copy.is_ended)
+        check(copy.last, int(ends == "after"), "the number of events")
 
     def test_reader_that_needs_dropped_events_gets_an_error(self, stores: Stores) -> None:
         """A copy drops its oldest events, and keeps the newest."""
@@ -363,6 +383,9 @@ def _find(store: TurnStore, session_id: str = _SESSION) -> TurnLog:
     return log
 
 
-def _ids(stores: Stores) -> list[str | None]:
-    found = [store.find(_SESSION) for store in stores]
-    return [None if log is None else log.turn_id for log in found]
+def _is_missing(store: TurnStore, session_id: str) -> bool:
+    return store.find(session_id) is None
+
+
+def _ids(stores: Stores) -> list[str]:
+    return [_find(store).turn_id for store in stores]

@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
 
-from flux0 import BackgroundTurns, Flux0, RedisTurnStore
+from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
 from flux0.adapters.redis import followed, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
@@ -259,7 +259,7 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
         server.resume()
 
         wait_until(lambda: bool(admin.exists("flux0:{session}:late")))
-        wait_until(lambda: not admin.exists("flux0:{session}"))
+        wait_until(lambda: admin.hget("flux0:{session}", "turn") == b"turn")
 
 
 def test_release_is_repeated_only_while_the_turn_would_be_kept(tmp_path: Path) -> None:
@@ -458,10 +458,10 @@ def test_two_claims_that_are_released_leave_no_turn(
 ) -> None:
     first, second = new_log("first"), new_log("second")
     assert store.claim("session", first, refuse=False) is None
-    other.claim("session", second, refuse=False)
-    for released, log in ((store, first), (other, second)):
+    previous = other.claim("session", second, refuse=False)
+    for released, log, before in ((store, first, None), (other, second, previous)):
         log.finish(LogEnd())
-        released.release("session", log, None)
+        released.release("session", log, before)
     wait_until(lambda: other.find("session") is None)
 
 
@@ -887,6 +887,35 @@ def test_message_is_not_sent_from_async_code_if_no_thread_can_be_started(
             assert not await conversation.history()
 
     run(mode, start)
+
+
+def test_state_counts_turns_of_other_processes(
+    store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    assert store.state() == StoreState()
+    log = claimed(store)
+    copy = other.find("session")
+    assert (store.state(), other.state()) == (StoreState(), StoreState(followed_turns=1))
+    log.finish(LogEnd())
+    assert copy is not None
+    assert wait_for_end(copy, TIMEOUT)
+    assert other.state() == StoreState()
+
+
+def test_state_says_whether_redis_is_available_and_how_often_it_was_not(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)) as store,
+    ):
+        assert store.find("session") is None
+        assert store.state() == StoreState()
+        server.stop()
+        with pytest.raises(TurnStoreError):
+            store.find("session")
+        assert store.state() == StoreState(is_available=False, failures=1)
+        server.start()
+        assert store.find("session") is None
+        assert store.state() == StoreState(failures=1)
 
 
 def test_threads_suppress_the_instrumentation_of_redis(server: RedisServer) -> None:

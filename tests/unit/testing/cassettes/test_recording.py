@@ -29,12 +29,13 @@ from flux0 import (
 )
 from flux0.cli.demo_agent import demo_transport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout, TransportError
-from flux0.models import APIError, InvalidArgument
+from flux0.models import APIError, Flux0Error, InvalidArgument
 from flux0.testing import (
     CallTool,
     CassetteError,
     Delay,
     FakeTransport,
+    Fault,
     Pause,
     RecordingTransport,
     Refuse,
@@ -503,6 +504,51 @@ def test_close_replaces_the_old_cassette(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize(
+    "fault", [Refuse(), Respond(503), Respond(500), Truncate(after_bytes=3), Stall(after_bytes=3)]
+)
+def test_failed_recording_does_not_replace_the_cassette(path: Path, fault: Fault) -> None:
+    fake = FakeTransport()
+    with Flux0(transport=RecordingTransport(fake, path)) as flux0:
+        flux0.agents.list()
+    good = path.read_bytes()
+    fake.inject(fault)
+    flux0 = Flux0(transport=RecordingTransport(fake, path), retry_config=ONCE)
+    with pytest.raises(Flux0Error):
+        flux0.agents.list()
+    flux0.agents.list()
+    with pytest.warns(
+        UserWarning, match=r"was not replaced, because.*To record failures, first delete"
+    ):
+        flux0.close()
+    assert path.read_bytes() == good
+    assert len(ends(path.with_name(f"{path.name}.new"))) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429])
+def test_status_that_the_cassette_does_not_have_keeps_the_cassette(path: Path, status: int) -> None:
+    fake = FakeTransport()
+
+    def record_again(failures: int) -> None:
+        if failures:
+            fake.inject(Respond(status), times=failures)
+        with Flux0(transport=RecordingTransport(fake, path), retry_config=ONCE) as flux0:
+            for _ in range(failures):
+                with pytest.raises(APIError):
+                    flux0.agents.list()
+            flux0.agents.list()
+
+    record_again(0)
+    good = path.read_bytes()
+    with pytest.warns(UserWarning, match=rf"was not replaced.*\(status {status}\): see "):
+        record_again(1)
+    assert path.read_bytes() == good
+    path.unlink()
+    record_again(1)
+    record_again(2)
+    assert ends(path) == [WHOLE] * 3
+
+
 @modes
 @pytest.mark.parametrize("error", [AssertionError, KeyboardInterrupt, SystemExit])
 def test_recording_that_ends_with_an_exception_keeps_the_cassette(
@@ -526,7 +572,7 @@ def test_recording_that_ends_with_an_exception_keeps_the_cassette(
         assert ends(path.with_name(f"{path.name}.new")) == [WHOLE]
         if sys.version_info >= (3, 11):
             (note,) = caught.value.__notes__
-            assert f"was not replaced, because {error.__name__} ended the new recording" in note
+            assert f"was not replaced, because the new recording failed ({error.__name__})" in note
         try:
             int("not a number")
         except ValueError:
@@ -534,6 +580,19 @@ def test_recording_that_ends_with_an_exception_keeps_the_cassette(
         assert not path.with_name(f"{path.name}.new").exists()
 
     run(mode, test)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_exception_during_a_call_keeps_the_cassette(path: Path, error: type[BaseException]) -> None:
+    sent = request("GET", "/")
+    list(Pieces(RecordingTransport(script(scripted_response(b"old")), path).send(sent).body))
+    transport = RecordingTransport(script(scripted_response(b"new"), error()), path)
+    list(Pieces(transport.send(sent).body))
+    with pytest.raises(error):
+        transport.send(request("GET", "/"))
+    with pytest.warns(UserWarning, match=rf"failed \({error.__name__}\)"):
+        transport.close()
+    assert recorded_pieces(path) == [b"old"]
 
 
 def test_second_recording_of_the_same_file_is_rejected(path: Path) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Barrier
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from attrs import evolve
@@ -45,7 +45,7 @@ from flux0.testing import (
     cassette,
 )
 from flux0.testing.cassettes.cassette import CLOSED, RecordedExchange, read_cassette
-from flux0.testing.cassettes.replaying import CassetteMode, NewEpisodesTransport
+from flux0.testing.cassettes.replaying import CassetteMode, Matching, NewEpisodesTransport
 from flux0.testing.fake.body import FakeBody
 from support.cassettes import (
     LIST_AGENTS,
@@ -108,8 +108,9 @@ def test_replay_returns_the_recorded_results(mode: Mode, path: Path) -> None:
 
     with FakeOverHTTP(demo_transport()) as server:
         run(mode, recording)
-    for each in SYNC + ASYNC:
-        run(each, partial(replaying, ReplayTransport(path), each))
+    for matching in get_args(Matching):
+        for each in SYNC + ASYNC:
+            run(each, partial(replaying, ReplayTransport(path, matching), each))
 
 
 def test_replay_can_be_recorded(path: Path, tmp_path: Path) -> None:
@@ -199,8 +200,30 @@ def test_idle_timeout_expires_after_the_recorded_time(path: Path) -> None:
 AGENTS = [posting("/api/agents", b'{"name":"%d","type":"fake"}' % number) for number in range(4)]
 
 
-def test_requests_are_replayed_in_any_order(path: Path) -> None:
+def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
     replay = ReplayTransport(write_cassette(path, *AGENTS[:3]))
+    replay.send(request_of(AGENTS[0]))
+    assert explanation(replay, AGENTS[2]) == [
+        f"agents.create(name='2', type='fake') is not the next request in {path}",
+        "next: exchange 2, agents.create(name='1', type='fake')",
+        "  body name: recorded '1', got '2'",
+        'the request is exchange 3: matching="loose" allows any order',
+    ]
+    assert explanation(replay, AGENTS[0]) == [
+        f"agents.create(name='0', type='fake') is not the next request in {path}",
+        "next: exchange 2, agents.create(name='1', type='fake')",
+        "  body name: recorded '1', got '0'",
+    ]
+    replay.send(request_of(AGENTS[1]))
+    replay.send(request_of(AGENTS[2]))
+    assert explanation(replay, AGENTS[3]) == [
+        f"agents.create(name='3', type='fake') is not the next request in {path}",
+        "all 3 exchanges were replayed already",
+    ]
+
+
+def test_loose_matching_allows_any_order(path: Path) -> None:
+    replay = ReplayTransport(write_cassette(path, *AGENTS[:3]), "loose")
     for position in (2, 0, 1):
         replay.send(request_of(AGENTS[position]))
     assert explanation(replay, AGENTS[3]) == [
@@ -210,24 +233,30 @@ def test_requests_are_replayed_in_any_order(path: Path) -> None:
     ]
 
 
-def test_each_exchange_is_replayed_once_in_the_recorded_order(path: Path) -> None:
+def test_loose_matching_repeats_only_requests_that_were_recorded_once(
+    path: Path,
+) -> None:
     assert AGENTS[0].response is not None
     responses = [
         evolve(AGENTS[0], response=evolve(AGENTS[0].response, pieces=(piece(0, data),)))
         for data in (b"1", b"2")
     ]
-    replay = ReplayTransport(write_cassette(path, responses[0], LIST_AGENTS, responses[1]))
+    replay = ReplayTransport(write_cassette(path, responses[0], LIST_AGENTS, responses[1]), "loose")
+    for _ in range(3):
+        assert b"".join(Pieces(replay.send(request_of(LIST_AGENTS)).body)) == b'{"data":[]}'
     results = [b"".join(Pieces(replay.send(request_of(AGENTS[0])).body)) for _ in range(2)]
     assert results == [b"1", b"2"]
     assert explanation(replay, AGENTS[0]) == [
-        f"agents.create(name='0', type='fake') was sent more often than it was recorded in {path}"
+        f"agents.create(name='0', type='fake') was sent more often than it was recorded in {path}",
+        "exchanges 1, 3 were replayed already",
     ]
 
 
-def test_match_selects_the_compared_parts(path: Path) -> None:
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_match_selects_the_compared_parts(path: Path, matching: Matching) -> None:
     cassette = write_cassette(path, *AGENTS[:2], LIST_AGENTS)
     replay = ReplayTransport(
-        cassette, match=lambda call: (call.operation, call.arguments.get("type"))
+        cassette, matching, match=lambda call: (call.operation, call.arguments.get("type"))
     )
     for exchange in (AGENTS[2], AGENTS[3], LIST_AGENTS):
         replay.send(request_of(exchange))
@@ -323,8 +352,9 @@ def test_default_transport_for_recording_is_httpx(path: Path) -> None:
                 assert [agent.name for agent in flux0.agents.list()] == [name]
 
 
-def test_empty_cassette_matches_no_request(path: Path) -> None:
-    lines = explanation(ReplayTransport(write_cassette(path)), LIST_AGENTS)
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_empty_cassette_matches_no_request(path: Path, matching: Matching) -> None:
+    lines = explanation(ReplayTransport(write_cassette(path), matching), LIST_AGENTS)
     assert lines[0].startswith("agents.list() is not ")
 
 
@@ -365,13 +395,15 @@ def test_empty_cassette_matches_no_request(path: Path) -> None:
         (posting("/a", b"null"), posting("/a"), ["body: recorded None, got nothing"]),
     ],
 )
+@pytest.mark.parametrize("matching", ["strict", "loose"])
 def test_error_lists_the_differences(
     path: Path,
+    matching: Matching,
     recorded: RecordedExchange,
     sent: RecordedExchange,
     differences: list[str],
 ) -> None:
-    replay = ReplayTransport(write_cassette(path, recorded))
+    replay = ReplayTransport(write_cassette(path, recorded), matching)
     url = f"http://h{sent.request.path}?{sent.request.query}"
     body = sent.request.body.data if sent.request.body else None
     with pytest.raises(AssertionError) as caught:
@@ -380,23 +412,51 @@ def test_error_lists_the_differences(
     assert lines == differences
 
 
-def test_error_shortens_long_values(path: Path) -> None:
-    recorded, sent = (
-        posting("/api/agents", json.dumps({"name": start + " lorem ipsum" * 4000}).encode())
-        for start in ("before", "after")
-    )
-    lines = explanation(ReplayTransport(write_cassette(path, recorded)), sent)
-    assert lines[2].startswith("  body name: recorded 'before lorem ipsum ")
-    assert lines[2].endswith("... (48,007 characters)")
-    assert sum(map(len, lines)) < 1500
+LONG = "lorem ipsum " * 4000
 
 
-def test_equivalent_requests_match(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("recorded", "sent", "difference"),
+    [
+        (
+            f"{LONG}before{LONG}",
+            f"{LONG}after{LONG}",
+            "got 'ipsum lorem ipsum lorem ipsum afterlorem ipsum lorem ipsum l' "
+            "(excerpts: the first difference is at character 48,001)",
+        ),
+        (LONG, f"{LONG}!", "got 'ipsum lorem ipsum lorem ipsum !' (excerpts: the first difference"),
+        (LONG, None, "lorem ipsum lor... (48,002 characters), got None"),
+        ([LONG, 1], [LONG, 2], """got 'um lorem ipsum lorem ipsum ", 2]' (excerpts: """),
+    ],
+)
+def test_error_shows_where_long_values_differ(
+    path: Path, recorded: object, sent: object, difference: str
+) -> None:
+    def turn(content: object) -> RecordedExchange:
+        return posting("/api/agents", json.dumps({"name": LONG, "content": content}).encode())
+
+    for matching in ("strict", "loose"):
+        replay = ReplayTransport(write_cassette(path, turn(recorded)), matching)
+        lines = explanation(replay, turn(sent))
+        assert sum(map(len, lines)) < 1500 - len(str(path))
+        assert difference in lines[2]
+
+
+def test_error_lists_only_some_of_many_differences(path: Path) -> None:
+    many = [json.dumps({f"{n}": n + add for n in range(100)}).encode() for add in (0, 1)]
+    replay = ReplayTransport(write_cassette(path, posting("/a", many[0])))
+    lines = explanation(replay, posting("/a", many[1]))
+    assert lines[-2:] == ["  body 4: recorded 4, got 5", "  95 more differences"]
+    assert len(lines) == 8
+
+
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_equivalent_requests_match(path: Path, matching: Matching) -> None:
     recorded = posting("/a", '{"a":"é","b":[1,{"c":null}]}'.encode(), query="x=1&y=%C3%A9")
     headers = request("GET", "/", headers={"authorization": "other"}).headers
     body = b'{ "b": [1, {"c": null}], "a": "\\u00e9" }'
     for url in ("http://h/a?x=1&y=%c3%a9", "https://u:p@other:1/a?y=%C3%A9&x=1"):
-        replay = ReplayTransport(write_cassette(path, recorded))
+        replay = ReplayTransport(write_cassette(path, recorded), matching)
         replay.send(Request("POST", url, headers, body))
         replay.assert_all_used()
 
@@ -424,7 +484,18 @@ def test_threads_are_replayed_if_ids_in_paths_are_ignored(path: Path) -> None:
 
     program(RecordingTransport(FakeTransport(lambda message: message.content), path))
     for _ in range(5):
-        program(ReplayTransport(path, match=lambda call: (call.operation, call.body)))
+        program(ReplayTransport(path, "loose", match=lambda call: (call.operation, call.body)))
+
+
+def test_mismatch_of_an_id_in_a_path_suggests_to_ignore_it(path: Path) -> None:
+    body = b'{"type":"message","content":"Hi"}'
+    turn = posting("/api/sessions/s1/events/stream", body)
+    other = posting("/api/sessions/s2/events/stream", body)
+    hint = "to ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
+    replay = ReplayTransport(write_cassette(path, turn), "loose")
+    assert any(hint in line for line in explanation(replay, other))
+    replay = ReplayTransport(write_cassette(path, turn), "strict")
+    assert not any(hint in line for line in explanation(replay, other))
 
 
 def test_path_of_the_server_url_may_differ_at_replay(path: Path) -> None:
@@ -441,7 +512,7 @@ def test_nearest_exchange_has_the_same_operation(path: Path) -> None:
     turn = posting("/api/sessions/s1/events/stream", b'{"type":"message","content":"Hi"}')
     body = b'{"type":"message","content":"Hello","x":1}'
     agent = posting("/api/agents", body)  # Has the fewest differences, but another operation.
-    replay = ReplayTransport(write_cassette(path, session, turn, agent, LIST_AGENTS))
+    replay = ReplayTransport(write_cassette(path, session, turn, agent, LIST_AGENTS), "loose")
     other = posting("/api/sessions/s2/events/stream", body)
     assert explanation(replay, other) == [
         f"sessions.create_event(session_id='s2', type='message', content='Hello', x=1) is not in "
@@ -468,6 +539,9 @@ def test_assert_all_used_lists_unused_exchanges(path: Path) -> None:
 def test_invalid_arguments_are_rejected_immediately(path: Path) -> None:
     with pytest.raises(CassetteError, match="does not exist: to record it"):
         ReplayTransport(path)
+    matching: Any = "lose"
+    with pytest.raises(InvalidArgument, match='matching must be "strict" or "loose", not'):
+        ReplayTransport(write_cassette(path), matching)
 
 
 # --- responses that the recorded program closed early
@@ -633,7 +707,7 @@ def test_unreferenced_body_is_freed(path: Path) -> None:
 # --- concurrency
 
 
-def test_threads_can_share_a_replay(path: Path) -> None:
+def test_threads_can_share_a_loose_replay(path: Path) -> None:
     def talks(transport: Transport) -> list[Any]:
         with Flux0(transport=transport) as flux0:
 
@@ -648,12 +722,13 @@ def test_threads_can_share_a_replay(path: Path) -> None:
     fake = FakeTransport(lambda message: [Say(f"{message.content}, you said", pieces=5)])
     said = talks(RecordingTransport(fake, path))
     assert said == [f"{number}, you said" for number in range(40)]
-    replay = ReplayTransport(path)
+    replay = ReplayTransport(path, "loose")
     assert talks(replay) == said
     replay.assert_all_used()
 
 
-def test_cost_is_linear(path: Path) -> None:
+@pytest.mark.parametrize("matching", ["strict", "loose"])
+def test_cost_is_linear(path: Path, matching: Matching) -> None:
     def cost(exchanges: int, pieces: int) -> int:
         assert LIST_AGENTS.response is not None
         response = evolve(LIST_AGENTS.response, pieces=(piece(0, b"x"),) * pieces)
@@ -661,7 +736,7 @@ def test_cost_is_linear(path: Path) -> None:
         write_cassette(path, *[exchange] * exchanges)
 
         def play() -> None:
-            replay = ReplayTransport(path)
+            replay = ReplayTransport(path, matching)
             for _ in range(exchanges):
                 assert len(list(Pieces(replay.send(request_of(exchange)).body))) == pieces
 

@@ -1,0 +1,51 @@
+"""Makes Ctrl-C reliable while the command line waits for the agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import Thread, get_ident
+from typing import Final
+
+# Seconds to wait before each SIGURG that interrupts a blocking call.
+_WAITS: Final = (0.05, 0.2, 1.0)
+
+
+@contextmanager
+def waking_on_ctrl_c() -> Generator[None, None, None]:
+    """In the `with` block, ensure that Ctrl-C ends a blocking call in the main thread.
+
+    Python checks for signals before a system call, and when a signal interrupts the call. If Ctrl-C
+    is pressed after the first check but before the call starts, Python handles it only after the
+    call. Therefore, another thread interrupts the call with SIGURG, whose handler does nothing.
+
+    Do not call `input` in the block: two signals at once can cause a `SystemError` in `input`.
+    """
+    main, (reader, writer) = get_ident(), os.pipe()
+    os.set_blocking(writer, False)
+
+    def wake() -> None:
+        with open(reader, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                if number[0] == signal.SIGINT:
+                    for seconds in _WAITS:
+                        time.sleep(seconds)
+                        signal.pthread_kill(main, signal.SIGURG)
+
+    handler = signal.signal(signal.SIGURG, _ignore)
+    # Python writes the number of each signal to `writer`.
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    Thread(target=wake, name="flux0-ctrl-c", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        signal.signal(signal.SIGURG, handler)
+
+
+def _ignore(_number: int, _frame: object) -> None:
+    """Handle a signal that only interrupts system calls."""
