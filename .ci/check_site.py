@@ -100,9 +100,17 @@ def test_reference_has_an_entry_for_each_public_member(module: str, name: str) -
         or f"{anchor.rpartition('.')[0]}." == "flux0.models."
     ):
         return  # A function, a type alias, or an old name.
-    hidden = ("_", "attach_", "mark_")
+    hidden = ("_", "attach_", "mark_relayed")
     members = {each for each in dir(kind) if not each.startswith(hidden)} - OTHERS
     assert [each for each in sorted(members) if f"{anchor}.{each}" not in ANCHORS] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["EventStream.status", "AsyncEventStream.answer", "Flux0.is_closed"]
+)
+def test_property_has_a_heading_as_a_method_has(name: str) -> None:
+    text = re.sub("<wbr>", "", REFERENCE)
+    assert f'doc-attribute-name">{name}</span>' in text
 
 
 def test_reference_shows_no_internals() -> None:

@@ -2,6 +2,7 @@
 
 Each class gets one list of its attributes, also of the inherited ones, described as in the
 sections "Attributes" of the docstrings. attrs classes get the signature of their constructor.
+In other classes, a property with a docstring gets a heading, as a method does.
 Methods with `**options` show each option.
 Private base classes are hidden.
 """
@@ -64,8 +65,9 @@ class ReferenceDocs(Extension):
                 if isinstance(method, Function):
                     _show_options(method, options)
         for each in classes:
-            for name in [name for name, member in each.members.items() if member.is_attribute]:
-                each.del_member(name)
+            for name in [*each.members]:
+                if each[name].is_attribute and not _has_heading(each, each[name]):
+                    each.del_member(name)
 
 
 class _ClassDocstring(Docstring):
@@ -143,6 +145,8 @@ def _lines_of(owner: Class) -> list[DocstringAttribute]:
             is_internal = name[0] == "_" or name in _INTERNAL
             if is_internal or name in lines or not isinstance(member, Attribute):
                 continue
+            if _has_heading(each, member):
+                continue
             if not text and _is_set_in_init(each, member):
                 continue
             is_member = "Enum" in str(owner.bases) and member.value is not None
@@ -151,6 +155,12 @@ def _lines_of(owner: Class) -> list[DocstringAttribute]:
             annotation = None if is_member else member.annotation
             lines[name] = DocstringAttribute(name, annotation=annotation, description=text)
     return list(lines.values())
+
+
+def _has_heading(owner: Class, member: Any) -> bool:
+    is_property = "property" in member.labels and member.docstring is not None
+    is_shown = _is_shown(owner.path) and "errors" not in owner.module.name
+    return is_property and is_shown and not _is_attrs(owner)
 
 
 def _hidden_methods(owner: Class) -> dict[str, Function]:

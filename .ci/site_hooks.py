@@ -12,7 +12,7 @@ from mkdocs.utils import get_relative_url
 
 _MEMBER = re.compile(
     r'(<h\d id="[\w.]*\.(?P<owner>[A-Z]\w*)\.\w+" class="doc doc-heading">\s*'
-    r'<span class="doc doc-object-name doc-function-name">)(?=\w)'
+    r'<span class="doc doc-object-name doc-(?:function|attribute)-name">)(?=\w)'
 )
 
 
@@ -28,6 +28,7 @@ _BOOSTS = {
     "reference/turns.md": 2.5,
     "reliability.md": 2.0,
     "testing.md": 3.0,
+    "tutorial.md": 2.6,
 }
 _GUIDE_BOOST = 1.3
 

@@ -213,7 +213,7 @@ class StreamState(Uncopyable):
         return self._report
 
     def mark_closed(self, reason: str) -> None:
-        """Record why the stream is closed. Its reader then raises `ClientClosed(reason)`."""
+        """Let the reader raise `ClientClosed(reason)`, but keep the connection: see `close`."""
         self._life.move(Transition(State.CLOSING, reason))
 
     def received(self, reader: Reader | None = None) -> Any:
