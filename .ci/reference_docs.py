@@ -3,7 +3,8 @@
 Each class gets one list of its attributes, also of the inherited ones, described as in the
 sections "Attributes" of the docstrings. attrs classes get the signature of their constructor.
 In other classes, a property with a docstring gets a heading, as a method does.
-Methods with `**options` show each option.
+Methods with `**options` show each option. A method without a docstring gets the docstring of the
+method that it overrides.
 Private base classes are hidden.
 """
 
@@ -51,6 +52,7 @@ class ReferenceDocs(Extension):
                 each.del_member("__init__")  # Users do not create errors.
             if _is_attrs(each) and "__init__" not in each.members:
                 each.set_member("__init__", _constructor(each))
+            _inherit_docstrings(each)
         methods = [_hidden_methods(each) for each in classes]
         for each, attributes, inherited in zip(classes, lines, methods, strict=True):
             for name, method in inherited.items():
@@ -172,6 +174,13 @@ def _hidden_methods(owner: Class) -> dict[str, Function]:
         for name, member in each.members.items()
         if isinstance(member, Function) and name[0] != "_" and name not in owner.members
     }
+
+
+def _inherit_docstrings(owner: Class) -> None:
+    for name, method in owner.members.items():
+        if isinstance(method, Function) and method.docstring is None:
+            overridden = (base.members[name] for base in _bases(owner) if name in base.members)
+            method.docstring = next((each.docstring for each in overridden if each.docstring), None)
 
 
 def _is_set_in_init(owner: Class, attribute: Attribute) -> bool:

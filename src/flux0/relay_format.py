@@ -135,11 +135,9 @@ class Flux0Format(RelayFormat, RelayEncoder):
         self._error_text = error_text
 
     def encoder(self) -> Flux0Format:
-        """Return this object, because it has no state."""
         return self
 
     def event(self, event: StreamEvent) -> bytes:
-        """Encode an event as in the server's stream, except the data of a status `error`."""
         return self.shown(event).to_sse()
 
     def shown(self, event: StreamEvent) -> StreamEvent:

@@ -293,23 +293,18 @@ class StepEncoder(RelayEncoder):
         self._steps = TurnSteps(error_text)
 
     def start(self) -> bytes:
-        """Encode the relay's start."""
         return self._encode(Step("relay-start"))
 
     def event(self, event: StreamEvent) -> bytes:
-        """Encode the steps of an event."""
         return b"".join(map(self._encode, self._steps.event(event)))
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - part of the interface
-        """Encode the remaining steps and the error."""
         return b"".join(map(self._encode, self._steps.error(error)))
 
     def heartbeat(self) -> bytes:
-        """Return the bytes that show that the relay is alive."""
         return self._heartbeat
 
     def end(self) -> bytes:
-        """Encode the remaining steps and the end."""
         return b"".join(map(self._encode, self._steps.end()))
 
 

@@ -34,7 +34,6 @@ _MARKERS = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that sets the mode of cassettes, and the ini option `flux0_forbid_real`."""
     forbids = "fail each call that flux0 would send to a server, except with the marker flux0_real"
     parser.addini("flux0_forbid_real", forbids, type="bool", default=False)
     parser.getgroup("flux0").addoption(
@@ -69,7 +68,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the markers."""
     for name, arguments in _MARKERS.items():
         signature = f"{name}({', '.join(f'{each}=' for each in arguments)})"
         purpose = f"options of the fixture {name}" if arguments else "allow calls to a server"
@@ -117,7 +115,6 @@ def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Reject unknown arguments of markers."""
     for name, known in _MARKERS.items():
         for marker in item.iter_markers(name):
             unknown = [*(set(marker.kwargs) - set(known)), *marker.args["path" in known :]]

@@ -284,9 +284,7 @@ def link_turn(turn: HasTraceParent) -> None:
 class HasStats(Protocol):
     """An object with `stats`, such as `BackgroundTurns`."""
 
-    def stats(self) -> TurnStats:
-        """Return the current numbers of turns and relays."""
-        ...
+    def stats(self) -> TurnStats: ...
 
 
 def observe_background_turns(

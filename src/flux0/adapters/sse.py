@@ -108,7 +108,6 @@ class SSEParser:
         return self._feed_up_to_limit(data)
 
     def _skip_bom_or_lf(self, data: bytes) -> bytes:
-        """Return `data` without a BOM at the stream's start, or without the LF after a CR."""
         if self._state == _FAILED:
             raise EventTooLarge(self._limit)
         if self._state == _START:

@@ -47,5 +47,4 @@ def waking_on_ctrl_c() -> Generator[None, None, None]:
         signal.signal(signal.SIGURG, handler)
 
 
-def _ignore(_number: int, _frame: object) -> None:
-    """Handle a signal that only interrupts system calls."""
+def _ignore(_number: int, _frame: object) -> None: ...

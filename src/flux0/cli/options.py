@@ -99,7 +99,6 @@ class CommonOptions(NamedTuple):
         return Flux0(self.server, headers=self._header_fields(), **more)
 
     def _header_fields(self) -> Mapping[str, str]:
-        """Return the header fields to send. Repeated fields are joined (RFC 9110, section 5.3)."""
         fields = {} if self.user is None else dict(arguments.user("user", self.user))
         for text in self.header or ():
             name, colon, value = map(str.strip, text.partition(":"))

@@ -37,7 +37,6 @@ class _RunningProcess:
         self.update()
 
     def update(self) -> None:
-        """Store the process id; a forked child must call this method."""
         self.id = getpid()
 
 

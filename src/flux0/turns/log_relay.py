@@ -250,7 +250,6 @@ class OpenRelays:
             del self._readers[reader]
 
     def end(self) -> None:
-        """End all relays, and each relay that is opened later."""
         self.are_ended = True
         for reader in self._readers.copy():
             reader.close()

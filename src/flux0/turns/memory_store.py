@@ -42,7 +42,6 @@ class MemoryTurnStore(TurnStore):
         self._ended_at: WeakKeyDictionary[TurnLog, float] = WeakKeyDictionary()
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Make `log` the session's turn; see `TurnStore.claim`."""
         turns = self._turns.get()
         with turns.changing:
             previous = turns.logs.get(session_id)
@@ -56,7 +55,6 @@ class MemoryTurnStore(TurnStore):
             return previous
 
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
-        """Undo `claim`; see `TurnStore.release`."""
         turns = self._turns.get()
         with turns.changing:
             while previous is not None and previous in turns.released:
@@ -69,7 +67,6 @@ class MemoryTurnStore(TurnStore):
                 turns.logs[session_id] = previous
 
     def find(self, session_id: str) -> TurnLog | None:
-        """Return the session's turn that is running or kept; see `TurnStore.find`."""
         log = self._turns.get().logs.get(session_id)
         return None if log is None or self._is_expired(log) else log
 

@@ -128,7 +128,6 @@ def create_event(
 
 
 def open_stream(call: ApiCall, request: CallRequest) -> Flow[Response[Any]]:
-    """Send a message, and return the response whose body is the turn's event stream."""
     return call.perform(request, _event_stream)
 
 

@@ -93,8 +93,7 @@ class HttpxConnection(ABC):
         self.chunks: Chunks | None = None
 
     @abstractmethod
-    def _is_readable(self) -> bool:
-        """Whether the socket has unread bytes, or the connection was closed."""
+    def _is_readable(self) -> bool: ...
 
     @abstractmethod
     def _get_info(self, info: str) -> Any: ...

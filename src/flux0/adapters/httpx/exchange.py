@@ -195,7 +195,6 @@ class HttpxExchange(Exchange):
         return self.to_transport_error(error, sent=self.sent or not traced)
 
     def raised_by_httpcore(self, error: BaseException) -> bool:
-        """Return whether `error` is the last exception that httpcore reported in a trace event."""
         return error is self.failure and isinstance(error, Exception)
 
     def end(self) -> None:

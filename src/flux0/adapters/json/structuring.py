@@ -48,8 +48,6 @@ _MAX_SHOWN_CHARACTERS = 200
 
 
 class TypeMismatch(ValueError):
-    """A value does not have the type of its field. The message names both types."""
-
     def __init__(self, expected: str, value: object) -> None:
         got = "None" if value is None else type(value).__name__
         super().__init__(f"expected {expected}, got {got}")
@@ -133,7 +131,6 @@ def _text_mapping(value: Any, _: Any) -> Any:
 
 
 def _check_depth(value: Any) -> None:
-    """Raise ValueError if JSON is nested so deeply that `repr` or `pickle` could fail."""
     if measure(value)[1] > MAX_DEPTH:
         raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
 

@@ -14,7 +14,6 @@ Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 
 def run_script(script: str, keys: tuple[str, ...], *values: str | bytes | int) -> Command:
-    """Return the command that runs a script of the module `scripts`."""
     return ("EVALSHA", script, len(keys), *keys, *values)
 
 

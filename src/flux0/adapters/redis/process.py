@@ -274,7 +274,6 @@ class StoreProcess:
             yield "PUBLISH", self._settings.everyone, key
 
     def _check_failure(self) -> None:
-        """End the copies if Redis has not responded for almost `lease_seconds`."""
         if self._worker.waiting_seconds >= self._settings.lease - self._settings.check:
             self._end_copies(TurnStoreError, _UNREACHABLE)
 

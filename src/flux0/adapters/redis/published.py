@@ -97,7 +97,6 @@ class PublishedTurn:
         return last, bool(encoded_end), command
 
     def _obey(self, request: bytes) -> None:
-        """Stop the turn if `request` is a new request to stop."""
         if request not in (b"", self._stop_request):
             self._stop_request = request
             reason = request.partition(b" ")[2].decode() or _REPLACED

@@ -95,19 +95,15 @@ class RedisTurnStore(TurnStore):
         return store
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Make `log` the turn of the session; see `TurnStore.claim`."""
         return self._process.get().claim(session_id, log, refuse=refuse)
 
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:  # noqa: ARG002 - its id is known
-        """Undo `claim`; see `TurnStore.release`."""
         self._process.get().release(session_id, log)
 
     def find(self, session_id: str) -> TurnLog | None:
-        """Return the turn of the session that is running or kept; see `TurnStore.find`."""
         return self._process.get().find(session_id)
 
     def state(self) -> StoreState:
-        """Return the state of the store in this process; see `TurnStore.state`."""
         return self._process.get().state()
 
     def close(self) -> None:

@@ -34,17 +34,13 @@ _MIN_INTERVAL: Final = 0.005
 class RedisClient(Protocol):
     """A sync client of Redis, Redis Cluster or Valkey, such as `redis.Redis`."""
 
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Send one command, and return its reply."""
+    def execute_command(self, *args: Any, **options: Any) -> Any: ...
 
-    def pipeline(self, transaction: bool = ...) -> Any:
-        """Return an object that sends several commands at once."""
+    def pipeline(self, transaction: bool = ...) -> Any: ...
 
-    def pubsub(self) -> Any:
-        """Return an object that subscribes to channels."""
+    def pubsub(self) -> Any: ...
 
-    def close(self) -> Any:
-        """Close all connections."""
+    def close(self) -> Any: ...
 
 
 class Worker:
@@ -145,14 +141,12 @@ class Worker:
         return not (self._running or self._timers) and self._inbox.empty()
 
     def _idle_seconds(self) -> float | None:
-        """Return the time until the next job is due; None if there is no job."""
         if self._running:
             return 0.0
         moments = self._timers.values()
         return max(min(moments) - monotonic(), 0.0) if moments else None
 
     def _read_inbox(self, seconds: float | None) -> None:
-        """Schedule the submitted jobs. If there is none, wait for the first one."""
         with suppress(Empty):
             job, now = self._inbox.get(timeout=seconds)
             while True:
@@ -188,7 +182,6 @@ class Worker:
             self._timers[job] = self._not_before = monotonic() + self.settings.renew
 
     def _send(self) -> list[object]:
-        """Send the next command of each running job, and return the replies."""
         # No variable here refers to a job: frames of the library redis refer to this frame, and may
         # be in reference cycles, which keep its variables in memory.
         commands = [command for _, command in self._running.values()]

@@ -60,8 +60,7 @@ class AsyncSource(_AnySource, Protocol):
 
     async def receive(self, timeout: float | None) -> bytes | None: ...
 
-    async def finish(self) -> None:
-        """The async version of `Source.finish`."""
+    async def finish(self) -> None: ...
 
     async def close(self) -> None:
         """Release the connection, even if the caller is cancelled. Further calls do nothing."""

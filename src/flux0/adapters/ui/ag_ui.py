@@ -40,7 +40,6 @@ class AgUiFormat(RelayFormat):
     )
 
     def encoder(self) -> StepEncoder:
-        """Return an encoder for one relay."""
         return StepEncoder(self._encode, error_text=self._error_text)
 
     def _encode(self, step: Step) -> bytes:

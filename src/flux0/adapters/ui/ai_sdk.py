@@ -31,7 +31,6 @@ class AiSdkFormat(RelayFormat):
         self._error_text = error_text
 
     def encoder(self) -> StepEncoder:
-        """Return an encoder for one relay."""
         return StepEncoder(_encode, error_text=self._error_text)
 
 

@@ -96,14 +96,6 @@ class RequestsTransport:
 
 
 class _Connections:
-    """The connections of one process.
-
-    Attributes:
-        session: The user's session, or the built-in one.
-        proxies: The environment's proxy settings, for the built-in session.
-        bodies: The bodies that are being read.
-    """
-
     def __init__(self, session: requests.Session | None) -> None:
         self.session = _make_session() if session is None else session
         self.proxies = EnvironmentProxies("requests", PYSOCKS_SCHEMES) if session is None else None

@@ -193,7 +193,6 @@ class _MessageBuilder:
         return text if self._is_answer else ""
 
     def apply(self, operation: JSONPatchOperation) -> str:
-        """Apply one operation, and return the text that the operation appends to the answer."""
         self._stale = True
         root, value, length = self._root, operation.value, _list_length(self._root)
         appends = operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}
@@ -217,7 +216,6 @@ class _MessageBuilder:
         return self._message
 
     def finalized(self, *, partial: bool) -> TurnMessage | None:
-        """Return the event that the server stores for the message, or None if it stores nothing."""
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
             # Convert the list into a `TextList`. Its method `text` keeps the joined text, so the

@@ -146,7 +146,6 @@ class ReplayTransport(SharedTransport):
         request: Request,
         starter: Starter,  # noqa: ARG002 - only a fake has agents
     ) -> Waits[Response[FakeBody]]:
-        """See `SharedTransport.respond`."""
         with self._lock:
             sent_request = recorded_request(request, self._scrub)
             replay = self._find(sent_request, self._key(sent_request))

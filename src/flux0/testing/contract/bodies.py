@@ -143,7 +143,6 @@ class BodyContract(Contract):
         fails(response.read, errors.ProtocolError)
 
     def test_unsupported_coding_is_a_protocol_error(self, harness: Harness) -> None:
-        """Encoded bytes must not be returned as if they were decoded."""
         headers = [("Content-Encoding", "x-unheard-of")]
         steps = http_response(b"?", WaitForRelease(), b"?", headers=headers)
         server, response = harness.exchange(steps)

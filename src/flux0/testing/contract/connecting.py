@@ -169,7 +169,6 @@ class TLSContract(Contract):
         server.wait_until_closed()
 
     def test_each_read_has_its_own_timeout(self, trusting: Harness, tls: ssl.SSLContext) -> None:
-        """The timeout of a read may be longer or shorter than the timeouts of earlier reads."""
         pieces = b"first", Sleep(2 * SHORT), b"second", WaitForRelease(), b"third"
         responses = dict[str, ReceivedResponse]()
         for framing, context in product(FRAMINGS, (None, tls)):
@@ -226,7 +225,6 @@ class LimitedPoolContract(Contract):
         check(limited.fetch(get(server.url)), b"firstsecond", "the body")
 
     def test_garbage_collected_body_frees_its_place_in_the_pool(self, limited: Harness) -> None:
-        """An unreferenced body must not occupy the pool's only connection forever."""
         server = limited.serve(http_response(b"first", WaitForRelease(), framing="chunked"))
         for _ in range(3):
             limited.send(get(server.url, stream=True)).drop(in_cycle=False)

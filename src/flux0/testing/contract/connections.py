@@ -159,7 +159,6 @@ class ReleaseContract(Contract):
         assert received == [b"one", b"other"], "a request was sent to the server of another URL"
 
     def test_connection_is_not_reused_for_another_scheme(self, harness: Harness) -> None:
-        """An https request must not be sent over a pooled connection without TLS."""
         server = harness.serve(_OK)
         check(harness.fetch(get(server.url)), b"ok", "the body")
         url = server.url.replace("http:", "https:")
@@ -215,7 +214,6 @@ class ReleaseContract(Contract):
     def test_connection_with_surplus_bytes_is_not_reused(
         self, harness: Harness, surplus: str
     ) -> None:
-        """Surplus bytes must not become part of another response."""
         arrived = Event()
         first = (*_SURPLUS[surplus], Signal(arrived), WaitForRelease())
         server = harness.serve(first, http_response(b"second"))

@@ -226,7 +226,6 @@ class LocalTurnStoreContract:
         assert _find(stores[1]) is _find(stores[1]), "find() must return the same object again"
 
     def test_thousand_events_arrive_complete_and_in_order(self, stores: Stores) -> None:
-        """Many events may be added while the copy is updated."""
         log = _log(max_bytes=10**6)
         stores[0].claim(_SESSION, log, refuse=True)
         copy = _find(stores[1])

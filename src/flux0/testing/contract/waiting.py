@@ -259,7 +259,6 @@ class IdleContract(Contract):
     def test_read_timeout_of_the_request_does_not_apply_to_a_body(
         self, background: dict[str, BackgroundCalls], backend: str, call: str
     ) -> None:
-        """The time between two pieces may exceed `Timeout.read`."""
         check(background[backend].calls[call].outcome(), b"firstsecond", "the body")
 
     def test_connection_idle_for_long_is_not_reused(

@@ -155,7 +155,6 @@ class SharedTransport(Shared):
         self.close()
 
     def for_client(self) -> ClientTransport:
-        """See `Shared.for_client`."""
         return ClientTransport(self)
 
 

@@ -99,15 +99,12 @@ class FakeClock(Time):
     monotonic = now
 
     def utc_now(self) -> datetime:
-        """Return the time as a `datetime` in UTC."""
         return datetime.fromtimestamp(self.now(), timezone.utc)
 
     def sleep(self, seconds: float) -> None:
-        """Wait for `seconds` on this clock."""
         self.wait(Wait(self.now() + seconds))
 
     async def sleep_async(self, seconds: float) -> None:
-        """Wait for `seconds` on this clock without blocking the event loop."""
         await self.wait_async(Wait(self.now() + seconds))
 
     def jitter(self) -> float:

@@ -161,7 +161,6 @@ class _Connection:
         return Request(head.method.decode(), url, headers, content, stream=True, timeout=limits)
 
     async def _receive(self) -> Any:
-        """Wait for the next h11 event."""
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._received.clear()
             await self._received.wait()

@@ -275,7 +275,6 @@ class FakeTransport(SharedTransport):
         return FakeHTTPServer(self, port, origins)
 
     def respond(self, request: Request, starter: Starter) -> Waits[Response[FakeBody]]:
-        """See `SharedTransport.respond`."""
         with self._lock:
             received, number = self._calls, len(self._calls)
             call = calls.call_from(request, self.clock.now(), self._path_prefix)

@@ -102,7 +102,6 @@ class FakeTurn:
             yield outcome
 
     def mark_used_up(self) -> None:
-        """Count the agent's further steps as used, because a fault has cut the stream."""
         self._used_up = True
 
     @property
