@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _EXTRA = {"rich", "typer"}
 _NO_OUTPUT = "Error: cannot write the output"
-_INTERRUPTED, _CLOSED_PIPE = 130, 141  # The exit codes of shells for SIGINT and SIGPIPE.
+# The exit codes that shells use if SIGINT or SIGPIPE ends a program.
+_INTERRUPTED, _CLOSED_PIPE = 130, 141
 
 
 def main() -> None:
@@ -64,7 +65,9 @@ def _ignore_ctrl_c() -> None:
     code.
     """
     signal = sys.modules.get("signal")
-    if signal is not None:  # `signal` is None if Ctrl-C was pressed while it was imported.
+    # If the user pressed Ctrl-C during the import of the module signal, `sys.modules` has None for
+    # it.
+    if signal is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -77,7 +80,8 @@ def _import_app() -> Typer:
     from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
 
     before = getsignal(SIGINT)
-    if before is default_int_handler:  # A shell disables Ctrl-C for background jobs: keep that.
+    # A shell disables Ctrl-C for programs in the background. Enable Ctrl-C only if it was enabled.
+    if before is default_int_handler:
         signal(SIGINT, _exit_at_once)
     try:
         from flux0.cli.app import app  # noqa: PLC0415 - slow; its packages may be missing

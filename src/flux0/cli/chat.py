@@ -184,7 +184,7 @@ class Chat:
     def _read_messages(self) -> Iterator[str]:
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            # After the import of readline, `input` supports editing and a history.
+            # After this import, the function `input` supports editing and a history of lines.
             import_module("readline")
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
@@ -210,10 +210,11 @@ def standard_input() -> TextIO:
 
     A message with surrogates is rejected.
     """
-    if sys.stdin is None:  # The program was started with standard input closed.
+    if sys.stdin is None:  # The shell has closed standard input (`<&-`).
         return StringIO()
     stream = cast("TextIOWrapper", sys.stdin)
-    # The encoding is ASCII if no locale is set. A file may begin with a byte order mark.
+    # If no locale is set, Python's encoding is ASCII, although the input is usually UTF-8. A file
+    # may begin with a byte order mark.
     is_utf8 = codecs.lookup(stream.encoding).name in {"ascii", "utf-8"}
     stream.reconfigure(encoding="utf-8-sig" if is_utf8 else None, errors="surrogateescape")
     return stream
