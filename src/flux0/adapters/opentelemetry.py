@@ -41,7 +41,7 @@ _Attributes: TypeAlias = "dict[str, str | int | float]"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Upper bounds of histogram buckets in seconds, from the semantic conventions.
+# The upper bounds of the histograms' buckets in seconds, from the semantic conventions.
 _TURN_BUCKETS = tuple(0.01 * 2**power for power in range(14))
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _HISTOGRAMS = (
@@ -56,7 +56,8 @@ _HISTOGRAMS = (
 # Other propagators, such as B3, may be configured for requests.
 _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _TRACE_PARENT: Final = "traceparent"
-# Metrics have at most this many names of agents. Further names become `_OTHER`.
+# Metrics contain at most this number of agent names, because each name adds time series. Further
+# names are replaced by `_OTHER`.
 _MAX_AGENTS: Final = 100
 
 
@@ -145,7 +146,8 @@ class OpenTelemetry(Observer):
         )
         name, kind = f"{call.method} {call.route}", SpanKind.CLIENT
         span = self._tracer.start_span(name, observed.context, kind, attributes)
-        # The instrumentation of an HTTP library must not create a second span for this attempt.
+        # Prevent a second span for this attempt: the instrumentation of an HTTP library, such as
+        # httpx, ignores requests with this value in the context.
         within = context.set_value(
             "suppress_instrumentation", value=True, context=trace.set_span_in_context(span)
         )
@@ -223,7 +225,7 @@ class OpenTelemetry(Observer):
         attributes = _known(
             ("gen_ai.operation.name", "execute_tool"),
             ("gen_ai.tool.name", call.tool_name),
-            # The id is None if the agent has sent null.
+            # `_known` omits the id if the agent has sent null.
             ("gen_ai.tool.call.id", call.tool_call_id),
         )
         if self._contents:

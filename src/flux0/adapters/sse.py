@@ -18,13 +18,14 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# The lowest limit of digits that a user can set for `int` (`sys.set_int_max_str_digits`).
+# A longer number may raise an error: this is the lowest limit of digits that a user can set for
+# `int` (`sys.set_int_max_str_digits`).
 _MAX_DIGITS: Final = 640
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
-# The parser states. Each state describes the bytes that were received last.
+# The states of the parser. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
 _IN_LINE: Final = 2  # The last received line is incomplete.
@@ -87,14 +88,15 @@ class SSEParser:
         block = self._block
         state = self._state
         if state == _IN_LINE:
-            # Fast path: a small piece usually has no line end.
+            # This path is faster, and handles the most frequent data: a small piece without a line
+            # end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
         elif state == _BETWEEN_BLOCKS:
-            # Fast path: servers usually send complete events.
+            # This path is faster, and handles the most frequent data: complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decoder.decode(data)
         elif state != _AFTER_LINE:

@@ -27,9 +27,9 @@ class AiohttpConnection(ResponseHandler):
     so the attributes are class attributes with defaults.
     """
 
-    # The event loop's time at which the current wait ends with a timeout; None without a wait.
+    # The event loop's time at which the current wait raises a timeout error; None if no task waits.
     deadline: float | None = None
-    _limit: float = 0.0  # The longest time of the current wait in seconds.
+    _limit: float = 0.0  # The limit of the current wait in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
     # The response body; None until the response head is received.
     _content: aiohttp.StreamReader | None = None
@@ -42,8 +42,8 @@ class AiohttpConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # Windows has no poll. On Windows, the event loop reads surplus bytes, and `data_received`
-        # detects them.
+        # Windows has no `select.poll`, and needs none: there, the event loop reads surplus bytes,
+        # and `data_received` detects them.
         if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
@@ -92,7 +92,8 @@ class AiohttpConnection(ResponseHandler):
         if content is None:
             start = self._receive_head(data)
         elif data and content.is_eof():
-            # `data` contains surplus bytes, so close the connection after the response.
+            # The response has ended, so `data` contains surplus bytes. Do not reuse this
+            # connection.
             self.force_close()
         super().data_received(data[start:] if start else data)
         content = self._content
@@ -125,7 +126,7 @@ class AiohttpConnection(ResponseHandler):
         return max(at - before, 0)
 
     def _fail(self, problem: str) -> None:
-        # `abort` resets the connection's exception, so call `set_exception` after `abort`.
+        # Call `abort` before `set_exception`, because `abort` removes the connection's exception.
         self.abort()
         self.set_exception(HttpProcessingError(message=problem))
 
@@ -148,7 +149,8 @@ class AiohttpConnection(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Report a reset as an error, also in a close-delimited body, where aiohttp does not."""
         if self._wait_timer is not None:
-            self._wait_timer.cancel()  # A running timer keeps the closed connection in memory.
+            # Cancel the timer, because it refers to the closed connection and keeps it in memory.
+            self._wait_timer.cancel()
         transport = self.transport
         if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
             # If sending a request fails, asyncio does not read the bytes that were received, such
@@ -159,13 +161,14 @@ class AiohttpConnection(ResponseHandler):
         if exc is not None and not self.is_eof():
             self.set_exception(exc)
         if transport is not None:
-            transport.abort()  # On Python 3.10, TLS transports warn if they are not closed.
+            # Python 3.10 emits a ResourceWarning for a TLS transport that was not closed.
+            transport.abort()
         content = self._content
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:
-            # Restore the exception, which `super().connection_lost` replaces if the trailers are
-            # invalid.
+            # If the trailers are invalid, `super().connection_lost` replaces the exception that
+            # readers get. Restore the first exception.
             content.set_exception(reported)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
-from multidict import CIMultiDict  # multidict and yarl are dependencies of aiohttp.
+from multidict import CIMultiDict  # The packages multidict and yarl are dependencies of aiohttp.
 from yarl import URL
 
 from flux0.adapters.aiohttp.connection import AiohttpConnection
@@ -21,11 +21,11 @@ from flux0.domain.headers import merge_cookies
 from flux0.ports import Request, Timeout
 
 _MAX_LINE_BYTES: Final = 64 * 1024
-# If a larger body is a `bytes` object, aiohttp emits a warning.
+# aiohttp emits a warning if a larger body is a `bytes` object, so a larger body is sent as a file.
 _MAX_BYTES_BODY: Final = 1024 * 1024
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
-# Python raises UnicodeError if the host name is invalid.
+# UnicodeError is raised by Python if the host name is invalid.
 LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
 
 
@@ -61,12 +61,13 @@ class AiohttpExchange(Exchange):
             )
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised below
             raised: BaseException = error.args[0] if isinstance(error, _UserError) else error
-            # When a session is closed, aiohttp cancels the tasks that wait for a connection.
+            # If the user closes the session, aiohttp cancels the tasks that wait for a connection.
+            # Report the closed session instead of the cancellation.
             if session.closed and isinstance(error, (RuntimeError, asyncio.CancelledError)):
                 raised = errors.ClientClosed("the aiohttp session is closed")
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
-        # Raise the error after the `except` block, so that its `__context__` is unchanged.
+        # Raise the error after the `except` block: Python does not change its `__context__` here.
         raise raised
 
     async def _call_middlewares(
@@ -89,7 +90,8 @@ class AiohttpExchange(Exchange):
                 raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
-        # Raise the error after the `except` block, so that its `__context__` has no secrets.
+        # Raise the error after the `except` block: inside the block, Python stores the original
+        # error, which may show credentials, in `__context__`.
         raise raised
 
     async def _call_aiohttp(
@@ -109,14 +111,15 @@ class AiohttpExchange(Exchange):
                 self.failure: BaseException | None = error
                 raise
             finally:
-                del request.send  # Break a reference cycle: the attribute refers to `request`.
+                del request.send  # Break a reference cycle: `request.send` refers to `request`.
 
     async def _send(self, send: Any, connection: Any) -> Any:
         protocol = connection.protocol
         if not isinstance(protocol, AiohttpConnection):
             protocol.__class__ = AiohttpConnection
             if connection.transport is not None:
-                # uvloop has cached the old class's methods, so set the protocol again.
+                # uvloop calls the methods that it has cached from the old class. Setting the
+                # protocol again replaces them.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, cast
 
 import aiohttp
-from yarl import URL  # yarl is a dependency of aiohttp.
+from yarl import URL  # The package yarl is a dependency of aiohttp.
 
 from flux0.adapters.aiohttp import exchange
 from flux0.adapters.shared.bodies import AsyncBody
@@ -89,7 +89,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
         if not text.isascii():
-            # `with_host` encodes an international host name.
+            # Encode an international host name, such as `bücher.example`: `with_host` does this.
             url = url.with_host(url.raw_host or "")
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
@@ -124,7 +124,8 @@ class _AiohttpSource:
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                # If the user's middleware has read the body, `read` returns the body again.
+                # A middleware of the user may have read the body already. Then `readany` returns
+                # nothing, and `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
             # Return the data that was received before the error. `read_nowait` raises the error
@@ -137,7 +138,8 @@ class _AiohttpSource:
             error.__traceback__ = None
             raised = exchange.without_secrets(error)
         if raised is not None and (self._response.closed or not data):
-            # Raise the error after the `except` block, so that its `__context__` has no secrets.
+            # Raise the error after the `except` block: inside the block, Python stores the original
+            # error, which may show credentials, in `__context__`.
             raise raised
         self._received = True
         return data or None
@@ -152,7 +154,8 @@ class _AiohttpSource:
         """Close the response in its event loop, because a finalizer may run in any thread."""
         response = self._response
         is_scheduled = call_soon(loop, response.close)
-        # If `connection` is None, aiohttp has received the body, and may use the connection again.
+        # If `response.connection` is None, aiohttp has received the whole body, and may use the
+        # connection for another request. Then do not shut it down.
         if not is_scheduled or (is_blocked_by_caller(loop) and response.connection is not None):
             transport = None if self._connection is None else self._connection.transport
             shut_down(transport and transport.get_extra_info("socket"))

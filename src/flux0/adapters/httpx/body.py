@@ -43,7 +43,8 @@ class _HttpxSource:
     ) -> None:
         # True if the user's hook or custom transport has read the body before.
         self._already_read = response.is_stream_consumed
-        # If a hook called `raise_for_status`, the response is closed, and no body can be read.
+        # If a hook of the user called `raise_for_status`, httpx has closed the response, and its
+        # body cannot be read.
         unreadable = response.is_closed and not self._already_read
         self._has_body = is_success(response.status_code) or not unreadable
         coding = response.headers.get("content-encoding", "")
@@ -51,7 +52,8 @@ class _HttpxSource:
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
-        # The connection to shut down. None over HTTP/2, because other exchanges share it.
+        # The connection that `shut_down` shuts down. It is None over HTTP/2, because other
+        # exchanges share the connection.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
             # Read directly from the connection only if httpx's own stream is still there and
@@ -73,8 +75,8 @@ class _HttpxSource:
         """
         if isinstance(self._connection, HttpxConnection):
             return self._connection.start_piece(timeout)
-        # Over HTTP/2, httpcore looks up this timeout for each read. Over HTTP/1.1, httpcore looks
-        # up the timeout only when it starts to read the body.
+        # Over HTTP/2, httpcore reads this dictionary for each piece. Over HTTP/1.1, httpcore reads
+        # it only once, so `HttpxConnection` applies the timeouts there.
         self._timeouts["read"] = timeout
         return False
 
@@ -113,7 +115,8 @@ class SyncHttpxSource(_HttpxSource):
             self._exchange.end()
 
     def release(self) -> None:
-        # If the connection was shut down before, closing it may raise an error.
+        # Closing may raise an error if the connection was shut down before. The body is not used
+        # any more, so ignore the error.
         with suppress(Exception):
             self.finish()
 
@@ -147,9 +150,9 @@ class AsyncHttpxSource(_HttpxSource):
             await shielded(self._release)
 
     async def _release(self) -> None:
-        with suppress(Exception):  # The body is not read any more, so ignore all errors.
-            # A generator in which a reader waits cannot be closed. Then closing the response ends
-            # the wait with an error.
+        with suppress(Exception):  # Ignore all errors, because the body is not read any more.
+            # If a reader waits in the generator, Python cannot close it. Then closing the response
+            # ends the reader's wait with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):
@@ -175,8 +178,8 @@ class AsyncHttpxSource(_HttpxSource):
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        # When an event loop ends, it waits for its cancelled tasks. So the connection is still
-        # released.
+        # An event loop that ends cancels its tasks and waits for them. Because this task ignores
+        # the cancellation, it still releases the connection.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         await self._release()

@@ -36,11 +36,13 @@ class Uninterrupted(Generic[T]):
                     cancelled = False
                 try:
                     resume, argument = steps.send, (yield awaited)
-                except GeneratorExit:  # The garbage collector may be closing this coroutine.
+                # A GeneratorExit means that this coroutine is being closed, perhaps by the garbage
+                # collector.
+                except GeneratorExit:
                     steps.close()
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised in `work`
-                    # In asyncio, a checkpoint yields None instead of a future.
+                    # In asyncio, a checkpoint yields None, and any other wait yields a future.
                     if awaited is None and _is_task_cancellation(error):
                         resume, argument, cancelled = steps.send, None, True
                     else:

@@ -79,7 +79,8 @@ class SyncBuiltInClient(_BuiltInClient):
         place = self._pools.enter(request.extensions["timeout"]["pool"], exchange.interrupt)
         exchange.leave = partial(self._pools.leave, place)
         response = place.pool.transport.handle_request(request)
-        # `httpx.Client` also sets the attribute `request` of each response.
+        # Set the attribute `request` of the response, as `httpx.Client` does, because hooks and
+        # errors use it.
         response.request = request
         return response
 
@@ -122,7 +123,8 @@ class BuiltInClients:
         key = proxy, url.startswith("https:")
         client = self._clients.get(key)
         if client is None:
-            # If another thread has stored a client in the meantime, return that client.
+            # `setdefault` returns the client of another thread if that thread has stored a client
+            # meanwhile.
             client = self._clients.setdefault(key, self._create(*key))
         return client
 
@@ -142,13 +144,14 @@ class BuiltInClients:
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
     limits = library.httpx.Limits(
-        max_connections=None,  # The number of connections is limited by `Pools` instead.
+        max_connections=None,  # `Pools` limits the number of connections.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )
     kind = library.httpx.AsyncHTTPTransport if is_async else library.httpx.HTTPTransport
     if proxy is not None:
-        # httpx before 0.28 rejects socks5h. All versions let the proxy look up host names.
+        # Replace the scheme socks5h, which httpx before 0.28 rejects. With the scheme socks5, all
+        # versions of httpx let the proxy look up host names, too.
         proxy = re.sub("^socks5h:", "socks5:", proxy, flags=re.IGNORECASE)
 
     def make_transport() -> Any:
@@ -158,8 +161,8 @@ def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: 
             with fork_lock:
                 context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)
-        # ImportError: SOCKS proxies need an extra, such as httpx[socks]. OSError: the certificates
-        # could not be read.
+        # An ImportError means that a SOCKS proxy needs an extra, such as httpx[socks]. An OSError
+        # means that the certificates could not be read.
         except (ImportError, OSError) as error:
             raise failure(ConnectError, error, Timeout()) from error
         track_transport(transport, library)

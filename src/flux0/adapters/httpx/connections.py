@@ -74,7 +74,8 @@ class HttpxConnection(ABC):
 
     def __init__(self, backend: Backend, connect_by: float | None) -> None:
         self._backend, self._httpcore_module = backend, backend.httpcore_module
-        # The time of `time.monotonic` by which the connection must be established.
+        # The value of `time.monotonic()` by which the connection must be established; None if
+        # there is no limit.
         self._connect_by = connect_by
         self.connecting: bool = True
         self._sending = False
@@ -116,7 +117,7 @@ class HttpxConnection(ABC):
             self._in_body, self.is_direct, self.chunks = False, False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
-            # There is no exchange if the user's code uses its client without flux0.
+            # If the user's code uses its client without flux0, there is no exchange.
             if exchange is not None:
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
@@ -283,7 +284,8 @@ class AsyncConnection(HttpxConnection):
         limit = self._connect_limit(timeout)
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
-        except BaseException:  # If the task is cancelled, httpcore does not close the connection.
+        # Close the connection here, because httpcore does not close it if the task is cancelled.
+        except BaseException:
             await shielded(self.aclose)
             raise
         return AsyncConnection(stream, self._backend, self._connect_by)
@@ -298,7 +300,7 @@ class AsyncConnection(HttpxConnection):
         if not isinstance(tls, ssl.SSLObject):
             return False
         try:
-            tls.read(1)  # The event loop moves received bytes from the socket into `tls`.
+            tls.read(1)  # The event loop has moved the received bytes from the socket into `tls`.
         except ssl.SSLError as error:
             return not isinstance(error, ssl.SSLWantReadError)
         return True

@@ -33,10 +33,10 @@ from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
 from flux0.runtime.event_loop import do_nothing
 
-# A word in httpcore's error message if the server has closed an HTTP/2 connection.
+# httpcore's error message contains this word if the server has closed an HTTP/2 connection.
 _TERMINATED = "ConnectionTerminated"
-# The start of httpcore's error messages if a SOCKS proxy demands another method of login, or
-# rejects the login.
+# httpcore's error message begins like this if a SOCKS proxy rejects the login, or demands another
+# method of login.
 _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
@@ -120,7 +120,8 @@ class HttpxExchange(Exchange):
         self._traced = True
         protocol, _, step = event.partition(".")
         if step == "send_request_headers.started":
-            # Ignore CONNECT requests, which httpcore sends to open a tunnel through a proxy.
+            # Do not record CONNECT requests, which httpcore sends to a proxy, as the user's
+            # request.
             self.sent: bool = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.multiplexed = True
@@ -179,9 +180,10 @@ class HttpxExchange(Exchange):
         if isinstance(error, httpx.RequestError):
             if self.caller[0] is not None:
                 error.request = built  # Set this attribute of errors, as `httpx.Client` does.
-            # The user's hook may send other requests, so compare the requests. If httpcore
-            # has reported no event, a custom transport may have raised the error. httpx itself
-            # raises RemoteProtocolError for a redirect with an invalid `location`.
+            # A hook of the user may send other requests, so compare the error's request with this
+            # request. If httpcore has reported no trace event, a custom transport may have raised
+            # the error. httpx itself raises RemoteProtocolError for a redirect with an invalid
+            # `location`.
             from_httpcore = package_of(cause) == httpcore.__name__
             known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
             if _request_of(error) is not built or (self._traced and not known):
@@ -189,7 +191,8 @@ class HttpxExchange(Exchange):
         elif not self.raised_by_httpcore(error):
             return None
         # httpcore raises the errors in `before_events` before it reports an event or sends a byte.
-        # For other errors without an event, assume that a custom transport sent the request.
+        # If another error is raised without an event, a custom transport may have sent the request,
+        # so report that it may have been sent.
         before_events = (httpcore.PoolTimeout, httpcore.UnsupportedProtocol)
         traced = self._traced or isinstance(cause, before_events)
         return self.to_transport_error(error, sent=self.sent or not traced)
@@ -216,7 +219,8 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            return kind(str(error))  # The error's message is from the user's custom transport.
+            # A custom transport of the user raised the error with this message.
+            return kind(str(error))
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
         if self._connecting_to not in (None, self._server_address()):
             return proxy_unreachable(translated, "{}:{}".format(*self._connecting_to))
@@ -235,9 +239,9 @@ class HttpxExchange(Exchange):
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
-        # Without a tracked connection, guess. If h11 (the parser of httpcore) raised the error
-        # before the response head was received, the head is not valid. In other cases, an
-        # interruption is more likely.
+        # If the connection is not tracked, the cause can only be guessed. If h11 (the parser of
+        # httpcore) raised the error before the response head was received, the head is probably not
+        # valid. In other cases, an interruption is more likely.
         from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
         return self._traced and (self.head_received or not from_h11)
 
@@ -249,7 +253,7 @@ def package_of(value: object) -> str:
 def _request_of(error: Any) -> object:
     try:
         return error.request
-    except RuntimeError:  # `error.request` raises RuntimeError if the error has no request.
+    except RuntimeError:  # httpx raises RuntimeError if an error has no request.
         return None
 
 
@@ -264,7 +268,8 @@ def _proxy_failure(message: str) -> ConnectError:
 
 def _is_tls_failure(error: BaseException | None) -> bool:
     while error is not None:
-        # Other subclasses of SSLError report that the connection was closed.
+        # Only these two classes report a failed handshake. Other subclasses of SSLError report that
+        # the connection was closed.
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True
         error = error.__cause__ or error.__context__

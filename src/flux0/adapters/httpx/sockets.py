@@ -61,7 +61,8 @@ class SyncConnection(HttpxConnection):
         if self._early_data is None:
             try:
                 self._early_data = self._sock.recv(READ_BYTES)
-            except WOULD_BLOCK:  # The received bytes were TLS messages without content.
+            # The socket received TLS messages without content, and has no content yet.
+            except WOULD_BLOCK:
                 return False
             self._raise_if_rejected()
         return True

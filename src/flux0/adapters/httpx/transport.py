@@ -205,7 +205,7 @@ class HttpxFamilyTransport:
             limits = timeout.connect, timeout.read, timeout.write, timeout.pool
             options = {"content": request.body, "headers": headers, "timeout": limits}
             built: Any = client.build_request(request.method, request.url, **options)
-        # Invalid host names raise UnicodeError.
+        # httpx raises UnicodeError if the host name is invalid.
         except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
         cookies = request.headers.get_all("cookie")

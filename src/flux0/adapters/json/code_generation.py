@@ -46,11 +46,13 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
 
-# Sets the attribute `extra` of a model, although models are frozen.
+# A function that sets the attribute `extra` of a model. Normal assignment fails, because models are
+# frozen.
 set_extra: Callable[[object, Mapping[str, Any]], None] = vars(Extensible)["extra"].__set__
 
 _FACTORY = cast("type", attrs.Factory)
-# Maps each type to the source code that checks the type of a variable. Its name replaces `{0}`.
+# Maps each type to the source code that checks the type of a variable. In this code, `{0}`
+# represents the variable's name.
 _PLAIN = {
     str: "type({0}) is str",
     int: "type({0}) is int",
@@ -152,8 +154,8 @@ def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHo
     lines, stores = [f"{count} = len({name})"], list[str]()
     if fields[0].default is not attrs.NOTHING:
         lines.append(f"if type({name}) is not dict: raise ValueError")
-    # If the first field is required, no check is needed: the first line or the look-up of this
-    # field raises TypeError for JSON values other than objects.
+    # If the first field is required, the generated code needs no check: for JSON values other than
+    # objects, its first line or the look-up of this field raises TypeError.
     if type_tag(model) is not None:
         lines.append(f"if 'type' not in {name}: {count} += 1")
     for field in fields:

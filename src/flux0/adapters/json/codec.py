@@ -17,8 +17,8 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-# The exceptions that the fast converter raises if the JSON does not fit the model, and that `_scan`
-# raises if the text is not JSON.
+# The fast converter raises one of these exceptions if the JSON does not fit the model, and `_scan`
+# raises one if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
 # NaN and infinities in a request raise an error, because JSON does not have them. They are not sent
@@ -38,7 +38,7 @@ class JsonCodec:
     """
 
     def __init__(self) -> None:
-        # The function for each event name that builds an event from plain JSON.
+        # Maps the name of each event to the function that builds the event from plain JSON.
         self._event_hooks: dict[str, Callable[[Any, None], StreamEvent]] = {}
 
     def decode(self, model: type[T], body: bytes) -> T:
@@ -52,19 +52,20 @@ class JsonCodec:
             if name not in _EVENTS:
                 return UnknownEvent(name, text, id_)
             hook = self._event_hooks[name] = structure_hook(_EVENTS[name])
-        try:  # Fast path: `_load` and `_structure` are slower.
+        try:  # This path is faster than `_load` and `_structure`.
             data, end = _scan(text, 0)
             if end == len(text):
                 return hook(data, None)
         except _UNFIT:
-            # The JSON does not fit. Below, `_load` or `_structure` raises an error that names the
-            # reason.
+            # The event is not JSON or does not fit its class. `_load` or `_structure` below raises
+            # an error that names the problem.
             pass
         return cast("StreamEvent", self._structure(_EVENTS[name], _load(text), text))
 
     def encode(self, value: Any, argument: str = "value") -> bytes:
         body = _convert(_encode, value, argument)
-        # `\ud...` is an escaped surrogate, which is valid only as a half of a pair.
+        # In JSON, `\ud...` is an escaped surrogate, which is valid only in a pair. Check the text,
+        # so that a lone surrogate raises an error that names the argument.
         if rb"\ud" in body:
             arguments.check_utf8(argument, _unescaped(_load(body)))
         return body
@@ -74,8 +75,8 @@ class JsonCodec:
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        # cattrs' hook for lists accepts any iterable. flux0's hook for tuples accepts only JSON
-        # lists, so convert to a tuple first.
+        # Convert to a tuple first: flux0's hook for tuples accepts only JSON lists, while cattrs'
+        # hook for lists accepts any iterable, such as a string.
         if get_origin(kind) is list:
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")

@@ -31,7 +31,8 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 from flux0.domain.stored_models import EventData, MessageData, MessagePart, ToolData
 from flux0.domain.stream_events import StreamEvent
 
-# Maps each union of models to its models, by the JSON key `type`.
+# Maps each union of models to a dictionary, which maps the value of the JSON key `type` to the
+# model.
 _BY_TYPE: dict[Any, dict[Any, Any]] = {
     union: {type_tag(kind): kind for kind in get_args(union) if attrs.has(kind)}
     for union in (MessagePart, EventData, MessageData | ToolData)
@@ -88,7 +89,7 @@ def is_model(kind: Any) -> bool:
     if get_origin(kind) in {list, tuple}:
         item, *rest = get_args(kind)
         return is_model(item) and rest == ([] if get_origin(kind) is list else [...])
-    return kind in _MODELS  # `_MODELS` is a tuple, because some values of `kind` have no hash.
+    return kind in _MODELS  # `_MODELS` is a tuple, because some `kind` have no hash.
 
 
 def _has_origin(origin: Any) -> Callable[[Any], bool]:
@@ -144,7 +145,8 @@ def _datetime(value: Any, _: Any) -> datetime:
     try:
         parsed = datetime.fromisoformat(value)
     except ValueError:
-        # Python 3.10 accepts neither "Z" nor fractions with other than 3 or 6 digits.
+        # Python 3.10 rejects "Z", and fractions with other than 3 or 6 digits. Convert both to a
+        # form that it accepts.
         text = _FRACTION.sub(lambda match: f".{match[1][:6]:0<6}", value, count=1)
         if text[-1:] in ("Z", "z"):
             text = f"{text[:-1]}+00:00"
@@ -170,8 +172,8 @@ def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
 
 
 def _tuple(made: Converter, kind: Any) -> Hook:
-    # Errors from cattrs' hook for lists contain the wrong item's index. The hook accepts any
-    # iterable, so `structure` checks the type.
+    # Use cattrs' hook for lists, because its errors contain the index of the wrong item. The hook
+    # accepts any iterable, so `structure` checks the type.
     list_kind: Any = list.__class_getitem__(get_args(kind)[0])
     as_list = made.get_structure_hook(list_kind)
 

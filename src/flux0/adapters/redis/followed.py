@@ -14,9 +14,9 @@ from flux0.adapters.redis.worker import Steps, Worker
 from flux0.domain.errors import Flux0Error, ReaderLost, TurnStoreError
 from flux0.runtime.turn_log import LogEnd, TurnLog
 
-# A server-sent event ends with a blank line, and contains no other blank line.
+# Each server-sent event ends with a blank line, and contains no other blank line.
 _END_OF_EVENT: Final = b"\n\n"
-# The largest number of entries that one command reads.
+# One command reads at most this number of entries from the stream in Redis.
 _MAX_ENTRIES: Final = 100
 
 _READER_LOST: Final = "the process that read the turn has ended, or it cannot reach Redis"

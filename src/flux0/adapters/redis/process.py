@@ -174,7 +174,8 @@ class StoreProcess:
         log = self._known_log(name)
         if log is None:
             reply = yield read(name, self._settings.process, 1)
-            # While this call waited for Redis, another call may have begun to follow the turn.
+            # Look again: while this call waited for Redis, another call may have begun to follow
+            # the turn.
             log = self._known_log(name)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))

@@ -75,7 +75,8 @@ class PublishedTurn:
         self._turns.pop(self.name.info, None)
 
     def _next_batch(self) -> tuple[int, bool, Command]:
-        end = self.log.end  # Read the end before the events: after the end, no event is added.
+        # Read the end before the events: if the log has ended, no later event is missed.
+        end = self.log.end
         kept = self.log.first
         after = max(self._sent, kept - 1)
         events = self.log.read(after)  # Raises an error if the next event was dropped meanwhile.

@@ -24,7 +24,7 @@ Steps: TypeAlias = "Generator[Command, Any, T]"
 # references to the same method of an object are one job.
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
-# The longest time in seconds for which a caller waits for Redis.
+# The longest time in seconds that `call` waits for the reply of Redis.
 _MAX_CALL_SECONDS: Final = 10.0
 # The shortest time in seconds between two pipelines of jobs that can wait. Without this interval,
 # each event has its own pipeline, which takes more time than reading the event.
@@ -68,7 +68,7 @@ class Worker:
         self._timers: dict[Job, float] = {}
         self._not_before = 0.0
         self._last_reply = monotonic()
-        # Whether the last commands have failed, or wait for their replies.
+        # True if the last commands have failed, or if the worker waits for their replies.
         self._is_waiting = False
         self.has_failed: bool = False
         self.failures: int = 0
@@ -125,7 +125,7 @@ class Worker:
         If `when_idle` is True, end the thread when it has no job. Safe in finalizers.
         """
         self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
-        self.submit(_no_steps)  # Wakes the thread.
+        self.submit(_no_steps)  # This job wakes the worker's thread.
 
     def run(self) -> None:
         while not (self._is_stopped or (self._is_unused and self._is_idle())):

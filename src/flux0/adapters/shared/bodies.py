@@ -120,8 +120,8 @@ class AsyncBody(_BodyState):
     def __init__(self, source: AsyncSource) -> None:
         super().__init__(source)
         self._source = source
-        # Use a finalizer, not __del__: the garbage collector may close the library's generators
-        # before it calls __del__.
+        # Use a finalizer and not __del__: in a reference cycle, the garbage collector may close the
+        # HTTP library's generators before it calls __del__, and the connection stays open.
         self._finalizer = finalize(self, _close_source, source, running_loop(), OwnerProcess())
         self._finalizer.atexit = source.close_at_exit
 
@@ -209,7 +209,8 @@ class SyncBodyState(_BodyState):
         finally:
             translated = None  # The error's traceback refers to this frame: break the cycle.
             self._read_lock.release()
-            # Another thread may have called `close` while this thread held the read lock.
+            # If another thread called `close` while this thread held the read lock, it did not
+            # release the connection. Release the connection now.
             if self.closed:
                 self.close()
         return piece
@@ -226,7 +227,7 @@ class SyncBodyState(_BodyState):
             return
         self.closed = True
         if not self._end_lock.acquire(blocking=False):
-            return  # The body has ended, or another call of this method is closing it.
+            return  # The body has just ended, or another thread is closing it.
         try:
             if self.finished or self._released:
                 return

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# The limit of a line: a chunk size with its extensions, or a trailer field.
+# The largest number of bytes of one line: a chunk size with its extensions, or a trailer field.
 _MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
-_MAX_USUAL_LINE: Final = 18  # The length of a line with a chunk size of 16 digits and CRLF.
+_MAX_USUAL_LINE: Final = 18  # The length of a line with 16 hexadecimal digits and CRLF.
 _USUAL_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 # A chunk size with extensions. The pattern checks the digits, because `int` also accepts signs and
 # underscores.
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)\s*(?:;.*)?", re.DOTALL)
 
-# The parser states, named after the bytes that are expected next.
+# The states of the parser. Each state is named after the part that the parser expects next.
 _SIZE_LINE: Final = 0
 _CONTENT: Final = 1
 _END_OF_CHUNK: Final = 2
@@ -42,7 +42,7 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         if self._state == _SIZE_LINE and not self._partial_line:
-            # Fast path: servers mostly send one complete chunk at a time.
+            # This path is faster, and handles the most frequent data: one complete chunk.
             end = data.find(b"\r\n", 0, _MAX_USUAL_LINE)
             size = len(data) - end - 4
             if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
@@ -60,7 +60,7 @@ class Chunks:
                 if not self._missing:
                     self._state = _END_OF_CHUNK
                 continue
-            # Fast path for chunks that are complete and have no extensions.
+            # This loop is faster. It handles chunks that are complete and have no extensions.
             while self._state == _SIZE_LINE and (usual := _USUAL_LINE.match(data, at)):
                 start = usual.end()
                 end = start + int(usual[1], 16)

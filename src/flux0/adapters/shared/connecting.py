@@ -75,7 +75,8 @@ class Connector:
                     return sock
             raise failures[-1]
         finally:
-            # Break a reference cycle: tracebacks of the failures refer to this list.
+            # Break a reference cycle: the tracebacks of the failures refer to this list, which
+            # contains them.
             failures.clear()
 
     def _make_socket(self, *kind: Any) -> socket.socket:
@@ -91,7 +92,8 @@ class Connector:
             if wait(sock, timeout, write=True) == (False, False):
                 raise TimeoutError
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        # If the interrupt has shut the socket down, SO_ERROR is 0 on Linux. So set the error.
+        # On Linux, SO_ERROR is 0 if the interrupt has shut the socket down. So set an error,
+        # because the socket is not connected.
         if self.interrupt.fired:
             status = ECONNABORTED
         if status:

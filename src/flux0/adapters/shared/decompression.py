@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
-# The largest decompressed piece: a small input may decompress to a thousand times its size.
+# The largest number of bytes in a decompressed piece. Without this limit, a small input, which may
+# decompress to a thousand times its size, fills the memory.
 _MAX_PIECE_BYTES: Final = 1 << 20
 # The decoder copies zlib's state once for this number of received bytes, because a copy takes
 # longer than decompressing an event.

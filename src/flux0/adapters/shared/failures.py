@@ -30,7 +30,7 @@ def failure(
     head_received: bool = False,
 ) -> TransportError:
     if issubclass(kind, TransportTimeout):
-        # The name of the timeout, such as "connect".
+        # Get the name of the timeout from the error class: "connect" for `ConnectTimeout`.
         name = kind.__name__.removesuffix("Timeout").lower()
         return timed_out(kind, getattr(timeout, name, None))
     return kind(_describe(kind, causes(error), head_received=head_received))
@@ -38,7 +38,7 @@ def failure(
 
 def refused_by_proxy(status: str) -> ConnectError:
     problem = f"the proxy refused the connection: {status}"
-    needs_login = status.startswith("407")  # The proxy requires a login (RFC 9110, section 15.5.8).
+    needs_login = status.startswith("407")  # Status 407: the proxy needs a login.
     return unusable_proxy(problem) if needs_login else ConnectError(problem)
 
 
@@ -83,7 +83,8 @@ def causes(error: BaseException | None) -> tuple[BaseException, ...]:
 def _describe(
     kind: type[TransportError], errors: tuple[BaseException, ...], *, head_received: bool
 ) -> str:
-    # Skip the errors of HTTP libraries that derive from OSError but have no errno.
+    # Skip errors of HTTP libraries that derive from OSError but have no errno: they do not give the
+    # cause.
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
@@ -120,14 +121,15 @@ def _system(error: OSError) -> str:
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:
         return "connection refused"
-    # asyncio replaces the message of an OSError, so look up the system's message by the error
-    # number.
+    # asyncio replaces the message of an OSError by its own text, so look up the system's message by
+    # the error number.
     name = isinstance(error, socket.gaierror)
     message = str(error.strerror if name else os.strerror(error.errno or 0))
     return f"{message[:1].lower()}{message[1:]}"
 
 
 def _message(error: BaseException) -> str:
-    # Prefer the attribute `message`, because the str() of aiohttp's errors also contains headers.
+    # Prefer the attribute `message`: the str() of aiohttp's errors also contains header fields,
+    # which may be credentials.
     message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

@@ -22,5 +22,6 @@ READ_BYTES: Final = 64 * 1024
 # it has received the whole request. Smaller requests mostly need no wait: they fit into the buffers
 # of the system and asyncio (64 KiB).
 LARGE_REQUEST_BYTES: Final = 64 * 1024
-# The request header `Accept-Encoding`: the codings that `decompression` supports.
+# The request header `Accept-Encoding` lists the content codings that the module `decompression`
+# supports.
 ACCEPT_ENCODING: Final = "gzip, deflate"

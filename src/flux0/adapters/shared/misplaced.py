@@ -44,7 +44,8 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
     if other not in (None, library):
         it, is_async = "it", iscoroutinefunction(getattr(value, "send", None))
         if hasattr(value, "handle_request") or hasattr(value, "handle_async_request"):
-            # If the value is a transport of httpx, suggest a client with this transport.
+            # The value is a transport of httpx, which flux0 cannot use directly. Suggest a client
+            # with this transport.
             is_async = not hasattr(value, "handle_request")
             it = f"{other}.{'AsyncClient' if is_async else 'Client'}(transport=it)"
         name = "async_client" if is_async else "client"

@@ -47,7 +47,7 @@ class EnvironmentProxies:
 
     def _find(self, origin: str) -> str | None:
         server, proxies = _parse(origin), getproxies()
-        if server is None:  # The URL is not valid. The HTTP library raises an error for it later.
+        if server is None:  # The HTTP library raises an error for an invalid URL.
             return None
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(server, proxies.get("no", "")):
@@ -62,8 +62,8 @@ class EnvironmentProxies:
                 "use a URL such as http://proxy:8080"
             )
         if scheme.lower().startswith("socks"):
-            # The HTTP library's extra `socks`, such as httpx[socks], installs the module for SOCKS
-            # proxies.
+            # SOCKS proxies need a module, which the HTTP library's extra `socks` installs, such as
+            # httpx[socks].
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
                 # No thread may fork during this import: the child waits forever for the import
@@ -92,12 +92,12 @@ def _is_direct(server: SplitResult, exceptions: str) -> bool:
     place = host if server.port is None else f"{host}:{server.port}"
     if proxy_bypass(place):
         return True
-    # Accept IPv6 addresses in brackets, and host names with a dot at the end.
+    # Remove brackets and final dots, so that `[::1]` and `example.org.` match, too.
     for exception in re.sub(r"[\[\]]", "", exceptions.lower()).split(","):
         name = exception.strip().strip(".")
         if name and (f".{host}".endswith(f".{name}") or place == name):
             return True
-        # ValueError: `host` is not an IP address, or `name` is not a network.
+        # `ip_address` and `ip_network` raise ValueError if `host` or `name` is a host name.
         with suppress(ValueError):
             if ip_address(host) in ip_network(name, strict=False):
                 return True

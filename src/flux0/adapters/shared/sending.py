@@ -45,13 +45,15 @@ def wait(
     """
     try:
         if not hasattr(select, "poll"):  # Windows has no `select.poll`.
-            # Windows reports a failure to connect as an exceptional condition.
+            # Windows reports a failure to connect as an exceptional condition, so wait for this
+            # condition, too.
             reading, writing = [sock] * read, [sock] * write
             readable, writable, failed = select.select(reading, writing, writing, timeout)
             return bool(readable), bool(writable or failed)
         poll = select.poll()
         poll.register(sock, (select.POLLIN if read else 0) | (select.POLLOUT if write else 0))
-    except ValueError:  # ValueError: a signal handler or another thread has closed the socket.
+    # A ValueError means that a signal handler or another thread has closed the socket.
+    except ValueError:
         return read, write
     found = poll.poll(None if timeout is None else timeout * 1000)
     events = found[0][1] if found else 0

@@ -48,7 +48,8 @@ def _tool(type: str, step: Step, **members: Any) -> bytes:
 
 
 def _dynamic(type: str, step: Step, **members: Any) -> bytes:
-    # flux0 does not know the component's tools, so they are dynamic.
+    # The AI SDK calls a tool dynamic if the page has not declared it. flux0 does not know which
+    # tools the page has declared.
     return _tool(type, step, toolName=step.name, dynamic=True, **members)
 
 

@@ -55,7 +55,8 @@ class Urllib3Source:
     """
 
     def __init__(self, response: Any, read_timeout: float | None) -> None:
-        # A recorder such as vcrpy returns responses of other classes, with a decoded body.
+        # A recorder such as vcrpy returns responses of other classes, whose body is already
+        # decoded.
         encoded = isinstance(response, BaseHTTPResponse)
         self.coding: str = response.headers.get("content-encoding", "") if encoded else ""
         connection = getattr(response, "connection", None)
@@ -112,22 +113,24 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
     failed_proxy = exchange.failed_proxy
     for each in errors:
-        # Compare class names, because PySocks may not be installed.
+        # Compare the names of classes, because PySocks may not be installed, so that its classes
+        # cannot be imported.
         match f"{type(each).__module__}.{type(each).__name__}":
             case "socks.SOCKS5AuthError":
                 return login_rejected_by_proxy()
             case "socks.SOCKS4Error" | "socks.SOCKS5Error":
-                # The error's message is similar to "0x05: Connection refused".
+                # The message of this error is similar to "0x05: Connection refused". The text after
+                # the colon gives the reason.
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
             case "socks.ProxyConnectionError":
-                # The error's message is similar to "Error connecting to SOCKS5 proxy
-                # 127.0.0.1:1080: ...".
+                # The message of this error is similar to "Error connecting to SOCKS5 proxy
+                # 127.0.0.1:1080: ...". It contains the proxy's address.
                 failed_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass
     kind = _kind_after_sending(errors[-1])
-    # urllib3 raises `EmptyPoolError` or `ClosedPoolError` if the pool has no connection for the
-    # request.
+    # urllib3 raises `EmptyPoolError` or `ClosedPoolError` if it gets no connection from the pool.
+    # Then the request was not sent.
     without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
     if not exchange.sent and (without_connection or exchange.failure is not None):
         kind = ConnectError

@@ -100,7 +100,8 @@ class Urllib3Connection(HTTPConnection):
     _raw_socket: Any = None
     _duplicate: socket.socket | None = None
     _body_is_large = False
-    # The file to read the response from, if it began before the request was sent completely.
+    # The file from which the response is read if the response began before the request was sent
+    # completely; otherwise None.
     _early_file: Any = None
 
     @property
@@ -162,7 +163,7 @@ class Urllib3Connection(HTTPConnection):
             connector = _SocksConnector(*settings, proxy=proxy, target=target)
         try:
             sock = connector.connect(*address)
-        except OSError as error:  # The errors of PySocks derive from OSError.
+        except OSError as error:  # Errors of PySocks are OSErrors, too.
             exchange.failed_proxy = self.proxy and self.proxy.url
             timed_out = isinstance(causes(error)[-1], TimeoutError)
             kind = ConnectTimeoutError if timed_out else NewConnectionError
@@ -196,12 +197,13 @@ class Urllib3Connection(HTTPConnection):
             file = sock.makefile("rb")
             try:
                 start = file.peek()
-            except WOULD_BLOCK:  # The received bytes were TLS messages without content.
+            except WOULD_BLOCK:  # The socket received TLS messages without content.
                 file.close()
                 return False
             self._early_file = file
             if REJECTION.match(start):
-                # urllib3 catches BrokenPipeError, and then reads the response.
+                # urllib3 catches a BrokenPipeError, and then reads the response, which rejects the
+                # request.
                 raise BrokenPipeError("the server rejected the request early")
         return True
 

@@ -59,7 +59,8 @@ class TrackedResponse(HTTPResponse):
         self.raw_socket = raw_socket
         nested = isinstance(sock, SSLTransport)
         self._receive: Callable[[int], bytes] = partial(_receive, sock) if nested else sock.recv
-        # Whether `fp` may have buffered a part of the body while it read the head.
+        # True if `fp` may contain a part of the body in its buffer, which it has filled while it
+        # read the head.
         self._may_be_buffered = True
         self._is_early = False
         self.idle_since: float = monotonic()
@@ -73,7 +74,8 @@ class TrackedResponse(HTTPResponse):
         """Skip interim responses (RFC 9110, section 15.2), and read the head of the final one."""
         file = self.fp
         received = file.peek()
-        # Most heads are complete and valid. For other heads, use `_HeadFile`, which is slower.
+        # Most heads are complete and valid. Other heads are read with `_HeadFile`, which is slower
+        # but raises an error for an invalid head.
         if not _VALID_HEAD.match(received):
             self.fp = _HeadFile(file)
         super().begin()
@@ -89,7 +91,8 @@ class TrackedResponse(HTTPResponse):
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
             raise HTTPException(problem)
-        # A content-length such as "5, 5" is valid (RFC 9110, section 8.6); http.client ignores it.
+        # A content-length such as "5, 5" is valid (RFC 9110, section 8.6), but http.client ignores
+        # it. So set the length here.
         if self.length is None and length is not None:
             self.length = int(length.partition(",")[0])
 
@@ -102,7 +105,7 @@ class TrackedResponse(HTTPResponse):
 
         A piece is empty if the received bytes contain only chunk framing.
         """
-        if self.fp is None:  # The user's hook has closed the response.
+        if self.fp is None:  # A hook of the user has closed the response.
             raise IncompleteRead(b"")
         surplus = b""
         if self.length is not None:
@@ -129,7 +132,8 @@ class TrackedResponse(HTTPResponse):
     def _read(self) -> bytes:
         data: bytes
         if self._may_be_buffered:
-            # If the buffer has bytes, `read1` returns them. The buffer may be larger than a piece.
+            # `read1` returns the bytes in the buffer, if there are any. The buffer may be larger
+            # than one piece, so a full piece means that there may be more.
             data = self.fp.read1(READ_BYTES)
             self._may_be_buffered = len(data) == READ_BYTES
         else:
@@ -171,8 +175,7 @@ class _HeadFile:
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        # The pattern that the next line of the head must match; None until the status line was
-        # read.
+        # The pattern that the head's next line must match; None before the status line was read.
         self._valid_line: re.Pattern[bytes] | None = None
 
     def readline(self, limit: int) -> bytes:

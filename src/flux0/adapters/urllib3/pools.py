@@ -42,7 +42,7 @@ def track(pool: Any, size: int | None = None) -> None:
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
         slots = pool.pool = Slots(size)
-        finalize(pool, slots.close)  # urllib3 closes its own queue with a finalizer, too.
+        finalize(pool, slots.close)  # urllib3 also closes its own queue with a finalizer.
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
@@ -83,7 +83,7 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # Single operations of a `list` and of a `deque` are atomic.
+        # The slots have no lock, because single operations of a `list` and of a `deque` are atomic.
         self._slots: list[Any] = [None] * size
         self._waiting: deque[Waker] = deque()
         self._closed = False
@@ -206,5 +206,5 @@ def _close_pools(manager: urllib3.PoolManager) -> None:
     for pool in pools:
         # Without `pool.pool`, urllib3 raises `ClosedPoolError` for each later request.
         slots, pool.pool = pool.pool, None
-        if isinstance(slots, Slots):  # An unused or closed pool has no `Slots`.
+        if isinstance(slots, Slots):  # A pool that was never used or is closed has no `Slots`.
             slots.close()

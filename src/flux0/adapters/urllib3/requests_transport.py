@@ -185,7 +185,8 @@ def _prepare(session: requests.Session, request: Request) -> Any:
     if cookies is not None:
         own = prepared.headers.get("cookie", "")
         prepared.headers["cookie"] = merge_cookies(own, cookies)
-    # The request's header overrides the session's authentication.
+    # If the call has an authorization header, send it instead of the header of the session's
+    # authentication.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
     return prepared
@@ -264,14 +265,15 @@ def _raw_response(response: requests.Response) -> Any:
 
 def _headers(response: requests.Response) -> Headers:
     fields = getattr(response.raw, "headers", None)
-    # `response.headers` of requests joins repeated fields, so prefer the headers of urllib3.
+    # Use the headers of urllib3 if possible: `response.headers` of requests joins repeated fields.
     return Headers(
         tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
     )
 
 
 def _is_about(error: BaseException, prepared: requests.PreparedRequest) -> bool:
-    # Compare the URLs, not the requests: authentication may send a copy of the request.
+    # Compare the URLs and not the request objects, because authentication may send a copy of the
+    # request.
     return (
         isinstance(error, exceptions.RequestException)
         and getattr(error.request, "url", None) == prepared.url

@@ -113,7 +113,8 @@ class _Connections:
         built_in = user_manager is None
         self._proxies = EnvironmentProxies("urllib3", PYSOCKS_SCHEMES) if built_in else None
         self._size = MAX_CONNECTIONS if built_in else None
-        # The keys are URLs of proxies; None for connections without a proxy.
+        # Maps the URL of each proxy to its pool manager; the key None is for connections without a
+        # proxy.
         self._managers: dict[str | None, Any] = {} if built_in else {None: user_manager}
         self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
