@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 from flux0 import SessionStatus, testing
 
-_PIECE_LENGTH = 4  # The typical length of a token of a language model, in characters.
+# The number of characters in one piece of text: the typical length of a language model's token.
+_PIECE_LENGTH = 4
 _PIECE_SECONDS = 0.02  # The pause in seconds between two pieces of text.
 _THINKING_SECONDS = 0.3
 _TOOL_SECONDS = 0.5
 
-_NAME = r"[^\Wa-z\d_]\w*"  # The pattern of a place name: a word that begins with a capital letter.
+# A regular expression for one word of a place name. The word begins with a capital letter.
+_NAME = r"[^\Wa-z\d_]\w*"
 _PLACE = re.compile(rf"\bin ({_NAME}(?:[ '-]{_NAME})*)")
 
 

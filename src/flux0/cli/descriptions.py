@@ -12,7 +12,8 @@ from flux0.models import ContentPart, MessageData, ReasoningPart, ToolCall, Tool
 Item: TypeAlias = models.MessagePart | ToolCall
 Listed: TypeAlias = models.Agent | models.Agents | models.Session | models.Sessions | models.Events
 
-# Limits in characters. `flux0-client events --json` prints the complete values.
+# `flux0-client` shows at most this number of characters of a value. `flux0-client events --json`
+# prints the complete values.
 MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 

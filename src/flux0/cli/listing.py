@@ -20,7 +20,7 @@ def show(output: Output, listed: Listed) -> None:
     rows: list[tuple[str, ...]] = []
     turn = ""
     for model in [listed] if isinstance(listed, (Agent, Session)) else listed:
-        # Times are shown in the local time zone.
+        # Show the time in the user's time zone, although the server sends it in UTC.
         created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"
         match model:
             case Agent():

@@ -163,8 +163,8 @@ class AgentTools:
                 if isinstance(event, models.ChunkEvent) and event.event_id not in begun:
                     begun.add(event.event_id)
                     await report(f"message {len(begun)}")
-                # Do not report the status `error`: its data is in the result, if the assistant may
-                # see the data.
+                # Do not report the status `error`: the assistant gets its data with the result, if
+                # the assistant may see the data.
                 elif (
                     isinstance(event, models.StatusEvent)
                     and event.status != models.SessionStatus.ERROR
@@ -210,7 +210,7 @@ async def serve_stdio(server: Server) -> None:
     # Ctrl-C ends the process: the thread that reads standard input cannot be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(select, "poll"):
-        # `stdio_server` redirects standard output, so poll a duplicate.
+        # Watch a duplicate of standard output, because `stdio_server` redirects the original.
         pipe = os.dup(sys.stdout.fileno())
         Thread(target=_exit_when_closed, args=(pipe,), daemon=True).start()
     async with stdio_server() as (reader, writer):
@@ -220,14 +220,15 @@ async def serve_stdio(server: Server) -> None:
 def _exit_when_closed(pipe: int) -> None:
     """Wait until the assistant has closed its end of the pipe, and exit at once."""
     poll = select.poll()
-    # `poll` always reports errors and closed pipes, even if no event is requested.
+    # Request no events (0): `poll` always reports errors and closed pipes.
     poll.register(pipe, 0)
     poll.poll()
     os._exit(141)  # pragma: no cover - the process ends without saving the coverage
 
 
 def serve_http(server: Server, host: str, port: int) -> None:
-    arguments.text("host", host)  # Reject an empty host, which means all addresses.
+    # Reject an empty host, with which the system listens on all addresses.
+    arguments.text("host", host)
     is_ipv6 = ":" in host
     try:
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET

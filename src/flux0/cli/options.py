@@ -16,9 +16,10 @@ from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
-_COMPLETION_MS = 2_000  # The longest time that a shell waits for completions.
-MAX_SECONDS: Final = (2**31 - 1) // 1000  # The limit of `timeout_ms`.
-_SAFE = re.compile(r"[\w.-]+")  # The pattern of text in which a shell interprets no character.
+# The timeout of a request for completions, for which the user's shell waits, in milliseconds.
+_COMPLETION_MS = 2_000
+MAX_SECONDS: Final = (2**31 - 1) // 1000  # The largest `timeout_ms`, in seconds.
+_SAFE = re.compile(r"[\w.-]+")  # Text of these characters is safe: a shell interprets none of them.
 _HYPHEN_ID = re.compile(rf"-[\w-]{{{ID_LENGTH - 1}}}", re.ASCII)
 
 

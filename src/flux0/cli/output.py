@@ -22,7 +22,8 @@ BOLD = Style(bold=True)
 RED = Style(color="red", bold=True)
 
 _GAP = "  "  # The space between two columns of a table.
-# The smallest width of a table's last column, in terminal cells. Its text is wrapped.
+# The smallest width of a table's last column, in terminal cells. Longer text in this column is
+# wrapped.
 _MIN_LAST_COLUMN = 11
 
 
@@ -54,7 +55,7 @@ class Output:
         # indentation.
         self._line = ""
         self._line_is_open = False
-        self._block = ("", "")  # The current block's kind and message id.
+        self._block = ("", "")  # The kind of the current block and its message id.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
         """Begin a block on a new line.
@@ -136,7 +137,8 @@ class Output:
         room = max(self._console.width - column, 1)
         text = shown + text.replace("\t", "    ")
         lines = [line.plain for line in Text(text).wrap(self._console, room, overflow="fold")]
-        # `Text.wrap` may remove spaces at the end. Keep them: the next call may append a word.
+        # `Text.wrap` may remove spaces at the end. Keep these spaces, because the next call may
+        # append a word.
         blank = text[len(text.rstrip()) :].rpartition("\n")[2]
         self._line = lines[-1].rstrip() + blank
         if len(lines[0].rstrip()) < len(shown.rstrip()):
@@ -164,7 +166,7 @@ def print_problem(text: str) -> None:
 
 def escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None if the program was started with this stream closed.
+        if stream is not None:  # Python sets a stream to None if the shell has closed the stream.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 
@@ -172,10 +174,10 @@ def output_streams_are_one_file() -> bool:
     """Return whether standard output and standard error are the same pipe or file (`2>&1`)."""
     try:
         output, error = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
-    # A stream is closed, or was replaced by an object without a file.
+    # AttributeError and OSError: a stream is closed, or the stream is an object without a file.
     except (AttributeError, OSError):
         return False
-    # On Windows, the inode number of a pipe is 0.
+    # On Windows, the inode number of each pipe is 0, so two pipes cannot be distinguished.
     return output.st_ino != 0 and os.path.samestat(output, error)
 
 

@@ -15,8 +15,10 @@ _REASONING = Style(dim=True, italic=True)
 _CALL = Style(color="cyan")
 _INDENT = "  "
 
-_TEXT = re.compile(r"(/(-|\d+))?")  # The paths of patches that append or replace text.
-_TOOLS = "/tool_call"  # The paths of patches of tool calls and tool results begin with this prefix.
+# This pattern matches the path of a patch that appends text or replaces text.
+_TEXT = re.compile(r"(/(-|\d+))?")
+# The paths of patches for tool calls and for tool results begin with this text.
+_TOOLS = "/tool_call"
 
 
 class TurnView:
@@ -57,7 +59,7 @@ class TurnView:
                 self._show_new(turn, is_complete=False)
             return
         self._show_new(turn, is_complete=True)
-        # Further classes of events may have no attribute `data`.
+        # Events of classes that a later version adds may have no attribute `data`.
         status, data = event.event, getattr(event, "data", None)
         if isinstance(event, StatusEvent):
             status, data = event.status, event.data.data
@@ -71,7 +73,7 @@ class TurnView:
                 self._show_new(turn, is_complete=True)
             self._shown.clear()
             self._answer.end_block()
-        finally:  # If `_answer` is a closed pipe, writing to it raises an error.
+        finally:  # Writing to `_answer` raises an error if its pipe is closed.
             self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R", ThreadReading, TaskReading)
 
-# Seconds that `stop`, `start` and `close` wait at most until a stopped turn has ended.
+# The longest time in seconds that `stop`, `start` and `close` wait until a stopped turn has ended.
 _MAX_STOP_SECONDS: Final = 10.0
-# Seconds between two checks whether event loops have ended. An event loop does not notify other
-# threads when it ends.
+# The time between two checks whether the event loops of turns have ended, in seconds. The checks
+# are necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.5
 
 _STOPPED: Final = "the turn was stopped"

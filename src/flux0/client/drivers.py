@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds between a call's deadline and the moment at which the driver ends the call. The
-# transport's timeouts expire at the deadline. Its error comes first and names the operation that
+# The driver ends a call this number of seconds after the call's deadline. The transport's timeouts
+# expire at the deadline, so the caller gets the transport's error, which names the operation that
 # took too long.
 _GRACE = 0.1
 

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__} Python/{_PYTHON}"),))
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
-# In seconds: an agent may compute for minutes before it sends its next event.
+# The default of `stream_idle_timeout_ms`, converted to seconds. It is long, because an agent may
+# compute for minutes before it sends its next event.
 DEFAULT_IDLE_TIMEOUT = 600.0
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024

@@ -70,7 +70,8 @@ def _environment_logger() -> DebugLogger | None:
 
     logger = logging.getLogger("flux0")
     logger.setLevel(logging.DEBUG)
-    if not logger.hasHandlers():  # Python prints debug messages only if the logger has a handler.
+    # Add a handler if there is none: without a handler, Python drops debug messages.
+    if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
         logger.addHandler(handler)

@@ -72,7 +72,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         __exit__ = __iter__ = __aiter__ = __anext__ = __enter__
 
         def __next__(self) -> Any:
-            # asyncio resumes the coroutine of a task with `__next__`, not with `send`.
+            # A task of asyncio calls `__next__` instead of `send` to resume its coroutine. Other
+            # callers get an error, because they iterate over a turn without `await`.
             task: Any = running_task()
             if hasattr(task, "get_coro") and task.get_coro() is self:
                 return self.send()
@@ -85,7 +86,7 @@ class UnawaitedTurn(Unawaited[AsyncEventStream]):
         "the turn has not begun: await it, or use it in async with, "
         "as in `async with conversation.send(...) as stream`"
     )
-    _stream: AsyncEventStream  # The stream that `__aenter__` has opened.
+    _stream: AsyncEventStream  # `__aexit__` closes this stream, which `__aenter__` opened.
 
     async def __aenter__(self) -> AsyncEventStream:
         self._stream = await self._coroutine

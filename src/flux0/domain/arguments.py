@@ -15,14 +15,16 @@ from flux0.domain.headers import Headers
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_MS = 2**31 - 1  # For longer timeouts, socket.settimeout raises OverflowError.
-# About 31 years. For several centuries, time.sleep raises OverflowError.
+_LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError for longer timeouts.
+# This limit of about 31 years is necessary, because time.sleep raises OverflowError for several
+# centuries.
 _LONGEST_INTERVAL_MS = 10**12
 
 # The server decodes a percent-encoded path before it selects the route. So an id with one of these
 # characters selects a different route, even if the client encodes the character.
 _NOT_IN_IDS = frozenset("/\\?#%")
-# RFC 9110 defines field names in section 5.6.2 and field values in section 5.5.
+# These patterns accept the names and values of header fields that RFC 9110 allows (sections 5.6.2
+# and 5.5). A line break in a value adds another header field.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 # RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
@@ -214,7 +216,9 @@ def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    except ValueError:  # The port is not a number, or an IPv6 host has one bracket only.
+    # A ValueError means that the port is not a number, or that the bracket of an IPv6 host is
+    # missing.
+    except ValueError:
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")
     return has_host and plain and parts.scheme in ("http", "https")

@@ -15,7 +15,7 @@ E = TypeVar("E", bound="Flux0Error")
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request; see `Flux0Error.sent`."""
 
-_EXCERPT_LENGTH = 200  # The largest number of characters of a body in an error message.
+_EXCERPT_LENGTH = 200  # Error messages show this number of characters of a body.
 # Attributes that are not pickled, because they refer to a connection or a client. They are None in
 # an unpickled error.
 _NOT_PICKLED = frozenset({"raw_response", "_list_stored"})
@@ -38,7 +38,7 @@ class Flux0Error(Exception):
         attempts: the number of attempts, including the first.
     """
 
-    __module__ = "flux0"  # Tracebacks show this module, from which users import the errors.
+    __module__ = "flux0"  # Tracebacks show `flux0.Flux0Error`, the name that users import.
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("flux0.domain."):

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-# The idempotent methods (RFC 9110, section 9.2.2).
+# A request with one of these methods can be repeated without a further effect (RFC 9110, section
+# 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # The number of bytes at the start of a response that `version_problem` needs.
 START_BYTES: Final = 40
-# A valid content-length: a number, or a list that repeats the same number (RFC 9110, section 8.6).
+# The header content-length is valid if it is a number, or a list that repeats the same number (RFC
+# 9110, section 8.6).
 _LENGTH: Final = re.compile(r"[ \t]*(\d{1,18})[ \t]*(?:,[ \t]*\1[ \t]*)*", re.ASCII)
 
 
@@ -41,7 +43,8 @@ def is_framed(headers: Mapping[str, str]) -> bool:
     The names in `headers` must be case-insensitive.
     """
     coding = headers.get("transfer-encoding")
-    if coding is not None:  # transfer-encoding overrides content-length (RFC 9112, section 6.3).
+    # transfer-encoding overrides content-length (RFC 9112, section 6.3), so ignore content-length.
+    if coding is not None:
         return coding.lower().rpartition(",")[2].strip() == "chunked"
     return "content-length" in headers
 

@@ -46,7 +46,7 @@ class BackoffStrategy:
         """Return the longest wait after an attempt in milliseconds; the first attempt is 1."""
         try:
             growth = float(self.exponent) ** (attempt - 1)
-        # The interval is too large for a float: with the default exponent, after 1,750 attempts.
+        # After 1,750 attempts (with the default exponent), the interval is too large for a float.
         except OverflowError:
             return self.max_interval
         return min(self.initial_interval * growth, self.max_interval)
@@ -160,7 +160,9 @@ def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -
         return False
     if isinstance(error, APIError):
         if error.status_code == _TOO_MANY_REQUESTS:
-            return True  # A server that returns 429 has not acted on the request.
+            # With status 429, the server has not acted on the request, so every request can be
+            # repeated.
+            return True
         return repeatable and error.status_code in _RETRIED_STATUSES
     if not isinstance(error, TransportError) or not config.retry_connection_errors:
         return False

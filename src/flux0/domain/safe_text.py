@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-HIDDEN = "***"  # Shown in place of a value that may be a credential.
+HIDDEN = "***"  # Logs and errors show this text instead of a value that may be a credential.
 
 # Logs and errors show only the values of these query parameters and JSON members. Other values may
 # be credentials, which the user has passed in `extra_query` or `extra_body`.
@@ -24,8 +24,9 @@ _SHOWN = frozenset(
     }
 )
 
-# Control characters, line separators, characters that change the direction of the text after them,
-# and surrogates, which UTF-8 cannot encode.
+# In logs and terminals, these characters can imitate other output: control characters, line
+# separators, and characters that change the direction of the text after them. The last range
+# contains surrogates, which UTF-8 cannot encode.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     import logging
 
 _LONGEST_BODY = 1000
-_INFO, _WARNING = 20, 30  # The values of `logging.INFO` and `logging.WARNING`.
+# These are the values of `logging.INFO` and `logging.WARNING`. Importing the module logging here is
+# slow.
+_INFO, _WARNING = 20, 30
 TURN_ENDED = (
     "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs"
 )

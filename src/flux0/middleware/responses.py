@@ -16,8 +16,8 @@ from flux0.flows import CallRequest, Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Response
 
 _LONGEST_MESSAGE = 500
-# The `detail` in the response to an unknown route. For an unknown agent or session, the `detail` is
-# different.
+# The server sends this `detail` if no route has the request's path. For an unknown agent or
+# session, the `detail` is different.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
     "Not Found: the route does not exist; server_url must be the URL before /api, such as "
@@ -41,13 +41,14 @@ class ResponsePolicy:
         if request.is_streaming(status) and is_event_stream(response.headers):
             return response
         body = response.body
-        if not isinstance(body, bytes):  # A middleware may return the whole body as bytes.
+        if not isinstance(body, bytes):  # Another middleware may have read the body already.
             try:
                 body = yield ReadBody(request, response, self._max_body_bytes)
             except Flux0Error:
                 if is_success(status):
                     raise
-                # The status is more useful than the failed reading: raise an APIError below.
+                # Report the status, which is more useful than the error of the reading: an APIError
+                # is raised below.
                 body = b""
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):

@@ -166,7 +166,8 @@ class _MessageBuilder:
         self.first = first
         self._is_answer = is_stored(first) and first.metadata.get("kind") != REASONING
         self._budget = budget
-        # The message's JSON document; a `TextList` if all operations have appended strings.
+        # The JSON document that the message's patches have built so far; a `TextList` if all
+        # operations have appended strings.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False

@@ -81,13 +81,14 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     try:
         data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
-        # The document has the wrong shape. The server cannot convert it either, and stores nothing.
+        # The patches have not built a valid message. The server cannot convert the document either,
+        # and stores nothing.
         return None
     kind = EventType.TOOL if isinstance(data, ToolData) else EventType.MESSAGE
     return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)
 
 
-# The functions below raise KeyError, TypeError or ValueError if the document has the wrong shape.
+# The functions below raise KeyError, TypeError or ValueError if the document is not a message.
 # `finalize` catches these errors.
 
 

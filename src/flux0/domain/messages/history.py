@@ -11,7 +11,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stored_models import Event, StatusData, ToolCall
 
-# The types of events with content. Status events only show the agent's state.
+# Events of these types contain messages and tool calls. Status events only show the agent's state.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
 
 

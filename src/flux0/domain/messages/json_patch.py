@@ -106,7 +106,7 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
         root = {"": _with_parents(document, operation.path, budget)}
         _apply(root, segments, operation, budget)
     except PatchError:
-        # The operation has failed, so the new document is discarded, and its size is refunded.
+        # The operation has failed. `root` is discarded, so refund its size to the budget.
         if document is None:
             budget.remaining = remaining
         raise
@@ -140,7 +140,7 @@ def _apply(
             size, depth = budget.charge_copy(value)
             _check_depth(segments, depth)
             _add(root, segments, copied(value), size, budget)
-        case _:  # Only "test" is left, because `check_operation` rejects unknown operations.
+        case _:  # The operation is "test", because `check_operation` rejects unknown names.
             if not _equal(_value(root, segments), operation.value):
                 raise PatchError(f"the test failed: the value at {operation.path!r} is different")
 

@@ -54,7 +54,8 @@ class TextList:
         if joined is None:
             joined = "".join(self.texts())
         else:
-            # CPython appends in place if `joined` is the only reference to the string.
+            # `self._joined` is None now, because CPython appends without a copy only if `joined` is
+            # the only reference to the string.
             joined += "".join(self._recent[self._joined_recent :])
         self._joined, self._joined_recent = joined, len(self._recent)
         return joined
