@@ -92,7 +92,7 @@ class Step:
 class _StreamedCall:
     id: str
     name: str
-    length: int = 0  # The number of characters of the call's arguments so far.
+    length: int = 0  # The number of characters of the arguments that were received so far.
     is_open: bool = True
     has_result: bool = False
 
@@ -103,7 +103,7 @@ class _StreamedCall:
 @define
 class _Message:
     id: str
-    kind: _Part  # The types of the steps that encode the message's text.
+    kind: _Part  # These types of steps encode the message's text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
     # The id of the text part that was started and not ended; empty without such a part.

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
 _SHARED_PROBLEM = pytest.StashKey[AssertionError]()
-_RECORDED = pytest.StashKey[dict[str, str]]()  # Maps cassettes of this run to their tests.
-_MAX_NAME = 150  # In characters. Most systems limit file names to 255 bytes.
-# The arguments of each marker.
+_RECORDED = pytest.StashKey[dict[str, str]]()  # Maps each cassette of this run to its test.
+# Default file names have at most this number of characters, because most systems limit names to 255
+# bytes.
+_MAX_NAME = 150
+# Maps each marker to the names of its arguments.
 _MARKERS = {
     "flux0_fake": ("used", "expected", "streams"),
     "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
@@ -44,7 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # Run before the conftest modules, which may create clients.
+# Run before the conftest modules, so that the clients that they create cannot send to a real
+# server.
+@pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Forbid real transports if the ini option `flux0_forbid_real` is set."""
     if early_config.getini("flux0_forbid_real"):
@@ -142,7 +146,7 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
         return
     # A fixture that overrides `flux0_fake` may return the same fake: check the fake only once.
     node.stash[_CHECKED] = fake
-    # The tests in the scope of the fixture.
+    # The fixture has one fake for these tests. Check it only if all of them have passed.
     tests = [item for item in request.session.items if node in item.listchain()]
     if not _passed(*tests):
         return

@@ -20,9 +20,10 @@ from flux0.domain.errors import ConnectError
 from flux0.runtime.processes import fork_lock
 
 T = TypeVar("T")
-# Seconds from the garbage collection of a `PerLoop` to the closing of its resources.
+# When the garbage collector has freed a `PerLoop`, its resources are closed after this time in
+# seconds.
 _CLOSE_DELAY = 0.1
-# The number of calls that start in one iteration of an event loop. Each start takes about a
+# At most this number of calls start in one iteration of an event loop. Each start takes about a
 # millisecond, in which the loop runs no other task.
 _STARTED_PER_ITERATION = 50
 
@@ -80,7 +81,7 @@ def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
         with fork_lock:
             import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
-            anyio.current_time()  # At its first use, anyio imports its part for asyncio or trio.
+            anyio.current_time()  # The first use imports a part of anyio.
     except OSError as error:
         raise ConnectError(os.strerror(error.errno or 0).lower()) from error
     return anyio
@@ -168,7 +169,7 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """
 
     async def close_quietly() -> None:
-        with suppress(Exception):  # No code waits for this task or handles its errors.
+        with suppress(Exception):  # No code awaits this task, so nothing handles its errors.
             await close()
 
     def spawn_in_trio() -> None:

@@ -61,7 +61,8 @@ class ThreadedTransport:
         except BaseException:
             call.abandon()
             raise
-        received: Any = response  # For type checkers, `evolve` cannot change the body's type.
+        # With type Any, because type checkers do not let `evolve` change the type of `body`.
+        received: Any = response
         return evolve(received, body=_ThreadedBody(response.body))
 
     async def close_async(self) -> None:

@@ -14,8 +14,8 @@ from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
 from flux0.runtime.processes import PerProcess
 
-# Seconds after which the alarm thread wakes at the latest. On some systems, `Condition.wait` raises
-# OverflowError for much longer waits.
+# The alarm thread waits at most this number of seconds at once. On some systems, `Condition.wait`
+# raises OverflowError for much longer waits.
 _MAX_WAIT: Final = 3600.0
 
 

@@ -209,7 +209,9 @@ class TurnLog:
         wakers[key] = wake
         cancel: Callable[[], object] = partial(wakers.pop, key, None)
         if wakers is not self._wakers and cancel():
-            wake()  # `_wake` in another thread replaced `_wakers`, and may not call this function.
+            # If `_wake` in another thread replaced `_wakers` meanwhile, `_wake` may not have called
+            # this function. Call the function here.
+            wake()
         return cancel
 
     def _drop_oldest(self) -> None:

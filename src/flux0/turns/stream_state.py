@@ -384,7 +384,7 @@ class StreamState(Uncopyable):
         return None if failure is None else Transition(State.FAILED, failure=failure)
 
     def _on_transport_error(self, error: TransportError) -> Transition:
-        if reason := self._life.current.reason:  # Another thread or task has closed the stream.
+        if reason := self._life.current.reason:  # The stream was closed by another thread or task.
             raise self._client_closed(reason) from error
         return Transition(State.FAILED, failure=self._turn.on_transport_error(error))
 

@@ -371,7 +371,7 @@ class AsyncEventStream(StreamState):
             if last is not None:
                 try:
                     await self._close_body()
-                finally:  # This also runs if the task is cancelled while it closes the body.
+                finally:  # Finish also if the task is cancelled in `_close_body`.
                     self._finish(last)
         except BaseException:
             await self.close_async()

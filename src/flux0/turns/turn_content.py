@@ -43,7 +43,7 @@ class TurnContent:
         self._process = OwnerProcess()
         self.unread: Iterator[tuple[StreamEvent, ServerSentEvent]] = iter(())
         self._taken: deque[StreamEvent] = deque()
-        self._size = 0  # The number of bytes that were added since `add` last folded the events.
+        self._size = 0  # The number of bytes in events that `add` has not folded yet.
         self.status: SessionStatus | str | None = None
         self.agent_error: StatusEvent | None = None
         self.text: str = ""

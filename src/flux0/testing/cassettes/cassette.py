@@ -34,13 +34,15 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-_ABSENT: Final = object()  # Marks an absent value, because None is a JSON value.
+# This object means that there is no value: None cannot mean it, because None is a JSON value.
+_ABSENT: Final = object()
 
 
 class CassetteError(Flux0Error):
     """A cassette is missing, damaged, a folder, of another version, or being recorded already."""
 
-    __module__ = "flux0.testing"  # Tracebacks show this module, from which users import the class.
+    # Tracebacks show `flux0.testing.CassetteError`, the name that users import.
+    __module__ = "flux0.testing"
 
 
 def _bytes_of(content: Content) -> bytes:
@@ -292,7 +294,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
     _check_no_folder(path)
     try:
-        body = path.read_bytes().removeprefix(BOM_UTF8)  # Some editors add a byte order mark.
+        body = path.read_bytes().removeprefix(BOM_UTF8)  # Editors may add a byte order mark.
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
             known = f"but this version of flux0 reads only version {VERSION}"

@@ -12,12 +12,13 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import ReceivedCall, call_from
 
-_NOTHING: Final = object()  # Marks a missing value, because None is a JSON value.
+# This object means that a member is missing: None cannot mean it, because None is a JSON value.
+_NOTHING: Final = object()
 _MAX_DIFFERENCES: Final = 5
-_MAX_SHOWN: Final = 100  # The largest number of characters of one value in an error message.
-# The largest number of characters of one argument in the description of a call.
+_MAX_SHOWN: Final = 100  # An error message shows this number of characters of a value.
+# The description of a call shows at most this number of characters of one argument.
 _MAX_ARGUMENT: Final = 40
-# The number of characters that are shown before and after the first difference.
+# An error message shows this number of characters before and after the first difference.
 _CONTEXT: Final = 30
 
 

@@ -43,7 +43,7 @@ from flux0.testing.cassettes.scrubbing import Scrub, checked, scrub_body, scrub_
 from flux0.testing.fake.validation import is_json
 
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_DIGITS = 6  # Times in a cassette have six digits after the point: microseconds.
+_DIGITS = 6  # A cassette contains times in seconds with six digits after the point.
 
 
 class RecordingTransport:
@@ -148,7 +148,7 @@ class RecordingTransport:
         return exchange
 
     def _end(self, exchange: _OpenExchange, how: str, error: BaseException | None = None) -> None:
-        with self._lock:  # Two threads may end the same exchange at the same time.
+        with self._lock:  # Two threads may end the exchange at the same time. Record only one end.
             # A cancellation is not a failure, because programs cancel calls on purpose.
             if isinstance(error, (Exception, KeyboardInterrupt)):
                 self._error = type(error).__name__

@@ -71,7 +71,8 @@ class _ReplayedBody(FakeBody):
 class NotRecorded(AssertionError):
     """A request matches no exchange in the cassette."""
 
-    __module__ = "flux0.testing"  # pytest shows this module, from which users import the class.
+    # pytest shows `flux0.testing.CassetteTransport`, the name that users import.
+    __module__ = "flux0.testing"
 
 
 class ReplayTransport(SharedTransport):
@@ -116,8 +117,8 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
-        # The advice at the end of error messages. The pytest plugin replaces it with its own
-        # advice.
+        # Error messages end with this advice. The pytest plugin replaces the advice by its own
+        # text.
         self.how_to_record: str = how_to_record(self._path)
         self._match = match
         self._scrub = checked(scrub)
@@ -178,7 +179,8 @@ class ReplayTransport(SharedTransport):
             return ERRORS[exchange.end](f"recorded in {self._path}")
         deadline = request.deadline if isinstance(request, CallRequest) else None
         if deadline is not None and deadline.left(self.clock.now()) < 0:
-            return deadline.exceeded()  # The recorded call was cancelled at its deadline.
+            # Like the recorded call, the call has exceeded its deadline.
+            return deadline.exceeded()
         start = "request" if exchange.response is None else "response head"
         end = f"the recorded program cancelled or closed it {exchange.after:g} s after the {start}"
         advice = f"To record the whole response, {self.how_to_record}."

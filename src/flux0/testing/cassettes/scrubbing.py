@@ -18,7 +18,7 @@ Scrub: TypeAlias = Callable[[str], str]
 _DATA = "data: "
 # A JSON string. If a colon follows, the string is the name of a member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
-# The error handler with which decoding and encoding keep bytes that are not UTF-8.
+# With this error handler, decoding and encoding keep bytes that are not UTF-8.
 _NOT_UTF8 = "surrogateescape"
 
 

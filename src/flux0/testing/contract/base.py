@@ -25,9 +25,9 @@ from flux0.testing.contract.harness import (
 # A timeout in seconds that is long enough for a response of the test server, even on a busy
 # machine.
 SHORT: Final = 0.2
-EXPIRY: Final = 0.05  # A timeout in seconds for tests that wait until the timeout expires.
+EXPIRY: Final = 0.05  # Tests that wait for the end of a timeout use this timeout, in seconds.
 THREADS: Final = "threads"
-_MAX_SHOWN: Final = 300  # The largest number of characters of a value in a message.
+_MAX_SHOWN: Final = 300  # An error message shows at most this number of characters of a value.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )
@@ -68,7 +68,7 @@ class Contract(ABC):
     @pytest.fixture
     def new_harness(self, backend: str) -> Iterator[Callable[[Any], Harness]]:
         """A function that returns a new harness for a transport."""
-        gc.freeze()  # Garbage collections are faster if they skip all existing objects.
+        gc.freeze()  # Exclude all existing objects from garbage collections, which are then faster.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
             # If the test leaves a resource open, Python emits the ResourceWarning now, and not in

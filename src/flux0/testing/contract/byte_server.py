@@ -25,7 +25,8 @@ from flux0.testing.contract.responses import (
     Write,
 )
 
-# In seconds. The awaited events take milliseconds, so only a failing test waits this long.
+# The timeout of `ByteServer` and `Contract`, in seconds. The awaited events take milliseconds, so
+# only a failing test waits this long.
 DEFAULT_TIMEOUT = 10.0
 
 # Prefer poll(): select() rejects file descriptors above 1,023, and epoll needs a file descriptor.
@@ -171,7 +172,7 @@ class ByteServer:
             if self._closed:
                 connection.close()
                 return
-            with suppress(OSError):  # The client may have closed the connection.
+            with suppress(OSError):  # Ignore the error of a client that has disconnected.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
                     wrap = self._tls.wrap_socket
@@ -183,8 +184,8 @@ class ByteServer:
                 conversation.start()
 
     def _converse(self, connection: socket.socket) -> None:
-        # OSError: the client reset the connection or rejected the certificate.
-        # EOFError: the client closed the connection.
+        # An OSError means that the client reset the connection or rejected the certificate.
+        # `_receive` raises EOFError if the client has closed the connection.
         with suppress(OSError, EOFError):
             conversation = _Conversation(connection, self._released)
             conversation.perform(self._on_connect)
@@ -253,7 +254,7 @@ class _Conversation:
                     # lose sent bytes. Therefore, read until the client closes the connection.
                     while True:
                         self._receive()
-                case _:  # All other steps were handled above, so this step is a `Reset`.
+                case _:  # The step is a `Reset`, because all other steps were handled above.
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise EOFError

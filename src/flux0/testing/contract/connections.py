@@ -253,7 +253,7 @@ class ReleaseContract(Contract):
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # The stack is not closed: the child exits without cleanup.
+            ending = ExitStack()  # The child exits without closing this stack.
             harness = self.make_harness(self.make_transport(), backend, ending)
             for moment in _MOMENTS:
                 signal.setitimer(signal.ITIMER_REAL, self.timeout)
@@ -359,7 +359,7 @@ def child_exit_code(work: Callable[[], object], timeout: float) -> int:
         # With its default action, SIGALRM kills the child even if the child is in a deadlock.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, timeout)
-        gc.freeze()  # The child must not run finalizers for the parent's objects.
+        gc.freeze()  # In the child, the garbage collector must not free objects of the parent.
         try:
             work()
         except BaseException:  # noqa: BLE001 - the child must never run the parent's code

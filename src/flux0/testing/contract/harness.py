@@ -33,7 +33,7 @@ Start: TypeAlias = Callable[[Work[Any]], Future[Any]]
 # The default timeouts of requests and of reads: longer than `Contract.timeout`, so that a hung call
 # is detected before its timeout expires.
 LONG: Final = 60.0
-_SHORTEST: Final = 0.001  # The timeout of a read must be greater than 0.
+_SHORTEST: Final = 0.001  # `read_async` needs a timeout above 0.
 LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 
 
@@ -131,11 +131,11 @@ class ReceivedResponse:
 class Harness:
     """Starts servers for a test, and runs the calls of a transport in threads or an event loop."""
 
-    _transport: AsyncTransport  # A sync transport is wrapped in `BlockingAsAsync`.
+    _transport: AsyncTransport  # If the transport is sync, this is a `BlockingAsAsync`.
     # A function that starts a call in another thread or task.
     _start: Start
-    _timeout: float  # Seconds after which a call counts as hung.
-    servers: ExitStack  # Closing this stack stops the test's servers.
+    _timeout: float  # After this number of seconds, a call has hung.
+    servers: ExitStack  # This stack stops the servers when it is closed.
 
     def run(self, call: Work[T]) -> Pending[T]:
         return Pending(self._start(call), self._timeout)

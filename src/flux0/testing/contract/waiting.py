@@ -105,8 +105,8 @@ def _start_second_reads(
     return server, {key: each.start_read(timeout=timeout) for key, each in received.items()}
 
 
-# The steps of servers that do not complete a response head. With "slow-bytes" and "interim", a
-# timeout that each received byte restarts does not expire.
+# Maps a name to the steps of a server that never completes the response head. With "slow-bytes" and
+# "interim", a timeout never expires if the transport restarts it for each received byte.
 _ENDLESS_HEADS: dict[str, ServerSteps] = {
     "nothing": (WaitForRelease(),),
     "slow-bytes": tuple(
@@ -201,7 +201,7 @@ class IdleContract(Contract):
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
         """The calls of each backend. They are started before the class's first test."""
-        # The parent of a test is its class, which all tests of the class share.
+        # The tests of a class share the calls, so store them in the test's parent: the class.
         shared: Any = request.node.parent
         if _CALLS not in shared.stash:
             ending = ExitStack()

@@ -52,7 +52,8 @@ Waits: TypeAlias = Generator[Wait, None, T]
 class ClockStandsStill(AssertionError):
     """Raised if code waits on a `FakeClock(moves_by_itself=False)`, which only `advance` moves."""
 
-    __module__ = "flux0.testing"  # Tracebacks show this module, from which users import the class.
+    # Tracebacks show `flux0.testing.FakeClock`, the name that users import.
+    __module__ = "flux0.testing"
 
 
 class FakeClock(Time):

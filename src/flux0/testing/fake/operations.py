@@ -34,7 +34,7 @@ _NEW_AGENT = Form({"name": text(1, 100), "type": text(1, 100), "description": op
 # `allow_greeting`, but creates no greeting.
 _GREETING = {"allow_greeting": flag}
 _SESSION = {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))}
-# Members that the released server rejects.
+# The released server rejects these members, which only a newer server accepts.
 _NEWER = {"metadata": optional(mapping), "mode": optional(text())}
 _NEW_SESSION = Form(_SESSION, query=_GREETING)
 NEWER_SESSION = Form({**_SESSION, **_NEWER}, query=_GREETING)
@@ -56,7 +56,8 @@ class Operation(NamedTuple):
         return re.match(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.route) + "$", path)
 
 
-# In the server's order. A 405 response contains the method of the first operation with this path.
+# The operations have the same order as in the server: a 405 response contains the method of the
+# first operation with this path.
 OPERATIONS = (
     Operation("agents.create", "POST", "/api/agents", _NEW_AGENT),
     Operation("agents.retrieve", "GET", "/api/agents/{agent_id}"),

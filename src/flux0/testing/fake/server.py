@@ -47,7 +47,8 @@ class FakeServer:
                 response = self._route(request)
             except RequestRejected as error:
                 response = _json(error.status_code, {"detail": error.detail})
-        except ValueError:  # A value of the response cannot be represented in JSON or in UTF-8.
+        # Python raises ValueError if the response has a value that JSON or UTF-8 cannot represent.
+        except ValueError:
             response = calls.internal_server_error()
         date = formatdate(self._clock.now(), usegmt=True)
         headers = Headers((("date", date), ("server", "uvicorn"), *response.headers.pairs))
@@ -193,7 +194,7 @@ class FakeServer:
         session_id = target.arguments["session_id"]
         for session in self.store.sessions:
             if session["id"] == session_id:
-                return session  # If sessions share an id, the server uses the first session.
+                return session  # The server uses the first session with this id, too.
         raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, headers: Headers) -> str:

@@ -32,10 +32,11 @@ from flux0.testing.fake.clock import perform_async
 _logger = getLogger("flux0.testing")
 
 _PLAIN_TEXT = "text/plain; charset=utf-8"
-_BACKLOG = 1024  # Many clients may connect at once.
-# The longest wait, at the end of the block, for an agent that blocks the event loop.
+_BACKLOG = 1024  # The system keeps this number of new connections until the fake accepts them.
+# At the end of the `with` block, wait at most this number of seconds for an agent that blocks the
+# event loop.
 _MAX_JOIN_SECONDS = 5.0
-_BLOCK_BYTES = 65536  # Most requests arrive in one block.
+_BLOCK_BYTES = 65536  # The largest block to read; most requests are smaller.
 # h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
@@ -92,7 +93,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
         server = await asyncio.start_server(self._serve, sock=listener, backlog=_BACKLOG)
         await self._ended.wait()
         server.close()
-        # `asyncio.run` cancels the tasks of open connections and of agents, and waits for them.
+        # The tasks of open connections and of agents are still running. `asyncio.run` cancels them
+        # and waits for them.
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         # Suppress the cancellation of this task, which Python 3.11 and 3.12 log as an error.
@@ -117,7 +119,8 @@ class _Connection:
 
     async def serve(self) -> None:
         """Respond to requests until the client disconnects, or the connection has to be closed."""
-        self._writer.transport.set_write_buffer_limits(0)  # `drain` waits until all is sent.
+        # With limit 0, `drain` waits until all is sent.
+        self._writer.transport.set_write_buffer_limits(0)
         responding = asyncio.create_task(self._respond_to_all())
         try:
             with suppress(OSError):
@@ -175,10 +178,10 @@ class _Connection:
         waits = fake.respond(request, self._server.starter)
         try:
             response = await perform_async(waits, fake.clock, in_real_time=True)
-        except TransportError as error:  # No response: close the connection.
+        except TransportError as error:  # The fake sends no response, so close the connection.
             _logger.debug("%s: %s", name, error)
             return False
-        except AssertionError as error:  # For example, an unexpected call.
+        except AssertionError as error:  # The fake expected another call, for example.
             _logger.exception("%s: no response", name)
             text = str(error).encode(errors="replace")
             fields = ("content-length", str(len(text))), ("content-type", _PLAIN_TEXT), *cors

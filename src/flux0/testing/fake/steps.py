@@ -276,7 +276,7 @@ AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunct
 def as_agent(reply: AgentReply) -> AgentFunction:
     if callable(reply) and reply not in get_args(AgentStep):
         return reply
-    try:  # None is valid only as the result of a function.
+    try:  # A function may return None, but a reply must not be None.
         steps = tuple(iter_steps(cast("SyncSteps", (None,) if reply is None else reply)))
     except TypeError as error:
         raise InvalidArgument("reply", f"is not valid: {error}") from None

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 JSONObject: TypeAlias = dict[str, Any]
 
-# The member order in the data of message and tool events.
+# The server stores the members of message and tool events in this order.
 _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
@@ -38,7 +38,7 @@ class _OpenMessage(MessageAccumulator):
 class FakeStore:
     def __init__(self, now: Callable[[], float]) -> None:
         self.agents: dict[str, JSONObject] = {}
-        self.sessions: list[JSONObject] = []  # Sessions with the same id share their events.
+        self.sessions: list[JSONObject] = []  # Two sessions can have one id, so this is a list.
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
         # Maps event ids to unfinished messages. As in the real server, all sessions share this map.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
@@ -165,5 +165,5 @@ def agent_data(message: TurnMessage) -> JSONObject | None:
 
 
 def _is_call(call: Any) -> bool:
-    # An agent can send values that do not match the declared types.
+    # Check the types, because an agent can send values that do not match the declared types.
     return isinstance(call.tool_call_id, str) and isinstance(call.tool_name, str)

@@ -26,9 +26,10 @@ from flux0.testing.fake.body import Starter
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
-# The agent waits at this number of unread events. The real server did not wait at 5,000 (measured).
+# The agent waits when the client has not read this number of events. The real server did not wait
+# at 5,000 events (measured).
 _MAX_UNREAD = 10_000
-# The largest number of steps in a row that neither send an event nor wait.
+# The turn fails after this number of steps in a row that neither send an event nor wait.
 _MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
 _NEEDS_LOOP = (
@@ -62,7 +63,8 @@ class FakeTurn:
     closes_connection: bool = field(default=False, init=False)
     error: Exception | None = field(default=None, init=False)
     _steps_done: int = field(default=0, init=False)
-    # Whether the script is used up; see `FakeTransport.assert_all_used`.
+    # True if the agent has run its steps up to their planned end; see
+    # `FakeTransport.assert_all_used`.
     _used_up: bool = field(default=False, init=False)
     # The number of steps since the agent last sent an event or waited.
     _silent_steps: int = field(default=0, init=False)
@@ -123,7 +125,7 @@ class FakeTurn:
         if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
             self._running = True
             self._cancel_task = start_task(run)
-            if self._cancelled:  # Another message on the session was sent before the task started.
+            if self._cancelled:  # Another message may have cancelled this turn already.
                 self._cancel_task()
         else:
             self._agent = run()
@@ -163,7 +165,7 @@ class FakeTurn:
             while not waits:
                 if not isinstance(agent.send(None), _AgentPaused):
                     agent.throw(TypeError(_NEEDS_LOOP))
-                with self._lock:  # When the lock is released, another thread may resume the agent.
+                with self._lock:  # Without the lock, another thread may resume the agent.
                     waits, cancelled = self._wait is not None, self._cancelled
                     self._running = cancelled or not waits
         if cancelled:

@@ -106,9 +106,9 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 class Form:
     """The checks of an operation's query and body. `read` also checks the ids in the path."""
 
-    # The checks of the members, if the value is a JSON object.
+    # If not None, the body must be a JSON object. Maps the name of each member to its check.
     members: Mapping[str, Check] | None = None
-    # The check of each item, if the value is a JSON array, which may be missing.
+    # If not None, the body must be a JSON array or missing. This check is for each item.
     items: Check | None = None
     query: Mapping[str, Check] = field(factory=dict[str, Check])
 
