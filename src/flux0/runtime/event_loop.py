@@ -147,8 +147,7 @@ def has_ended(loop: Loop) -> bool:
     return not call_soon(loop, do_nothing)
 
 
-def do_nothing(*_: object) -> None:
-    """A callback without effect, for example to wake a loop."""
+def do_nothing(*_: object) -> None: ...
 
 
 def is_stopped(loop: Loop) -> bool:

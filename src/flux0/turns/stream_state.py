@@ -81,8 +81,7 @@ class StreamState(Uncopyable):
     def _bind(self, body: Any) -> None: ...
 
     @abstractmethod
-    def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any:
-        """Iterate to the stream's end over the values that `take` returns for the unread events."""
+    def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any: ...
 
     def __del__(self) -> None:
         if self._report.seconds is None:

@@ -62,9 +62,7 @@ _NESTED: Final = (
 class _BuildsRequests(Protocol):
     def build_request(
         self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
-    ) -> Any:
-        """Create a request with the client's defaults."""
-        ...
+    ) -> Any: ...
 
 
 @runtime_checkable

@@ -115,8 +115,6 @@ class _BodyState:
 
 
 class AsyncBody(_BodyState):
-    """An `AsyncByteStream` with a finalizer, which closes the source."""
-
     def __init__(self, source: AsyncSource) -> None:
         super().__init__(source)
         self._source = source
@@ -242,8 +240,6 @@ class SyncBodyState(_BodyState):
 
 
 class SyncBody:
-    """A `ByteStream` with a finalizer, which closes the source."""
-
     def __init__(self, source: Source) -> None:
         self._state = SyncBodyState(source)
         # Use a finalizer, not __del__. Before __del__, the garbage collector may close the HTTP

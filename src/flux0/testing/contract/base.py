@@ -61,13 +61,11 @@ class Contract(ABC):
         return harness
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Run each test once in each of `backends`."""
         if "backend" in metafunc.fixturenames:
             metafunc.parametrize("backend", self.backends)
 
     @pytest.fixture
     def new_harness(self, backend: str) -> Iterator[Callable[[Any], Harness]]:
-        """A function that returns a new harness for a transport."""
         gc.freeze()  # Exclude all existing objects from garbage collections, which are then faster.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
@@ -78,7 +76,6 @@ class Contract(ABC):
 
     @pytest.fixture
     def harness(self, new_harness: Callable[[Any], Harness]) -> Harness:
-        """A harness for the transport under test."""
         return new_harness(self.make_transport())
 
 

@@ -95,7 +95,6 @@ class BodyContract(Contract):
         check(response.read(), b"second", "the body")
 
     def test_chunk_extensions_and_trailers_are_ignored(self, harness: Harness) -> None:
-        """Extensions and trailers are not part of the body (RFC 9112, section 7.1)."""
         steps = _START, Write(b'2;a=1;b="x"\r\nok\r\n0;end\r\nX-Trailer: yes\r\n\r\n')
         server = harness.serve(steps)
         for _ in range(2):

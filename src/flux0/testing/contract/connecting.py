@@ -102,19 +102,16 @@ class TLSContract(Contract):
 
     @pytest.fixture
     def authority(self) -> trustme.CA:
-        """A certificate authority that only the transport of `trusting` trusts."""
         return trustme.CA()
 
     @pytest.fixture
     def tls(self, authority: trustme.CA) -> ssl.SSLContext:
-        """The TLS context of a server with a certificate for 127.0.0.1."""
         return _context(authority, "127.0.0.1")
 
     @pytest.fixture
     def trusting(
         self, new_harness: Callable[[Any], Harness], authority: trustme.CA, tmp_path: Path
     ) -> Harness:
-        """A harness for a transport that trusts `authority`."""
         path = tmp_path / "ca.pem"
         authority.cert_pem.write_to_path(path)
         return new_harness(self.make_trusting_transport(str(path)))
@@ -212,7 +209,6 @@ class LimitedPoolContract(Contract):
 
     @pytest.fixture
     def limited(self, new_harness: Callable[[Any], Harness]) -> Harness:
-        """A harness for a transport that opens at most one connection at a time."""
         return new_harness(self.make_limited_transport())
 
     def test_pool_timeout_expires(self, limited: Harness) -> None:

@@ -186,7 +186,6 @@ class HeadContract(Contract):
         ids=["usual", "terse", "old", "latin-1"],
     )
     def test_unusual_response_heads_are_accepted(self, harness: Harness, start: bytes) -> None:
-        """Some servers send such heads. TCP may deliver a head in several parts."""
         steps = Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect()
         _, response = harness.exchange(steps)
         check(response.read(), b"ok", "the body")

@@ -118,7 +118,6 @@ class _Connection:
     _received: asyncio.Event = field(factory=asyncio.Event)
 
     async def serve(self) -> None:
-        """Respond to requests until the client disconnects, or the connection has to be closed."""
         # With limit 0, `drain` waits until all is sent.
         self._writer.transport.set_write_buffer_limits(0)
         responding = asyncio.create_task(self._respond_to_all())

@@ -231,7 +231,6 @@ class FakeTurn:
     # --- effects of steps
 
     def _apply_step(self, step: steps.PlainStep) -> None:
-        """Apply the effect of a step. Afterwards, `_wait` is set if the agent has to wait."""
         with self._lock:
             if self._cancelled:
                 return
