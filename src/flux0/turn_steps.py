@@ -106,7 +106,7 @@ class _Message:
     kind: _Part  # These types of steps encode the message's text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
-    # The id of the text part that was started and not ended; empty without such a part.
+    # The id of the open text part, whose start was sent, but not its end; empty if no part is open.
     open_text: str = ""
     is_settled: bool = False
     rebuilds: int = 0

@@ -45,8 +45,8 @@ class RetryBudget:
     def add_success(self) -> None:
         number = next(self._successes)
         if number % self._successes_per_retry == 0:
-            # If the budget is full, the deque removes its oldest item, so the budget never grows
-            # beyond `capacity`.
+            # If the deque is full, `append` removes its oldest item, so there are never more than
+            # `capacity` retries.
             self._retries.append(number)
 
 

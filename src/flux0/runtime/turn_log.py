@@ -39,7 +39,7 @@ class LogEnd:
 
     @property
     def has_numbered_error(self) -> bool:
-        """Whether the error is the turn's last event."""
+        """Whether relays send the error as the turn's last event, with a number."""
         return self.error is not None and not self.is_of_copy
 
     def to_json(self) -> bytes:

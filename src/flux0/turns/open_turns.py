@@ -60,7 +60,7 @@ _DEADLOCK: Final = (
     "returns: use the _async method in this loop, or run the loop until the task has ended"
 )
 
-# The longest time of a wait in seconds, and the error to raise after this time.
+# A limit of a wait: the longest time in seconds, and the error to raise after this time.
 _Limit: TypeAlias = tuple[float, TransportTimeout]
 
 
@@ -222,7 +222,7 @@ def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
 
 
 def _is_suspended(stream: AsyncEventStream) -> bool:
-    """Return whether the stream's event loop belongs to this thread, and is not running."""
+    """Return whether the event loop of the stream belongs to this thread but is not running."""
     return stream.thread == get_ident() and is_stopped(stream.loop)
 
 

@@ -45,9 +45,9 @@ class RunningCalls:
     def start(
         self, deadline: Deadline | None = None, wake: Callable[[], object] = do_nothing
     ) -> RunningCall:
-        """Return a new call as a context manager. `wake` ends its first wait (see `on_cancel`).
+        """Return a new call as a context manager. Entering it raises `ClientClosed` after `close`.
 
-        Entering the context manager raises `ClientClosed` if the client is closed.
+        If the call is cancelled before it calls `on_cancel`, `wake` is called to end its wait.
         """
         return RunningCall(self, self._calls.get(), deadline, wake)
 

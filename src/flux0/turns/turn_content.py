@@ -83,7 +83,7 @@ class TurnContent:
             self.fold()
 
     def fold(self, get: Callable[[], tuple[T, ...]] | None = None) -> tuple[T, ...]:
-        """Fold the events that were taken into the messages, and return the result of `get`.
+        """Add the events that were taken to the messages ("fold"), and return `get()`.
 
         If a signal handler or a finalizer has interrupted this method and calls it again, it does
         nothing, and returns an empty tuple. A call in a forked child does nothing, too, if another

@@ -75,7 +75,10 @@ class TurnReport:
         self._ends.append(self.clock() - self._start)
 
     def postpone(self, report_end: Callable[[], None]) -> None:
-        """Call `report_end` at the client's next call. Safe in finalizers."""
+        """Report the turn's end later: the client's next call calls `report_end`.
+
+        Safe in finalizers.
+        """
         if self._is_observed:
             self._observers.postpone(report_end)
 

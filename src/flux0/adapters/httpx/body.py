@@ -87,8 +87,8 @@ class _HttpxSource:
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
         if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
             known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
-        # Drop the stored exception. Its traceback refers to the body, and the user's `raw_response`
-        # refers to the exchange, so it keeps the body and its stream in memory.
+        # Drop the stored exception, whose traceback refers to the body. As long as the user has
+        # `raw_response`, which refers to the exchange, a stored exception keeps the body in memory.
         exchange.failure = None
         return exchange.to_transport_error(error) if known else None
 

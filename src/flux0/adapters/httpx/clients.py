@@ -26,8 +26,8 @@ from flux0.ports import Timeout
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
-# The argument `verify` of clients for http URLs. Without this argument, httpx reads all
-# certificates, which takes longer than a call.
+# The argument `verify` of clients for http URLs, which need no certificates. Without this argument,
+# httpx reads all certificates, which takes longer than a call.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 

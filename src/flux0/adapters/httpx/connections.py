@@ -142,10 +142,10 @@ class HttpxConnection(ABC):
         return self.is_direct
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the next read's limit in seconds. `timeout` is the limit from httpcore.
+        """Return the limit of the next read in seconds, or None. httpcore has passed `timeout`.
 
         Raises:
-            RemoteProtocolError: The bytes after the returned content are not valid chunks.
+            RemoteProtocolError: The chunks of the response are not valid.
             ReadTimeout: The current piece did not arrive in time.
         """
         if self.chunks is not None and self.chunks.failure is not None:

@@ -51,7 +51,7 @@ class Place:
 
 
 class Pools:
-    """The pools of one client. Each open exchange has a place in a pool.
+    """The connection pools of one client. Each open exchange takes a place in one of the pools.
 
     A new exchange gets a place in the first pool with a free place, so that consecutive calls reuse
     the same connections.
@@ -151,7 +151,7 @@ class Pools:
 
     @contextmanager
     def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
-        """After the `with` block, in which the caller waits, check that `place` has a pool."""
+        """Raise `PoolTimeout` if `place` has no pool after the `with` block, in which to wait."""
         entered = False
         try:
             yield

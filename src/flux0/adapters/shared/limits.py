@@ -12,8 +12,8 @@ MAX_IDLE_CONNECTIONS: Final = 100
 # A connection that was idle for this number of seconds is not reused. A flux0 server closes an idle
 # connection after 5 s, and a NAT router may drop the connection without closing it.
 MAX_IDLE_SECONDS: Final = 4.0
-# The limit of received bytes that are not content. It applies to response heads, and separately
-# to the chunk framing of a body.
+# The largest number of received bytes that are not content. This limit applies to the response
+# head, and separately to the chunk framing of the body.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
 # The largest number of bytes for one read of a socket, as in httpcore. Larger reads save few system
 # calls, because a network delivers less at a time.

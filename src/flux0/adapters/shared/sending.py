@@ -40,8 +40,8 @@ def wait(
 ) -> tuple[bool, bool]:
     """Wait until the socket is readable (if `read`) or writable (if `write`).
 
-    Return whether it is readable, and whether it is writable. If the timeout expired, both are
-    False. A closed socket is both: using it raises an error.
+    Return whether it is readable, and whether it is writable. If the timeout expired, both values
+    are False. If the socket is closed, both values are True, because using it raises an error.
     """
     try:
         if not hasattr(select, "poll"):  # Windows has no `select.poll`.

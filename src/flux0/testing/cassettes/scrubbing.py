@@ -16,7 +16,8 @@ from flux0.domain.errors import InvalidArgument
 Scrub: TypeAlias = Callable[[str], str]
 
 _DATA = "data: "
-# A JSON string. If a colon follows, the string is the name of a member.
+# This pattern matches a string in JSON. If a colon follows the string, the string is the name of a
+# member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
 # With this error handler, decoding and encoding keep bytes that are not UTF-8.
 _NOT_UTF8 = "surrogateescape"

@@ -49,7 +49,7 @@ def post(url: str, body: bytes = b"{}", *, timeout: Timeout = LONG_TIMEOUT) -> R
 
 @frozen
 class Pending(Generic[T]):
-    """A call of a transport that runs in another thread or task."""
+    """A call of a transport's method, which another thread or task is executing."""
 
     future: Future[T]
     timeout: float

@@ -55,7 +55,7 @@ class LocalTurnStoreContract:
         raise NotImplementedError(f"{type(self).__name__} must define make_store()")
 
     def make_stores(self, *, keep_seconds: float = 300.0, lease_seconds: float = 20.0) -> Stores:
-        """Return the stores of two processes: here, of the same process."""
+        """Return two stores. Here, both are the same store, which is for one process."""
         store = self.make_store(keep_seconds=keep_seconds, lease_seconds=lease_seconds)
         return store, store
 
@@ -157,7 +157,7 @@ class LocalTurnStoreContract:
             reasons.clear()
 
     def test_released_turn_is_not_found(self, stores: Stores) -> None:
-        """Later calls of the process that called `release` see its effect."""
+        """After `release`, `find` in the same process and `claim` return None."""
         log = _start(stores[0])
         log.finish(LogEnd())
         stores[0].release(_SESSION, log, None)
@@ -165,7 +165,7 @@ class LocalTurnStoreContract:
         check(stores[1].claim(_SESSION, _log("turn-2"), refuse=True), None, "the replaced turn")
 
     def test_released_turn_ends_for_those_who_wait_for_it(self, stores: Stores) -> None:
-        """The turn that has replaced the released turn stays."""
+        """If another turn has replaced the released turn, it stays the session's turn."""
         log, later = _start(stores[0]), _log("turn-2")
         previous = stores[1].claim(_SESSION, later, refuse=False)
         assert previous is not None, "claim() must return the running turn"
@@ -340,7 +340,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """As long as a copy is in memory, its process follows the turn."""
+        """A copy must not stay in memory: as long as it exists, its process follows the turn."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))
@@ -348,7 +348,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(_find(stores[1]).turn_id, "turn-1", "the id of the turn, found again")
 
     def test_release_does_not_wait_for_another_program(self, stores: Stores) -> None:
-        """An event loop calls `release`."""
+        """`release` must not wait, because event loops call it."""
         log = _start(stores[0])
         log.finish(LogEnd())
         arguments = (_SESSION, log, None)

@@ -129,7 +129,7 @@ class SharedTransport(Shared):
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock  # Clients use this clock as their `Time`.
+        self.time: FakeClock = clock  # Clients read the time from this attribute.
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod

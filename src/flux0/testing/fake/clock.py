@@ -122,7 +122,7 @@ class FakeClock(Time):
             insort(self._due, (moment, act), key=itemgetter(0))
 
     def notify(self) -> None:
-        """Count a change, and wake the threads and tasks that wait for a change."""
+        """Wake the threads and tasks that wait for a change, such as an event of an agent."""
         with self._lock:
             self.changes += 1
             wake, self._wake = self._wake, []

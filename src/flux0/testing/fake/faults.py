@@ -98,7 +98,7 @@ class Refuse:
     raises: type[ConnectError] = field(default=ConnectError, validator=checked_by(_check_error))
 
     def error(self, timeout: Timeout) -> TransportError:
-        """Return the error, with the same message as over a real transport."""
+        """Return the error that the call raises. A real transport has the same message."""
         if self.raises is ConnectTimeout:
             return timed_out(ConnectTimeout, timeout.connect)
         if self.raises is PoolTimeout:
