@@ -15,7 +15,7 @@ E = TypeVar("E", bound="Flux0Error")
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request; see `Flux0Error.sent`."""
 
-_EXCERPT_LENGTH = 200  # Error messages show this number of characters of a body.
+_EXCERPT_LENGTH = 200  # Error messages show at most this number of characters of a body.
 # Attributes that are not pickled, because they refer to a connection or a client. They are None in
 # an unpickled error.
 _NOT_PICKLED = frozenset({"raw_response", "_list_stored"})

@@ -34,7 +34,9 @@ class AiohttpConnection(ResponseHandler):
     # The response body; None until the response head is received.
     _content: aiohttp.StreamReader | None = None
     _content_bytes = _overhead = _unsent = 0
-    _head_start = _head_end = b""  # The first and the last received bytes of the response head.
+    # `_receive_head` checks the first bytes of the head, and finds its end even if the end arrives
+    # in two parts.
+    _head_start = _head_end = b""
     _poll: Any = None
 
     def is_stale(self) -> bool:

@@ -30,7 +30,7 @@ LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, Unic
 
 
 class AiohttpExchange(Exchange):
-    _translated: Exception | None = None  # The flux0 error that was created for `failure`, if any.
+    _translated: Exception | None = None  # The flux0 error for `failure`; None if there is none.
 
     async def run(
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None

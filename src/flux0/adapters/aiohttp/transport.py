@@ -106,7 +106,7 @@ class _AiohttpSource:
     session.
     """
 
-    close_at_exit: ClassVar[bool] = True  # At exit, aiohttp emits a warning for each open response.
+    close_at_exit: ClassVar[bool] = True  # aiohttp warns about responses that are open at exit.
 
     def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
         self.coding: str = response.headers.get("Content-Encoding", "")

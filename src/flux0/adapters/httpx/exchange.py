@@ -179,7 +179,8 @@ class HttpxExchange(Exchange):
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
             if self.caller[0] is not None:
-                error.request = built  # Set this attribute of errors, as `httpx.Client` does.
+                # User code may read `error.request`, which `httpx.Client` sets, too.
+                error.request = built
             # A hook of the user may send other requests, so compare the error's request with this
             # request. If httpcore has reported no trace event, a custom transport may have raised
             # the error. httpx itself raises RemoteProtocolError for a redirect with an invalid

@@ -150,7 +150,8 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     types, keys, known = get_type_hints(model), dict(json_keys(model)), known_keys(model)
     fields = [field for field in attrs.fields(model) if field.name in keys]
-    count = f"{name}_count"  # The number of members shows whether the JSON has unknown members.
+    # The generated code counts members: a larger number means that the JSON has unknown members.
+    count = f"{name}_count"
     lines, stores = [f"{count} = len({name})"], list[str]()
     if fields[0].default is not attrs.NOTHING:
         lines.append(f"if type({name}) is not dict: raise ValueError")

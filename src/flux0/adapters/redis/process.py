@@ -150,7 +150,8 @@ class StoreProcess:
         if not generation:
             raise TurnRunning(_RUNNING)
         turn = PublishedTurn(name, int(generation), log, self._worker, self._published)
-        turn.is_released = log.is_ended  # A caller that was cancelled meanwhile has ended the log.
+        # If the caller was cancelled meanwhile, it has ended the log, and the claim is undone.
+        turn.is_released = log.is_ended
         self._published[name.info] = turn
         self._submit(turn)
         previous = (yield from self._join(expected)) if was_running else own
@@ -218,7 +219,8 @@ class StoreProcess:
         _suppress_instrumentation()
         self._worker.run()
         self._worker_ended.set()
-        # Wake the listener. If this fails, it ends after its next timeout.
+        # Wake the listener thread with a message. If Redis fails, the thread ends after its next
+        # timeout.
         with suppress(Exception):
             self._client.execute_command("PUBLISH", self._settings.process, "")
 

@@ -79,7 +79,8 @@ class PublishedTurn:
         end = self.log.end
         kept = self.log.first
         after = max(self._sent, kept - 1)
-        events = self.log.read(after)  # Raises an error if the next event was dropped meanwhile.
+        # `read` raises an error if the log has dropped the next event.
+        events = self.log.read(after)
         last = after + len(events) if events else self._sent
         encoded_end = b"" if end is None or last < self.log.last else end.to_json()
         settings = self._worker.settings

@@ -112,7 +112,9 @@ class Worker:
             try:
                 raise result
             finally:
-                del result  # The error's traceback refers to this frame: break the cycle.
+                # The raised error's traceback refers to this frame, so this frame must not refer to
+                # the error: the garbage collector frees such a cycle late.
+                del result
         return result
 
     def set_timer(self, job: Job, seconds: float) -> None:
@@ -209,7 +211,9 @@ class Worker:
                 # with the scripts' text, so that the order of the commands does not change.
                 done += self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
-            return [error] * len(commands)  # A variable for this list forms a reference cycle.
+            # Return the list without storing it in a variable: the error's traceback refers to this
+            # frame, and a variable of this frame that refers to the error forms a reference cycle.
+            return [error] * len(commands)
         return done
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:

@@ -145,7 +145,9 @@ class AsyncBody(_BodyState):
                 raise translated from error
             raise
         finally:
-            translated = None  # The error's traceback refers to this frame: break the cycle.
+            # The raised error's traceback refers to this frame, so this frame must not refer to the
+            # error: the garbage collector frees such a cycle late.
+            translated = None
             self._read_lock.release()
         return piece
 
@@ -205,7 +207,9 @@ class SyncBodyState(_BodyState):
                 raise translated from error
             raise
         finally:
-            translated = None  # The error's traceback refers to this frame: break the cycle.
+            # The raised error's traceback refers to this frame, so this frame must not refer to the
+            # error: the garbage collector frees such a cycle late.
+            translated = None
             self._read_lock.release()
             # If another thread called `close` while this thread held the read lock, it did not
             # release the connection. Release the connection now.

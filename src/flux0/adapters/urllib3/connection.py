@@ -141,7 +141,7 @@ class Urllib3Connection(HTTPConnection):
         method = cast("Any", super()._new_conn).__func__
         if method is HTTPConnection._new_conn or hasattr(self, "_socks_options"):  # noqa: SLF001
             sock: Any = self._connect(exchange)
-        else:  # The user's connection class has its own method `_new_conn`.
+        else:  # The user's class has its own `_new_conn`, so call it.
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
         # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of `sock`.

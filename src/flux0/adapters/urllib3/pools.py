@@ -42,7 +42,9 @@ def track(pool: Any, size: int | None = None) -> None:
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
         slots = pool.pool = Slots(size)
-        finalize(pool, slots.close)  # urllib3 also closes its own queue with a finalizer.
+        # When the pool is freed, close the connections in its slots, as urllib3 does with its own
+        # queue.
+        finalize(pool, slots.close)
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):

@@ -15,7 +15,7 @@ from flux0.testing.fake.calls import ReceivedCall, call_from
 # This object means that a member is missing: None cannot mean it, because None is a JSON value.
 _NOTHING: Final = object()
 _MAX_DIFFERENCES: Final = 5
-_MAX_SHOWN: Final = 100  # An error message shows this number of characters of a value.
+_MAX_SHOWN: Final = 100  # An error message shows at most this number of characters of a value.
 # The description of a call shows at most this number of characters of one argument.
 _MAX_ARGUMENT: Final = 40
 # An error message shows this number of characters before and after the first difference.

@@ -180,7 +180,8 @@ class _Connection:
         except TransportError as error:  # The fake sends no response, so close the connection.
             _logger.debug("%s: %s", name, error)
             return False
-        except AssertionError as error:  # The fake expected another call, for example.
+        # An AssertionError means, for example, that the fake expected another call.
+        except AssertionError as error:
             _logger.exception("%s: no response", name)
             text = str(error).encode(errors="replace")
             fields = ("content-length", str(len(text))), ("content-type", _PLAIN_TEXT), *cors
