@@ -49,7 +49,8 @@ end
 return {running and 1 or 0, generation}
 """
 
-# The previous turn becomes the turn of the session again, if it is still kept and was sent.
+# This script undoes CLAIM. If Redis still has the previous turn, and the previous turn was not
+# released, it becomes the turn of the session again; otherwise the session has no turn.
 RELEASE: Final = """
 local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
@@ -100,7 +101,8 @@ end
 return {stored, state.stop or ''}
 """
 
-# The message to all processes tells the followers of this turn to register again.
+# This script stores a turn again that Redis has lost. The turn has no events until APPEND adds
+# them. The message asks all processes that follow the turn to register again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
@@ -111,8 +113,8 @@ redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PUBLISH', everyone, info)
 """
 
-# The reply is empty if Redis does not have the turn. The first entry may contain events before
-# `first`, too.
+# The reply is empty if Redis does not have the turn. Otherwise, it has the state of the turn and
+# the next entries. The first entry may contain events before `first`, too.
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, count = unpack(ARGV)
@@ -141,7 +143,8 @@ for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl_ms) end
 return redis.call('HSETNX', KEYS[1], 'end', turn_end)
 """
 
-# The reply is the previous count. If it is missing or too low, Redis has lost data.
+# This script renews the lease of a process, which is a counter. The reply is the previous number.
+# If it is missing or too low, Redis has lost data.
 RENEW: Final = """
 return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'GET')
 """
