@@ -147,11 +147,11 @@ class Observer:
         """Handle the end of an attempt."""
 
     def trace_parent(self, call: Call) -> str | None:  # noqa: ARG002 - for subclasses
-        """Return the span of a background turn as a `traceparent`, or None.
+        """Return the value of a header `traceparent` for the span of a background turn, or None.
 
-        The client calls this method after the message of a background turn was sent. The format is
-        that of the header field `traceparent` (W3C Trace Context, section 3.2).
-        `BackgroundTurn.trace_parent` has the value, also in other processes.
+        The client calls this method after the message of a background turn was sent. W3C Trace
+        Context, section 3.2, defines the format of the value. `BackgroundTurn.trace_parent` returns
+        the value, also in other processes.
         """
         return None
 

@@ -53,7 +53,8 @@ _HISTOGRAMS = (
     ),
     ("http.client.request.duration", "Duration of HTTP client requests.", _HTTP_BUCKETS),
 )
-# Other propagators, such as B3, may be configured for requests.
+# The value of `trace_parent` always has this format, even if the program has configured another
+# propagator for requests, such as B3.
 _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _TRACE_PARENT: Final = "traceparent"
 # Metrics contain at most this number of agent names, because each name adds time series. Further
@@ -262,9 +263,7 @@ class HasTraceParent(Protocol):
     """An object with a `trace_parent`, such as a `BackgroundTurn`."""
 
     @property
-    def trace_parent(self) -> str | None:
-        """The span of the turn."""
-        ...
+    def trace_parent(self) -> str | None: ...
 
 
 def link_turn(turn: HasTraceParent) -> None:

@@ -66,8 +66,8 @@ class BackgroundTurn(Uncopyable):
     def trace_parent(self) -> str | None:
         """The turn's span as the value of a header field `traceparent`; None if it has no span.
 
-        An observer such as `OpenTelemetry` creates the span. In other processes, the value is known
-        from the first event on.
+        An observer such as `OpenTelemetry` creates the span. In other processes, the value is None
+        until the first event.
         """
         return self._log.trace_parent
 

@@ -59,7 +59,7 @@ class TurnReport:
 
     @property
     def trace_parent(self) -> str | None:
-        """The span of the turn, from the first observer that has one."""
+        """The turn's span, from the first observer that has one; see `Observer.trace_parent`."""
         return self._observers.trace_parent(self._call)
 
     def unconfirmed_end(self) -> None:
