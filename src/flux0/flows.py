@@ -62,7 +62,7 @@ class Send:
     """Sends `request` over the transport; the result is the `Response`.
 
     Attributes:
-        request: the request.
+        request: the request to send.
     """
 
     request: CallRequest
@@ -76,9 +76,9 @@ class ReadBody:
     timeout of `request` expires, or the call's deadline.
 
     Attributes:
-        request: the request, whose timeouts apply.
-        response: the response whose body is read.
-        limit: the largest size in bytes.
+        request: the request to which `response` belongs. Its timeouts apply to the reading.
+        response: the response with the body to read.
+        limit: the largest allowed size of a body in bytes.
     """
 
     request: CallRequest
@@ -91,7 +91,7 @@ class Sleep:
     """Waits for `seconds`; the result is None.
 
     Attributes:
-        seconds: the duration.
+        seconds: the wait's duration in seconds.
     """
 
     seconds: float
@@ -105,8 +105,8 @@ class Await:
     names `argument`, such as `headers['authorization']`.
 
     Attributes:
-        awaitable: the object to await.
-        argument: the name of the argument that contained it.
+        awaitable: the object to await, such as a coroutine.
+        argument: the name of the argument that contained the object.
     """
 
     awaitable: Awaitable[Any]

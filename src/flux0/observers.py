@@ -33,8 +33,8 @@ class Call:
 
     Attributes:
         operation: the call's name, such as `agents.list`.
-        method: the HTTP method.
-        url: the URL, without credentials.
+        method: the HTTP method of the call's requests.
+        url: the URL of the call's requests, without credentials.
         route: the path with placeholders instead of ids.
         session_id: the session id, if the call belongs to a session; otherwise None.
         agent_id: the agent's id, if you passed an agent (or its id) or a `Session` object to
@@ -64,8 +64,8 @@ class AttemptEnd:
     """The end of one attempt. For a stream, an attempt ends when the response head was received.
 
     Attributes:
-        number: the attempt's number; the first is 1.
-        seconds: the duration.
+        number: the attempt's number; the first attempt is 1.
+        seconds: the attempt's duration in seconds.
         status_code: the HTTP status; None if no response was received.
         error: the exception, which is an `APIError` for an error status; None if the attempt
             succeeded.
@@ -82,7 +82,7 @@ class CallEnd:
     """The end of a call with all its attempts.
 
     Attributes:
-        seconds: the duration, including the waits between the attempts.
+        seconds: the call's duration in seconds, including the waits between the attempts.
         error: the exception that the call raises, or the cancellation if closing the client ends an
             async call; None if the call succeeded.
     """
@@ -99,15 +99,15 @@ class TurnEnd:
         ending: `"closed"` if the stream was closed or garbage-collected before its end; otherwise
             the value of `EventStream.ending`.
         error: the exception that reading the stream raised; None if reading did not fail.
-        agent_error: the last error that the agent reported.
-        session_id: the session id.
+        agent_error: the last error that the agent reported; None if there was none.
+        session_id: the id of the turn's session.
         correlation_id: the turn's id; None if no status or chunk was received.
         agent_id: the agent's id, from the first chunk or the `Call`; None if unknown.
         agent_name: the agent's name, from the first chunk or the `Call`; None if unknown.
-        event_count: the number of events received.
-        seconds_to_first_event: the time from sending the message to the first event; None if no
+        event_count: the number of events that were received.
+        seconds_to_first_event: the seconds from sending the message to the first event; None if no
             event was received.
-        seconds: the time from sending the message to the end.
+        seconds: the seconds from sending the message to the turn's end.
         messages: the messages and tool results that were received.
         tool_calls: the tool calls that were received, with their durations.
     """

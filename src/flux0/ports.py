@@ -168,7 +168,7 @@ class Response(Generic[Body_co]):
     """The head of a response, together with its body.
 
     Attributes:
-        status_code: the HTTP status.
+        status_code: the response's HTTP status, such as 200.
         headers: the header fields of the response.
         body: the content as bytes if the body was read completely. A transport returns a
             `ByteStream` or an `AsyncByteStream`, which the caller must read to its end or close.
@@ -207,7 +207,7 @@ class Time(ABC):
         """Sleep for `seconds`, or until another thread ends the sleep.
 
         Args:
-            seconds: the longest time to sleep.
+            seconds: the longest time to sleep, in seconds.
             wait: `wait(seconds)` sleeps in real time, and returns early if another thread ends the
                 sleep. Simulated clocks do not call `wait`.
         """

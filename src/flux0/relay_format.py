@@ -86,7 +86,7 @@ class RelayEncoder(ABC):
         """Encode the error that ends the relay.
 
         Args:
-            error: The error.
+            error: The error to encode.
             number: The error's number in all relays of a background turn; None in relays of a
                 stream, or if the turn continues.
         """
@@ -169,7 +169,7 @@ def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) 
     """Encode an event in flux0's own format, without encoding its JSON again if possible.
 
     Args:
-        event: The event.
+        event: The event to encode.
         source: The server-sent event from which the event was decoded.
         id: The field `id` of the encoded event; see `to_sse`.
     """

@@ -72,11 +72,11 @@ class Step:
     and `content` and `message-end` are repeated if it has changed.
 
     Attributes:
-        type: The type.
-        id: The id of a turn, part, call or message.
+        type: The type of this step, from the table.
+        id: The id of a turn, a part, a call or a message; empty for other steps.
         name: The name of a tool or a status, or the class of an error.
         text: The added text, or the text that readers get for an error.
-        value: Plain JSON, as in the table.
+        value: Plain JSON, as the table says; None for other steps.
         error: The error. Its text may contain the exception of an agent.
     """
 

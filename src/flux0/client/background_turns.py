@@ -172,7 +172,7 @@ class BackgroundTurns(Uncopyable):
         The options are the same as for `Conversation.send`.
 
         Args:
-            conversation: The session's conversation.
+            conversation: The conversation of the session in which to send the message.
             content: The message's text.
             running: What to do if the session has a running background turn, in any process that
                 shares the store. `"stop"` stops that turn, waits until it has ended, and then sends

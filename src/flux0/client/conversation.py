@@ -114,10 +114,10 @@ class Conversation(_ConversationBase):
         is closed. The stored events do not show whether a reply is complete.
 
         Args:
-            content: The message's text.
+            content: The text of the turn's message.
             since: The offset from which to search, from `next_offset`. Required with `content`,
                 because an older message may have the same text.
-            correlation_id: The turn's correlation id.
+            correlation_id: The turn's id, as in the turn's events.
             wait_ms: The longest time in milliseconds to wait until the message is stored. If it is
                 0, the events are listed only once.
 

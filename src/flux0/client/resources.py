@@ -57,8 +57,8 @@ class AgentsResource(_Resource):
         """Return the first agent that has this type and this name.
 
         Args:
-            type_: The agent's type, or None for any type.
-            name: The agent's name, or None for any name.
+            type_: The agent's type; None means any type.
+            name: The agent's name; None means any name.
 
         Raises:
             AgentNotFound: No agent matches. The message lists the existing agents.
@@ -250,9 +250,9 @@ class SessionsResource(_Resource):
         Args:
             session_id: The session id. Raises `BadRequestError` if it does not exist.
             min_offset: Return only events with this offset or a larger offset.
-            source: Return only events from this source.
-            correlation_id: Return only events of this turn.
-            types: Return only events of these types.
+            source: Return only events from this source; None means all sources.
+            correlation_id: Return only events of this turn; None means all turns.
+            types: Return only events of these types; None means all types.
         """
         return self.caller.run(
             sessions.list_events, options, session_id, min_offset, source, correlation_id, types

@@ -48,11 +48,11 @@ class APIError(Flux0Error):
     """The server, or a proxy in front of it, returned a status other than 2xx.
 
     Attributes:
-        status_code: the HTTP status.
+        status_code: the response's HTTP status, such as 404.
         message: the server's error text; without it, the start of a plain-text body, or the status
             name.
-        body: the complete body as text.
-        headers: the response headers.
+        body: the response's complete body, as text.
+        headers: the response's header fields.
         raw_response: the HTTP library's response object; None if the error was unpickled. Its body
             was read already: use `body`.
     """

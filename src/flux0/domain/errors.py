@@ -32,10 +32,10 @@ class Flux0Error(Exception):
             authentication class, an adapter of `requests`, or a function that computes a header.
             After such an error, the call is not retried.
         operation: the call that failed, such as `agents.list`; empty if the call sent no request.
-        method: the HTTP method.
+        method: the request's HTTP method; empty if the call sent no request.
         url: the request URL, without credentials. The values of query parameters that flux0 does
             not know are hidden.
-        attempts: the number of attempts, including the first.
+        attempts: the number of attempts to send the request, including the first.
     """
 
     __module__ = "flux0"  # Tracebacks show `flux0.Flux0Error`, the name that users import.
@@ -119,7 +119,7 @@ class InvalidArgument(Flux0Error, ValueError):
     """An argument is invalid; the request was not sent.
 
     Attributes:
-        argument: the name of the argument.
+        argument: the name of the invalid argument.
     """
 
     def __init__(self, argument: str, problem: str) -> None:
@@ -244,7 +244,7 @@ class ResponseTooLarge(Flux0Error):
     The server may have acted on the request.
 
     Attributes:
-        limit: the largest size in bytes.
+        limit: the largest allowed size of a body in bytes.
     """
 
     sent: Sent = "maybe"
@@ -280,7 +280,7 @@ class StreamError(Flux0Error):
 
     Attributes:
         correlation_id: the turn's id; None if no event with an id was received.
-        event_count: the number of received events.
+        event_count: the number of events that were received before the error.
         messages: the messages that were received, even if incomplete.
     """
 
@@ -342,7 +342,7 @@ class EventTooLarge(StreamError):
     """An event has more than `limit` bytes (the client's `max_event_bytes`).
 
     Attributes:
-        limit: the largest size in bytes.
+        limit: the largest allowed size of an event in bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -368,7 +368,7 @@ class TurnTooLarge(StreamError):
     `find_turn` or `history` after its end.
 
     Attributes:
-        limit: the largest size in bytes.
+        limit: the largest allowed size of all kept events of a turn, in bytes.
     """
 
     def __init__(self, limit: int) -> None:

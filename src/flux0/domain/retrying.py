@@ -27,10 +27,12 @@ class BackoffStrategy:
     times are in milliseconds.
 
     Attributes:
-        initial_interval: the longest wait after the first attempt.
-        max_interval: the upper limit of every wait, even if the server asks for a longer wait.
-        exponent: the factor by which the waits grow.
-        max_elapsed_time: the longest time between the start of the first attempt and a retry.
+        initial_interval: the longest wait after the first attempt, in milliseconds.
+        max_interval: the upper limit of every wait in milliseconds, even if the server asks for a
+            longer wait.
+        exponent: the factor by which the longest wait grows after each attempt.
+        max_elapsed_time: the longest time between the start of the first attempt and a retry, in
+            milliseconds.
     """
 
     initial_interval: int = 500
@@ -63,7 +65,7 @@ class RetryConfig:
 
     Attributes:
         strategy: `"backoff"`, or `"none"` for no retries.
-        backoff: the waits between attempts.
+        backoff: the waits between the attempts of a call.
         retry_connection_errors: whether to retry if the connection could not be established, or
             was interrupted.
         max_attempts: the largest number of attempts, including the first; None means no limit.
@@ -99,8 +101,8 @@ class RetryDetails:
     """A description of the next retry, passed to `on_retry` before the wait.
 
     Attributes:
-        operation: the call, such as `agents.list`.
-        method: the HTTP method.
+        operation: the call's name, such as `agents.list`.
+        method: the request's HTTP method.
         url: the request URL, without credentials.
         attempt: the number of the attempt that failed; the first attempt is 1.
         delay_ms: the wait before the next attempt, in milliseconds.
@@ -132,7 +134,7 @@ def wait_before_retry(
     `max_interval`.
 
     Args:
-        config: the retry policy.
+        config: the call's retry policy.
         error: the failed attempt's error.
         attempt: the number of the attempt that failed; the first attempt is 1.
         repeatable: whether it is harmless if the server processes the request twice; after a 401,

@@ -58,9 +58,9 @@ class Session(Extensible):
 
     Attributes:
         id: the id, which is needed to continue the session.
-        agent_id: the id of its agent.
+        agent_id: the id of the session's agent.
         user_id: the server's id of its user, which is not the name in the cookie.
-        created_at: the time of its creation, with a time zone.
+        created_at: the time when the session was created, with a time zone.
         consumption_offsets: the offsets up to which each consumer has read the events.
         title: the title that you passed; None if there is none.
         metadata: data of the application, as plain JSON; None if there are none.
@@ -111,7 +111,7 @@ class ToolCallPart(Extensible):
     Attributes:
         type: `"tool_call"`.
         tool_call_id: the id that connects the call and its result.
-        tool_name: the name of the tool.
+        tool_name: the called tool's name.
         args: the arguments, as plain JSON, normally a dict.
     """
 
@@ -131,7 +131,7 @@ class Participant(Extensible):
 
     Attributes:
         id: the id of the user or the agent.
-        name: the name. For users, the released server sends `Anonymous`.
+        name: the name of the user or the agent. For users, the released server sends `Anonymous`.
     """
 
     id: str | None = None
@@ -213,7 +213,7 @@ class ToolResult(Extensible):
     Attributes:
         data: the value that the tool returned, as plain JSON.
         metadata: further data of the agent, as plain JSON.
-        control: the control options.
+        control: the control options of this result.
     """
 
     data: Any
@@ -227,8 +227,8 @@ class ToolCall(Extensible):
 
     Attributes:
         tool_call_id: the id that connects the call and its result, as in `ToolCallPart`.
-        tool_name: the name of the tool.
-        args: the arguments, as plain JSON.
+        tool_name: the called tool's name.
+        args: the call's arguments, as plain JSON.
         result: the result; None if it is not known.
         error: the problem, if the tool failed and the agent reported the problem; otherwise None.
     """

@@ -24,8 +24,8 @@ class JSONPatchOperation(Extensible):
     Agents normally send `add` and `replace`, but may send the other operations, too.
 
     Attributes:
-        op: the operation, such as `add`.
-        path: a JSON Pointer to the target.
+        op: the operation's name, such as `add`.
+        path: a JSON Pointer to the value to change.
         value: plain JSON; None for operations without a value.
         from_: a JSON Pointer to the source; only for `move` and `copy`.
     """
@@ -57,7 +57,7 @@ class ChunkEvent(Extensible):
     Attributes:
         event: the event's name in the stream, `"chunk"`.
         type: `"chunk"`.
-        correlation_id: the turn's id.
+        correlation_id: the id of the event's turn.
         event_id: the message's id in this stream; the stored event has a different id.
         seq: a sequence number. Do not sort by it, because some agents always send 0.
         patches: the operations to apply to the message's JSON document.
@@ -95,9 +95,9 @@ class StatusEvent(Extensible):
         event: the event's name in the stream, `"status"`.
         type: `"status"`.
         id: the id in the stream, which is often empty. The stored event has a different id.
-        correlation_id: the turn's id.
+        correlation_id: the id of the event's turn.
         source: the author, normally `EventSource.AI_AGENT`.
-        data: the status and its details.
+        data: the agent's new status, and its details.
         metadata: further data of the agent, as plain JSON; None if there are none.
         timestamp: the event's time in seconds since 1970, UTC; None if the server sent none.
     """
@@ -150,8 +150,8 @@ class UnknownEvent:
     Attributes:
         type: `"unknown"`.
         event: the event's name in the stream.
-        data: its text, which is not parsed.
-        id: its id; empty if there is none.
+        data: the event's data as text, which flux0 does not parse.
+        id: the event's id in the stream; empty if there is none.
     """
 
     type: ClassVar[Literal["unknown"]] = "unknown"

@@ -77,13 +77,13 @@ class TurnLog:
 
     Args:
         turn_id: The turn's id, unique in all processes.
-        max_bytes: The largest size of all kept events.
+        max_bytes: The largest size of all kept events together, in bytes.
         stop: A function that asks the turn's reader to stop, for the reason in its argument. It
             does not wait until the turn has ended. It may block if the store is `blocking`.
 
     Attributes:
-        turn_id: The turn's id.
-        max_bytes: The largest size of all kept events.
+        turn_id: The turn's id, unique in all processes.
+        max_bytes: The largest size of all kept events together, in bytes.
         stop: The function that was passed. It does nothing after the end.
         on_end: A function that is called once, when the turn ends, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.

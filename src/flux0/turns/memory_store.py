@@ -27,7 +27,7 @@ class MemoryTurnStore(TurnStore):
 
     Args:
         keep_seconds: The time in seconds for which a turn is kept after its end.
-        clock: Returns the current time in seconds.
+        clock: A function that returns the current time in seconds.
     """
 
     blocking: bool = False

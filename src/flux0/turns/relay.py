@@ -31,12 +31,12 @@ class _Reading(Generic[W]):
     """Reads a stream for a relay, in a separate thread or task.
 
     Args:
-        encoder: Encodes the events.
+        encoder: The relay's encoder, which encodes each event.
         waker: Wakes this thread or task, which waits while too many events wait for the web server.
 
     Attributes:
         log: The encoded events. After the log's end, the stream is not read any more.
-        reader: The relay's position in the log.
+        reader: The log's reader, which has the relay's position in it.
         errors: The exception that ended the reading, unless it is a `Flux0Error`.
     """
 
@@ -94,7 +94,7 @@ def relay(
         close: Closes the stream. The garbage collector may call it, in any thread.
         heartbeat: Seconds without events after which a heartbeat is yielded; None for no
             heartbeats.
-        format: Encodes the events.
+        format: The format in which to encode the events.
     """
 
     def start(reading: _Reading[Waker]) -> Callable[[], object]:

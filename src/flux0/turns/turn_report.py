@@ -25,7 +25,7 @@ class TurnReport:
     Attributes:
         session_id: The session's id.
         agent: The agent; its id is None if the user passed only a session id.
-        clock: Returns the current time in seconds.
+        clock: A function that returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
         is_relayed: Whether the turn is relayed. If it is, its error is logged, because relays show
             only a general sentence.

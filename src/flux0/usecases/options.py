@@ -17,8 +17,8 @@ class CallOptions(TypedDict, total=False):
     """The options of one call. None means the client's setting.
 
     Attributes:
-        retries: The retry policy.
-        server_url: The server's URL.
+        retries: The retry policy for this call.
+        server_url: The URL of the server for this call.
         timeout_ms: The longest time in milliseconds that the call may take, with all its retries.
             For a stream, the longest time until the response headers are received.
         http_headers: Header fields to send in addition to the client's fields. They replace the

@@ -58,12 +58,12 @@ class HttpxExchange(Exchange):
     not refer to the request, because a reference cycle delays garbage collection.
 
     Attributes:
-        library: The library that sends the request.
+        library: The HTTP library that sends the request: httpx or httpx2.
         caller: The built-in clients (None for the user's client), and the id of the calling thread.
         leave: Frees the exchange's place in a pool of a built-in client. Further calls do nothing.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes in interim responses and the response head so far.
-        head_start: The first received bytes.
+        head_start: The response's first received bytes, for an error message.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
         multiplexed: Whether other exchanges share the connection, as in HTTP/2.
     """

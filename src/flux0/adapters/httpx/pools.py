@@ -42,7 +42,7 @@ class Place:
     """The place of one exchange in a pool.
 
     Attributes:
-        wake: Called when the place is in a pool.
+        wake: A function that is called when the place is in a pool.
         pool: The pool; None while the exchange waits for a place, and after `Pools.leave`.
     """
 
@@ -57,8 +57,8 @@ class Pools:
     the same connections.
 
     Args:
-        make: Creates a transport of httpx.
-        close: Closes a transport that no exchange uses any more.
+        make: A function that creates a transport of httpx.
+        close: A function that closes a transport that no exchange uses any more.
         limit: The largest number of open exchanges in all pools together.
     """
 

@@ -24,7 +24,7 @@ class TurnName:
 
     Attributes:
         session: The key of the turn's session.
-        id: The turn's id; empty for no turn.
+        id: The turn's id; empty if the name identifies no turn.
     """
 
     session: str
@@ -51,7 +51,7 @@ class Settings:
 
     Attributes:
         process: The name of this process: its channel, and the key of its lease.
-        everyone: The channel of all processes.
+        everyone: The channel on which all processes listen.
         keep: The argument `keep`.
         lease: The argument `lease`.
         renew: Seconds between two renewals of a lease, and between two attempts to reach Redis.

@@ -65,7 +65,7 @@ class RedisTurnStore(TurnStore):
 
         Args:
             url: The URL of Redis or Valkey, such as `rediss://user:password@host:6379/0`.
-            prefix: The start of all keys and channels.
+            prefix: The start of the names of all keys and channels in Redis.
             keep_seconds: The time in seconds for which a turn is kept after its end.
             lease_seconds: The time in seconds after which readers in other processes notice that
                 the reading process has ended, or that Redis cannot be reached.

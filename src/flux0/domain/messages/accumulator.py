@@ -27,11 +27,11 @@ class PatchProblem:
     """An operation that could not be applied. Later operations in its chunk are skipped.
 
     Attributes:
-        event_id: the message's id.
-        seq: the chunk's `seq`.
-        index: the operation's index in the chunk.
-        operation: the operation.
-        reason: why the operation could not be applied.
+        event_id: the id of the message to which the operation belongs.
+        seq: the member `seq` of the chunk event with the operation.
+        index: the operation's index in the chunk event; the first is 0.
+        operation: the operation that could not be applied.
+        reason: the reason why the operation could not be applied.
     """
 
     event_id: str

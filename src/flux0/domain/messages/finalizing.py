@@ -42,10 +42,10 @@ class TurnMessage(HasMessageData):
     id: `event_id` is used only in the stream.
 
     Attributes:
-        event_id: the id in the stream.
-        correlation_id: the turn's id.
+        event_id: the message's id in the stream.
+        correlation_id: the id of the message's turn.
         type: `EventType.MESSAGE` or `EventType.TOOL`.
-        data: the content, as in the stored event.
+        data: the message's content, as in the stored event.
         metadata: further data of the agent, as plain JSON; None if there are none.
     """
 

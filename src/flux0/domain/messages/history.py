@@ -46,7 +46,7 @@ class StoredTurn:
     The stored events do not show whether the turn is complete, or whether the agent is running.
 
     Attributes:
-        message: the user's message.
+        message: the user's message that started the turn.
         messages: the agent's messages and tool results, in order.
         statuses: the statuses that the agent reported, in order.
     """

@@ -86,7 +86,7 @@ class ReplayTransport(SharedTransport):
     compared as JSON. Header fields are not compared.
 
     Args:
-        path: The cassette's path.
+        path: The path of the cassette's file.
         matching: "strict" requires the recorded order of requests; "loose" allows any order. With
             "loose", a request that was recorded once may be sent any number of times. A request
             that was recorded n times may be sent n times.

@@ -41,10 +41,10 @@ class ReceivedRequest:
     """A request as the server received it.
 
     Attributes:
-        method: the method.
-        target: the path with the query.
-        headers: the header fields, unchanged.
-        body: the complete body.
+        method: the request's HTTP method.
+        target: the request's path with its query.
+        headers: the request's header fields, unchanged.
+        body: the request's complete body.
     """
 
     method: str
@@ -69,9 +69,9 @@ class ByteServer:
         host: The IPv4 or IPv6 address to listen on.
 
     Attributes:
-        host: the address on which it listens.
-        port: the TCP port.
-        url: the URL without a path.
+        host: the IP address on which the server listens.
+        port: the TCP port on which the server listens.
+        url: the server's URL, without a path.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ class Write:
     """Write bytes.
 
     Attributes:
-        data: the bytes.
-        below_tls: whether to write them unencrypted into a TLS connection.
+        data: the bytes to send.
+        below_tls: whether to write the bytes unencrypted into a TLS connection.
     """
 
     data: bytes
@@ -36,7 +36,7 @@ class Sleep:
     """Send nothing for some time, or until the client closes the connection.
 
     Attributes:
-        seconds: the duration.
+        seconds: the wait's duration in seconds.
     """
 
     seconds: float

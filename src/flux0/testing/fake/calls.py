@@ -27,8 +27,8 @@ class CallResponse:
     """The response to a call, as the client received it.
 
     Attributes:
-        status_code: the HTTP status.
-        headers: the header fields.
+        status_code: the response's HTTP status.
+        headers: the response's header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON. It is None for a stream or
             an empty body.
     """
@@ -45,10 +45,10 @@ class ReceivedCall:
     Attributes:
         operation: the API operation, such as `sessions.create_event`; empty if the request matches
             no operation.
-        method: the HTTP method.
+        method: the request's HTTP method.
         path: the percent-decoded path, without the fake's prefix.
-        query: the decoded query parameters.
-        headers: the header fields.
+        query: the query parameters, percent-decoded.
+        headers: the request's header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON; None if the body is empty.
         arguments: the parameters from the path, the query and the body, by name. Query parameters
             are strings.

@@ -53,7 +53,7 @@ class Respond:
     """A response from a proxy in front of the server. The call does not reach the fake server.
 
     Attributes:
-        status_code: the HTTP status, from 200 to 999.
+        status_code: the response's HTTP status, from 200 to 999.
         detail: the member `detail` of the JSON body. The default is the phrase for the status, such
             as "Service Unavailable", or "Status 524" if it has none; for 500, the default body is
             the server's plain text.
@@ -127,7 +127,7 @@ class Delay:
     The call raises `ReadTimeout` if its read timeout expires first.
 
     Attributes:
-        seconds: the delay on the fake's clock.
+        seconds: the delay in seconds, on the fake's clock.
     """
 
     seconds: float = field(validator=check_interval)

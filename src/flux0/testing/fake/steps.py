@@ -52,9 +52,9 @@ class Say(_TextStep):
     """Stream a message and store it.
 
     Attributes:
-        text: the content; not empty.
+        text: the message's text; not empty.
         pieces: the number of chunk events that the text is split into.
-        pause: seconds between two pieces, on the fake's clock.
+        pause: the wait between two pieces in seconds, on the fake's clock.
     """
 
 
@@ -63,9 +63,9 @@ class Reason(_TextStep):
     """Stream reasoning and store it.
 
     Attributes:
-        text: the reasoning; not empty.
+        text: the reasoning's text; not empty.
         pieces: the number of chunk events that the text is split into.
-        pause: seconds between two pieces, on the fake's clock.
+        pause: the wait between two pieces in seconds, on the fake's clock.
     """
 
 
@@ -74,8 +74,8 @@ class CallTool:
     """Request a tool call. Two steps are equal only if they are the same object.
 
     Attributes:
-        name: the tool.
-        args: the arguments, as JSON.
+        name: the called tool's name.
+        args: the call's arguments, as plain JSON.
         id: the id that connects the call and its result. By default, each call gets a new id.
     """
 
@@ -89,8 +89,8 @@ class GiveResult:
     """Send the result of a tool call.
 
     Attributes:
-        call: the `CallTool` step.
-        result: any JSON value.
+        call: the `CallTool` step to which the result belongs.
+        result: the tool's result: any JSON value.
     """
 
     call: CallTool = field(validator=checked_by(arguments.instance, CallTool))
@@ -105,8 +105,8 @@ class Report:
     turn. The server does the same.
 
     Attributes:
-        status: a `SessionStatus`, or another string.
-        data: any JSON value; None omits it.
+        status: the status to report: a `SessionStatus`, or another string.
+        data: the details of the status: any JSON value. None omits the details.
         event_id: the id of the status event, or of the message that is ready.
         acknowledged_offset: the offset up to which the agent has handled events; None omits it.
     """
@@ -126,7 +126,7 @@ class Fail:
     """Report the status `error`. Further steps still run.
 
     Attributes:
-        data: any JSON value; None omits it.
+        data: the error's details: any JSON value. None omits the details.
     """
 
     data: Any = None
@@ -137,7 +137,7 @@ class Pause:
     """Wait on the fake's clock.
 
     Attributes:
-        seconds: the duration.
+        seconds: the wait's duration in seconds, on the fake's clock.
     """
 
     seconds: float = field(validator=check_interval)
@@ -202,9 +202,9 @@ class SendChunk:
     `Report("ready", event_id=...)` stores the message.
 
     Attributes:
-        event_id: identifies the message.
+        event_id: the id of the message that the operations change.
         patches: the operations, as in the server's JSON.
-        seq: the sequence number.
+        seq: the sequence number in the chunk event.
         metadata: further metadata, in addition to `agent_id` and `agent_name`. A value of None
             removes the key.
     """
@@ -238,12 +238,12 @@ class UserMessage:
     """The user's message of one turn, as a fake agent receives it.
 
     Attributes:
-        content: the text.
-        session_id: the session that the message belongs to.
-        user_id: the user who owns the session.
-        agent_id: the agent that replies.
-        agent_name: its name.
-        agent_type: its type.
+        content: the message's text.
+        session_id: the id of the session with the message.
+        user_id: the id of the user who owns the session.
+        agent_id: the id of the agent that replies.
+        agent_name: the name of the agent that replies.
+        agent_type: the type of the agent that replies.
         correlation_id: the id that all events in the turn share.
         stored: returns the session's stored events, for `history`.
     """

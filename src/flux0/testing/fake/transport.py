@@ -154,7 +154,7 @@ class FakeTransport(SharedTransport):
         If several injections match a call, the oldest is used.
 
         Args:
-            faults: such as `Respond(503)`.
+            faults: the faults to apply, such as `Respond(503)`.
             times: the number of calls to which the faults apply.
             operation: the operation of matching calls, such as `sessions.create_event`. By
                 default, calls of all operations match.
