@@ -62,7 +62,9 @@ _NESTED: Final = (
 class _BuildsRequests(Protocol):
     def build_request(
         self, method: str, url: Any, *, content: Any, headers: Any, timeout: Any
-    ) -> Any: ...
+    ) -> Any:
+        """Create a request with the client's defaults."""
+        ...
 
 
 @runtime_checkable
