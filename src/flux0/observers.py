@@ -168,5 +168,5 @@ class Observer:
         call or when the client is closed, in two cases: if the garbage collector closes the stream,
         and if your generator is closed while it is suspended in the `with` block of a sync stream.
         In both cases the garbage collector may be running, and an observer that waits for a lock
-        could wait forever.
+        may wait forever.
         """

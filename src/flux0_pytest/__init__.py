@@ -1,7 +1,7 @@
 """A pytest plugin with fixtures for a fake server, its client, and cassettes.
 
 A fixture imports flux0 when a test uses the fixture, so other test runs do not load flux0. The
-plugin is a separate package, because importing a submodule of flux0 would import flux0.
+plugin is a separate package, because importing a submodule of flux0 also imports flux0.
 """
 
 from __future__ import annotations

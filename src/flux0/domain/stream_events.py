@@ -121,7 +121,7 @@ class StatusEvent(Extensible):
 
         Args:
             id: The field `id` of the encoded event. By default, it is the event's id. An id with
-                control characters, which could add fields to the event, is left out.
+                control characters is left out, because line breaks add fields to the event.
         """
         offset, details = self.data.acknowledged_offset, self.data.data
         status = {

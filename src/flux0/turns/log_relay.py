@@ -66,8 +66,8 @@ class LogReader:
     def wait(self, seconds: float | None) -> bool:
         """Wait until `read` can return events or the end; return False after `seconds`.
 
-        Rarely, this method returns True before there are events. Raises a `Flux0Error` if the wait
-        would block the event loop that reads the turn.
+        Rarely, this method returns True before there are events. Raises a `Flux0Error` if the
+        caller runs in the event loop that reads the turn, because the wait blocks this loop.
         """
         check_loop(self.log)
         cancel = self.log.on_change(self._waker.wake)

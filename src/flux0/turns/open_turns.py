@@ -97,9 +97,9 @@ class OpenTurns:
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
             ClientClosed: The client was closed during the wait.
-            Flux0Error: This call would wait for itself. It is called within a call that sends a
-                message on the session, or it blocks the event loop of a task that is sending on the
-                session or reading the session's open stream.
+            Flux0Error: The wait cannot end, because it waits for this call. This call runs within a
+                call that sends a message on the session, or it blocks the event loop of a task that
+                is sending on the session or reading the session's open stream.
         """
         now, queue, sender = self._clock(), self._queues.of(session), ThreadSender()
         ahead = queue.join(sender)

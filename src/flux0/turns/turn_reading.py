@@ -111,8 +111,8 @@ class TurnReading(ABC, Generic[S]):
 
 class ThreadReading(TurnReading[EventStream]):
     def _start(self, stream: EventStream) -> None:
-        # If no thread can be started, raise ConnectionInterrupted: the message was sent, and a
-        # ConnectError would mean that it was not sent.
+        # If no thread can be started, raise ConnectionInterrupted, because the message was sent. A
+        # ConnectError means that the message was not sent.
         read = partial(copy_context().run, partial(self._read, stream))
         start_thread(read, "flux0-background-turn", ConnectionInterrupted)
 

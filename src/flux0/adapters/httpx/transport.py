@@ -314,7 +314,7 @@ def _to_response(response: Any, body: Body) -> Response[Body]:
     headers = _to_headers(response.headers)
     framed = response.http_version == "HTTP/2" or is_framed(headers)
     # A response without a network stream is from an application in this process (ASGI or WSGI). It
-    # has no connection that could close too early.
+    # has no connection that can close too early.
     close_delimited = "network_stream" in response.extensions and not framed
     return Response(response.status_code, headers, body, response, close_delimited)
 

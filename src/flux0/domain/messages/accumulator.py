@@ -52,9 +52,9 @@ class MessageAccumulator:
     Args:
         max_turn_bytes: the memory limit for all messages together. Each character counts as 1 byte,
             and each JSON value as 64 additional bytes. Exception: if all chunks of a message append
-            strings to a list, these strings do not count 64 bytes. An operation that would exceed
-            the limit, or nest values more than 200 levels deep, is not applied and is recorded in
-            `problems`.
+            strings to a list, these strings do not count 64 bytes. An operation is not applied, but
+            recorded in `problems`, if its result exceeds the limit or has values that are nested
+            more than 200 levels deep.
     """
 
     def __init__(self, *, max_turn_bytes: int = DEFAULT_MAX_TURN_BYTES) -> None:
@@ -101,8 +101,8 @@ class MessageAccumulator:
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages so far, in the order in which they started.
 
-        A message that the server would not store yet is left out. But a tool call with incomplete
-        arguments is included, with the arguments' text in `args`.
+        A message is left out as long as the server does not store it in its present form. But a
+        tool call with incomplete arguments is included, with the arguments' text in `args`.
 
         Only messages that changed since the last access are built again, at a cost proportional to
         the added text. If you keep a reference to the last result, the cost is proportional to the

@@ -96,8 +96,8 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
     into a list shifts the following items.
 
     Raises:
-        PatchError: the operation cannot be applied, or the document would be too large or too
-            deeply nested. The document is unchanged, except for the created parents.
+        PatchError: the operation cannot be applied, or makes the document too large or too deeply
+            nested. The document is unchanged, except for the created parents.
     """
     segments = _segments(operation.path)
     _check_depth(segments)
