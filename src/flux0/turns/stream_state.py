@@ -212,7 +212,10 @@ class StreamState(Uncopyable):
         return self._report
 
     def mark_closed(self, reason: str) -> None:
-        """Let the reader raise `ClientClosed(reason)`, but keep the connection: see `close`."""
+        """Mark the stream as closed, so that its reader raises `ClientClosed(reason)`.
+
+        The connection stays open until `close`.
+        """
         self._life.move(Transition(State.CLOSING, reason))
 
     def received(self, reader: Reader | None = None) -> Any:
