@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +17,8 @@ from attrs import frozen
 from redis import Redis, RedisCluster
 
 from flux0.adapters.redis.store import RedisTurnStore
-from flux0.runtime.turn_log import TurnLog
+from flux0.domain.errors import StreamIdleTimeout, TurnRunning, TurnTooLarge
+from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract import LocalTurnStoreContract, TurnStoreContract
 from flux0.turns.memory_store import MemoryTurnStore
 from support.redis_server import (
@@ -26,6 +28,7 @@ from support.redis_server import (
     redis_cluster,
     redis_server,
 )
+from unit.testing.contract.test_base import arguments_of
 
 needs_redis = pytest.mark.skipif(not is_installed(), reason=NOT_INSTALLED)
 
@@ -136,17 +139,153 @@ class TestRedisTurnStoreInACluster(RedisContract):
         return RedisCluster(host="127.0.0.1", port=self.server.port)
 
 
-find, release = RedisTurnStore.find, RedisTurnStore.release
+# --- the contract detects bugs
+
+
+class Found:
+    """A log that `find` returns, with other attributes."""
+
+    def __init__(self, log: TurnLog, **others: Any) -> None:
+        vars(self).update(others, log=log)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.log, name)
+
+
+find, claim = MemoryTurnStore.find, MemoryTurnStore.claim
+
+
+def finding(change: Callable[[TurnLog], Mapping[str, Any]]) -> Callable[..., Any]:
+    """Return a bug: `find` returns logs with other attributes."""
+
+    def find_another(store: MemoryTurnStore, session_id: str) -> Any:
+        log = find(store, session_id)
+        return log and Found(log, **change(log))
+
+    return find_another
+
+
+def claim_always(store: MemoryTurnStore, id: str, log: TurnLog, *, refuse: bool) -> Any:
+    return claim(store, id, log, refuse=False)
+
+
+def claim_without_a_result(store: MemoryTurnStore, id: str, log: TurnLog, *, refuse: bool) -> None:
+    claim(store, id, log, refuse=refuse)
+
+
+def claim_once(store: MemoryTurnStore, id: str, log: TurnLog, *, refuse: bool) -> Any:
+    if find(store, id):
+        raise TurnRunning("a turn is kept")
+    return claim(store, id, log, refuse=refuse)
+
+
+def find_one_session(store: MemoryTurnStore, _: str) -> TurnLog | None:
+    return next((found for each in ("}a{", "session-1") if (found := find(store, each))), None)
+
+
+# Methods with a bug, each with the tests of the contract that must fail.
+BUGS: list[tuple[str, Callable[..., Any], str]] = [
+    ("find", lambda *_: TurnLog("turn", 1, str), "session_without_a_turn_has_none"),
+    ("find", find_one_session, "sessions_are_independent_and_their_ids_may_have_any_characters"),
+    (
+        "find",
+        finding(lambda log: {"read": lambda after: log.read(after)[::-1]}),
+        "events_and_end_reach_the_other_process thousand_events_arrive_complete_and_in_order "
+        "reader_that_needs_dropped_events_gets_an_error",
+    ),
+    (
+        "find",
+        finding(lambda log: {"read": lambda after: log.read(after)[1:]}),
+        "events_and_end_reach_the_other_process thousand_events_arrive_complete_and_in_order "
+        "ended_turn_is_found sessions_are_independent_and_their_ids_may_have_any_characters",
+    ),
+    (
+        "find",
+        finding(lambda log: {"read": lambda after: log.read(max(after, 98))}),
+        "reader_that_needs_dropped_events_gets_an_error",
+    ),
+    (
+        "find",
+        finding(lambda _: {"turn_id": "other"}),
+        "events_and_end_reach_the_other_process claim_after_an_ended_turn_replaces_it "
+        "claim_returns_the_running_turn_which_can_be_stopped "
+        "claim_is_refused_while_a_turn_is_running_in_any_process "
+        "released_turn_ends_for_those_who_wait_for_it "
+        "turn_is_found_again_after_its_successor_is_released",
+    ),
+    ("find", finding(lambda _: {"max_bytes": 7}), "events_and_end_reach_the_other_process"),
+    (
+        "find",
+        finding(lambda log: {"end": log.end and LogEnd(log.end.error, not log.end.finished)}),
+        "ended_turn_is_found",
+    ),
+    (
+        "find",
+        finding(lambda log: {"end": log.end and LogEnd(StreamIdleTimeout("no event"))}),
+        "events_and_end_reach_the_other_process",
+    ),
+    ("find", finding(lambda _: {}), "callers_of_one_process_share_a_log"),
+    ("find", finding(lambda _: {"stop": str}), "found_turn_can_be_stopped_from_both_processes"),
+    ("claim", claim_always, "claim_is_refused_while_a_turn_is_running_in_any_process"),
+    ("claim", claim_without_a_result, "claim_returns_the_running_turn_which_can_be_stopped"),
+    ("claim", claim_once, "claim_after_an_ended_turn_replaces_it"),
+    (
+        "release",
+        lambda *_: None,
+        "released_turn_is_not_found turn_is_found_again_after_its_successor_is_released",
+    ),
+    (
+        "release",
+        lambda store, *_: store.close(),
+        "released_turn_ends_for_those_who_wait_for_it "
+        "turn_is_found_again_after_its_successor_is_released",
+    ),
+    ("_is_expired", lambda *_: False, "ended_turns_expire"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "bug", "test"),
+    [
+        pytest.param(method, bug, test, id=f"{number}-{test}")
+        for number, (method, bug, tests) in enumerate(BUGS)
+        for test in tests.split()
+    ],
+)
+def test_contract_detects_a_bug_in_a_local_store(
+    monkeypatch: pytest.MonkeyPatch, method: str, bug: Callable[..., Any], test: str
+) -> None:
+    contract, function = TestMemoryTurnStore(), getattr(TestMemoryTurnStore, f"test_{test}")
+    monkeypatch.setattr(TestMemoryTurnStore, "timeout", 0.1)
+    monkeypatch.setattr(MemoryTurnStore, method, bug)
+
+    def run_each() -> None:
+        for arguments in arguments_of(function):
+            given = {**arguments, "stores": contract.make_stores()}
+            names = [*signature(function).parameters][1:]
+            function(contract, **{name: given[name] for name in names})
+
+    with pytest.raises((AssertionError, TurnRunning, TurnTooLarge, pytest.fail.Exception)):
+        run_each()
+
+
+def test_each_test_of_the_contract_of_local_stores_detects_a_bug() -> None:
+    names = {name[5:] for name in dir(LocalTurnStoreContract) if name.startswith("test_")}
+    listed = {test for *_, tests in BUGS for test in tests.split()}
+    assert names - listed == {"forked_child_is_another_process"}
+
+
+redis_find, redis_release = RedisTurnStore.find, RedisTurnStore.release
 kept: list[object] = []
 
 
 def find_and_keep(store: RedisTurnStore, session_id: str) -> TurnLog | None:
-    kept.append(found := find(store, session_id))
+    kept.append(found := redis_find(store, session_id))
     return found
 
 
 def find_a_copy(store: RedisTurnStore, session_id: str) -> TurnLog | None:
-    found = find(store, session_id)
+    found = redis_find(store, session_id)
     return found and TurnLog(found.turn_id, found.max_bytes, found.stop)
 
 
@@ -154,7 +293,7 @@ def ask_and_release(store: RedisTurnStore, *arguments: Any) -> None:
     with suppress(Exception):  # The contract may close the client during the call.
         client = store._process.get()._client  # pyright: ignore[reportPrivateUsage]
         client.execute_command("EXISTS", "turn")
-    release(store, *arguments)
+    redis_release(store, *arguments)
 
 
 def do_nothing(store: RedisTurnStore, *arguments: Any) -> None: ...
@@ -165,7 +304,6 @@ def do_nothing(store: RedisTurnStore, *arguments: Any) -> None: ...
     ("method", "bug", "test"),
     [
         ("find", find_and_keep, "unreferenced_copy_is_garbage_collected"),
-        ("find", find_a_copy, "callers_of_one_process_share_a_log"),
         ("find", find_a_copy, "events_and_end_reach_the_other_process"),
         ("release", ask_and_release, "release_does_not_wait_for_another_program"),
         ("release", do_nothing, "released_turn_is_not_found"),

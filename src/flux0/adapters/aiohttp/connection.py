@@ -67,7 +67,6 @@ class AiohttpConnection(ResponseHandler):
         wait is slow. When it expires, `_on_timer` sets a timer for the remaining time.
         """
         if limit is None:
-            self.deadline = None
             return
         self._limit, self.deadline, timer = limit, self._loop.time() + limit, self._wait_timer
         if timer is None or timer.when() > self.deadline:

@@ -221,6 +221,7 @@ class ReleaseContract(Contract):
         server.release()
         assert arrived.wait(self.timeout), "the server did not send the surplus bytes in time"
         check(harness.fetch(get(server.url)), b"second", "the body")
+        check(server.connections, 2, "the number of connections after surplus bytes")
 
     def test_concurrent_requests_do_not_block_each_other(self, harness: Harness) -> None:
         server = harness.serve((WaitForRelease(), *http_response(b"body", framing="chunked")))

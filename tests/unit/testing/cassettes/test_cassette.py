@@ -250,6 +250,38 @@ def test_cost_of_append_does_not_depend_on_the_file_size(tmp_path: Path) -> None
     assert len(read_cassette(path)) == 50
 
 
+@pytest.mark.parametrize("exists", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_deferred_recording_has_its_own_file_until_it_is_kept(
+    tmp_path: Path, exists: bool, keep: bool
+) -> None:
+    path = tmp_path / "c.json"
+    if exists:
+        write_cassette(path, REFUSED)
+    file = CassetteFile(path)
+    settle = file.defer()
+    file.append(TURN)
+    assert file.finish() is None
+    assert len({*tmp_path.iterdir()} - {path}) == 1
+    assert path.exists() is exists
+    settle(keep)
+    assert [*tmp_path.iterdir()] == [path] * (exists or keep)
+    assert not path.exists() or read_cassette(path) == ((TURN,) if keep else (REFUSED,))
+
+
+def test_warning_names_only_failures_that_the_old_cassette_does_not_have(tmp_path: Path) -> None:
+    path = write_cassette(tmp_path / "c.json", REFUSED)
+    assert TURN.response is not None
+    busy = evolve(TURN, end=WHOLE, response=evolve(TURN.response, status_code=503))
+    known = CassetteFile(path)
+    known.append(REFUSED)
+    assert known.finish() is None
+    file = CassetteFile(path)
+    for each in (REFUSED, TURN, busy, busy):
+        file.append(each)
+    assert "failed (ConnectionInterrupted, status 503): see " in str(file.finish())
+
+
 # --- damaged files
 
 

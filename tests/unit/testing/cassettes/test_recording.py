@@ -471,6 +471,15 @@ def test_exchange_is_written_when_it_ends(path: Path) -> None:
     assert ends(path) == [WHOLE, "ConnectError", WHOLE, CLOSED]
 
 
+def test_recording_continues_the_numbers_of_the_exchanges_that_it_keeps(path: Path) -> None:
+    for number in (1, 2):
+        kept = [evolve(each, number=7) for each in read_cassette(path)] if number == 2 else []
+        transport = RecordingTransport(FakeTransport(), path, keep=kept)
+        transport.send(request("GET", "/api/agents")).body.close()
+        transport.close()
+    assert [each.number for each in read_cassette(path)] == [7, 8]
+
+
 def test_ended_exchange_is_freed_and_written_only_once(path: Path) -> None:
     transport = RecordingTransport(script(scripted_response(b"of this test")), path)
     body = transport.send(request("GET", "/")).body
@@ -826,5 +835,5 @@ def test_cost_of_a_turn_is_linear(path: Path, scrub: Callable[[str], str] | None
     assert len(recorded_pieces(path.with_name("500"))) == 500
 
 
-def test_parameter_with_a_blank_value_is_recorded() -> None:
-    assert scrub_query("a=&b=x", str.upper) == "a=&b=X"
+def test_blank_and_repeated_values_of_parameters_are_recorded() -> None:
+    assert scrub_query("a=&b=x&b=y", str.upper) == "a=&b=X&b=Y"

@@ -224,7 +224,8 @@ def read(
     *faults: Fault, steps: list[AgentStep] = STEPS
 ) -> tuple[list[Any], BaseException | None, FakeTransport]:
     """Run a turn with faults; return its events, the stream's error if any, and the fake."""
-    fake = FakeTransport(steps)
+    fake = FakeTransport()
+    fake.script(steps)
     session_id = new_session(fake)
     if faults:
         fake.inject(*faults)
@@ -236,6 +237,7 @@ def read(
         except (StreamInterrupted, StreamIdleTimeout) as error:
             failure = error
     fake.assert_no_open_streams()
+    fake.assert_all_used()
     return events, failure, fake
 
 

@@ -182,6 +182,8 @@ def test_newer_server_creates_a_recording_for_each_session_in_the_mode_record() 
             flux0.sessions.create(agent_id=fake.agent_id, mode="record", metadata=metadata)
             for metadata in (None, {"theme": "dark"})
         )
+        replayed = flux0.sessions.create(agent_id=fake.agent_id, mode="replay")
+    assert (replayed.mode, replayed.metadata) == ("replay", None)
     assert first.metadata == {"recording": {"recording_id": "r000000001"}}
     assert second.metadata == {"theme": "dark", "recording": {"recording_id": "r000000002"}}
 

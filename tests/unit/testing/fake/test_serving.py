@@ -470,6 +470,13 @@ def test_response_that_http_does_not_allow_closes_the_connection() -> None:
         assert len(flux0.agents.list()) == 1
 
 
+def test_status_whose_id_is_not_utf8_ends_the_response_and_the_connection() -> None:
+    """The real server does the same."""
+    fake = FakeTransport([Report("typing", event_id="\ud800"), Say("lost")])
+    with fake.serve() as url:
+        assert exchange(url, message(new_session(fake))).endswith(b"\r\n\r\n0\r\n\r\n")
+
+
 def test_http_1_0_clients_get_close_delimited_bodies() -> None:
     fake = FakeTransport()
     with fake.serve() as url:

@@ -24,6 +24,7 @@ from flux0.testing import (
     AgentStep,
     CallTool,
     FakeTransport,
+    Gate,
     GiveResult,
     LangChain,
     Pause,
@@ -149,6 +150,16 @@ def test_invalid_replies_raise_at_once(reply: Any) -> None:
         FakeTransport().script(reply)
     with pytest.raises(InvalidArgument, match=problem):
         FakeTransport(reply)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+def test_gate_says_whether_an_agent_has_reached_it(is_open: bool) -> None:
+    gate = Gate()
+    if is_open:
+        gate.open()
+    assert not gate.reached
+    begin([gate])[2].close()
+    assert gate.reached
 
 
 REPLIES: list[tuple[AgentReply, str]] = [

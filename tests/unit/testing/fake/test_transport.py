@@ -277,6 +277,12 @@ def test_calls_are_recorded_with_their_arguments() -> None:
     assert listed.arguments == {"session_id": session_id, "min_offset": "1", "types": ["message"]}
 
 
+def test_argument_in_the_path_is_not_replaced_by_the_query() -> None:
+    fake = FakeTransport()
+    fake.send(request("GET", "/api/sessions/0123456789?session_id=x&y=1"))
+    assert fake.calls[0].arguments == {"session_id": "0123456789", "y": "1"}
+
+
 @pytest.mark.parametrize("body", [b"\xff", b"{", b"[" * 100_000])
 def test_bodies_that_are_not_json_are_recorded_as_bytes(body: bytes) -> None:
     fake = FakeTransport()
