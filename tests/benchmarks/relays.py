@@ -51,7 +51,13 @@ def relays(effort: Effort) -> Iterator[Case]:
             turns = BackgroundTurns(RedisTurnStore.from_url(url))
             ours = effort.cpu(_COUNT, _relay_background, client, turns)
             yield Case("relay", "background turn in Redis, its process", ours, peers, target=1.8)
+            # A store follows the turns of other stores as the turns of other processes.
+            others = BackgroundTurns(RedisTurnStore.from_url(url))
+            ours = effort.cpu(_COUNT, _relay_joined, others)
+            peers = {"3 µs": lambda: 3.0}
+            yield Case("relay", "background turn in Redis, second process", ours, peers, target=1.0)
             turns.close()
+            others.close()
 
 
 def _relay(client: Flux0) -> None:
@@ -61,6 +67,13 @@ def _relay(client: Flux0) -> None:
 
 def _relay_background(client: Flux0, turns: BackgroundTurns) -> None:
     for _ in turns.start(client.conversation(session="s"), "Hi").relay():
+        pass
+
+
+def _relay_joined(turns: BackgroundTurns) -> None:
+    turn = turns.join("s")
+    assert turn is not None
+    for _ in turn.relay():
         pass
 
 
