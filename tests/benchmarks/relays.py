@@ -54,8 +54,8 @@ def relays(effort: Effort) -> Iterator[Case]:
             # A store follows the turns of other stores as the turns of other processes.
             others = BackgroundTurns(RedisTurnStore.from_url(url))
             ours = effort.cpu(_COUNT, _relay_joined, others)
-            peers = {"3 µs": lambda: 3.0}
-            yield Case("relay", "background turn in Redis, second process", ours, peers, target=1.0)
+            limit: dict[str, Sample] = {"3 µs": lambda: 3.0}
+            yield Case("relay", "background turn in Redis, second process", ours, limit, target=1.0)
             turns.close()
             others.close()
 
