@@ -32,6 +32,7 @@ from flux0.testing import (
     Say,
 )
 from support.back_ends import serve
+from support.in_memory import events_of
 from support.npm import npm_install, run_in
 from support.samples import (
     CHAT_COMPONENTS,
@@ -44,7 +45,6 @@ from support.samples import (
 )
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
-from unit.turns.test_relay import events_of
 
 SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
 AG_UI = "@ag-ui/client@1.0.0"

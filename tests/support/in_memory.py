@@ -14,6 +14,7 @@ from attrs import define, field, frozen
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
+from flux0.domain.stream_events import StreamEvent
 from flux0.flows import CallRequest, Flow, Send
 from flux0.ports import Request, Response
 from flux0.turns.turn import Turn
@@ -206,6 +207,14 @@ def status(name: str, data: object = None) -> bytes:
             "metadata": None,
         },
     )
+
+
+def events_of(data: bytes) -> list[StreamEvent]:
+    """Parse and decode the bytes of a stream."""
+    codec, parser = JsonCodec(), SSEParser()
+    events = [codec.decode_event(event) for event in parser.feed(data)]
+    assert not parser.pending
+    return events
 
 
 # --- decorators for async tests

@@ -34,7 +34,7 @@ ELSEWHERE: Mapping[str, str] = {
     "domain/messages/test_accumulator.py": """
         domain/messages/finalizing domain/messages/tool_calls""",
     "domain/test_stored_models.py": """
-        client/json_form domain/enums domain/extensible domain/stream_events""",
+        client/json_form domain/enums domain/extensible""",
     "usecases/test_usecases.py": "usecases/agents usecases/call usecases/options usecases/sessions",
     # Redis and commands run as processes.
     "adapters/redis/test_redis_store.py": """

@@ -576,6 +576,7 @@ async def test_close_stops_the_turns_and_rejects_later_messages(mode: Mode) -> N
     turn = await server.turns.start_async(conversation, "Hi")
     with ends_soon():
         await server.turns.close_async()
+    assert server.real.stats().is_draining
     assert error_in((await gathered(turn.relay_async()))[-1]) == (
         "ClientClosed",
         "this BackgroundTurns is closed",
@@ -599,6 +600,28 @@ async def test_close_waits_for_running_turns_up_to_drain_seconds(mode: Mode) -> 
     with ends_soon():
         await server.turns.close_async(drain_seconds=TIMEOUT)
     assert (await turn.wait_async()).text == "a\nb"
+
+
+@in_every_mode
+async def test_limits_of_closing_apply_to_all_turns_together(mode: Mode) -> None:
+    now, waits = [100.0], list[float]()
+
+    def wait(_: TurnLog, seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += 4
+
+    async def wait_async(log: TurnLog, seconds: float) -> None:
+        wait(log, seconds)
+
+    server = Server(mode, Gate())
+    for _ in range(2):
+        await server.turns.start_async(await server.conversation(), "Hi")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(background_turns, "monotonic", lambda: now[0])
+        patch.setattr(background_turns, "wait_for_end", wait)
+        patch.setattr(background_turns, "wait_for_end_async", wait_async)
+        await server.turns.close_async(drain_seconds=7)
+    assert waits == [7, 3, 10, 6]
 
 
 @in_every_mode
@@ -880,28 +903,6 @@ def test_thread_that_reads_a_turn_does_not_keep_the_process_running() -> None:
     (reading,) = (each for each in threading.enumerate() if "background-turn" in each.name)
     assert reading.daemon
     server.real.stop(turn.session_id)
-
-
-@pytest.mark.parametrize("mode", ASYNC)
-def test_end_of_the_event_loop_ends_its_turns(mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
-    turns: list[BackgroundTurn] = []
-    server = Server(mode, ["a", Gate()])
-
-    async def start() -> None:
-        conversation = await server.conversation()
-        turns.append(await server.turns.start_async(conversation, "Hi"))
-        await anext(turns[0].relay_async())
-
-    run(mode, start)
-    assert error_in(list(turns[0].relay())[-1]) == (
-        "ReaderLost",
-        "the event loop or the thread that read the background turn has ended",
-    )
-    with pytest.raises(ReaderLost):
-        turns[0].wait()
-    server.fake.assert_no_open_streams()
-    problem = "the event loop or the thread that read the background turn has ended"
-    assert caplog.messages == [f"{problem}: session={turns[0].session_id}"]
 
 
 def ignore_open_tasks(_: object, __: object) -> None:

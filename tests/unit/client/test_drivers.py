@@ -169,6 +169,14 @@ async def test_request_is_not_sent_after_the_deadline(mode: Mode) -> None:
     assert transport.requests == []
 
 
+@in_every_mode
+async def test_read_timeout_of_a_body_before_the_deadline_is_raised(mode: Mode) -> None:
+    transport = script(scripted_response(b"half", ReadTimeout("no data")))
+
+    with pytest.raises(ReadTimeout, match="no data"):
+        await drive(mode, fetch(REQUEST), transport, deadline=Deadline(5.0, 5.0))
+
+
 def test_response_after_the_deadline_is_closed() -> None:
     late = tape(b"x")
     response = response_from(late)  # A body that is referenced is not closed by its finalizer.

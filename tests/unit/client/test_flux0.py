@@ -108,6 +108,23 @@ def test_credentials_in_server_url_of_a_call_are_sent_with_that_call() -> None:
             assert (request.url, request.headers["authorization"]) == ("http://h/api/agents", sent)
 
 
+@pytest.mark.parametrize(("name", "sent"), [("x-team", "call"), ("cookie", "call=1; client=1")])
+@pytest.mark.parametrize("computed", [(), ("client",), ("call",), ("client", "call")])
+def test_fields_of_a_call_replace_the_fields_of_the_client_except_that_cookies_are_joined(
+    name: str, sent: str, computed: tuple[str, ...]
+) -> None:
+    def field(value: str) -> Any:
+        text = f"{value}=1" if name == "cookie" else value
+        return (lambda: text) if value in computed else text
+
+    transport = agents()
+    with Flux0(transport=transport, headers={name: field("client")}) as flux0:
+        request = request_of(flux0, transport, http_headers={name.upper(): field("call")})
+    if len(computed) == 2:  # Each name has one function.
+        sent = sent.partition("; ")[0]
+    assert sorted(request.headers[name].split("; ")) == sent.split("; ")
+
+
 # --- options
 
 

@@ -9,11 +9,12 @@ from attrs import define, evolve, field
 
 from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
-from flux0.domain.errors import ConnectError
+from flux0.domain.errors import AgentError, ConnectError, StreamInterrupted
 from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, chain
-from flux0.middleware.logging import Logging
+from flux0.middleware.logging import Logging, log_turn
 from flux0.middleware.responses import ResponsePolicy
+from flux0.observers import TurnEnd
 from flux0.ports import Response
 from support.driving import Time
 from support.in_memory import JSON, SSE, script, scripted_response
@@ -99,6 +100,36 @@ def test_log_records_do_not_keep_the_error() -> None:
 
     assert "refused" in kept
     assert not any(isinstance(each, BaseException) for each in kept)
+
+
+END = TurnEnd("confirmed", None, None, "s\n1", "c", "agent-1", "Drizzle", 3, 0.25, 1.5)
+FACTS = "session=s\\n1 turn=c events=3"
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "line"),
+    [
+        ({}, "INFO", f"confirmed agent=Drizzle {FACTS} first_event=0.250s total=1.500s"),
+        (
+            *({"agent_name": None, "seconds_to_first_event": None}, "INFO"),
+            f"confirmed agent=agent-1 {FACTS} first_event=None total=1.500s",
+        ),
+        (
+            *({"ending": "interrupted", "error": StreamInterrupted("reset")}, "WARNING"),
+            "interrupted error=StreamInterrupted sent=maybe agent=Drizzle ",
+        ),
+        ({"agent_error": AgentError("secret")}, "INFO", "confirmed error=AgentError agent="),
+    ],
+)
+def test_line_of_an_ended_turn_has_its_facts(
+    changes: Any, level: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flux0")
+    log_turn(evolve(END, **changes))
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert record.message.startswith(f"turn ended: ending={line}")
+    assert "secret" not in record.message
 
 
 def test_body_of_a_stream_is_not_logged() -> None:

@@ -15,9 +15,9 @@ from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.log_relay import OpenRelays
 from support.fakes import turn as fake_turn
 from support.in_memory import CORRELATION_ID, chunk, frame, in_every_mode, status
-from support.modes import in_mode
+from support.modes import in_mode, run
 from support.plain_format import PlainFormat
-from support.transports import Mode
+from support.transports import ASYNC, SYNC, Mode
 
 
 def background_turn(
@@ -103,6 +103,22 @@ def test_invalid_number_after_which_to_begin_is_rejected(after: Any) -> None:
         with pytest.raises(InvalidArgument, match="after must be the number of an event") as caught:
             relay(after=after)
         assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("after", "first"),
+    [(None, 0), ("", 0), (0, 0), ("0", 0), (1, 1), ("1", 1), ("001", 1), (2, 2), ("9" * 18, 2)],
+)
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_relay_begins_after_the_number(mode: Mode, after: int | str | None, first: int) -> None:
+    events = [chunk("a"), chunk("b")]
+
+    async def read() -> None:
+        turn = in_mode(mode, background_turn(events, LogEnd()))
+        pieces = [piece async for piece in turn.relay_async(after=after)]
+        assert pieces == [b"".join(events[first:])][: 2 - first]
+
+    run(mode, read)
 
 
 @pytest.mark.parametrize("heartbeat_ms", [0, -1, True, "1"])

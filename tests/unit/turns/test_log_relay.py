@@ -327,6 +327,18 @@ def test_closed_reader_ends_although_its_thread_or_task_waits(mode: Mode) -> Non
     assert not log.waiting
 
 
+@in_both_loops
+async def test_relay_is_open_from_its_first_piece_until_it_is_closed(mode: Mode) -> None:
+    relays = OpenRelays()
+    for _ in range(2):
+        pieces = AsyncRelay(relays.pieces(LogReader(new_log(b"1")), FLUX0), None)
+        assert len(relays) == 0
+        assert await anext(pieces) == b"1"
+        assert len(relays) == 1
+        await pieces.aclose()
+    assert len(relays) == 0
+
+
 def test_reader_that_is_closed_before_it_waits_ends() -> None:
     relays = OpenRelays()
     log = ChangingLog(lambda _: relays.end())

@@ -47,8 +47,8 @@ from support.in_memory import (
     response_from,
     tape,
 )
-from support.modes import at_once, in_mode
-from support.transports import Mode, Way
+from support.modes import at_once, in_mode, run
+from support.transports import ASYNC, SYNC, Mode, Way
 
 OTHER_SERVER = "http://127.0.0.1:9090"
 NO_RETRIES = RetryConfig("none")
@@ -283,15 +283,18 @@ def test_timeout_ms_limits_the_wait_for_a_blocked_event_loop() -> None:
         asyncio.run(send())
 
 
+class FirstHangs(Turns):
+    """The first message gets no response."""
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        if not self.requests:
+            self.requests.append(cast("CallRequest", request))
+            await anyio.sleep_forever()
+        return await super().send_async(request)
+
+
 @in_both_loops
 async def test_message_is_sent_after_a_cancelled_message_of_its_session(mode: Mode) -> None:
-    class FirstHangs(Turns):
-        async def send_async(self, request: Request) -> Response[Any]:
-            if not self.requests:
-                self.requests.append(cast("CallRequest", request))
-                await anyio.sleep_forever()
-            return await super().send_async(request)
-
     first = anyio.CancelScope()
 
     async def begin_first() -> None:
@@ -400,6 +403,25 @@ async def test_message_of_an_observer_is_rejected_only_while_a_message_is_being_
         ALREADY_SENDING,
         "confirmed",
     ]
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_message_that_would_wait_for_a_message_of_a_stopped_loop_is_rejected(mode: Mode) -> None:
+    transport = FirstHangs(turns(1).responses)
+    flux0 = Flux0(transport=transport)
+    loop = asyncio.new_event_loop()
+    sending = loop.create_task(begin(flux0))
+    while not transport.requests:
+        loop.run_until_complete(asyncio.sleep(0))
+
+    async def send() -> None:
+        with pytest.raises(Flux0Error, match="task of this thread is sending a message on the s"):
+            await begin(in_mode(mode, flux0))
+
+    run(mode, send)
+    sending.cancel()
+    loop.run_until_complete(asyncio.wait([sending]))
+    loop.close()
 
 
 # --- closing the client

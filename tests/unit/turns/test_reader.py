@@ -254,6 +254,23 @@ def test_iterators_of_another_thread_are_refused_if_an_outer_loop_has_ended() ->
         assert [value_of(event) for event in inner] == list("cde")
 
 
+def test_loop_of_a_task_that_has_ended_is_continued_by_one_task_only() -> None:
+    async def read(loop: AsyncIterator[StreamEvent]) -> object:
+        return value_of(await anext(loop))
+
+    async def run() -> None:
+        async with open_async(tape(chunk("a") + chunk("b") + chunk("c"))) as stream:
+            kept = aiter(stream)
+            assert await asyncio.create_task(read(kept)) == "a"
+            async for event in stream:
+                assert value_of(event) == "b"
+                with pytest.raises(StreamInUse):
+                    await asyncio.create_task(read(aiter(stream)))
+                break
+
+    asyncio.run(run())
+
+
 def test_tasks_are_two_readers_if_their_event_loop_runs_in_a_generator() -> None:
     async def read() -> list[object]:
         stream = open_async(letters())

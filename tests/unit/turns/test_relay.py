@@ -1,10 +1,9 @@
-"""`to_sse` and `relay`: the format of events, heartbeats, errors, and closing."""
+"""`relay`: the format of events, heartbeats, errors, and closing."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +11,9 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from attrs import evolve
 
-from flux0 import ChunkEvent, Flux0, StatusEvent, UnknownEvent
-from flux0.adapters.json import JsonCodec
-from flux0.adapters.sse import SSEParser
+from flux0 import Flux0, StatusEvent, UnknownEvent
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, StreamInterrupted
-from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
 from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat
 from flux0.testing import (
     AgentStep,
@@ -35,6 +30,7 @@ from support.in_memory import (
     CORRELATION_ID,
     Hang,
     chunk,
+    events_of,
     frame,
     in_both_loops,
     in_every_mode,
@@ -45,7 +41,6 @@ from support.logged import logged_errors
 from support.modes import in_mode
 from support.plain_format import PlainFormat
 from support.transports import Mode
-from unit.domain.messages.test_accumulator import CASES
 from unit.turns.test_background_turn import background_turn
 from unit.turns.test_streams import open_async, open_sync
 
@@ -60,107 +55,10 @@ TURN: list[AgentStep] = [
 ]
 
 
-def events_of(data: bytes) -> list[StreamEvent]:
-    """Parse and decode the bytes of a stream."""
-    codec, parser = JsonCodec(), SSEParser()
-    events = [codec.decode_event(event) for event in parser.feed(data)]
-    assert not parser.pending
-    return events
-
-
 async def gathered(pieces: Iterator[bytes] | AsyncIterator[bytes]) -> list[bytes]:
     if isinstance(pieces, Iterator):
         return list(pieces)
     return [piece async for piece in pieces]
-
-
-CHUNK: dict[str, Any] = json.loads(chunk("a").split(b"data: ")[1])
-OFFSET = {
-    "id": "x",
-    "source": "ai_agent",
-    "type": "status",
-    "correlation_id": "c",
-    "data": {"type": "status", "status": "ok", "acknowledged_offset": 3, "data": None},
-    "metadata": {"a": 1},
-}
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        ChunkEvent(
-            "RID(1)::2",
-            "m1",
-            3,
-            (
-                JSONPatchOperation("add", "/-", {"é": [1, None, "\u2028\n"]}),
-                JSONPatchOperation("move", "/a", from_="/b"),
-                JSONPatchOperation("remove", "/a"),
-            ),
-            {"agent_name": "Drizzle"},
-            1795559230.7,
-        ),
-        ChunkEvent("c", "m", 0, (), {}),
-        *events_of(
-            status("processing", {"detail": "x"}) + status("typing") + frame("status", OFFSET)
-        ),
-        *events_of(frame("status", {**OFFSET, "timestamp": 1795559230.7})),
-        UnknownEvent("note", "one\ntwo\n", "7"),
-        UnknownEvent("message", ""),
-    ],
-)
-def test_to_sse_can_be_parsed_back_to_the_event(event: StreamEvent) -> None:
-    if event == UnknownEvent("message", ""):
-        assert (
-            event.to_sse() == b"event: message\ndata: \n\n"
-        )  # Parsers ignore an event with empty data.
-    else:
-        assert events_of(event.to_sse()) == [event]
-        assert events_of(evolve(event).to_sse()) == [event]
-
-
-def test_to_sse_has_the_same_bytes_as_the_server() -> None:
-    for case in CASES:
-        for block in case["wire"].split("\n\n")[:-1]:
-            written = f"{block}\n\n".encode()
-            (event,) = events_of(written)
-            assert event.to_sse() == evolve(event).to_sse() == written
-
-
-def test_nan_and_infinity_become_null_because_browsers_cannot_parse_them() -> None:
-    patch = b'{"op": "add", "path": "/-", "value": [1e999, {"a": NaN}]}'
-    data = json.dumps({**CHUNK, "patches": ["patch"], "metadata": {"b": -1e999}}).encode()
-    (event,) = events_of(b"event: chunk\ndata: " + data.replace(b'"patch"', patch) + b"\n\n")
-    (unknown,) = events_of(b"event: note\ndata: NaN\n\n")
-
-    written = event.to_sse().partition(b"data: ")[2]
-    assert (
-        written
-        == data.replace(
-            b'"patch"', b'{"op": "add", "path": "/-", "value": [null, {"a": null}]}'
-        ).replace(b"-Infinity", b"null")
-        + b"\n\n"
-    )
-    assert unknown.to_sse() == b"event: note\ndata: NaN\n\n", "its data may not be JSON"
-
-
-def test_unknown_members_are_kept_by_to_sse_also_in_changed_and_unpickled_events() -> None:
-    patch = {"op": "add", "path": "/-", "value": "a", "hint": 1}
-    data = {"type": "status", "status": "ok", "hint": [1]}
-    for written in (
-        frame("chunk", {**CHUNK, "patches": [patch], "mode": {"new": [1]}}),
-        frame("status", {**OFFSET, "data": data, "timestamp": 1.5, "new": None}).replace(
-            b"data:", b"id: x\ndata:"
-        ),
-    ):
-        (event,) = events_of(written)
-        assert event.to_sse() == written
-        assert pickle.loads(pickle.dumps(event)).to_sse() == written  # noqa: S301 - pickled above
-        changed = evolve(cast("Any", event), correlation_id="other")
-        assert json.loads(changed.to_sse().split(b"data: ")[1]) == {
-            **json.loads(written.split(b"data: ")[1]),
-            "correlation_id": "other",
-        }
 
 
 def test_comment_between_events_is_not_an_event() -> None:
@@ -381,13 +279,14 @@ def reads_ahead(first: bytes) -> int:
 def test_closing_the_relay_stops_the_reader_that_waits_for_a_slow_browser() -> None:
     recorded = tape(*[BIG] * 300)
     others = set(threading.enumerate())
-    pieces: Any = open_sync(recorded).relay()
-
-    full = reads_ahead(next(pieces))
-    (reader,) = set(threading.enumerate()) - others
-    while recorded.reads < full:
-        reader.join(0.001)
-    pieces.close()
+    with open_sync(recorded) as stream:
+        pieces: Any = stream.relay()
+        full = reads_ahead(next(pieces))
+        (reader,) = set(threading.enumerate()) - others
+        while recorded.reads < full:
+            reader.join(0.001)
+        pieces.close()
+        assert not stream.is_open
 
     reader.join(20)
     assert not reader.is_alive()
@@ -400,14 +299,14 @@ async def test_closing_the_async_relay_stops_the_reader_that_waits_for_a_slow_br
     mode: Mode,
 ) -> None:
     recorded = tape(*[BIG] * 300)
-    pieces: Any = open_async(recorded).relay()
-
-    full = reads_ahead(await anext(pieces))
-    while recorded.reads < full:
-        await anyio.lowlevel.checkpoint()
-    await pieces.aclose()
-    while not recorded.releases:
-        await anyio.lowlevel.checkpoint()
+    async with open_async(recorded) as stream:
+        pieces: Any = stream.relay()
+        full = reads_ahead(await anext(pieces))
+        while recorded.reads < full:
+            await anyio.lowlevel.checkpoint()
+        await pieces.aclose()
+        while not recorded.releases:
+            await anyio.lowlevel.checkpoint()
     assert recorded.reads == full
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from threading import Thread
 from time import sleep
 
 import pytest
 
 from flux0 import AsyncEventStream, EventStream, Flux0, StreamInUse
-from flux0.domain.stream_events import StreamEvent
+from flux0.domain.stored_models import Participant
 from flux0.testing import FakeTransport, Gate, Say
-from support.in_memory import chunk, tape
-from unit.turns.test_streams import open_async, value_of
+from support.in_memory import chunk, in_every_mode, tape
+from support.transports import Mode
+from unit.turns.test_streams import open_async, opened as opened_in, value_of
 
 
 def opened(fake: FakeTransport) -> EventStream:
@@ -155,21 +155,13 @@ def test_second_relay_ends_with_an_error_event_and_the_first_relay_has_all_event
     assert stream.finished
 
 
-def test_loop_of_a_task_that_has_ended_is_continued_by_one_task_only() -> None:
-    async def read(loop: AsyncIterator[StreamEvent]) -> object:
-        return value_of(await anext(loop))
-
-    async def run() -> None:
-        async with open_async(tape(chunk("a") + chunk("b") + chunk("c"))) as stream:
-            kept = aiter(stream)
-            assert await asyncio.create_task(read(kept)) == "a"
-            async for event in stream:
-                assert value_of(event) == "b"
-                with pytest.raises(StreamInUse):
-                    await asyncio.create_task(read(aiter(stream)))
-                break
-
-    asyncio.run(run())
+@in_every_mode
+async def test_agent_is_the_agent_of_the_first_message(mode: Mode) -> None:
+    second = chunk("b", event_id="f").replace(b"Drizzle", b"Another")
+    stream = opened_in(mode, tape(chunk("a"), second))
+    assert stream.agent is None
+    assert [event async for event in stream]
+    assert stream.agent == Participant("a", "Drizzle")
 
 
 def test_two_calls_of_anext_at_once_lose_no_event() -> None:

@@ -22,7 +22,7 @@ from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.flows import CallRequest
 from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
-from flux0.observers import Call, Observer
+from flux0.observers import Call, Observer, TurnEnd
 from flux0.runtime.time import SystemTime
 from flux0.turns.streams import AsyncEventStream, EventStream
 from flux0.turns.turn import Turn
@@ -467,6 +467,35 @@ async def test_second_task_reading_a_stream_raises_and_the_first_continues(mode:
 
     assert [value_of(event) async for event in stream] == ["a", "b"]
     assert stream.finished
+
+
+@in_both_loops
+async def test_loop_that_two_tasks_use_at_once_still_closes_the_stream(mode: Mode) -> None:
+    def read_by_second() -> bytes:
+        with pytest.raises(StreamInUse):
+            loop.__anext__().send(None)
+        return chunk("a")
+
+    stream = open_async(tape(read_by_second, chunk("b")))
+    loop: Any = aiter(stream)
+    assert value_of(await anext(loop)) == "a"
+    await loop.aclose()
+    assert not stream.is_open
+
+
+@pytest.mark.parametrize("error", [None, ZeroDivisionError])
+def test_end_of_a_with_block_is_reported_at_once(error: type[Exception] | None) -> None:
+    ends: list[str] = []
+
+    class Recorder(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            ends.append(turn.ending)
+
+    with suppress(ZeroDivisionError), open_sync(tape(chunk("a")), None, Recorder()) as stream:
+        next(stream)
+        if error is not None:
+            raise error
+    assert ends == ["closed"]
 
 
 def test_repr_shows_state_and_number_of_events() -> None:

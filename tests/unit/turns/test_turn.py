@@ -79,6 +79,8 @@ def test_transport_error_becomes_idle_timeout_or_interruption(
 
     assert isinstance(failure, expected)
     assert failure.__cause__ is error
+    error.__cause__ = OSError("of the HTTP library")
+    assert turn.on_transport_error(error).__cause__ is error.__cause__
     assert (failure.correlation_id, failure.event_count) == (CORRELATION_ID, 2)
     problem = "the stream was interrupted: reset by peer"
     if expected is errors.StreamIdleTimeout:

@@ -12,6 +12,7 @@ from flux0 import (
     BackgroundTurns,
     ConnectionInterrupted,
     Flux0,
+    ReaderLost,
     RetryConfig,
     StreamInterrupted,
 )
@@ -20,10 +21,21 @@ from flux0.testing import FakeTransport
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.ending import ends_soon
-from support.in_memory import SSE, Script, chunk, in_every_mode, script
-from support.modes import in_mode
+from support.in_memory import (
+    SSE,
+    Hang,
+    Script,
+    chunk,
+    in_every_mode,
+    response_from,
+    script,
+    scripted_response,
+    tape,
+)
+from support.logged import logged_errors
+from support.modes import in_mode, run
 from support.sending import over
-from support.transports import WAYS, Mode, Way
+from support.transports import ASYNC, WAYS, Mode, Way
 from unit.turns.test_endings import close_delimited, stored
 
 
@@ -53,6 +65,16 @@ async def test_truncated_turn_ends_with_an_error_for_all_readers(mode: Mode) -> 
     assert len(transport.requests) == 2
 
 
+@in_every_mode
+async def test_error_of_a_turn_is_logged_because_its_relays_do_not_show_it(mode: Mode) -> None:
+    steps = chunk("a"), ConnectionInterrupted("reset")
+    with logged_errors() as messages:
+        turn, _ = await started(mode, scripted_response(*steps, headers=SSE))
+        *_, last = [piece async for piece in turn.relay_async()]
+    assert b"reset" not in last
+    assert ["the stream was interrupted: reset" in message for message in messages] == [True]
+
+
 ONE_EVENT = http_response(
     chunk("a"), WaitForRelease(), headers=list(SSE.items()), framing="chunked"
 )
@@ -80,6 +102,25 @@ async def test_stop_and_close_end_a_turn_that_waits_for_the_server(way: Way, end
         assert (b"TurnStopped" if end == "stop" else b"ClientClosed") in last
         server.wait_until_closed()
         await client.close_async()
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_end_of_the_event_loop_ends_its_turns(mode: Mode, caplog: pytest.LogCaptureFixture) -> None:
+    turns: list[BackgroundTurn] = []
+    recorded = tape(chunk("a"), Hang())
+
+    async def start() -> None:
+        turn, _ = await started(mode, response_from(recorded, headers=SSE))
+        turns.append(turn)
+        await anext(turn.relay_async())
+
+    run(mode, start)
+    problem = "the event loop or the thread that read the background turn has ended"
+    assert f'"ReaderLost", "message": "{problem}"'.encode() in list(turns[0].relay())[-1]
+    with pytest.raises(ReaderLost):
+        turns[0].wait()
+    assert recorded.releases
+    assert caplog.messages == [f"{problem}: session={turns[0].session_id}"]
 
 
 def test_thread_that_cannot_be_started_closes_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:

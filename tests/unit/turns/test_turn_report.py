@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
+import pytest
 from attrs import define, field
 
-from flux0 import EventStream
+from flux0 import ConnectionInterrupted, EventStream, StreamInterrupted
 from flux0.observers import Call, Observer, TurnEnd
 from support.forking import in_child
 from support.in_memory import chunk, tape
@@ -67,6 +69,19 @@ def test_end_is_reported_once_with_the_time_of_the_first_end() -> None:
 
     assert stream.seconds == seconds is not None
     assert recorder.names == ["first event", "turn end"]
+
+
+def test_failed_turn_is_logged_although_no_observer_and_no_logger_needs_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING", "flux0")
+    for error in (ConnectionInterrupted("reset"), None):
+        stream = open_sync(tape(*([] if error is None else [error])))
+        with suppress(StreamInterrupted):
+            list(stream)
+    assert [(each.levelname, "StreamInterrupted" in each.message) for each in caplog.records] == [
+        ("WARNING", True)
+    ]
 
 
 def test_forked_child_does_not_report_the_turn_of_its_parent() -> None:

@@ -9,14 +9,14 @@ from math import nan
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import asdict, evolve
 
 from flux0 import RetryConfig, to_dict
 from flux0.adapters.json import JsonCodec
 from flux0.domain.enums import EventSource, EventType
-from flux0.domain.errors import DecodeError, InvalidArgument
+from flux0.domain.errors import AgentNotFound, DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
-from flux0.domain.stored_models import ContentPart
+from flux0.domain.stored_models import ContentPart, Participant
 from flux0.domain.timeouts import Deadline
 from flux0.flows import CallRequest, Flow, send_once
 from flux0.ports import Response, Timeout
@@ -184,6 +184,48 @@ def test_each_call_sends_its_request_and_decodes_its_result(
     assert request.headers["user-agent"] == "test"
     assert request.headers["accept"] == "application/json"
     assert ("content-type" in request.headers) == (body is not None)
+
+
+@pytest.mark.parametrize(
+    ("type_", "name", "found"),
+    [
+        *((None, None, "1"), ("b", None, "3"), (None, "y", "2"), ("a", "y", "2"), ("b", "x", "3")),
+        *(("b", "y", None), ("c", None, None), ("", None, None), (None, "", None)),
+    ],
+)
+def test_first_agent_has_the_type_and_the_name(
+    type_: str | None, name: str | None, found: str | None
+) -> None:
+    items = ({"id": "1", "type": "a", "name": "x"}, {"id": "2", "name": "y", "type": "a"})
+    listed = {
+        "data": [{**AGENT, **each} for each in (*items, {**items[0], "id": "3", "type": "b"})]
+    }
+    flow = agents.first_agent(CALL, type_, name)
+    if found is None:
+        with pytest.raises(AgentNotFound):
+            run(flow, listed)
+    else:
+        assert run(flow, listed)[1].id == found
+
+
+def test_observers_get_each_fact_of_a_call() -> None:
+    known = Participant("agent-1", "Drizzle")
+    changes: dict[str, Any] = {"observe": lambda _, flow: flow, "agent": known}
+    call = evolve(CALL, extra_query={"token": "secret"}, **changes)
+    request = sessions.create_event(call, "s 1", "message", "user", "Hi")
+
+    assert request.call is not None
+    assert asdict(request.call) == {
+        "operation": "sessions.create_event",
+        "method": "POST",
+        "url": f"{CALL.server_url}{EVENTS}/stream?token=***",
+        "route": "/api/sessions/{session_id}/events/stream",
+        "session_id": "s 1",
+        "agent_id": "agent-1",
+        "agent_name": "Drizzle",
+        "content": "Hi",
+    }
+    assert CALL.request("agents.list", "GET", AGENTS).call is None
 
 
 @pytest.mark.parametrize(

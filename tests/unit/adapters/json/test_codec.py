@@ -7,7 +7,7 @@ import json
 import math
 import pickle
 import re
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import attrs
@@ -305,6 +305,23 @@ def test_from_dict_rejects_tuples_of_fixed_length_and_items_that_are_not_models(
         from_dict(model, [])
     with pytest.raises(Flux0Error, match="ForeignModel"):
         from_dict(ForeignModel, {"value": 1})
+
+
+@pytest.mark.parametrize(
+    ("offset", "text"),
+    [
+        (timedelta(0), "2026-11-24T22:38:57Z"),
+        (timedelta(hours=2), "2026-11-24T22:38:57+02:00"),
+        (timedelta(seconds=30), "2026-11-24T22:38:57+00:00:30"),
+    ],
+)
+def test_times_are_encoded_in_the_form_of_the_server(offset: timedelta, text: str) -> None:
+    moment = datetime(2026, 11, 24, 22, 38, 57, tzinfo=timezone(offset))
+
+    encoded = to_dict(Agent(id="i", name="n", type="t", created_at=moment))
+
+    assert encoded["created_at"] == text
+    assert from_dict(Agent, encoded).created_at == moment
 
 
 def test_to_dict_rejects_a_value_that_is_nested_too_deeply() -> None:

@@ -27,7 +27,7 @@ from redis.client import Pipeline
 from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
-from flux0.adapters.redis import followed, worker
+from flux0.adapters.redis import followed, scripts, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
@@ -1128,6 +1128,44 @@ def test_command_that_fails_is_not_a_failure_of_redis(server: RedisServer) -> No
     assert waited == [0.0]
 
 
+def test_time_without_commands_is_not_a_time_without_replies(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process may have been suspended, while Redis could have responded."""
+    now, waited = [1000.0], list[float]()
+    monkeypatch.setattr(worker, "monotonic", lambda: now[0])
+
+    def get() -> Steps[None]:
+        yield "GET", "flux0:text"
+
+    settings = Settings("flux0:", 300.0, LEASE_SECONDS)
+    with Interrupted(port=server.port) as client:
+        jobs = Worker(client, settings)
+        client.actions = [lambda: waited.append(jobs.waiting_seconds)]
+        now[0] += 1000
+        jobs.submit(get, now=True)
+        jobs.stop(when_idle=True)
+        jobs.run()
+    assert waited == [pytest.approx(settings.renew)]
+    assert jobs.waiting_seconds == 0
+
+
+def test_lost_turn_is_kept_as_long_as_an_ended_turn(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    log.append(event("turn", 1))
+    keys = ["flux0:{session}:turn", "flux0:{session}:turn:log"]
+    with server.client() as client:
+        wait_until(lambda: client.hget(keys[0], "last") == b"1")
+        process = as_text(client.hget(keys[0], "process"))
+        assert client.eval(scripts.LOSE, 2, *keys, "another process", "{}", 9000) == 0
+        assert all(int(client.pttl(key)) > 9000 for key in keys)
+        assert client.eval(scripts.LOSE, 2, *keys, process, "{}", 9000) == 1
+        assert all(0 < int(client.pttl(key)) <= 9000 for key in keys)
+    log.finish(LogEnd())
+
+
 def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
     tmp_path: Path,
 ) -> None:
@@ -1256,4 +1294,5 @@ def test_claim_is_refused_if_another_claim_has_just_replaced_the_turn_of_a_lost_
         client.actions = [nothing, nothing, nothing, nothing, claim]
         with pytest.raises(TurnRunning):
             store.claim("session", new_log("late"), refuse=True)
+        assert admin.hget("flux0:{session}", "turn") == b"faster"
         faster.finish(LogEnd())

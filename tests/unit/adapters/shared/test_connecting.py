@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -35,11 +36,16 @@ def test_address_after_unreachable_addresses_is_used(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("before", [False, True], ids=["meanwhile", "before"])
 def test_interrupt_ends_connecting(monkeypatch: pytest.MonkeyPatch, *, before: bool) -> None:
     """After an interrupt, the second address is not tried."""
-    interrupt, errors = Interrupt(), list[OSError]()
+    interrupt, errors, tried = Interrupt(), list[OSError](), list[object]()
+
+    class Recorder(Connector):
+        def _connect(self, sock: socket.socket, address: Any, timeout: float | None, /) -> None:
+            tried.append(address)
+            super()._connect(sock, address, timeout)
 
     def connect() -> None:
         with pytest.raises(OSError) as caught:  # noqa: PT011 - the test checks errno
-            Connector(None, interrupt).connect("flux0.example", 80)
+            Recorder(None, interrupt).connect("flux0.example", 80)
         errors.append(caught.value)
 
     with unreachable_address() as dead:
@@ -51,6 +57,7 @@ def test_interrupt_ends_connecting(monkeypatch: pytest.MonkeyPatch, *, before: b
         interrupt.fire()
         connecting.join(DEFAULT_TIMEOUT)
     assert [error.errno for error in errors] == [errno.ECONNABORTED]
+    assert len(tried) == 1
 
 
 def test_interrupted_connection_is_not_used() -> None:

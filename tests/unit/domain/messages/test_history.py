@@ -225,15 +225,20 @@ def reply(text: str) -> MessageData:
 
 
 def test_stored_turn_has_the_reply_without_the_message_of_the_user() -> None:
-    events = [*of_turn("t1", "Hi", reply("a")), *of_turn("t2", "Hi", reply("b"), reply("c"))]
+    greeting, *events = [
+        *of_turn("t0", reply("Hi")),
+        *of_turn("t1", "Hi", reply("a")),
+        *of_turn("t2", "Hi", reply("b"), reply("c")),
+    ]
 
-    first, second = stored_turn(events, "Hi"), stored_turn(events[2:], None)
+    first, second = stored_turn([greeting, *events], "Hi"), stored_turn(events[2:], None)
 
     assert first is not None
     assert (first.correlation_id, first.message, first.text) == ("t1", events[0], "a")
     assert first.messages == (events[1],)
     assert second is not None
     assert (second.text, second.messages) == ("b\nc", tuple(events[3:]))
+    assert stored_turn([greeting], None) is None
     assert stored_turn(events, "Bye") is None
 
 
