@@ -41,7 +41,8 @@ def main() -> None:
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
-        _discard_output()
+        # Discard the output that Python flushes at exit: it cannot be written either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
         sys.exit(f"{_NO_OUTPUT}: {cause.strerror}")
@@ -92,10 +93,6 @@ def _import_app() -> Typer:
 
 def _exit_at_once(_number: int, _frame: object) -> None:
     os._exit(_INTERRUPTED)  # pragma: no cover - the process ends without saving the coverage
-
-
-def _discard_output() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -121,11 +121,10 @@ class Chat:
         If `lines` is True and the output is JSON, write one object for each message instead of its
         events. Return True if all turns succeeded.
         """
-        succeeded, is_first = True, True
-        for number, message in messages:
-            if not (is_first or self._as_json):
+        succeeded = True
+        for sent, (number, message) in enumerate(messages):
+            if sent and not self._as_json:
                 self._output.write("\n")
-            is_first = False
             if lines and self._as_json:
                 succeeded &= self._send_line(number, message)
             else:

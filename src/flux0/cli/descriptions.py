@@ -72,9 +72,12 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
 
     `ids` contains the ids from the command line, with the keys "agent" and "session".
     """
-    for kind in ("agent", "session"):
+    is_rejected = isinstance(error, (models.InvalidArgument, models.APIError))
+    for kind in ("agent", "session") if is_rejected else ():
         id_ = (ids or {}).get(kind)
-        if id_ is not None and _is_unknown(kind, id_, error):
+        # If the id is unknown, the text names the argument, or else the id. A 404 response for an
+        # unknown route contains neither.
+        if id_ is not None and (f"{kind}_id" in error.problem or id_ in error.problem):
             hint = "" if len(id_) == ID_LENGTH else f": ids have {ID_LENGTH} characters"
             return f"No {kind} has the id {id_!r}{hint}. To list ids: flux0-client {kind}s list"
     if isinstance(error, models.InvalidArgument):
@@ -88,16 +91,6 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
     for name in ("stream_idle_timeout_ms", "timeout_ms", "server_url"):
         problem = problem.replace(name, _OPTIONS[name])
     return problem
-
-
-def _is_unknown(kind: str, id_: str, error: models.Flux0Error) -> bool:
-    """Return whether the error indicates that no agent or session has the id `id_`.
-
-    `kind` is "agent" or "session". The text names the argument, or else the id; a 404 response for
-    an unknown route contains neither.
-    """
-    is_rejected = isinstance(error, (models.InvalidArgument, models.APIError))
-    return is_rejected and (f"{kind}_id" in error.problem or id_ in error.problem)
 
 
 def items_of(data: models.EventData | None) -> Sequence[Item]:

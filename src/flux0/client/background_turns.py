@@ -299,7 +299,7 @@ class BackgroundTurns(Uncopyable):
         if running not in {"stop", "refuse"}:
             raise InvalidArgument("running", f'must be "stop" or "refuse", not {running!r}')
         own = self._own.get()
-        reading = kind(self._create_log, own.remove)
+        reading = kind(partial(TurnLog, os.urandom(12).hex(), self._max_bytes), own.remove)
         own.add(reading)
         # `close` in another thread sets `_is_closed` before it lists the turns to stop. Because
         # this check follows `add`, either `close` finds the turn, or this thread raises
@@ -311,9 +311,6 @@ class BackgroundTurns(Uncopyable):
 
     def _turn(self, session_id: str, log: TurnLog) -> BackgroundTurn:
         return BackgroundTurn(session_id, log, self._own.get().relays)
-
-    def _create_log(self, stop: Callable[[str], object]) -> TurnLog:
-        return TurnLog(os.urandom(12).hex(), self._max_bytes, stop)
 
     def _find_running(self, session_id: str) -> TurnLog | None:
         log = self._store.find(arguments.identifier("session_id", session_id))

@@ -113,8 +113,11 @@ class PerProcess(Generic[T]):
             resource = self._resources.setdefault(_running.id, self._make())
         return resource
 
-    def pop(self) -> T | None:
-        return self._resources.pop(_running.id, None)
+    def discard(self, close: Callable[[T], object]) -> None:
+        """Remove the resource of this process, if there is one, and call `close` with it."""
+        resource = self._resources.pop(_running.id, None)
+        if resource is not None:
+            close(resource)
 
 
 class OwnerProcess:

@@ -45,10 +45,6 @@ class SystemTime(Time):
         return self._alarms.get().add(moment, act)
 
 
-def _moment(alarm: tuple[object, tuple[float, Callable[[], object]]]) -> float:
-    return alarm[1][0]
-
-
 class _Alarms:
     """The alarms of one process, and the thread that calls them.
 
@@ -80,7 +76,8 @@ class _Alarms:
     def _run_alarms(self) -> None:
         while True:
             now = time.monotonic()
-            for alarm, (moment, act) in sorted(self._alarms.copy().items(), key=_moment):
+            by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])
+            for alarm, (moment, act) in by_moment:
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
                     # If the function of one alarm raises, the thread must still call other alarms.
                     with suppress(Exception):

@@ -102,7 +102,9 @@ class HttpxFamilyTransport:
         self._proxies = EnvironmentProxies(self._name, schemes)
         create = partial(BuiltInClients, library)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
-        weakref.finalize(self, _close_clients, self._built_in_clients)
+        # At exit, no thread can be started, so open bodies stay open. Without a reference to the
+        # transport, there are no open bodies, because each body has a reference to its transport.
+        weakref.finalize(self, self._built_in_clients.discard, BuiltInClients.close_clients)
         self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
             partial(create, is_async=True), BuiltInClients.close_async
         )
@@ -149,9 +151,7 @@ class HttpxFamilyTransport:
 
     def close(self) -> None:
         """Close the built-in sync clients and their open bodies. The user's client stays open."""
-        built_in = self._built_in_clients.pop()
-        if built_in is not None:
-            built_in.close()
+        self._built_in_clients.discard(BuiltInClients.close)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
         """Send `request` once; see `AsyncTransport.send_async`."""
@@ -282,17 +282,6 @@ class Httpx2Transport(HttpxFamilyTransport):
     """
 
     _name: ClassVar[str] = "httpx2"
-
-
-def _close_clients(built_in_clients: PerProcess[BuiltInClients]) -> None:
-    """Close the clients of a transport that is unreferenced, or at exit.
-
-    At exit, no thread can be started, so open bodies stay open. Without a reference to the
-    transport, there are no open bodies, because each body has a reference to its transport.
-    """
-    built_in = built_in_clients.pop()
-    if built_in is not None:
-        built_in.close_clients()
 
 
 def _check_client(argument: str, client: object, library: str, *, is_async: bool) -> None:

@@ -50,7 +50,7 @@ class RedisTurnStore(TurnStore):
         # and its threads end.
         self._owned_clients = owned = list[RedisClient]()
         self._process = PerProcess(lambda: StoreProcess(client, owned, Settings(*options)))
-        finalize(self, _retire, self._process).atexit = False
+        finalize(self, self._process.discard, StoreProcess.retire).atexit = False
 
     @classmethod
     def from_url(
@@ -113,12 +113,6 @@ class RedisTurnStore(TurnStore):
         this method, the threads end when the store is unreferenced and its last turn has ended.
         """
         self._process.get().close()
-
-
-def _retire(process: PerProcess[StoreProcess]) -> None:
-    unused = process.pop()
-    if unused is not None:
-        unused.retire()
 
 
 def _check_client(client: object) -> None:
