@@ -19,14 +19,13 @@ from flux0.adapters.redis.commands import Settings, TurnName, as_text, run_scrip
 from flux0.adapters.redis.followed import FollowedTurn, lose, read
 from flux0.adapters.redis.lease import Lease
 from flux0.adapters.redis.published import PublishedTurn
-from flux0.adapters.redis.worker import RedisClient, Steps, T, Worker
+from flux0.adapters.redis.worker import CLOSED, RedisClient, Steps, T, Worker
 from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStoreError
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import StoreState
 
 _RUNNING: Final = "a turn of the session is running"
 _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
-_CLOSED: Final = "the store of background turns is closed"
 
 
 @final
@@ -96,7 +95,7 @@ class StoreProcess:
         if self._is_closed:
             return
         self._is_closed = True
-        self._end_copies(ClientClosed, _CLOSED)
+        self._end_copies(ClientClosed, CLOSED)
         ends = monotonic() + self._settings.lease - self._worker.waiting_seconds
         self._worker.stop()
         for thread in self._threads:
@@ -109,7 +108,7 @@ class StoreProcess:
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:
-            raise TurnStoreError(_CLOSED)
+            raise TurnStoreError(CLOSED)
         self._start()
         return self._worker.call(self._run(steps))
 
@@ -218,6 +217,7 @@ class StoreProcess:
     def _run_worker(self) -> None:
         _suppress_instrumentation()
         self._worker.run()
+        self._end_copies(ClientClosed, CLOSED)  # A copy may have been created during `close`.
         self._worker_ended.set()
         # Wake the listener thread with a message. If Redis fails, the thread ends after its next
         # timeout.

@@ -24,6 +24,7 @@ Steps: TypeAlias = "Generator[Command, Any, T]"
 # references to the same method of an object are one job.
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
+CLOSED: Final = "the store of background turns is closed"
 # The longest time in seconds that `call` waits for the reply of Redis.
 _MAX_CALL_SECONDS: Final = 10.0
 # The shortest time in seconds between two pipelines of jobs that can wait. Without this interval,
@@ -92,7 +93,8 @@ class Worker:
         """Run steps as a job, wait for their end, and return their result.
 
         Raises:
-            TurnStoreError: Redis cannot be used, or it did not respond within 10 s.
+            TurnStoreError: Redis cannot be used, it did not respond within 10 s, or the worker was
+                stopped.
         """
         results: SimpleQueue[T | Exception] = SimpleQueue()
 
@@ -103,6 +105,8 @@ class Worker:
                 results.put(error)
 
         self.submit(run, now=True)
+        if self._is_stopped:  # The thread may have ended before the job was submitted.
+            raise TurnStoreError(CLOSED)
         try:
             result = results.get(timeout=_MAX_CALL_SECONDS)
         except Empty:
@@ -138,6 +142,8 @@ class Worker:
         self._start_jobs(inf)
         while self._running:
             self._deliver(self._send())
+            self._read_inbox(0.0)  # A claim submits its turn, whose end must be published.
+            self._start_jobs(monotonic() + _MIN_INTERVAL)
 
     def _is_idle(self) -> bool:
         return not (self._running or self._timers) and self._inbox.empty()

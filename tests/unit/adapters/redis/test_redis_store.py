@@ -1,7 +1,7 @@
 """`RedisTurnStore`: its arguments, threads and connections, and failures of Redis."""
 
 # redis has incomplete types.
-# pyright: reportUnknownMemberType=false
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import redis
 import redis.asyncio
+from attrs import frozen
 from opentelemetry import context
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -27,7 +28,7 @@ from redis.client import Pipeline
 from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
-from flux0.adapters.redis import followed, scripts, worker
+from flux0.adapters.redis import followed, scripts, store as store_module, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
@@ -57,6 +58,8 @@ from support.redis_server import (
 )
 from support.transports import ASYNC, Mode
 from support.turn_processes import event, turn_bytes
+
+T = TypeVar("T")
 
 TIMEOUT = 20.0
 LEASE_SECONDS = 1.0
@@ -1166,6 +1169,20 @@ def test_lost_turn_is_kept_as_long_as_an_ended_turn(
     log.finish(LogEnd())
 
 
+def test_call_after_the_end_of_the_thread_raises_at_once() -> None:
+    """The store is closed after the call has checked it."""
+
+    def steps() -> Steps[None]:
+        yield "GET", "flux0:text"
+
+    with Redis() as client:
+        jobs = Worker(client, Settings("flux0:", 300.0, LEASE_SECONDS))
+        jobs.stop()
+        jobs.run()
+        with ends_soon(), pytest.raises(TurnStoreError, match="is closed"):
+            jobs.call(steps())
+
+
 def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
     tmp_path: Path,
 ) -> None:
@@ -1296,3 +1313,182 @@ def test_claim_is_refused_if_another_claim_has_just_replaced_the_turn_of_a_lost_
             store.claim("session", new_log("late"), refuse=True)
         assert admin.hget("flux0:{session}", "turn") == b"faster"
         faster.finish(LogEnd())
+
+
+class Acting(Redis):
+    """Calls `act` instead of sending its nth batch of commands, with the function that sends it."""
+
+    left = 0
+    act: Callable[[Callable[..., list[Any]]], list[Any]]
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        pipeline: Any = super().pipeline(transaction, shard_hint)
+        self.left -= 1
+        if self.left == 0:
+            pipeline.execute = partial(self.act, partial(pipeline.execute, raise_on_error=False))
+        return cast("Pipeline", pipeline)
+
+
+def lose_request(_: Callable[[], list[Any]], **__: bool) -> list[Any]:
+    raise redis.ConnectionError("the connection was reset")
+
+
+def lose_reply(send: Callable[[], list[Any]], **__: bool) -> list[Any]:
+    send()
+    raise redis.ConnectionError("the connection was reset")
+
+
+def reject(send: Callable[[], list[Any]], **__: bool) -> list[Any]:
+    return [redis.ResponseError("OOM command not allowed") for _ in send()]
+
+
+@frozen
+class Stores:
+    """A store whose client fails once, and a store of another process."""
+
+    near: RedisTurnStore
+    far: RedisTurnStore
+    session: str
+
+    def claim(self, *, refuse: bool) -> tuple[Turn, TurnLog | None]:
+        """Claim the session for the near process. If that fails, undo the claim, and try again."""
+        turn = Turn("near")
+        try:
+            return turn, self.near.claim(self.session, turn.log, refuse=refuse)
+        except TurnStoreError:
+            turn.log.finish(LogEnd())
+            self.near.release(self.session, turn.log, None)
+            turn = Turn("near again")
+            return turn, self.near.claim(self.session, turn.log, refuse=refuse)
+
+
+def again(call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except TurnStoreError:
+        return call()
+
+
+def check_stopped(turn: Turn, copy: TurnLog) -> None:
+    assert wait_for_end(turn.log, TIMEOUT)
+    assert wait_for_end(copy, TIMEOUT)
+    assert set(turn.reasons) == {"the reason"}
+    assert list(copy.read(0)) == list(turn.log.read(0)) != []
+    assert copy.end is not None
+    assert isinstance(copy.end.error, TurnStopped)
+
+
+def read_near(stores: Stores) -> None:
+    turn, previous = stores.claim(refuse=True)
+    assert previous is None
+    turn.log.append(event("turn", 1))
+    copy = stores.far.find(stores.session)
+    assert copy is not None
+    wait_for_events(copy, 1)
+    turn.log.append(event("turn", 2))
+    wait_for_events(copy, 2)
+    copy.stop("the reason")
+    check_stopped(turn, copy)
+
+
+def follow_near(stores: Stores) -> None:
+    turn = Turn("far")
+    assert stores.far.claim(stores.session, turn.log, refuse=True) is None
+    turn.log.append(event("turn", 1))
+    copy = again(lambda: stores.near.find(stores.session))
+    assert copy is not None
+    wait_for_events(copy, 1)
+    turn.log.append(event("turn", 2))
+    wait_for_events(copy, 2)
+    again(lambda: copy.stop("the reason"))
+    check_stopped(turn, copy)
+
+
+def replace_near(stores: Stores) -> None:
+    turn = Turn("far")
+    assert stores.far.claim(stores.session, turn.log, refuse=True) is None
+    turn.log.append(event("turn", 1))
+    second, previous = stores.claim(refuse=False)
+    assert previous is not None
+    assert previous.turn_id == "far"
+    again(lambda: previous.stop("the reason"))
+    check_stopped(turn, previous)
+    second.log.append(event("turn", 1))
+    second.log.finish(LogEnd(finished=True))
+    copy = stores.far.find(stores.session)
+    assert copy is not None
+    assert wait_for_end(copy, TIMEOUT)
+    assert (copy.turn_id, copy.end) == (second.log.turn_id, LogEnd(finished=True))
+    assert second.reasons == []
+
+
+def quick(prefix: str, keep: float, lease: float) -> Settings:
+    """Return settings with frequent attempts to reach Redis."""
+    settings = Settings(prefix, keep, lease)
+    settings.renew = 0.01
+    return settings
+
+
+@pytest.mark.parametrize("fault", [lose_request, lose_reply, reject])
+@pytest.mark.parametrize("use", [read_near, follow_near, replace_near])
+def test_calls_and_turns_continue_after_one_failure_at_any_command(
+    server: RedisServer,
+    use: Callable[[Stores], None],
+    fault: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store_module, "Settings", quick)
+    with (
+        Acting(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=60.0)) as near,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as far,
+    ):
+        client.act, number = fault, 0
+        while client.left <= 0:
+            number += 1
+            client.left = number
+            with ends_soon():
+                use(Stores(near, far, f"session {number}"))
+        assert number > 5
+
+
+def test_store_can_be_closed_at_any_command(server: RedisServer) -> None:
+    """All calls end, and other processes get the end of the turn."""
+    number, acted = 0, [True]
+    with closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as far:
+        followed = claimed(far, turn_id="followed")
+        while acted:
+            number += 1
+            with Acting(port=server.port) as client:
+                acted = close_at(number, client, far)
+        followed.finish(LogEnd())
+    assert number > 5
+
+
+def close_at(number: int, client: Acting, far: RedisTurnStore) -> list[bool]:
+    near, turn, acted = RedisTurnStore(client, lease_seconds=60.0), Turn("near"), list[bool]()
+    copies: list[TurnLog | None] = []
+
+    def close(send: Callable[[], list[Any]], **_: bool) -> list[Any]:
+        acted.append(True)
+        turn.log.finish(LogEnd(finished=True))
+        closer.start()
+        wait_until(lambda: near._process.get()._worker._is_stopped)
+        return send()
+
+    closer = threading.Thread(target=near.close)
+    client.act, client.left = close, number
+    with ends_soon():
+        with suppress(TurnStoreError):
+            assert near.claim(f"session {number}", turn.log, refuse=True) is None
+            copies.append(far.find(f"session {number}"))
+            copies.append(near.find("session"))
+            turn.log.append(event("turn", 1))
+            turn.log.finish(LogEnd(finished=True))
+        if acted:
+            closer.join()
+        near.close()
+        for copy in copies:
+            assert copy is not None
+            assert wait_for_end(copy, TIMEOUT)
+    return acted
