@@ -44,11 +44,16 @@ class MakeClient(Protocol):
 
 
 def run(mode: Mode, test: Test) -> None:
-    """Run `test` to its end in this mode."""
+    """Run `test` to its end in this mode, and the tasks that it has started."""
 
     async def with_timeout() -> None:
+        before = _tasks(mode)
         with anyio.fail_after(_TIMEOUT_SECONDS):
             await test()
+        with anyio.move_on_after(_TIMEOUT_SECONDS):
+            while _tasks(mode) - before:
+                await anyio.sleep(0.001)
+        assert _tasks(mode) - before == set(), "the test has left tasks"
 
     if mode == "asyncio":
         asyncio.run(with_timeout())
@@ -60,6 +65,19 @@ def run(mode: Mode, test: Test) -> None:
         except StopIteration:
             return
         raise AssertionError("a sync test must not wait for an event loop")
+
+
+def _tasks(mode: Mode) -> set[Any]:
+    if mode == "asyncio":
+        return set(asyncio.all_tasks())
+    root = trio.lowlevel.current_root_task()
+    assert root is not None
+    tasks, new = set[Any](), [root]
+    while new:
+        task = new.pop()
+        tasks.add(task)
+        new += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return tasks
 
 
 class _JumpingSelector(SelectSelector):

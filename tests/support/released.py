@@ -1,4 +1,10 @@
-"""Checks after a test that the threads and connections have ended that the test has started."""
+"""Checks after a test that the threads, connections and turns have ended that the test has started.
+
+Event loops have sockets, so an event loop that was not closed is noticed, too.
+"""
+
+# The moment at which a turn begins has no public name.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -9,11 +15,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
+from weakref import WeakSet
 
 import pytest
 
+from flux0.client.background_turns import _Claim
+from flux0.runtime.turn_log import TurnLog
+
 # The longest time in seconds to wait. Threads end within milliseconds on an idle machine.
 _LIMIT = 20.0
+# Seconds after which the garbage collector runs, which may take longer than a thread takes to end.
+_COLLECTS_AFTER = 0.01
 _DESCRIPTORS = Path("/proc/self/fd")
 # These threads end later: the thread of all alarms after its last alarm, and the worker threads of
 # trio after ten idle seconds.
@@ -32,14 +45,34 @@ def _sockets() -> set[str]:
     return {each for each in sockets if each.startswith("socket:")}
 
 
+def _running(turns: list[TurnLog]) -> set[str]:
+    return {f"background turn {turn.turn_id}" for turn in turns if not turn.is_ended}
+
+
 @pytest.fixture(autouse=True)
 def everything_is_released() -> Iterator[None]:
-    """Fail a test that leaves a thread or a socket, also if the garbage collector has run."""
+    """Fail a test that leaves a thread, a socket or a background turn without an end.
+
+    Threads and sockets may be released by the garbage collector, but each turn has an end.
+    """
+    begun: WeakSet[TurnLog] = WeakSet()
+    create = _Claim.__init__
+
+    def record(claim: _Claim, store: Any, session_id: str, log: TurnLog, refuse: bool) -> None:
+        begun.add(log)
+        create(claim, store, session_id, log, refuse)
+
     before = _threads() | _sockets()
-    yield
-    ends = monotonic() + _LIMIT
-    while left := (_threads() | _sockets()) - before:
-        if monotonic() > ends:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Claim, "__init__", record)
+        yield
+    turns = [*begun]
+    begin, pause = monotonic(), 0.0005
+    while left := (_threads() | _sockets() | _running(turns)) - before:
+        seconds = monotonic() - begin
+        if seconds > _LIMIT:
             pytest.fail(f"the test has left open: {sorted(left)}")
-        gc.collect()
-        sleep(0.001)
+        if seconds > _COLLECTS_AFTER:
+            gc.collect()
+        sleep(pause)
+        pause = min(2 * pause, 0.05)

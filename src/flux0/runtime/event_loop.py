@@ -192,6 +192,14 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     return call_soon(loop, spawn)
 
 
+def run_without_loop(work: Awaitable[None]) -> None:
+    """Run `work` up to its first wait, and ignore its errors, because its event loop cannot run."""
+    steps = work.__await__()
+    with suppress(Exception):
+        next(steps)
+    steps.close()
+
+
 @coroutine
 def _suspend() -> Generator[None, None, None]:
     yield
@@ -322,13 +330,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         for loop in self.copy():
             is_closed = hasattr(loop, "is_closed") and loop.is_closed()
             if is_closed and (entry := self.pop(loop, None)) is not None:
-                # The loop is closed and cannot close the resource. Run `_close_resource` without a
-                # loop, up to its first wait. The garbage collector closes sockets that are still
-                # open.
-                closing = self._close_resource(entry[0]).__await__()
-                with suppress(Exception):
-                    next(closing)
-                closing.close()
+                # The garbage collector closes sockets that are still open.
+                run_without_loop(self._close_resource(entry[0]))
 
 
 def is_current(loop: Loop) -> bool:

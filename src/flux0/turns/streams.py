@@ -19,7 +19,14 @@ from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.ports import AsyncByteStream, ByteStream
 from flux0.relay_format import FLUX0, RelayFormat, checked_format
-from flux0.runtime.event_loop import Loop, running_loop, running_task
+from flux0.runtime.event_loop import (
+    Loop,
+    is_stopped,
+    run_without_loop,
+    running_loop,
+    running_task,
+    schedule_close,
+)
 from flux0.runtime.processes import NO_WAIT
 from flux0.turns.reader import AsyncLoop, Reader, started
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
@@ -333,7 +340,13 @@ class AsyncEventStream(StreamState):
             reason: The message of the `ClientClosed` that a reader of the stream gets.
         """
         if self.is_open:
+            close = self._close_body
             self._close_from_finalizer(reason)
+            # A waiting reader refers to the body, so the body's finalizer does not run.
+            if self.is_being_read and (
+                is_stopped(self.loop) or not schedule_close(self.loop, close)
+            ):
+                run_without_loop(close())
 
     def _leave(self) -> None:
         if self._is_left():

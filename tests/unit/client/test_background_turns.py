@@ -14,7 +14,7 @@ import re
 import threading
 import tracemalloc
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -84,6 +84,7 @@ from support.in_memory import (
     script,
     scripted_response,
 )
+from support.interrupting import interrupt, raises
 from support.logged import logged_errors
 from support.modes import at_once, in_mode, run, unwrapped
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
@@ -1097,104 +1098,109 @@ async def test_cancelled_start_leaves_no_turn(mode: Mode) -> None:
     assert await server.turns.join_async(conversation.session_id) is None
 
 
-class _Interrupted:
-    """Runs a coroutine, and acts when it is suspended for the nth time: `act` may raise an error.
+Operation = Callable[[Server, AsyncConversation, Gate], Coroutine[Any, Any, Any]]
 
-    Attributes:
-        has_acted: Whether the coroutine was suspended so often.
+
+async def drain(server: Server, _: AsyncConversation, gate: Gate) -> None:
+    gate.open()
+    await server.turns.close_async(drain_seconds=TIMEOUT)
+
+
+async def wait_for_reply(server: Server, conversation: AsyncConversation, gate: Gate) -> None:
+    turn = await joined_turn(server, conversation)
+    relay = turn.relay_async()
+    await anext(relay)
+    gate.open()
+    async for _ in relay:
+        pass
+    await turn.wait_async()
+
+
+CALLS: Mapping[str, Operation] = {
+    "start": lambda server, conversation, _: server.turns.start_async(conversation, "Hi"),
+    "stop": lambda server, conversation, _: server.turns.stop_async(conversation.session_id),
+    "close": lambda server, *_: server.turns.close_async(),
+    "drain": drain,
+    "wait": wait_for_reply,
+}
+# Concurrent calls at an await of another call.
+ACTIONS: Mapping[str, Operation] = {
+    "start": CALLS["start"],
+    "stop": CALLS["stop"],
+    "close": CALLS["close"],
+    "close the client": lambda server, *_: server.client.close_async(),
+}
+
+
+async def interrupted_call(mode: Mode, name: str, action: str, number: int) -> bool:
+    """Interrupt a call at its nth await while a turn is running, and check the other calls.
+
+    Return whether the call had this await.
     """
+    gate, has_acted, results = Gate(), True, list[Any]()
+    server = Server(mode, ["a", gate, "b"], BlockingStore())
+    conversation = await server.conversation()
+    turn = await server.turns.start_async(conversation, "Hi")
 
-    def __init__(
-        self, work: Coroutine[Any, Any, Any], number: int, act: Callable[[], object]
-    ) -> None:
-        self._work = work
-        self._number = number
-        self._act = act
-        self.has_acted: bool = False
+    async def call() -> None:
+        results.append(await CALLS[name](server, conversation, gate))
 
-    def __await__(self) -> Generator[Any, Any, Any]:
-        steps, left = self._work.__await__(), self._number
-        awaited = next(steps, DONE)
-        while awaited is not DONE:
-            left -= 1
-            try:
-                if left == 0:
-                    self.has_acted = True
-                    self._act()
-                yield awaited
-            except BaseException as error:  # noqa: BLE001 - raised in the coroutine
-                awaited = steps.throw(error)
-            else:
-                awaited = next(steps, DONE)
+    async def act() -> None:
+        with contextlib.suppress(Flux0Error):
+            await ACTIONS[action](server, conversation, gate)
 
+    async with anyio.create_task_group() as tasks:
+        acts: dict[str, Any] = {"cancel": None, "error": raises(ZeroDivisionError())}
+        with contextlib.suppress(Flux0Error, ZeroDivisionError), ends_soon():
+            start_action = acts.get(action, partial(tasks.start_soon, act))
+            has_acted = await interrupt(mode, call(), number, start_action)
+    # The thread of a cancelled call continues.
+    while any(each.name == "flux0-call" for each in threading.enumerate()):
+        await pause(mode)
 
-DONE = object()
-
-
-def raises(kind: type[BaseException]) -> Callable[[], None]:
-    def act() -> None:
-        raise kind
-
-    return act
-
-
-async def interrupted_starts(kind: type[BaseException]) -> AsyncIterator[tuple[Server, str]]:
-    """Interrupt a start with an error at each of its awaits. Yield the server and the session."""
-    number, has_acted = 0, True
-    while has_acted:
-        number += 1
-        server = Server("asyncio", ["a", Gate()], BlockingStore())
-        conversation = await server.conversation()
-        start = server.turns.start_async(conversation, "Hi")
-        interrupted = _Interrupted(start, number, raises(kind))
-        with contextlib.suppress(kind):
-            await interrupted
-        if interrupted.has_acted:
-            yield server, conversation.session_id
-        has_acted = interrupted.has_acted
-        with ends_soon():
-            await server.turns.close_async()
-    assert number > 2
-
-
-@pytest.mark.parametrize("kind", [asyncio.CancelledError, ZeroDivisionError])
-def test_start_that_is_interrupted_at_any_await_leaves_no_turn(kind: type[BaseException]) -> None:
-    async def test() -> None:
-        async for server, session_id in interrupted_starts(kind):
-            while await server.turns.join_async(session_id) is not None:
-                await asyncio.sleep(0)
-            await server.client.close_async()
-            gc.collect()  # The error, in a reference cycle, may refer to a response.
-            server.fake.assert_no_open_streams()
-
-    asyncio.run(test())
-
-
-def test_start_during_which_all_turns_are_closed_ends_its_turn() -> None:
-    """`close_async` may run at each await of the start."""
-
-    async def test() -> None:
-        number, has_acted = 0, True
-        while has_acted:
-            number += 1
-            server = Server("asyncio", ["a", Gate()], BlockingStore())
-            conversation, closing = await server.conversation(), list[asyncio.Task[None]]()
-
-            def close_turns(turns: BackgroundTurns, tasks: list[asyncio.Task[None]]) -> None:
-                tasks.append(asyncio.create_task(turns.close_async()))
-
-            act = partial(close_turns, server.turns, closing)
-            start = _Interrupted(server.turns.start_async(conversation, "Hi"), number, act)
-            with contextlib.suppress(ClientClosed, TurnStoreError), ends_soon():
+    with ends_soon():
+        if action in ("cancel", "error") and has_acted:
+            if name == "wait":
+                gate.open()
+                assert (await turn.wait_async()).text == "a\nb"
+            if name in ("stop", "wait") or (name == "start" and not results):
+                assert (await joined_turn(server, conversation)).id == turn.id
+        await server.turns.stop_async(conversation.session_id)
+        assert not turn.is_running
+        server.fake.script("next")
+        start = server.turns.start_async(conversation, "Hi", running="refuse")
+        if name in ("close", "drain") or (action.startswith("close") and has_acted):
+            with pytest.raises(ClientClosed):
                 await start
-            with ends_soon():
-                await asyncio.gather(server.turns.close_async(), *closing)
-            has_acted = start.has_acted
-            await server.client.close_async()
-            server.fake.assert_no_open_streams()
-        assert number > 2
+        else:
+            assert (await (await start).wait_async()).text == "next"
+        await server.turns.close_async()
+        await server.client.close_async()
+    assert server.real.stats().running_turns == 0
+    server.fake.assert_no_open_streams()
+    return has_acted
 
-    asyncio.run(test())
+
+INTERRUPTIONS: Mapping[Mode, tuple[str, ...]] = {
+    "asyncio": ("cancel", "error", *ACTIONS),
+    "trio": ("cancel", *ACTIONS),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    ("mode", "action"), [(mode, action) for mode in ASYNC for action in INTERRUPTIONS[mode]]
+)
+def test_all_calls_work_after_one_was_interrupted_at_any_await(
+    mode: Mode, name: str, action: str
+) -> None:
+    async def interrupt_at_each_await() -> None:
+        number = 1
+        while await interrupted_call(mode, name, action, number):
+            number += 1
+        assert number > 1
+
+    run(mode, interrupt_at_each_await)
 
 
 async def claimed_and_released(server: Server, conversation: AsyncConversation) -> bool:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from flux0 import Flux0
@@ -24,10 +25,13 @@ from flux0.middleware.observing import Observers
 from flux0.models import SessionStatus
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.runtime.time import SystemTime
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns.streams import AsyncEventStream, EventStream
 from flux0.turns.turn import Turn
 from flux0.turns.turn_report import TurnReport
 from support.driving import Slow, Time
+from support.ending import ends_soon
 from support.in_memory import (
     CORRELATION_ID,
     SSE,
@@ -358,6 +362,25 @@ async def test_close_soon_closes_an_open_stream_and_not_a_finished_one(mode: Mod
     await stream.close_async()
     assert finished.finished
     assert await values(finished) == []
+
+
+@in_both_loops
+async def test_close_soon_ends_the_wait_of_a_reader(mode: Mode) -> None:
+    steps = http_response(WaitForRelease(), headers=list(SSE.items()), framing="chunked")
+    with ByteServer(steps) as server:
+        async with Flux0(server.url) as client:
+            stream = await client.sessions.create_event_async(session_id="s", content="Hi")
+            async with anyio.create_task_group() as tasks:
+
+                async def read() -> None:
+                    with pytest.raises(errors.ClientClosed):
+                        await anext(stream)
+
+                tasks.start_soon(read)
+                await anyio.wait_all_tasks_blocked()
+                with ends_soon():
+                    stream.close_soon()
+                    await anyio.to_thread.run_sync(server.wait_until_closed)
 
 
 # --- the agent's status and errors

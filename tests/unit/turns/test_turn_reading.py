@@ -2,48 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from itertools import product
 from threading import Thread
 from typing import Any
 
 import pytest
+import trio
 
 from flux0 import (
     BackgroundTurn,
     BackgroundTurns,
+    ClientClosed,
     ConnectionInterrupted,
     Flux0,
+    Flux0Error,
     ReaderLost,
     RetryConfig,
     StreamInterrupted,
+    TurnStopped,
 )
+from flux0.client import background_turns
+from flux0.domain.headers import Headers
 from flux0.ports import Response
+from flux0.runtime.event_loop import do_nothing, start_task
 from flux0.testing import FakeTransport
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
+from flux0.turns import turn_reading
 from support.ending import ends_soon
 from support.in_memory import (
     SSE,
+    Body,
     Hang,
     Script,
     chunk,
     in_every_mode,
+    in_simulated_time,
     response_from,
     script,
     scripted_response,
     tape,
 )
+from support.interrupting import interrupt, raises
 from support.logged import logged_errors
 from support.modes import in_mode, run
 from support.sending import over
 from support.transports import ASYNC, WAYS, Mode, Way
+from unit.client.test_background_turns import Server, pause
 from unit.turns.test_endings import close_delimited, stored
+
+
+async def begun(mode: Mode, transport: Script) -> tuple[BackgroundTurn, BackgroundTurns]:
+    client = in_mode(mode, Flux0(transport=transport, retry_config=RetryConfig("none")))
+    conversation = await client.conversation_async(session="s")
+    turns = in_mode(mode, BackgroundTurns())
+    return await turns.start_async(conversation, "Hi"), turns
 
 
 async def started(mode: Mode, *responses: Response[Any]) -> tuple[BackgroundTurn, Script]:
     transport = script(*responses)
-    client = in_mode(mode, Flux0(transport=transport, retry_config=RetryConfig("none")))
-    conversation = await client.conversation_async(session="s")
-    return await in_mode(mode, BackgroundTurns()).start_async(conversation, "Hi"), transport
+    turn, _ = await begun(mode, transport)
+    return turn, transport
 
 
 @in_every_mode
@@ -114,7 +136,7 @@ def test_end_of_the_event_loop_ends_its_turns(mode: Mode, caplog: pytest.LogCapt
         turns.append(turn)
         await anext(turn.relay_async())
 
-    run(mode, start)
+    trio.run(start) if mode == "trio" else asyncio.run(start())
     problem = "the event loop or the thread that read the background turn has ended"
     assert f'"ReaderLost", "message": "{problem}"'.encode() in list(turns[0].relay())[-1]
     with pytest.raises(ReaderLost):
@@ -138,3 +160,112 @@ def test_thread_that_cannot_be_started_closes_the_stream(monkeypatch: pytest.Mon
         fake.assert_no_open_streams()
         assert turns.join(conversation.session_id) is None
         assert turns.start(conversation, "Hi", running="refuse").wait().text == "Hello"
+
+
+class FailingBody(Body):
+    async def close_async(self) -> None:
+        raise OSError("the connection cannot be closed")
+
+
+@in_simulated_time
+async def test_stopped_turn_ends_although_its_stream_cannot_be_closed(mode: Mode) -> None:
+    body = FailingBody(tape(chunk("a"), Hang()))
+    response = Response(200, Headers(tuple(SSE.items())), body, raw_response=object())
+    turn, turns = await begun(mode, script(response))
+    relay = turn.relay_async()
+    await anext(relay)
+    assert await turns.stop_async("s")
+    (last,) = [piece async for piece in relay]
+    assert b"TurnStopped" in last
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way.mode == "asyncio"], ids=str)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_turn_of_a_closed_loop_closes_its_connection(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(background_turns, "_CHECK_SECONDS", 0.01)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(do_nothing)
+
+    async def start() -> BackgroundTurn:
+        conversation = await client.conversation_async(session="s")
+        turn = await turns.start_async(conversation, "Hi")
+        await anext(turn.relay_async())
+        return turn
+
+    with ByteServer(ONE_EVENT) as server:
+        client, turns = Flux0(server.url, transport=way.make_transport()), BackgroundTurns()
+        turn = loop.run_until_complete(start())
+        tasks = asyncio.all_tasks(loop)
+        loop.close()
+        with ends_soon(), pytest.raises(ReaderLost):
+            turn.wait()
+        server.wait_until_closed()
+        for task in tasks:  # anyio would keep the task, and its socket, forever.
+            coroutine: Any = task.get_coro()
+            coroutine.close()
+
+
+EXPECTED = {
+    "cancel": ReaderLost,
+    "error": Flux0Error,
+    "stop": TurnStopped,
+    "close": ClientClosed,
+    "close the client": ClientClosed,
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [way for way in product(ASYNC, EXPECTED) if way != ("trio", "error")],
+)
+def test_turn_has_an_end_although_its_reading_is_interrupted_at_any_await(
+    mode: Mode, action: str
+) -> None:
+    async def interrupt_reading(number: int) -> bool:
+        server, has_acted, acting = Server(mode, ["a", "b"]), list[bool](), list[bool]()
+        conversation = await server.conversation()
+
+        async def act() -> None:
+            if action == "stop":
+                await server.turns.stop_async(conversation.session_id)
+            else:
+                await (server.turns if action == "close" else server.client).close_async()
+            acting.clear()
+
+        def start_action() -> None:
+            acting.append(True)
+            start_task(act)
+
+        actions: dict[str, Any] = {"cancel": None, "error": raises(ZeroDivisionError())}
+
+        async def read(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+            interruption = actions.get(action, start_action)
+            has_acted.append(await interrupt(mode, run(), number, interruption))
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(turn_reading, "start_task", lambda run: start_task(partial(read, run)))
+            turn = await server.turns.start_async(conversation, "Hi")
+        with ends_soon():
+            try:
+                assert (await turn.wait_async()).text == "a\nb"
+            except EXPECTED[action]:
+                assert b"event: error" in b"".join([piece async for piece in turn.relay_async()])
+            while acting or not has_acted:
+                await pause(mode)
+            if not action.startswith("close"):
+                again = await server.turns.start_async(conversation, "Hi", running="refuse")
+                assert (await again.wait_async()).text == "a\nb"
+            await server.turns.close_async()
+            await server.client.close_async()
+        server.fake.assert_no_open_streams()
+        return has_acted[0]
+
+    async def interrupt_at_each_await() -> None:
+        number = 1
+        while await interrupt_reading(number):
+            number += 1
+        assert number > 1
+
+    run(mode, interrupt_at_each_await)

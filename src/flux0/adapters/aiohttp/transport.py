@@ -160,8 +160,9 @@ class _AiohttpSource:
             transport = None if self._connection is None else self._connection.transport
             shut_down(transport and transport.get_extra_info("socket"))
         if not is_scheduled:
-            with suppress(RuntimeError):
-                response.release()
+            for _ in range(2):  # The first call raises an error if a reader waits.
+                with suppress(RuntimeError):
+                    response.release()
 
     def translate_error(
         self, error: BaseException, timeout: float | None

@@ -9,7 +9,7 @@ from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError, mark_user_error
-from flux0.runtime.event_loop import Loop, running_loop
+from flux0.runtime.event_loop import Loop, is_current, running_loop
 from flux0.runtime.processes import NO_WAIT, OwnerProcess, run_in_new_thread
 
 
@@ -118,9 +118,10 @@ class AsyncBody(_BodyState):
     def __init__(self, source: AsyncSource) -> None:
         super().__init__(source)
         self._source = source
+        self._loop = running_loop()
         # Use a finalizer and not __del__: in a reference cycle, the garbage collector may close the
         # HTTP library's generators before it calls __del__, and the connection stays open.
-        self._finalizer = finalize(self, _close_source, source, running_loop(), OwnerProcess())
+        self._finalizer = finalize(self, _close_source, source, self._loop, OwnerProcess())
         self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
@@ -152,9 +153,12 @@ class AsyncBody(_BodyState):
         return piece
 
     async def close_async(self) -> None:
-        self._finalizer.detach()
         self.closed = True
-        await self._source.close()
+        if is_current(self._loop):
+            self._finalizer.detach()
+            await self._source.close()
+        else:
+            self._finalizer()
 
 
 def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:

@@ -168,6 +168,7 @@ def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
 
 @over(*OVER_ASYNCIO)
 @MAY_LEAVE_CONNECTIONS
+@pytest.mark.usefixtures("_one_place")
 async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -> None:
     """The n-th call is cancelled in its n-th step, and in each step after that."""
     slow = http_response(b'{"data": ', b"[]}", framing="chunked")
