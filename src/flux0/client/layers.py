@@ -40,16 +40,12 @@ def build_chain(
         problem = f"must be a logging.Logger or an object with a method debug, not {debug_logger!r}"
         raise InvalidArgument("debug_logger", problem)
     policy = ResponsePolicy(codec, max_body_bytes)
-    layers: list[Middleware] = [
-        *_user_layers(middleware, policy),
-        Retry(RetryBudget(), time, on_retry),
-        compute_headers,
-    ]
+    users, retry = _user_layers(middleware, policy), Retry(RetryBudget(), time, on_retry)
     logger = debug_logger if debug_logger is not None else _environment_logger()
     attempt: list[Middleware] = [policy] if logger is None else [Logging(logger, time), policy]
     if observers:
         attempt = [partial(observers.observe_attempt, attempt)]
-    return chain([*layers, *attempt])
+    return chain([*users, retry, compute_headers, *attempt])
 
 
 def _user_layers(middleware: object, policy: ResponsePolicy) -> list[Middleware]:

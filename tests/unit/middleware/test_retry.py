@@ -232,9 +232,9 @@ def documented() -> list[tuple[str, str, str]]:
     """Return the table of docs/reliability.md as rows of method, cause and outcome."""
     rows = [
         [cell.strip() for cell in line.strip("| ").split("|")]
-        for line in re.findall(r"^\| (?:\||GET|POST).*\|$", _DOC, re.MULTILINE)
+        for line in re.findall(r"^\| (?:method|GET|POST).*\|$", _DOC, re.MULTILINE)
     ]
-    causes, *outcomes = rows
+    (_, *causes), *outcomes = rows
     return [
         (method, cause, outcome)
         for method, *cells in outcomes
