@@ -118,10 +118,10 @@ class AsyncBody(_BodyState):
     def __init__(self, source: AsyncSource) -> None:
         super().__init__(source)
         self._source = source
-        self._loop = running_loop()
+        self._body_loop = running_loop()
         # Use a finalizer and not __del__: in a reference cycle, the garbage collector may close the
         # HTTP library's generators before it calls __del__, and the connection stays open.
-        self._finalizer = finalize(self, _close_source, source, self._loop, OwnerProcess())
+        self._finalizer = finalize(self, _close_source, source, self._body_loop, OwnerProcess())
         self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
@@ -154,7 +154,7 @@ class AsyncBody(_BodyState):
 
     async def close_async(self) -> None:
         self.closed = True
-        if is_current(self._loop):
+        if is_current(self._body_loop):
             self._finalizer.detach()
             await self._source.close()
         else:
