@@ -44,6 +44,7 @@ from support.cassettes import ONCE
 from support.fakes import kinds, new_session
 from support.in_memory import in_every_mode
 from support.modes import in_mode
+from support.ports import reserved_port
 from support.transports import Mode
 
 
@@ -544,7 +545,7 @@ def test_process_exits_while_its_fake_is_served(enter: str) -> None:
 
 
 def test_closing_a_closed_server_does_nothing() -> None:
-    server = FakeTransport().serve()
+    server = FakeTransport().serve(reserved_port())  # No other program gets this port later.
     url = server.__enter__()
     for _ in range(2):
         server.__exit__(None, None, None)
