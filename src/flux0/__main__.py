@@ -33,7 +33,8 @@ def main() -> None:
         if package not in _EXTRA:
             raise
         sys.exit(f"the command line needs the package {package}: pip install 'flux0-client[cli]'")
-    except KeyboardInterrupt:  # The user pressed Ctrl-C while `_import_app` imported `signal`.
+    # The user pressed Ctrl-C before `_import_app` had set its own handler for Ctrl-C.
+    except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except (OSError, SystemExit) as end:
         # If stdout is a closed pipe, rich and typer catch the BrokenPipeError and raise

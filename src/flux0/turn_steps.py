@@ -138,7 +138,7 @@ class TurnSteps:
 
         After the agent has reported an error, an event has no steps.
         """
-        # Other events, such as `UnknownEvent`, have no meaning in other relay formats.
+        # Skip other events, such as `UnknownEvent`, because other relay formats have no equivalent.
         if self._is_ended or not isinstance(event, (ChunkEvent, StatusEvent)):
             return
         self._turn_id = event.correlation_id

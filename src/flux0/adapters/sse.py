@@ -181,7 +181,7 @@ class SSEParser:
             block = lines.lstrip(b"\n")
             start += len(lines) - len(block)
             end = start + len(block)
-            # A block's size includes the LF after its last line.
+            # The size of a block includes the LF after its last line, if this LF was received.
             if len(block) + (end < len(data)) > self._limit:
                 return start + self._limit
             start = end + 2
@@ -217,7 +217,7 @@ class _EventDecoder:
                     events.append(_new(ServerSentEvent, fields))
                     position = end + 2
                     continue
-            elif blocks[position] == _LF:  # Skip a second blank line between two blocks.
+            elif blocks[position] == _LF:  # Two blank lines may separate two blocks.
                 position += 1
                 continue
             end = blocks.find(b"\n", position)

@@ -30,8 +30,7 @@ from flux0.models import InvalidArgument
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # The value None disables the help of rich, which shortens names of options on a narrow
-    # terminal.
+    # Disable the help of rich, because it shortens the names of options on a narrow terminal.
     rich_markup_mode=None,
     context_settings={
         "help_option_names": ["-h", "--help"],

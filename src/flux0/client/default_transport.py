@@ -121,8 +121,8 @@ class _DefaultTime:
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own
-        # `monotonic` runs for each event of a stream. Calling `time.monotonic` directly is faster
-        # than calling the method of `SystemTime`.
+        # Each event of a stream calls `monotonic`. Store `time.monotonic` itself, because it is
+        # faster than the method of `SystemTime`.
         self._own_monotonic = time.monotonic if own is None else own.monotonic
 
     def monotonic(self) -> float:

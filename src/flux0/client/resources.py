@@ -296,7 +296,7 @@ class Message:
         self._session = call.server_url, session_id
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
-        # The stream lists the turn's stored events with the same options as the message, such as
+        # `stored_events` of the stream uses the same options as the message, such as
         # `http_headers`.
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 

@@ -38,7 +38,9 @@ class Flux0Error(Exception):
         attempts: the number of attempts to send the request, including the first.
     """
 
-    __module__ = "flux0"  # Tracebacks show `flux0.Flux0Error`, the name that users import.
+    # Tracebacks show `flux0.Flux0Error`, the name that users import, although the class is defined
+    # in this module.
+    __module__ = "flux0"
 
     def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("flux0.domain."):

@@ -262,7 +262,7 @@ class HasMessageData:
 
     __slots__ = ()
     if TYPE_CHECKING:
-        data: Any  # Each subclass declares a more specific type for `data`.
+        data: Any  # Subclasses declare `data` with a more specific type.
 
     @property
     def text(self) -> str:

@@ -186,7 +186,8 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         # Create the task now and not in a callback: a loop that is about to end cancels all
         # existing tasks, but may drop callbacks.
         spawn()
-        # A signal handler may run while the loop waits for I/O. A callback ends this wait.
+        # A signal handler may run while the loop waits for I/O. Then the new task starts only after
+        # the wait, so end the wait with a callback.
         call_soon(loop, do_nothing)
         return True
     return call_soon(loop, spawn)
@@ -295,8 +296,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         self._close_resource = close_resource
 
     async def close_at_loop_end(self, loop: Loop) -> AsyncGenerator[None, None]:
-        # At its end, a loop of asyncio or trio closes its suspended async generators, such as this
-        # generator.
+        # An event loop that ends closes its suspended async generators, such as this generator.
+        # Then the `finally` block closes the resource.
         try:
             yield
         finally:

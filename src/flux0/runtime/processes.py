@@ -47,7 +47,7 @@ _running: Final = _RunningProcess()
 # the internal lock is locked, for which the child waits forever. The lock is reentrant, because a
 # signal handler may fork.
 fork_lock: Final = RLock()
-with suppress(AttributeError):  # Windows has no `os.register_at_fork`.
+with suppress(AttributeError):  # Windows cannot fork, and lacks `register_at_fork`.
     os.register_at_fork(
         before=fork_lock.acquire,
         after_in_parent=fork_lock.release,

@@ -105,7 +105,8 @@ class TurnLog:
         # a reader in another thread never gets a number of other events.
         self._kept: tuple[int, list[bytes]] = (1, [])
         self.size: int = 0
-        # Several threads may add an end at the same time. Only the first end is used.
+        # Several threads may end the turn at the same time. Each thread adds its end to this list,
+        # and only the first end is used.
         self._ends: list[LogEnd] = []
         self._wakers: dict[object, Callable[[], object]] = {}
 

@@ -58,8 +58,8 @@ class Transition:
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # The next transition. Several threads may append a transition at the same time; only the first
-    # item is valid.
+    # The next transition is the first item of this list. Other items are without effect: several
+    # threads may append a transition at the same time.
     next: list[Transition] = field(factory=list["Transition"], init=False)
 
 

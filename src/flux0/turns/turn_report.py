@@ -43,7 +43,8 @@ class TurnReport:
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
         self.is_relayed = False
-        # The times at which threads have ended the turn. Only the first time is used.
+        # Several threads may end the turn at the same time. Each thread adds the time to this list,
+        # and only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
         # Store the result for `postpone`, which finalizers call. They must not call

@@ -162,7 +162,8 @@ class AiohttpConnection(ResponseHandler):
         if exc is not None and not self.is_eof():
             self.set_exception(exc)
         if transport is not None:
-            # Python 3.10 emits a ResourceWarning for a TLS transport that was not closed.
+            # Abort the transport, because Python 3.10 emits a ResourceWarning for a TLS transport
+            # that was not closed.
             transport.abort()
         content = self._content
         reported = None if content is None else content.exception()

@@ -106,7 +106,8 @@ class _AiohttpSource:
     session.
     """
 
-    close_at_exit: ClassVar[bool] = True  # aiohttp warns about responses that are open at exit.
+    # Close the responses that are open at exit, because aiohttp emits a warning for each of them.
+    close_at_exit: ClassVar[bool] = True
 
     def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
         self.coding: str = response.headers.get("Content-Encoding", "")

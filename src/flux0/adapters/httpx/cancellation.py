@@ -37,12 +37,13 @@ class Uninterrupted(Generic[T]):
                 try:
                     resume, argument = steps.send, (yield awaited)
                 # A GeneratorExit means that this coroutine is being closed, perhaps by the garbage
-                # collector.
+                # collector. Then close `work`, too.
                 except GeneratorExit:
                     steps.close()
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised in `work`
-                    # In asyncio, a checkpoint yields None, and any other wait yields a future.
+                    # In asyncio, a checkpoint yields None, and any other wait yields a future. So
+                    # `awaited` shows whether the task was cancelled in a checkpoint.
                     if awaited is None and _is_task_cancellation(error):
                         resume, argument, cancelled = steps.send, None, True
                     else:

@@ -144,7 +144,7 @@ class BuiltInClients:
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
     limits = library.httpx.Limits(
-        max_connections=None,  # `Pools` limits the number of connections.
+        max_connections=None,  # httpx needs no limit, because `Pools` has one.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )

@@ -256,8 +256,9 @@ class AsyncConnection(HttpxConnection):
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                # At each checkpoint, the event loop runs one step. The first step starts to read.
-                # The second step receives the data that has already arrived.
+                # At each checkpoint, the event loop runs one step of the other task. The first step
+                # starts to read, and the second step receives the data that has already arrived. So
+                # a rejection that has already arrived cancels the write.
                 for _ in range(2):
                     await checkpoint()
                 await self._stream.write(data, timeout)

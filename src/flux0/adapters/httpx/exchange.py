@@ -220,7 +220,7 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            # A custom transport of the user raised the error with this message.
+            # A custom transport of the user raised this error, so keep its message.
             return kind(str(error))
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
         if self._connecting_to not in (None, self._server_address()):

@@ -188,7 +188,8 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 def _model(made: Converter, kind: Any) -> Hook:
     if is_plain(kind) and not made.detailed_validation:
         return generate_hook(kind, made.get_structure_hook)
-    # cattrs' hook calls `__init__`, in which some classes check or convert their arguments.
+    # Use the hook of cattrs, which calls `__init__`, because some classes check or convert their
+    # arguments in `__init__`.
     changes: Any = {name: override(rename=key) for name, key in json_keys(kind) if name != key}
     if is_extensible := issubclass(kind, Extensible):
         changes["extra"] = override(omit=True)

@@ -102,5 +102,6 @@ class PublishedTurn:
         if request not in (b"", self._stop_request):
             self._stop_request = request
             reason = request.partition(b" ")[2].decode() or _REPLACED
-            # `stop` closes the stream, which may block. It must not block the worker.
+            # Call `stop` in another thread: it closes the stream, which may block, and the worker
+            # must not wait.
             run_in_new_thread(partial(self.log.stop, reason))

@@ -91,7 +91,8 @@ class Decoder:
             raise ProtocolError(
                 f"the content coding of the body must be gzip or deflate, not {self._coding!r}"
             )
-        # In the zlib format, the first byte has 8 in its low 4 bits. Valid raw data never has.
+        # Some servers send "deflate" data without the zlib format. In the zlib format, the low 4
+        # bits of the first byte are 8, which is never true for valid raw data.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
         # If 32 is added to `wbits`, zlib detects whether the data is in the gzip or the zlib
         # format.

@@ -25,7 +25,7 @@ def shut_down(connection: Any) -> None:
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except TypeError:  # uvloop has a PseudoSocket, whose `shutdown` fails.
+            except TypeError:  # The PseudoSocket of uvloop rejects `shutdown`.
                 with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
 

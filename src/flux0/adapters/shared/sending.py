@@ -44,7 +44,7 @@ def wait(
     are False. If the socket is closed, both values are True, because using it raises an error.
     """
     try:
-        if not hasattr(select, "poll"):  # Windows has no `select.poll`.
+        if not hasattr(select, "poll"):  # On Windows, `select.poll` is missing.
             # Windows reports a failure to connect as an exceptional condition, so wait for this
             # condition, too.
             reading, writing = [sock] * read, [sock] * write

@@ -177,8 +177,8 @@ class Urllib3Connection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            # urllib3 applies `self.timeout` when it sends the request. Until now, this is the
-            # connect timeout.
+            # urllib3 applies `self.timeout` to each wait while it sends the request. Until now, the
+            # attribute has the connect timeout, so set the write timeout.
             self.timeout = exchange.timeout.write
             self._early_file, self._body_is_large = None, isinstance(options.get("body"), BytesIO)
         super().request(*args, **options)

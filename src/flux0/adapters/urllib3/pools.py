@@ -206,7 +206,7 @@ def _close_pools(manager: urllib3.PoolManager) -> None:
     pools = [manager.pools[key] for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
     manager.clear()
     for pool in pools:
-        # Without `pool.pool`, urllib3 raises `ClosedPoolError` for each later request.
+        # Remove `pool.pool`, so that urllib3 raises `ClosedPoolError` for each later request.
         slots, pool.pool = pool.pool, None
         if isinstance(slots, Slots):  # A pool that was never used or is closed has no `Slots`.
             slots.close()

@@ -109,7 +109,8 @@ class _Connections:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    # Set `auth` to a function without effect. Without it, requests reads credentials from .netrc.
+    # Set `auth` to a function without effect. If `auth` is None, requests reads credentials from
+    # .netrc.
     session.auth = lambda prepared: prepared
     for prefix in ("https://", "http://"):
         # `track` adds more slots to the pool: urllib3 itself takes longer than a call to add them.
@@ -179,7 +180,8 @@ def _prepare(session: requests.Session, request: Request) -> Any:
         raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    except Flux0Error as error:  # The authentication class of the user's session raised this error.
+    # Code of the user, such as an authentication class, has raised this error.
+    except Flux0Error as error:
         mark_user_error(error)
         raise
     if cookies is not None:
@@ -219,7 +221,7 @@ def _tracked_pool(adapter: HTTPAdapter, get: Any, request: Any, tls: dict[str, A
     try:
         pool = get(request, **tls)
         adapter.cert_verify(pool, request.url, tls["verify"], tls["cert"])  # type: ignore[no-untyped-call]
-    except (HTTPError, OSError) as error:  # All errors of `requests` are subclasses of OSError.
+    except (HTTPError, OSError) as error:  # Errors of `requests` are OSErrors, too.
         raise failure(ConnectError, error, Timeout()) from error
     track(pool, MAX_IDLE_CONNECTIONS if isinstance(adapter, _TrackingAdapter) else None)
     return pool

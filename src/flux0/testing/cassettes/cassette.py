@@ -41,7 +41,8 @@ _ABSENT: Final = object()
 class CassetteError(Flux0Error):
     """A cassette is missing, damaged, a folder, of another version, or being recorded already."""
 
-    # Tracebacks show `flux0.testing.CassetteError`, the name that users import.
+    # Tracebacks show `flux0.testing.CassetteError`, the name that users import, although the class
+    # is defined in this module.
     __module__ = "flux0.testing"
 
 
@@ -294,7 +295,8 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
     _check_no_folder(path)
     try:
-        body = path.read_bytes().removeprefix(BOM_UTF8)  # Editors may add a byte order mark.
+        # Ignore a byte order mark, which editors may add.
+        body = path.read_bytes().removeprefix(BOM_UTF8)
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
             known = f"but this version of flux0 reads only version {VERSION}"
@@ -314,5 +316,5 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
 
 def _check_no_folder(path: Path) -> None:
-    if os.path.isdir(path):  # Unlike `os.path.isdir`, `Path.is_dir` can raise PermissionError.
+    if os.path.isdir(path):  # Use `os.path.isdir`, because `Path.is_dir` may raise PermissionError.
         raise CassetteError(f"{path} is a folder: the path of a cassette must be a file")

@@ -195,7 +195,8 @@ class _OpenExchange:
         if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        # Other errors end a recorded exchange early, for example a cancellation.
+        # Another error, such as a cancellation, ends the exchange early, although the connection
+        # has not failed. So record the end as closed.
         elif error is not None:
             self.end(CLOSED, error)
 

@@ -71,7 +71,8 @@ class _ReplayedBody(FakeBody):
 class NotRecorded(AssertionError):
     """A request matches no exchange in the cassette."""
 
-    # pytest shows `flux0.testing.CassetteTransport`, the name that users import.
+    # pytest shows `flux0.testing.NotRecorded`, the name that users import, although the class is
+    # defined in this module.
     __module__ = "flux0.testing"
 
 

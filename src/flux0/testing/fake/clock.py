@@ -52,7 +52,8 @@ Waits: TypeAlias = Generator[Wait, None, T]
 class ClockStandsStill(AssertionError):
     """Raised if code waits on a `FakeClock(moves_by_itself=False)`, which only `advance` moves."""
 
-    # Tracebacks show `flux0.testing.FakeClock`, the name that users import.
+    # Tracebacks show `flux0.testing.ClockStandsStill`, the name that users import, although the
+    # class is defined in this module.
     __module__ = "flux0.testing"
 
 

@@ -155,7 +155,8 @@ class _Connection:
         scheme = scheme if scheme in {"https", "ws", "wss"} else "http"
         host = host if _HOST.fullmatch(host) else self._server.address
         target = head.target.decode().replace("#", "%23")
-        # Targets without a leading slash, such as absolute URLs, must match no route.
+        # A target without a leading slash, such as an absolute URL, matches no route of the real
+        # server. So add slashes, with which it matches no route of the fake.
         if not target.startswith("/"):
             target = f"//{target}"
         url, content = f"{scheme}://{host}{target}", bytes(body) or None

@@ -165,7 +165,7 @@ class FakeTurn:
             while not waits:
                 if not isinstance(agent.send(None), _AgentPaused):
                     agent.throw(TypeError(_NEEDS_LOOP))
-                with self._lock:  # Without the lock, another thread may resume the agent.
+                with self._lock:  # The lock keeps other threads from resuming the agent.
                     waits, cancelled = self._wait is not None, self._cancelled
                     self._running = cancelled or not waits
         if cancelled:
@@ -198,7 +198,8 @@ class FakeTurn:
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
-        # The agent's own code has waited on the fake's clock since its last step.
+        # If the agent's own code has waited on the fake's clock since its last step, its next event
+        # is sent at the present time.
         if self._clock.now() > self._continued_at:
             self._time = self._clock.now()
         self._silent_steps += 1
@@ -220,7 +221,8 @@ class FakeTurn:
         self._continued_at = self._clock.now()
 
     def _fail(self, error: Exception) -> None:
-        # The stream's reader gets this error after the events that were already produced.
+        # Append the error to the output, so that the stream's reader gets it after the events that
+        # were already produced.
         with self._lock:
             self.error = error
             self._output.append(error)
