@@ -66,9 +66,9 @@ class AttemptEnd:
     Attributes:
         number: the attempt's number; the first attempt is 1.
         seconds: the attempt's duration in seconds.
-        status_code: the HTTP status; None if no response was received.
-        error: the exception, which is an `APIError` for an error status; None if the attempt
-            succeeded.
+        status_code: the HTTP status of the response; None if no response was received.
+        error: the exception that the attempt raised, for example an `APIError` for an error status;
+            None if the attempt succeeded.
     """
 
     number: int

@@ -162,7 +162,7 @@ class SSEParser:
         return events
 
     def _feed_up_to_limit(self, data: bytes) -> list[ServerSentEvent]:
-        """Feed lines like `_feed_lines`, but fail at the first block that exceeds the limit."""
+        """Parse lines as `_feed_lines` does, but fail at the first block that exceeds the limit."""
         data = self._unfinished_block() + data
         self._block.clear()
         excess = self._find_excess(data)

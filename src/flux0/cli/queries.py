@@ -27,7 +27,7 @@ from flux0.cli.options import (
 
 @with_common_options
 def _accept_options(_: typer.Context) -> None:
-    """Accept the common options between a group and its command."""
+    """Accept the common options between the names of a group and its command, too."""
 
 
 _Query: TypeAlias = "Callable[..., Listed]"

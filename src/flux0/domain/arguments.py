@@ -115,7 +115,7 @@ def interval(argument: str, value: object) -> float:
 
 
 def seconds(argument: str, milliseconds: object) -> float:
-    """Convert a timeout in milliseconds to seconds. It must be above 0 and below 25 days."""
+    """Convert a timeout, which must be above 0 and below 25 days, from milliseconds to seconds."""
     if not _is_number(milliseconds) or not 0 < milliseconds <= _LONGEST_WAIT_MS:
         allowed = f"above 0 and up to {_LONGEST_WAIT_MS:,}"
         problem = f"must be a number of milliseconds {allowed}, not {milliseconds!r}"

@@ -149,7 +149,7 @@ class AgentNotFound(Flux0Error, LookupError):
     """No agent has the requested type and name.
 
     Attributes:
-        agents: all agents of the server.
+        agents: all agents that the server has.
     """
 
     def __init__(self, wanted: str, agents: tuple[Agent, ...]) -> None:

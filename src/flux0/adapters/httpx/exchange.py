@@ -102,7 +102,8 @@ class HttpxExchange(Exchange):
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now are a part of the response head.
 
-        If the thread's context is a copy, this exchange may belong to another thread.
+        `connection` may belong to another exchange: a thread with a copy of the context finds this
+        exchange, too.
         """
         return self.sent and not self.head_received and self.connection in (connection, None)
 

@@ -151,7 +151,7 @@ class Pools:
 
     @contextmanager
     def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
-        """Raise `PoolTimeout` if `place` has no pool after the `with` block, in which to wait."""
+        """Raise `PoolTimeout` if `place` has no pool when the `with` block has waited for one."""
         entered = False
         try:
             yield
@@ -164,7 +164,7 @@ class Pools:
 
 
 def _close_idle(transport: Any) -> None:
-    """Close the idle connections of a transport, without the lock of its pool."""
+    """Close the idle connections of a transport. This does not acquire the lock of its pool."""
     for connection in transport._pool.connections:  # noqa: SLF001 - httpx has no public name
         if connection.is_idle():
             connection.close()

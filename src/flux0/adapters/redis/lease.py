@@ -24,9 +24,9 @@ class Lease:
     """Renews this process's lease in Redis, and ends the turns of processes without a lease.
 
     Args:
-        worker: Runs the jobs.
-        published: The turns that this process reads.
-        followed: The turns of other processes.
+        worker: The worker that runs this object's job `steps`.
+        published: The turns that this process reads, by their keys.
+        followed: The turns of other processes that this process follows, by their keys.
     """
 
     _worker: Worker

@@ -50,7 +50,7 @@ class Worker:
     A single thread needs one connection, and its jobs need no locks.
 
     Args:
-        client: The client of Redis.
+        client: The client of Redis that sends the commands.
         settings: The names and times.
 
     Attributes:

@@ -90,7 +90,7 @@ class SendOnceContract(Contract):
         assert _posts(server) == 1, "the request was not sent exactly once"
 
     def test_request_is_sent_once_if_writing_fails(self, harness: Harness) -> None:
-        """The server may have read enough to act on the request."""
+        """The server may have read enough to act on the request, so it is not sent again."""
         server = harness.serve(on_connect=(Receive(), Reset()))
         with pytest.raises(errors.ConnectionInterrupted):
             harness.send(post(server.url, bytes(16_000_000)))

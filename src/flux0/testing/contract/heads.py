@@ -156,7 +156,10 @@ class HeadContract(Contract):
     def test_responses_without_a_body_end_with_their_head(
         self, harness: Harness, method: str, status: str, fields: list[tuple[str, str]]
     ) -> None:
-        """Such responses have no body, in spite of a `content-length` (RFC 9112, section 6.3)."""
+        """A response to HEAD, and a response with status 204 or 304, has no body.
+
+        A `content-length` in the head does not change this (RFC 9112, section 6.3).
+        """
         server = harness.serve((head(status, fields),))
         for _ in range(2):
             response = harness.send(evolve(get(server.url), method=method))

@@ -68,7 +68,7 @@ class ReceivedCall:
 
     @property
     def user(self) -> str | None:
-        """The user from the last cookie `flux0_user_sub`, percent-decoded; None without one."""
+        """The user in the last cookie `flux0_user_sub`, percent-decoded; None without it."""
         user = user_of(self.headers)
         return None if user is None else unquote(user)
 

@@ -198,7 +198,7 @@ class FakeServer:
         raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, headers: Headers) -> str:
-        """Return the id of the user who owns the bearer token; without tokens, of the cookie."""
+        """Return the id of the user in the cookie, or with `tokens`, of the token's owner."""
         if self._tokens is None:
             return self.store.user_ids[user_of(headers) or "anonymous"]
         scheme, _, token = headers.get("authorization", "").partition(" ")

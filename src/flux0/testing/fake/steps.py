@@ -381,9 +381,10 @@ def _add_patch(path: str, value: Any) -> dict[str, Any]:
 
 
 def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patches]:
-    """Yield the patches of a tool call: the call, then the JSON of its arguments in two pieces.
+    """Yield the patches that add a tool call, and then its arguments as JSON in two pieces.
 
-    In a `LangChain` message, `index` is the call's position, and a separate patch sets the name.
+    If the call is in a `LangChain` message, `index` is its position in this message, and a separate
+    patch sets the tool's name.
     """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""
