@@ -75,8 +75,8 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
     is_rejected = isinstance(error, (models.InvalidArgument, models.APIError))
     for kind in ("agent", "session") if is_rejected else ():
         id_ = (ids or {}).get(kind)
-        # If the id is unknown, the text names the argument, or else the id. A 404 response for an
-        # unknown route contains neither.
+        # If the server does not know the id, the error's text names the argument or the id. A 404
+        # response for an unknown route names neither.
         if id_ is not None and (f"{kind}_id" in error.problem or id_ in error.problem):
             hint = "" if len(id_) == ID_LENGTH else f": ids have {ID_LENGTH} characters"
             return f"No {kind} has the id {id_!r}{hint}. To list ids: flux0-client {kind}s list"

@@ -49,7 +49,7 @@ class SessionStatus(OpenEnum):
 
     Attributes:
         ACKNOWLEDGED: the agent has received the message.
-        CANCELLED: the agent has stopped before its end.
+        CANCELLED: the agent has stopped before the turn was complete.
         PROCESSING: the agent is working.
         READY: a message is complete. The server then stores it.
         TYPING: the agent is writing its answer.

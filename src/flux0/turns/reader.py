@@ -87,8 +87,8 @@ class ReaderRole:
             reader = reference()
             if reader is None or reader.owner == owner:
                 continue
-            # Ignore a reader whose task has ended: it does not read any more. With
-            # `asyncio.wait_for` of Python 3.11, each call of `anext` runs in a new task.
+            # Ignore a reader whose task has ended. With `asyncio.wait_for` of Python 3.11, each
+            # call of `anext` runs in a new task, so the tasks of earlier calls have ended.
             has_ended = getattr(reader.owner, "done", bool)()
             if not has_ended and reader.generators.isdisjoint(generators()):
                 # The error's traceback refers to this frame and its variables. If the caller stores

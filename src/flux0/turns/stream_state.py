@@ -255,8 +255,8 @@ class StreamState(Uncopyable):
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._life.current.failure,
-            # An observer may store this error. `self.error` has references to the messages and the
-            # client, and keeps them in memory.
+            # Pass a copy of the error, because an observer may store it: `self.error` has
+            # references to the messages and the client, and keeps them in memory.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,

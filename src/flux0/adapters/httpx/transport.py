@@ -102,8 +102,9 @@ class HttpxFamilyTransport:
         self._proxies = EnvironmentProxies(self._name, schemes)
         create = partial(BuiltInClients, library)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
-        # At exit, no thread can be started, so open bodies stay open. Without a reference to the
-        # transport, there are no open bodies, because each body has a reference to its transport.
+        # `close_clients` does not close open bodies. At exit, this is not possible, because no
+        # thread can be started. If the transport is unreferenced, there are none, because each body
+        # has a reference to its transport.
         weakref.finalize(self, self._built_in_clients.discard, BuiltInClients.close_clients)
         self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
             partial(create, is_async=True), BuiltInClients.close_async

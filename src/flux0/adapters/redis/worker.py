@@ -20,8 +20,8 @@ T = TypeVar("T")
 # A generator that yields Redis commands. The worker sends each command, and sends the reply to the
 # generator, or raises a `TurnStoreError` in it.
 Steps: TypeAlias = "Generator[Command, Any, T]"
-# A function that returns steps for the worker. After an error, the worker calls it again. Two
-# references to the same method of an object are one job.
+# A function that returns steps for the worker. After an error, the worker calls the function again.
+# Two references to the same method and object are one job.
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
 CLOSED: Final = "the store of background turns is closed"

@@ -63,7 +63,7 @@ class Content:
     Attributes:
         json, text, base64: The stored form; exactly one is set.
         after: When the piece arrived, in seconds after the response head.
-        data: The bytes.
+        data: The body's bytes, or the piece's bytes.
     """
 
     json: Any = _ABSENT

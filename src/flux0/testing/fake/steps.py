@@ -240,10 +240,10 @@ class UserMessage:
     Attributes:
         content: the message's text.
         session_id: the id of the session with the message.
-        user_id: the id of the user who owns the session.
-        agent_id: the id of the agent that replies.
-        agent_name: the name of the agent that replies.
-        agent_type: the type of the agent that replies.
+        user_id: the id of the session's user.
+        agent_id: the replying agent's id.
+        agent_name: the replying agent's name.
+        agent_type: the replying agent's type.
         correlation_id: the id that all events in the turn share.
         stored: returns the session's stored events, for `history`.
     """
