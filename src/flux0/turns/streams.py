@@ -342,7 +342,8 @@ class AsyncEventStream(StreamState):
         if self.is_open:
             close = self._close_body
             self._close_from_finalizer(reason)
-            # A waiting reader refers to the body, so the body's finalizer does not run.
+            # A waiting reader refers to the body, so the body's finalizer does not run. Close the
+            # body here.
             if self.is_being_read and (
                 is_stopped(self.loop) or not schedule_close(self.loop, close)
             ):

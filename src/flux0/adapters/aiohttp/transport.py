@@ -161,7 +161,8 @@ class _AiohttpSource:
             transport = None if self._connection is None else self._connection.transport
             shut_down(transport and transport.get_extra_info("socket"))
         if not is_scheduled:
-            for _ in range(2):  # The first call raises an error if a reader waits.
+            # Call `release` twice, because the first call raises an error if a reader waits.
+            for _ in range(2):
                 with suppress(RuntimeError):
                     response.release()
 

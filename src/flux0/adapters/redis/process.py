@@ -217,7 +217,8 @@ class StoreProcess:
     def _run_worker(self) -> None:
         _suppress_instrumentation()
         self._worker.run()
-        self._end_copies(ClientClosed, CLOSED)  # A copy may have been created during `close`.
+        # If a copy was created while `close` ran, `close` did not end this copy. End it here.
+        self._end_copies(ClientClosed, CLOSED)
         self._worker_ended.set()
         # Wake the listener thread with a message. If Redis fails, the thread ends after its next
         # timeout.

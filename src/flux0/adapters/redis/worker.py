@@ -105,7 +105,9 @@ class Worker:
                 results.put(error)
 
         self.submit(run, now=True)
-        if self._is_stopped:  # The thread may have ended before the job was submitted.
+        # If the worker's thread ended before the job was submitted, no thread runs the job, so do
+        # not wait.
+        if self._is_stopped:
             raise TurnStoreError(CLOSED)
         try:
             result = results.get(timeout=_MAX_CALL_SECONDS)
@@ -142,7 +144,9 @@ class Worker:
         self._start_jobs(inf)
         while self._running:
             self._deliver(self._send())
-            self._read_inbox(0.0)  # A claim submits its turn, whose end must be published.
+            # Read the inbox again: a job that claims a turn has submitted another job, which
+            # publishes the turn's end.
+            self._read_inbox(0.0)
             self._start_jobs(monotonic() + _MIN_INTERVAL)
 
     def _is_idle(self) -> bool:
