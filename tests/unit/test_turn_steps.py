@@ -11,7 +11,7 @@ from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent, UnknownEvent
 from flux0.relay_format import HEARTBEAT
-from flux0.turn_steps import Step, StepEncoder, TurnSteps
+from flux0.turn_steps import Step, StepEncoder, TurnSteps, json_event
 from support.cost import steps_taken
 from support.in_memory import CORRELATION_ID
 from support.ui import (
@@ -251,6 +251,12 @@ def test_steps_of_a_turn_are_typed_values() -> None:
     ]
 
 
+def test_message_without_content_does_not_start_the_turn() -> None:
+    steps = TurnSteps()
+    assert list(steps.event(evolve(text("a"), metadata={}))) == []
+    assert list(steps.end()) == [Step("message-end", "m"), Step("turn-end")]
+
+
 def test_message_that_continues_after_the_next_message_ends_twice() -> None:
     steps = TurnSteps()
     events = [text("a"), text("b", "other"), text("c")]
@@ -272,14 +278,18 @@ def test_message_that_continues_after_the_next_message_ends_twice() -> None:
 
 def test_encoder_calls_the_function_for_each_step() -> None:
     def encode(step: Step) -> bytes:
-        return f"{step.type}\n".encode()
+        return f"{step.type}{step.text if step.error else ''}\n".encode()
 
-    encoder = StepEncoder(encode, heartbeat=b"...\n")
+    encoder = StepEncoder(encode, error_text=lambda _: "Sorry", heartbeat=b"...\n")
     assert encoder.start() + encoder.heartbeat() == b"relay-start\n...\n"
     assert encoder.event(text("Hi")) == b"turn-start\ntext-start\ntext-delta\n"
-    assert encoder.error(StreamInterrupted("gone")) == b"text-end\nmessage-end\nerror\n"
+    assert encoder.error(StreamInterrupted("gone")) == b"text-end\nmessage-end\nerrorSorry\n"
     assert encoder.end() == b""
     assert StepEncoder(encode).heartbeat() == HEARTBEAT
+
+
+def test_json_event_is_compact_and_has_no_nan() -> None:
+    assert json_event({"a": [1, float("nan")]}) == b'data: {"a":[1,null]}\n\n'
 
 
 # Events in any order, for the properties below. Some of them are malformed.

@@ -315,6 +315,14 @@ def test_agents_are_listed_as_a_table(run: Run, client: Flux0, agent_id: str) ->
         assert [agent["id"] for agent in listed] == [agent_id, echo.id]
 
 
+def test_times_are_in_the_local_time_zone(run: Run) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "XYZ-9")
+        time.tzset()
+        assert "2026-01-01 09:00" in run("agents", "list").stdout
+    time.tzset()
+
+
 def test_agent_is_created_with_name_type_and_description(run: Run, client: Flux0) -> None:
     made = run("agents", "create", "Echo", "echo", "--description", "Says it again", "--json")
     agent = client.agents.retrieve(agent_id=json.loads(made.stdout)["id"])

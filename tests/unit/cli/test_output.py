@@ -131,6 +131,24 @@ def test_text_after_the_end_of_a_line_is_not_indented() -> None:
 
 
 @pytest.mark.parametrize(
+    ("blocks", "lines"),
+    [
+        ("tool: a, tool: b, status: c, status: d, tool: e", "a b  c d e"),
+        ("text/1: a, text/1: b, text/2: c, reasoning/2: d, user: e", "ab  c  d  e"),
+        ("tool/1: a, tool/1: b, text: c, text: d, tool: e", "ab  c  d  e"),
+    ],
+)
+def test_blank_line_follows_text_and_the_last_tool(blocks: str, lines: str) -> None:
+    """A block with a message id continues the block before it."""
+    with terminal(20) as (screen, output):
+        for block in blocks.split(", "):
+            kind, _, text = block.partition(": ")
+            output.begin_block(*kind.split("/"))
+            output.write(text)
+    assert screen.lines == lines.split(" ")
+
+
+@pytest.mark.parametrize(
     ("width", "head"),
     [
         (30, ["ID", "NAME", "CREATED", "DESCRIPTION"]),

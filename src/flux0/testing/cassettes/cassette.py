@@ -22,6 +22,7 @@ from attrs import Factory, define, field, fields, frozen
 
 from flux0.domain import errors
 from flux0.domain.errors import DecodeError, Flux0Error, TransportError
+from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 
 VERSION: Final = 1
 
@@ -80,10 +81,7 @@ def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float =
         with suppress(ValueError, RecursionError):
             value = json.loads(data)
             content = Content(json=value, after=after)
-            # Raises RecursionError if `value` is nested too deeply for the file, which adds 6
-            # levels.
-            json.dumps([[[[[[value]]]]]], indent=2)
-            if content.data == data or not exact:
+            if measure(value)[1] <= MAX_DEPTH and (content.data == data or not exact):
                 return content
     try:
         return Content(text=data.decode(), after=after)

@@ -154,10 +154,10 @@ def test_calls_and_results_need_no_partner() -> None:
 
 def test_result_without_a_call_gets_a_call_in_ag_ui() -> None:
     """The relay of the turn adds this call, too. A call of another turn does not count."""
-    _, called, _, added, result = ag_ui_messages(history_of([TOOL], [GiveResult(TOOL, 1)]))
+    _, called, _, added, result = ag_ui_messages(history_of([TOOL], [GiveResult(TOOL, "fog")]))
     assert added["toolCalls"] == called["toolCalls"]
     assert added["id"] != result["id"]
-    assert (result["toolCallId"], result["content"]) == ("c", "1")
+    assert (result["toolCallId"], result["content"]) == ("c", "fog")
 
 
 def test_calls_with_one_id_get_their_own_results() -> None:

@@ -200,6 +200,16 @@ def test_body_is_stored_in_the_first_form_that_keeps_its_bytes(
     assert kept == expected
 
 
+def test_body_of_any_depth_can_be_stored(tmp_path: Path) -> None:
+    for depth in (199, 200, 201, 900):
+        body = b"[" * depth + b"]" * depth
+        path = write_cassette(tmp_path / str(depth), posting("/", body))
+        (exchange,) = read_cassette(path)
+        assert exchange.request.body is not None
+        assert (exchange.request.body.text is None) is (depth <= 200)
+        assert exchange.request.body.data == body
+
+
 @pytest.mark.parametrize("body", [b'{ "a" : "\\u00e9" }', b'{"a":"\xc3\xa9"}'])
 def test_request_body_is_stored_as_json_in_any_formatting(tmp_path: Path, body: bytes) -> None:
     path = write_cassette(tmp_path / "c", posting("/api/agents", body))
@@ -280,6 +290,15 @@ def test_warning_names_only_failures_that_the_old_cassette_does_not_have(tmp_pat
     for each in (REFUSED, TURN, busy, busy):
         file.append(each)
     assert "failed (ConnectionInterrupted, status 503): see " in str(file.finish())
+
+
+def test_file_is_recorded_once_at_a_time_also_under_another_path(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    first = CassetteFile(tmp_path / "c.json")
+    with pytest.raises(CassetteError, match="is being recorded already"):
+        CassetteFile(tmp_path / "link" / "c.json")
+    first.finish()
+    CassetteFile(tmp_path / "link" / "c.json")
 
 
 # --- damaged files

@@ -335,6 +335,16 @@ def test_incomplete_event_is_not_recorded_with_scrub(path: Path, ending: str) ->
         path.unlink()
 
 
+def test_incomplete_json_is_not_recorded_with_scrub(path: Path) -> None:
+    """It may end with a part of a secret."""
+    fake = FakeTransport(agent_name="TOPSECRET")
+    fake.inject(Truncate(after_bytes=50))
+    body = RecordingTransport(fake, path, scrub=str.lower).send(request("GET", "/api/agents")).body
+    with pytest.raises(ConnectionInterrupted):
+        list(Pieces(body))
+    assert (ends(path), recorded_pieces(path)) == (["ConnectionInterrupted"], [])
+
+
 def test_event_with_other_line_breaks_is_recorded_with_scrub(path: Path) -> None:
     events = [b"data: 1\r\n\r\ndata: se", b"cret\r\n\r\n", b"data: sec"]
     sent = script(scripted_response(*events, headers=SSE), scripted_response(b"<p>x", headers=HTML))

@@ -17,13 +17,11 @@ from flux0.domain.headers import Headers
 from flux0.models import ChunkEvent
 from flux0.ports import Request, Timeout
 from flux0.testing import (
-    AgentStep,
     CallResponse,
     CallTool,
     ClockStandsStill,
     Delay,
     Drop,
-    Fail,
     FakeClock,
     FakeTransport,
     FallSilent,
@@ -39,7 +37,7 @@ from flux0.testing import (
     Stall,
     Truncate,
 )
-from support.fakes import JSON, new_session, post, request
+from support.fakes import JSON, message_to, new_session, post, request
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
@@ -117,23 +115,6 @@ def test_each_script_is_used_for_one_turn_and_then_the_reply() -> None:
         b"".join(body) for body in reversed(bodies)
     ]  # Scripts are used in the order of sending.
     assert [b"second" in texts[0], b"first" in texts[1]] == [True, True]
-    fake.assert_all_used()
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        [Say("Hello"), Report("completed")],
-        [Say("I am"), Fail("lost"), Pause(1), Say("here")],
-        [Say("Hello"), FallSilent(), Say("never")],
-    ],
-)
-def test_scripts_are_used_up_at_their_end_or_at_fail_or_fall_silent(
-    script: list[AgentStep],
-) -> None:
-    fake = FakeTransport()
-    fake.script(script)
-    post(fake, new_session(fake)).close()
     fake.assert_all_used()
 
 
@@ -248,6 +229,15 @@ def test_read_timeout_expires_on_a_clock_that_only_the_test_moves() -> None:
     with pytest.raises(ReadTimeout):
         fake.send(request("GET", "/api/agents", timeout=Timeout(read=9)))
     assert fake.clock.now() - began == 9
+
+
+def test_timeout_of_a_read_ends_the_body() -> None:
+    fake = FakeTransport(FallSilent())
+    body = fake.send(message_to(new_session(fake))).body
+    for error in (ReadTimeout, ConnectionInterrupted):
+        with pytest.raises(error):
+            body.read(1)
+        fake.assert_no_open_streams()
 
 
 # --- calls

@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import AsyncIterator, Iterator
 from itertools import chain, count, islice, repeat
+from math import inf
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from flux0.models import (
     APIError,
     StatusEvent,
 )
+from flux0.ports import AsyncByteStream
 from flux0.testing import (
     AgentStep,
     ClockStandsStill,
@@ -29,6 +31,7 @@ from flux0.testing import (
     Pause,
     Report,
     Say,
+    SendChunk,
     UserMessage,
 )
 from flux0.testing.fake.clock import Wait
@@ -463,3 +466,46 @@ def test_waiting_agent_may_be_garbage_collected_before_its_stream() -> None:
     del cycle
     gc.collect()
     assert ended == ["agent"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        [Say("Hello"), Report("completed")],
+        [Say("I am"), Fail("lost"), Pause(1), Say("here")],
+        [Say("Hello"), FallSilent(), Say("never")],
+        lambda _: 1 / 0,
+    ],
+)
+def test_script_is_used_up_at_its_end_a_failure_or_fall_silent(script: Any) -> None:
+    fake = FakeTransport()
+    fake.script(script)
+    post(fake, new_session(fake)).close()
+    fake.assert_all_used()
+
+
+def test_read_without_a_limit_waits_until_a_test_moves_the_clock() -> None:
+    fake = FakeTransport([Pause(5), Say("Hi")], clock=FakeClock(moves_by_itself=False))
+
+    async def read(body: AsyncByteStream) -> None:
+        pieces.append(await body.read_async(inf))
+
+    async def main() -> None:
+        body = (await fake.send_async(message_to(new_session(fake)))).body
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read, body)
+            await anyio.wait_all_tasks_blocked()
+            assert pieces == []
+            fake.clock.advance(5)
+        await body.close_async()
+
+    pieces: list[bytes | None] = []
+    anyio.run(main)
+    assert b"Hi" in (pieces[0] or b"")
+
+
+def test_chunk_has_no_metadata_whose_value_is_none() -> None:
+    patch = {"op": "add", "path": "/-", "value": "x"}
+    _, _, body = begin([SendChunk("e", [patch], metadata={"agent_id": None, "mood": "good"})])
+    sent = json.loads(next(body).split(b"data: ")[1])
+    assert sent["metadata"] == {"agent_name": "Fake", "mood": "good"}
