@@ -389,8 +389,9 @@ def test_tool_call_is_not_longer_than_its_turn() -> None:
 @in_every_mode
 async def test_tool_call_without_a_result_has_no_duration(mode: Mode) -> None:
     telemetry = Telemetry()
-    await turn(mode, telemetry, [TOOL, Pause(2)], contents=True)
+    await turn(mode, telemetry, [TOOL, CallTool("clock"), Pause(2)], contents=True)
 
+    assert seconds(telemetry.span("execute_tool clock")) == 0
     tool = telemetry.span("execute_tool weather")
     assert seconds(tool) == 0
     assert "gen_ai.tool.call.result" not in attributes(tool)

@@ -6,6 +6,7 @@ import ast
 import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import ExitStack, suppress
 from functools import partial
 from importlib.resources import files
@@ -13,7 +14,7 @@ from inspect import signature
 from itertools import product
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -21,7 +22,12 @@ from attrs import evolve, field, frozen
 
 import flux0.testing.contract
 from flux0 import Urllib3Transport
-from flux0.domain.errors import ConnectionInterrupted, TransportError
+from flux0.domain.errors import (
+    ConnectionInterrupted,
+    ProtocolError,
+    ReadTimeout,
+    TransportError,
+)
 from flux0.domain.headers import Headers
 from flux0.ports import Interrupt, Request, Response, Timeout
 from flux0.runtime.event_loop import do_nothing
@@ -32,7 +38,7 @@ from flux0.testing.contract import (
     TurnStoreContract,
 )
 from flux0.testing.contract.base import THREADS
-from flux0.testing.contract.harness import LONG, LONG_TIMEOUT
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, run_in_thread
 from support.secured import Secured
 
 
@@ -274,6 +280,21 @@ def without_timeouts(request: Request, send: Send) -> Response[Any]:
     return reading(lambda body, _: body.read(LONG))(evolve(request, timeout=LONG_TIMEOUT), send)
 
 
+def abandon(request: Request, send: Send) -> Response[Any]:
+    async def wait() -> Response[Any]:
+        return send(evolve(request, timeout=LONG_TIMEOUT))
+
+    try:
+        return cast("Response[Any]", run_in_thread(wait).result(request.timeout.read))
+    except futures.TimeoutError as error:
+        raise ReadTimeout("too late") from error
+
+
+def fail_and_keep(body: Any, _: float | None) -> bytes | None:
+    KEPT.append(body)
+    raise ProtocolError("malformed") from ValueError("malformed")
+
+
 def interrupt_bodies(request: Request, send: Send) -> Response[Any]:
     response = send(request)
     request.interrupt.on_fire(response.body.close)
@@ -345,7 +366,7 @@ BUGS: list[tuple[Bug, str]] = [
         "close_ends_a_read_in_another_thread_or_task close_ends_a_read_over_tls "
         "malformed_response_over_tls_is_a_protocol_error "
         "corrupt_tls_record_in_a_body_is_an_interruption pool_timeout_expires "
-        "request_is_sent_once_if_writing_fails",
+        "request_is_sent_once_if_writing_fails interrupt_ends_the_wait_for_headers",
     ),
     (
         raising(generalized),
@@ -391,6 +412,11 @@ BUGS: list[tuple[Bug, str]] = [
     (
         reading(read_whole_body),
         "pieces_are_yielded_when_they_arrive bytes_before_an_error_are_yielded",
+    ),
+    (abandon, "read_timeout_limits_the_wait_for_headers"),
+    (
+        reading(fail_and_keep),
+        "chunk_overhead_is_limited unsupported_coding_is_a_protocol_error",
     ),
     (
         without_timeouts,

@@ -207,6 +207,14 @@ def test_stall_without_position_expires_the_read_timeout() -> None:
         fake.send(request("GET", "/api/agents", timeout=Timeout(read=None)))
 
 
+@pytest.mark.parametrize(("kind", "seconds"), [(ConnectTimeout, 5), (PoolTimeout, 7)])
+def test_refused_call_names_the_timeout(kind: type[ConnectError], seconds: int) -> None:
+    fake, name = FakeTransport(), kind.__name__.removesuffix("Timeout").lower()
+    fake.inject(Refuse(kind))
+    with pytest.raises(kind, match=rf"within {seconds} s \({name} timeout\)"):
+        fake.send(request("GET", "/api/agents", timeout=Timeout(connect=5, pool=7)))
+
+
 # --- interrupted bodies
 
 

@@ -360,6 +360,22 @@ def test_agent_with_a_lone_surrogate_in_its_name_is_not_created(name: str) -> No
     assert len(ask(fake, "GET", "/api/agents").json["data"]) == 1
 
 
+def test_stream_of_a_complete_turn_can_be_closed_while_the_next_turn_runs() -> None:
+    fake = FakeTransport([Say("b"), Pause(1), Say("c")])
+    fake.script("a")
+    session_id = new_session(fake)
+    first, second = (fake.send(message_to(session_id)).body for _ in range(2))
+    first.close()
+    assert len(list(Pieces(second))) == 2
+
+
+@pytest.mark.parametrize("flag", ["TRUE", "Off", "1", "n"])
+def test_flags_may_have_any_case(flag: str) -> None:
+    fake = FakeTransport()
+    body = {"agent_id": fake.agent_id}
+    assert ask(fake, "POST", f"/api/sessions?allow_greeting={flag}", body).status_code == 201
+
+
 # --- rejected requests
 
 

@@ -267,6 +267,13 @@ def test_calls_are_recorded_with_their_arguments() -> None:
     assert listed.arguments == {"session_id": session_id, "min_offset": "1", "types": ["message"]}
 
 
+def test_user_of_a_call_is_percent_decoded() -> None:
+    fake = FakeTransport()
+    for cookie, user in (("flux0_user_sub=ann%20lee", "ann lee"), ("a=b", None)):
+        fake.send(request("GET", "/api/agents", headers={"cookie": cookie}))
+        assert fake.calls[-1].user == user
+
+
 def test_argument_in_the_path_is_not_replaced_by_the_query() -> None:
     fake = FakeTransport()
     fake.send(request("GET", "/api/sessions/0123456789?session_id=x&y=1"))
