@@ -101,7 +101,7 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
 ) -> None:
     fake = server.fake
     looking = Report("typing", {"detail": "Looking"})
-    answer: list[AgentStep] = [looking, Say("Sunny."), Report("idle"), Say("Bye.")]
+    answer: list[AgentStep] = [looking, Say("Sunny.", pieces=3), Report("idle"), Say("Bye.")]
     fake.script(answer, [looking, FallSilent()], answer)
     received: list[tuple[float, str | None]] = []
 

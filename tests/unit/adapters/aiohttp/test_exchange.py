@@ -17,6 +17,7 @@ from yarl import URL
 
 from flux0.adapters.aiohttp.transport import AiohttpTransport
 from flux0.domain.errors import (
+    ClientClosed,
     ConnectError,
     ConnectionInterrupted,
     ConnectTimeout,
@@ -30,10 +31,10 @@ from flux0.ports import Timeout
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import Disconnect, WaitForRelease, Write, http_response
-from support.sending import OK, Pieces, fetch
+from support.sending import HALF, OK, Pieces, fetch
 
 SHORT = 0.2
-LARGE = bytes(1_000_000)
+LARGE = bytes(1_100_000)  # aiohttp warns about `bytes` of more than 1 MiB.
 
 Run = Callable[[AiohttpTransport], Coroutine[Any, Any, Any]]
 Handler = aiohttp.ClientHandlerType
@@ -304,6 +305,22 @@ def test_connection_with_unread_bytes_is_not_reused(body: bytes | None, then: An
     with ByteServer(first, http_response(b"second"), http_response(b"third")) as server:
         over_a_session(run)
         assert (len(server.requests), server.connections) == (3, 2)
+
+
+def test_closing_the_session_of_the_user_ends_the_wait_for_a_connection() -> None:
+    async def run(transport: Any) -> None:
+        response = await transport.send_async(get(server.url, stream=True))
+        waiting = asyncio.ensure_future(transport.send_async(get(server.url)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        await transport._session.close()
+        with pytest.raises(ClientClosed, match="the aiohttp session is closed"):
+            await waiting
+        await response.body.close_async()
+
+    with ByteServer(HALF) as server:
+        over_a_session(run, connector=lambda: aiohttp.TCPConnector(limit=1))
+        assert len(server.requests) == 1
 
 
 def test_slow_resolver_is_a_connect_timeout() -> None:

@@ -310,6 +310,22 @@ def test_closing_the_client_ends_calls_that_wait_for_a_connection() -> None:
         assert len(server.requests) == 1
 
 
+def test_idle_connection_of_a_built_in_session_is_not_reused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("flux0.adapters.aiohttp.transport.MAX_IDLE_SECONDS", 0.01)
+
+    async def run(url: str) -> None:
+        async with own() as transport:
+            assert await fetch(transport, get(url)) == b"ok"
+            await asyncio.sleep(0.02)
+            assert await fetch(transport, get(url)) == b"ok"
+
+    with ByteServer(OK) as server:
+        asyncio.run(run(server.url))
+        assert server.connections == 2
+
+
 # --- private parts of aiohttp
 
 

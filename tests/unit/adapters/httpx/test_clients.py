@@ -30,7 +30,7 @@ from flux0.domain.errors import (
 )
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get, post
-from flux0.testing.contract.responses import http_response
+from flux0.testing.contract.responses import WaitForRelease, Write, http_response, to_bytes
 from support import sending
 from support.modes import run
 from support.over_httpx import FAMILY, FAMILY_SYNC, VERSIONS, OverHttpx
@@ -49,6 +49,28 @@ async def test_redirect_over_the_users_client_is_returned_if_its_location_is_val
             with pytest.raises(errors, match=r"302|Invalid URL in location header"):
                 await way.create_session_once(server.url)
             assert len(server.requests) == 1
+
+
+@over(*FAMILY)
+async def test_built_in_client_uses_the_proxy_of_the_environment(
+    way: OverHttpx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ByteServer(OK) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        url = "http://flux0.invalid/api/agents"
+        assert await way.fetch_once(get(url)) == (200, b"ok")
+        assert [request.target for request in proxy.requests] == [url]
+
+
+@over(*FAMILY)
+async def test_connections_of_a_mounted_transport_are_tracked(way: OverHttpx) -> None:
+    mounted = way.kind("HTTPTransport")()
+    surplus = (Write(to_bytes(OK) + b"surplus"), WaitForRelease())
+    with ByteServer(surplus, OK) as server:
+        async with way.closing(way.client(mounts={"http://": mounted})) as transport:
+            for _ in range(2):
+                assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+        assert server.connections == 2
 
 
 # --- the user's code

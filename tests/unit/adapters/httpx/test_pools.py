@@ -236,6 +236,27 @@ def test_cancellation_during_a_cleanup_is_not_lost(error: Exception | None) -> N
     assert cleaned == [True]
 
 
+def test_cancellation_during_a_cleanup_is_delivered_once() -> None:
+    async def work() -> str:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await loop.create_future()
+        loop.call_soon((waited := loop.create_future()).set_result, "done")
+        return str(await waited)
+
+    async def call() -> str:
+        return await Uninterrupted(work())
+
+    async def run() -> None:
+        task = asyncio.ensure_future(call())
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "done"
+
+    asyncio.run(run())
+
+
 def test_call_whose_event_loop_is_closed_is_cleaned_up() -> None:
     """Python throws `GeneratorExit` into its coroutine."""
 

@@ -25,12 +25,19 @@ from attrs import evolve
 
 from flux0 import HttpxTransport
 from flux0.adapters.httpx.connections import AsyncBackend, AsyncConnection
-from flux0.domain.errors import ClientClosed, ConnectionInterrupted, Flux0Error, ProtocolError
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    Flux0Error,
+    ProtocolError,
+)
 from flux0.ports import Interrupt
 from flux0.testing.contract import AsyncTransportContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import (
+    Disconnect,
     Sleep,
     WaitForRelease,
     Write,
@@ -436,6 +443,16 @@ async def test_hook_that_reads_a_part_of_a_body_is_an_error(way: OverHttpx) -> N
             await way.fetch(transport, get(server.url))
 
 
+@over(*FAMILY)
+async def test_proxy_without_a_connection_to_the_server_is_a_connect_error(way: OverHttpx) -> None:
+    """The request was not sent, although the proxy received a request."""
+    with ByteServer((Disconnect(),)) as proxy:
+        for address, text in ((proxy.url, "proxy"), ("http://127.0.0.1:1", "proxy 127.0.0.1:1")):
+            with pytest.raises(ConnectError, match=text):
+                await way.fetch_once(get("https://flux0.invalid"), proxy=address)
+        assert [request.method for request in proxy.requests] == ["CONNECT"]
+
+
 def test_error_of_a_closed_client_says_whether_the_request_was_sent() -> None:
     def close(_: httpx.Response) -> None:
         client.close()
@@ -450,7 +467,33 @@ def test_error_of_a_closed_client_says_whether_the_request_was_sent() -> None:
             assert caught.value.sent == sent
 
 
+def test_end_of_a_response_from_an_application_in_this_process_is_confirmed() -> None:
+    """Such a response has no connection that could close too early."""
+
+    def application(_: object, start: Callable[..., object]) -> list[bytes]:
+        start("200 OK", [])
+        return [b"ok"]
+
+    with httpx.Client(transport=httpx.WSGITransport(application)) as client:
+        response = HttpxTransport(client).send(get("http://app.example"))
+        assert not response.close_delimited
+        assert b"".join(Pieces(response.body)) == b"ok"
+
+
 # --- event loops
+
+
+def test_connection_of_a_freed_body_is_closed_even_if_its_event_loop_is_blocked() -> None:
+    async def run(server: ByteServer) -> None:
+        transport = HttpxTransport()
+        body = (await transport.send_async(get(server.url, stream=True))).body
+        del body
+        gc.collect()
+        server.wait_until_closed()  # It blocks the event loop.
+        await transport.close_async()
+
+    with ByteServer(HALF) as server:
+        asyncio.run(run(server))
 
 
 def test_client_of_an_ended_event_loop_raises_client_closed() -> None:

@@ -11,12 +11,13 @@ import pytest
 import urllib3
 
 from flux0.adapters.urllib3.transport import Urllib3Transport
-from flux0.domain.errors import ConnectionInterrupted, ProtocolError
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get
 from flux0.testing.contract.responses import (
     Disconnect,
+    Receive,
     Reset,
     ServerSteps,
     WaitForRelease,
@@ -104,6 +105,16 @@ def test_body_cannot_be_resumed_after_keyboard_interrupt() -> None:
         server.wait_until_closed()
         with pytest.raises(ConnectionInterrupted):
             next(pieces)
+
+
+@pytest.mark.parametrize("end", [Disconnect(), Reset()], ids=repr)
+def test_connection_that_is_closed_during_the_tls_handshake_is_not_a_tls_error(
+    end: Disconnect | Reset,
+) -> None:
+    with ByteServer(on_connect=(Receive(), end)) as server:
+        with pytest.raises(ConnectError) as caught:
+            Urllib3Transport().send(get(server.url.replace("http:", "https:")))
+        assert type(caught.value) is ConnectError
 
 
 # --- responses

@@ -14,7 +14,7 @@ from inspect import signature
 from itertools import product
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trustme
@@ -285,7 +285,7 @@ def abandon(request: Request, send: Send) -> Response[Any]:
         return send(evolve(request, timeout=LONG_TIMEOUT))
 
     try:
-        return cast("Response[Any]", run_in_thread(wait).result(request.timeout.read))
+        return run_in_thread(wait).result(request.timeout.read)
     except futures.TimeoutError as error:
         raise ReadTimeout("too late") from error
 
