@@ -366,7 +366,7 @@ async def test_second_message_stops_the_running_turn(mode: Mode) -> None:
     assert kind == "TurnStopped"
     assert ANOTHER_MESSAGE in message
     assert (await second.wait_async()).text == "b"
-    assert (await joined_turn(server, conversation)).id == second.id
+    assert (await joined_turn(server, conversation)).id == second.id != first.id
 
 
 @in_every_mode

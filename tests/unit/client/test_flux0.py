@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import logging
 import pickle
 import sys
@@ -29,8 +30,9 @@ from support.in_memory import (
     scripted_response,
     tape,
 )
-from support.modes import in_mode
+from support.modes import in_mode, unwrapped
 from support.transports import Mode
+from unit.turns.test_endings import SESSION
 
 NO_AGENTS = b'{"data": []}'
 DEFAULT_URL = "http://127.0.0.1:8080/api/agents"
@@ -126,6 +128,30 @@ def test_fields_of_a_call_replace_the_fields_of_the_client_except_that_cookies_a
 
 
 # --- options
+
+
+@in_every_mode
+async def test_each_argument_of_a_new_conversation_is_sent(mode: Mode) -> None:
+    transport = script(scripted_response(json.dumps(SESSION).encode()))
+    new: dict[str, Any] = {"title": "Fog", "metadata": {"a": 1}, "mode": "record"}
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        conversation = await flux0.conversation_async(
+            agent="agent12345", user="ada", **new, extra_body={"b": 2}, http_headers={"x-c": "3"}
+        )
+    (request,) = transport.requests
+    assert json.loads(request.body or b"") == {"agent_id": "agent12345", **new, "b": 2}
+    assert (request.headers["cookie"], request.headers["x-c"]) == ("flux0_user_sub=ada", "3")
+    assert conversation.session_id == SESSION["id"]
+
+
+@in_every_mode
+async def test_closing_a_client_with_other_options_has_no_effect(mode: Mode) -> None:
+    transport = agents()
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        await in_mode(mode, unwrapped(flux0).with_options(timeout_ms=1000)).close_async()
+        assert not flux0.is_closed
+        assert transport.closes == 0
+        assert list(await flux0.agents.list_async()) == []
 
 
 def test_call_without_options_uses_the_defaults() -> None:

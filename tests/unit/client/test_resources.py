@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -119,6 +120,42 @@ def test_all_arguments_of_a_resource_are_passed_by_name(kind: type[Any]) -> None
     for method in methods(kind).values():
         _, *parameters = inspect.signature(method).parameters.values()
         assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in parameters)
+
+
+class Calls:
+    """Records the use cases instead of running them."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[object, object, tuple[object, ...]]] = []
+
+    def run(self, usecase: object, options: object, *args: object) -> None:
+        self.made.append((usecase, options, args))
+
+    async def run_async(self, usecase: object, options: object, *args: object) -> None:
+        self.run(usecase, options, *args)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in RESOURCES
+        for name in methods(kind)
+        if not name.startswith("create_event") and not name.endswith("_async")
+    ],
+)
+def test_each_argument_is_passed_to_the_use_case(kind: type[Any], name: str) -> None:
+    calls = Calls()
+    resource = kind(calls)
+    parameters = inspect.signature(getattr(kind, name)).parameters.keys() - {"self", "user"}
+    values = {each: object() for each in parameters - set(OPTIONS)}
+    getattr(resource, name)(**values, timeout_ms=1)
+    asyncio.run(getattr(resource, f"{name}_async")(**values, timeout_ms=1))
+    sync_call, async_call = calls.made
+    assert sync_call == async_call
+    _, options, args = sync_call
+    assert options == {"timeout_ms": 1}
+    assert set(args) == set(values.values())
 
 
 # --- the user of a session

@@ -121,6 +121,16 @@ def test_relay_begins_after_the_number(mode: Mode, after: int | str | None, firs
     run(mode, read)
 
 
+@in_every_mode
+async def test_relay_ends_with_the_relays_of_its_process(mode: Mode) -> None:
+    relays = OpenRelays()
+    log = TurnLog("turn-1", 10_000, lambda _: None)
+    relays.end()
+    turn = in_mode(mode, BackgroundTurn("session-1", log, relays))
+    (piece,) = [piece async for piece in turn.relay_async()]
+    assert piece.startswith(b"event: reconnect\n")
+
+
 @pytest.mark.parametrize("heartbeat_ms", [0, -1, True, "1"])
 def test_invalid_heartbeat_ms_is_rejected(heartbeat_ms: Any) -> None:
     turn = background_turn([])

@@ -38,6 +38,7 @@ from support.ending import ends_soon
 from support.forking import in_child
 from support.in_memory import (
     SSE,
+    Hang,
     Script,
     Tape,
     chunk,
@@ -421,6 +422,36 @@ def test_message_that_would_wait_for_a_message_of_a_stopped_loop_is_rejected(mod
     run(mode, send)
     sending.cancel()
     loop.run_until_complete(asyncio.wait([sending]))
+    loop.close()
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_open_stream_of_a_stopped_loop_is_closed_unless_a_task_reads_it(
+    mode: Mode, reads: bool
+) -> None:
+    bodies = tape(Hang()), tape(chunk("a"))
+    flux0 = Flux0(transport=Script([response_from(body, headers=SSE) for body in bodies]))
+    loop = asyncio.new_event_loop()
+    stream = loop.run_until_complete(begin(flux0))
+    reading = loop.create_task(stream.__anext__()) if reads else None
+    while stream.is_being_read is not reads:
+        loop.run_until_complete(asyncio.sleep(0))
+
+    async def send() -> None:
+        client = in_mode(mode, flux0)
+        if reads:
+            with pytest.raises(Flux0Error, match="task of this thread is reading the open stream"):
+                await begin(client)
+            assert stream.is_open
+        else:
+            assert (await begin(client)).is_open
+            assert not stream.is_open
+
+    run(mode, send)
+    if reading is not None:
+        reading.cancel()
+        loop.run_until_complete(asyncio.wait([reading]))
     loop.close()
 
 

@@ -39,6 +39,17 @@ def read_text(stream: EventStream) -> list[str]:
     return list(stream.text())
 
 
+@in_both_loops
+async def test_closed_loop_closes_the_stream(mode: Mode) -> None:
+    for begins in (False, True):
+        stream = open_async(letters())
+        loop: Any = stream.text()
+        if begins:
+            assert await anext(loop) == "a"
+        await loop.aclose()
+        assert not stream.is_open
+
+
 # --- errors that are kept
 
 

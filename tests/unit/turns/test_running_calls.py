@@ -87,7 +87,10 @@ def test_call_that_is_woken_by_close_knows_that_the_client_is_closed() -> None:
 
 def test_closing_wakes_each_running_call_and_refuses_later_calls() -> None:
     calls, woken = RunningCalls(), list[int]()
-    with calls.start() as first, calls.start(wake=lambda: woken.append(2)) as second:
+    with (
+        calls.start(Deadline(5.0, 5.0)) as first,
+        calls.start(wake=lambda: woken.append(2)) as second,
+    ):
         first.on_cancel(lambda: woken.append(1))
         with calls.start(wake=lambda: woken.append(3)):
             pass

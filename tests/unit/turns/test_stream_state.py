@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from threading import Thread
 from time import sleep
 
 import pytest
 
-from flux0 import AsyncEventStream, EventStream, Flux0, StreamInUse
+from flux0 import (
+    AsyncEventStream,
+    ConnectionInterrupted,
+    EventStream,
+    Flux0,
+    StreamInterrupted,
+    StreamInUse,
+)
 from flux0.domain.stored_models import Participant
+from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Gate, Say
-from support.in_memory import chunk, in_every_mode, tape
+from support.garbage_collection import no_garbage_collection
+from support.in_memory import chunk, in_every_mode, status, tape
 from support.transports import Mode
-from unit.turns.test_streams import open_async, opened as opened_in, value_of
+from unit.turns.test_streams import (
+    NO_EVENTS,
+    open_async,
+    open_sync,
+    opened as opened_in,
+    result_of,
+    value_of,
+)
 
 
 def opened(fake: FakeTransport) -> EventStream:
@@ -153,6 +170,39 @@ def test_second_relay_ends_with_an_error_event_and_the_first_relay_has_all_event
     assert b"StreamInUse" in refused[0]
     assert b"".join(events).count(b"event: chunk") == 4
     assert stream.finished
+
+
+@in_every_mode
+async def test_observers_and_errors_have_the_facts_of_the_stream(mode: Mode) -> None:
+    ends: list[TurnEnd] = []
+
+    class Recorder(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            ends.append(turn)
+
+    steps = chunk("a"), status("error", "no model"), ConnectionInterrupted("reset")
+    stream = opened_in(mode, tape(*steps), None, Recorder())
+    with pytest.raises(StreamInterrupted) as caught:
+        [event async for event in stream]
+    (end,) = ends
+    same = ("ending", "session_id", "correlation_id", "event_count", "messages", "seconds")
+    for name in (*same, "seconds_to_first_event"):
+        assert getattr(end, name) == getattr(stream, name) not in (None, ()), name
+    assert Participant(end.agent_id, end.agent_name) == stream.agent == Participant("a", "Drizzle")
+    assert end.error is caught.value
+    assert end.agent_error is not None
+    assert end.agent_error.data == "no model"
+    assert caught.value.messages == stream.messages
+    assert await result_of(caught.value.stored_events()) is NO_EVENTS
+
+
+def test_ended_stream_is_freed_without_the_garbage_collector() -> None:
+    stream = open_sync(tape(chunk("a")), None, Observer())
+    list(stream)
+    freed = weakref.ref(stream)
+    with no_garbage_collection():
+        del stream
+        assert freed() is None
 
 
 @in_every_mode

@@ -45,8 +45,8 @@ from support.in_memory import (
     status,
     tape,
 )
-from support.modes import in_mode
-from support.transports import Mode
+from support.modes import in_mode, run, unwrapped
+from support.transports import ASYNC, SYNC, Mode
 
 E = TypeVar("E", bound=Exception)
 NO_EVENTS = Events(())
@@ -77,21 +77,27 @@ def open_sync(
     )
 
 
-def open_async(recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
+def open_async(
+    recorded: Tape, asked: list[str] | None = None, *observers: Observer
+) -> AsyncEventStream:
     async def list_stored(correlation_id: str) -> Events:
         if asked is not None:
             asked.append(correlation_id)
         return NO_EVENTS
 
     response = response_from(recorded, headers=SSE)
-    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, report_to())
+    report = report_to(*observers)
+    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, report)
 
 
-def opened(mode: Mode, recorded: Tape, asked: list[str] | None = None) -> AsyncEventStream:
+def opened(
+    mode: Mode, recorded: Tape, asked: list[str] | None = None, *observers: Observer
+) -> AsyncEventStream:
     """Return a stream for this mode. A sync stream is wrapped, so that async tests can use it."""
     if mode == "sync":
-        return cast("AsyncEventStream", in_mode(mode, cast("Any", open_sync(recorded, asked))))
-    return open_async(recorded, asked)
+        stream: Any = open_sync(recorded, asked, *observers)
+        return cast("AsyncEventStream", in_mode(mode, stream))
+    return open_async(recorded, asked, *observers)
 
 
 async def result_of(value: Any) -> Any:
@@ -381,6 +387,29 @@ async def test_close_soon_ends_the_wait_of_a_reader(mode: Mode) -> None:
                 with ends_soon():
                     stream.close_soon()
                     await anyio.to_thread.run_sync(server.wait_until_closed)
+
+
+@in_every_mode
+async def test_reader_gets_the_reason_for_closing(mode: Mode) -> None:
+    for method in ("close_async",) if mode == "sync" else ("close_async", "close_soon"):
+        stream = opened(mode, tape(chunk("a")))
+        await result_of(getattr(stream, method)("the reason"))
+        with pytest.raises(errors.ClientClosed, match=r"the reason$"):
+            await anext(stream)
+
+
+@pytest.mark.parametrize("method", ["text", "relay"])
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_iterator_that_is_closed_before_its_first_piece_leaves_an_entered_stream_open(
+    mode: Mode, method: str
+) -> None:
+    async def close() -> None:
+        async with opened(mode, tape(chunk("a"))) as stream:
+            iterator: Any = unwrapped(getattr(stream, method)())
+            await iterator.aclose() if hasattr(iterator, "aclose") else iterator.close()
+            assert stream.is_open
+
+    run(mode, close)
 
 
 # --- the agent's status and errors

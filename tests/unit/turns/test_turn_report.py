@@ -13,7 +13,7 @@ from flux0 import ConnectionInterrupted, EventStream, StreamInterrupted
 from flux0.observers import Call, Observer, TurnEnd
 from support.forking import in_child
 from support.in_memory import chunk, tape
-from unit.turns.test_streams import open_sync
+from unit.turns.test_streams import open_sync, report_to
 
 
 @define(eq=False)
@@ -82,6 +82,14 @@ def test_failed_turn_is_logged_although_no_observer_and_no_logger_needs_its_end(
     assert [(each.levelname, "StreamInterrupted" in each.message) for each in caplog.records] == [
         ("WARNING", True)
     ]
+
+
+def test_unconfirmed_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    report = report_to()
+    for _ in range(2):
+        report.unconfirmed_end()
+    (record,) = caplog.records
+    assert "is unconfirmed" in record.message
 
 
 def test_forked_child_does_not_report_the_turn_of_its_parent() -> None:

@@ -6,17 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-from attrs import define, field
 from redis import Redis
 
-from flux0.adapters.redis import lease
-from flux0.adapters.redis.commands import Settings
-from flux0.adapters.redis.worker import Worker
 from flux0.domain.errors import TurnRunning, TurnStoreError
 from support.redis_server import RedisServer, redis_server, wait_until
 from support.turn_processes import TurnProcess, Turns, turn_bytes, turn_processes
@@ -45,45 +39,6 @@ def processes(server: RedisServer, started: list[TurnProcess]) -> list[TurnProce
     with server.client() as client:
         client.flushall()
     return started
-
-
-@define
-class Followed:
-    """A turn of the process `process`."""
-
-    ends: list[str] = field(factory=list[str])
-    is_running: bool = True
-    process: str = "process"
-
-    def lose(self, process: str) -> None:
-        self.ends.append(process)
-
-
-def test_process_is_lost_if_its_lease_does_not_change_while_redis_responds(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    now, turn = [1000.0], Followed()
-    settings = Settings("flux0:", KEEP_SECONDS, SHORT_LEASE)
-    monkeypatch.setattr(lease, "monotonic", lambda: now[0])
-    with Redis() as client:
-        checks = lease.Lease(Worker(client, settings), {}, {"turn": cast("Any", turn)})
-    for seconds, count, ends in (
-        (0.0, b"1", []),
-        (0.9, b"1", []),
-        (0.9, b"2", []),  # The process has renewed its lease.
-        (0.9, None, []),  # The key of the lease has expired.
-        (0.9, TurnStoreError("unreachable"), []),
-        (9.0, None, []),  # Meanwhile, the process could not renew its lease, either.
-        (0.9, None, []),
-        (0.2, None, ["process"]),
-    ):
-        now[0] += seconds * settings.expiry
-        steps = checks.steps()
-        next(steps)
-        with suppress(StopIteration, TurnStoreError):
-            steps.throw(count) if isinstance(count, Exception) else steps.send(b"99")
-            steps.send(count)
-        assert turn.ends == ends
 
 
 def check_expiry(client: Redis, longest_seconds: float) -> None:

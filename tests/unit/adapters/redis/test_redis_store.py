@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 import pytest
 import redis
 import redis.asyncio
-from attrs import frozen
+from attrs import define, field, frozen
 from opentelemetry import context
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -28,7 +28,7 @@ from redis.client import Pipeline
 from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
-from flux0.adapters.redis import followed, scripts, store as store_module, worker
+from flux0.adapters.redis import followed, lease, scripts, store as store_module, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
@@ -927,6 +927,7 @@ def test_threads_suppress_the_instrumentation_of_redis(server: RedisServer) -> N
 
     class Instrumented(Redis):
         def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+            assert not transaction, "a transaction would need keys in one slot of a cluster"
             suppressed.append(context.get_value("suppress_instrumentation"))
             return super().pipeline(transaction, shard_hint)
 
@@ -1181,6 +1182,62 @@ def test_call_after_the_end_of_the_thread_raises_at_once() -> None:
         jobs.run()
         with ends_soon(), pytest.raises(TurnStoreError, match="is closed"):
             jobs.call(steps())
+
+
+@define
+class Followed:
+    """A turn of the process `process`."""
+
+    ends: list[str] = field(factory=list[str])
+    is_running: bool = True
+    process: str = "process"
+
+    def lose(self, process: str) -> None:
+        self.ends.append(process)
+
+
+def test_process_is_lost_if_its_lease_does_not_change_while_redis_responds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, turn = [1000.0], Followed()
+    settings = Settings("flux0:", 300.0, LEASE_SECONDS)
+    monkeypatch.setattr(lease, "monotonic", lambda: now[0])
+    with Redis() as client:
+        checks = lease.Lease(Worker(client, settings), {}, {"turn": cast("Any", turn)})
+    for seconds, count, ends in (
+        (0.0, b"1", []),
+        (0.9, b"1", []),
+        (0.9, b"2", []),  # The process has renewed its lease.
+        (0.9, None, []),  # The key of the lease has expired.
+        (0.9, TurnStoreError("unreachable"), []),
+        (9.0, None, []),  # Meanwhile, the process could not renew its lease, either.
+        (0.9, None, []),
+        (0.2, None, ["process"]),
+    ):
+        now[0] += seconds * settings.expiry
+        steps = checks.steps()
+        next(steps)
+        with suppress(StopIteration, TurnStoreError):
+            steps.throw(count) if isinstance(count, Exception) else steps.send(b"99")
+            steps.send(count)
+        assert turn.ends == ends
+
+
+def test_turn_is_stopped_although_its_process_receives_no_messages(
+    server: RedisServer, other: RedisTurnStore
+) -> None:
+    class Deaf(Redis):
+        def pubsub(self, **options: Any) -> Any:
+            raise redis.ConnectionError(f"no route to host {options}")
+
+    turn = Turn("turn")
+    with Deaf(port=server.port) as client, closing(RedisTurnStore(client)) as store:
+        assert store.claim("session", turn.log, refuse=True) is None
+        copy = other.find("session")
+        assert copy is not None
+        copy.stop("the reason")
+        assert wait_for_end(turn.log, TIMEOUT)
+    assert turn.reasons == ["the reason"]
 
 
 def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
