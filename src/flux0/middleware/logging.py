@@ -70,7 +70,7 @@ class Logging:
         try:
             self._logger.debug(message, *args)
         except Flux0Error as error:
-            mark_user_error(error, sent=True)
+            mark_user_error(error)
             raise
 
 

@@ -86,6 +86,20 @@ def test_failure_cannot_forge_a_line(kind: type[Exception]) -> None:
     assert failed.endswith(f"{kind.__name__}: refused\\nGET http://h returned 200")
 
 
+@pytest.mark.parametrize(("line", "sent"), [(1, "no"), (2, "maybe")])
+def test_error_of_the_logger_is_an_error_of_user_code(line: int, sent: str) -> None:
+    class Broken(RecordingLogger):
+        def debug(self, msg: str, *args: Any) -> None:
+            super().debug(msg, *args)
+            if len(self.lines) == line:
+                raise ConnectError("of another call")
+
+    layers = chain([Logging(Broken(), Clock())])
+    with pytest.raises(ConnectError) as caught:
+        Driver(script(scripted_response()), Time()).run(layers(REQUEST))
+    assert (caught.value.from_user_code, caught.value.sent) == (True, sent)
+
+
 def test_log_records_do_not_keep_the_error() -> None:
     """A handler may keep records. An error would keep the frames and objects of its call alive."""
     kept: list[object] = []

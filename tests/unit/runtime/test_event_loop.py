@@ -86,6 +86,17 @@ def test_loop_has_ended_after_its_last_task(run: Run) -> None:
     assert has_ended(loops[0])
 
 
+def test_check_of_a_stopped_loop_adds_no_callback_to_the_loop() -> None:
+    class Loop(asyncio.SelectorEventLoop):
+        def call_soon_threadsafe(self, *_: Any, **__: Any) -> Any:
+            pytest.fail("the stopped loop would keep the callback")
+
+    loop = Loop()
+    assert not has_ended(loop)
+    loop.close()
+    assert has_ended(loop)
+
+
 def test_asyncio_needs_no_trio(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         assert running_loop() is asyncio.get_running_loop()

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+from _thread import start_new_thread
 from threading import Event, Lock
+from typing import Any, cast
 
 import pytest
 
 from flux0.domain.errors import ConnectionInterrupted
+from flux0.runtime import processes
 from flux0.runtime.processes import OwnerProcess, PerProcess, call_with_lock
 from support.forking import in_child
 
 TOO_LONG = 10.0
 
 
-def test_function_is_called_when_the_lock_is_free() -> None:
-    lock, called = Lock(), Event()
+def test_function_is_called_by_one_thread_when_the_lock_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lock, called, waits, threads = Lock(), Event(), Event(), list[object]()
+
+    class Watched:
+        def acquire(self, *, blocking: bool) -> bool:
+            if threads:
+                waits.set()
+            return lock.acquire(blocking=blocking)
+
+        def release(self) -> None:
+            lock.release()
+
+    def start(act: Any, args: tuple[()]) -> None:
+        threads.append(act)
+        start_new_thread(act, args)
+
+    monkeypatch.setattr(processes, "start_new_thread", start)
     with lock:
-        call_with_lock(lock, called.set)
+        call_with_lock(cast("Any", Watched()), called.set)
+        assert waits.wait(TOO_LONG)
         assert not called.is_set()
     assert called.wait(TOO_LONG)
+    assert len(threads) == 1
     with lock:
         pass
 

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import time as clock
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from queue import SimpleQueue
 
@@ -54,6 +55,18 @@ def time() -> WatchedTime:
     return WatchedTime()
 
 
+@pytest.fixture
+def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The local time differs from UTC."""
+    update = getattr(clock, "tzset", int)  # Windows has no `time.tzset`.
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Asia/Tokyo")
+        update()
+        yield
+    update()
+
+
+@pytest.mark.usefixtures("far_away")
 def test_utc_now_is_the_system_date_and_jitter_is_between_0_and_1(time: WatchedTime) -> None:
     before = datetime.now(timezone.utc)
     assert before <= time.utc_now() <= datetime.now(timezone.utc)

@@ -53,6 +53,13 @@ def test_newest_event_is_kept_even_if_it_is_larger_than_the_limit() -> None:
     assert (log.first, log.last) == (2, 2)
 
 
+def test_events_are_read_until_they_have_64_kib() -> None:
+    log = new_log(10**6)
+    for _ in range(10):
+        log.append(b"x" * 20_000)
+    assert [len(log.read(after)) for after in (0, 4, 8, 10)] == [4, 4, 2, 0]
+
+
 def test_stop_does_nothing_after_the_end() -> None:
     reasons: list[str] = []
     log = TurnLog("turn-1", 100, reasons.append)

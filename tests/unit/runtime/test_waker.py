@@ -89,6 +89,10 @@ async def test_earlier_waits_do_not_change_the_limit_of_an_async_wait(mode: Mode
         await waker.wait(None)
     assert scope.cancelled_caught
     assert anyio.current_time() - start == 15.0
+    waker.wake()
+    await waker.wait(1.0)
+    await waker.wait(3.0)  # Only the limit of the ended wait passes earlier.
+    assert anyio.current_time() - start == 18.0
 
 
 def test_wake_of_an_ended_event_loop_has_no_effect() -> None:

@@ -13,6 +13,11 @@ from attrs import asdict, evolve
 
 from flux0 import RetryConfig, to_dict
 from flux0.adapters.json import JsonCodec
+from flux0.domain.api_errors import (
+    HTTPValidationError,
+    HTTPValidationErrorData,
+    ValidationError,
+)
 from flux0.domain.enums import EventSource, EventType
 from flux0.domain.errors import AgentNotFound, DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
@@ -208,6 +213,21 @@ def test_first_agent_has_the_type_and_the_name(
         assert run(flow, listed)[1].id == found
 
 
+@pytest.mark.parametrize(
+    "make", [create_session, partial(agents.retrieve_agent, CALL, agent_id="a")]
+)
+@pytest.mark.parametrize("loc", [("body", "agent_id"), ("path", "agent_id"), ("body", "title")])
+def test_error_about_an_agent_id_says_how_to_get_an_agent_by_name(
+    make: Callable[[], Flow[Any]], loc: tuple[str, ...]
+) -> None:
+    rejected = HTTPValidationError("too short", status_code=422, body="", headers=Headers())
+    rejected.data = HTTPValidationErrorData((ValidationError(loc, "too short", "short"),))
+    with pytest.raises(HTTPValidationError) as caught:
+        play(make(), rejected)
+    hint = "; 'a' is not an id: use client.agents.first(name='a') to get an agent by name"
+    assert caught.value.problem == f"422: too short{hint if 'agent_id' in loc else ''}"
+
+
 def test_observers_get_each_fact_of_a_call() -> None:
     known = Participant("agent-1", "Drizzle")
     changes: dict[str, Any] = {"observe": lambda _, flow: flow, "agent": known}
@@ -362,6 +382,7 @@ SURROGATE = "\ud800"
         (lambda: create_session(metadata={"a": SURROGATE}), "metadata"),
         (lambda: create_session(mode=""), "mode"),
         (lambda: sessions.list_sessions(CALL, agent_id=SURROGATE), "agent_id"),
+        (lambda: sessions.list_sessions(CALL, agent_id=""), "agent_id"),
         (lambda: sessions.retrieve_session(CALL, session_id="."), "session_id"),
         (lambda: list_events(session_id=None), "session_id"),
         (lambda: list_events(min_offset=-1), "min_offset"),
