@@ -1074,6 +1074,18 @@ async def test_store_that_may_block_is_called_in_threads(mode: Mode) -> None:
 
 
 @in_both_loops
+async def test_store_that_may_block_cannot_be_used_without_a_thread(mode: Mode) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = Server(mode, store=BlockingStore())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(TurnStoreError, match="no thread could be started"):
+            await server.turns.join_async("session")
+
+
+@in_both_loops
 async def test_cancelled_start_leaves_no_turn(mode: Mode) -> None:
     store = BlockingStore()
     server = Server(mode, store=store)

@@ -32,6 +32,7 @@ def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
     ("check", "value", "expected"),
     [
         *((arguments.text, text, text) for text in ("a", " ", "é", EMOJI, "\0", "a" * 100_000)),
+        (arguments.split_headers, {"A": "1", "B": abs}, (Headers((("A", "1"),)), {"b": abs})),
         (arguments.optional_text, None, None),
         (arguments.optional_text, "", ""),
         (arguments.optional_text, "abc", "abc"),

@@ -11,7 +11,22 @@ from flux0.domain.http import (
     is_framed,
     is_rejected,
     is_success,
+    version_problem,
 )
+
+
+@pytest.mark.parametrize(
+    ("start", "problem"),
+    [
+        *((b"", None), (b"HT", None), (b"HTTP/1.1 200 OK\r\n", None), (b"HTTP/1.0 ", None)),
+        *((b"HTTP/2 200", "it starts with 'HTTP/2 200'"), (b"X", "it starts with 'X'")),
+        (b"\xff" * 100, f"it starts with {chr(255) * 40!r}"),
+    ],
+)
+def test_start_of_a_response_with_another_version_is_a_problem(
+    start: bytes, problem: str | None
+) -> None:
+    assert version_problem(start) == problem
 
 
 def test_statuses_prove_success_or_rejection() -> None:

@@ -275,8 +275,9 @@ def test_loop_of_a_task_that_has_ended_is_continued_by_one_task_only() -> None:
             assert await asyncio.create_task(read(kept)) == "a"
             async for event in stream:
                 assert value_of(event) == "b"
-                with pytest.raises(StreamInUse):
+                with pytest.raises(StreamInUse) as caught:
                     await asyncio.create_task(read(aiter(stream)))
+                assert caught.value.operation == "sessions.create_event"
                 break
 
     asyncio.run(run())

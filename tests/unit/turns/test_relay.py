@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
@@ -26,6 +27,7 @@ from flux0.testing import (
     Say,
 )
 from support.forking import in_child
+from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
     CORRELATION_ID,
     Hang,
@@ -343,6 +345,18 @@ async def test_relay_yields_an_error_as_the_last_event(mode: Mode) -> None:
         "message": "The exchange with the flux0 server failed",
     }
     assert recorded.releases
+
+
+@in_every_mode
+async def test_stream_of_a_failed_relay_is_freed_without_the_garbage_collector(mode: Mode) -> None:
+    recorded = tape(chunk("a"), ConnectionInterrupted("gone"))
+    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+    freed = weakref.ref(stream)
+    with no_garbage_collection():
+        assert len(await gathered(stream.relay(heartbeat_ms=None))) == 2
+        del stream
+        while freed() is not None:
+            await yield_to_others(mode)
 
 
 @in_every_mode

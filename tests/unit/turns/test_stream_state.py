@@ -206,6 +206,28 @@ def test_ended_stream_is_freed_without_the_garbage_collector() -> None:
 
 
 @in_every_mode
+async def test_stream_is_open_until_its_connection_is_released(mode: Mode) -> None:
+    stream = opened_in(mode, tape(chunk("a")))
+    stream.mark_closed("the reason")
+    assert stream.is_open
+    await stream.close_async()
+    assert not stream.is_open
+
+
+@in_every_mode
+async def test_loop_that_ends_during_a_read_leaves_the_stream_open(mode: Mode) -> None:
+    def read() -> bytes:
+        loops.clear()
+        return chunk("b")
+
+    stream = opened_in(mode, tape(chunk("a"), read))
+    loops = [aiter(stream)]
+    assert value_of(await anext(loops[0])) == "a"
+    assert value_of(await anext(stream)) == "b"
+    assert stream.is_open
+
+
+@in_every_mode
 async def test_agent_is_the_agent_of_the_first_message(mode: Mode) -> None:
     second = chunk("b", event_id="f").replace(b"Drizzle", b"Another")
     stream = opened_in(mode, tape(chunk("a"), second))

@@ -550,6 +550,23 @@ def test_end_of_a_with_block_is_reported_at_once(error: type[Exception] | None) 
     assert ends == ["closed"]
 
 
+def test_end_of_a_closed_generator_is_reported_later() -> None:
+    """The garbage collector may close it, and an observer may wait for a lock."""
+    ends: list[str] = []
+
+    class Recorder(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            ends.append(turn.ending)
+
+    for method in (EventStream.__iter__, EventStream.text):
+        stream = open_sync(tape(chunk("a")), None, Recorder())
+        loop: Any = method(stream)
+        next(loop)
+        loop.close()
+        assert not stream.is_open
+    assert ends == []
+
+
 def test_repr_shows_state_and_number_of_events() -> None:
     stream, closed, broken = open_sync(tape(chunk("a"))), open_sync(tape()), open_sync(tape(BROKEN))
     assert repr(stream) == "<EventStream open, 0 events>"

@@ -25,7 +25,7 @@ from flux0.turns.turn import Received, Turn
 from flux0.turns.turn_content import TurnContent
 from support.contention import before_wait
 from support.forking import in_child
-from support.in_memory import chunk, status, tape
+from support.in_memory import chunk, frame, status, tape
 from unit.turns.test_streams import open_sync
 
 TOO_LONG = 20.0
@@ -63,6 +63,15 @@ def test_content_has_the_events_that_were_taken() -> None:
         seen.append((text_of(content), content.text, content.status))
 
     assert seen == [(["a"], "a", None), (["ab"], "b", None), (["ab"], "", "typing")]
+
+
+def test_only_a_partial_result_has_a_tool_call_with_incomplete_arguments() -> None:
+    call = {"type": "tool_call", "tool_call_id": "1", "tool_name": "weather", "args": ['{"city']}
+    patches = [{"op": "add", "path": "/tool_calls", "value": [call]}]
+    fields = {"correlation_id": "c", "event_id": "e", "seq": 0, "metadata": {"agent_name": "D"}}
+    content = content_of(MessageAccumulator(), frame("chunk", {**fields, "patches": patches}))
+    assert content.finish() == ()
+    assert content.finish(partial=True) == content.messages != ()
 
 
 def test_events_that_were_taken_are_freed_also_if_nobody_reads_the_messages() -> None:

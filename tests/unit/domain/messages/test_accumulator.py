@@ -445,6 +445,16 @@ def test_too_deeply_nested_arguments_stay_text() -> None:
         assert len(accumulator.finish()) == stored
 
 
+def test_text_counts_as_values_when_other_operations_follow() -> None:
+    built = MessageAccumulator(max_turn_bytes=3000)
+    for text in "x" * 50:
+        built.feed(chunk(add("/-", text)))
+    built.feed(chunk(add("/0", {"a": 1})))
+    (problem,) = built.problems
+    assert "need more than 3,000 bytes" in problem.reason
+    assert [each.text for each in built.messages] == ["x" * 50]
+
+
 def test_too_deeply_nested_document_is_rejected() -> None:
     deep: Any = []
     for _ in range(100_000):
