@@ -38,10 +38,10 @@ ELSEWHERE: Mapping[str, str] = {
     "usecases/test_usecases.py": "usecases/agents usecases/call usecases/options usecases/sessions",
     # Redis and commands run as processes.
     "adapters/redis/test_redis_store.py": """
-        adapters/redis/followed adapters/redis/lease adapters/redis/process
-        adapters/redis/published adapters/redis/scripts adapters/redis/store
-        adapters/redis/worker""",
-    "turns/test_turn_store_contract.py": "adapters/redis/commands testing/contract/turn_stores",
+        adapters/redis/commands adapters/redis/followed adapters/redis/lease
+        adapters/redis/process adapters/redis/published adapters/redis/scripts
+        adapters/redis/store adapters/redis/worker""",
+    "turns/test_turn_store_contract.py": "testing/contract/turn_stores",
     "cli/test_app.py": """
         __main__ cli/chat cli/choices cli/client cli/descriptions cli/interrupts cli/listing
         cli/options cli/queries""",

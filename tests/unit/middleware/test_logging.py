@@ -12,7 +12,7 @@ from flux0.client.drivers import Driver
 from flux0.domain.errors import AgentError, ConnectError, StreamInterrupted
 from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, chain
-from flux0.middleware.logging import Logging, log_turn
+from flux0.middleware.logging import Logging, log_relayed_turn, log_turn
 from flux0.middleware.responses import ResponsePolicy
 from flux0.observers import TurnEnd
 from flux0.ports import Response
@@ -144,6 +144,15 @@ def test_line_of_an_ended_turn_has_its_facts(
     assert record.levelname == level
     assert record.message.startswith(f"turn ended: ending={line}")
     assert "secret" not in record.message
+
+
+def test_both_errors_of_a_relayed_turn_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    errors: Any = {"agent_error": AgentError("no model"), "error": StreamInterrupted("reset")}
+    log_relayed_turn(evolve(END, **errors))
+    first, second = caplog.messages
+    ids = "session=s\\n1 turn=c"
+    assert first == f"relayed turn failed: the agent reported an error: no model {ids}"
+    assert second == f"relayed turn failed: reset {ids}"
 
 
 def test_body_of_a_stream_is_not_logged() -> None:

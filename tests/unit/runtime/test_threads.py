@@ -17,7 +17,7 @@ from flux0 import Flux0
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
-from flux0.runtime.threads import ThreadedTransport, _SendCall  # pyright: ignore[reportPrivateUsage] - its two race outcomes can only be produced directly
+from flux0.runtime.threads import ThreadedTransport, _SendCall, run_in_thread  # pyright: ignore[reportPrivateUsage] - its two race outcomes can only be produced directly
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
@@ -102,6 +102,18 @@ async def test_event_loop_keeps_running_while_the_transport_blocks(mode: Mode) -
 
     assert read == [b"a", b"late"]
     assert library.closed_in != [threading.current_thread()]
+
+
+@in_both_loops
+async def test_function_without_a_thread_raises_the_error_of_the_caller(mode: Mode) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for kind in (ConnectError, ConnectionInterrupted):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(kind, match="no thread could be started: can't start new thread"):
+                await run_in_thread(int, kind)
 
 
 @in_both_loops

@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 from datetime import datetime, timedelta, timezone
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -322,6 +323,42 @@ def test_times_are_encoded_in_the_form_of_the_server(offset: timedelta, text: st
 
     assert encoded["created_at"] == text
     assert from_dict(Agent, encoded).created_at == moment
+
+
+class Shouting(str):
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.upper()
+
+
+def test_subclasses_of_plain_types_are_encoded_as_plain_types() -> None:
+    encoded = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
+
+    assert encoded == {"type": "content", "content": {"key": ["text"]}}
+    (key,), (text,) = encoded["content"], encoded["content"]["key"]
+    assert type(key) is type(text) is str
+
+
+@pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])
+def test_values_without_a_json_form_are_rejected(odd: object) -> None:
+    for write in (to_dict, JsonCodec().encode):
+        with pytest.raises(InvalidArgument, match=r"JSON|keys must be strings"):
+            write(odd)
+
+
+def test_unknown_members_of_a_model_without_its_type_are_kept() -> None:
+    for kind, data in ((ContentPart, {"content": "a"}), (StatusData, {"status": "ok"})):
+        assert from_dict(kind, {**data, "new": 1}).extra == {"new": 1}
+        assert from_dict(kind, {**data, "new": 1, "type": kind.type}).extra == {"new": 1}
+        assert from_dict(kind, data).extra == {}
+
+
+def test_error_of_an_encoded_value_names_its_argument() -> None:
+    for value in ("\ud800", math.nan, object()):
+        with pytest.raises(InvalidArgument) as caught:
+            JsonCodec().encode({"a": value}, "metadata")
+        assert caught.value.argument == "metadata"
 
 
 def test_to_dict_rejects_a_value_that_is_nested_too_deeply() -> None:

@@ -41,6 +41,7 @@ from flux0.domain.errors import (
     TurnRunning,
     TurnStopped,
     TurnStoreError,
+    TurnTooLarge,
 )
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
@@ -1032,7 +1033,8 @@ def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path:
         assert copy is not None
         wait_for_listeners(client, 2)
         server.pause()
-        assert wait_for_end(copy, TIMEOUT)
+        with ends_soon():
+            assert wait_for_end(copy, TIMEOUT)
         assert copy.end is not None
         assert copy.end.is_of_copy
         assert isinstance(copy.end.error, TurnStoreError)
@@ -1288,6 +1290,20 @@ def test_lost_process_is_noticed_within_the_lease() -> None:
     """Other processes see the last renewal, and check for the next one, up to `renew` late."""
     settings = Settings("flux0:", 300.0, 5.0)
     assert settings.expiry + 2 * settings.renew <= settings.lease
+    # The keys of a turn whose process was lost expire later than the turn of a running process.
+    assert (settings.keep_ms, settings.ttl_ms) == (300_000, 305_000)
+
+
+def test_copy_does_not_have_events_after_a_gap_under_the_numbers_of_missing_events() -> None:
+    settings, log = Settings("flux0:", 300.0, LEASE_SECONDS), new_log()
+    with Redis() as client:
+        jobs = Worker(client, settings)
+        turn = FollowedTurn(settings.name("session", "turn"), log, jobs, {})
+    entry = b"5-0", (b"events", event("turn", 4) + event("turn", 5))
+    assert not turn.update((1000, "process", 5, "", "", [entry]))
+    assert (log.first, log.last) == (4, 5)
+    with pytest.raises(TurnTooLarge):
+        log.read(0)
 
 
 def test_copy_whose_events_are_missing_for_a_second_time_waits_again(

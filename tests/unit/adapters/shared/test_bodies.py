@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import sys
 from collections.abc import Callable
 from threading import Event, Thread
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from flux0.adapters.shared import bodies
-from flux0.adapters.shared.bodies import OpenBodies, SyncBody, SyncBodyState
+from flux0.adapters.shared.bodies import AsyncBody, OpenBodies, SyncBody, SyncBodyState
 from flux0.domain.errors import ConnectionInterrupted, TransportError
 
 
@@ -113,3 +115,43 @@ def test_bodies_may_be_freed_while_all_bodies_are_closed() -> None:
     finally:
         sys.settrace(before)
     assert all(source.shutdowns for source in sources)
+
+
+class AsyncSource:
+    """An ended body of a connection. Records the ways in which the connection is released."""
+
+    coding = ""
+    close_at_exit = False
+
+    def __init__(self) -> None:
+        self.releases: list[str] = []
+
+    def translate_error(self, error: BaseException, timeout: float | None) -> None: ...
+
+    async def receive(self, timeout: float | None) -> bytes | None: ...
+
+    async def finish(self) -> None:
+        self.releases.append("finish")
+
+    async def close(self) -> None:
+        self.releases.append("close")
+
+    def close_from_finalizer(self, loop: object) -> None:
+        self.releases.append("finalizer")
+
+
+@pytest.mark.parametrize("release", ["finish", "close", "finalizer"])
+def test_async_body_releases_its_connection_once(release: str) -> None:
+    """After the release, another request may use the connection."""
+    source = AsyncSource()
+
+    async def read() -> None:
+        body = AsyncBody(source)
+        if release == "finish":
+            assert await body.read_async(None) is None
+        elif release == "close":
+            await body.close_async()
+
+    asyncio.run(read())
+    gc.collect()
+    assert source.releases == [release]

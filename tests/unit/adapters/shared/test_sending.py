@@ -1,13 +1,17 @@
-"""Waiting for sockets."""
+"""Sending, and waiting for sockets."""
 
 from __future__ import annotations
 
 import select
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flux0.adapters.shared.sending import wait
+from flux0.adapters.shared.sending import send_all, wait
+
+SIZE = 10_000_000
+TOO_LONG = 20.0
 
 
 @pytest.mark.parametrize("has_poll", [True, False])
@@ -18,3 +22,32 @@ def test_closed_socket_ends_a_wait(monkeypatch: pytest.MonkeyPatch, *, has_poll:
     with socket.socket() as sock:
         pass
     assert wait(sock, None, read=True, write=True) == (True, True)
+
+
+def test_response_is_received_while_a_request_is_sent_until_receive_returns_true() -> None:
+    sending, server = socket.socketpair()
+    is_complete = iter([False, True])
+
+    def receive() -> bool:
+        assert sending.recv(1)  # The socket stays readable.
+        return next(is_complete)
+
+    def read() -> int:
+        size = 0
+        while size < SIZE:
+            size += len(server.recv(100_000))
+        return size
+
+    with server, ThreadPoolExecutor(1) as threads:
+        server.sendall(b"HTTP/1.1 413 Content Too Large")
+        reading = threads.submit(read)
+        with sending:
+            send_all(sending, b"x" * SIZE, TOO_LONG, receive)
+        assert reading.result(TOO_LONG) == SIZE
+    assert list(is_complete) == []
+
+
+def test_request_that_the_server_does_not_accept_times_out() -> None:
+    sending, server = socket.socketpair()
+    with sending, server, pytest.raises(TimeoutError):
+        send_all(sending, b"x" * SIZE, 0.01, lambda: False)

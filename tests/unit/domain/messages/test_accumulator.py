@@ -455,6 +455,13 @@ def test_text_counts_as_values_when_other_operations_follow() -> None:
     assert [each.text for each in built.messages] == ["x" * 50]
 
 
+def test_message_of_an_agent_with_an_empty_name_is_stored() -> None:
+    for fields, stored in (({"agent_name": ""}, True), ({"agent_name": None}, True)):
+        first = attrs.evolve(chunk(add("/-", "a")), metadata=fields)
+        assert bool(after(first).messages) is stored
+    assert after(attrs.evolve(first, metadata={"agent_id": "a"})).messages == ()
+
+
 def test_too_deeply_nested_document_is_rejected() -> None:
     deep: Any = []
     for _ in range(100_000):
