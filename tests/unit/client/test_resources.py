@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.errors import InvalidArgument
 from flux0.testing import FakeTransport
-from support.in_memory import in_every_mode
+from support.in_memory import SSE, in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -156,6 +157,21 @@ def test_each_argument_is_passed_to_the_use_case(kind: type[Any], name: str) -> 
     _, options, args = sync_call
     assert options == {"timeout_ms": 1}
     assert set(args) == set(values.values())
+
+
+@in_every_mode
+async def test_each_argument_of_a_message_is_sent(mode: Mode) -> None:
+    transport = script(scripted_response(headers=SSE))
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        await flux0.sessions.create_event_async(
+            session_id="s", content="Hi", type_="custom", source="system"
+        )
+    (request,) = transport.requests
+    assert json.loads(request.body or b"") == {
+        "type": "custom",
+        "source": "system",
+        "content": "Hi",
+    }
 
 
 # --- the user of a session

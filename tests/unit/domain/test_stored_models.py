@@ -34,6 +34,7 @@ from flux0.domain.stored_models import (
     Events,
     MessageData,
     Participant,
+    ReasoningPart,
     Sessions,
     StatusData,
 )
@@ -450,6 +451,13 @@ MODELS: dict[str, Any] = {
     for model in vars(models).values()
     if attrs.has(model) and model is not Reply
 }
+
+
+def test_text_of_a_message_has_only_the_parts_that_are_text() -> None:
+    contents = "a", {"not": "text"}, "b"
+    parts = (*map(ContentPart, contents), *map(ReasoningPart, contents))
+    message = MessageData((*parts, {"type": "newer"}))
+    assert (message.text, message.reasoning) == ("ab", "ab")
 
 
 def kinds_in(value: Any) -> set[type]:

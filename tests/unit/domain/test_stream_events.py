@@ -10,6 +10,7 @@ import pytest
 from attrs import evolve
 
 from flux0 import ChunkEvent, StatusEvent, UnknownEvent
+from flux0.domain.stored_models import StatusData
 from flux0.domain.stream_events import JSONPatchOperation, StreamEvent
 from support.in_memory import chunk, events_of, frame, status
 from unit.domain.messages.test_accumulator import CASES
@@ -101,6 +102,19 @@ def test_unknown_members_are_kept_by_to_sse_also_in_changed_and_unpickled_events
             **json.loads(written.split(b"data: ")[1]),
             "correlation_id": "other",
         }
+
+
+def test_members_without_a_value_are_left_out() -> None:
+    assert b"null" not in ChunkEvent("c", "m", 0, (), {}).to_sse()
+    plain = StatusEvent("", "c", "ai_agent", StatusData("ok"))
+    assert json.loads(plain.to_sse().partition(b"data: ")[2]) == {
+        "id": "",
+        "source": "ai_agent",
+        "type": "status",
+        "correlation_id": "c",
+        "data": {"type": "status", "status": "ok"},
+        "metadata": None,
+    }
 
 
 ID_OF = [("", b""), ("7", b"7"), ("x\nevent: chunk", None), ("\u2028", None), ("é", "é".encode())]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 
@@ -26,13 +27,16 @@ def test_closed_socket_ends_a_wait(monkeypatch: pytest.MonkeyPatch, *, has_poll:
 
 def test_response_is_received_while_a_request_is_sent_until_receive_returns_true() -> None:
     sending, server = socket.socketpair()
-    is_complete = iter([False, True])
+    received, is_complete = list[bytes](), Event()
 
     def receive() -> bool:
-        assert sending.recv(1)  # The socket stays readable.
-        return next(is_complete)
+        received.append(sending.recv(1))  # The socket stays readable.
+        if len(received) == 2:
+            is_complete.set()
+        return is_complete.is_set()
 
     def read() -> int:
+        assert is_complete.wait(TOO_LONG)
         size = 0
         while size < SIZE:
             size += len(server.recv(100_000))
@@ -43,8 +47,8 @@ def test_response_is_received_while_a_request_is_sent_until_receive_returns_true
         reading = threads.submit(read)
         with sending:
             send_all(sending, b"x" * SIZE, TOO_LONG, receive)
-        assert reading.result(TOO_LONG) == SIZE
-    assert list(is_complete) == []
+            assert reading.result(TOO_LONG) == SIZE
+    assert received == [b"H", b"T"]
 
 
 def test_request_that_the_server_does_not_accept_times_out() -> None:
