@@ -386,8 +386,7 @@ def test_wait_for_end_continues_after_an_event() -> None:
             self.finish(LogEnd()) if self.last else self.append(b"event")
             return cancel
 
-    longest = 10.0**12  # The largest `drain_seconds`, which no lock accepts.
-    assert wait_for_end(Growing(1000), longest)
+    assert wait_for_end(Growing(1000), TIMEOUT)
 
 
 @in_both_loops
@@ -414,7 +413,8 @@ def test_wait_for_end_returns_whether_the_turn_has_ended() -> None:
     assert not wait_for_end(log, 0.001)
     assert not wait_for_end(log, -1)
     with ThreadPoolExecutor(1) as threads:
-        waits = threads.submit(wait_for_end, log, TIMEOUT)
+        # The largest `drain_seconds`. Python's locks do not accept it.
+        waits = threads.submit(wait_for_end, log, 10.0**12)
         while not log.waiting:
             threading.Event().wait(0.001)
         log.append(b"1")
