@@ -454,9 +454,10 @@ MODELS: dict[str, Any] = {
 
 
 def test_text_of_a_message_has_only_the_parts_that_are_text() -> None:
-    contents = "a", {"not": "text"}, "b"
-    parts = (*map(ContentPart, contents), *map(ReasoningPart, contents))
-    message = MessageData((*parts, {"type": "newer"}))
+    parts: list[models.MessagePart] = [{"type": "newer"}]
+    for content in ("a", {"not": "text"}, "b"):
+        parts += [ContentPart(content), ReasoningPart(content)]
+    message = MessageData(tuple(parts))
     assert (message.text, message.reasoning) == ("ab", "ab")
 
 

@@ -86,13 +86,14 @@ def test_loop_has_ended_after_its_last_task(run: Run) -> None:
     assert has_ended(loops[0])
 
 
-def test_check_of_a_stopped_loop_adds_no_callback_to_the_loop() -> None:
-    class Loop(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *_: Any, **__: Any) -> Any:
-            pytest.fail("the stopped loop would keep the callback")
-
-    loop = Loop()
+def test_check_of_a_stopped_loop_adds_no_callback_to_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The stopped loop would keep the callback."""
+    loop, added = asyncio.new_event_loop(), list[object]()
+    monkeypatch.setattr(loop, "call_soon_threadsafe", added.append)
     assert not has_ended(loop)
+    assert added == []
     loop.close()
     assert has_ended(loop)
 

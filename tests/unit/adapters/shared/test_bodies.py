@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from threading import Event, Thread
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -121,7 +121,7 @@ class AsyncSource:
     """An ended body of a connection. Records the ways in which the connection is released."""
 
     coding = ""
-    close_at_exit = False
+    close_at_exit: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.releases: list[str] = []
