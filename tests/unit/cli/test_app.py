@@ -684,6 +684,17 @@ def test_last_session_of_the_user_is_continued(run: Run, client: Flux0, option: 
     assert "--continue: The user has no session." in words(nobody.stderr)
 
 
+def test_last_session_is_the_newest_in_any_order_of_the_list(
+    run: Run, client: Flux0, fake: FakeTransport, agent_id: str
+) -> None:
+    _, newest = (client.sessions.create(agent_id=agent_id).id for _ in range(2))
+    listed = to_dict(client.sessions.list())["data"]
+    for sessions in (listed, listed[::-1]):
+        body = json.dumps({"data": sessions}).encode()
+        fake.inject(Respond(200, body=body), operation="sessions.list")
+        assert run("chat", "-c", "Hi").stderr.startswith(f"Session {newest} with ")
+
+
 def test_chat_without_agent_option_fails_for_several_agents_or_no_agent(
     run: Run, client: Flux0, fake: FakeTransport, agent_id: str
 ) -> None:
