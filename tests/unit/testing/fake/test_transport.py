@@ -369,6 +369,16 @@ def test_assert_called_shows_the_nearest_call() -> None:
     ]
 
 
+def test_nearest_call_has_the_same_operation_if_possible() -> None:
+    fake = FakeTransport()
+    name = "Drizzle, who knows the weather"
+    with Flux0(transport=fake) as flux0:
+        flux0.agents.list()
+        flux0.agents.create(name=name, type_="fake")
+    with pytest.raises(AssertionError, match=r"nearest: agents\.list\(\)"):
+        fake.assert_called("agents.list", name=name)
+
+
 def test_unexpected_call_shows_the_nearest_expected_call() -> None:
     fake = FakeTransport()
     fake.expect("agents.list")
