@@ -181,6 +181,11 @@ def claim_without_a_result(store: MemoryTurnStore, id: str, log: TurnLog, *, ref
     claim(store, id, log, refuse=refuse)
 
 
+def claim_without_a_stop(store: MemoryTurnStore, id: str, log: TurnLog, *, refuse: bool) -> Any:
+    previous = claim(store, id, log, refuse=refuse)
+    return previous and Found(previous, stop=str)
+
+
 def claim_once(store: MemoryTurnStore, id: str, log: TurnLog, *, refuse: bool) -> Any:
     if find(store, id):
         raise TurnRunning("a turn is kept")
@@ -237,6 +242,7 @@ BUGS: list[tuple[str, Callable[..., Any], str]] = [
     ("claim", claim_always, "claim_is_refused_while_a_turn_is_running_in_any_process"),
     ("claim", claim_with_a_doubt, "claim_is_refused_while_a_turn_is_running_in_any_process"),
     ("claim", claim_without_a_result, "claim_returns_the_running_turn_which_can_be_stopped"),
+    ("claim", claim_without_a_stop, "claim_returns_the_running_turn_which_can_be_stopped"),
     ("claim", claim_once, "claim_after_an_ended_turn_replaces_it"),
     (
         "release",
