@@ -96,8 +96,8 @@ _EXTRAS = {
 
 
 def __getattr__(name: str) -> Any:
-    # The first access to a public name imports all errors. Python evaluates `except flux0.APIError`
-    # while it handles an exception, and this must not import a module.
+    # Import all errors at the first access to any public name. So `except flux0.APIError` never
+    # imports a module while Python handles an exception.
     models = import_module("flux0.models")
     if name in _EXTRAS:
         try:

@@ -42,7 +42,8 @@ def main() -> None:
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
-        # Discard the output that Python flushes at exit: it cannot be written either.
+        # Python flushes its output at exit, which raises the same error again. Redirect this output
+        # to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
@@ -63,12 +64,11 @@ def _decoded(argument: str) -> str:
 def _ignore_ctrl_c() -> None:
     """Ignore Ctrl-C until the process has ended.
 
-    Python removes its signal handlers while it exits. A second Ctrl-C at that time changes the exit
-    code.
+    Python removes its signal handlers while it exits. If the user presses Ctrl-C again at this
+    time, the exit code of the process changes.
     """
     signal = sys.modules.get("signal")
-    # If the user pressed Ctrl-C during the import of the module signal, `sys.modules` has None for
-    # it.
+    # `sys.modules["signal"]` may be None, because Ctrl-C can interrupt the import of this module.
     if signal is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -82,7 +82,7 @@ def _import_app() -> Typer:
     from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
 
     before = getsignal(SIGINT)
-    # A shell disables Ctrl-C for programs in the background. Enable Ctrl-C only if it was enabled.
+    # A shell disables Ctrl-C for background programs. Set the handler only if Ctrl-C is enabled.
     if before is default_int_handler:
         signal(SIGINT, _exit_at_once)
     try:

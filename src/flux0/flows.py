@@ -1,8 +1,8 @@
 """Flows: generators that describe I/O but do not perform it, so sync and async code share them.
 
-A flow yields effects, such as `Send`. A driver (`flux0.client.drivers`) performs each effect. The
-`yield` expression then returns the effect's result, or raises its error. Use cases and middleware
-are flows.
+A flow yields effects: objects that describe one I/O operation, such as `Send`. A driver
+(`flux0.client.drivers`) performs the operation. Then the `yield` expression returns the operation's
+result, or raises its error. Use cases and middleware are flows.
 
 A middleware is a function `(request, send) -> Flow[Response]`. It may call `send` any number of
 times, always with `yield from`, and returns a response or raises.
@@ -35,10 +35,12 @@ class CallRequest(Request):
         route: the path with placeholders instead of ids.
         retries: the retry policy of this call; None means the default policy.
         attempt: the number of this attempt; the first is 1.
-        deadline: the moment by which the call must end, with all its attempts.
+        deadline: the moment by which the call must end, with all its attempts; None if the call has
+            no `timeout_ms`.
         call: the `Call` that is passed to observers; None if the client has no observers.
-        header_functions: the functions that compute header fields for each attempt, by the name of
-            the field in lower case. A field in `headers` with this name is sent instead.
+        header_functions: a mapping from the lower-case name of a header field to the function that
+            computes its value for each attempt. If `headers` has a field with this name, the value
+            in `headers` is sent.
     """
 
     operation: str = ""
@@ -59,7 +61,7 @@ class CallRequest(Request):
 
 @frozen
 class Send:
-    """Sends `request` over the transport; the result is the `Response`.
+    """An I/O operation: `response = yield Send(request)` sends a request over the transport.
 
     Attributes:
         request: the request to send.
@@ -70,10 +72,11 @@ class Send:
 
 @frozen
 class ReadBody:
-    """Reads the body of `response` to its end and closes it; the result is the body as bytes.
+    """An I/O operation: `body = yield ReadBody(...)` reads a response's body to its end.
 
-    Raises `ResponseTooLarge` if the body has more than `limit` bytes, and `ReadTimeout` if the read
-    timeout of `request` expires, or the call's deadline.
+    The result is the body as bytes; the body is closed. The `yield` raises `ResponseTooLarge` if
+    the body has more than `limit` bytes, and `ReadTimeout` if the read timeout of `request` or the
+    call's deadline expires.
 
     Attributes:
         request: the request to which `response` belongs. Its timeouts apply to the reading.
@@ -88,7 +91,7 @@ class ReadBody:
 
 @frozen
 class Sleep:
-    """Waits for `seconds`; the result is None.
+    """An I/O operation: `yield Sleep(seconds)` waits, and returns None.
 
     Attributes:
         seconds: the wait's duration in seconds.
@@ -99,14 +102,14 @@ class Sleep:
 
 @frozen
 class Await:
-    """Awaits `awaitable`; the result is the value that it returns.
+    """An I/O operation: `value = yield Await(...)` awaits an object, and returns its value.
 
-    In a sync call, this effect raises `InvalidArgument`, because sync code cannot await. The error
+    In a sync call, the `yield` raises `InvalidArgument`, because sync code cannot await. The error
     names `argument`, such as `headers['authorization']`.
 
     Attributes:
         awaitable: the object to await, such as a coroutine.
-        argument: the name of the argument that contained the object.
+        argument: the name of the user's argument that contained `awaitable`.
     """
 
     awaitable: Awaitable[Any]
@@ -120,9 +123,9 @@ Effect: TypeAlias = Send | ReadBody | Sleep | Await
 Flow: TypeAlias = Generator[Effect, Any, T]
 """A generator that yields effects, and returns its result."""
 SendFlow: TypeAlias = Callable[[CallRequest], Flow[Response[Any]]]
-"""The function `send` of a middleware: it sends a request through the rest of the chain."""
+"""The type of the function `send` that a middleware calls to send a request."""
 Middleware: TypeAlias = Callable[[CallRequest, SendFlow], Flow[Response[Any]]]
-"""A function that gets each request and the rest of the chain, and returns the response."""
+"""A function `(request, send) -> Flow[Response]`, which may change each request and response."""
 
 
 def send_once(request: CallRequest) -> Flow[Response[Any]]:
@@ -132,7 +135,7 @@ def send_once(request: CallRequest) -> Flow[Response[Any]]:
 
 
 def chain(middleware: Iterable[Middleware], send: SendFlow = send_once) -> SendFlow:
-    """Return a function that sends a request through `middleware`, from the first to the last."""
+    """Return a function that sends a request through each middleware in order, then `send`."""
     for layer in reversed(tuple(middleware)):
         send = _around(layer, send)
     return send

@@ -21,7 +21,7 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import TimedToolCall
 
 TurnEnding: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted", "closed"]
-"""How a turn ended; "closed" means that its stream was closed early."""
+"""How a turn ended: as in `EventStream.ending`, or "closed" if its stream was closed early."""
 
 
 @frozen(eq=False)
@@ -156,7 +156,7 @@ class Observer:
         return None
 
     def on_call_end(self, call: Call, end: CallEnd) -> None:
-        """Handle the end of a call. If it has started a turn, `on_turn_end` follows."""
+        """Handle the end of a call. If the call started a turn, `on_turn_end` is called later."""
 
     def on_first_event(self, call: Call, seconds: float) -> None:
         """Handle the first event of a turn, `seconds` after the message was sent."""
@@ -164,9 +164,8 @@ class Observer:
     def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
         """Handle the end of a turn. This method is called once for each turn.
 
-        Usually, this method is called when the turn ends. It is called later, at the client's next
-        call or when the client is closed, in two cases: if the garbage collector closes the stream,
-        and if your generator is closed while it is suspended in the `with` block of a sync stream.
-        In both cases the garbage collector may be running, and an observer that waits for a lock
-        may wait forever.
+        Usually, this method is called when the turn ends. If the garbage collector closes the
+        stream, or your generator is closed while it is suspended in the `with` block of a sync
+        stream, the call is delayed until the client's next call, or until the client is closed. The
+        reason: an observer that waits for a lock while the garbage collector runs may wait forever.
         """

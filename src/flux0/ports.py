@@ -1,4 +1,4 @@
-"""The interfaces between the core and its adapters, and the values that they exchange.
+"""The interfaces between flux0's core and its adapters, and the values that both exchange.
 
 An adapter implements one of these interfaces with one third-party library. Objects of that library
 appear only as `Response.raw_response` and as the `__cause__` of an error.
@@ -81,9 +81,9 @@ class Interrupt:
         finalizers, because this method does not wait for a lock.
         """
         self.fired = True
-        # If another thread holds the lock, `wake` need not be called here: `on_fire` calls `wake`
-        # after it has released the lock, another `fire` is calling `wake`, or `clear` has ended the
-        # wait.
+        # If another thread holds the lock, do not call `_wake` here. The other thread runs
+        # `on_fire`, which then calls `_wake`, or `fire`, which is calling `_wake`, or `clear`,
+        # which ends the wait.
         if self._lock.acquire(blocking=False):
             try:
                 if self._wake is not None:
@@ -219,13 +219,13 @@ class Time(ABC):
 
     @abstractmethod
     def jitter(self) -> float:
-        """Return a random number from 0 to 1. The backoff of a retry is multiplied by it."""
+        """Return a random number from 0 to 1, by which the wait before a retry is multiplied."""
 
     def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:  # noqa: ARG002 - for subclasses
         """Call `act` in another thread when `monotonic()` reaches `moment`.
 
-        Return a function that cancels the alarm. This default implementation never calls `act`. It
-        is sufficient for a simulated clock that advances only in `sleep`, because its time does not
+        Return a function that cancels the alarm. This default implementation never calls `act`, and
+        is sufficient for a simulated clock that advances only in `sleep`: the clock's time does not
         pass while another call blocks.
         """
         return lambda: None
@@ -262,9 +262,10 @@ class AsyncTransport(Protocol):
     """Sends requests for async code, under asyncio and trio."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Send `request` once; see `Transport.send` for the rules and the errors.
+        """Send `request` once, and return the response, with any status.
 
-        If the call is cancelled, the connection must be closed.
+        The method must not follow redirects, and raises the errors of `Transport.send`. If the call
+        is cancelled, the method must close the connection.
         """
         ...
 
@@ -275,8 +276,8 @@ class AsyncTransport(Protocol):
 class Shared(ABC):
     """A transport that several clients may share, such as a fake server.
 
-    Each client calls `for_client` to get its own transport. Closing this transport does not affect
-    other clients.
+    Each client calls `for_client` to get its own transport. Closing the transport of one client
+    does not affect other clients.
     """
 
     @abstractmethod
@@ -289,7 +290,8 @@ class ServerSentEvent(NamedTuple):
 
     Attributes:
         event: the name; `"message"` if the event has no field `event`.
-        data: the data; if the event has several fields `data`, their lines.
+        data: the value of the field `data`. The values of several fields `data` are joined with
+            line breaks.
         id: the last event id that the stream has set so far; empty if it has set none.
         retry: the reconnection time in milliseconds; None if the event has no field `retry`.
     """

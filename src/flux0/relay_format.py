@@ -38,11 +38,11 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 """The header fields of a response that relays a turn as server-sent events."""
 
 
-# Each encoded status `error` contains these bytes. Relays search for them, because the agent's text
-# in such a status must be replaced.
+# Each encoded event with the status `error` contains these bytes. Relays search for the bytes,
+# because they must replace the agent's text in this event.
 AGENT_ERROR: Final = b'"status": "error"'
 # The messages of these errors contain no text of an agent and no address of a server, so relays
-# send them to browsers.
+# send the messages to browsers.
 _PUBLIC: Final = (
     ClientClosed,
     ReaderLost,
@@ -87,19 +87,19 @@ class RelayEncoder(ABC):
 
         Args:
             error: The error to encode.
-            number: The error's number in all relays of a background turn; None in relays of a
-                stream, or if the turn continues.
+            number: The event number of the error that ends a background turn. None in a relay of an
+                `EventStream`, or if the turn continues after this relay.
         """
 
     def heartbeat(self) -> bytes:
-        """Return bytes that show that the relay is alive. By default, they are a comment.
+        """Return bytes that show that the relay is alive, by default a comment.
 
         A relay may call this method while another thread calls another method.
         """
         return HEARTBEAT
 
     def end(self) -> bytes:
-        """Return the bytes after the last event, if no error was raised. By default, none."""
+        """Return the bytes after the last event, unless the turn failed. By default, none."""
         return b""
 
 
@@ -109,7 +109,7 @@ class RelayFormat(ABC):
     Any number of relays can use one object at the same time.
 
     Attributes:
-        headers: The header fields of an HTTP response that sends such a relay.
+        headers: The header fields of an HTTP response that sends a relay in this format.
     """
 
     headers: ClassVar[Mapping[str, str]] = RELAY_HEADERS
@@ -141,7 +141,7 @@ class Flux0Format(RelayFormat, RelayEncoder):
         return self.shown(event).to_sse()
 
     def shown(self, event: StreamEvent) -> StreamEvent:
-        """Return `event`, or for a status `error` a copy with the text for readers as its data."""
+        """Return `event`; if its status is `error`, a copy with the text that readers may see."""
         if isinstance(event, StatusEvent) and event.status == SessionStatus.ERROR:
             text = self._error_text(AgentError(event.data.data))
             event = evolve(event, data=evolve(event.data, data=text))
@@ -166,12 +166,12 @@ FLUX0: Final = Flux0Format()
 
 
 def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) -> bytes:
-    """Encode an event in flux0's own format, without encoding its JSON again if possible.
+    """Encode an event in flux0's own format. If possible, reuse the JSON text of `source`.
 
     Args:
         event: The event to encode.
         source: The server-sent event from which the event was decoded.
-        id: The field `id` of the encoded event; see `to_sse`.
+        id: The field `id` of the encoded event. None means the default of the event's `to_sse`.
     """
     data = source.data
     # JSON has no NaN and no infinities, but a server may send them. `to_sse` replaces them by null,

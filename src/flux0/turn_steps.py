@@ -1,7 +1,8 @@
 """The steps of a turn, the interface for relay formats that you write.
 
-The events of a turn are changes to JSON documents. A page shows text, reasoning and tool calls. The
-steps are in between: text begins, text is added, a tool is called, and so on.
+The events of a turn are changes to JSON documents, but a web page shows text, reasoning and tool
+calls. Steps describe the changes in terms of the page: text begins, text is added, a tool is
+called, and so on.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Step:
         name: The name of a tool or a status, or the class of an error.
         text: The added text, or the text that readers get for an error.
         value: Plain JSON, as the table says; None for other steps.
-        error: The error. Its text may contain the exception of an agent.
+        error: The error of a step `error`; None for other steps. The error's message may contain
+            the exception of an agent.
     """
 
     type: StepType
@@ -136,9 +138,9 @@ class TurnSteps:
     def event(self, event: StreamEvent) -> Iterator[Step]:
         """Return the steps of an event. Iterate over all of them before the next call.
 
-        After the agent has reported an error, an event has no steps.
+        After the agent has reported an error, later events have no steps.
         """
-        # Skip other events, such as `UnknownEvent`, because other relay formats have no equivalent.
+        # Skip an `UnknownEvent`: only flux0's own relay format can represent it.
         if self._is_ended or not isinstance(event, (ChunkEvent, StatusEvent)):
             return
         self._turn_id = event.correlation_id
@@ -182,14 +184,15 @@ class TurnSteps:
                 yield from self._settle(next(reversed(self._messages.values())))
             kind = _TEXT
             if event.metadata.get("kind") == REASONING:
-                # `MessageAccumulator.feed` returns the added text of answers, but not of reasoning.
-                # Without its kind, the reasoning is an answer for the accumulator.
+                # `MessageAccumulator.feed` returns the added text only for answers. Remove the kind
+                # "reasoning", so that the accumulator treats the reasoning as an answer.
                 kind, event = _REASONING, evolve(event, metadata={**event.metadata, "kind": None})
             message = self._messages[event.event_id] = _Message(event.event_id, kind)
         message.is_settled = False
         if text := self._accumulator.feed(event):
-            # If the first chunk has several operations, one of them may replace text that another
-            # has added. Then take the text from the message that the accumulator builds.
+            # If the first chunk has several operations, an operation may replace text that an
+            # earlier operation has added. So take the text from the message that the accumulator
+            # has built.
             is_appended = message.texts or len(event.patches) == 1
             yield from self._text(message, text) if is_appended else self._items(message)
             return
@@ -222,8 +225,8 @@ class TurnSteps:
             message.open_text = ""
 
     def _items(self, message: _Message, *, partial: bool = False) -> Iterator[Step]:
-        # With `partial=False`, the accumulator returns no calls of this message while the arguments
-        # of one call are incomplete.
+        # Pass `partial=True`: with False, the accumulator returns None as long as the arguments of
+        # one tool call in the message are incomplete.
         final = self._accumulator.message(message.id, partial=True)
         data = None if final is None else final.data
         for item in data.tool_calls if isinstance(data, ToolData) else ():
@@ -278,7 +281,8 @@ class StepEncoder(RelayEncoder):
     Args:
         encode: Returns the bytes of a step. It is called for each step, in their order, and never
             twice at the same time.
-        error_text: Returns the text that a reader gets for an error, as in `TurnSteps`.
+        error_text: Returns the text that a reader gets for an error. By default, the text is a
+            general sentence.
         heartbeat: The bytes that show that the relay is alive.
     """
 

@@ -17,7 +17,7 @@ class StoreState:
         is_available: Whether the last command of this process to Redis was successful. True if
             there was no command.
         failures: The number of commands of this process that failed because Redis could not be
-            used. Commands that are sent together are one command here.
+            used. Commands that are sent together count as one command.
         followed_turns: The number of running turns of other processes that this process copies.
     """
 
@@ -45,11 +45,11 @@ class TurnStats:
 
 
 class TurnStore(ABC):
-    """Knows the background turn of each session, in all processes that share the store.
+    """The interface of stores, which find the background turn of a session in all their processes.
 
-    Any number of threads call the methods. If `blocking` is True, async code calls them in worker
-    threads. Only the process that claimed a turn adds events to its log; the store copies the log
-    for other processes, and never delays or fails the turn.
+    Several threads may call the methods at the same time. If `blocking` is True, async code calls
+    them in worker threads. Only the process that claimed a turn adds events to its log; the store
+    copies the log for other processes, and never delays or fails the turn.
 
     A store can be created before the process forks. Each child is another process: it does not use
     the threads and connections of its parent, and the turns of its parent are turns of another
@@ -63,7 +63,7 @@ class TurnStore(ABC):
 
     @abstractmethod
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Make `log`, which has no events yet, the log of the session's turn, for all processes.
+        """Replace the session's turn, in all processes, by a new turn. `log` has no events yet.
 
         After this call, the store copies the events and the end of `log` for other processes. The
         store keeps the log of an ended turn for a while.
@@ -71,11 +71,11 @@ class TurnStore(ABC):
         Returns:
             The log of the session's previous turn; None if the session had no turn. If the previous
             turn is still running, the caller stops it, and waits until it has ended. If it has
-            ended, a store may return None, provided that `release` can restore this turn.
+            already ended, a store may return None, provided that `release` can restore it.
 
         Raises:
             TurnRunning: A turn is running, and `refuse` is True.
-            TurnStoreError: The store cannot be used. The session keeps its turn.
+            TurnStoreError: The store cannot be used. The session keeps its previous turn.
         """
 
     @abstractmethod
@@ -94,13 +94,13 @@ class TurnStore(ABC):
         """Return the log of the session's running or kept turn; None if there is no such turn.
 
         In the process that reads a running turn, this method may return the turn until it has
-        ended, even if another process has replaced it.
+        ended, even if another process has started a newer turn on the session.
 
         If another process reads the turn, the result is a copy of the log, which grows until the
-        turn has ended. From the first event on, the copy has the turn's `trace_parent`. If that
-        process is killed, the copy ends with a `ReaderLost`. All callers in this process get the
-        same copy. The store has only a weak reference to a copy, so the garbage collector can free
-        it when no caller uses it.
+        turn has ended. From the first event on, the copy has the turn's `trace_parent`. If the
+        reading process is killed, the copy ends with a `ReaderLost`. All callers in this process
+        get the same copy. The store has only a weak reference to a copy, so the garbage collector
+        can free it when no caller uses it.
 
         Raises:
             TurnStoreError: The store cannot be used.

@@ -149,7 +149,7 @@ STATEMENTS: list[tuple[str, str, object]] = [
     (STREAMS, "more than {} wait for the web server", WAITING),
     ("src/flux0/cli/app.py", "the turn fails. Default: {}.", DEFAULT_IDLE_TIMEOUT),
     ("src/flux0/domain/messages/accumulator.py", "more than {} levels deep", MAX_DEPTH),
-    ("src/flux0/runtime/turn_log.py", "If they have more than {}", WAITING),
+    ("src/flux0/runtime/turn_log.py", "at most about {}.", WAITING),
 ]
 
 
