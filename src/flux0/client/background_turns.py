@@ -41,8 +41,8 @@ R = TypeVar("R", ThreadReading, TaskReading)
 
 # The longest time in seconds that `stop`, `start` and `close` wait until a stopped turn has ended.
 _MAX_STOP_SECONDS: Final = 10.0
-# The time between two checks whether the event loops of turns have ended, in seconds. The checks
-# are necessary, because an event loop does not notify other threads when it ends.
+# The interval in seconds of the check whether an event loop that reads turns has ended. The check
+# is necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.5
 
 _STOPPED: Final = "the turn was stopped"
@@ -87,9 +87,9 @@ class _OwnTurns:
 
 
 class _Claim:
-    """Makes a new turn the only running turn of its session in a store, and can undo this.
+    """Claims a session in a store: makes a new turn the session's only running turn.
 
-    If an async caller is cancelled, `take` continues in its thread, and then undoes the claim.
+    If an async caller of `take` is cancelled, `take` continues in its thread, and calls `undo`.
     """
 
     def __init__(self, store: TurnStore, session_id: str, log: TurnLog, refuse: bool) -> None:
@@ -102,7 +102,7 @@ class _Claim:
     def take(self) -> TurnLog | None:
         """Claim the session. Return the log of a running turn that the caller must stop, or None.
 
-        None means that the session has no running turn, or that the new turn was ended meanwhile.
+        The result is None if the session has no running turn, or if the new turn has already ended.
         """
         previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
         self._previous = previous
@@ -119,7 +119,7 @@ class _Claim:
 @final
 @show_options
 class BackgroundTurns(Uncopyable):
-    """Reads turns to their end in the background, also without a reader of their relays.
+    """Sends messages, and reads their turns to the end in the background, even without a relay.
 
         turns = BackgroundTurns()
         turn = turns.start(conversation, "Hello")
@@ -134,15 +134,15 @@ class BackgroundTurns(Uncopyable):
     Sync and async code can join each turn. If the event loop or the process ends before the turn,
     the relays end with a `ReaderLost`.
 
-    The session id identifies a turn. Use one `BackgroundTurns` for each server. If several of them
-    share a Redis, use different prefixes.
+    Turns are found by their session id, so use one `BackgroundTurns` for each server. If several
+    `BackgroundTurns` share a Redis, give each `RedisTurnStore` its own prefix.
 
     Call `close` or `close_async` before the process or the event loop ends.
 
     Args:
         store: The store of the turns. With a `MemoryTurnStore` (the default), only this process
-            finds them; with a `RedisTurnStore`, all processes that use the same Redis. Create a
-            store for each `BackgroundTurns`, because `close` also closes the store.
+            finds the turns; with a `RedisTurnStore`, all processes that use the same Redis find
+            them. Create a store for each `BackgroundTurns`, because `close` also closes the store.
         max_turn_bytes: The size limit of all kept events of one turn. Default: 16 MiB. When a turn
             exceeds it, its oldest events are dropped, and the turn continues. A reader that has
             still to read a dropped event gets a `TurnTooLarge`.
@@ -186,7 +186,8 @@ class BackgroundTurns(Uncopyable):
             Flux0Error: The errors of `Conversation.send`.
         """
         _check_conversation(Conversation, conversation, AsyncConversation, "start_async")
-        # Create the message first: an invalid option must not stop the running turn.
+        # Check the options before the session is claimed, so that an invalid option does not stop
+        # the session's running turn.
         message = Message(conversation.sessions, conversation.session_id, content, options)
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
@@ -215,9 +216,10 @@ class BackgroundTurns(Uncopyable):
     def join(self, session_id: str) -> BackgroundTurn | None:
         """Return the running turn of a session, or the last turn if it is still kept.
 
-        The store keeps a turn for a while after its end (`keep_seconds`). Return None if there is
-        no such turn: then the server may have stored the reply. Before you join a session whose id
-        comes from a browser, check that it belongs to the user (`Conversation.belongs_to_user`).
+        The store keeps a turn for a while after its end (`keep_seconds`). If the result is None,
+        the server may have stored the reply: call `Conversation.find_turn`. Before you join a
+        session whose id comes from a browser, check that it belongs to the user
+        (`Conversation.belongs_to_user`).
 
         Raises:
             TurnStoreError: The store cannot be used.
@@ -269,7 +271,7 @@ class BackgroundTurns(Uncopyable):
         `ClientClosed`. In async code, call `close_async`.
 
         Args:
-            drain_seconds: The longest time in seconds to wait for the turns.
+            drain_seconds: The longest time in seconds to wait until the turns have ended.
         """
         ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
         for reading in self._own.get().running():

@@ -1,4 +1,4 @@
-"""Converts the options of a call into an `ApiCall`, and drives its flow."""
+"""Converts the options of a call into an `ApiCall`, and makes the call."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ class Caller:
     def call(self, **options: Any) -> ApiCall:
         """Return the settings of one call. For options that are None, use the client's settings.
 
-        The options are the items of `TurnOptions`. Raises `ClientClosed` after `close`.
+        The options have the names in `TurnOptions` and `UserOptions`. Raises `ClientClosed` after
+        `close`.
         """
         self._calls.check()
         call = self._settings(**options) if options else self._default_call

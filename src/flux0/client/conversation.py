@@ -208,10 +208,10 @@ def conversation_caller(
     new: Mapping[str, object],
     options: CallOptions,
 ) -> tuple[Caller, Participant]:
-    """Check the arguments of `Flux0.conversation`.
+    """Check the arguments of `Flux0.conversation`, and return its caller and its agent.
 
-    Return a caller that sends the user's cookie and reports the agent to the observers, and the
-    agent (whose id is None if `session` is a session id). `new` has the fields of a new session.
+    The caller sends the user's cookie, and reports the agent to the observers. The agent's id is
+    None if `session` is a session id. `new` has the fields of a new session.
     """
     check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):

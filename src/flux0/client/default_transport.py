@@ -14,12 +14,12 @@ from flux0.runtime.time import SystemTime
 
 T = TypeVar("T")
 
-# The transports of all active `with default_transport(...)` blocks, after a first item None.
-# Clients use the last item. The list is global, because the code under test may send in any thread
-# or task.
+# Each active `with default_transport(...)` block adds its transport to this list, which starts with
+# None. Clients use the last item, unless it is None. The list is global, because the code under
+# test may send in any thread or task.
 _replacements: Final[list[Any]] = [None]
-# The arguments `allowed` of all active `with real_transports(...)` blocks, after a first item True.
-# The last item says whether real transports may send.
+# Each active `with real_transports(...)` block adds its argument `allowed` to this list, which
+# starts with True. The last item says whether real transports may send.
 _allowed: Final[list[bool]] = [True]
 
 
@@ -27,8 +27,8 @@ _allowed: Final[list[bool]] = [True]
 def default_transport(transport: T) -> Generator[T, None, None]:
     """In the `with` block, send the calls of all clients without a transport over `transport`.
 
-    `transport` is a `Shared` transport with a clock. Clients that were created with the argument
-    `transport`, `async_transport`, `client` or `async_client` are not affected.
+    `transport` is a `Shared` transport with an attribute `time`. Clients that were created with the
+    argument `transport`, `async_transport`, `client` or `async_client` are not affected.
     `FakeTransport.installed` calls this function.
     """
     _replacements.append(transport)
@@ -42,7 +42,8 @@ def default_transport(transport: T) -> Generator[T, None, None]:
 def real_transports(*, allowed: bool) -> Generator[None, None, None]:
     """In the `with` block, allow or forbid the calls that a transport of flux0 sends to a server.
 
-    The first block must start before clients are created, and forbid these calls.
+    Only clients that were created in such a block are checked, so the first block must start before
+    the clients are created.
     """
     _allowed.append(allowed)
     try:
@@ -52,7 +53,7 @@ def real_transports(*, allowed: bool) -> Generator[None, None, None]:
 
 
 def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
-    """Return `send`, or in tests a function that checks whether a real transport may send."""
+    """Return `send`; in a `real_transports` block, a function that checks each request first."""
     if len(_allowed) == 1:
         return send
 
@@ -117,7 +118,7 @@ def _is_real(transport: object) -> bool:
 
 @Time.register
 class _DefaultTime:
-    """The clock of the transport that `default_transport` has installed, or else `own`."""
+    """The clock of the transport that `default_transport` has installed; without it, `own`."""
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own

@@ -176,7 +176,7 @@ def _append(body: bytearray, piece: bytes, limit: int) -> None:
 
 @contextmanager
 def _until(deadline: Deadline | None, time: Time) -> Generator[None, None, None]:
-    """Raise the error of `deadline` if the `with` block ends, or a read times out, too late."""
+    """Raise the timeout error of `deadline` if the `with` block ends, or times out, after it."""
     cause: BaseException | None = None
     try:
         yield

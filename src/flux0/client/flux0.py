@@ -139,7 +139,8 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # These imports are slow. They run when a client is created, so `import flux0` is fast.
+        # The modules below are slow to import. The first client imports them, so `import flux0` is
+        # fast.
         for module in _IMPORTED_IN_CALLS:
             import_module(module)
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415
@@ -225,8 +226,9 @@ class Flux0(Uncopyable):
                 `flux0_user_sub`. Characters that a cookie cannot contain, such as spaces and `é`,
                 and `%` are percent-encoded. By default, all clients share one anonymous user.
             title: The title of a new session, at most 200 characters.
-            metadata: Data to store with a new session; see `client.sessions.create`.
-            mode: The mode of a new session; see `client.sessions.create`.
+            metadata: Data to store with a new session, as plain JSON. The server 0.1.0b4 rejects
+                it.
+            mode: The mode of a new session, such as `record`. The server 0.1.0b4 rejects it.
 
         Raises:
             BadRequestError: The agent does not exist. If the session does not exist, sending the
@@ -269,7 +271,7 @@ class Flux0(Uncopyable):
         self._caller.close()
 
     async def close_async(self) -> None:
-        """Close all connections of this client; see `close`."""
+        """Close all connections and streams. Later calls of the client raise `ClientClosed`."""
         await self._caller.close_async()
 
     def __repr__(self) -> str:

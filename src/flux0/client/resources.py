@@ -1,4 +1,4 @@
-"""The client's resources. Each use case has a sync and an async method."""
+"""The resources `agents` and `sessions` of a client, with sync and async methods."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ class AgentsResource(_Resource):
 
         Args:
             name: The agent's name, 1 to 100 characters.
-            type_: The agent's type, 1 to 100 characters. The server must have a runner for it.
+            type_: The agent's type, 1 to 100 characters. The server must have a runner for this
+                type.
             description: A description for people.
         """
         return self.caller.run(agents.create_agent, options, name, type_, description)
@@ -171,10 +172,10 @@ class SessionsResource(_Resource):
         )
 
     def list(self, *, agent_id: str | None = None, **options: Unpack[UserOptions]) -> Sessions:
-        """Return the sessions of the option `user`, by default of the anonymous user.
+        """Return the sessions of one user: the option `user`, or by default the anonymous user.
 
         Args:
-            agent_id: Return only sessions with this agent.
+            agent_id: Return only sessions with this agent; None means all agents.
         """
         return self.caller.run(sessions.list_sessions, options, agent_id)
 
@@ -203,9 +204,9 @@ class SessionsResource(_Resource):
     ) -> EventStream:
         """Send a message to the agent of a session, and return the stream of its turn.
 
-        If this client has an open turn on the session, the open turn is closed first, because the
-        server runs one turn per session. If sending fails, the message is sent again only if the
-        server cannot have acted on it.
+        If the stream of the session's previous turn is open in this client, the client closes this
+        stream first, because the server runs one turn per session. If sending fails, the client
+        sends the message again only if the server cannot have acted on it.
 
         Two options limit the time. `timeout_ms` limits the time until the response headers are
         received. `stream_idle_timeout_ms` limits the time between two events.
@@ -251,7 +252,7 @@ class SessionsResource(_Resource):
             session_id: The session id. Raises `BadRequestError` if it does not exist.
             min_offset: Return only events with this offset or a larger offset.
             source: Return only events from this source; None means all sources.
-            correlation_id: Return only events of this turn; None means all turns.
+            correlation_id: Return only events of the turn with this id; None means all turns.
             types: Return only events of these types; None means all types.
         """
         return self.caller.run(
@@ -296,8 +297,8 @@ class Message:
         self._session = call.server_url, session_id
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
-        # `stored_events` of the stream uses the same options as the message, such as
-        # `http_headers`.
+        # `EventStream.stored_events` uses the options `server_url` and `http_headers` of the
+        # message, too.
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:
@@ -308,7 +309,8 @@ class Message:
             response = caller.sync_driver().run(flow, call.deadline)
             stream = EventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
-        # If another thread called `Flux0.close` before `add`, this stream is still open.
+        # If another thread called `Flux0.close` before `open_turns.add`, it has not closed this
+        # stream.
         if caller.is_closed:
             stream.close(CLIENT_CLOSED)
         return stream
@@ -321,7 +323,8 @@ class Message:
             response = await caller.async_driver.run(flow, call.deadline)
             stream = AsyncEventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
-        # If another thread called `Flux0.close` before `add`, this stream is still open.
+        # If another thread called `Flux0.close` before `open_turns.add`, it has not closed this
+        # stream.
         if caller.is_closed:
             await stream.close_async(CLIENT_CLOSED)
         return stream

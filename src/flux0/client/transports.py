@@ -52,8 +52,8 @@ def choose_transports(
         problem = "is async and cannot be passed together with async_transport or async_client"
         raise InvalidArgument("transport", problem)
     base, own = _for_client(base), _for_client(own)
-    # An `HttpxTransport` has `send` and `send_async`. If you passed only an httpx.AsyncClient, its
-    # `serves_sync` is False; if you passed only an httpx.Client, its `serves_async` is False.
+    # An `HttpxTransport` has `send` and `send_async`. If the user passed only an httpx.AsyncClient,
+    # `serves_sync` is False; if the user passed only an httpx.Client, `serves_async` is False.
     serves_sync = hasattr(base, "send") and getattr(base, "serves_sync", True)
     serves_async = hasattr(base, "send_async") and getattr(base, "serves_async", True)
     if own is None and not serves_async:

@@ -60,7 +60,7 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     def close(self) -> None:
         self._coroutine.close()
 
-    # Type checkers do not see these methods, so they report an error if `await` is missing.
+    # Hide the methods below from type checkers, which then report a missing `await` as an error.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:

@@ -49,12 +49,12 @@ class APIError(Flux0Error):
 
     Attributes:
         status_code: the response's HTTP status, such as 404.
-        message: the server's error text; without it, the start of a plain-text body, or the status
-            name.
+        message: the server's error text. If the server sent no error text, the start of a
+            plain-text body, or the name of the status.
         body: the response's complete body, as text.
         headers: the response's header fields.
-        raw_response: the HTTP library's response object; None if the error was unpickled. Its body
-            was read already: use `body`.
+        raw_response: the HTTP library's response object; None if the error was unpickled. To get
+            the body, use `body`.
     """
 
     raw_response: Any = None

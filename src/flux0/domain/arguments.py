@@ -16,7 +16,7 @@ from flux0.domain.headers import Headers
 T = TypeVar("T")
 
 _LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError for longer timeouts.
-# This limit of about 31 years is necessary, because time.sleep raises OverflowError for several
+# Intervals are limited to about 31 years, because time.sleep raises OverflowError for several
 # centuries.
 _LONGEST_INTERVAL_MS = 10**12
 
@@ -157,7 +157,7 @@ def headers(argument: str, fields: object) -> Headers:
 def split_headers(argument: str, fields: object) -> tuple[Headers, dict[str, Callable[[], Any]]]:
     """Return the fields with fixed values, and the functions that compute the other values.
 
-    The names of the functions are in lower case.
+    The keys of the second mapping are names of header fields in lower case.
     """
     values = members(argument, fields)
     functions = {name.lower(): value for name, value in values.items() if callable(value)}
@@ -187,8 +187,8 @@ def _field(argument: str, name: str, value: object) -> tuple[str, str]:
 
 
 def _encode(path: str) -> str:
-    """Return the normal form of a path (RFC 3986, section 6.2.2): no HTTP library changes it."""
-    from urllib.parse import quote, unquote_to_bytes  # noqa: PLC0415 - as in `_basic`
+    """Return the normal form of a path (RFC 3986, section 6.2.2), which HTTP libraries keep."""
+    from urllib.parse import quote, unquote_to_bytes  # noqa: PLC0415 - not needed for the import
 
     def normalize(encoded: re.Match[str]) -> str:
         return quote(unquote_to_bytes(f"%{encoded[1]}"), safe="")

@@ -19,7 +19,7 @@ class EventType(OpenEnum):
         MESSAGE: a message of a user or an agent, or the tool calls of an agent.
         TOOL: the results of tool calls.
         STATUS: a status of the agent.
-        CUSTOM: an event of an application. The released server creates none.
+        CUSTOM: an event of an application. The server 0.1.0b4 creates none.
     """
 
     MESSAGE = "message"

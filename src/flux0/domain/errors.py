@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 E = TypeVar("E", bound="Flux0Error")
 Sent: TypeAlias = Literal["no", "maybe", "yes"]
-"""Whether the server accepted a request; see `Flux0Error.sent`."""
+"""Whether the server accepted a request: certainly not, perhaps, or certainly."""
 
 _EXCERPT_LENGTH = 200  # Error messages show at most this number of characters of a body.
 # Attributes that are not pickled, because they refer to a connection or a client. They are None in
@@ -367,7 +367,7 @@ class TurnTooLarge(StreamError):
     """The requested events of a background turn are no longer kept (`max_turn_bytes`).
 
     A background turn with more than `limit` bytes continues, but its oldest events are dropped. Use
-    `find_turn` or `history` after its end.
+    `find_turn` or `history` after the turn's end.
 
     Attributes:
         limit: the largest allowed size of all kept events of a turn, in bytes.
@@ -396,7 +396,7 @@ class TurnRunning(Flux0Error):
 
 
 class TurnStoreError(Flux0Error):
-    """The store of background turns cannot be used; `__cause__` is its library's exception.
+    """The turn store cannot be used; `__cause__` is the exception of its library, such as redis.
 
     If `BackgroundTurns.start` raised this error, the message was not sent.
     """

@@ -70,7 +70,7 @@ class Headers(Mapping[str, str]):
         return {key: value if key in _SHOWN else "***" for key, value in self._joined.items()}
 
     def items(self) -> ItemsView[str, str]:
-        """Return the fields as pairs: the name in lower case, and the joined value."""
+        """Return pairs of a lower-case name and a value. Values of repeated fields are joined."""
         return self._joined.items()
 
     def __getitem__(self, name: str) -> str:

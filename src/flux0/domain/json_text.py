@@ -29,7 +29,8 @@ def json_text(
         compact: Whether to omit the spaces after commas and colons.
         ascii: Whether to escape characters that are not ASCII, as the server does.
         indent: The width of an indentation level; None writes one line.
-        default: Converts other values to plain values. Without it, they raise TypeError.
+        default: A function that converts other values to plain values. Without this function, other
+            values raise TypeError.
     """
     encode = _encoder(compact, ascii, indent, default)
     try:

@@ -137,8 +137,8 @@ def wait_before_retry(
         config: the call's retry policy.
         error: the failed attempt's error.
         attempt: the number of the attempt that failed; the first attempt is 1.
-        repeatable: whether it is harmless if the server processes the request twice; after a 401,
-            whether the next attempt has a new token.
+        repeatable: True if the server may process the request twice without harm. After a 401
+            response, True if the next attempt sends a new token.
         elapsed: the seconds since the first attempt started.
         left: the seconds until the call's deadline.
         jitter: a random number from 0 to 1.

@@ -26,8 +26,8 @@ class Agent(Extensible):
     Attributes:
         id: the id, which has 10 characters.
         name: the name, such as `Drizzle`. Several agents may have the same name.
-        type: the name of its agent runner on the server.
-        created_at: the time of its creation, with a time zone.
+        type: the name of the runner that runs the agent on the server.
+        created_at: the time when the agent was created, with a time zone.
         description: the description for people; None if the agent has none.
     """
 
@@ -43,8 +43,8 @@ class ConsumptionOffsets(Extensible):
     """The offsets up to which each consumer has read the events of a session.
 
     Attributes:
-        client: the offset for clients, for which the released server always sends 0; None if the
-            server sent none.
+        client: the offset for clients; None if the server sent no offset. The server 0.1.0b4 always
+            sends 0.
     """
 
     client: int | None = None
@@ -54,12 +54,13 @@ class ConsumptionOffsets(Extensible):
 class Session(Extensible):
     """A session: the conversation of one user with one agent.
 
-    The released server sends neither `metadata` nor `mode`; a newer server sends both.
+    The server 0.1.0b4 sends neither `metadata` nor `mode`; a newer server sends both.
 
     Attributes:
         id: the id, which is needed to continue the session.
         agent_id: the id of the session's agent.
-        user_id: the server's id of its user, which is not the name in the cookie.
+        user_id: the server's id of the session's user. It is not the name that you passed as
+            `user`.
         created_at: the time when the session was created, with a time zone.
         consumption_offsets: the offsets up to which each consumer has read the events.
         title: the title that you passed; None if there is none.
@@ -131,7 +132,7 @@ class Participant(Extensible):
 
     Attributes:
         id: the id of the user or the agent.
-        name: the name of the user or the agent. For users, the released server sends `Anonymous`.
+        name: the name of the user or the agent. For users, the server 0.1.0b4 sends `Anonymous`.
     """
 
     id: str | None = None
@@ -148,8 +149,8 @@ class MessageData(Extensible):
         type: `"message"`.
         parts: the content, the reasoning and the tool calls, in order.
         participant: the author; None in a message that names none.
-        flagged: whether the server has flagged the message. The released server never sends True.
-        tags: tags of the message. The released server sends none.
+        flagged: whether the server has flagged the message. The server 0.1.0b4 never sends True.
+        tags: tags of the message. The server 0.1.0b4 sends none.
     """
 
     type: ClassVar[str] = "message"
@@ -226,7 +227,7 @@ class ToolCall(Extensible):
     """A tool call, with its result if the result is known.
 
     Attributes:
-        tool_call_id: the id that connects the call and its result, as in `ToolCallPart`.
+        tool_call_id: the id that connects the call and its result.
         tool_name: the called tool's name.
         args: the call's arguments, as plain JSON.
         result: the result; None if it is not known.
@@ -292,7 +293,7 @@ class Event(HasMessageData, Extensible):
         offset: the position in the session; the first event has 0.
         data: the content: `MessageData`, `StatusData` or `ToolData`; the mapping that the server
             sent if flux0 does not know the type.
-        deleted: whether the event was deleted. The released server deletes no events.
+        deleted: whether the event was deleted. The server 0.1.0b4 deletes no events.
         created_at: the time at which the event was stored, with a time zone.
         metadata: further data of the agent, as plain JSON; None if there are none.
     """

@@ -1,8 +1,8 @@
 """The events of a turn's stream: status events, chunk events, and events of unknown types.
 
-The attribute `type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`. The codec gets
-its facts from the classes in the union `StreamEvent`: `event` is the name in the stream, and
-`type_in_json` says whether the JSON has the member `type` (by default it has).
+The attribute `type` distinguishes the classes: `"status"`, `"chunk"` or `"unknown"`. The codec
+reads two attributes of each class in the union `StreamEvent`: `event` is the event's name in the
+stream, and `type_in_json` says whether the JSON has the member `type` (default: True).
 """
 
 from __future__ import annotations

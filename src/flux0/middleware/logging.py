@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import logging
 
 _LONGEST_BODY = 1000
-# These are the values of `logging.INFO` and `logging.WARNING`. Importing the module logging here is
-# slow.
+# The values of `logging.INFO` and `logging.WARNING`. The module logging is not imported here,
+# because the import is slow.
 _INFO, _WARNING = 20, 30
 TURN_ENDED = (
     "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs"
@@ -38,8 +38,8 @@ class DebugLogger(Protocol):
 class Logging:
     """Logs each attempt: method, URL, headers, body, status or error, and duration.
 
-    Values that may be credentials are hidden: of header fields, query parameters and JSON members.
-    Long bodies are truncated.
+    Values of header fields, query parameters and JSON members are hidden if they may be
+    credentials. Long bodies are truncated.
     """
 
     def __init__(self, logger: DebugLogger, time: Time) -> None:

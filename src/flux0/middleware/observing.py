@@ -32,7 +32,7 @@ class Observers:
     `observe_call` runs around a whole call, and `observe_attempt` around each attempt.
 
     Attributes:
-        clock: the clock that measures durations.
+        clock: a function that returns the current time in seconds, for durations.
     """
 
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
@@ -116,7 +116,7 @@ class Observers:
             log_unconfirmed_end()
 
     def postpone(self, report: Callable[[], None]) -> None:
-        """Store a function that reports the end of a turn. The next call of `flush` calls it.
+        """Call `report` later: at the client's next call, or when the client is closed.
 
         Safe in finalizers, because this method acquires no lock.
         """

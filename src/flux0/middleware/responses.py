@@ -47,8 +47,8 @@ class ResponsePolicy:
             except Flux0Error:
                 if is_success(status):
                     raise
-                # Report the status, which is more useful than the error of the reading: an APIError
-                # is raised below.
+                # Ignore this error: the APIError that is raised below has the response's status,
+                # which is more useful.
                 body = b""
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):

@@ -1,7 +1,7 @@
 """Functions that work under asyncio and trio, and resources that belong to an event loop.
 
-A connection can only be used in the event loop that opened it. Therefore `PerLoop` has one resource
-for each event loop, and closes the resource before the loop ends.
+A connection can only be used in the event loop that opened it. Therefore `PerLoop` keeps one
+resource for each event loop, and closes the resource before the loop ends.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from flux0.domain.errors import ConnectError
 from flux0.runtime.processes import fork_lock
 
 T = TypeVar("T")
-# When the garbage collector has freed a `PerLoop`, its resources are closed after this time in
-# seconds.
+# The seconds from the garbage collection of a `PerLoop`, which holds a resource for each event
+# loop, to the closing of the resources.
 _CLOSE_DELAY = 0.1
-# At most this number of calls start in one iteration of an event loop. Each start takes about a
+# At most this number of API calls start in one iteration of an event loop. Each start takes about a
 # millisecond, in which the loop runs no other task.
 _STARTED_PER_ITERATION = 50
 
@@ -65,7 +65,7 @@ class StartLimit:
 
 
 def load_anyio() -> Any:
-    """Return the module anyio, after its part for the running event loop was imported.
+    """Return the module anyio. Its part for asyncio or trio, whichever runs, is imported, too.
 
     Raises:
         ConnectError: The import failed, because the process cannot open more files.
@@ -81,7 +81,7 @@ def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
         with fork_lock:
             import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
-            anyio.current_time()  # The first use imports a part of anyio.
+            anyio.current_time()  # The first call imports a part of anyio.
     except OSError as error:
         raise ConnectError(os.strerror(error.errno or 0).lower()) from error
     return anyio
@@ -286,7 +286,7 @@ class PerLoop(Generic[T]):
 
 
 class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
-    """Maps each loop to its resource and its guard.
+    """Maps each event loop to its resource and a guard.
 
     The guard is a suspended async generator that closes the resource when the loop ends.
     """

@@ -43,9 +43,9 @@ class _RunningProcess:
 _running: Final = _RunningProcess()
 
 # `os.fork` waits until this lock is free. A thread must hold it while it calls other libraries that
-# acquire an internal lock, such as OpenSSL, which reads certificates. So no child is forked while
-# the internal lock is locked, for which the child waits forever. The lock is reentrant, because a
-# signal handler may fork.
+# acquire an internal lock, such as OpenSSL, which reads certificates. Otherwise, a child that is
+# forked while the internal lock is locked waits for this lock forever. `fork_lock` is reentrant,
+# because a signal handler may fork.
 fork_lock: Final = RLock()
 with suppress(AttributeError):  # Windows cannot fork, and lacks `register_at_fork`.
     os.register_at_fork(

@@ -64,7 +64,7 @@ class _Alarms:
             self._alarms[alarm] = moment, act
             if self._thread is None:
                 thread = Thread(target=self._run_alarms, name="flux0-alarms", daemon=True)
-                # While Python exits, a thread cannot be started, which raises RuntimeError.
+                # `thread.start` raises RuntimeError while Python exits.
                 with suppress(RuntimeError):
                     thread.start()
                     self._thread = thread

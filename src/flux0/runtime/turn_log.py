@@ -15,8 +15,8 @@ from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
-# `read` returns events of about this number of bytes at once, so that the pieces of a relay are
-# small.
+# `TurnLog.read` returns events of about this number of bytes at most, so that relays send small
+# pieces.
 READ_BYTES: Final = 64 * 1024
 _PLAIN: Final = (str, int, float, type(None))
 _INHERITED: Final = "a forked child cannot read a turn that its parent reads"
@@ -24,7 +24,7 @@ _INHERITED: Final = "a forked child cannot read a turn that its parent reads"
 
 @frozen
 class LogEnd:
-    """The end of a log: of its background turn, or only of a copy in another process.
+    """The end of a turn's log. In other processes, a copy of the log may end before the turn.
 
     Attributes:
         error: The error that ended the turn; None if the turn was read to its end.
@@ -72,8 +72,8 @@ class TurnLog:
     One thread or task at a time appends events. Any number of threads, and tasks of any event
     loop, can read them. No method acquires a lock, so finalizers can call all methods.
 
-    If the events have more than `max_bytes`, the oldest events are dropped, at most until half the
-    bytes are left. The newest event is always kept.
+    If the events have more than `max_bytes`, the oldest events are dropped until at most half of
+    `max_bytes` is left. The newest event is always kept.
 
     Args:
         turn_id: The turn's id, unique in all processes.
@@ -84,7 +84,8 @@ class TurnLog:
     Attributes:
         turn_id: The turn's id, unique in all processes.
         max_bytes: The largest size of all kept events together, in bytes.
-        stop: The function that was passed. It does nothing after the end.
+        stop: The function `stop` that was passed. After the turn's end, a function that does
+            nothing.
         on_end: A function that is called once, when the turn ends, possibly by a finalizer. The
             store may set it in `TurnStore.claim`.
         loop: The event loop that reads the turn; None if the loop is unknown, or a thread reads it.
@@ -101,8 +102,8 @@ class TurnLog:
         self.loop: object = None
         self.trace_parent: str | None = None
         self._owner = OwnerProcess()
-        # The number of the oldest kept event, and the kept events. They are in one tuple, so that
-        # a reader in another thread never gets a number of other events.
+        # The number of the oldest kept event, and the kept events. Both are in one tuple, so that a
+        # reader in another thread never combines the number with another list.
         self._kept: tuple[int, list[bytes]] = (1, [])
         self.size: int = 0
         # Several threads may end the turn at the same time. Each thread adds its end to this list,
@@ -123,7 +124,7 @@ class TurnLog:
 
     @property
     def end(self) -> LogEnd | None:
-        """How the turn ended; None while it is running."""
+        """The end of the turn, with its error if it failed; None while the turn is running."""
         return self._ends[0] if self._ends else None
 
     @property
@@ -141,8 +142,8 @@ class TurnLog:
     def extend(self, number: int, events: Sequence[bytes]) -> None:
         """Add copies of events from another process. `number` is the first event's number.
 
-        If `number` is not `last + 1`, all older events are dropped first: a reader must neither
-        miss nor repeat an event without an error. Does nothing if the turn has ended.
+        If `number` is not `last + 1`, all older events are dropped first, so that readers get an
+        error instead of missing or repeating events. Does nothing if the turn has ended.
         """
         if self._ends:
             return
@@ -174,13 +175,13 @@ class TurnLog:
             self._wake()
 
     def read(self, after: int) -> Sequence[bytes]:
-        """Return the next events after the number `after`; empty if there is none yet.
+        """Return the events that follow the event with the number `after`, at most about 64 KiB.
 
-        If they have more than 64 KiB, return only the first events. If `end` was not None before
-        this call, and the result is empty, the turn has no more events.
+        The result is empty if no event follows yet. If the result is empty, and `end` was set
+        before this call, the turn has no more events.
 
         Raises:
-            TurnTooLarge: The next event was dropped.
+            TurnTooLarge: The event that follows `after` was dropped.
             ReaderLost: The process is a forked child, and the log belongs to its parent.
         """
         if self._owner.is_inherited():
@@ -196,22 +197,23 @@ class TurnLog:
         return events[start:end]
 
     def has_more(self, after: int) -> bool:
-        """Return whether `read(after)` is complete or not empty, so that it need not wait."""
+        """Return whether an event follows the event number `after`, or the turn has ended."""
         return self.last > after or self.is_ended
 
     def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
-        """Call `wake` once, after the next change. Return a function that cancels the call.
+        """Call `wake` once, after the next event or the turn's end. Return a function to cancel it.
 
-        `wake` is called in the changing thread, possibly by a finalizer: it must return quickly,
-        and must not acquire a lock or raise. After `on_change`, check `end` and `read` again before
-        you wait, because the change may have happened before.
+        `wake` is called in the thread that adds the event or ends the turn, possibly by a
+        finalizer: it must return quickly, and must not acquire a lock or raise. After `on_change`,
+        check `end` and `read` again before you wait, because the change may have happened before
+        this call.
         """
         key, wakers = object(), self._wakers
         wakers[key] = wake
         cancel: Callable[[], object] = partial(wakers.pop, key, None)
         if wakers is not self._wakers and cancel():
-            # If `_wake` in another thread replaced `_wakers` meanwhile, `_wake` may not have called
-            # this function. Call the function here.
+            # Another thread has changed the log during this method without calling `wake`, so call
+            # it here.
             wake()
         return cancel
 

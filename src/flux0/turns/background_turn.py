@@ -24,8 +24,8 @@ from flux0.turns.log_relay import (
     turn_pieces,
 )
 
-# Any client may send a header Last-Event-ID, and Python is slow to convert numbers with many
-# digits.
+# The largest number of digits in the header Last-Event-ID. Any client may send this header, and
+# Python is slow to convert numbers with many digits.
 _MAX_DIGITS = 18
 
 
@@ -136,7 +136,8 @@ class BackgroundTurn(Uncopyable):
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
         reply = _ReplyBuilder(self._log)
-        # This encoder returns no bytes, so the relay yields no piece, and `next` waits for its end.
+        # `_ReplyBuilder` returns no bytes, so the relay yields nothing, and `next` waits for the
+        # end of the turn.
         next(Relay(turn_pieces(LogReader(self._log), reply), None), None)
         return reply.reply()
 

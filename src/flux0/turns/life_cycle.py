@@ -51,7 +51,7 @@ class Transition:
 
     Attributes:
         state: The new state.
-        reason: Why the stream was closed; empty in other states.
+        reason: The reason why the stream was closed; empty in other states.
         failure: The error with which the stream failed; None in other states.
     """
 

@@ -64,9 +64,9 @@ class LogReader:
         return events
 
     def wait(self, seconds: float | None) -> bool:
-        """Wait until `read` can return events or the end; return False after `seconds`.
+        """Wait until the log has new events or has ended; return False after `seconds`.
 
-        Rarely, this method returns True before there are events. Raises a `Flux0Error` if the
+        Rarely, this method returns True before the log has new events. Raises a `Flux0Error` if the
         caller runs in the event loop that reads the turn, because the wait blocks this loop.
         """
         check_loop(self.log)
@@ -82,9 +82,9 @@ class LogReader:
             waker = self._async_waker = AsyncWaker()
 
         def wake() -> None:
-            # A signal handler or a finalizer may have ended the log, where only `wake` is safe.
-            # Only the thread or task that reads the stream adds events, where `wake_from_task` is
-            # faster.
+            # If the log has ended, a signal handler or a finalizer may be the caller, in which only
+            # `waker.wake` is safe. Otherwise, the caller is the thread or task that adds events,
+            # and `wake_from_task` is faster.
             waker.wake() if self.log.is_ended else waker.wake_from_task()
 
         cancel = self.log.on_change(wake)
@@ -126,18 +126,19 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-# A generator of the pieces of a relay. If no event is available, it yields its `LogReader`, with
-# which the relay waits. The relay then sends it True if there are more events, or False after the
-# heartbeat's time. The relay skips empty pieces.
+# A generator that yields the encoded bytes of a relay. If the log has no new event, the generator
+# yields its `LogReader`, with which the relay waits. Then the relay sends True to the generator if
+# the log has changed, or False if it is time for a heartbeat. The relay skips empty bytes.
 Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
 
 class Relay(Iterator[bytes]):
-    """An iterator over the pieces of a relay, with heartbeats while there are no events.
+    """An iterator that yields the encoded bytes of a turn, and waits for new events.
 
     Args:
-        pieces: The pieces. Closing the relay closes this generator.
-        heartbeat: Seconds without an event after which a heartbeat is yielded; None for never.
+        pieces: The generator that encodes the events. `Relay.close` closes the generator.
+        heartbeat: The seconds without an event after which a heartbeat is yielded; None for no
+            heartbeats.
     """
 
     def __init__(self, pieces: Pieces, heartbeat: float | None) -> None:
@@ -162,8 +163,8 @@ class Relay(Iterator[bytes]):
 class AsyncRelay(AsyncIterator[bytes]):
     """The async version of `Relay`.
 
-    It is not an async generator, because an event loop warns about async generators that were not
-    closed. The garbage collector closes an `AsyncRelay` in any thread.
+    This class is not an async generator, because an event loop warns about async generators that
+    were not closed. The garbage collector can free an `AsyncRelay` in any thread.
     """
 
     def __init__(self, pieces: Pieces, heartbeat: float | None) -> None:
@@ -190,17 +191,17 @@ class AsyncRelay(AsyncIterator[bytes]):
 def event_pieces(
     reader: LogReader, encoder: RelayEncoder, encode: Callable[[Sequence[bytes]], bytes]
 ) -> Pieces:
-    """Yield a piece for each list of events that is read, and a heartbeat if no event arrives."""
+    """Yield the bytes of each list of events that is read, and a heartbeat if no event arrives."""
     while (events := reader.read()) is not None:
         if events or not (yield reader):
             yield encode(events) if events else encoder.heartbeat()
 
 
 def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
-    """Yield the pieces of a relay of a background turn.
+    """Yield the encoded bytes of a background turn, for one relay.
 
-    If the turn has failed, the last piece describes the error. Closing the relay, or deleting it,
-    has no effect on the turn.
+    If the turn has failed, the last bytes describe the error. Closing or deleting the generator has
+    no effect on the turn.
     """
     # The parser has no size limit, because the stream has already checked the size of each event.
     parse, decode = SSEParser(max_event_bytes=None).feed, JsonCodec().decode_event
@@ -220,8 +221,8 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
     if reader.error is None:
         yield encoder.end()
     else:
-        # Only an error that ends the turn has a number. After another error, such as `RelayEnded`,
-        # the turn continues, and its next event has this number.
+        # Only an error that ends the turn has a number. After an error such as `RelayEnded`, the
+        # turn continues, and the turn's next event has the number that follows.
         end = reader.log.end
         is_end = end and end.has_numbered_error and reader.error is end.error
         yield encoder.error(reader.error, reader.position + 1 if is_end else None)
@@ -238,11 +239,11 @@ class OpenRelays:
         return len(self._readers)
 
     def pieces(self, reader: LogReader, encoder: RelayEncoder) -> Pieces:
-        """Yield the pieces of a relay, which is open until this generator ends or is closed."""
+        """Yield the encoded bytes of a relay. It is open until this generator ends or is closed."""
         self._readers[reader] = None
         try:
-            # `end` in another thread sets `are_ended` before it closes all readers. Because the
-            # reader was added before this check, it is closed there or here.
+            # `end` in another thread sets `are_ended` before it closes all readers. The reader was
+            # added before this check, so either `end` or this check closes the reader.
             if self.are_ended:
                 reader.close()
             yield from turn_pieces(reader, encoder)

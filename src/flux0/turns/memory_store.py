@@ -104,8 +104,8 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
-        # Maps each log that was released after a newer log had replaced it to the log before it. If
-        # the newer log is released, too, the session gets the log before both.
+        # Maps a released log to the session's previous log, if a newer log had already replaced the
+        # released log. If the newer log is released, too, the session gets the previous log again.
         self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
         # The lock is reentrant: a signal handler may start a turn in a thread that holds the lock,

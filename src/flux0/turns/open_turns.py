@@ -73,7 +73,7 @@ class OpenTurns:
 
     Args:
         calls: The client's running calls.
-        clock: The clock of deadlines.
+        clock: A function that returns the current time, for comparison with deadlines.
     """
 
     def __init__(self, calls: RunningCalls, clock: Callable[[], float]) -> None:
@@ -97,9 +97,9 @@ class OpenTurns:
         Raises:
             TransportTimeout: The wait took too long. The message was not sent.
             ClientClosed: The client was closed during the wait.
-            Flux0Error: The wait cannot end, because it waits for this call. This call runs within a
-                call that sends a message on the session, or it blocks the event loop of a task that
-                is sending on the session or reading the session's open stream.
+            Flux0Error: The wait would never end: this call runs inside a call that sends a message
+                on the session, or it blocks the event loop of a task that is sending a message on
+                the session or reading the session's open stream.
         """
         now, queue, sender = self._clock(), self._queues.of(session), ThreadSender()
         ahead = queue.join(sender)

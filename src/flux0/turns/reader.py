@@ -21,7 +21,7 @@ class Reader:
 
     Attributes:
         owner: The thread or task that runs the loop.
-        generators: The ids of the generators that contain the loop; see `_running_generators`.
+        generators: The ids of the frames of the generators in which the loop runs.
     """
 
     __slots__ = ("__weakref__", "generators", "owner")
@@ -40,12 +40,12 @@ class ReaderRole:
     the same stream, even if both are in a generator that is continued in another thread.
 
     Args:
-        running: Returns the running thread or task.
-        turn: Adds the request to the error for a second reader.
+        running: A function that returns the running thread or task.
+        turn: The turn, whose request is named in the error for a second reader.
 
     Attributes:
         readers: Weak references to the loops that read the stream.
-        lock: Is held while a thread or task waits for the next events.
+        lock: A lock that a thread or task holds while it waits for the next events.
     """
 
     def __init__(self, running: Callable[[], object], turn: Turn) -> None:
@@ -63,14 +63,15 @@ class ReaderRole:
         self._check(self._running(), _running_generators)
 
     def claim(self, owner: object = None) -> Reader:
-        """Return the reader for a loop of `owner`; None means the running thread or task.
+        """Register a loop that reads the stream, and return its `Reader`.
 
-        Raises `StreamInUse` if another thread or task reads the stream.
+        `owner` is the thread or task that runs the loop; None means the thread or task that calls
+        this method. Raises `StreamInUse` if another thread or task is reading the stream.
         """
         generators = _running_generators if owner is None else frozenset[int]
         owner = owner or self._running()
-        # Check before acquiring the lock: while a thread that must be rejected holds the lock, the
-        # real reader's call raises StreamInUse.
+        # Reject a second reader before it acquires the lock. Otherwise, a call of the first reader
+        # at this moment raises StreamInUse, because the lock is held.
         self._check(owner, generators)
         if not self.lock.acquire(NO_WAIT):
             raise self.in_use()
@@ -91,8 +92,8 @@ class ReaderRole:
             # call of `anext` runs in a new task, so the tasks of earlier calls have ended.
             has_ended = getattr(reader.owner, "done", bool)()
             if not has_ended and reader.generators.isdisjoint(generators()):
-                # The error's traceback refers to this frame and its variables. If the caller stores
-                # the error, the variable `reader` blocks the stream after the other loop has ended.
+                # Delete `reader`, because a stored error keeps the variables of this function in
+                # memory. As long as a `Reader` is in memory, no other loop can read the stream.
                 del reader
                 raise self.in_use()
 
@@ -100,8 +101,9 @@ class ReaderRole:
 def _running_generators() -> frozenset[int]:
     """Return the ids of the frames of all generators that the current thread or task is executing.
 
-    A web server may execute each step of a generator in another thread. So a generator's loops are
-    recognized by their frame. It exists as long as the loops, so no other frame has its id.
+    A web server may run each step of a generator in another thread. So loops in a generator are
+    recognized by the generator's frame. The frame exists as long as its loops, so no other frame
+    has the same id.
     """
     generators, frame = set[int](), currentframe()
     while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
@@ -119,12 +121,13 @@ def started(values: V) -> V:
 
 @final
 class AsyncLoop:
-    """The iterator of one `async for` loop. When it is unreferenced, the loop has ended.
+    """The iterator of one `async for` loop. When the iterator is freed, the loop has ended.
 
     Args:
-        step: Returns a coroutine that returns the next value.
-        leave: Closes the stream after its last loop, except in a `with` block.
-        take: Returns the next value from the received events; a false value if there is none.
+        step: A function that returns a coroutine, which returns the next value.
+        leave: A function that closes the stream after its last loop, except in a `with` block.
+        take: A function that returns the next value from the received events, or a false value if
+            there is none.
         reader: The loop's reader; None before the first step and after the end.
         is_pending: True if the end of a loop that was never started also closes the stream.
     """

@@ -32,12 +32,13 @@ class _Reading(Generic[W]):
 
     Args:
         encoder: The relay's encoder, which encodes each event.
-        waker: Wakes this thread or task, which waits while too many events wait for the web server.
+        waker: Wakes the reading thread or task, which pauses while the log has more than 64 KiB.
 
     Attributes:
         log: The encoded events. After the log's end, the stream is not read any more.
-        reader: The log's reader, which has the relay's position in it.
-        errors: The exception that ended the reading, unless it is a `Flux0Error`.
+        reader: The relay's reader of the log.
+        errors: A list with the exception that ended the reading. The list is empty if the stream
+            was read to its end, or failed with a `Flux0Error`.
     """
 
     def __init__(self, encoder: RelayEncoder, waker: W) -> None:
@@ -89,10 +90,13 @@ def relay(
     another reader uses the stream, the iterator yields an error, and the stream stays open.
 
     Args:
-        read: Makes the relay the stream's reader, and returns an iterator over the events.
-        leave: Closes the stream unless it is used elsewhere. The garbage collector may call it.
-        close: Closes the stream. The garbage collector may call it, in any thread.
-        heartbeat: Seconds without events after which a heartbeat is yielded; None for no
+        read: A function that makes the relay the stream's reader, and returns an iterator over the
+            events.
+        leave: A function that closes the stream if no other code reads it. The garbage collector
+            may call this function.
+        close: A function that closes the stream. The garbage collector may call this function, in
+            any thread.
+        heartbeat: The seconds without an event after which a heartbeat is yielded; None for no
             heartbeats.
         format: The format in which to encode the events.
     """

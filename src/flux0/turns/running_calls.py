@@ -1,4 +1,4 @@
-"""The running calls of a client. Any thread can cancel a call. A call knows if it was sent."""
+"""The running calls of a client, which any thread can cancel."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class RunningCalls:
     def start(
         self, deadline: Deadline | None = None, wake: Callable[[], object] = do_nothing
     ) -> RunningCall:
-        """Return a new call as a context manager. Entering it raises `ClientClosed` after `close`.
+        """Return a new call as a context manager. After `close`, `__enter__` raises `ClientClosed`.
 
-        If the call is cancelled before it calls `on_cancel`, `wake` is called to end its wait.
+        If the call is cancelled before `on_cancel` has set a function, `wake` is called.
         """
         return RunningCall(self, self._calls.get(), deadline, wake)
 
@@ -122,11 +122,11 @@ class RunningCall:
         return outcome
 
     def failed(self, effect: Effect, error: BaseException) -> BaseException:
-        """Record whether the request of a failed effect was sent, and return the error to raise.
+        """Handle the error of an I/O operation (`effect`), and return the error to raise.
 
-        If the transport failed because the call was cancelled or the client was closed, the
-        returned error says this. If a timeout expired at the deadline, its error is returned: it
-        names the operation that took too long.
+        Record whether a request was sent. If the operation failed because the call was cancelled or
+        the client was closed, return an error that names this reason. If a timeout expired at the
+        call's deadline, return the timeout's error, which names the operation that took too long.
         """
         cancelled = self._cancelled and not isinstance(error, TransportTimeout)
         if isinstance(error, (TransportError, ClientClosed)) and (cancelled or self._calls.closed):

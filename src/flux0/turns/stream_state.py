@@ -149,7 +149,7 @@ class StreamState(Uncopyable):
 
     @property
     def answer(self) -> str:
-        """The text of the agent's answer so far, without the reasoning, as in `Reply.text`.
+        """The text of the agent's answer so far, without the agent's reasoning.
 
         A line break separates messages.
         """
@@ -304,8 +304,6 @@ class StreamState(Uncopyable):
     def _client_closed(self, reason: str) -> ClientClosed:
         return self._turn.attach_request(ClientClosed(reason))
 
-    # --- reading
-
     def _is_readable(self) -> bool:
         if self._life.current.state in READABLE:
             return True
@@ -335,8 +333,6 @@ class StreamState(Uncopyable):
             if content.text:
                 return content.text
         return ""
-
-    # --- the turn's end
 
     def _interrupt(self, problem: str) -> None:
         failure = self._turn.interrupted(f"the stream ended, but {problem}")

@@ -77,7 +77,8 @@ class EventStream(StreamState):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A GeneratorExit means that the user's generator around this `with` block is being closed,
-        # perhaps by the garbage collector. Then observers are called later, as they may wait.
+        # perhaps by the garbage collector. Then call the observers later, because an observer may
+        # wait for a lock.
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -88,15 +89,15 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                # Remember the list of unread events. If an inner loop receives new events,
-                # `_advance` sees that the list was replaced.
+                # An inner loop over this stream may receive new events, which replace `unread`.
+                # `_advance` notices this by a comparison with the old `unread`.
                 unread = self._content.unread
                 while value := take():
                     yield value
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            # The garbage collector may be closing this generator: observers are called later.
+            # The garbage collector may be closing this generator, so call the observers later.
             later = True
             raise
         finally:
@@ -150,14 +151,14 @@ class EventStream(StreamState):
         return self._content.finish()
 
     def confirm(self) -> None:
-        """Check the end of a stream that was read to its end.
+        """Check that the server has stored the messages of a stream that was read to its end.
 
-        If the end is confirmed, this method does nothing. If the end is unconfirmed, this method
-        compares the stream's messages with the turn's stored events. The comparison finds
-        a truncated turn if the server has not stored the last message. It cannot prove that the
-        turn is complete: if the server was killed between two messages, all received messages are
-        stored. Therefore, the end stays unconfirmed, and the client logs a warning that names the
-        proxy settings to change. The warning is logged once for each client.
+        If the end is confirmed (see `ending`), this method does nothing. If the end is unconfirmed,
+        this method compares the stream's messages with the turn's stored events. The comparison
+        finds a truncated turn if the server has not stored the last message. It cannot prove that
+        the turn is complete: if the server was killed between two messages, all received messages
+        are stored. Therefore, the end stays unconfirmed, and the client logs a warning that names
+        the proxy settings to change. The warning is logged once for each client.
 
         Raises:
             StreamInterrupted: The server has not stored all messages of the stream, or the stored
@@ -176,8 +177,8 @@ class EventStream(StreamState):
         By default, the events have the format of the flux0 server. A piece may have several events
         that were received together. If the stream fails, the last event is named `error`, and its
         data is JSON with the `type` and `message` of the error. Closing the iterator closes the
-        stream, which cancels the agent. If more than 64 KiB wait for the web server, the stream is
-        not read meanwhile.
+        stream, which cancels the agent. The stream is not read while more than 64 KiB wait for the
+        web server.
 
         Args:
             heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The
@@ -365,7 +366,7 @@ class AsyncEventStream(StreamState):
                 if value := take():
                     return value
                 if not await self._advance():
-                    raise StopAsyncIteration  # noqa: TRY301 - the loop ends below
+                    raise StopAsyncIteration  # noqa: TRY301 - the except clause ends the loop
         except BaseException as error:
             # After a StreamInUse, the loop continues: another task is using the same loop.
             if loop is not None and not isinstance(error, StreamInUse):

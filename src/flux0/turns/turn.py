@@ -40,7 +40,7 @@ class Turn:
             timeout, not comments.
 
     Attributes:
-        timeout: the timeout of the next read in seconds: the time left until the idle timeout.
+        timeout: the timeout of the next read, in seconds: the time until the idle timeout expires.
         correlation_id: the turn's id; None until an event with an id was received.
         event_count: the number of events so far.
     """
@@ -57,11 +57,12 @@ class Turn:
         self.event_count: int = 0
 
     def feed(self, data: bytes, waited: float = 0.0) -> tuple[Received, Flux0Error | None]:
-        """Return the events that `data` completes, and the error after these events, if any.
+        """Parse the body's next bytes; return the complete events and the error that ends the turn.
 
-        Only events reset the idle timeout, because comments and partial events do not show that the
-        agent is running. If `data` completes no event, `waited` (the seconds for which the reader
-        waited for `data`) is subtracted from `timeout`.
+        The error is None while the turn continues. Only events reset the idle timeout, because
+        comments and partial events do not show that the agent is running. If `data` completes no
+        event, `waited`, the seconds of the wait for `data`, are subtracted from the attribute
+        `timeout`.
         """
         events: Received = []
         failure: Flux0Error | None = None

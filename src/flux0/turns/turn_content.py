@@ -17,8 +17,8 @@ from flux0.runtime.processes import NO_WAIT, OwnerProcess
 from flux0.turns.turn import Received
 
 T = TypeVar("T")
-# `add` folds events into the messages only once in this number of bytes, because acquiring the lock
-# takes as much time as folding one chunk.
+# `add` calls `fold` only after it has received this number of bytes, because acquiring the lock
+# takes as much time as adding one chunk to a message.
 _FOLDED_BYTES: Final = 16 * 1024
 
 
@@ -26,8 +26,8 @@ class TurnContent:
     """The messages, the status and the agent error in the events that the reader took so far.
 
     The reader takes events from `unread` without a lock. All methods except `add` can be called in
-    any thread. Before they return a result, they fold the events that were taken meanwhile into the
-    messages.
+    any thread. Before they return a result, they add the events that the reader has taken meanwhile
+    to the messages ("fold").
 
     Attributes:
         unread: The events that were received, but not taken by the reader.
@@ -83,11 +83,11 @@ class TurnContent:
             self.fold()
 
     def fold(self, get: Callable[[], tuple[T, ...]] | None = None) -> tuple[T, ...]:
-        """Add the events that were taken to the messages ("fold"), and return `get()`.
+        """Update the messages with the events that the reader has taken, then return `get()`.
 
-        If a signal handler or a finalizer has interrupted this method and calls it again, it does
-        nothing, and returns an empty tuple. A call in a forked child does nothing, too, if another
-        thread of the parent was in this method during the fork.
+        In two cases, the method does nothing and returns an empty tuple: if a signal handler or a
+        finalizer that has interrupted the method calls it again, and in a forked child, if a thread
+        of the parent was in the method during the fork.
         """
         result: tuple[T, ...] = ()
         try:
@@ -119,5 +119,5 @@ class TurnContent:
         return result
 
     def _wait(self) -> bool:
-        """Wait for the lock. In a forked child, return False: no thread releases its copy."""
+        """Wait for the lock. In a forked child, return False, because no thread releases it."""
         return not self._process.is_inherited() and self._lock.acquire()

@@ -33,7 +33,8 @@ class TurnReading(ABC, Generic[S]):
     """Reads one background turn. Its methods can be called in any thread.
 
     Args:
-        create_log: Returns the turn's log. Its argument is the function that stops the turn.
+        create_log: A function that returns the turn's log. Its argument is the function that stops
+            the turn.
         on_end: A function that is called at the turn's end, possibly by a finalizer.
 
     Attributes:
@@ -135,7 +136,7 @@ class TaskReading(TurnReading[AsyncEventStream]):
     """Reads a turn in a task.
 
     Attributes:
-        loop: The task's event loop: the loop that was running at the creation.
+        loop: The task's event loop: the loop that was running when this object was created.
     """
 
     def __init__(self, *args: Any) -> None:

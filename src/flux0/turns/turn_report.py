@@ -16,9 +16,9 @@ from flux0.runtime.processes import NO_WAIT, OwnerProcess
 
 
 class TurnReport:
-    """Reports one turn to the observers. Its times are measured from its creation.
+    """Reports one turn to the observers. Times are measured from the creation of this object.
 
-    One thread may receive the first event while another thread closes the stream. Then one of them
+    One thread may receive the first event while another thread closes the stream. Then one thread
     makes both reports, in their order. The other thread does not wait, because observers may wait
     for locks.
 
@@ -60,7 +60,7 @@ class TurnReport:
 
     @property
     def trace_parent(self) -> str | None:
-        """The turn's span, from the first observer that has one; see `Observer.trace_parent`."""
+        """The `traceparent` of the turn's span, from the first observer that returns a value."""
         return self._observers.trace_parent(self._call)
 
     def unconfirmed_end(self) -> None:
@@ -89,7 +89,8 @@ class TurnReport:
         A forked child does not report the turns of its parent, because the parent reports them.
 
         Args:
-            describe: Returns the `TurnEnd`, which contains the messages if the argument is True.
+            describe: A function that returns the `TurnEnd`, with the messages if its argument is
+                True.
             failed: Whether an error has ended the turn. Such an end is always logged.
         """
         self._waiting.append(partial(self._report_end, describe, failed))

@@ -46,10 +46,10 @@ def retrieve_agent(call: ApiCall, agent_id: str) -> Flow[Agent]:
 
 
 def with_name_hint(flow: Flow[T], agent_id: str) -> Flow[T]:
-    """Run `flow`. If the server rejects the format of `agent_id`, add a hint to the error.
+    """Run a call. If the server rejects its `agent_id`, add a hint to the error's message.
 
-    The usual cause is that the user has passed a name. The server 0.1.0b4 accepts only ids of 10
-    characters (measured).
+    Usually, the user has passed an agent's name: the server 0.1.0b4 accepts only ids of 10
+    characters.
     """
     try:
         return (yield from flow)

@@ -39,7 +39,8 @@ class ApiCall:
         login: an `authorization` header with the credentials in the server URL or `FLUX0_TOKEN`. An
             `authorization` header in `headers` replaces it.
         headers: the client's headers, joined with the call's headers.
-        header_functions: the functions that compute other headers, by the name in lower case.
+        header_functions: a mapping from the lower-case name of a header field to the function that
+            computes its value.
         timeout: the timeouts of each attempt.
         idle_timeout: the longest time between two events of a stream, in seconds.
         max_event_bytes: the size limit of one event of a stream.
@@ -53,7 +54,7 @@ class ApiCall:
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
         agent: the conversation's agent. An unknown id or name is None.
-        cookie: a `cookie` header with the user. Cookies in `headers` do not replace this cookie.
+        cookie: a `cookie` header that identifies the user. Cookies in `headers` do not replace it.
     """
 
     _send: SendFlow = field(alias="send")

@@ -23,7 +23,7 @@ class CallOptions(TypedDict, total=False):
             For a stream, the longest time until the response headers are received.
         http_headers: Header fields to send in addition to the client's fields. They replace the
             client's fields with the same name, except that cookies are joined. If a value is a
-            function, it is called for each attempt, as in `Flux0(headers=...)`.
+            function, it is called for each attempt.
         extra_query: Parameters to add to the query, for a server that is newer than this client.
         extra_body: Members to add to the JSON object in the request body, for a server that is
             newer than this client. Values are plain JSON or models.
@@ -51,17 +51,17 @@ class UserOptions(CallOptions, total=False):
     """The options of a call that creates or lists the sessions of a user.
 
     Attributes:
-        user: The user, as in `Flux0.conversation`. By default, all clients share one anonymous
-            user.
+        user: A name or id of the user, sent as the cookie `flux0_user_sub`. By default, all clients
+            share one anonymous user.
     """
 
     user: str | None
 
 
 def kept(options: CallOptions) -> dict[str, Any]:
-    """Return the options of a call that also apply to later requests of its turn or conversation.
+    """Return `server_url` and `http_headers` from the options of a call.
 
-    The stored events of a turn are requested with these options, too.
+    These options apply to all later requests of the same turn or conversation, too.
     """
     return {name: options.get(name) for name in ("server_url", "http_headers")}
 

@@ -34,7 +34,7 @@ def create_session(
 ) -> Flow[Session]:
     """Create a session with an agent and return it.
 
-    The call is not idempotent: if a session with this `id` exists, the released server creates a
+    The call is not idempotent: if a session with this `id` exists, the server 0.1.0b4 creates a
     second session with the same `id`.
     """
     body: dict[str, Any] = {"agent_id": arguments.text("agent_id", agent_id)}

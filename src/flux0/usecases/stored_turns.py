@@ -11,9 +11,9 @@ from flux0.flows import Flow, Sleep
 from flux0.usecases.call import ApiCall
 from flux0.usecases.sessions import list_events
 
-# Seconds between the first and the second request; each later interval is twice as long as the
-# previous interval. Measured: if the connection failed before the message was stored, the server
-# stored two of three messages within 0.1 s.
+# The seconds between the first and the second request of `find_turn`; each later interval is twice
+# as long as the previous interval. Measured: if the connection failed before the message was
+# stored, the server stored two of three messages within 0.1 s.
 _FIRST_INTERVAL: Final = 0.1
 
 

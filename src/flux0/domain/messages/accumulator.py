@@ -112,9 +112,10 @@ class MessageAccumulator:
         return tuple(message for message in messages if message is not None)
 
     def message(self, event_id: str, *, partial: bool = False) -> TurnMessage | None:
-        """Return the event that the server stores for one message; None if it stores nothing.
+        """Return the event that the server stores for one message; None if it stores no event.
 
-        Each call builds a new object. `partial` has the same meaning as in `finish`.
+        Each call builds a new object. If `partial` is True, a message is returned even if it has
+        tool calls with incomplete arguments.
         """
         builder = self._builders.get(event_id)
         return None if builder is None else builder.finalized(partial=partial)

@@ -1,7 +1,7 @@
 """Converting a message's JSON document into the event that the server stores.
 
 The chunk events' patches build the document. The server converts it when the agent reports the
-status `ready`. The rules are taken from the released server (flux0-stream 0.1.0b2).
+status `ready`. The rules are taken from the server's package flux0-stream 0.1.0b2.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)
 
 
-# The functions below raise KeyError, TypeError or ValueError if the document is not a message.
-# `finalize` catches these errors.
+# The private functions of this module raise KeyError, TypeError or ValueError if a JSON document
+# does not have the form of a message. `finalize` catches these errors.
 
 
 def _finalized(

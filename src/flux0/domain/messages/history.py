@@ -109,9 +109,9 @@ def joined_history(
 ) -> tuple[Event | TurnMessage, ...]:
     """Return the message and tool events of a session, without duplicates.
 
-    The result has the stored events first, and then the messages of `live` that are not stored yet.
-    A message has one id in the stream and another id in the store. Therefore, messages and stored
-    events are compared by turn, type, data and metadata.
+    The result has the stored events first, and then the messages of `live` that the server has not
+    stored yet. The id of a message in its stream differs from the id of the stored event, so
+    messages and stored events are compared by turn id, type, data and metadata.
 
     Args:
         stored: the session's stored events.

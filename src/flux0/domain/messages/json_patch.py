@@ -113,8 +113,8 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
     return root[""]
 
 
-# The functions below change `root`, an object with the document as its only member. Its key is the
-# empty string, which is the first segment of each JSON Pointer.
+# In the private functions of this module, `root` is a dict whose only value is the message's
+# document. The key is the empty string, which is the first segment of each JSON Pointer.
 
 
 def _apply(

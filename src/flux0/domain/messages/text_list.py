@@ -15,9 +15,8 @@ class TextList:
     __slots__ = ("_blocks", "_joined", "_joined_recent", "_recent")
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
-        # Each block contains `_BLOCK` strings. `_recent` contains the strings after the last block.
-        # A block is one string, joined with `_SEPARATOR`, or a list if a string contains
-        # `_SEPARATOR`.
+        # Each item of `_blocks` holds `_BLOCK` strings: joined with `_SEPARATOR` to one string, or
+        # in a list if one of the strings contains `_SEPARATOR`. `_recent` holds all later strings.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
         # The last result of `text`, and how many strings of `_recent` this result includes.
