@@ -15,6 +15,7 @@ from flux0.domain.errors import (
     PoolTimeout,
     ReadTimeout,
     Sent,
+    TransportError,
 )
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
@@ -118,3 +119,15 @@ def test_failure_of_a_cancelled_call_says_why_it_was_cancelled() -> None:
         timeout = PoolTimeout("no connection of the pool became free")
         assert call.failed(SEND, timeout) is timeout
         assert call.ended().sent == "maybe"
+
+
+@pytest.mark.parametrize(("kind", "sent"), [(ConnectError, "no"), (ConnectionInterrupted, "maybe")])
+def test_failure_after_closing_the_client_says_whether_the_request_was_sent(
+    kind: type[TransportError], sent: str
+) -> None:
+    calls, failure = RunningCalls(), kind("the socket was shut down")
+    with calls.start() as call:
+        calls.close()
+        error = call.failed(SEND, failure)
+    assert isinstance(error, ClientClosed)
+    assert (error.sent, error.__cause__, call.ended().sent) == (sent, failure, sent)

@@ -1,4 +1,4 @@
-"""One reader at a time, and streams that are closed before their first piece."""
+"""The state of a stream: its facts, its errors, and one reader at a time."""
 
 from __future__ import annotations
 
@@ -42,25 +42,6 @@ async def opened_async(fake: FakeTransport) -> AsyncEventStream:
     client = Flux0(transport=fake)
     conversation = await client.conversation_async(agent=fake.agent_id)
     return await conversation.send("Hi")
-
-
-@pytest.mark.parametrize("method", ["text", "relay"])
-def test_iterator_that_is_closed_before_its_first_piece_closes_the_stream(method: str) -> None:
-    stream = opened(FakeTransport([Say("Hello")]))
-    getattr(stream, method)().close()
-    assert not stream.is_open
-
-
-@pytest.mark.parametrize("method", ["text", "relay"])
-def test_async_iterator_that_is_closed_before_its_first_piece_closes_the_stream(
-    method: str,
-) -> None:
-    async def close() -> None:
-        stream = await opened_async(FakeTransport([Say("Hello")]))
-        await getattr(stream, method)().aclose()
-        assert not stream.is_open
-
-    asyncio.run(close())
 
 
 def test_second_thread_gets_stream_in_use_and_takes_no_event() -> None:
@@ -174,9 +155,12 @@ def test_second_relay_ends_with_an_error_event_and_the_first_relay_has_all_event
 
 @in_every_mode
 async def test_observers_and_errors_have_the_facts_of_the_stream(mode: Mode) -> None:
-    ends: list[TurnEnd] = []
+    firsts, ends = list[float](), list[TurnEnd]()
 
     class Recorder(Observer):
+        def on_first_event(self, call: Call, seconds: float) -> None:
+            firsts.append(seconds)
+
         def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
             ends.append(turn)
 
@@ -192,8 +176,11 @@ async def test_observers_and_errors_have_the_facts_of_the_stream(mode: Mode) -> 
     assert end.error is caught.value
     assert end.agent_error is not None
     assert end.agent_error.data == "no model"
-    assert caught.value.messages == stream.messages
-    assert await result_of(caught.value.stored_events()) is NO_EVENTS
+    assert firsts == [stream.seconds_to_first_event]
+    for error in (caught.value, stream.error):
+        assert error is not None
+        assert error.messages == stream.messages
+        assert await result_of(error.stored_events()) is NO_EVENTS
 
 
 def test_ended_stream_is_freed_without_the_garbage_collector() -> None:

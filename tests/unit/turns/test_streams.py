@@ -398,16 +398,19 @@ async def test_reader_gets_the_reason_for_closing(mode: Mode) -> None:
             await anext(stream)
 
 
+@pytest.mark.parametrize("in_with_block", [True, False])
 @pytest.mark.parametrize("method", ["text", "relay"])
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
-def test_iterator_that_is_closed_before_its_first_piece_leaves_an_entered_stream_open(
-    mode: Mode, method: str
+def test_iterator_that_is_closed_before_its_first_piece_closes_the_stream_except_in_a_with_block(
+    mode: Mode, method: str, in_with_block: bool
 ) -> None:
     async def close() -> None:
-        async with opened(mode, tape(chunk("a"))) as stream:
-            iterator: Any = unwrapped(getattr(stream, method)())
-            await iterator.aclose() if hasattr(iterator, "aclose") else iterator.close()
-            assert stream.is_open
+        stream = opened(mode, tape(chunk("a")))
+        if in_with_block:
+            await stream.__aenter__()
+        iterator: Any = unwrapped(getattr(stream, method)())
+        await iterator.aclose() if hasattr(iterator, "aclose") else iterator.close()
+        assert stream.is_open is in_with_block
 
     run(mode, close)
 
