@@ -11,7 +11,13 @@ import pytest
 from attrs import evolve
 
 from flux0.client.drivers import AsyncDriver, Driver
-from flux0.domain.errors import ConnectError, ReadTimeout, ResponseTooLarge
+from flux0.domain.errors import (
+    ClientClosed,
+    ConnectError,
+    ConnectionInterrupted,
+    ReadTimeout,
+    ResponseTooLarge,
+)
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
 from flux0.flows import CallRequest, Flow, ReadBody, Send, Sleep, send_once
@@ -188,6 +194,21 @@ def test_response_after_the_deadline_is_closed() -> None:
     assert late.reads == 0
     assert late.releases
     assert response.body is not None
+
+
+def test_closing_the_client_interrupts_the_wait_for_a_response() -> None:
+    fired: list[bool] = []
+
+    class Waiting(Script):
+        def send(self, request: Request) -> Response[Any]:
+            driver.calls.close()
+            fired.append(request.interrupt.fired)
+            raise ConnectionInterrupted("the socket was shut down")
+
+    driver = Driver(Waiting([]), Time())
+    with pytest.raises(ClientClosed):
+        driver.run(send_once(REQUEST))
+    assert fired == [True]
 
 
 @in_simulated_time
