@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from datetime import datetime, timedelta, timezone
 from itertools import compress, product
+from math import nan
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -16,7 +17,7 @@ import attrs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from flux0 import from_dict, models, to_dict
+from flux0 import from_dict, models, to_dict, to_json
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.json.structuring import structure_hook
 from flux0.client.resources import AgentsResource, SessionsResource
@@ -451,6 +452,10 @@ MODELS: dict[str, Any] = {
     for model in vars(models).values()
     if attrs.has(model) and model is not Reply
 }
+
+
+def test_to_json_returns_ascii_without_spaces() -> None:
+    assert to_json(ContentPart(["é", nan])) == '{"type":"content","content":["\\u00e9",null]}'
 
 
 def test_text_of_a_message_has_only_the_parts_that_are_text() -> None:
