@@ -28,7 +28,7 @@ from redis.client import Pipeline
 from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
-from flux0.adapters.redis import followed, lease, scripts, store as store_module, worker
+from flux0.adapters.redis import followed, lease, store as store_module, worker
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
@@ -59,6 +59,7 @@ from support.redis_server import (
 )
 from support.transports import ASYNC, Mode
 from support.turn_processes import event, turn_bytes
+from support.unreachable import unreachable_address
 
 T = TypeVar("T")
 
@@ -1165,9 +1166,15 @@ def test_lost_turn_is_kept_as_long_as_an_ended_turn(
     with server.client() as client:
         wait_until(lambda: client.hget(keys[0], "last") == b"1")
         process = as_text(client.hget(keys[0], "process"))
-        assert client.eval(scripts.LOSE, 2, *keys, "another process", "{}", 9000) == 0
+        settings = Settings("flux0:", 9.0, 60.0)
+
+        def lose(process: str) -> Any:
+            _, *script = followed.lose(keys[0], process, settings)
+            return client.eval(*cast("Any", script))
+
+        assert lose("another process") == 0
         assert all(int(client.pttl(key)) > 9000 for key in keys)
-        assert client.eval(scripts.LOSE, 2, *keys, process, "{}", 9000) == 1
+        assert lose(process) == 1
         assert all(0 < int(client.pttl(key)) <= 9000 for key in keys)
     log.finish(LogEnd())
 
@@ -1255,6 +1262,13 @@ def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
                 store.find("session")
         finally:
             server.resume()
+
+
+def test_unreachable_redis_is_reported_after_the_timeouts_of_the_built_in_client() -> None:
+    with unreachable_address() as (host, port):
+        url, error = f"redis://{host}:{port}", pytest.raises(TurnStoreError, match="TimeoutError")
+        with closing(RedisTurnStore.from_url(url, lease_seconds=0.1)) as store, ends_soon(), error:
+            store.find("session")
 
 
 def test_stop_that_waits_for_redis_does_not_block_the_store(
