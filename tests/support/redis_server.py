@@ -74,6 +74,14 @@ class RedisServer:
         """Continue after `pause`."""
         self._signal(signal.SIGCONT)
 
+    def check_expiry(self) -> None:
+        """Check that each key expires, sooner or later. Does nothing if the server was stopped."""
+        if self._process is not None:
+            with self.client() as client:
+                databases: dict[str, Any] = client.info("keyspace")
+            for each in databases.values():
+                assert each["keys"] == each["expires"], "keys do not expire"
+
     def _signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -89,11 +97,12 @@ class RedisServer:
 
 @contextmanager
 def redis_server(folder: Path, *options: str) -> Generator[RedisServer, None, None]:
-    """Run a Redis server on a free port."""
+    """Run a Redis server on a free port. At the end, each key must expire."""
     server = RedisServer(reserved_port(), folder, options)
     server.start()
     try:
         yield server
+        server.check_expiry()
     finally:
         server.stop()
 

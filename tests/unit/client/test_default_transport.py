@@ -59,6 +59,13 @@ async def test_installed_fake_serves_existing_clients_until_its_block_ends(mode:
     assert len(fake.calls) == 4
 
 
+def test_installed_fake_is_removed_if_its_block_raises() -> None:
+    with served() as (_, url), Flux0(url) as client:
+        with pytest.raises(ZeroDivisionError), FakeTransport("Fake").installed():
+            raise ZeroDivisionError
+        assert client.conversation(agent=client.agents.first()).ask("Hi").text == "Real"
+
+
 def test_existing_clients_take_no_real_time_over_an_installed_fake() -> None:
     with served() as (_, url), Flux0(url) as flux0, FakeTransport().installed() as fake:
         before = fake.clock.now()

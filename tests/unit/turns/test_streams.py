@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import anyio
 import anyio.to_thread
 import pytest
+from attrs import evolve
 
 from flux0 import Flux0
 from flux0.client.unawaited import UnawaitedTurn
@@ -35,6 +36,7 @@ from support.ending import ends_soon
 from support.in_memory import (
     CORRELATION_ID,
     SSE,
+    Body,
     Hang,
     Tape,
     chunk,
@@ -42,6 +44,8 @@ from support.in_memory import (
     in_every_mode,
     new_turn,
     response_from,
+    script,
+    scripted_response,
     status,
     tape,
 )
@@ -248,6 +252,23 @@ async def test_cancelled_read_closes_the_stream(mode: Mode) -> None:
         assert recorded.releases
         with pytest.raises(errors.ClientClosed):
             await anext(stream)
+
+
+@in_both_loops
+async def test_turn_is_finished_although_its_task_is_cancelled_at_its_end(mode: Mode) -> None:
+    class CancelledBody(Body):
+        async def close_async(self) -> None:
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+    response = evolve(scripted_response(headers=SSE), body=CancelledBody(tape(chunk("a"))))
+    async with Flux0(async_transport=script(response)) as client:
+        stream = await client.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+        with anyio.CancelScope() as scope:
+            await anext(stream)
+        assert scope.cancelled_caught
+        assert stream.finished
 
 
 # --- closing

@@ -83,6 +83,7 @@ class RedisContract(TurnStoreContract):
             admin.flushall()
             self.prepare(admin)
             yield
+        self.server.check_expiry()
 
     def prepare(self, admin: Redis | RedisCluster) -> None: ...
 

@@ -22,8 +22,16 @@ from flux0.domain.errors import PoolTimeout, ReadTimeout
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
-from flux0.testing.contract.responses import Disconnect, Signal, WaitForRelease, http_response
+from flux0.testing.contract.responses import (
+    Disconnect,
+    Signal,
+    Sleep,
+    WaitForRelease,
+    http_response,
+)
 from support import sending
+from support.ending import ends_soon
+from support.interrupting import interrupt
 from support.over_httpx import FAMILY, FAMILY_SYNC, VERSIONS, OverHttpx
 from support.sending import HALF, OK, fetch_sync, over
 from support.soak import ANYIO_CLOSES_CANCELLED
@@ -168,7 +176,6 @@ def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
 
 @over(*OVER_ASYNCIO)
 @MAY_LEAVE_CONNECTIONS
-@pytest.mark.usefixtures("_one_place")
 async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -> None:
     """The n-th call is cancelled in its n-th step, and in each step after that."""
     slow = http_response(b'{"data": ', b"[]}", framing="chunked")
@@ -193,6 +200,24 @@ async def test_repeatedly_cancelled_calls_leave_no_connections(way: OverHttpx) -
             if not ANYIO_CLOSES_CANCELLED:
                 gc.collect()
             server.wait_until_closed(max_open=2)
+
+
+@over(*OVER_ASYNCIO)
+@MAY_LEAVE_CONNECTIONS
+@pytest.mark.usefixtures("_one_place")
+async def test_call_that_is_cancelled_at_any_await_keeps_no_place(way: OverHttpx) -> None:
+    """The response takes some milliseconds. If it arrives earlier, the call has fewer awaits."""
+    with ByteServer((Sleep(0.005), *sending.AGENTS)) as server:
+        async with Flux0(server.url, transport=way.transport_over(None)) as flux0:
+            cancelled = [
+                await interrupt(way.mode, flux0.agents.list_async(), number)
+                for number in range(1, 15)
+                for _ in range(3)
+            ]
+            assert cancelled[0]
+            assert not cancelled[-1]
+            with ends_soon():
+                assert list(await flux0.agents.list_async()) == []
 
 
 def test_cancelled_wait_for_a_place_keeps_no_place() -> None:
