@@ -1,7 +1,7 @@
-"""The classes of recorded exchanges, and the readable JSON file that stores the exchanges.
+"""The exchanges in a cassette, and the JSON file that stores them.
 
-All times are in seconds. A recorded request contains the path and the query of its URL, and its
-header fields without credentials (see `Headers.redacted`).
+An exchange is a request and its response. All times are in seconds. A recorded request has the path
+and the query of its URL, and its header fields without values that may be credentials.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-# This object means that there is no value: None cannot mean it, because None is a JSON value.
+# The value of `Content.json` if the content is not stored as JSON. It is not None, because None is
+# a JSON value (null).
 _ABSENT: Final = object()
 
 
 class CassetteError(Flux0Error):
-    """A cassette is missing, damaged, a folder, of another version, or being recorded already."""
+    """A cassette cannot be used: for example, it is missing, damaged or already being recorded."""
 
     # Tracebacks show `flux0.testing.CassetteError`, the name that users import, although the class
     # is defined in this module.
@@ -62,9 +63,9 @@ class Content:
     """A body or a piece of a body, stored as JSON, as text or in base64.
 
     Attributes:
-        json, text, base64: The stored form; exactly one is set.
-        after: When the piece arrived, in seconds after the response head.
-        data: The body's bytes, or the piece's bytes.
+        json, text, base64: The content in the form in which the file stores it; exactly one is set.
+        after: The time between the response head and the piece, in seconds.
+        data: The content in bytes.
     """
 
     json: Any = _ABSENT
@@ -76,8 +77,9 @@ class Content:
 
 def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
     if as_json:
-        # `data` may be invalid or too deeply nested. It may also contain NaN or lone surrogates,
-        # which Python decodes, but which the file cannot contain.
+        # Content is stored as text or in base64 if it is not JSON, is nested too deeply, or
+        # contains NaN or a lone surrogate. Python decodes NaN and lone surrogates, but a file in
+        # JSON and UTF-8 cannot contain them.
         with suppress(ValueError, RecursionError):
             value = json.loads(data)
             content = Content(json=value, after=after)
@@ -100,7 +102,7 @@ class RecordedRequest:
 
 @frozen
 class RecordedResponse:
-    """A response in a cassette; `after` is the time from the request to the response head."""
+    """A response in a cassette; `after` is the time since the request was sent, in seconds."""
 
     after: float
     status_code: int
@@ -113,11 +115,12 @@ class RecordedExchange:
     """A request, its response if there was one, and how the exchange ended.
 
     Attributes:
-        end: "whole", "closed", or the name of an error; see `WHOLE`, `CLOSED` and `ERRORS`.
-        after: When the exchange ended, in seconds after the response head, or after the request if
-            there is no response.
-        number: The request's position in the order of sending. In the file, exchanges are in the
-            order in which they ended.
+        end: The kind of end: "whole" if the body was read to its end, "closed" if it was closed
+            early or the call was cancelled, or the class name of a transport error.
+        after: The time from the response head to the exchange's end, in seconds. If there is
+            no response, it is the time from the request to the end.
+        number: The request's position in the order of sending. In the file, exchanges have
+            another order: the order of their ends.
     """
 
     request: RecordedRequest
@@ -148,26 +151,24 @@ def how_to_record(path: Path) -> str:
     return f"run this code with RecordingTransport(transport, {str(path)!r})"
 
 
-# --- the file
-
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _compact: Callable[[Any], str] = _encoder.encode
 _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-# The unfinished recordings in this process, by their paths. A second recording of the same file is
-# rejected, because both recordings overwrite each other.
+# The unfinished recordings in this process, by their cassettes' paths. A second recording to
+# the same path raises an error, because both recordings overwrite each other.
 _recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
 
 
 @define(eq=False)
 class CassetteFile:
-    """Writes a cassette. After each exchange, the file is a complete cassette.
+    """Writes recorded exchanges to a cassette, which is a valid file after each exchange.
 
     Missing folders are created. If the cassette exists, the recording is written to `NAME.new` in
-    the same folder, and `finish` replaces the old cassette. The recording starts with the exchanges
-    in `keep`.
+    the same folder, and `finish` replaces the old cassette by the recording. The exchanges in
+    `keep`, which come from the old cassette, are written first.
     """
 
     _path: Path
@@ -213,10 +214,10 @@ class CassetteFile:
         self._failures |= _failures([exchange])
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording. From now on, `finish` does nothing.
+        """Return a function that ends the recording. Until it is called, `finish` does nothing.
 
-        If its argument is True, the recording replaces the old cassette. If False, the recording is
-        deleted.
+        Call the function with True to replace the old cassette by the recording, or with False to
+        delete the recording.
         """
         self._deferred = True
         return self._settle
@@ -224,10 +225,12 @@ class CassetteFile:
     def finish(self, error: str = "") -> str | None:
         """Replace the old cassette with the recording.
 
-        If the recording failed, keep the old cassette and return the text of a warning.
+        If the recording failed, keep the old cassette and return the text of a warning; otherwise
+        return None.
 
         Args:
-            error: The exception that ended the recording, by name; empty if there was none.
+            error: The class name of an exception that ended the recording; empty if there was
+                none.
         """
         if self._deferred:
             return None
@@ -293,7 +296,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
     _check_no_folder(path)
     try:
-        # Ignore a byte order mark, which editors may add.
+        # Ignore a byte order mark at the file's start, which editors may add.
         body = path.read_bytes().removeprefix(BOM_UTF8)
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:

@@ -12,7 +12,8 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import ReceivedCall, call_from
 
-# This object means that a member is missing: None cannot mean it, because None is a JSON value.
+# The value of a member that one of two compared requests does not have. It is not None, because
+# None is a JSON value (null).
 _NOTHING: Final = object()
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # An error message shows at most this number of characters of a value.
@@ -34,12 +35,12 @@ def members_of(request: RecordedRequest) -> dict[str, Any]:
 
 
 def path_of(request: RecordedRequest) -> str:
-    """Return the path without the path of the server's URL, which may differ at replay."""
+    """Return the path from `/api/` on, without a prefix that may differ between two servers."""
     return request.path[max(request.path.find("/api/"), 0) :]
 
 
 def canonical_json(value: object) -> str:
-    """Return the JSON of `value` for comparisons, because True and 1 are equal in Python."""
+    """Return `value` as JSON text. It differs for True and 1, which are equal in Python."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 

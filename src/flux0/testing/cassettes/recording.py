@@ -101,7 +101,7 @@ class RecordingTransport:
         return f"RecordingTransport({self.transport!r})"
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` over the other transport, and record the exchange."""
+        """Send `request` over the wrapped transport, and record the exchange in the cassette."""
         with self._start(request) as exchange:
             response = self.transport.send(request)
         return exchange.record_response(response)
@@ -130,15 +130,13 @@ class RecordingTransport:
             self._finish()
 
     def defer(self) -> Callable[[bool], None]:
-        """Return a function that ends the recording, which `close` then no longer does.
+        """Return a function that ends the recording in place of `close`.
 
-        If its argument is True, the recording replaces the old cassette. If False, the recording is
-        deleted. Until the function is called, the recording is in a separate file next to the
+        Call the function with True to replace the old cassette by the recording, or with False to
+        delete the recording. Before this call, the recording is in a separate file next to the
         cassette, even after `close`.
         """
         return self._file.defer()
-
-    # --- open exchanges
 
     def _start(self, request: Request) -> _OpenExchange:
         with self._lock:
@@ -167,8 +165,9 @@ class RecordingTransport:
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
         elif problem:
-            # Do not warn: with `python -W error`, the warning is raised and hides `error`. On
-            # Python 3.10, exceptions have no `add_note`, and the text is dropped.
+            # Add the text to `error` as a note. A warning is not suitable, because `python -W
+            # error` raises it in place of `error`. Python 3.10 has no notes, so the text is
+            # dropped.
             getattr(error, "add_note", str)(problem)
 
 
@@ -195,8 +194,8 @@ class _OpenExchange:
         if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        # Another error, such as a cancellation, ends the exchange early, although the connection
-        # has not failed. So record the end as closed.
+        # An error that is not a transport error, such as a cancellation, does not mean that the
+        # connection has failed. Record the end "closed".
         elif error is not None:
             self.end(CLOSED, error)
 
@@ -283,10 +282,10 @@ def recorded_pieces(
 def _complete_events(
     pieces: Iterable[tuple[float, bytes]], *, keep_rest: bool
 ) -> Iterator[tuple[float, bytes]]:
-    """Join successive pieces, so that each result ends at the end of an event.
+    """Join the pieces of a stream, so that each joined piece ends with a complete event.
 
-    A string to replace may be split between two pieces. An incomplete event at the end, which
-    clients ignore, may contain a part of such a string. It is dropped, unless `keep_rest` is True.
+    `scrub` then also finds strings that were split between two pieces. The rest after the last
+    complete event may contain a part of a secret. It is dropped, unless `keep_rest` is True.
     """
     joined, after = bytearray(), 0.0
     for after, data in pieces:

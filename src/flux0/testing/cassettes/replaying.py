@@ -43,7 +43,7 @@ from flux0.testing.fake.clock import FakeClock, Wait, Waits
 
 Matching: TypeAlias = Literal["strict", "loose"]
 CassetteMode: TypeAlias = Literal["once", "none", "all", "new_episodes"]
-"""When a cassette is recorded; see `cassette`."""
+"""When to record a cassette: never, always, if its file is missing, or only for new requests."""
 
 
 @define(eq=False)
@@ -62,7 +62,7 @@ class _Replay:
 
 @define(eq=False)
 class _ReplayedBody(FakeBody):
-    """A recorded body. Its reads take as long as in the recording, and ignore their timeouts."""
+    """A response body from a cassette. Reads take the recorded time, and ignore read timeouts."""
 
     def _read(self, timeout: float | None) -> Waits[bytes | None]:  # noqa: ARG002 - ignored
         return super()._read(None)
@@ -79,20 +79,21 @@ class NotRecorded(AssertionError):
 class ReplayTransport(SharedTransport):
     """Replays the exchanges of a cassette, for sync and async calls.
 
-    Responses are the same as in the recording, and errors have the same classes. Both take the same
-    time on this transport's simulated clock. Without `sleep`, no call waits in real time. The
-    timeouts of requests are ignored, except `timeout_ms`.
+    Responses are the recorded responses, and errors have the recorded classes. Each call takes the
+    recorded time on the transport's simulated clock, but no real time, unless you pass
+    `sleep`. The timeouts of requests are ignored, except `timeout_ms`.
 
     A request matches a recorded request with the same method, path, query and body. Bodies are
     compared as JSON. Header fields are not compared.
 
     Args:
-        path: The path of the cassette's file.
+        path: The cassette's path.
         matching: "strict" requires the recorded order of requests; "loose" allows any order. With
             "loose", a request that was recorded once may be sent any number of times. A request
             that was recorded n times may be sent n times.
         match: A function that returns the part of a `ReceivedCall` to compare, such as
-            `lambda call: call.operation`. Pass `match` if the requests of each run differ.
+            `lambda call: call.operation`. Pass `match` if requests contain values that differ in
+            each run.
         scrub: The `scrub` function with which the cassette was recorded, if any.
         sleep: A function that is called with the seconds of each wait. Pass `time.sleep` to replay
             in real time.
@@ -118,8 +119,8 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
-        # Error messages end with this advice. The pytest plugin replaces the advice by its own
-        # text.
+        # The advice at the end of error messages: how to record the cassette. The pytest plugin of
+        # flux0 sets another advice.
         self.how_to_record: str = how_to_record(self._path)
         self._match = match
         self._scrub = checked(scrub)
@@ -140,8 +141,6 @@ class ReplayTransport(SharedTransport):
         """Raise AssertionError if an exchange in the cassette was not replayed."""
         unused = [str(replay) for replay in self._replays if not replay.done]
         raise_if(f"some exchanges of {self._path} were not replayed:", unused)
-
-    # --- replaying
 
     def respond(
         self,
@@ -180,14 +179,13 @@ class ReplayTransport(SharedTransport):
             return ERRORS[exchange.end](f"recorded in {self._path}")
         deadline = request.deadline if isinstance(request, CallRequest) else None
         if deadline is not None and deadline.left(self.clock.now()) < 0:
-            # Like the recorded call, the call has exceeded its deadline.
+            # The call's deadline (`timeout_ms`) has passed. The recorded call's deadline has
+            # probably passed at this point, too.
             return deadline.exceeded()
         start = "request" if exchange.response is None else "response head"
         end = f"the recorded program cancelled or closed it {exchange.after:g} s after the {start}"
         advice = f"To record the whole response, {self.how_to_record}."
         return AssertionError(f"{self._path} has no more data of {replay}: {end}\n{advice}")
-
-    # --- matching requests
 
     def _find_next(self, request: RecordedRequest, key: str) -> _Replay:
         if self._next and self._next[0].key == key:
@@ -238,7 +236,7 @@ def _without_ids(request: RecordedRequest) -> tuple[str, Any]:
 
 
 class NewEpisodesTransport(RecordingTransport):
-    """Replays the requests that a cassette contains, and appends the others to the cassette."""
+    """Replays the requests that are in the cassette. Sends and records all other requests."""
 
     def __init__(
         self,
@@ -250,8 +248,8 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # Deadlines of calls are times of the client's clock. So the simulated clock, which measures
-        # replayed exchanges, starts at the present time of the client's clock.
+        # The deadline of a call is a time on the client's clock. Therefore, the simulated clock of
+        # the replay starts at the current time of the client's clock.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:
@@ -282,11 +280,13 @@ def cassette(
             `HttpxTransport`.
         mode: "once" replays the cassette if it exists, and records it otherwise. "none" always
             replays, "all" always records. "new_episodes" replays the requests that the cassette
-            contains, in any order, and appends the others to it. The default is "none" if the
+            contains, in any order, and records all other requests. The default is "none" if the
             environment variable `CI` is set, and "once" otherwise.
-        matching: Whether the order of requests is checked; see `ReplayTransport`.
-        match: A function that returns the part of a call to compare; see `ReplayTransport`.
-        scrub: A function that replaces secrets; see `RecordingTransport`.
+        matching: "strict" requires the recorded order of requests; "loose" allows any order.
+        match: A function that returns the part of a `ReceivedCall` to compare with the recorded
+            call. By default, the method, the path, the query and the body are compared.
+        scrub: A function that is called with each string in a path, a query or a body, and returns
+            the string to record, for example to replace a secret.
     """
     if mode is None:
         mode = "none" if os.environ.get("CI", "").lower() not in {"", "0", "false"} else "once"

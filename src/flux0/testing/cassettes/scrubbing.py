@@ -16,8 +16,7 @@ from flux0.domain.errors import InvalidArgument
 Scrub: TypeAlias = Callable[[str], str]
 
 _DATA = "data: "
-# This pattern matches a string in JSON. If a colon follows the string, the string is the name of a
-# member.
+# A string in JSON. A colon after the string means that the string is the name of a member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
 # With this error handler, decoding and encoding keep bytes that are not UTF-8.
 _NOT_UTF8 = "surrogateescape"
@@ -51,9 +50,9 @@ def scrub_query(query: str, scrub: Scrub) -> str:
 def scrub_body(pieces: Iterable[bytes], scrub: Scrub) -> list[bytes]:
     """Return the pieces of a body after `scrub` has replaced its strings.
 
-    In JSON, `scrub` is called with each string; in other text, with each line. In a line with an
-    event's JSON data, it is called with each string of the JSON. If a body has several pieces, each
-    piece must end at the end of an event.
+    `scrub` is called with each string of a JSON body, with each string in the JSON data of a
+    server-sent event, and with each line of other text. If there are several pieces, each piece
+    must end with a complete event.
     """
     texts = [piece.decode(errors=_NOT_UTF8) for piece in pieces]
     texts = _scrub_streamed_text(texts, scrub)
@@ -96,8 +95,8 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         if scrubbed == "".join(map(scrub, values)):
             # No secret is split between two events, so `_scrub_text` finds all secrets.
             continue
-        # Replace the first event's text by the whole text, because the replaced text cannot be
-        # split among the events.
+        # Put the whole replaced text into the first event, and an empty text into each later event,
+        # because the replaced text cannot be divided among the events.
         for piece, number, event, patch in added:
             patch["value"], scrubbed = scrubbed, ""
             piece[number] = _DATA + json.dumps(event)
@@ -105,9 +104,9 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 
 
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
-    """Return (place, event, patch) for each patch in `line` that has a string as its value.
+    """Return a tuple for each patch in `line`, a server-sent event, whose value is a string.
 
-    `line` contains one event. The place is the message id and the patch's path, as JSON.
+    The tuple has the message id and the patch's path as JSON text, the event, and the patch.
     """
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []

@@ -18,8 +18,8 @@ from flux0.ports import AsyncByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import call_soon, running_loop, sleep, start_task
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# "unclosed": the body was neither closed nor read to its end when the client was closed or the
-# garbage collector freed the body.
+# How a response body ended. "unclosed" means that the body was neither closed nor read to its end
+# when the client was closed, or when the garbage collector freed the body.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
@@ -44,9 +44,9 @@ class FakeBody:
     _end: BodyEnd | None = field(default=None, init=False)
 
     def read(self, timeout: float | None) -> bytes | None:
-        """See `ByteStream.read`. The timeout expires on the fake's clock.
+        """Return the next bytes; None at the end. `timeout` expires on the fake's simulated clock.
 
-        If `timeout` is None, a read raises AssertionError if no more data can arrive.
+        If `timeout` is None, raise AssertionError when no more data can arrive.
         """
         return perform(self._read(timeout), self._clock)
 
@@ -111,9 +111,10 @@ class Starter:
     """Runs the agents of one request.
 
     Attributes:
-        start_task: starts a task that runs an async agent, and returns a function that cancels the
-            task, in any thread; None if no event loop is running.
-        call: calls a function that starts an agent, or runs a sync agent up to its next wait.
+        start_task: a function that starts an async agent in a task, and returns a function that
+            cancels the task from any thread. It is None if no event loop is running.
+        call: a function that calls its argument. The argument starts an agent, or runs a sync agent
+            until the agent waits.
     """
 
     start_task: Callable[[Run], Callable[[], object]] | None = None
@@ -134,17 +135,17 @@ class SharedTransport(Shared):
 
     @abstractmethod
     def respond(self, request: Request, starter: Starter) -> Waits[Response[FakeBody]]:
-        """Return the response to `request`. `starter` runs the agent."""
+        """Return the response to `request`. `starter` runs the agent that replies."""
 
     def send(self, request: Request) -> Response[FakeBody]:
-        """See `Transport.send`."""
+        """Return the response to `request`, with a body that is not read yet."""
         return perform(self.respond(request, Starter()), self.clock)
 
     def close(self) -> None:
-        """Do nothing: like a real server, the transport outlives its clients."""
+        """Do nothing, because other clients may still use the transport."""
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """See `AsyncTransport.send_async`."""
+        """The async version of `send`."""
         await sleep(0)
         response = await perform_async(self.respond(request, Starter(_start_task)), self.clock)
         response.body.end_if_unread = "closed"

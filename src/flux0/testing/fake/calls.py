@@ -18,7 +18,8 @@ from flux0.testing.fake.operations import check_operation_name, target_from, use
 T = TypeVar("T")
 
 _MISSING: Final = object()
-# The largest number of characters of a string to compare: the time can grow with its square.
+# Compare at most this number of characters of two strings, because the time for the comparison can
+# grow with their squared length.
 _MAX_COMPARED = 1000
 
 
@@ -46,14 +47,16 @@ class ReceivedCall:
         operation: the API operation, such as `sessions.create_event`; empty if the request matches
             no operation.
         method: the request's HTTP method.
-        path: the percent-decoded path, without the fake's prefix.
+        path: the percent-decoded path, without the fake's `path_prefix`.
         query: the query parameters, percent-decoded.
         headers: the request's header fields.
         body: the parsed JSON, or the bytes of a body that is not JSON; None if the body is empty.
         arguments: the parameters from the path, the query and the body, by name. Query parameters
             are strings.
-        time: when the fake received the request, in seconds since 1970 on the fake's clock.
-        response: the response, or the error that the call raised; None while the call waits.
+        time: the moment when the fake received the request, in seconds since 1970 on the fake's
+            simulated clock.
+        response: the response to the call, or the error that the call raised; None while the call
+            waits for its response.
     """
 
     operation: str
@@ -68,7 +71,7 @@ class ReceivedCall:
 
     @property
     def user(self) -> str | None:
-        """The user in the last cookie `flux0_user_sub`, percent-decoded; None without it."""
+        """The user in the last cookie `flux0_user_sub`, percent-decoded; None without a cookie."""
         user = user_of(self.headers)
         return None if user is None else unquote(user)
 

@@ -1,7 +1,7 @@
 """The clock of a fake server, and the functions that perform waits in sync and async code.
 
-Like a flow of the core, the fake's logic is a generator that yields a `Wait` instead of waiting.
-`perform` runs it in sync code, `perform_async` in async code.
+The fake's code is a generator, which yields a `Wait` instead of waiting. `perform` runs the
+generator in sync code, and `perform_async` runs it in async code.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Wait:
     """A wait until a moment on the clock, or for a change that `FakeClock.notify` reports.
 
     Attributes:
-        moment: when the wait ends, in seconds since 1970. If None, it ends when the number of
-            changes exceeds `seen`.
+        moment: the wait's end, in seconds since 1970. If it is None, the wait ends at the next
+            change, when the number of changes exceeds `seen`.
         seen: the number of changes that the caller has already handled.
         is_timeout: whether a timeout expires at `moment`. Such a wait moves the clock even with
             `moves_by_itself=False`.
@@ -60,14 +60,14 @@ class ClockStandsStill(AssertionError):
 class FakeClock(Time):
     """A simulated clock: waits take no real time, unless you pass `sleep`.
 
-    The thread that moves the clock to the end of an agent's pause also runs the agent.
+    If a thread moves the clock to the end of an agent's pause, the thread then runs the agent.
 
     Args:
         start: the initial time, in seconds since 1970 (UTC). The default is 2026-01-01.
         moves_by_itself: whether a wait moves the clock forward. If False, only `advance` moves it,
             and waiting for a later time raises `ClockStandsStill`.
-        sleep: a function that is called for each wait that moves the clock, with the seconds.
-            Pass `time.sleep` for real waits, for example in a demo. Async code calls it in a
+        sleep: a function that is called with the seconds of each wait that moves the clock. Pass
+            `time.sleep` for real waits, for example in a demo. Async code calls it in a
             worker thread.
         follow: a function that returns seconds since 1970, such as `time.time`. The clock is never
             earlier than this function. By default, only waits and `advance` move the clock.
@@ -118,7 +118,7 @@ class FakeClock(Time):
         self._move_to(self.now() + seconds)
 
     def call_at(self, moment: float, act: Callable[[], object]) -> None:
-        """Schedule `act` for `moment`. The thread that moves the clock to `moment` calls `act`."""
+        """Call `act` when the clock reaches `moment`, in the thread that moves the clock."""
         with self._lock:
             insort(self._due, (moment, act), key=itemgetter(0))
 
@@ -134,7 +134,8 @@ class FakeClock(Time):
         """Wait until `wait.moment`. If `wait.moment` is None, wait for the next change.
 
         Raises:
-            ClockStandsStill: only the test moves this clock, and the moment is in the future.
+            ClockStandsStill: the clock has `moves_by_itself=False`, and `wait.moment` is in the
+                future.
             AssertionError: no change happened within `wait.real_timeout`, or the wait never ends.
         """
         if wait.moment is None:
@@ -166,12 +167,12 @@ class FakeClock(Time):
         self._move_to(wait.moment)
 
     def reaches(self, moment: float | None) -> bool:
-        """Return whether a wait until `moment` ends without a test that moves the clock."""
+        """Return whether a wait until `moment` ends even if no test calls `advance`."""
         end = inf if moment is None else moment
         return end <= self.now() or (self.moves_by_itself and end < inf)
 
     def _must_wait(self, wait: Wait, wake: Callable[[], object]) -> bool:
-        """Return whether no change followed `wait.seen`. If so, the next change calls `wake`."""
+        """Return True if nothing changed since `wait.seen`. The next change then calls `wake`."""
         with self._lock:
             if must_wait := self.changes == wait.seen:
                 self._wake.append(wake)
@@ -214,8 +215,8 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 async def perform_async(waits: Waits[T], clock: FakeClock, *, in_real_time: bool = False) -> T:
     """The async version of `perform`: waits do not block the event loop.
 
-    If `in_real_time` is True, waits without an end, and waits for a clock that only a test moves,
-    are real. Such a wait ends at each change, and `waits` must then yield it again.
+    If `in_real_time` is True, a wait that the clock cannot end by itself lasts, in real time, until
+    the next change, such as an event of an agent. `waits` must then yield the wait again.
     """
     # If the task is cancelled, close the generator at once, so that the fake ends the call.
     with closing(waits):

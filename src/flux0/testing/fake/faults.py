@@ -54,10 +54,10 @@ class Respond:
 
     Attributes:
         status_code: the response's HTTP status, from 200 to 999.
-        detail: the member `detail` of the JSON body. The default is the phrase for the status, such
-            as "Service Unavailable", or "Status 524" if it has none; for 500, the default body is
-            the server's plain text.
-        retry_after: the header `retry-after`: seconds, or an HTTP date.
+        detail: the member `detail` in the JSON body. The default is the phrase for the
+            status, such as "Service Unavailable", or "Status 524" if the status has no phrase.
+            Status 500 has a plain-text body by default, as on the real server.
+        retry_after: the value for the header `retry-after`: seconds, or an HTTP date.
         headers: more header fields; they replace default fields with the same name.
         body: the whole body in bytes, instead of the JSON with `detail`.
     """
@@ -92,13 +92,13 @@ class Refuse:
     """The connection cannot be established. Nothing is sent, so the client may retry.
 
     Attributes:
-        raises: a class of errors, such as `ConnectTimeout` or `TLSError`.
+        raises: the error's class, such as `ConnectTimeout` or `TLSError`.
     """
 
     raises: type[ConnectError] = field(default=ConnectError, validator=checked_by(_check_error))
 
     def error(self, timeout: Timeout) -> TransportError:
-        """Return the error that the call raises. A real transport has the same message."""
+        """Return the error that the call raises, with the message of a real transport."""
         if self.raises is ConnectTimeout:
             return timed_out(ConnectTimeout, timeout.connect)
         if self.raises is PoolTimeout:
@@ -176,13 +176,13 @@ def _positive(sizes: int | Iterable[int]) -> tuple[int, ...]:
 
 @frozen
 class Split:
-    """The body arrives in pieces of these sizes.
+    """The client receives the body in pieces with the given sizes.
 
-    A piece can contain several events, but no pause: before the agent waits, a smaller piece with
-    the rest is sent.
+    A piece can contain several events. Before the agent waits, the bytes that are left are sent as
+    a smaller piece.
 
     Attributes:
-        sizes: the number of bytes of each piece, or several numbers that are used in rotation.
+        sizes: the number of bytes in each piece, or several numbers that are used in rotation.
     """
 
     sizes: tuple[int, ...] = field(converter=_positive)
@@ -198,7 +198,8 @@ def with_faults(
 ) -> Pieces:
     """Return the pieces of a body, and the waits between them, with `faults` applied.
 
-    If a `Stall` or a `Truncate` cuts the stream of `turn`, the agent's other steps count as used.
+    If a `Stall` or `Truncate` ends the stream of `turn` early, `FakeTransport.assert_all_used`
+    treats the agent's remaining steps as used.
     """
     for fault in sorted(faults, key=lambda fault: isinstance(fault, Split)):
         if isinstance(fault, Split):

@@ -34,7 +34,8 @@ _NEW_AGENT = Form({"name": text(1, 100), "type": text(1, 100), "description": op
 # `allow_greeting`, but creates no greeting.
 _GREETING = {"allow_greeting": flag}
 _SESSION = {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))}
-# The released server rejects these members, which only a newer server accepts.
+# The members of a new session that the newest sources of the flux0 server accept. The released
+# server rejects them.
 _NEWER = {"metadata": optional(mapping), "mode": optional(text())}
 _NEW_SESSION = Form(_SESSION, query=_GREETING)
 NEWER_SESSION = Form({**_SESSION, **_NEWER}, query=_GREETING)
@@ -83,8 +84,8 @@ class Target:
     """The operation that a request calls, the parameters in its URL, and its user.
 
     Attributes:
-        operation: the operation; None if the request matches none.
-        path: the percent-decoded path, without the prefix.
+        operation: the called operation; None if the request matches no operation.
+        path: the percent-decoded path, without the fake's `path_prefix`.
         arguments: the parameters in the path.
         query: the parameters in the query. If a parameter is repeated, it has its last value.
         allowed: the methods that the path allows, if the request has another method.
@@ -115,7 +116,7 @@ def target_from(request: Request, prefix: str = "") -> Target:
 
 
 def user_of(headers: Headers) -> str | None:
-    """Return the user from the last cookie `flux0_user_sub`, which the server uses, too."""
+    """Return the user from the last cookie `flux0_user_sub`, as the real server does; or None."""
     user = None
     for cookie in ";".join(headers.get_all("cookie")).split(";"):
         name, _, value = cookie.partition("=")

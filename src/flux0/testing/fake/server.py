@@ -26,7 +26,7 @@ from flux0.testing.fake.validation import RequestRejected, integer_of
 
 @define(eq=False)
 class FakeServer:
-    """Handles requests with a `FakeStore`, and creates a `FakeTurn` for each user message."""
+    """Handles the requests to a fake server. Each user message starts a turn of an agent."""
 
     _agent_types: tuple[str, ...]
     _clock: FakeClock
@@ -47,7 +47,7 @@ class FakeServer:
                 response = self._route(request)
             except RequestRejected as error:
                 response = _json(error.status_code, {"detail": error.detail})
-        # Python raises ValueError if the response has a value that JSON or UTF-8 cannot represent.
+        # `json.dumps` raises ValueError for NaN, and `encode` raises it for a lone surrogate.
         except ValueError:
             response = calls.internal_server_error()
         date = formatdate(self._clock.now(), usegmt=True)
@@ -56,10 +56,10 @@ class FakeServer:
         return Response(response.status_code, headers, body)
 
     def on_closed_early(self, turn: FakeTurn) -> None:
-        """Cancel a turn, because the stream of `turn` was closed before its end.
+        """Handle the early end of a turn's stream, which its reader has closed.
 
-        Like the real server, cancel the session's latest turn, even if it is not `turn`. If the
-        agent has already completed `turn`, cancel nothing.
+        Like the real server, cancel the session's latest turn, which may be a later turn. If
+        the agent has already completed `turn`, cancel nothing.
         """
         if not turn.completed:
             self._cancel_turn(turn.message.session_id)
@@ -114,7 +114,8 @@ class FakeServer:
         }
         if self._is_newer:
             self._add_newer_fields(session, body)
-        # Like the released server, the fake accepts the id of an existing session.
+        # Like the released server, the fake accepts the id of an existing session for a new
+        # session.
         self.store.sessions.append(session)
         return _json(201, without_nulls(session))
 
@@ -194,11 +195,11 @@ class FakeServer:
         session_id = target.arguments["session_id"]
         for session in self.store.sessions:
             if session["id"] == session_id:
-                return session  # The server uses the first session with this id, too.
+                return session  # If several sessions have this id, the real server uses the first.
         raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, headers: Headers) -> str:
-        """Return the id of the user in the cookie, or with `tokens`, of the token's owner."""
+        """Return the user's id, found by the cookie or, if the fake has `tokens`, by the token."""
         if self._tokens is None:
             return self.store.user_ids[user_of(headers) or "anonymous"]
         scheme, _, token = headers.get("authorization", "").partition(" ")

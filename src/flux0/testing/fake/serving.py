@@ -36,7 +36,7 @@ _BACKLOG = 1024  # The system keeps this number of new connections until the fak
 # At the end of the `with` block, wait at most this number of seconds for an agent that blocks the
 # event loop.
 _MAX_JOIN_SECONDS = 5.0
-_BLOCK_BYTES = 65536  # The largest block to read; most requests are smaller.
+_BLOCK_BYTES = 65536  # The largest number of bytes for one read; most requests are smaller.
 # h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
@@ -45,7 +45,7 @@ _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessa
 
 
 class FakeHTTPServer(AbstractContextManager[str]):
-    """Serves a fake in a `with` block; see `FakeTransport.serve`.
+    """An HTTP server on 127.0.0.1, which serves a fake until the end of its `with` block.
 
     One event loop, in a thread, serves all connections and runs async agents. Sync agents run in
     other threads, because they may block.
@@ -65,8 +65,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._agent_loop: Future[AbstractEventLoop] = Future()
         self._ended = asyncio.Event()
         self._call_in_thread(lambda: asyncio.run(self._run(listener)))
-        # Close at exit, because daemon threads do not run while the interpreter finalizes: joining
-        # them then never ends.
+        # Close the server at exit. Later, while the interpreter finalizes, daemon threads no longer
+        # run, and waiting for their end never ends.
         atexit.register(self._close)
         return f"http://{self.address}"
 
@@ -104,7 +104,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
 
 @define(eq=False)
 class _Connection:
-    """Serves the requests of one connection from a fake.
+    """Responds to the requests of one connection with the responses of a fake.
 
     Events are sent as soon as the agent produces them. If the client disconnects, the agent is
     cancelled at once. A turn whose agent sends no more events stays open until the client
@@ -118,7 +118,7 @@ class _Connection:
     _received: asyncio.Event = field(factory=asyncio.Event)
 
     async def serve(self) -> None:
-        # With limit 0, `drain` waits until all is sent.
+        # With the limit 0, `drain` waits until all data is sent.
         self._writer.transport.set_write_buffer_limits(0)
         responding = asyncio.create_task(self._respond_to_all())
         try:

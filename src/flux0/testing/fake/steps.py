@@ -49,29 +49,29 @@ class _TextStep:
 
 @frozen
 class Say(_TextStep):
-    """Stream a message and store it.
+    """An agent's message, which the fake streams and then stores.
 
     Attributes:
         text: the message's text; not empty.
-        pieces: the number of chunk events that the text is split into.
-        pause: the wait between two pieces in seconds, on the fake's clock.
+        pieces: the number of events (chunk events) into which the text is split.
+        pause: the time between two pieces, in seconds on the fake's simulated clock.
     """
 
 
 @frozen
 class Reason(_TextStep):
-    """Stream reasoning and store it.
+    """An agent's reasoning, which the fake streams and then stores.
 
     Attributes:
         text: the reasoning's text; not empty.
-        pieces: the number of chunk events that the text is split into.
-        pause: the wait between two pieces in seconds, on the fake's clock.
+        pieces: the number of events (chunk events) into which the text is split.
+        pause: the time between two pieces, in seconds on the fake's simulated clock.
     """
 
 
 @frozen(eq=False)
 class CallTool:
-    """Request a tool call. Two steps are equal only if they are the same object.
+    """Request a tool call. Two `CallTool` steps are equal only if they are the same object.
 
     Attributes:
         name: the called tool's name.
@@ -99,16 +99,17 @@ class GiveResult:
 
 @frozen
 class Report:
-    """Report a status.
+    """Report an agent's status.
 
-    Two statuses are not streamed: `ready` stores the message `event_id`, and `completed` ends the
-    turn. The server does the same.
+    As on the real server, two statuses send no event: `ready` stores the message with the id
+    `event_id`, and `completed` ends the turn.
 
     Attributes:
         status: the status to report: a `SessionStatus`, or another string.
         data: the details of the status: any JSON value. None omits the details.
         event_id: the id of the status event, or of the message that is ready.
-        acknowledged_offset: the offset up to which the agent has handled events; None omits it.
+        acknowledged_offset: the offset up to which the agent has handled events; None omits the
+            offset.
     """
 
     status: SessionStatus | str
@@ -118,7 +119,7 @@ class Report:
 
 
 class LangChainReport(Report):
-    """A `Report` with its members in the order that the server's LangChain adapter uses."""
+    """A `Report` whose JSON has the members in the order of the server's LangChain adapter."""
 
 
 @frozen
@@ -134,10 +135,10 @@ class Fail:
 
 @frozen
 class Pause:
-    """Wait on the fake's clock.
+    """Wait for some time on the fake's simulated clock.
 
     Attributes:
-        seconds: the wait's duration in seconds, on the fake's clock.
+        seconds: the wait's duration in seconds.
     """
 
     seconds: float = field(validator=check_interval)
@@ -146,7 +147,8 @@ class Pause:
 class Gate:
     """A step at which an agent waits until the test calls `open`. An opened gate stays open.
 
-    While an agent waits, the fake still handles other calls, and its clock can move.
+    While an agent waits at the gate, the fake still handles other calls, and tests can still move
+    the fake's simulated clock.
 
     Args:
         timeout: the longest wait, in real seconds. After this time, reading the agent's stream
@@ -199,11 +201,11 @@ def _check_patches(patches: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, A
 class SendChunk:
     """Send a chunk event with your own JSON Patch operations (RFC 6902).
 
-    `Report("ready", event_id=...)` stores the message.
+    The message is stored only if a later step `Report("ready", event_id=...)` has its id.
 
     Attributes:
         event_id: the id of the message that the operations change.
-        patches: the operations, as in the server's JSON.
+        patches: the operations, such as `{"op": "add", "path": "/-", "value": "Hi"}`.
         seq: the sequence number in the chunk event.
         metadata: further metadata, in addition to `agent_id` and `agent_name`. A value of None
             removes the key.
@@ -245,7 +247,7 @@ class UserMessage:
         agent_name: the replying agent's name.
         agent_type: the replying agent's type.
         correlation_id: the id that all events in the turn share.
-        stored: returns the session's stored events, for `history`.
+        stored: a function that returns the session's stored events. `history` calls it.
     """
 
     content: str
@@ -276,7 +278,7 @@ AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunct
 def as_agent(reply: AgentReply) -> AgentFunction:
     if callable(reply) and reply not in get_args(AgentStep):
         return reply
-    try:  # A function may return None, but a reply must not be None.
+    try:  # An agent function may return None, but the argument `reply` must not be None.
         steps = tuple(iter_steps(cast("SyncSteps", (None,) if reply is None else reply)))
     except TypeError as error:
         raise InvalidArgument("reply", f"is not valid: {error}") from None
@@ -303,7 +305,8 @@ _Patches: TypeAlias = list[dict[str, Any]]
 class StepExpander:
     """Expands steps such as `Say` into steps of the server's protocol, such as `SendChunk`.
 
-    Each turn has its own expander. `next_number` numbers each "message", "run" and "call".
+    Each turn has its own expander. `next_number` returns the next number for the id of a "message",
+    a "run" or a "call".
     """
 
     def __init__(self, next_number: Callable[[str], int]) -> None:
@@ -329,7 +332,7 @@ class StepExpander:
                 yield step
 
     def _langchain(self, run: LangChain) -> Iterable[PlainStep]:
-        # Yield the same steps as the LangChain adapter of flux0-stream 0.1.0b2 (measured).
+        # Yield the same steps as the LangChain adapter of flux0-stream 0.1.0b2.
         run_id = str(UUID(int=self._next_number("run"), version=4))
 
         def status(name: SessionStatus) -> Report:
@@ -384,7 +387,7 @@ def _call_patches(call: CallTool, id: str, index: int | None) -> Iterable[_Patch
     """Yield the patches that add a tool call, and then its arguments as JSON in two pieces.
 
     If the call is in a `LangChain` message, `index` is its position in this message, and a separate
-    patch sets the tool's name.
+    patch sets the tool's name. For other calls, `index` is None.
     """
     path = f"/tool_calls/{index or 0}"
     name = call.name if index is None else ""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 JSONObject: TypeAlias = dict[str, Any]
 
-# The server stores the members of message and tool events in this order.
+# The order of members in the `data` of message and tool events, as the server stores them.
 _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
@@ -38,7 +38,8 @@ class _OpenMessage(MessageAccumulator):
 class FakeStore:
     def __init__(self, now: Callable[[], float]) -> None:
         self.agents: dict[str, JSONObject] = {}
-        self.sessions: list[JSONObject] = []  # Two sessions can have one id, so this is a list.
+        # The sessions are in a list and not in a dict, because two sessions can have the same id.
+        self.sessions: list[JSONObject] = []
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
         # Maps event ids to unfinished messages. As in the real server, all sessions share this map.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
@@ -110,8 +111,9 @@ class FakeStore:
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # If `seq` has a gap, the server ignores the patches of a chunk, but it still uses the
-            # metadata of a message's first chunk.
+            # If the `seq` of a chunk does not follow the last `seq`, the server ignores the chunk's
+            # patches. If the chunk is the first chunk of a message, the server still uses its
+            # metadata.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)

@@ -51,11 +51,12 @@ class _PlannedFaults:
 
 
 class FakeTransport(SharedTransport):
-    """A `Transport` and an `AsyncTransport` that simulate a flux0 server in memory.
+    """A transport that simulates a flux0 server in memory, for sync and async calls.
 
-    It returns the bytes of the released server, with a few differences (see docs/testing.md). Any
-    number of clients, threads and tasks can use a fake at once. A sync agent starts in the thread
-    that sends the message. After a pause, it continues in the thread that moves the clock.
+    The responses are the same as from the released server, with a few differences (see
+    docs/testing.md). Any number of clients, threads and tasks can use a fake at once. A sync agent
+    starts in the thread that sends the message. After a pause, it continues in the thread that
+    moves the fake's clock.
 
     Args:
         reply: the default reply of agents: a string, a step of `flux0.testing`, an iterable of
@@ -63,20 +64,20 @@ class FakeTransport(SharedTransport):
         agent_id: the first agent's id, 10 characters long. By default, the fake creates one.
         agent_name: the first agent's name.
         agent_types: the agent types that the server supports. The first agent has the first type.
-        clock: a clock for all waits. By default, they take no real time.
-        newer_server: if True, follow the server's newest sources, which are not released:
+        clock: a simulated clock for all waits. By default, waits take no real time.
+        newer_server: whether to simulate the newest sources of the server, which are not released:
             sessions have `metadata` and `mode`, an existing session id gets a 409 response, and
             status events have a timestamp.
         tokens: the users who are logged in: maps bearer tokens to names of users. The fake then
-            follows the newest sources, too: it takes the user of each request from the token
-            instead of the cookie, and responds with 401 to requests without such a token. The
-            mapping is read at each request: to let a token expire, remove it.
+            simulates the newest sources of the server, too: it takes the user of each request from
+            the token instead of the cookie, and responds with 401 to requests without such a token.
+            The mapping is read at each request: to let a token expire, remove it.
         path_prefix: the path below which a reverse proxy serves the API, such as `/flux0`. The
             fake responds with 404 to other paths.
 
     Attributes:
         agent_id: the first agent's id.
-        clock: the clock for all waits.
+        clock: the simulated clock for all waits.
 
     Raises:
         InvalidArgument: `agent_types` is empty, or `agent_id` has a wrong length.
@@ -151,7 +152,7 @@ class FakeTransport(SharedTransport):
     ) -> None:
         """Apply all `faults` to each of the next `times` matching calls.
 
-        If several injections match a call, the oldest is used.
+        If several `inject` calls match a call, the faults from the earliest `inject` apply.
 
         Args:
             faults: the faults to apply, such as `Respond(503)`.
@@ -213,8 +214,8 @@ class FakeTransport(SharedTransport):
     def assert_all_used(self) -> None:
         """Raise AssertionError if a script, a fault or an expected call was not used.
 
-        A script is used when its agent has ended, or has reached a `FallSilent` or a `Fail`, or
-        when a fault such as `Truncate` has cut its stream.
+        A script counts as used when its agent has ended, or has reached a `FallSilent` or a `Fail`,
+        or when a fault such as `Truncate` has ended its stream early.
         """
         with self._lock:
             problems = [
@@ -267,7 +268,7 @@ class FakeTransport(SharedTransport):
         Args:
             port: the TCP port; 0 chooses a free port.
             allow_origins: the origins of web pages that may use the fake with CORS, such as
-                `http://localhost:5173`; `*` allows all. The real server allows none.
+                `http://localhost:5173`; `*` allows all origins. The real server allows none.
         """
         from flux0.testing.fake.serving import FakeHTTPServer  # noqa: PLC0415 - loads h11
 
@@ -341,7 +342,7 @@ class FakeTransport(SharedTransport):
     def _apply_faults(
         self, request: Request, faults: Iterable[Fault], *, acted: bool
     ) -> Waits[Response[Any] | None]:
-        """Apply the faults that take effect before (or, if `acted`, after) the server acts.
+        """Apply the faults that take effect before the server acts or, if `acted`, after it acts.
 
         Return the response of a `Respond` fault; None if there is no such fault.
         """

@@ -45,10 +45,10 @@ class _AgentPaused:
 
 @define(eq=False)
 class FakeTurn:
-    """A turn. Iterating yields each event as bytes, or a `Wait` while no event is available.
+    """A turn of a scripted agent. Iterating yields events as bytes, or a `Wait` before an event.
 
-    A wait until infinity means that no more events will follow. If the agent raises an exception,
-    iterating raises it in place of the agent's next event.
+    A `Wait` until infinity means that no more events will follow. If the agent raises an exception,
+    the iteration raises it instead of the agent's next event.
     """
 
     message: steps.UserMessage
@@ -63,8 +63,8 @@ class FakeTurn:
     closes_connection: bool = field(default=False, init=False)
     error: Exception | None = field(default=None, init=False)
     _steps_done: int = field(default=0, init=False)
-    # True if the agent has run its steps up to their planned end; see
-    # `FakeTransport.assert_all_used`.
+    # True if the agent has reached the planned end of its steps. `FakeTransport.assert_all_used`
+    # checks it.
     _used_up: bool = field(default=False, init=False)
     # The number of steps since the agent last sent an event or waited.
     _silent_steps: int = field(default=0, init=False)
@@ -157,8 +157,6 @@ class FakeTurn:
             self._cancel_task()
         self._clock.notify()
 
-    # --- running the agent
-
     def _run_until_wait(self, agent: Coroutine[object, None, None]) -> None:
         cancelled = waits = False
         with suppress(StopIteration):
@@ -191,8 +189,8 @@ class FakeTurn:
             self._fail(error)
         finally:
             if not self.completed:
-                # The garbage collector may be closing this coroutine. With this value, `cancel`
-                # does not close it, too.
+                # The garbage collector may be closing this coroutine. Set `_running`, so that
+                # `cancel` does not close the coroutine a second time.
                 self._running = True
                 self.cancel()
 
@@ -229,8 +227,6 @@ class FakeTurn:
             self._used_up = self._cancelled = True
             self._wait = Wait(inf)
         self._clock.notify()
-
-    # --- effects of steps
 
     def _apply_step(self, step: steps.PlainStep) -> None:
         with self._lock:

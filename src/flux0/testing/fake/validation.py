@@ -41,7 +41,7 @@ MESSAGES: Mapping[str, str] = {
 _NO_BODY = object()
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
-# The pattern of a lone surrogate, which an escape in JSON can express.
+# A lone surrogate, which JSON can contain as an escape, such as `\ud800`.
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
@@ -104,11 +104,11 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 
 @frozen
 class Form:
-    """The checks of an operation's query and body. `read` also checks the ids in the path."""
+    """The checks of the query, the body and the ids in the path of requests to one operation."""
 
     # If not None, the body must be a JSON object. Maps the name of each member to its check.
     members: Mapping[str, Check] | None = None
-    # If not None, the body must be a JSON array or missing. This check is for each item.
+    # If not None, the body must be a JSON array or missing. The check is called for each item.
     items: Check | None = None
     query: Mapping[str, Check] = field(factory=dict[str, Check])
 
