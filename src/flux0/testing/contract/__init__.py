@@ -16,7 +16,7 @@ tests need Linux, pytest and trustme, and trio for async transports. `TurnStoreC
 tests for stores.
 """
 
-# ruff: noqa: E402 - pytest must know the modules before they are imported
+# ruff: noqa: E402 - pytest must register the contract's modules before their import
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    # `IdleContract` is the first base class, whose tests pytest runs last, because its waits run in
-    # the background during the other tests.
+    # pytest runs the tests of the first base class last. `IdleContract` is the first, because its
+    # long waits run in the background during the tests of all other base classes.
     IdleContract,
     HeadContract,
     BodyContract,
@@ -64,18 +64,18 @@ class _Parts(
 
 
 class TransportContract(_Parts, InterruptContract):
-    """The tests that a `Transport` must pass.
+    """The contract tests that a `Transport` must pass.
 
-    Define `make_transport` and `make_trusting_transport`.
+    Define the methods `make_transport` and `make_trusting_transport` in a subclass.
     """
 
     backends: ClassVar[tuple[str, ...]] = (THREADS,)
 
 
 class AsyncTransportContract(_Parts, CancellationContract):
-    """The tests that an `AsyncTransport` must pass, under asyncio and trio.
+    """The contract tests that an `AsyncTransport` must pass, under asyncio and trio.
 
-    Define `make_transport` and `make_trusting_transport`.
+    Define the methods `make_transport` and `make_trusting_transport` in a subclass.
     """
 
     backends: ClassVar[tuple[str, ...]] = ("asyncio", "trio")

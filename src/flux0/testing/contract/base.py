@@ -1,6 +1,6 @@
-"""The base class for all parts of the contract, with the test harness and the timeouts."""
+"""The base class for contract tests of transports, with their fixtures and timeouts."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flux0.testing.contract.harness import (
 # A timeout in seconds that is long enough for a response of the test server, even on a busy
 # machine.
 SHORT: Final = 0.2
-EXPIRY: Final = 0.05  # Tests that wait for the end of a timeout use this timeout, in seconds.
+EXPIRY: Final = 0.05  # The timeout, in seconds, of tests that wait until a timeout expires.
 THREADS: Final = "threads"
 _MAX_SHOWN: Final = 300  # An error message shows at most this number of characters of a value.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
@@ -34,12 +34,12 @@ streams: pytest.MarkDecorator = pytest.mark.parametrize(
 
 
 class Contract(ABC):
-    """Settings, fixtures and methods for all parts of the contract.
+    """The base class for contract tests of transports: settings, fixtures and methods.
 
     Attributes:
-        backends: the backends in which each test runs once: `THREADS` for a sync transport, or
-            anyio's names of event loops, such as "asyncio", for an async transport.
-        timeout: seconds after which a call counts as hung, so that its test fails.
+        backends: the ways in which each test runs once: "threads" for a sync transport, or anyio's
+            names of event loops, such as "asyncio", for an async transport.
+        timeout: the longest duration of a call, in seconds. If a call takes longer, its test fails.
     """
 
     backends: ClassVar[tuple[str, ...]]
@@ -50,7 +50,7 @@ class Contract(ABC):
         raise NotImplementedError(f"{type(self).__name__} must define make_transport()")
 
     def make_harness(self, transport: Any, backend: str, ending: ExitStack) -> Harness:
-        """Return a harness for `transport`. When `ending` is closed, the harness is closed, too."""
+        """Return a `Harness`, with which a test calls `transport`. Closing `ending` closes it."""
         servers = ending.enter_context(ExitStack())
         if backend == THREADS:
             harness = Harness(BlockingAsAsync(transport), run_in_thread, self.timeout, servers)
@@ -69,8 +69,8 @@ class Contract(ABC):
         gc.freeze()  # Exclude all existing objects from garbage collections, which are then faster.
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            # If the test leaves a resource open, Python emits the ResourceWarning now, and not in
-            # another test.
+            # If the test has left a resource open, Python emits the ResourceWarning now, during
+            # this test, and not during a later test.
             ending.callback(gc.collect)
             yield lambda transport: self.make_harness(transport, backend, ending)
 

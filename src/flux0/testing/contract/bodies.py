@@ -1,6 +1,6 @@
 """The contract for response bodies: a body is returned unchanged, or reading it fails."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from flux0.testing.contract.responses import (
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
-# The combinations of framing and coding in which a truncated body can be detected: all except
-# close-delimited bodies without gzip.
+# The pairs of framing and `gzip` for which a transport can detect a truncated body: all pairs
+# except a close-delimited body without gzip.
 _DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
 
@@ -47,8 +47,8 @@ _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
 _ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
 _LATE_CHECKSUM = Write(_ZIPPED), WaitForRelease(), Write(_BAD_CHECKSUM), Disconnect()
-# Maps the name of a fault after the first piece of a body to the steps that send this body, and to
-# the error that the transport must raise.
+# Each fault occurs after the first piece of a body. The dictionary maps the fault's name to
+# the server's steps, and to the error that the transport must raise.
 _LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
@@ -62,7 +62,7 @@ _TRAILERS = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 1000) for number in range
 
 
 class BodyContract(Contract):
-    """Bodies are returned unchanged, in each framing. Damaged bodies raise an error."""
+    """Response bodies are returned unchanged, or reading a damaged body raises an error."""
 
     @_framings
     @_codings
@@ -79,7 +79,8 @@ class BodyContract(Contract):
             response = harness.send(get(server.url, stream=stream))
             is_close_delimited = framing == "close-delimited"
             check(response.head.close_delimited, is_close_delimited, "Response.close_delimited")
-            # Compare before the assertion: pytest needs minutes for a diff of long bodies.
+            # Compare the bodies before the assertion, because pytest needs minutes to show the
+            # difference between two long bodies.
             same = response.read() == b"".join(_BODIES.get(name, _EVENTS))
             assert same, f"the received body differs from the sent body ({name})"
 
@@ -108,13 +109,11 @@ class BodyContract(Contract):
         _, response = harness.exchange(steps)
         check(response.read(), b"".join(_EVENTS), "the body")
 
-    # --- damaged bodies
-
     @pytest.mark.parametrize(("framing", "gzip"), _DETECTABLE)
     def test_truncated_body_is_an_interruption(
         self, harness: Harness, framing: Framing, *, gzip: bool
     ) -> None:
-        """The body is truncated at each position, even within the last chunk or gzip trailer."""
+        """The server truncates the body at each position, even within the last chunk."""
         steps = http_response(b"event", b"chunk", framing=framing, gzip=gzip)
         start = size(steps[:1]) + (framing == "close-delimited")
         cuts = [truncated(steps, length) for length in range(start, size(steps))]
@@ -125,7 +124,7 @@ class BodyContract(Contract):
 
     @pytest.mark.parametrize("framing", ["chunked", "content-length"])
     def test_truncated_gzip_is_an_interruption(self, harness: Harness, framing: Framing) -> None:
-        """The framing is complete, but the gzip data is not, because a proxy lost its server."""
+        """A proxy that loses its server may send truncated gzip data in a complete HTTP body."""
         whole = compress(b"event" * 100)
         lengths = range(1, len(whole))
         bodies = (http_response(whole[:n], framing=framing, headers=_GZIPPED) for n in lengths)
@@ -159,8 +158,6 @@ class BodyContract(Contract):
         cause = fails(response.read, error, caused=False).__cause__
         assert cause is not None, "the error must be raised from the HTTP library's exception"
         server.wait_until_closed()
-
-    # --- limits
 
     @pytest.mark.parametrize(
         "ending",

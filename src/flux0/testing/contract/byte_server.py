@@ -29,8 +29,8 @@ from flux0.testing.contract.responses import (
 # only a failing test waits this long.
 DEFAULT_TIMEOUT = 10.0
 
-# Prefer poll(): select() rejects file descriptors above 1,023, and epoll needs a file descriptor.
-# Windows has only select().
+# Prefer poll() to select(), which rejects file descriptors above 1,023, and to epoll(), which
+# occupies a file descriptor. Windows has only select().
 _Selector: type[selectors.BaseSelector] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
@@ -63,7 +63,7 @@ class ByteServer:
 
     Args:
         responses: The steps that handle each request, such as `http_response(b"ok")`.
-        on_connect: The steps on each new connection, before the first request is read.
+        on_connect: The steps that run on each new connection, before the first request is read.
         tls: The context for TLS connections; None for plain HTTP.
         timeout: Seconds after which the `wait_` methods raise AssertionError.
         host: The IPv4 or IPv6 address to listen on.
@@ -112,7 +112,7 @@ class ByteServer:
     def __exit__(self, *_: object) -> None:
         self.release()
         self._closed = True
-        # This connection wakes the thread that waits in `_accept`.
+        # Connect to this server, to wake the thread that waits in `_accept` for a connection.
         socket.create_connection((self.host, self.port)).close()
         self._accepting.join()
         with self._changed:
@@ -205,9 +205,9 @@ class ByteServer:
 
 
 class _Conversation:
-    """Reads requests and performs steps on one connection.
+    """Reads requests from one connection, and performs the scripted steps, such as `Write`.
 
-    Its methods raise EOFError when the client closes the connection.
+    The methods raise EOFError when the client closes the connection.
     """
 
     def __init__(self, connection: socket.socket, released: socket.socket) -> None:
@@ -250,8 +250,9 @@ class _Conversation:
                     event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
-                    # If close() finds unread data, it resets the connection, and the client can
-                    # lose sent bytes. Therefore, read until the client closes the connection.
+                    # Read until the client closes the connection. If close() finds unread data, it
+                    # resets the connection, and the client can lose bytes that this server has
+                    # sent.
                     while True:
                         self._receive()
                 case _:  # The step is a `Reset`, because all other steps were handled above.
@@ -274,7 +275,7 @@ class _Conversation:
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
-    # Call the base class's method: SSLSocket.shutdown() removes the TLS layer while another thread
-    # may be reading.
+    # Call `shutdown` of the class `socket`: `SSLSocket.shutdown` also removes the TLS layer,
+    # although another thread may be reading.
     with suppress(OSError):
         socket.socket.shutdown(connection, how)

@@ -1,6 +1,6 @@
 """The contract for connecting, with and without TLS. If connecting fails, no request is sent."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ConnectContract(Contract):
         ["flux0.invalid", "flüx.invalid", "xn--a-.invalid", "a" * 64 + ".invalid", "a..invalid"],
     )
     def test_unknown_host_is_a_connect_error(self, harness: Harness, host: str) -> None:
-        """No host has a name in `.invalid` (RFC 2606). A label has 1 to 63 bytes (RFC 1035)."""
+        """No host has a name in `.invalid` (RFC 2606). A part of a name has 1 to 63 bytes."""
         fails(lambda: harness.send(get(f"http://{host}/")), errors.ConnectError)
 
     def test_refused_connection_is_a_connect_error(self, harness: Harness) -> None:
@@ -84,9 +84,10 @@ class ConnectContract(Contract):
 
 
 def slow_tls_record(timeout: float) -> ServerSteps:
-    """Return steps that send `first`, and after their release an invalid TLS record in two parts.
+    """Return steps that send `first`, wait for `release`, and send a TLS record in two parts.
 
-    The first part arrives before `timeout`, the second part arrives after it.
+    The record is invalid. After the release, the first part arrives before `timeout` seconds, and
+    the second part after `timeout` seconds.
     """
     parts = b"\x17\x03\x03\x00\x20", bytes(32)
     late = (step for part in parts for step in (Sleep(0.8 * timeout), Write(part, below_tls=True)))
@@ -157,7 +158,7 @@ class TLSContract(Contract):
     def test_corrupt_tls_record_in_a_body_is_an_interruption(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The server has already received the request, so the error is not a `TLSError`."""
+        """The error is not a `TLSError`, because the server has already received the request."""
         noise = Write(b"\x17\x03\x03\x00\x20" + bytes(32), below_tls=True)
         steps = (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], noise)
         server, response = trusting.read_first(steps, tls=tls)
@@ -198,9 +199,9 @@ class TLSContract(Contract):
 
 
 class LimitedPoolContract(Contract):
-    """The tests for a transport that limits its connections.
+    """The contract tests for a transport that limits the number of its connections.
 
-    A subclass must define `make_limited_transport`.
+    Define the method `make_limited_transport` in a subclass.
     """
 
     def make_limited_transport(self) -> object:

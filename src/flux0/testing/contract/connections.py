@@ -1,6 +1,6 @@
 """The contract for connections: each request is sent once, and each connection is released."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class SendOnceContract(Contract):
     def test_request_is_sent_once_if_its_response_fails(
         self, harness: Harness, breaks: str, *, pooled: bool
     ) -> None:
-        """The error must not be a `ConnectError`, because the client retries after this error."""
+        """The client sends a request again after a `ConnectError`, so this error is not allowed."""
         steps, error = _BREAKS[breaks]
         server = harness.serve(*[_OK] * pooled, steps, _OK)
         if pooled:
@@ -90,7 +90,7 @@ class SendOnceContract(Contract):
         assert _posts(server) == 1, "the request was not sent exactly once"
 
     def test_request_is_sent_once_if_writing_fails(self, harness: Harness) -> None:
-        """The server may have read enough to act on the request, so it is not sent again."""
+        """The server may have acted on the bytes that it has read."""
         server = harness.serve(on_connect=(Receive(), Reset()))
         with pytest.raises(errors.ConnectionInterrupted):
             harness.send(post(server.url, bytes(16_000_000)))
@@ -113,7 +113,7 @@ class SendOnceContract(Contract):
     def test_request_over_a_closed_pooled_connection_is_not_sent_twice(
         self, harness: Harness
     ) -> None:
-        """The request is sent over a new connection, or it fails."""
+        """The transport sends the request over a new connection, or raises an error."""
         server = harness.serve((*_OK, WaitForRelease(), Disconnect()), _OK)
         check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
@@ -167,7 +167,7 @@ class ReleaseContract(Contract):
         assert len(server.requests) == 1, "an https request was sent without TLS"
 
     def test_connection_is_not_reused_after_connection_close(self, harness: Harness) -> None:
-        """The server may close this connection at any moment (RFC 9112, section 9.6)."""
+        """A server may close the connection after `connection: close` (RFC 9112, section 9.6)."""
         server = harness.serve(http_response(b"ok", headers=[("Connection", "close")]))
         for _ in range(2):
             check(harness.fetch(get(server.url)), b"ok", "the body")
@@ -346,10 +346,11 @@ def _posts(server: ByteServer) -> int:
 
 
 def child_exit_code(work: Callable[[], object], timeout: float) -> int:
-    """Call `work` in a forked child process, and return its exit code: 1 if `work` has raised.
+    """Call `work` in a forked child, and return the child's exit code: 1 if `work` raised an error.
 
-    A deadlock in a finalizer also blocks each later garbage collection of its process, so `work`
-    runs in a child. A timer kills the child after `timeout` seconds; `work` can restart the timer.
+    `work` runs in a child, because a deadlock in a finalizer also blocks each later garbage
+    collection of the process. A timer kills the child after `timeout` seconds; `work` can restart
+    the timer.
     """
     with warnings.catch_warnings():
         # Python 3.12 warns if a process with running threads is forked. Ignore the warning, because

@@ -4,7 +4,7 @@ The test itself runs in the main thread. The transport is called in worker threa
 loop, as in an application. If a call hangs, the test fails instead of hanging too.
 """
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -77,10 +77,9 @@ class ReceivedResponse:
         self._run = run
 
     def start_read(self, size: int | None = 1, timeout: float = LONG) -> Pending[bytes]:
-        """Start a call that reads pieces until they contain at least `size` bytes.
+        """Start to read the body, until at least `size` bytes were received.
 
-        If `size` is None, it reads the whole body. `timeout` is the limit for all reads together:
-        each read gets the time that is left.
+        If `size` is None, the whole body is read. `timeout` limits all reads together, in seconds.
         """
 
         async def pieces() -> bytes:
@@ -134,7 +133,7 @@ class Harness:
     _transport: AsyncTransport  # If the transport is sync, this is a `BlockingAsAsync`.
     # A function that starts a call in another thread or task.
     _start: Start
-    _timeout: float  # After this number of seconds, a call has hung.
+    _timeout: float  # The seconds after which a test fails, because a call hangs.
     servers: ExitStack  # This stack stops the servers when it is closed.
 
     def run(self, call: Work[T]) -> Pending[T]:
@@ -190,7 +189,7 @@ class Harness:
 
 
 def run_in_thread(call: Work[T]) -> Future[T]:
-    """Run `call` in a new thread. Its coroutine must block the thread instead of suspending."""
+    """Run the coroutine of `call` in a new thread. It must block instead of suspending."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -207,10 +206,10 @@ def run_in_thread(call: Work[T]) -> Future[T]:
 
 @contextmanager
 def event_loop(backend: str, timeout: float) -> Generator[Start, None, None]:
-    """Run an event loop in a thread, and yield the function that starts tasks in it.
+    """Run an event loop in a thread, and yield a function that starts tasks in the loop.
 
-    At the end, running tasks are cancelled. If the loop does not stop within `timeout` seconds, its
-    thread is abandoned.
+    At the end of the `with` block, running tasks are cancelled. If the loop does not stop within
+    `timeout` seconds, its thread is abandoned.
     """
     running = ExitStack()
     portal = running.enter_context(start_blocking_portal(backend))

@@ -1,6 +1,6 @@
 """The contract for requests and response heads: the transport does not change them."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HeadContract(Contract):
     def test_target_and_body_are_sent_unchanged(
         self, harness: Harness, method: str, target: str
     ) -> None:
-        """Percent-encodings are kept. A body has a `content-length`, whatever the method is."""
+        """Percent-encodings are unchanged. For each method, a body has a `content-length`."""
         server = harness.serve(_OK)
         body = bytes(range(256)) * 300
         harness.fetch(evolve(post(f"{server.url}{target}", body), method=method))
@@ -57,14 +57,14 @@ class HeadContract(Contract):
         assert is_complete, "the received body differs from the sent body"
 
     def test_empty_body_has_a_content_length(self, harness: Harness) -> None:
-        """Some servers reject a POST request without a length (RFC 9110, section 8.6)."""
+        """Some servers reject a POST request without `content-length` (RFC 9110, section 8.6)."""
         server = harness.serve(_OK)
         harness.fetch(post(server.url, b""))
         lengths = server.requests[0].headers.get_all("content-length")
         check(lengths, ("0",), "the request's content-length headers")
 
     def test_default_headers_are_sent_once(self, harness: Harness) -> None:
-        """The request's field replaces the HTTP library's default field."""
+        """A request's header field replaces the HTTP library's default for this field."""
         server = harness.serve(_OK)
         harness.fetch(get(server.url))
         own = Headers((("accept-encoding", "gzip"),))
@@ -104,7 +104,7 @@ class HeadContract(Contract):
 
     @pytest.mark.parametrize("value", ["", "caf\xe9", "caf\xc3\xa9", '"a, b"; c=%20'])
     def test_header_values_are_latin_1(self, harness: Harness, value: str) -> None:
-        """Values are sent and returned in Latin-1. They may be empty (RFC 9110, section 5.5)."""
+        """Header values are encoded in Latin-1, and may be empty (RFC 9110, section 5.5)."""
         server = harness.serve(http_response(b"ok", headers=[("X-Name", value)]))
         response = harness.send(evolve(get(server.url), headers=Headers((("x-name", value),))))
         check(response.head.headers.get("x-name"), value, "the response header")
@@ -192,8 +192,6 @@ class HeadContract(Contract):
         steps = Write(start[:30]), Write(start[30:]), Write(b"ok"), Disconnect()
         _, response = harness.exchange(steps)
         check(response.read(), b"ok", "the body")
-
-    # --- limits
 
     def test_size_of_the_head_is_limited(self, harness: Harness) -> None:
         steps = head("200 OK", _MEGABYTES), WaitForRelease()

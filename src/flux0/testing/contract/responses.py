@@ -15,7 +15,7 @@ FRAMINGS: tuple[Framing, ...] = get_args(Framing)
 
 @frozen
 class Write:
-    """Write bytes.
+    """Write bytes to the connection.
 
     Attributes:
         data: the bytes to send.
@@ -44,7 +44,7 @@ class Sleep:
 
 @frozen
 class Receive:
-    """Wait for the beginning of a further request."""
+    """Wait until the client has sent the first bytes of another request."""
 
 
 @frozen
@@ -84,11 +84,11 @@ def http_response(
     """Return the steps of an HTTP/1.1 response: a `Write` of its head and a `Write` of each piece.
 
     Args:
-        pieces: The body. `WaitForRelease` and `Sleep` delay the pieces after them.
+        pieces: The body's pieces. A `WaitForRelease` or `Sleep` delays the next piece.
         status: The status code and the reason phrase.
         headers: Further header fields. Fields such as `content-length` are added automatically.
-        framing: How the client finds the body's end.
-        gzip: Compress the body, so that each piece can be decompressed when it arrives.
+        framing: The way in which the body's end is marked, such as "chunked".
+        gzip: Whether to compress the body. The client can decompress each piece when it arrives.
     """
     parts = list(_gzipped(pieces) if gzip else pieces)
     fields = [*headers, *[("Content-Encoding", "gzip")] * gzip]

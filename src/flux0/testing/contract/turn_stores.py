@@ -1,6 +1,6 @@
-"""The contract of stores of background turns."""
+"""The contract tests for turn stores, which share background turns between processes."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _EVENTS: Final = "the events"
 
 
 class LocalTurnStoreContract:
-    """The tests that each `TurnStore` must pass, also a store that serves only one process.
+    """The contract tests that every `TurnStore` must pass, even if it serves only one process.
 
-    Define `make_store`.
+    Define the method `make_store` in a subclass.
 
     Attributes:
-        timeout: The seconds after which an expected change counts as missing, so that a test fails.
+        timeout: The longest time, in seconds, for which a test waits for an expected change.
     """
 
     timeout: ClassVar[float] = 20.0
@@ -48,14 +48,14 @@ class LocalTurnStoreContract:
         """Return a new store.
 
         Args:
-            keep_seconds: The time in seconds for which an ended turn is found.
+            keep_seconds: The time in seconds for which the store keeps a turn after its end.
             lease_seconds: The time in seconds after which the store reports that the process which
                 reads a turn was killed.
         """
         raise NotImplementedError(f"{type(self).__name__} must define make_store()")
 
     def make_stores(self, *, keep_seconds: float = 300.0, lease_seconds: float = 20.0) -> Stores:
-        """Return two stores. Here, both are the same store, which is for one process."""
+        """Return the same store twice, because the store serves only one process."""
         store = self.make_store(keep_seconds=keep_seconds, lease_seconds=lease_seconds)
         return store, store
 
@@ -70,7 +70,7 @@ class LocalTurnStoreContract:
         check(stores[0].find(_SESSION), None, "the turn of a new session")
 
     def test_events_and_end_reach_the_other_process(self, stores: Stores) -> None:
-        """The copy has the same id, limit, span, events and end, and grows while the turn runs."""
+        """A copy in the other process has the turn's id, size limit, span, events and end."""
         log = _start(stores[0])
         log.trace_parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         log.append(_event(1))
@@ -99,7 +99,7 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), [_event(1)], _EVENTS)
 
     def test_ended_turns_expire(self) -> None:
-        """Turns whose successor was released expire, too: they may have ended before or after."""
+        """A turn also expires if the next turn of its session was claimed and released again."""
         first, second = self.make_stores(keep_seconds=1.0, lease_seconds=1.0)
         with closing(first), closing(second):
             _start(first).finish(_DONE)
@@ -116,7 +116,7 @@ class LocalTurnStoreContract:
                     self.poll(partial(_is_missing, store, session_id))
 
     def test_claim_is_refused_while_a_turn_is_running_in_any_process(self, stores: Stores) -> None:
-        """The error has `sent == "no"`, and the running turn stays."""
+        """`claim` raises an error with `sent == "no"`, and the session keeps its running turn."""
         _start(stores[0])
         for store in stores:
             with pytest.raises(TurnRunning) as raised:
@@ -133,7 +133,7 @@ class LocalTurnStoreContract:
         check(_ids(stores), ["turn-2"] * 2, _IDS)
 
     def test_claim_returns_the_running_turn_which_can_be_stopped(self, stores: Stores) -> None:
-        """The log that `claim` returns ends when the replaced turn has ended."""
+        """The `TurnLog` that `claim` returns ends when the replaced turn has ended."""
         reasons: list[str] = []
         log, later = _log("turn-1", stop=reasons.append), _log("turn-2")
         stores[0].claim(_SESSION, log, refuse=True)
@@ -148,7 +148,7 @@ class LocalTurnStoreContract:
         check(_ids(stores), ["turn-2"] * 2, _IDS)
 
     def test_found_turn_can_be_stopped_from_both_processes(self, stores: Stores) -> None:
-        """`TurnLog.stop` of a copy calls the function of the process that reads the turn."""
+        """`TurnLog.stop` of a copy calls the stop function in the process that reads the turn."""
         reasons: list[str] = []
         stores[0].claim(_SESSION, _log(stop=reasons.append), refuse=True)
         for store in stores:
@@ -165,7 +165,7 @@ class LocalTurnStoreContract:
         check(stores[1].claim(_SESSION, _log("turn-2"), refuse=True), None, "the replaced turn")
 
     def test_released_turn_ends_for_those_who_wait_for_it(self, stores: Stores) -> None:
-        """If another turn has replaced the released turn, it stays the session's turn."""
+        """If another turn has replaced the released turn, the session keeps the other turn."""
         log, later = _start(stores[0]), _log("turn-2")
         previous = stores[1].claim(_SESSION, later, refuse=False)
         assert previous is not None, "claim() must return the running turn"
@@ -181,7 +181,7 @@ class LocalTurnStoreContract:
     def test_turn_is_found_again_after_its_successor_is_released(
         self, stores: Stores, ends: str
     ) -> None:
-        """The first turn may have ended before or during its successor, or may still be running."""
+        """The first turn ends before, during or after the second turn, which replaced it."""
         log, later = _start(stores[0]), _log("turn-2")
         copy = _find(stores[1])
         if ends == "before":
@@ -201,7 +201,7 @@ class LocalTurnStoreContract:
         check(copy.last, int(ends == "after"), "the number of events")
 
     def test_reader_that_needs_dropped_events_gets_an_error(self, stores: Stores) -> None:
-        """A copy drops its oldest events, and keeps the newest."""
+        """A copy that exceeds its size limit drops its oldest events and keeps the newest."""
         log = _start(stores[0])
         for number in range(1, 101):
             log.append(_event(number, 80))
@@ -237,7 +237,7 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), events, _EVENTS)
 
     def test_forked_child_is_another_process(self, stores: Stores) -> None:
-        """A child can use a store of its parent. The turns of the parent stay in the parent."""
+        """A forked child can use its parent's store. The parent still reads its own turns."""
         log = _start(stores[0])
         log.append(_event(1))
 
@@ -257,7 +257,7 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), [_event(1), _event(2)], _EVENTS)
 
     def check_in_child(self, store: TurnStore) -> None:  # pragma: no cover - in the child
-        """Check that the parent process's turn is not found."""
+        """Check that `store` in a forked child does not find its parent's turn."""
         check(store.find(_SESSION), None, "the turn of the parent")
 
     def poll(self, condition: Callable[[], T]) -> T:
@@ -270,14 +270,14 @@ class LocalTurnStoreContract:
 
 
 class TurnStoreContract(LocalTurnStoreContract):
-    """The tests that a `TurnStore` must pass if several processes share its turns.
+    """The contract tests that a `TurnStore` must pass if several processes share its turns.
 
-    Define `make_store`: all stores of a test share their turns. If calls of the store can wait for
-    another program, such as a database, define `paused` as well.
+    Define the method `make_store` in a subclass. All stores that one test creates must share their
+    turns. If the store uses another program, such as a database, define `paused` as well.
     """
 
     def paused(self) -> AbstractContextManager[object]:
-        """Return a context manager in which each call that waits for another program hangs."""
+        """Return a context manager in which the program that the store uses does not respond."""
         return nullcontext()
 
     def make_stores(self, *, keep_seconds: float = 300.0, lease_seconds: float = 20.0) -> Stores:
@@ -286,7 +286,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         return make(), make()
 
     def check_in_child(self, store: TurnStore) -> None:  # pragma: no cover - in the child
-        """Check that the parent process's turn is found as a copy, and is running."""
+        """Check that `store` in a forked child finds a copy of its parent's running turn."""
         copy = _find(store)
         self.poll(lambda: copy.last == 1)
         with pytest.raises(TurnRunning):
@@ -340,7 +340,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """A copy must not stay in memory: as long as it exists, its process follows the turn."""
+        """A copy must not stay in memory, because its process receives all events for the copy."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))
@@ -348,7 +348,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(_find(stores[1]).turn_id, "turn-1", "the id of the turn, found again")
 
     def test_release_does_not_wait_for_another_program(self, stores: Stores) -> None:
-        """`release` must not wait, because event loops call it."""
+        """`release` must not wait for a database, because it is called in event loops."""
         log = _start(stores[0])
         log.finish(LogEnd())
         arguments = (_SESSION, log, None)

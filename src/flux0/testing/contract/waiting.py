@@ -1,6 +1,6 @@
 """The contract for waiting: timeouts expire, but not too early, and calls can be interrupted."""
 
-# ruff: noqa: S101 - a test suite asserts
+# ruff: noqa: S101 - the tests in this module use assert statements
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from flux0.testing.contract.responses import (
 _ENDLESS = Timeout(connect=None, read=None, write=None, pool=None)
 
 _FIRST = http_response(b"first", framing="chunked")[:-1]
-# Steps that, after their release, send bytes without content before a timeout of `2 * SHORT`, and
-# content after it.
+# After `release`, the server sends bytes without content, such as a chunk size, before a timeout of
+# `2 * SHORT` seconds has expired. The content arrives after the timeout.
 _PAUSE = Sleep(1.6 * SHORT)
 _WAIT = (WaitForRelease(), _PAUSE)
 _WITHOUT_CONTENT: dict[str, ServerSteps] = {
@@ -89,7 +89,7 @@ class TimeoutContract(Contract):
         fails(lambda: harness.send(request), WriteTimeout)
 
     def test_bytes_without_content_do_not_extend_the_timeout(self, harness: Harness) -> None:
-        """The content arrives too late. The transport may return empty pieces before it."""
+        """Chunk sizes arrive in time, but the content arrives after the timeout."""
         server, reads = _start_second_reads(harness, _WITHOUT_CONTENT, 2 * SHORT, stream=True)
         server.release()
         check_expired(reads)
@@ -120,8 +120,8 @@ class InterruptContract(Contract):
     """If `timeout_ms` expires, flux0 calls `Interrupt.fire` to end the wait for a response.
 
     Attributes:
-        interruptible: whether `Interrupt.fire` ends the wait in this transport. If not, a call
-            exceeds `timeout_ms` if the server sends a response head byte by byte.
+        interruptible: whether `Interrupt.fire` ends the wait in this transport. If False, a call
+            may exceed `timeout_ms` when the server sends a response head byte by byte.
     """
 
     interruptible: ClassVar[bool] = True
@@ -150,7 +150,7 @@ class InterruptContract(Contract):
 
     @pytest.mark.parametrize("status", ["200 OK", "500 Broken"])
     def test_interrupt_after_the_headers_has_no_effect(self, harness: Harness, status: str) -> None:
-        """After the headers, `fire` must not interrupt another request on the connection."""
+        """`fire` must not interrupt a later request on the same connection."""
         pieces = b"first", WaitForRelease(), b"second"
         server = harness.serve(http_response(*pieces, framing="chunked", status=status))
         interrupt = Interrupt()
@@ -163,10 +163,10 @@ class InterruptContract(Contract):
 
 @frozen
 class BackgroundCalls:
-    """The calls that `IdleContract` has started in one backend; they run during its tests.
+    """The long calls of `IdleContract` under one backend, such as asyncio, by their names.
 
-    At `end`, `idle_test_seconds` have passed. `pooled` is the server for the call "pooled".
-    `ended` has the moments at which calls have ended.
+    `end` is the moment when `idle_test_seconds` have passed. `pooled` is the server for the call
+    "pooled". `ended` maps the name of each ended call to the moment of its end.
     """
 
     harness: Harness
@@ -191,16 +191,16 @@ class IdleContract(Contract):
     """The tests of long waits. All waits run at the same time and start before the first test.
 
     Attributes:
-        idle_test_seconds: the length of a wait. It is longer than the default timeout of some HTTP
-            libraries (5 s), and longer than 4 s: a transport must not reuse a connection that was
-            idle for so long.
+        idle_test_seconds: the duration of each wait, in seconds. The default exceeds the default
+            timeout of some HTTP libraries (5 s), and the idle time after which a transport must not
+            reuse a connection (4 s).
     """
 
     idle_test_seconds: ClassVar[float] = 5.5
 
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
-        """The calls of each backend. They are started before the class's first test."""
+        """The long calls under each backend. They start before the first test of the class."""
         # The tests of a class share the calls, so store them in the test's parent: the class.
         shared: Any = request.node.parent
         if _CALLS not in shared.stash:
