@@ -1,4 +1,4 @@
-"""The protocols of HTTP clients. The generated client had them in a module of this name."""
+"""The protocols of HTTP clients, under the module name of the older, generated client."""
 
 from flux0.adapters.httpx import AsyncHttpClient, HttpClient
 

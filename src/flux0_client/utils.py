@@ -1,4 +1,4 @@
-"""The retry policy. The generated client had its classes in a module of this name."""
+"""The retry policy, under the module name of the older, generated client."""
 
 from flux0 import BackoffStrategy, RetryConfig
 

@@ -46,8 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# Run before the conftest modules, so that the clients that they create cannot send to a real
-# server.
+# Run this hook before the conftest modules are loaded: a client that a conftest module creates must
+# not send requests to a real server.
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Forbid real transports if the ini option `flux0_forbid_real` is set."""
@@ -84,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
-    """Record whether the test has passed, and hide flux0's code if an assertion failed."""
+    """Record whether the test has passed, and hide frames of flux0 in tracebacks of assertions."""
     # Before pytest 7.4, a traceback without visible frames causes an internal error.
     can_hide = call.when == "call" or pytest.version_tuple >= (7, 4)
     if can_hide and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
@@ -97,8 +97,9 @@ def pytest_runtest_makereport(
     used_fake = "flux0_fake" in getattr(item, "fixturenames", ())
     if report.failed or (call.when == "call" and (report.passed or used_fake)):
         item.stash[_PASSED] = report.passed
-    # The shared fake has a problem of any test of its scope. Report it even if the last test, after
-    # which the fake is checked, is marked as xfail.
+    # Several tests share the fake, which is checked after the last test, and any of the tests may
+    # have caused the problem. Report the problem as a failure, even if the last test is marked as
+    # xfail.
     if call.excinfo and call.excinfo.value is item.config.stash.get(_SHARED_PROBLEM, None):
         report.outcome = "failed"
         if hasattr(report, "wasxfail"):
@@ -106,7 +107,7 @@ def pytest_runtest_makereport(
 
 
 def _passed(*items: pytest.Item) -> bool:
-    """Return whether a test has passed, and no test has failed."""
+    """Return True if at least one test in `items` has passed, and no test has failed."""
     outcomes = {item.stash.get(_PASSED, None) for item in items}
     return True in outcomes and False not in outcomes
 
@@ -132,7 +133,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, None]:
-    """Check `flux0_fake` at teardown, even if a project has its own fixture of this name."""
+    """Check the fake when `flux0_fake` is torn down, even if a project overrides the fixture."""
     outcome = yield
     if fixturedef.argname == "flux0_fake" and outcome.excinfo is None:
         fixturedef.addfinalizer(lambda: _check(outcome.get_result(), request))
@@ -146,7 +147,7 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
         return
     # A fixture that overrides `flux0_fake` may return the same fake: check the fake only once.
     node.stash[_CHECKED] = fake
-    # The fixture has one fake for these tests. Check it only if all of them have passed.
+    # All tests in `tests` share one fake. Check the fake only if all of them have passed.
     tests = [item for item in request.session.items if node in item.listchain()]
     if not _passed(*tests):
         return
@@ -182,11 +183,13 @@ def flux0_fake() -> FakeTransport:
     - if a stream is still open (`streams`).
 
     The marker `flux0_fake` switches checks off:
-    `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`. A fixture of a project
-    that overrides this fixture is checked, too. If it has the scope class, module, package or
-    session, it is checked after the last test, if no test of the scope has failed and no test with
-    the fixture was skipped or xfailed while it ran; a check is switched off if a test of the scope
-    has its marker.
+    `@pytest.mark.flux0_fake(used=False, expected=False, streams=False)`.
+
+    If your project overrides this fixture, its fake is checked, too. If your fixture has a wider
+    scope, such as module or session, several tests share the fake. Then the checks run once, after
+    the last test, if no test of the scope has failed, and no test with the fixture was skipped or
+    xfailed while it ran. If one test has a marker that switches a check off, the check is off for
+    all tests of the scope.
     """
     from flux0.testing import FakeTransport  # noqa: PLC0415 - see the module docstring
 
