@@ -205,9 +205,9 @@ class Chat:
 
 
 def standard_input() -> TextIO:
-    """Return standard input. Bytes that are not UTF-8 become surrogates, as in arguments.
+    """Return standard input as text. Bytes that are not UTF-8 become surrogates.
 
-    A message with surrogates is rejected.
+    Then a message with such bytes raises an error that describes the problem.
     """
     if sys.stdin is None:  # The shell has closed standard input (`<&-`).
         return StringIO()

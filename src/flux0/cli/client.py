@@ -32,7 +32,7 @@ def open_client(
     *,
     demo: bool = False,
 ) -> Generator[Flux0, None, None]:
-    """Open a command's client for a `with` block. Errors are printed as in `exit_codes`."""
+    """Open a command's client for a `with` block. Print errors, and exit with their exit codes."""
     options, limit = common_options(context), idle_timeout and idle_timeout * 1000
     logger = logging.getLogger("flux0")
     logger.addFilter(_is_logged)
@@ -46,7 +46,7 @@ def open_client(
 
 
 def _is_logged(record: logging.LogRecord) -> bool:
-    """Return False for the record of a failed turn, because the command prints the error itself."""
+    """Return False for the log record of a failed turn, whose error the command prints itself."""
     return record.msg is not TURN_ENDED
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from threading import Thread, get_ident
 from typing import Final
 
-# After Ctrl-C, the thread sends three signals SIGURG, because a signal has no effect if the
-# blocking call begins just after it. Each number is the wait before a signal, in seconds.
+# After Ctrl-C, a thread sends the signal SIGURG three times, because a signal has no effect if the
+# blocking call begins just after the signal. Each number is the wait before a signal, in seconds.
 _WAITS: Final = (0.05, 0.2, 1.0)
 
 
@@ -19,9 +19,9 @@ _WAITS: Final = (0.05, 0.2, 1.0)
 def waking_on_ctrl_c() -> Generator[None, None, None]:
     """In the `with` block, ensure that Ctrl-C ends a blocking call in the main thread.
 
-    Python checks for signals before a system call, and when a signal interrupts the call. If Ctrl-C
-    is pressed after the first check but before the call starts, Python handles it only after the
-    call. Therefore, another thread interrupts the call with SIGURG, whose handler does nothing.
+    If Ctrl-C is pressed just before a system call starts, Python handles it only after the call.
+    Therefore, another thread interrupts the call with the signal SIGURG, whose handler does
+    nothing.
 
     Do not call `input` in the block: two signals at once can cause a `SystemError` in `input`.
     """

@@ -16,7 +16,8 @@ from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
-# The timeout of a request for completions, for which the user's shell waits, in milliseconds.
+# The timeout, in milliseconds, of a request for shell completions. The user's shell waits for the
+# response.
 _COMPLETION_MS = 2_000
 MAX_SECONDS: Final = (2**31 - 1) // 1000  # The largest `timeout_ms`, in seconds.
 _SAFE = re.compile(r"[\w.-]+")  # Text of these characters is safe: a shell interprets none of them.
@@ -37,8 +38,8 @@ Complete: TypeAlias = "Callable[..., list[tuple[str, str]]]"
 def _completion(kind: str, label: str, *, has_names: bool = False) -> Complete:
     """Return a function that completes ids of agents or sessions in a shell.
 
-    `label` is the attribute that describes an id. If `has_names` is True, the function also
-    completes the values of this attribute.
+    `label` is the attribute that the shell shows next to an id, such as `title`. If `has_names` is
+    True, the function also completes the values of this attribute.
     """
 
     def complete(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
@@ -111,7 +112,7 @@ class CommonOptions(NamedTuple):
 
 
 def common_options(context: Any) -> CommonOptions:
-    """Return the common options that are written before and after a command.
+    """Return the common options, such as `--user`, that are written before and after a command.
 
     If an option is written in both places, the second value is used. The header fields of both
     places are returned.
@@ -124,9 +125,10 @@ def common_options(context: Any) -> CommonOptions:
 
 
 def with_common_options(run: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that has the parameters of `run` and the common options.
+    """Return a typer command with the parameters of `run` and the options of `CommonOptions`.
 
-    The command calls `run` with the context, from which `common_options` gets the options.
+    The command passes only the context and the parameters of `run` to `run`, which can get the
+    other options from `common_options(context)`.
     """
 
     def command(context: typer.Context, **values: Any) -> None:

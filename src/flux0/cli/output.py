@@ -58,7 +58,7 @@ class Output:
         self._block = ("", "")  # The kind of the current block and its message id.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
-        """Begin a block on a new line.
+        """Begin a block of output, such as a message or a status, on a new line.
 
         If the current block has the same kind and the same message id, continue this block instead.
         A block without a message id is never continued.

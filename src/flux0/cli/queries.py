@@ -27,7 +27,7 @@ from flux0.cli.options import (
 
 @with_common_options
 def _accept_options(_: typer.Context) -> None:
-    """Accept the common options between the names of a group and its command, too."""
+    """Accept the common options after the name of a group, as in `agents --json list`."""
 
 
 _Query: TypeAlias = "Callable[..., Listed]"
