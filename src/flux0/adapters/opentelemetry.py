@@ -68,12 +68,12 @@ class _Observed:
 
     Attributes:
         span: the span for the call or turn.
-        context: the context with this span.
-        token: removes this context from the current contexts.
-        start: the start of this span, in nanoseconds since 1970.
-        server: the server's attributes, for spans and metrics.
+        context: the OpenTelemetry context that contains the span.
+        token: the token with which `context` is detached.
+        start: the start of the span, in nanoseconds since 1970.
+        server: the attributes with the server's address and port, for spans and metrics.
         attempt: the span for the attempt in progress.
-        attempt_token: removes the attempt's context from the current contexts.
+        attempt_token: the token with which the attempt's context is detached.
     """
 
     span: Span
@@ -168,7 +168,7 @@ class OpenTelemetry(Observer):
         self._attempt_seconds.record(attempt.seconds, attributes)
 
     def trace_parent(self, call: Call) -> str | None:
-        """Return the span of a turn, which `link_turn` can link; None if the turn has ended."""
+        """Return a turn's span as a `traceparent`, for `link_turn`; None if the turn has ended."""
         fields: dict[str, str] = {}
         if (observed := self._calls.get(call)) is not None:
             _TRACE_CONTEXT.inject(fields, observed.context)
@@ -250,8 +250,9 @@ class OpenTelemetry(Observer):
             status = str(error.status_code) if isinstance(error, APIError) else None
             attributes["error.type"] = status or type(error).__qualname__
             span.set_attributes(attributes)
-            # flux0 writes the messages of these errors itself. Messages of other errors may contain
-            # text from the agent or the server, which is recorded only if `contents` is True.
+            # flux0 itself writes the messages of transport errors and stream errors. Messages of
+            # other errors may contain text from the agent or the server, which is recorded only if
+            # `contents` is True.
             own = isinstance(error, (TransportError, StreamError))
             shown = self._contents or (own and not isinstance(error, AgentError))
             span.set_status(StatusCode.ERROR, _utf8(error) if shown else None)

@@ -18,8 +18,8 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
-# A longer number may raise an error: this is the lowest limit of digits that a user can set for
-# `int` (`sys.set_int_max_str_digits`).
+# The largest number of digits in a `retry` field. `int` accepts at least this number of digits,
+# because users cannot set a lower limit with `sys.set_int_max_str_digits`.
 _MAX_DIGITS: Final = 640
 
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
@@ -88,15 +88,14 @@ class SSEParser:
         block = self._block
         state = self._state
         if state == _IN_LINE:
-            # This path is faster, and handles the most frequent data: a small piece without a line
-            # end.
+            # This fast path handles the most frequent data within a line: bytes without a line end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
         elif state == _BETWEEN_BLOCKS:
-            # This path is faster, and handles the most frequent data: complete events.
+            # This fast path handles the most frequent data between blocks: complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decoder.decode(data)
         elif state != _AFTER_LINE:
@@ -193,7 +192,7 @@ class SSEParser:
 
 
 class _EventDecoder:
-    """Decodes complete blocks, whose lines must end with LF. Stores the last event id."""
+    """Decodes complete blocks of lines into events. Each line must end with LF."""
 
     def __init__(self) -> None:
         self.last_event_id = ""
@@ -246,7 +245,8 @@ class _EventDecoder:
                 retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # Do not use `name`: it is from the last event line, which may follow the data.
+            # The name must be from the line before the data. `name` may be from an `event` line
+            # after it.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:

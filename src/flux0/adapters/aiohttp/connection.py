@@ -23,8 +23,8 @@ class AiohttpConnection(ResponseHandler):
     """A connection of aiohttp that limits each wait and the overhead, and reports each failure.
 
     The overhead is the received bytes that are not content, such as chunk sizes. flux0 assigns this
-    class to the `__class__` of connections that aiohttp has created. This does not call `__init__`,
-    so the attributes are class attributes with defaults.
+    class to the `__class__` of connections that aiohttp has created. Therefore `__init__` is never
+    called, and the attributes have their defaults in the class.
     """
 
     # The event loop's time at which the current wait raises a timeout error; None if no task waits.
@@ -34,8 +34,8 @@ class AiohttpConnection(ResponseHandler):
     # The response body; None until the response head is received.
     _content: aiohttp.StreamReader | None = None
     _content_bytes = _overhead = _unsent = 0
-    # `_receive_head` checks the first bytes of the head, and finds its end even if the end arrives
-    # in two parts.
+    # The first bytes of the response head, and the last received bytes of the head. `_receive_head`
+    # needs them if the head arrives in several parts.
     _head_start = _head_end = b""
     _poll: Any = None
 
@@ -44,8 +44,8 @@ class AiohttpConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # Windows has no `select.poll`, and needs none: there, the event loop reads surplus bytes,
-        # and `data_received` detects them.
+        # On Windows, which has no `select.poll`, the event loop reads surplus bytes, and
+        # `data_received` detects them.
         if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
@@ -148,7 +148,7 @@ class AiohttpConnection(ResponseHandler):
             content.set_exception(exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Report a reset as an error, also in a close-delimited body, where aiohttp does not."""
+        """Report a reset as an error. aiohttp does not, if the body is close-delimited."""
         if self._wait_timer is not None:
             # Cancel the timer, because it refers to the closed connection and keeps it in memory.
             self._wait_timer.cancel()

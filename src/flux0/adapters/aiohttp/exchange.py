@@ -30,7 +30,8 @@ LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, Unic
 
 
 class AiohttpExchange(Exchange):
-    _translated: Exception | None = None  # The flux0 error for `failure`; None if there is none.
+    # The flux0 error that replaces `failure`, the last error of aiohttp; None if there is none.
+    _translated: Exception | None = None
 
     async def run(
         self, request: Request, url: URL, session: aiohttp.ClientSession, proxy: str | None

@@ -59,7 +59,7 @@ class AiohttpTransport:
         return transport_repr(self, session=self._session)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Send `request` once; see `AsyncTransport.send_async`."""
+        """Send `request` once, and return the response when its head was received."""
         url = _parse_url(request.url)
         try:
             asyncio.get_running_loop()
@@ -100,10 +100,10 @@ def _parse_url(text: str) -> URL:
 
 
 class _AiohttpSource:
-    """The `AsyncSource` of one response body.
+    """Receives one response body over aiohttp.
 
-    It keeps a reference to its transport, `owner`, because an unreferenced transport closes its
-    session.
+    It refers to its transport (`owner`), because the built-in session of an unreferenced transport
+    is closed.
     """
 
     # Close the responses that are open at exit, because aiohttp emits a warning for each of them.

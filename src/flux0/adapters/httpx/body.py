@@ -1,4 +1,4 @@
-"""The sources of response bodies over httpx and httpx2."""
+"""Receives response bodies over httpx and httpx2, for `SyncBody` and `AsyncBody`."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class _HttpxSource:
             warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
 
     def _start_piece(self, timeout: float | None) -> bool:
-        """Start the timeout for the next piece. Chunk sizes and trailers do not reset it.
+        """Start the timeout for the next piece of a body. Chunk sizes and trailers do not reset it.
 
-        Return whether to read the piece directly from the connection.
+        Return whether to read the piece directly from the connection, without httpcore.
         """
         if isinstance(self._connection, HttpxConnection):
             return self._connection.start_piece(timeout)
-        # Over HTTP/2, httpcore reads this dictionary for each piece. Over HTTP/1.1, httpcore reads
-        # it only once, so `HttpxConnection` applies the timeouts there.
+        # httpcore reads the timeout from this dictionary: for each piece over HTTP/2, but only once
+        # for a body over HTTP/1.1. There, `HttpxConnection` applies the timeout to each piece.
         self._timeouts["read"] = timeout
         return False
 
@@ -122,8 +122,8 @@ class SyncHttpxSource(_HttpxSource):
 
 
 class AsyncHttpxSource(_HttpxSource):
-    # Open bodies are not closed at exit: a read in a daemon thread then fails, and the thread
-    # prints its error while the interpreter exits.
+    # Open bodies are not closed at exit: if a daemon thread reads a body, the read fails when the
+    # body is closed, and the thread prints its error while the interpreter exits.
     close_at_exit: ClassVar[bool] = False
 
     def __init__(self, *args: Any) -> None:
@@ -170,16 +170,14 @@ class AsyncHttpxSource(_HttpxSource):
         schedule_close(loop, self._release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
-        """Return control to the event loop once, then release the connection.
+        """Release the connection in the next iteration of the event loop.
 
-        When the loop ends, it cancels this task. The release uses a cancel scope of anyio. If the
-        task is cancelled in this scope, a reference cycle keeps the connection in memory. Therefore
-        the task first waits in `sleep`, and ignores a cancellation there.
+        A loop that ends cancels its tasks and waits for them. If this task is cancelled during the
+        release, the connection stays in memory. Therefore the task first waits in `sleep`, and
+        ignores a cancellation there.
         """
         import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
-        # An event loop that ends cancels its tasks and waits for them. Because this task ignores
-        # the cancellation, it still releases the connection.
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
         await self._release()

@@ -107,7 +107,7 @@ class BuiltInClients:
     Clients are created at their first use.
 
     Attributes:
-        bodies: The sync clients' open bodies.
+        bodies: The open response bodies of sync clients.
     """
 
     def __init__(self, library: Library, *, is_async: bool) -> None:
@@ -144,7 +144,7 @@ class BuiltInClients:
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
     limits = library.httpx.Limits(
-        max_connections=None,  # httpx needs no limit, because `Pools` has one.
+        max_connections=None,  # `Pools` limits the open exchanges instead.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )

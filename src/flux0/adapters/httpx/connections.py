@@ -38,9 +38,10 @@ class Backend:
     """Opens the connections of a pool.
 
     Attributes:
-        backend: The backend of httpcore.
+        backend: The network backend of httpcore, which this object wraps or replaces.
         httpcore_module: The module `httpcore` or `httpcore2`.
-        is_plain: Whether no code of the user can wrap the streams of responses.
+        is_plain: True if the pool belongs to a transport class of httpx itself. A user's subclass
+            may wrap the streams of responses.
     """
 
     backend: Any
@@ -54,20 +55,19 @@ class HttpxConnection(ABC):
     httpcore treats surplus bytes as the response to the next request. If a connection of this class
     has surplus bytes, `get_extra_info("is_readable")` is True, and the pool closes the connection.
 
-    Therefore `read` keeps the last received byte, and returns it at the next call. Normally, this
-    byte completes the response, and httpcore has to call `read` again to get it. If httpcore finds
-    the end without this call, the kept byte is surplus. `read` keeps no byte of a proxy's messages.
+    To detect surplus bytes, `read` keeps the last received byte until its next call. If the byte
+    belongs to the response, httpcore calls `read` again to get it. If there is no such call, the
+    byte is surplus. `read` keeps no byte of a proxy's messages.
 
-    While `is_direct` is True, `read` returns the content of a chunked body. Afterwards, httpcore
-    reads only the last chunk. This halves the cost of an event, because httpcore and its parser h11
-    take longer for a chunk than flux0 takes for an event.
+    While `is_direct` is True, `read` returns the content of a chunked body without the chunk sizes.
+    Then httpcore and its parser h11 read only the last chunk, which halves the cost of an event.
 
     Attributes:
         at_eof: Whether the server has closed the connection.
         connecting: True until the first request is sent to the server. Messages to a proxy
             leave it True.
         is_direct: Whether `read` returns the content of a chunked body.
-        chunks: The decoder for a chunked body that `read` may return; otherwise None.
+        chunks: The decoder of a chunked body; None if httpcore decodes the body.
     """
 
     at_eof: bool = False
@@ -79,8 +79,9 @@ class HttpxConnection(ABC):
         self._connect_by = connect_by
         self.connecting: bool = True
         self._sending = False
-        # The limit for the current piece of a body, in seconds, and the moment of
-        # `time.monotonic` when it expires: None before the first read of this piece.
+        # The longest wait for the current piece of a body, in seconds, and the value of
+        # `time.monotonic()` when this wait expires. The value is None before the first read of the
+        # piece.
         self._in_body = False
         self._piece_timeout: float | None = None
         self._piece_expiry: float | None = None
@@ -100,7 +101,7 @@ class HttpxConnection(ABC):
     def _get_info(self, info: str) -> Any: ...
 
     def get_extra_info(self, info: str) -> Any:
-        """Return a property. `is_readable` is also True if `read` has kept surplus bytes."""
+        """Return a property of the connection. `is_readable` is True if it has surplus bytes."""
         if info == "is_readable":
             return bool(self._kept_byte or self._early_data) or self._is_readable()
         return self._get_info(info)
@@ -135,14 +136,14 @@ class HttpxConnection(ABC):
     def start_piece(self, timeout: float | None) -> bool:
         """Limit the wait for the next piece of a body to `timeout` seconds. Return `is_direct`.
 
-        httpcore applies one read timeout to all reads of a body, and may read several times for one
-        piece.
+        The read timeout of httpcore is not suitable: it is the same for all pieces of a body, and
+        httpcore may read several times for one piece, each time with the whole timeout.
         """
         self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
         return self.is_direct
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the limit of the next read in seconds, or None. httpcore has passed `timeout`.
+        """Return the timeout of the next read, in seconds. httpcore has passed `timeout`.
 
         Raises:
             RemoteProtocolError: The chunks of the response are not valid.

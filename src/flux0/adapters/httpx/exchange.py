@@ -52,7 +52,8 @@ current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = Contex
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
 
-    Inside a `with` block, the exchange is the current exchange. If the block fails, it ends.
+    Inside its `with` block, the exchange is `current_exchange`. An exception in the block ends the
+    exchange.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
     not refer to the request, because a reference cycle delays garbage collection.
@@ -60,7 +61,8 @@ class HttpxExchange(Exchange):
     Attributes:
         library: The HTTP library that sends the request: httpx or httpx2.
         caller: The built-in clients (None for the user's client), and the id of the calling thread.
-        leave: Frees the exchange's place in a pool of a built-in client. Further calls do nothing.
+        leave: A function that frees the exchange's place in a pool of a built-in client. A second
+            call does nothing.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes in interim responses and the response head so far.
         head_start: The response's first received bytes, for an error message.
@@ -142,10 +144,10 @@ class HttpxExchange(Exchange):
     def _check_head(
         self, version: bytes, _status: int, _reason: bytes, fields: list[tuple[bytes, bytes]]
     ) -> None:
-        """Raise `RemoteProtocolError` for an unknown version of HTTP, and for an ambiguous end.
+        """Raise `RemoteProtocolError` for an unknown HTTP version, and for an ambiguous body end.
 
-        httpcore accepts both. If a response has content-length and transfer-encoding, the two
-        fields may imply different ends.
+        httpcore accepts such responses. The end is ambiguous if the fields content-length and
+        transfer-encoding imply different ends.
         """
         length, coding = (
             [value.decode("latin-1") for field, value in fields if field.lower() == name]
@@ -270,8 +272,8 @@ def _proxy_failure(message: str) -> ConnectError:
 
 def _is_tls_failure(error: BaseException | None) -> bool:
     while error is not None:
-        # Only these two classes report a failed handshake. Other subclasses of SSLError report that
-        # the connection was closed.
+        # Only `SSLError` itself and `SSLCertVerificationError` report a failed handshake. Other
+        # subclasses of SSLError report that the connection was closed.
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True
         error = error.__cause__ or error.__context__

@@ -42,7 +42,7 @@ class Place:
     """The place of one exchange in a pool.
 
     Attributes:
-        wake: A function that is called when the place is in a pool.
+        wake: A function that is called when the waiting exchange has got a place in a pool.
         pool: The pool; None while the exchange waits for a place, and after `Pools.leave`.
     """
 
@@ -85,11 +85,12 @@ class Pools:
             _close_idle(transport)
 
     def enter(self, timeout: float | None, interrupt: Interrupt) -> Place:
-        """Reserve a place for one exchange, waiting if necessary.
+        """Reserve a place in a connection pool for one exchange. If all are taken, wait for one.
 
         Raises:
             PoolTimeout: No place became free within `timeout` seconds.
-            ConnectError: `interrupt.fire` was called during the wait.
+            ConnectError: `interrupt.fire` was called during the wait, for example because the
+                client was closed.
         """
         waker = Waker()
         place = self._reserve(waker.wake)
@@ -151,7 +152,7 @@ class Pools:
 
     @contextmanager
     def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
-        """Raise `PoolTimeout` if `place` has no pool when the `with` block has waited for one."""
+        """Raise `PoolTimeout` if `place` is still in no pool at the end of the `with` block."""
         entered = False
         try:
             yield

@@ -61,7 +61,8 @@ class SyncConnection(HttpxConnection):
         if self._early_data is None:
             try:
                 self._early_data = self._sock.recv(READ_BYTES)
-            # The socket received TLS messages without content, and has no content yet.
+            # The socket is readable because of a TLS message without content. No response was
+            # received yet.
             except WOULD_BLOCK:
                 return False
             self._raise_if_rejected()

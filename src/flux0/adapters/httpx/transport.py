@@ -102,9 +102,9 @@ class HttpxFamilyTransport:
         self._proxies = EnvironmentProxies(self._name, schemes)
         create = partial(BuiltInClients, library)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
-        # `close_clients` does not close open bodies. At exit, this is not possible, because no
-        # thread can be started. If the transport is unreferenced, there are none, because each body
-        # has a reference to its transport.
+        # The finalizer closes no bodies. When the transport is unreferenced, no body is open,
+        # because each body refers to its transport. At exit, no thread can be started to close a
+        # body.
         weakref.finalize(self, self._built_in_clients.discard, BuiltInClients.close_clients)
         self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
             partial(create, is_async=True), BuiltInClients.close_async
@@ -125,7 +125,7 @@ class HttpxFamilyTransport:
         return self._async_client is not None or self._client is None
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` once; see `Transport.send`."""
+        """Send `request` once, and return the response when its head was received."""
         if not self.serves_sync:
             advice = "use the methods that end in _async, or pass a sync client as client="
             raise Flux0Error(f"the transport has an async client only: {advice}")
@@ -155,7 +155,7 @@ class HttpxFamilyTransport:
         self._built_in_clients.discard(BuiltInClients.close)
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        """Send `request` once; see `AsyncTransport.send_async`."""
+        """The async version of `send`."""
         if not self.serves_async:
             raise Flux0Error(
                 "the transport has a sync client only: pass an async client as async_client=, or "

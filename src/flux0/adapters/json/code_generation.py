@@ -151,13 +151,14 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     types, keys, known = get_type_hints(model), dict(json_keys(model)), known_keys(model)
     fields = [field for field in attrs.fields(model) if field.name in keys]
-    # The generated code counts members: a larger number means that the JSON has unknown members.
+    # The generated code counts the members of the JSON. If the number is larger than the number of
+    # known members, the JSON has unknown members.
     count = f"{name}_count"
     lines, stores = [f"{count} = len({name})"], list[str]()
     if fields[0].default is not attrs.NOTHING:
         lines.append(f"if type({name}) is not dict: raise ValueError")
-    # If the first field is required, the generated code needs no check: for JSON values other than
-    # objects, its first line or the look-up of this field raises TypeError.
+    # If the first field is required, the generated code does not check whether the JSON is an
+    # object: for other JSON values, `len` or the look-up of this field raises TypeError.
     if type_tag(model) is not None:
         lines.append(f"if 'type' not in {name}: {count} += 1")
     for field in fields:

@@ -72,7 +72,7 @@ def _key(key: object) -> str:
 
 @cache
 def json_keys(kind: Any) -> tuple[tuple[str, str], ...]:
-    """Return the name and the JSON key of each field. Only `from_` has another key, `from`."""
+    """Return the name and the JSON key of each field; only `from_` and its key `from` differ."""
     names = [field.name for field in attrs.fields(kind)]
     return tuple((name, name.rstrip("_")) for name in names if name != "extra")
 

@@ -235,8 +235,8 @@ def _by_type(made: Converter, union: Any, kinds: Mapping[str, Any]) -> Hook:
 def _stream_event_class(data: Any) -> Any:
     """Return the class of the stream event that `data`, plain JSON, represents.
 
-    The member `type` selects the class. Without `type`, it is the class that finds the largest part
-    of its required members in `data`.
+    The member `type` selects the class. If there is no `type`, return the class that has the
+    largest part of its required members in `data`.
     """
     members = cast("dict[str, Any]", data) if type(data) is dict else {}
 

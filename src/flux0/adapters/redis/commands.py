@@ -20,7 +20,7 @@ def run_script(script: str, keys: tuple[str, ...], *values: str | bytes | int) -
 @final
 @frozen
 class TurnName:
-    """Identifies a turn in Redis. The keys of its data contain this name.
+    """The name of a turn in Redis. The keys of the turn's data contain this name.
 
     Attributes:
         session: The key of the turn's session.
@@ -41,7 +41,7 @@ class TurnName:
 
 @final
 class Settings:
-    """The names of one process, and the times of all turns.
+    """The names that one process uses in Redis, and the times for all turns.
 
     Args:
         prefix: The start of the names of all keys and channels.
@@ -55,9 +55,9 @@ class Settings:
         keep: The argument `keep`.
         lease: The argument `lease`.
         renew: Seconds between two renewals of a lease, and between two attempts to reach Redis.
-        expiry: Seconds without a renewal after which a process is lost. Other processes check this
-            when they renew their own leases. When Redis is reachable again, each process has this
-            time to renew its lease.
+        expiry: Seconds after which a process that has not renewed its lease counts as lost. Other
+            processes check this when they renew their own leases. When Redis is reachable again,
+            each process has this time to renew its lease.
         check: Seconds between two checks whether Redis responds.
         keep_ms: Milliseconds after which the keys of an ended turn expire.
         ttl_ms: Milliseconds after which the keys of a running turn expire, unless they are renewed.

@@ -32,7 +32,7 @@ def read(name: TurnName, process: str, first: int) -> Command:
 
 
 def lose(info: str, process: str, settings: Settings) -> Command:
-    """Return the command that ends a turn with a `ReaderLost`, if `process` has read it."""
+    """Return the command that ends a turn with the error `ReaderLost`, if `process` reads it."""
     end = LogEnd(ReaderLost(_READER_LOST)).to_json()
     return run_script(scripts.LOSE, (info, f"{info}:log"), process, end, settings.keep_ms)
 
@@ -43,7 +43,8 @@ class FollowedTurn:
 
     Args:
         name: The turn's name in Redis.
-        log: The copy of its log. It grows until the turn has ended, or until it is unreferenced.
+        log: This process's copy of the turn's log. It grows until the turn has ended, or until the
+            copy is unreferenced.
         worker: Runs the method `steps` in its thread.
         turns: The turns that this process follows. The turn removes itself when its copy is
             unreferenced.
@@ -127,7 +128,7 @@ class FollowedTurn:
             log.finish(LogEnd(error, is_of_copy=True))
 
     def lose(self, process: str) -> None:
-        """Handle the loss of a process: if it has read this turn, `steps` ends the turn."""
+        """Schedule the end of this turn, if the lost `process` was the process that read it."""
         if process == self.process:
             self._is_lost = True
             self._worker.submit(self.steps)

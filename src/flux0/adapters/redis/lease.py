@@ -21,12 +21,14 @@ _REACHABLE: Final = "Redis can be reached again"
 @final
 @define(eq=False)
 class Lease:
-    """Renews this process's lease in Redis, and ends the turns of processes without a lease.
+    """Renews this process's lease in Redis, and ends turns whose reading process has no lease.
+
+    A lease is a key that expires if its process does not renew it.
 
     Args:
-        worker: The worker that runs this object's job `steps`.
-        published: The turns that this process reads, by their keys.
-        followed: The turns of other processes that this process follows, by their keys.
+        worker: Runs the method `steps` in its thread.
+        published: The turns that this process reads, by their keys in Redis.
+        followed: The turns that other processes read, and that this process copies, by their keys.
     """
 
     _worker: Worker
@@ -53,8 +55,8 @@ class Lease:
                     for turn in running:
                         turn.lose(process)
         except Exception as error:
-            # If Redis is unreachable, the other processes cannot renew their leases, either. Give
-            # them the full time again.
+            # While Redis is unreachable, no process can renew its lease. Therefore, all other
+            # processes get the full time again.
             self._seen = {}
             if self._is_reachable:
                 # Log the text and not the error: a stored log record with the error keeps the turns

@@ -30,14 +30,14 @@ _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be rea
 
 @final
 class StoreProcess:
-    """The turns that one process reads or follows.
+    """The background turns that one process reads from the flux0 server or copies from Redis.
 
     The methods whose result is `Steps` run in the thread of the worker.
 
     Args:
         client: The client of Redis.
         owned_clients: The clients to close when the threads end.
-        settings: The names and times.
+        settings: The names that the process uses in Redis, and the times for all turns.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class StoreProcess:
         return StoreState(not self._worker.has_failed, self._worker.failures, running)
 
     def close(self) -> None:
-        """Publish the ends of the turns, end the copies of other turns, and end the threads."""
+        """Write the ends of turns to Redis, end the copies of other turns, and end the threads."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -122,8 +122,9 @@ class StoreProcess:
                 raise TurnStoreError("the threads of the store cannot be started") from error
 
     def _run(self, steps: Steps[T]) -> Steps[T]:
-        # Requests to stop a turn arrive over this channel. If this client is not permitted to use
-        # the channel, the command fails here, before a turn is claimed.
+        # Other processes send requests to stop a turn over the channel of this process. If Redis
+        # does not permit the client to use the channel, the command fails here, before a turn is
+        # claimed.
         if not self._is_permitted:
             yield "PUBLISH", self._settings.process, ""
             self._is_permitted = True
@@ -266,7 +267,7 @@ class StoreProcess:
     def _end_lost(self, key: str) -> Steps[None]:
         """End a turn in Redis that this process has finished.
 
-        Redis may have such a turn as a running turn if it was restored from older data.
+        Redis has the turn as a running turn if Redis was restored from older data.
         """
         followed = self._followed.get(key)
         is_own = followed is None or followed.process == self._settings.process

@@ -107,7 +107,7 @@ class RedisTurnStore(TurnStore):
         return self._process.get().state()
 
     def close(self) -> None:
-        """Publish the ends of the turns, and end the store's threads.
+        """Write the ends of turns to Redis, and end the store's threads.
 
         If the store was created by `from_url`, its connections are closed, too. If you do not call
         this method, the threads end when the store is unreferenced and its last turn has ended.

@@ -20,8 +20,8 @@ T = TypeVar("T")
 # A generator that yields Redis commands. The worker sends each command, and sends the reply to the
 # generator, or raises a `TurnStoreError` in it.
 Steps: TypeAlias = "Generator[Command, Any, T]"
-# A function that returns steps for the worker. After an error, the worker calls the function again.
-# Two references to the same method and object are one job.
+# A job for the worker: a function that returns a new generator of Redis commands. After an error,
+# the worker calls the function again. A bound method is the same job each time it is submitted.
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
 CLOSED: Final = "the store of background turns is closed"
@@ -51,10 +51,10 @@ class Worker:
 
     Args:
         client: The client of Redis that sends the commands.
-        settings: The names and times.
+        settings: The names that the process uses in Redis, and the times for all turns.
 
     Attributes:
-        settings: The names and times.
+        settings: The argument `settings`.
         has_failed: Whether the last commands have failed.
         failures: The number of pipelines in which all commands have failed.
     """

@@ -90,7 +90,8 @@ class _BodyState:
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
 
-        If `data` is None, the body has ended. Then return None, if the body is complete.
+        If `data` is None (the end of the body), return None, or raise an error if the body is
+        truncated.
         """
         decoder = self._decoder
         if data is not None:

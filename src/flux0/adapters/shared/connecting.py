@@ -26,7 +26,7 @@ class Connector:
 
     Attributes:
         timeout: the limit of `connect` in seconds, including the name resolution, or None.
-        interrupt: ends the attempt to connect when its method `fire` is called.
+        interrupt: the object whose method `fire` ends the attempt to connect.
         options: the arguments of `setsockopt` for each socket option to set.
         source_address: the local host and port to connect from; None lets the system choose.
     """

@@ -41,8 +41,8 @@ class Exchange:
         failure: The last exception that the library itself raised, or None. If an adapter catches
             any other exception, the user's code raised that exception.
         timeout: The limits that the messages of timeout errors contain.
-        interrupt: Ends the wait for the connection, or for the response head, when its method
-            `fire` is called.
+        interrupt: The object whose method `fire` ends the wait for the connection or for the
+            response head.
     """
 
     def __init__(self, request: Request) -> None:

@@ -1,7 +1,7 @@
 """The environment's proxy settings, such as `HTTPS_PROXY`.
 
-All built-in clients use these rules, because each HTTP library has different rules, and some
-libraries ignore the environment.
+All built-in clients use the rules in this module, because each HTTP library has different rules,
+and some libraries ignore the environment.
 """
 
 from __future__ import annotations

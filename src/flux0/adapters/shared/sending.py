@@ -16,9 +16,9 @@ REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
 
 
 def send_all(sock: Any, data: bytes, timeout: float | None, receive: Callable[[], bool]) -> None:
-    """Send `data`. While the socket is readable, call `receive`, until it returns True.
+    """Send `data`. When the socket is readable, call `receive`, until `receive` returns True.
 
-    The socket is non-blocking afterwards.
+    The function makes the socket non-blocking.
 
     Raises:
         TimeoutError: The server accepted no data within `timeout` seconds.

@@ -100,7 +100,7 @@ def _id(event: _Message) -> str:
 
 
 def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yield the messages of `event`. `called` has the turn and the id of each earlier call."""
+    """Yield the AG-UI messages for `event`. `called` has the turn and id of each earlier call."""
     data = event.data
     role = "user" if event.source == EventSource.USER else "assistant"
     for part in data.parts if isinstance(data, MessageData) else ():

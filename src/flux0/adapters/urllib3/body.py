@@ -44,7 +44,7 @@ def request_body(body: bytes | None) -> bytes | BytesIO | None:
 
 
 class Urllib3Source:
-    """The `Source` of one response body.
+    """Receives one response body over urllib3, for a `SyncBody`.
 
     If the connection is not tracked (see `track`), the HTTP library itself reads the body. Then the
     request's read timeout limits each read, and `close` does not wake a thread that waits for data.

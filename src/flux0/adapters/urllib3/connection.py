@@ -197,7 +197,7 @@ class Urllib3Connection(HTTPConnection):
             file = sock.makefile("rb")
             try:
                 start = file.peek()
-            except WOULD_BLOCK:  # The socket received TLS messages without content.
+            except WOULD_BLOCK:  # The received TLS messages have no content.
                 file.close()
                 return False
             self._early_file = file

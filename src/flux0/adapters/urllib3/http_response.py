@@ -71,7 +71,7 @@ class TrackedResponse(HTTPResponse):
         self.fp, self._is_early = file, True
 
     def begin(self) -> None:
-        """Skip interim responses (RFC 9110, section 15.2), and read the head of the final one."""
+        """Skip interim responses (RFC 9110, section 15.2), and read the final response's head."""
         file = self.fp
         received = file.peek()
         # Most heads are complete and valid. Other heads are read with `_HeadFile`, which is slower
@@ -167,7 +167,7 @@ def _receive(sock: Any, size: int) -> bytes:
 
 
 class _HeadFile:
-    """A file for http.client that raises if a head is truncated, malformed or too large.
+    """A file for http.client that raises an error for a truncated, malformed or too large head.
 
     Without this class, http.client reads the fields after a malformed line as a part of the body.
     """

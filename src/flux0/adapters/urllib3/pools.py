@@ -42,8 +42,8 @@ def track(pool: Any, size: int | None = None) -> None:
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
         slots = pool.pool = Slots(size)
-        # When the pool is freed, close the connections in its slots, as urllib3 does with its own
-        # queue.
+        # When the pool is unreferenced, close its idle connections. urllib3 does so only for
+        # the queue that it has created itself.
         finalize(pool, slots.close)
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
@@ -167,7 +167,7 @@ class _UserSlots:
         self.qsize = queue.qsize
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return a slot; see `Slots.get`. Uses the pool timeout, which requests does not pass."""
+        """Return an idle connection, or None for a free slot, within the request's pool timeout."""
         exchange = current_exchange.get()
         if not block or exchange is None:
             return self._queue.get(block, timeout)

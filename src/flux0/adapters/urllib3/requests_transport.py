@@ -81,7 +81,7 @@ class RequestsTransport:
         return transport_repr(self, session=self._user_session)
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` once; see `Transport.send`."""
+        """Send `request` once, and return the response when its head was received."""
         connections = self._connections.get()
         response = _send(connections, request)
         headers = _headers(response)
@@ -267,7 +267,7 @@ def _raw_response(response: requests.Response) -> Any:
 
 def _headers(response: requests.Response) -> Headers:
     fields = getattr(response.raw, "headers", None)
-    # Use the headers of urllib3 if possible: `response.headers` of requests joins repeated fields.
+    # Use the headers of urllib3 if possible, because `response.headers` joins repeated fields.
     return Headers(
         tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
     )

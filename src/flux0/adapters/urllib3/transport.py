@@ -71,7 +71,7 @@ class Urllib3Transport:
         return transport_repr(self, pool_manager=self._user_manager)
 
     def send(self, request: Request) -> Response[ByteStream]:
-        """Send `request` once; see `Transport.send`."""
+        """Send `request` once, and return the response when its head was received."""
         connections, timeout = self._connections.get(), request.timeout
         try:
             opener, target = connections.opener_for(request.url)
