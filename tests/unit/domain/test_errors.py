@@ -181,6 +181,11 @@ def test_message_of_an_error_names_the_request_and_the_attempts() -> None:
     assert (error.operation, error.method) == ("agents.list", "GET")
 
 
+def test_message_of_an_error_is_one_line() -> None:
+    error = errors.ConnectError("refused\nGET http://h returned 200\x1b[2J")
+    assert error.problem == str(error) == "refused\\nGET http://h returned 200\\x1b[2J"
+
+
 def test_validation_error_without_details_has_an_empty_list() -> None:
     error = api_errors.HTTPValidationError("problem", status_code=422, body="", headers=Headers())
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from flux0.client.drivers import Driver
 from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, chain
@@ -48,6 +49,16 @@ async def test_async_functions_are_awaited(mode: Mode) -> None:
     await send(mode, transport, authorization=token)
 
     assert transport.requests[0].headers["authorization"] == "async"
+
+
+def test_async_function_of_a_sync_call_is_named() -> None:
+    async def token() -> str:
+        return "async"
+
+    flow = chain([compute_headers])(evolve(REQUEST, header_functions={"authorization": token}))
+    with pytest.raises(InvalidArgument) as caught:
+        Driver(script(), Time()).run(flow)
+    assert caught.value.argument == "headers['authorization']"
 
 
 @in_every_mode

@@ -1250,6 +1250,8 @@ def test_turn_is_stopped_although_its_process_receives_no_messages(
     turn = Turn("turn")
     with Deaf(port=server.port) as client, closing(RedisTurnStore(client)) as store:
         assert store.claim("session", turn.log, refuse=True) is None
+        turn.log.append(event("turn", 1))
+        wait_until(lambda: client.hget("flux0:{session}:turn", "last") == b"1")
         copy = other.find("session")
         assert copy is not None
         copy.stop("the reason")

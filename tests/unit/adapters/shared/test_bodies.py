@@ -82,6 +82,17 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
     assert source.released.is_set()
 
 
+def test_end_of_a_body_that_was_closed_meanwhile_is_an_interruption() -> None:
+    """After the connection was shut down, the HTTP library may report an end."""
+
+    def receive() -> None:
+        body.close()
+
+    body = SyncBody(Source(receive))
+    with pytest.raises(ConnectionInterrupted, match="closed while it was read"):
+        body.read(None)
+
+
 def test_failed_body_releases_its_connection_once() -> None:
     def receive() -> bytes:
         raise OSError("reset")
