@@ -7,8 +7,8 @@ from typing import Final
 
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
-# Maps each HTTP library to its transport class. The keys are the names of modules and, except
-# `httpx`, of extras.
+# Maps the name of each HTTP library's module to its transport class. The extra that installs the
+# library has the same name, except for `httpx`, which needs no extra.
 TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",
