@@ -65,7 +65,7 @@ def _ignore_ctrl_c() -> None:
     """Ignore Ctrl-C until the process has ended.
 
     Python removes its signal handlers while it exits. If the user presses Ctrl-C again at this
-    time, the exit code of the process changes.
+    time, the process's exit code changes.
     """
     signal = sys.modules.get("signal")
     # `sys.modules["signal"]` may be None, because Ctrl-C can interrupt the import of this module.

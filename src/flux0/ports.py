@@ -290,7 +290,7 @@ class ServerSentEvent(NamedTuple):
 
     Attributes:
         event: the name; `"message"` if the event has no field `event`.
-        data: the value of the field `data`. The values of several fields `data` are joined with
+        data: the value in the field `data`. The values of several fields `data` are joined with
             line breaks.
         id: the last event id that the stream has set so far; empty if it has set none.
         retry: the reconnection time in milliseconds; None if the event has no field `retry`.

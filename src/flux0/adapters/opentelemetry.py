@@ -70,7 +70,7 @@ class _Observed:
         span: the span for the call or turn.
         context: the OpenTelemetry context that contains the span.
         token: the token with which `context` is detached.
-        start: the start of the span, in nanoseconds since 1970.
+        start: the span's start, in nanoseconds since 1970.
         server: the attributes with the server's address and port, for spans and metrics.
         attempt: the span for the attempt in progress.
         attempt_token: the token with which the attempt's context is detached.

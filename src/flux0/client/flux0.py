@@ -271,7 +271,7 @@ class Flux0(Uncopyable):
         self._caller.close()
 
     async def close_async(self) -> None:
-        """Close all connections and streams. Later calls of the client raise `ClientClosed`."""
+        """Close all connections and streams. Later calls raise `ClientClosed`."""
         await self._caller.close_async()
 
     def __repr__(self) -> str:

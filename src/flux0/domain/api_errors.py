@@ -50,7 +50,7 @@ class APIError(Flux0Error):
     Attributes:
         status_code: the response's HTTP status, such as 404.
         message: the server's error text. If the server sent no error text, the start of a
-            plain-text body, or the name of the status.
+            plain-text body, or the status name.
         body: the response's complete body, as text.
         headers: the response's header fields.
         raw_response: the HTTP library's response object; None if the error was unpickled. To get

@@ -59,7 +59,7 @@ class Session(Extensible):
     Attributes:
         id: the id, which is needed to continue the session.
         agent_id: the id of the session's agent.
-        user_id: the server's id of the session's user. It is not the name that you passed as
+        user_id: the server's id for the session's user. It is not the name that you passed as
             `user`.
         created_at: the time when the session was created, with a time zone.
         consumption_offsets: the offsets up to which each consumer has read the events.
@@ -132,7 +132,7 @@ class Participant(Extensible):
 
     Attributes:
         id: the id of the user or the agent.
-        name: the name of the user or the agent. For users, the server 0.1.0b4 sends `Anonymous`.
+        name: the user's or the agent's name. For users, the server 0.1.0b4 sends `Anonymous`.
     """
 
     id: str | None = None
@@ -150,7 +150,7 @@ class MessageData(Extensible):
         parts: the content, the reasoning and the tool calls, in order.
         participant: the author; None in a message that names none.
         flagged: whether the server has flagged the message. The server 0.1.0b4 never sends True.
-        tags: tags of the message. The server 0.1.0b4 sends none.
+        tags: the message's tags. The server 0.1.0b4 sends none.
     """
 
     type: ClassVar[str] = "message"

@@ -102,7 +102,7 @@ class TurnLog:
         self.loop: object = None
         self.trace_parent: str | None = None
         self._owner = OwnerProcess()
-        # The number of the oldest kept event, and the kept events. Both are in one tuple, so that a
+        # The oldest kept event's number, and the kept events. Both are in one tuple, so that a
         # reader in another thread never combines the number with another list.
         self._kept: tuple[int, list[bytes]] = (1, [])
         self.size: int = 0
@@ -124,7 +124,7 @@ class TurnLog:
 
     @property
     def end(self) -> LogEnd | None:
-        """The end of the turn, with its error if it failed; None while the turn is running."""
+        """The turn's end, with its error if it failed; None while the turn is running."""
         return self._ends[0] if self._ends else None
 
     @property

@@ -36,7 +36,7 @@ class _Reading(Generic[W]):
 
     Attributes:
         log: The encoded events. After the log's end, the stream is not read any more.
-        reader: The relay's reader of the log.
+        reader: The relay's reader for the log.
         errors: A list with the exception that ended the reading. The list is empty if the stream
             was read to its end, or failed with a `Flux0Error`.
     """

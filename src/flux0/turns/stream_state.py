@@ -149,7 +149,7 @@ class StreamState(Uncopyable):
 
     @property
     def answer(self) -> str:
-        """The text of the agent's answer so far, without the agent's reasoning.
+        """The agent's answer so far as text, without the agent's reasoning.
 
         A line break separates messages.
         """

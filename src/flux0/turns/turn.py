@@ -40,7 +40,7 @@ class Turn:
             timeout, not comments.
 
     Attributes:
-        timeout: the timeout of the next read, in seconds: the time until the idle timeout expires.
+        timeout: the next read's timeout, in seconds: the time until the idle timeout expires.
         correlation_id: the turn's id; None until an event with an id was received.
         event_count: the number of events so far.
     """

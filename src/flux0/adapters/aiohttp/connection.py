@@ -34,7 +34,7 @@ class AiohttpConnection(ResponseHandler):
     # The response body; None until the response head is received.
     _content: aiohttp.StreamReader | None = None
     _content_bytes = _overhead = _unsent = 0
-    # The first bytes of the response head, and the last received bytes of the head. `_receive_head`
+    # The first bytes of the response head, and its last received bytes. `_receive_head`
     # needs them if the head arrives in several parts.
     _head_start = _head_end = b""
     _poll: Any = None

@@ -20,7 +20,7 @@ def run_script(script: str, keys: tuple[str, ...], *values: str | bytes | int) -
 @final
 @frozen
 class TurnName:
-    """The name of a turn in Redis. The keys of the turn's data contain this name.
+    """The name of a turn in Redis. The keys for the turn's data contain this name.
 
     Attributes:
         session: The key of the turn's session.

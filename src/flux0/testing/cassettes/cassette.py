@@ -120,7 +120,7 @@ class RecordedExchange:
         after: The time from the response head to the exchange's end, in seconds. If there is
             no response, it is the time from the request to the end.
         number: The request's position in the order of sending. In the file, exchanges have
-            another order: the order of their ends.
+            another order: the order in which they ended.
     """
 
     request: RecordedRequest

@@ -200,7 +200,7 @@ class IdleContract(Contract):
 
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
-        """The long calls under each backend. They start before the first test of the class."""
+        """The long calls under each backend. They start before the class's first test."""
         # The tests of a class share the calls, so store them in the test's parent: the class.
         shared: Any = request.node.parent
         if _CALLS not in shared.stash:
