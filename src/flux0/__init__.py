@@ -14,8 +14,8 @@ from importlib import import_module
 
 from flux0._version import __version__ as __version__
 
-# Type checkers treat a variable with this name as True. Importing `typing.TYPE_CHECKING` instead
-# makes `import flux0` slower.
+# Type checkers treat a variable named `TYPE_CHECKING` as True. Importing `typing.TYPE_CHECKING`
+# instead makes `import flux0` slower.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-# Type checkers treat a variable with this name as True. Importing `typing.TYPE_CHECKING` instead
-# makes each command start later.
+# Type checkers treat a variable named `TYPE_CHECKING` as True. Importing `typing.TYPE_CHECKING`
+# instead makes each command start later.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typer import Typer

@@ -87,7 +87,7 @@ class RelayEncoder(ABC):
 
         Args:
             error: The error to encode.
-            number: The event number of the error that ends a background turn. None in a relay of an
+            number: The event number, if the error ends a background turn. None in a relay of an
                 `EventStream`, or if the turn continues after this relay.
         """
 
@@ -104,7 +104,7 @@ class RelayEncoder(ABC):
 
 
 class RelayFormat(ABC):
-    """A protocol in which relays encode turns: see `EventStream.relay` and `BackgroundTurn.relay`.
+    """A protocol in which a relay encodes the events of a turn, for example for a browser.
 
     Any number of relays can use one object at the same time.
 
@@ -121,14 +121,15 @@ class RelayFormat(ABC):
 
 @final
 class Flux0Format(RelayFormat, RelayEncoder):
-    """The format of the flux0 server, the default of `relay`.
+    """The relay format of the flux0 server, which relays use by default.
 
     A browser gets the server's events unchanged, except that the data of each status `error` are
     replaced by a sentence.
 
     Args:
-        error_text: Returns the text that a reader gets for an error: the data of a status `error`,
-            and the `message` of an event `error`. By default, it is a general sentence.
+        error_text: A function that returns the text that a reader gets for an error: the data of a
+            status `error`, and the `message` of an event `error`. By default, the text is a general
+            sentence.
     """
 
     def __init__(self, *, error_text: Callable[[Flux0Error], str] = general_text) -> None:

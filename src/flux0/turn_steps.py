@@ -1,7 +1,7 @@
 """The steps of a turn, the interface for relay formats that you write.
 
 The events of a turn are changes to JSON documents, but a web page shows text, reasoning and tool
-calls. Steps describe the changes in terms of the page: text begins, text is added, a tool is
+calls. Steps describe the changes as such a page needs them: text begins, text is added, a tool is
 called, and so on.
 """
 
@@ -279,8 +279,8 @@ class StepEncoder(RelayEncoder):
     """Encodes a turn for one relay with your function.
 
     Args:
-        encode: Returns the bytes of a step. It is called for each step, in their order, and never
-            twice at the same time.
+        encode: A function that returns the bytes of a step. It is called for all steps in order,
+            and never twice at the same time.
         error_text: Returns the text that a reader gets for an error. By default, the text is a
             general sentence.
         heartbeat: The bytes that show that the relay is alive.

@@ -35,7 +35,7 @@ class TurnStats:
         open_relays: The number of open relays. A relay is open from its first piece to its end, or
             until it is closed.
         is_draining: Whether `end_relays` or `close` was called.
-        store: The state of the store, with the number of turns of other processes.
+        store: The state of the turn store in this process.
     """
 
     running_turns: int
@@ -86,7 +86,7 @@ class TurnStore(ABC):
         result of `claim`. If a newer turn has replaced `log` in the meantime, the newer turn stays.
 
         This method never blocks and never raises, also in an async task that was cancelled. It may
-        undo the claim later, in another thread, but later calls of the same process see its effect.
+        undo the claim later, in another thread, but later calls in the same process see the result.
         """
 
     @abstractmethod

@@ -303,8 +303,8 @@ class BackgroundTurns(Uncopyable):
         own = self._own.get()
         reading = kind(partial(TurnLog, os.urandom(12).hex(), self._max_bytes), own.remove)
         own.add(reading)
-        # `close` in another thread sets `_is_closed` before it lists the turns to stop. Because
-        # this check follows `add`, either `close` finds the turn, or this thread raises
+        # `close` in another thread sets `_is_closed` before it lists the turns to stop. So check
+        # `_is_closed` after `add`: `close` has found the turn, or this thread raises
         # `ClientClosed`.
         if self._is_closed:
             own.remove(reading)

@@ -94,8 +94,8 @@ class Caller:
         limit = call.limit
         if limit is None:
             return call
-        # `timeout_ms` also replaces the read and write timeouts: a call that may take 5 minutes
-        # must not end after 60 s without data.
+        # Use `timeout_ms` as the read and write timeouts: a call that may take 5 minutes must not
+        # end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self._clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)

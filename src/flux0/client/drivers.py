@@ -1,4 +1,4 @@
-"""The sync and the async driver, which perform the effects that flows describe.
+"""The sync and the async driver, which perform the I/O operations that flows yield.
 
 Both drivers end a call at its deadline, and when the client is closed. The async driver cancels the
 call. In a sync call, another thread ends the wait, for example by shutting the socket down: read
@@ -36,7 +36,7 @@ _GRACE = 0.1
 
 @frozen(eq=False)
 class Driver:
-    """Runs flows over a sync transport: performs each effect, and sends its result to the flow."""
+    """Runs flows over a sync transport: performs each I/O operation that a flow yields."""
 
     transport: Transport
     time: Time
@@ -176,7 +176,7 @@ def _append(body: bytearray, piece: bytes, limit: int) -> None:
 
 @contextmanager
 def _until(deadline: Deadline | None, time: Time) -> Generator[None, None, None]:
-    """Raise the timeout error of `deadline` if the `with` block ends, or times out, after it."""
+    """Raise the timeout error of `deadline` if the `with` block ends or times out after it."""
     cause: BaseException | None = None
     try:
         yield

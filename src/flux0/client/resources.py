@@ -252,7 +252,7 @@ class SessionsResource(_Resource):
             session_id: The session id. Raises `BadRequestError` if it does not exist.
             min_offset: Return only events with this offset or a larger offset.
             source: Return only events from this source; None means all sources.
-            correlation_id: Return only events of the turn with this id; None means all turns.
+            correlation_id: Return only events from the turn with this id; None means all turns.
             types: Return only events of these types; None means all types.
         """
         return self.caller.run(

@@ -38,7 +38,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
             return cls(method(*args, **options))
 
         # `markcoroutinefunction` lets web frameworks and unittest.mock recognize `call` as a
-        # coroutine function. Python 3.10 and 3.11 do not have it: they call `id`, without effect.
+        # coroutine function. Python 3.10 and 3.11 lack `markcoroutinefunction`, so `id` is called
+        # in its place, without effect.
         mark: Callable[[object], object] = getattr(inspect, "markcoroutinefunction", id)
         mark(call)
         return call
@@ -72,8 +73,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         __exit__ = __iter__ = __aiter__ = __anext__ = __enter__
 
         def __next__(self) -> Any:
-            # A task of asyncio calls `__next__` instead of `send` to resume its coroutine. Other
-            # callers get an error, because they iterate over a turn without `await`.
+            # A task of asyncio calls `__next__` instead of `send` to resume its coroutine. Raise an
+            # error for all other callers, which iterate over a turn without `await`.
             task: Any = running_task()
             if hasattr(task, "get_coro") and task.get_coro() is self:
                 return self.send()

@@ -108,7 +108,7 @@ class HTTPValidationError(APIError):
 
 
 class RateLimitError(APIError):
-    """429: too many requests. If present, `Retry-After` determines the wait before a retry."""
+    """429: too many requests. A header `Retry-After` determines the wait before a retry."""
 
 
 class ServerError(APIError):

@@ -20,15 +20,16 @@ _LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError for longe
 # centuries.
 _LONGEST_INTERVAL_MS = 10**12
 
-# The server decodes a percent-encoded path before it selects the route. So an id with one of these
-# characters selects a different route, even if the client encodes the character.
+# The server decodes a percent-encoded path before it selects the route. So an id with a character
+# such as `/` selects a different route, even if the client encodes the character.
 _NOT_IN_IDS = frozenset("/\\?#%")
-# These patterns accept the names and values of header fields that RFC 9110 allows (sections 5.6.2
-# and 5.5). A line break in a value adds another header field.
+# Patterns of valid names and values of header fields (RFC 9110, sections 5.6.2 and 5.5). A line
+# break in a value adds another header field, so it is not valid.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
-# RFC 6265, section 4.1.1, allows these characters in cookie values, and letters, digits and `-._~`.
-# `%` is allowed, too, but must be encoded, because it introduces the other encoded characters.
+# The characters, other than letters, digits and `-._~`, that RFC 6265, section 4.1.1, allows in
+# cookie values. `%` is not in the list: it must be encoded, because it introduces encoded
+# characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
 # Header fields that the user must not set: with a wrong value, the request is truncated, or the
 # server reads a part of the body as a second request.
@@ -130,8 +131,8 @@ def optional_seconds(argument: str, milliseconds: object) -> float | None:
 def server_url(url: object) -> tuple[str, Headers]:
     """Return the API's base URL, and the credentials in the URL as an authorization header.
 
-    The base URL has no trailing slash and no credentials, so logs and errors may show it. Its path
-    is percent-encoded.
+    The base URL has no trailing slash and no credentials, so logs and errors may show it. The path
+    in the base URL is percent-encoded.
     """
     checked = instance("server_url", str, url)
     if not _is_base_url(checked):

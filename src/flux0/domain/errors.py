@@ -16,8 +16,7 @@ Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request: certainly not, perhaps, or certainly."""
 
 _EXCERPT_LENGTH = 200  # Error messages show at most this number of characters of a body.
-# Attributes that are not pickled, because they refer to a connection or a client. They are None in
-# an unpickled error.
+# Attributes that are None in an unpickled error, because they refer to a connection or a client.
 _NOT_PICKLED = frozenset({"raw_response", "_list_stored"})
 
 
@@ -38,8 +37,7 @@ class Flux0Error(Exception):
         attempts: the number of attempts to send the request, including the first.
     """
 
-    # Tracebacks show `flux0.Flux0Error`, the name that users import, although the class is defined
-    # in this module.
+    # Users import `flux0.Flux0Error`, so tracebacks must show this name of the class.
     __module__ = "flux0"
 
     def __init_subclass__(cls) -> None:
@@ -57,7 +55,7 @@ class Flux0Error(Exception):
     def problem(self) -> str:
         """The error message without the method and the URL.
 
-        It is one line: line breaks and other control characters are escaped.
+        The message is one line: line breaks and other control characters are escaped.
         """
         return escaped(super().__str__())
 
@@ -80,8 +78,7 @@ class Flux0Error(Exception):
 
 def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    # Call the built-in base class's __init__, because it may set attributes: for example,
-    # ImportError.__init__ sets `msg`.
+    # Built-in base classes may set attributes: for example, ImportError.__init__ sets `msg`.
     super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
     return error
@@ -110,7 +107,8 @@ def mark_user_error(error: BaseException, *, sent: bool = False) -> None:
     """If `error` is a `Flux0Error`, mark it as raised by the user's code: it causes no retry.
 
     If the user's code, such as a middleware, makes another call that fails, `error.sent` belongs to
-    that call. Therefore, it is replaced by the value for this call: "maybe" if `sent`, else "no".
+    that call. Therefore, `error.sent` gets the value for the current call: "maybe" if `sent`, else
+    "no".
     """
     if isinstance(error, Flux0Error):
         error.from_user_code = True
@@ -263,8 +261,8 @@ class DecodeError(Flux0Error):
 
     Attributes:
         field: the invalid field, such as `data[0].created_at`; empty if the whole value is invalid.
-        body: the start of the received text. The message contains it without values of JSON members
-            that may be credentials.
+        body: the start of the received text. The error message contains this text without values of
+            JSON members that may be credentials.
     """
 
     sent: Sent = "maybe"
@@ -315,7 +313,7 @@ class StreamError(Flux0Error):
 class StreamInterrupted(StreamError):
     """The connection failed, or the stream ended, before the turn was complete.
 
-    The server may have stored more or fewer events than were received; see `stored_events`.
+    The server may have stored more or fewer events than were received: call `stored_events`.
     """
 
 
@@ -382,7 +380,7 @@ class TurnTooLarge(StreamError):
 class RelayEnded(Flux0Error):
     """A relay of a background turn was ended by `BackgroundTurns.end_relays`. The turn continues.
 
-    Relays report this error to their readers, who connect again. It is not raised.
+    Relays send this error to their readers, which connect again. The error is not raised.
     """
 
     sent: Sent = "yes"

@@ -6,8 +6,8 @@ from collections.abc import Container, ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
-# Logs and reprs show only the values of these header fields, because the values of all other fields
-# may be credentials.
+# The header fields whose values logs and reprs show. The values of all other fields may be
+# credentials.
 _SHOWN = frozenset(
     {
         *("accept", "accept-encoding", "allow", "cache-control", "connection"),

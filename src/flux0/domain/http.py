@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-# A request with one of these methods can be repeated without a further effect (RFC 9110, section
-# 9.2.2).
+# The idempotent methods: repeating such a request has no further effect (RFC 9110, section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # The number of bytes at the start of a response that `version_problem` needs.
 START_BYTES: Final = 40
@@ -68,7 +67,7 @@ def framing_problem(length: str | None, coding: str | None) -> str | None:
     Args:
         length: The value of `content-length`; None if the field is missing. The values of repeated
             fields are joined by commas.
-        coding: The value of `transfer-encoding`, in the same form.
+        coding: The value of `transfer-encoding`; None if the field is missing.
     """
     if coding is not None:
         if length is not None:

@@ -11,8 +11,8 @@ from typing import Any
 
 HIDDEN = "***"  # Logs and errors show this text instead of a value that may be a credential.
 
-# Logs and errors show only the values of these query parameters and JSON members. Other values may
-# be credentials, which the user has passed in `extra_query` or `extra_body`.
+# The query parameters and JSON members whose values logs and errors show. Other values may be
+# credentials, which the user has passed in `extra_query` or `extra_body`.
 _SHOWN = frozenset(
     {
         *("agent_id", "allow_greeting", "correlation_id", "min_offset", "source", "types"),
@@ -24,9 +24,9 @@ _SHOWN = frozenset(
     }
 )
 
-# In logs and terminals, these characters can imitate other output: control characters, line
-# separators, and characters that change the direction of the text after them. The last range
-# contains surrogates, which UTF-8 cannot encode.
+# Characters that can imitate other output in logs and terminals: control characters, line
+# separators, and characters that change the direction of text. The last range contains surrogates,
+# which UTF-8 cannot encode.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -38,8 +38,8 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
-        # The results of `id` for the observers that have raised an exception. The observers
-        # themselves cannot be in a set if they have no hash.
+        # The ids of the observers that have raised an exception. The set cannot contain the
+        # observers themselves, because an observer may have no hash.
         self._failed: set[int] = set()
         # The first warning about an unconfirmed end acquires this lock and never releases it. So
         # later warnings are not logged.
@@ -50,7 +50,7 @@ class Observers:
         return bool(self._observers)
 
     def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
-        # This method is called only if the client has observers. Then each request has a `call`.
+        # `observe_call` is called only if the client has observers, so each request has a `call`.
         call = cast("Call", request.call)
         start, error = self.clock(), None
         self.flush()
@@ -76,8 +76,8 @@ class Observers:
             return response
 
         attempt = chain(layers, record_status)
-        # If the user's middleware has created this request, the request has no `call`, and its
-        # attempts are not reported.
+        # A request that the user's middleware has created has no `call`. Attempts to send such a
+        # request are not reported.
         if (call := request.call) is None:
             return (yield from attempt(request))
         number, error = request.attempt, None

@@ -45,8 +45,8 @@ class StartLimit:
     """Limits how many calls start in one iteration of an event loop.
 
     If thousands of tasks make calls at once, the loop runs its other tasks between two groups of
-    `_STARTED_PER_ITERATION` calls. The calls start in the order of `wait`. If several loops share a
-    limit, a call may wait for more iterations than necessary.
+    `_STARTED_PER_ITERATION` calls. The calls start in the order in which they called `wait`. If
+    several loops share a limit, a call may wait for more iterations than necessary.
     """
 
     def __init__(self) -> None:
@@ -172,8 +172,8 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
             await close()
 
     def spawn_in_trio() -> None:
-        # trio raises RuntimeError if its run is ending. Then trio closes the resources of this loop
-        # itself.
+        # trio raises RuntimeError if its run is ending. In this case, trio itself closes the loop's
+        # resources.
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
@@ -186,8 +186,8 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         # Create the task now and not in a callback: a loop that is about to end cancels all
         # existing tasks, but may drop callbacks.
         spawn()
-        # A signal handler may run while the loop waits for I/O. Then the new task starts only after
-        # the wait, so end the wait with a callback.
+        # The caller may be a signal handler that runs while the loop waits for I/O. The callback
+        # ends this wait, so that the new task starts at once.
         call_soon(loop, do_nothing)
         return True
     return call_soon(loop, spawn)
@@ -281,7 +281,7 @@ class PerLoop(Generic[T]):
         return resource
 
     async def close_async(self) -> None:
-        """Close the running loop's resource. Other resources are closed with their loops."""
+        """Close the running event loop's resource. Resources of other loops stay open."""
         await self._entries.close(running_loop())
 
 
@@ -296,8 +296,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         self._close_resource = close_resource
 
     async def close_at_loop_end(self, loop: Loop) -> AsyncGenerator[None, None]:
-        # An event loop that ends closes its suspended async generators, such as this generator.
-        # Then the `finally` block closes the resource.
+        # An event loop that ends closes its suspended async generators, such as this generator, so
+        # that the `finally` block closes the resource.
         try:
             yield
         finally:
@@ -347,8 +347,8 @@ def _running_trio() -> Any:
     trio = sys.modules.get("trio")
     # While another thread imports trio, the module has no attribute `lowlevel` yet.
     if trio is not None and hasattr(trio, "lowlevel"):
-        # Do not use `in_trio_run`: old versions of trio do not have it. In guest mode, it also
-        # returns True in the host loop's asyncio tasks.
+        # Do not use trio's `in_trio_run`: old versions of trio lack this function, and in guest
+        # mode it returns True in asyncio tasks of the host loop, too.
         with suppress(RuntimeError):
             trio.lowlevel.current_task()
             return trio

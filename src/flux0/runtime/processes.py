@@ -42,9 +42,9 @@ class _RunningProcess:
 
 _running: Final = _RunningProcess()
 
-# `os.fork` waits until this lock is free. A thread must hold it while it calls other libraries that
-# acquire an internal lock, such as OpenSSL, which reads certificates. Otherwise, a child that is
-# forked while the internal lock is locked waits for this lock forever. `fork_lock` is reentrant,
+# `os.fork` waits until `fork_lock` is free. A thread must hold `fork_lock` while it calls a library
+# that acquires an internal lock, such as OpenSSL, which reads certificates. Otherwise, a child that
+# is forked while the internal lock is locked waits for this lock forever. `fork_lock` is reentrant,
 # because a signal handler may fork.
 fork_lock: Final = RLock()
 with suppress(AttributeError):  # Windows cannot fork, and lacks `register_at_fork`.

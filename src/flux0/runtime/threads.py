@@ -82,7 +82,7 @@ class _SendCall:
     def __call__(self) -> Response[ByteStream]:
         # The garbage collector may call `abandon`, so no lock is used. Instead, this method stores
         # the response before it checks `_abandoned`, and `abandon` sets `_abandoned` before it
-        # reads the response. So one of the two methods closes the response.
+        # reads the response. So `__call__` or `abandon` closes the response.
         response = self._response = self._transport.send(self._request)
         if self._abandoned:
             response.body.close()

@@ -79,7 +79,8 @@ class _Alarms:
             by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])
             for alarm, (moment, act) in by_moment:
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
-                    # If the function of one alarm raises, the thread must still call other alarms.
+                    # If the function of one alarm raises, the thread must still call the functions
+                    # of other alarms.
                     with suppress(Exception):
                         act()
             with self._changed:

@@ -24,7 +24,7 @@ _INHERITED: Final = "a forked child cannot read a turn that its parent reads"
 
 @frozen
 class LogEnd:
-    """The end of a turn's log. In other processes, a copy of the log may end before the turn.
+    """The end of a turn's log. In other processes, a copy of a log may end before the turn.
 
     Attributes:
         error: The error that ended the turn; None if the turn was read to its end.
@@ -39,11 +39,11 @@ class LogEnd:
 
     @property
     def has_numbered_error(self) -> bool:
-        """Whether relays send the error as the turn's last event, with a number."""
+        """Whether relays send `error` with an event number, as the turn's last event."""
         return self.error is not None and not self.is_of_copy
 
     def to_json(self) -> bytes:
-        """Encode the end for another process. `from_json` decodes it."""
+        """Encode this end of a turn as JSON, for another process."""
         if self.error is None:
             return json.dumps({"finished": self.finished}).encode()
         # Store plain values and not a pickle: unpickling runs code in the pickled data, and other
@@ -56,7 +56,7 @@ class LogEnd:
 
     @classmethod
     def from_json(cls, data: bytes) -> LogEnd:
-        """Decode the end that `to_json` has encoded."""
+        """Decode the end of a turn from the JSON that `to_json` returned."""
         end: dict[str, Any] = json.loads(data)
         if (shown := end.get("error")) is None:
             return cls(finished=end["finished"])
@@ -129,11 +129,11 @@ class TurnLog:
 
     @property
     def is_ended(self) -> bool:
-        """Whether the turn has ended. Then all its events have been added."""
+        """Whether the turn has ended. After its end, no events are added."""
         return bool(self._ends)
 
     def append(self, *events: bytes) -> None:
-        """Add events: complete server-sent events, each with its number as the field `id`.
+        """Add complete server-sent events. In a background turn, each has its number as its `id`.
 
         Does nothing if the turn has ended.
         """

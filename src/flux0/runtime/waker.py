@@ -22,7 +22,7 @@ class Waker:
         self._woken.acquire()
 
     def wake(self) -> None:
-        """End the current wait, or the next wait if no thread waits.
+        """End the wait of a thread. If no thread is waiting, the next `wait` returns at once.
 
         Safe in any thread and in finalizers.
         """
@@ -51,17 +51,17 @@ class AsyncWaker:
         self._timer_time = inf
 
     def wake(self) -> None:
-        """End the wait, or the next wait if no task waits.
+        """End the wait of a task. If no task is waiting, the next `wait` returns at once.
 
         Safe in any thread, in signal handlers and in finalizers.
         """
         call_soon(self.loop, self._woken.set)
 
     def wake_from_task(self) -> None:
-        """Like `wake`, but not safe in signal handlers and finalizers.
+        """End the wait of a task, as `wake` does, but not in signal handlers and finalizers.
 
-        If the caller runs in the same event loop as the waiting task, this method does not write to
-        the socket that wakes the loop.
+        If the caller runs in the same event loop as the waiting task, this method is faster than
+        `wake`, because it does not write to the socket that wakes the loop.
         """
         (self._woken.set if is_current(self.loop) else self.wake)()
 

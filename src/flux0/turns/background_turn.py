@@ -166,8 +166,8 @@ class _ReplyBuilder(RelayEncoder):
         return b""
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - a parameter of each encoder
-        # If a local variable refers to the error, the error's traceback refers to this frame, and
-        # the frame to the error. Such a cycle keeps both in memory, so no variable is used here.
+        # Do not store the error in a local variable: the error's traceback refers to the frame of
+        # this method, and the variable refers to the error. Such a cycle stays in memory.
         raise self._with_turn(fresh(error))
 
     def _with_turn(self, error: E) -> E:

@@ -96,7 +96,10 @@ class LogReader:
             cancel()
 
     def close(self) -> None:
-        """End reading with a `RelayEnded`. Safe in any thread and in signal handlers."""
+        """End the reading: the next `read` returns None, and sets `error` to a `RelayEnded`.
+
+        Safe in any thread and in signal handlers.
+        """
         self._is_closed = True
         self._waker.wake()
         if self._async_waker is not None:
@@ -229,7 +232,7 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
 
 
 class OpenRelays:
-    """The open relays of the background turns in one process. Its methods acquire no lock."""
+    """The open relays of the background turns in one process. The methods acquire no lock."""
 
     def __init__(self) -> None:
         self._readers: dict[LogReader, None] = {}
@@ -239,7 +242,7 @@ class OpenRelays:
         return len(self._readers)
 
     def pieces(self, reader: LogReader, encoder: RelayEncoder) -> Pieces:
-        """Yield the encoded bytes of a relay. It is open until this generator ends or is closed."""
+        """Yield the encoded bytes of a relay, which is open until this generator has ended."""
         self._readers[reader] = None
         try:
             # `end` in another thread sets `are_ended` before it closes all readers. The reader was

@@ -207,12 +207,13 @@ class OpenTurns:
                 if monotonic() > ends:
                     raise error
         self._calls.check()
-        # If the event loop ended before it closed the stream, close the stream here.
+        # The event loop may have ended before it closed the stream. In this case, close the stream
+        # here.
         stream.close_soon(_ANOTHER_MESSAGE)
 
 
 def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
-    """Raise an error if a call in `ahead` cannot continue before the current call returns."""
+    """Raise an error if an earlier call in the queue (`ahead`) must wait for the current call."""
     for other in ahead:
         if other.thread == sender.thread:
             if isinstance(other, ThreadSender) or other.task is running_task():

@@ -21,7 +21,7 @@ class Reader:
 
     Attributes:
         owner: The thread or task that runs the loop.
-        generators: The ids of the frames of the generators in which the loop runs.
+        generators: The frame ids of all generators in which the loop runs.
     """
 
     __slots__ = ("__weakref__", "generators", "owner")

@@ -79,8 +79,8 @@ class RunningCall:
 
     def __enter__(self) -> Self:
         self._running[self] = None
-        # If another thread ran `RunningCalls.close` before this call was added, it has not
-        # cancelled this call. Then raise `ClientClosed` here.
+        # `RunningCalls.close` in another thread does not cancel calls that are added later. Raise
+        # `ClientClosed` for such a call.
         if self._calls.closed:
             del self._running[self]
             self._calls.check()
@@ -93,7 +93,7 @@ class RunningCall:
             error.sent = self._sent
 
     def cancel(self) -> None:
-        """End the current wait. Later calls of `on_cancel` and `check` raise an error.
+        """Cancel the call: end its current wait. Later, `on_cancel` and `check` raise an error.
 
         Safe in any thread, in signal handlers and in finalizers.
         """
@@ -104,7 +104,7 @@ class RunningCall:
         self._stop_alarm = time.alarm(moment, self.cancel)
 
     def on_cancel(self, wake: Callable[[], object]) -> None:
-        """Set the function that ends the next wait. Raises an error if the call was cancelled.
+        """Set `wake`, which ends the call's next wait. Raises an error if the call was cancelled.
 
         `wake` must not block or raise, and must have no effect after the end of the wait.
         """

@@ -58,7 +58,7 @@ class SessionQueue:
 
     def leave(self, sender: Sender) -> None:
         self._senders.remove(sender)
-        # If the queue is empty now, there is no next sender to wake.
+        # An IndexError means that the queue is empty: there is no sender to wake.
         with suppress(IndexError):
             self._senders[0].wake()
 

@@ -207,7 +207,7 @@ class StreamState(Uncopyable):
         return self._report.seconds
 
     def mark_relayed(self) -> TurnReport:
-        """Record that the turn is relayed, so that its error is logged."""
+        """Record that a relay reads the stream, so that an error of the turn is logged."""
         self._report.is_relayed = True
         return self._report
 
@@ -219,7 +219,7 @@ class StreamState(Uncopyable):
         self._life.move(Transition(State.CLOSING, reason))
 
     def received(self, reader: Reader | None = None) -> Any:
-        """Iterate over lists of events. The events of each list were received together."""
+        """Iterate over the events in lists. The events in one list were received together."""
         return self._values(self._content.take_all, reader)
 
     def _mark_released(self) -> None:
@@ -227,8 +227,8 @@ class StreamState(Uncopyable):
 
     def _close_from_finalizer(self, reason: str) -> None:
         self.mark_closed(reason)
-        # An async body cannot be closed here, because `close_async` must be awaited. Instead, drop
-        # the reference to the body: its own finalizer releases the connection.
+        # A finalizer cannot await `close_async` of an async body. Drop the reference to the body,
+        # so that the body's own finalizer releases the connection.
         self._bind(_NoBody())
         self._mark_released()
         self._report_end(later=True)
@@ -248,15 +248,15 @@ class StreamState(Uncopyable):
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent
-        # An observer may change these messages, so they must not be the objects of `self.messages`,
-        # which the user gets.
+        # An observer may change the messages of a `TurnEnd`, so they must not be the same objects
+        # as in `self.messages`, which the user gets.
         messages = self._content.finish(partial=True) if with_messages else ()
         times = {chunk.event_id: chunk.timestamp for chunk in self._content.first_chunks}
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._life.current.failure,
-            # Pass a copy of the error, because an observer may store it: `self.error` has
-            # references to the messages and the client, and keeps them in memory.
+            # Do not pass `self.error`: an observer may store the error, and `self.error` keeps the
+            # messages and the client in memory.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
@@ -274,8 +274,8 @@ class StreamState(Uncopyable):
         event = self._content.agent_error
         if event is None:
             return None
-        # The user gets `event`, and an observer gets this error and may change its data. So the
-        # error has a copy of the data.
+        # An observer may change the error's data, but not the data in `event`, which the user gets.
+        # So copy the data.
         return self._turn.attach_request(AgentError(copied(event.data.data)))
 
     def _raise_agent_error(self) -> None:
@@ -366,7 +366,7 @@ class StreamState(Uncopyable):
         return bool(self._content.finish())
 
     def _feed_turn(self, began: float, data: bytes | None) -> Transition | None:
-        """Process `data`, the next piece of the body, or None at the body's end.
+        """Process the body's next bytes (`data`), or None at the body's end.
 
         `began` is the time when the wait for `data` began. Return the transition that ends the
         stream, or None if the turn continues.

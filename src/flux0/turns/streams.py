@@ -230,7 +230,7 @@ class EventStream(StreamState):
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:
-            # If another loop or thread has received events meanwhile, the caller takes them first.
+            # Another loop or thread may have received events, which the caller takes first.
             if self._content.unread is not unread:
                 return True
             if not (self._life.is_readable or self._is_readable()):
@@ -343,8 +343,8 @@ class AsyncEventStream(StreamState):
         if self.is_open:
             close = self._close_body
             self._close_from_finalizer(reason)
-            # A waiting reader refers to the body, so the body's finalizer does not run. Close the
-            # body here.
+            # If a reader is waiting, it refers to the body, so the body's finalizer does not run.
+            # In this case, close the body here.
             if self.is_being_read and (
                 is_stopped(self.loop) or not schedule_close(self.loop, close)
             ):

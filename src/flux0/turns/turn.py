@@ -61,7 +61,7 @@ class Turn:
 
         The error is None while the turn continues. Only events reset the idle timeout, because
         comments and partial events do not show that the agent is running. If `data` completes no
-        event, `waited`, the seconds of the wait for `data`, are subtracted from the attribute
+        event, the seconds in `waited`, which reading `data` took, are subtracted from the attribute
         `timeout`.
         """
         events: Received = []

@@ -31,9 +31,10 @@ class TurnContent:
 
     Attributes:
         unread: The events that were received, but not taken by the reader.
-        status: The last status; None if there was none. Call `fold` first.
-        agent_error: The last status event with an error; None if there was none. Call `fold` first.
-        text: The text that the last event appended to the answer. Call `fold` first.
+        status: The last status; None if there was none. It is up to date after `fold`.
+        agent_error: The last status event with an error; None if there was none. It is up to date
+            after `fold`.
+        text: The text that the last event appended to the answer. It is up to date after `fold`.
     """
 
     def __init__(self, accumulator: MessageAccumulator) -> None:

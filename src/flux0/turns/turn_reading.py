@@ -30,7 +30,7 @@ _LOST: Final = "the event loop or the thread that read the background turn has e
 
 
 class TurnReading(ABC, Generic[S]):
-    """Reads one background turn. Its methods can be called in any thread.
+    """Reads the stream of one background turn. The methods can be called in any thread.
 
     Args:
         create_log: A function that returns the turn's log. Its argument is the function that stops
@@ -55,8 +55,8 @@ class TurnReading(ABC, Generic[S]):
         self._stream = stream
         self.log.trace_parent = stream.mark_relayed().trace_parent
         self._start(stream)
-        # If another thread called `stop` while the message was being sent, there was no stream to
-        # close yet. Close the stream now.
+        # If another thread called `stop` while the message was being sent, `stop` had no stream to
+        # close. Close the stream now.
         if self._stopped is not None:
             self.stop(self._stopped)
 
@@ -133,7 +133,7 @@ class ThreadReading(TurnReading[EventStream]):
 
 
 class TaskReading(TurnReading[AsyncEventStream]):
-    """Reads a turn in a task.
+    """Reads the stream of a background turn in a task.
 
     Attributes:
         loop: The task's event loop: the loop that was running when this object was created.
@@ -143,8 +143,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
         super().__init__(*args)
         self.loop: Loop = running_loop()
         self.log.loop = self.loop
-        # This object must refer to its task. An event loop has only weak references to its tasks,
-        # so the garbage collector can free a running task.
+        # Keep a reference to the task: an event loop has only weak references to its tasks, so the
+        # garbage collector can free a running task.
         self._tasks: list[object] = []
 
     def lose(self) -> None:

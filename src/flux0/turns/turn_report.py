@@ -60,7 +60,7 @@ class TurnReport:
 
     @property
     def trace_parent(self) -> str | None:
-        """The `traceparent` of the turn's span, from the first observer that returns a value."""
+        """The `traceparent` for the turn's span, from the first observer that returns a value."""
         return self._observers.trace_parent(self._call)
 
     def unconfirmed_end(self) -> None:

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class CallOptions(TypedDict, total=False):
-    """The options of one call. None means the client's setting.
+    """The options of one call. An option that is None has the client's setting.
 
     Attributes:
         retries: The retry policy for this call.
@@ -41,7 +41,7 @@ class TurnOptions(CallOptions, total=False):
     """The options of a call that starts a turn.
 
     Attributes:
-        stream_idle_timeout_ms: The longest time in milliseconds between two events.
+        stream_idle_timeout_ms: The longest time in milliseconds between two events of the stream.
     """
 
     stream_idle_timeout_ms: int | None
@@ -61,7 +61,7 @@ class UserOptions(CallOptions, total=False):
 def kept(options: CallOptions) -> dict[str, Any]:
     """Return `server_url` and `http_headers` from the options of a call.
 
-    These options apply to all later requests of the same turn or conversation, too.
+    These options apply to all later requests in the same turn or conversation, too.
     """
     return {name: options.get(name) for name in ("server_url", "http_headers")}
 
@@ -92,8 +92,8 @@ def _parameters(options: type[CallOptions]) -> tuple[Parameter, ...]:
 _KINDS = CallOptions, TurnOptions, UserOptions
 _SHOWN = {f"Unpack[{kind.__name__}]": _parameters(kind) for kind in _KINDS} | {"NoReturn": ()}
 
-# Maps names from other libraries, which flux0 does not accept, to suggestions for the error
-# message: the first for the arguments of `Flux0`, the second for the options of one call.
+# Maps argument names of other libraries to the names that the error message suggests: an argument
+# of `Flux0`, and an option of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),

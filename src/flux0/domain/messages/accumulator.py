@@ -149,8 +149,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        # A chunk without operations fails, too, if its metadata are too large for the memory limit.
-        # Then there is no operation to record.
+        # A chunk without operations fails if its metadata are too large for the memory limit. It
+        # has no operation to record.
         if not event.patches:
             return
         operation = event.patches[index]

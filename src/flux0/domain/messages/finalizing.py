@@ -81,8 +81,7 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     try:
         data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
-        # The patches have not built a valid message. The server cannot convert the document either,
-        # and stores nothing.
+        # The document is not a valid message: the server cannot convert it, and stores nothing.
         return None
     kind = EventType.TOOL if isinstance(data, ToolData) else EventType.MESSAGE
     return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)

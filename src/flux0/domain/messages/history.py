@@ -11,7 +11,8 @@ from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.tool_calls import joined_tool_calls
 from flux0.domain.stored_models import Event, StatusData, ToolCall
 
-# Events of these types contain messages and tool calls. Status events only show the agent's state.
+# The types of events that contain messages or tool calls. Status events show only the agent's
+# state.
 MESSAGE_TYPES = (EventType.MESSAGE, EventType.TOOL)
 
 
@@ -67,7 +68,7 @@ class StoredTurn:
 
     @property
     def text(self) -> str:
-        """The answer's text so far, without the reasoning; see `Reply.text`."""
+        """The answer's text so far, without the reasoning; a line break separates messages."""
         return answer_of(self.messages)
 
     @property
@@ -77,7 +78,7 @@ class StoredTurn:
 
     @property
     def error(self) -> StatusData | None:
-        """The agent's last status `error`, with its `data`; None if there is none by now."""
+        """The agent's last status `error`, with its `data`; None if no such status is stored."""
         errors = (each for each in reversed(self.statuses) if each.status == SessionStatus.ERROR)
         return next(errors, None)
 

@@ -19,7 +19,8 @@ class TextList:
         # in a list if one of the strings contains `_SEPARATOR`. `_recent` holds all later strings.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
-        # The last result of `text`, and how many strings of `_recent` this result includes.
+        # The last result of the method `text`, and the number of strings in `_recent` that it
+        # includes.
         self._joined: str | None = None
         self._joined_recent = 0
         for text in texts:
