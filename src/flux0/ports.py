@@ -48,9 +48,9 @@ class Interrupt:
     The client calls `fire` at the call's deadline, or when the client is closed. If the call runs
     in a thread for async code, `fire` is called when the async call is cancelled.
 
-    A transport that supports interrupts calls `on_fire` when it has a socket for the request. It
-    calls `clear` when the response head was received or the exchange failed: afterwards, another
-    request may use the socket.
+    A transport that supports interrupts calls `on_fire` when it has a socket for the request. The
+    transport calls `clear` when the response head was received or the exchange failed: afterwards,
+    another request may use the socket.
     """
 
     def __init__(self) -> None:
@@ -105,8 +105,8 @@ class Request:
         body: the content of the request; None if it has no body.
         stream: if True, the body of a 2xx response is read piece by piece, as it arrives.
         timeout: the timeouts of this attempt, limited to the time until the call's deadline.
-        interrupt: lets another thread stop the wait for the response head. A sync transport may
-            ignore it.
+        interrupt: an object with which another thread can stop the wait for the response head. A
+            sync transport may ignore this object.
     """
 
     method: str

@@ -70,7 +70,7 @@ class Step:
     follows the end of its call. After `error` or `turn-end`, there are no steps.
 
     If the agent continues a message after the next message has begun, the message gets new parts,
-    and `content` and `message-end` are repeated if it has changed.
+    and `content` and `message-end` are repeated if the message has changed.
 
     Attributes:
         type: The type of this step, from the table.
@@ -105,7 +105,7 @@ class _StreamedCall:
 @define
 class _Message:
     id: str
-    kind: _Part  # These types of steps encode the message's text.
+    kind: _Part  # The types of the steps with the message's text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
     # The id of the open text part, whose start was sent, but not its end; empty if no part is open.

@@ -45,7 +45,7 @@ class TurnStats:
 
 
 class TurnStore(ABC):
-    """The interface of stores, which find the background turn of a session in all their processes.
+    """The interface of turn stores, with which several processes find each background turn.
 
     Several threads may call the methods at the same time. If `blocking` is True, async code calls
     them in worker threads. Only the process that claimed a turn adds events to its log; the store
@@ -63,7 +63,7 @@ class TurnStore(ABC):
 
     @abstractmethod
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Replace the session's turn, in all processes, by a new turn. `log` has no events yet.
+        """Replace the session's turn, in all processes, by a new turn with the empty log `log`.
 
         After this call, the store copies the events and the end of `log` for other processes. The
         store keeps the log of an ended turn for a while.

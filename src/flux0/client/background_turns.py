@@ -144,8 +144,8 @@ class BackgroundTurns(Uncopyable):
             finds the turns; with a `RedisTurnStore`, all processes that use the same Redis find
             them. Create a store for each `BackgroundTurns`, because `close` also closes the store.
         max_turn_bytes: The size limit of all kept events of one turn. Default: 16 MiB. When a turn
-            exceeds it, its oldest events are dropped, and the turn continues. A reader that has
-            still to read a dropped event gets a `TurnTooLarge`.
+            exceeds this limit, its oldest events are dropped, and the turn continues. A reader that
+            has not yet read a dropped event gets a `TurnTooLarge`.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class BackgroundTurns(Uncopyable):
         Args:
             conversation: The conversation of the session in which to send the message.
             content: The message's text.
-            running: What to do if the session has a running background turn, in any process that
+            running: The action if the session has a running background turn, in any process that
                 shares the store. `"stop"` stops that turn, waits until it has ended, and then sends
                 the message; `"refuse"` raises `TurnRunning`.
 
@@ -378,7 +378,7 @@ def _check_ended(log: TurnLog) -> None:
     if log.end is None:
         limit = duration(_MAX_STOP_SECONDS)
         raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")
-    # Only this process's copy of the log has ended, for example because Redis failed. The turn may
-    # still be running in another process.
+    # Only this process's copy of the turn's log has ended, for example because Redis failed. The
+    # turn may still be running in another process.
     if log.end.is_of_copy:
         raise TurnStoreError(f"the end of the running turn is not known: {log.end.error}")

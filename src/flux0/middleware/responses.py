@@ -16,8 +16,8 @@ from flux0.flows import CallRequest, Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Response
 
 _LONGEST_MESSAGE = 500
-# The server sends this `detail` if no route has the request's path. For an unknown agent or
-# session, the `detail` is different.
+# The member `detail` of the server's 404 response if no route has the request's path. For an
+# unknown agent or session, `detail` has another value.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
     "Not Found: the route does not exist; server_url must be the URL before /api, such as "
@@ -47,8 +47,8 @@ class ResponsePolicy:
             except Flux0Error:
                 if is_success(status):
                     raise
-                # Ignore this error: the APIError that is raised below has the response's status,
-                # which is more useful.
+                # Ignore the error of reading the body: the APIError that is raised below has the
+                # response's status, which is more useful.
                 body = b""
             response = Response(status, response.headers, body, response.raw_response)
         if is_success(status):

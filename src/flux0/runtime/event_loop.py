@@ -311,13 +311,13 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         entry = self.pop(loop, None)
         if entry is not None:
             resource, guard = entry
-            # `pop` has removed the entry, so the guard ends without closing the resource.
+            # `pop` has removed the entry, so `close_at_loop_end` ends without closing the resource.
             await guard.aclose()
             await self._close_resource(resource)
 
     async def _close_later(self, loop: Loop) -> None:
-        # If the loop ends during this sleep, the loop cancels this task, and the guard closes the
-        # resource.
+        # If the loop ends during this sleep, the loop cancels this task, and `close_at_loop_end`
+        # closes the resource.
         await sleep(_CLOSE_DELAY)
         await self.close(loop)
 

@@ -69,8 +69,8 @@ class AsyncWaker:
         if hasattr(self.loop, "run_sync_soon"):
             with self._library.move_on_after(inf if seconds is None else seconds):
                 await self._woken.wait()
-            # If another thread sets the old event now, its change is not missed: the caller looks
-            # for changes after this wait.
+            # Another thread may set the old event now. Its change is not missed, because the caller
+            # looks for changes after `wait`.
             self._woken = self._library.Event()
         else:
             self._deadline = inf if seconds is None else self.loop.time() + seconds

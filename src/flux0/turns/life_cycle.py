@@ -58,8 +58,8 @@ class Transition:
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # The next transition is the first item of this list. Other items are without effect: several
-    # threads may append a transition at the same time.
+    # Several threads may append the next transition at the same time. Only the first item in this
+    # list has an effect.
     next: list[Transition] = field(factory=list["Transition"], init=False)
 
 

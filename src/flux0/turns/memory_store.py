@@ -78,7 +78,7 @@ class MemoryTurnStore(TurnStore):
         self._ended_at[log] = self._clock()
 
     def _clean_later(self) -> None:
-        # A process may have many turns, so expired turns are searched only ten times in
+        # A process may have many turns, so the store looks for expired turns only ten times in
         # `keep_seconds`. The alarm has a weak reference, so that the store can be freed before the
         # alarm.
         method = WeakMethod(self._remove_expired)

@@ -51,8 +51,8 @@ class ReaderRole:
     def __init__(self, running: Callable[[], object], turn: Turn) -> None:
         self._running = running
         self._turn = turn
-        # The references are weak. So a loop stops being the reader when its `Reader` is freed, even
-        # if Ctrl-C has interrupted the loop.
+        # Weak references: a loop stops being the reader when its `Reader` is freed, even if Ctrl-C
+        # has interrupted the loop.
         self.readers: list[ref[Reader]] = []
         self.lock: Lock = Lock()
 

@@ -20,7 +20,7 @@ from flux0.runtime.event_loop import running_task
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import AsyncWaker, Waker
 
-# Identifies a session by the URL of its server and its id.
+# Identifies a session: the server's URL, and the session id.
 SessionKey: TypeAlias = tuple[str, str]
 
 

@@ -284,8 +284,8 @@ class StreamState(Uncopyable):
 
     @property
     def _stored(self) -> Callable[..., Any]:
-        # The stream stores its error, and the error stores this function. The function has no
-        # reference to the stream, because that forms a cycle, which stays in memory.
+        # The stream stores its error, and the error stores the returned function. So the function
+        # must not refer to the stream: such a cycle stays in memory.
         return partial(_stored_events, self._list_stored, self.correlation_id)
 
     def _enter(self) -> None:

@@ -174,11 +174,11 @@ class EventStream(StreamState):
     ) -> Iterator[bytes]:
         """Iterate over the encoded server-sent events of the turn, to forward them to a browser.
 
-        By default, the events have the format of the flux0 server. A piece may have several events
-        that were received together. If the stream fails, the last event is named `error`, and its
-        data is JSON with the `type` and `message` of the error. Closing the iterator closes the
-        stream, which cancels the agent. The stream is not read while more than 64 KiB wait for the
-        web server.
+        By default, the events have the format of the flux0 server. One piece may contain several
+        events that were received together. If the stream fails, the last event is named `error`,
+        and its data is JSON with the `type` and `message` of the error. Closing the iterator closes
+        the stream, which cancels the agent. The stream is not read while more than 64 KiB wait for
+        the web server.
 
         Args:
             heartbeat_ms: Milliseconds without an event after which a heartbeat is yielded. The

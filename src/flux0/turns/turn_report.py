@@ -47,7 +47,7 @@ class TurnReport:
         # and only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
-        # Store the result for `postpone`, which finalizers call. They must not call
+        # Store the result for `postpone`, which finalizers call. A finalizer must not call
         # `is_turn_observed`, whose first call imports the module logging.
         self._is_observed = observers.is_turn_observed()
         self._reporting = Lock()
@@ -97,8 +97,8 @@ class TurnReport:
         self._report()
 
     def _report(self) -> None:
-        # Check `_waiting` again after the release: a thread that added a report while this thread
-        # held the lock has not waited for the lock.
+        # Check `_waiting` again after the lock was released: while this thread held the lock,
+        # another thread may have added a report without waiting for the lock.
         while self._waiting and self._reporting.acquire(NO_WAIT):
             try:
                 while self._waiting:

@@ -30,7 +30,7 @@ from flux0.domain.stored_models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# Chunks with reasoning have this value as `kind` in their metadata.
+# The value of `kind` in the metadata of chunks with reasoning.
 REASONING = "reasoning"
 
 

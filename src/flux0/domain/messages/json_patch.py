@@ -21,7 +21,8 @@ _Root: TypeAlias = "dict[str, JSON]"
 # `copy.deepcopy` fail for values that are nested several hundred levels deep.
 MAX_DEPTH = 200
 
-# The bytes that a value counts in addition to its characters: about the size of a Python object.
+# The bytes that the memory limit counts for each value, in addition to the value's characters. A
+# Python object has about this size.
 VALUE_SIZE = 64
 
 _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
@@ -113,8 +114,8 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
     return root[""]
 
 
-# In the private functions of this module, `root` is a dict whose only value is the message's
-# document. The key is the empty string, which is the first segment of each JSON Pointer.
+# An argument of the type `_Root` is a dict whose only value is the message's document. The key is
+# the empty string, which is the first segment of each JSON Pointer.
 
 
 def _apply(
