@@ -79,8 +79,8 @@ class FollowedTurn:
                     self._is_lost = False
                     if (yield lose(name.info, self.process, settings)):
                         getLogger("flux0").warning("%s: turn=%s", _READER_LOST, name.info)
-                # While the worker waits for Redis, no variable refers to the copy. So the copy is
-                # freed when no reader uses it.
+                # Keep no reference to the copy of the log while the worker waits for Redis. So the
+                # copy is freed when no reader uses it.
                 last = log.last if (log := self.log()) else 0
                 del log
                 if not self.update((yield read(name, settings.process, last + 1))):
@@ -99,7 +99,7 @@ class FollowedTurn:
             self._wait_for_events()
 
     def update(self, reply: Any) -> bool:
-        """Append the events in the reply to the command `read` to the copy of the log.
+        """Append events to the copy of the log. `reply` is Redis's reply to the command `read`.
 
         Return True if `steps` must continue, for example with the next events.
         """
@@ -120,7 +120,7 @@ class FollowedTurn:
         return bool(end)
 
     def give_up(self, kind: type[Flux0Error], problem: str) -> None:
-        """End the copy with an error, although the turn may be running. Safe in any thread."""
+        """End the copy with an error; the turn itself may continue. Safe in any thread."""
         log = self.log()
         if log is not None:
             error = kind(problem)
@@ -134,7 +134,7 @@ class FollowedTurn:
             self._worker.submit(self.steps)
 
     def _wait_for_events(self) -> bool:
-        """Wait until the reading process has restored the events; end the copy if it does not."""
+        """Wait until the reading process has restored the events in Redis, or end the copy."""
         settings, now = self._worker.settings, monotonic()
         self._missing_since = self._missing_since or now
         if now - self._missing_since < settings.expiry:

@@ -1,4 +1,4 @@
-"""The turns of one process, and its threads."""
+"""The background turns that one process reads or copies, and its threads for Redis."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class StoreProcess:
                 thread.join(max(ends - monotonic(), 0))
 
     def retire(self) -> None:
-        """End the threads when no turn is running or followed. Safe in finalizers."""
+        """End the threads when this process reads and copies no more turns. Safe in finalizers."""
         self._worker.stop(when_idle=True)
 
     def _call(self, steps: Steps[T]) -> T:

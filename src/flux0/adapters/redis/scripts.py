@@ -1,13 +1,14 @@
 """The Lua scripts of the store, which Redis runs atomically. Running a script again has no effect.
 
-The life of a turn: CLAIM gives it the session, and a generation, which is larger than all earlier
-generations of the session. APPEND adds batches of events, and at last the end. READ returns the
-next events to a process that follows the turn, and registers it; APPEND then wakes it over its
-channel. STOP asks the reading process to stop. RELEASE undoes CLAIM. If Redis has lost the turn
-(restart, failover, eviction), APPEND returns nothing, and RESTORE creates the turn again. APPEND
-also compares generations: an older or missing turn of the session is replaced, and a newer turn,
-whose claim did not know this one, stops it. Each process renews its lease. If it does not, LOSE
-ends its turns.
+CLAIM makes a turn the turn of its session, and gives it a generation: a number that is larger than
+all earlier generations in this session. APPEND adds batches of events and, at last, the turn's end.
+READ returns the next events to a process that follows the turn, and registers the process, so that
+APPEND wakes it over its channel. STOP asks the reading process to stop the turn. RELEASE undoes
+CLAIM. If Redis has lost the turn (restart, failover, eviction), APPEND returns nothing, and RESTORE
+creates the turn again. APPEND also compares the turn's generation with the session's present turn.
+If the present turn is older or missing, it is replaced. If it is newer, and was claimed without
+knowledge of this turn, this turn is stopped. Each process renews its lease with RENEW. If it does
+not, LOSE ends its turns.
 
 Keys: `{prefix}{{session}}` is a hash: `turn`, its `generation` and `process`, and `before`, the
 generation of the running turn that it has replaced. The key of a turn is the key of its session,
@@ -22,11 +23,11 @@ from __future__ import annotations
 
 from typing import Final
 
-# The caller passes the present turn of the session, because a script gets all its keys as
-# arguments. If the session has another turn, the reply is empty. Otherwise, the reply says whether
-# the present turn is running, and has the generation of the claimed turn (empty if the claim was
-# refused). A generation is at least the current time. So it is larger than the last generation even
-# if Redis has lost the last generation.
+# This script makes a turn the turn of its session. The caller passes the session's present turn,
+# because a script gets all its keys as arguments. The reply is empty if the session has another
+# turn. Otherwise, the reply says whether the present turn is running, and has the claimed turn's
+# generation (empty if the claim was refused). A generation is at least the current time, so it is
+# larger than the last generation even if Redis has lost the last generation.
 CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
@@ -50,7 +51,7 @@ return {running and 1 or 0, generation}
 """
 
 # This script undoes CLAIM. If Redis still has the previous turn, and the previous turn was not
-# released, it becomes the turn of the session again; otherwise the session has no turn.
+# released, the session gets its previous turn again; otherwise the session has no turn.
 RELEASE: Final = """
 local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
@@ -62,10 +63,11 @@ redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process
 redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 """
 
-# The generation is 0 if the turn was released. If `sent` is not the number of the last event, no
-# event is appended. If another process has recorded the end, nothing more is appended. Entries are
-# dropped if all their events are older than `kept`. The reply is the number of the last event and
-# the last request to stop; it is empty if Redis has lost the turn.
+# This script appends events, or the end, to a turn. The generation is 0 if the turn was released.
+# If `sent` is not the number of the last event in Redis, no event is appended. If another process
+# has recorded the end, nothing more is appended. Entries are dropped if all their events are older
+# than `kept`. The reply is the number of the last event and the last request to stop; it is empty
+# if Redis has lost the turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
 local generation, ttl_ms, sent, last, kept, events, turn_end, trace_parent = unpack(ARGV)
@@ -113,8 +115,8 @@ redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PUBLISH', everyone, info)
 """
 
-# The reply is empty if Redis does not have the turn. Otherwise, it has the state of the turn and
-# the next entries. The first entry may contain events before `first`, too.
+# This script returns the state of a turn and its next entries; the reply is empty if Redis does not
+# have the turn. The first entry may contain events before `first`, too.
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, count = unpack(ARGV)
@@ -134,8 +136,8 @@ if process then
 end
 """
 
-# The reply is 1 if this call has ended the turn. It is 0 if another follower was faster, or if
-# another process has restored the turn.
+# This script ends a turn whose reading process was lost. The reply is 1 if this call has ended the
+# turn. It is 0 if another follower was faster, or if another process has restored the turn.
 LOSE: Final = """
 local process, turn_end, ttl_ms = unpack(ARGV)
 if redis.call('HGET', KEYS[1], 'process') ~= process then return 0 end

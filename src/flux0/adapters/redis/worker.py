@@ -85,7 +85,7 @@ class Worker:
         """Start a job, or start it again after its end. Safe in any thread and in finalizers.
 
         If `now` is False, the job may start some milliseconds later, together with other jobs. If
-        Redis cannot be reached, it then starts at the next attempt.
+        Redis cannot be reached, the job starts at the next attempt to reach Redis.
         """
         self._inbox.put((job, now))
 
@@ -118,17 +118,17 @@ class Worker:
             try:
                 raise result
             finally:
-                # The raised error's traceback refers to this frame, so this frame must not refer to
-                # the error: the garbage collector frees such a cycle late.
+                # Break a reference cycle: the traceback of the raised error refers to this frame,
+                # and the variable `result` refers to the error.
                 del result
         return result
 
     def set_timer(self, job: Job, seconds: float) -> None:
-        """Start the job after `seconds`. If a thread submits the job, it starts earlier."""
+        """Start the job after `seconds`, or earlier if a thread submits the job."""
         self._schedule(job, monotonic() + seconds)
 
     def stop(self, *, when_idle: bool = False) -> None:
-        """End the worker's thread, after all jobs were started once more.
+        """End the worker's thread, after it has started each scheduled job once more.
 
         If `when_idle` is True, end the thread when it has no job. Safe in finalizers.
         """
