@@ -53,8 +53,8 @@ _HISTOGRAMS = (
     ),
     ("http.client.request.duration", "Duration of HTTP client requests.", _HTTP_BUCKETS),
 )
-# The value of `trace_parent` always has this format, even if the program has configured another
-# propagator for requests, such as B3.
+# The format of `trace_parent`. It is used even if the program has configured another propagator for
+# requests, such as B3.
 _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _TRACE_PARENT: Final = "traceparent"
 # Metrics contain at most this number of agent names, because each name adds time series. Further
@@ -97,7 +97,7 @@ class OpenTelemetry(Observer):
     Args:
         tracer_provider: Creates the tracer. Default: the global tracer provider of OpenTelemetry.
         meter_provider: Creates the meter. Default: the global meter provider of OpenTelemetry.
-        contents: Whether to record the messages, and the arguments and results of tools.
+        contents: Whether to record the content of messages, and the arguments and results of tools.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ _FAILED: Final = 5  # An event was too large. The parser stays in this state.
 
 
 class SSEParser:
-    """An incremental parser of one event stream; an `EventStreamParser`.
+    """An incremental parser for one stream of server-sent events.
 
     The events depend only on the bytes, not on how the bytes are split into calls of `feed`. `feed`
     returns an event when it receives the CR or LF of a blank line. It does not wait for an LF
@@ -45,10 +45,10 @@ class SSEParser:
 
     `max_event_bytes` limits the size of one event; None means no limit. The size is the number of
     bytes since the last blank line, including comments and unknown fields. Each line end counts as
-    one byte. If an event exceeds the limit, `feed` raises `EventTooLarge`, as do all later calls,
-    and `pending` stays True. If complete events precede the large event in `data`, `feed` returns
-    these events, and the next call raises. To receive this error after the last bytes, call
-    `feed(b"")` if `pending` is True.
+    one byte. If an event exceeds the limit, this call and all later calls of `feed` raise
+    `EventTooLarge`, and `pending` stays True. If complete events precede the large event in `data`,
+    `feed` first returns these events, and the next call raises the error. At the end of the stream,
+    call `feed(b"")` if `pending` is True, because it may raise this error.
 
     Raises:
         InvalidArgument: `max_event_bytes` is not positive.
@@ -197,8 +197,9 @@ class _EventDecoder:
     def __init__(self) -> None:
         self.last_event_id = ""
         self.retry: int | None = None
-        # Most blocks have the lines "event: NAME" and "data: ...", with the same NAME as before. To
-        # decode them faster, store the last such block's start and name.
+        # Most blocks start with the lines of an earlier block: "event: NAME", and "data: " with
+        # other data. To decode such blocks faster, store the start and the NAME of the last such
+        # block.
         self._common_start = b"event: message\ndata: "
         self._common_name = "message"
 

@@ -89,7 +89,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
         if not text.isascii():
-            # Encode an international host name, such as `bücher.example`: `with_host` does this.
+            # `with_host` encodes an international host name, such as `bücher.example`.
             url = url.with_host(url.raw_host or "")
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
@@ -156,7 +156,7 @@ class _AiohttpSource:
         response = self._response
         is_scheduled = call_soon(loop, response.close)
         # If `response.connection` is None, aiohttp has received the whole body, and may use the
-        # connection for another request. Then do not shut it down.
+        # connection for another request. Then do not shut the connection down.
         if not is_scheduled or (is_blocked_by_caller(loop) and response.connection is not None):
             transport = None if self._connection is None else self._connection.transport
             shut_down(transport and transport.get_extra_info("socket"))

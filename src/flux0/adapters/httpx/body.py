@@ -56,8 +56,8 @@ class _HttpxSource:
         # exchanges share the connection.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
-            # Read directly from the connection only if httpx's own stream is still there and
-            # unread: the user's hook may have replaced it or read it.
+            # Read directly from the connection only if the response still has httpx's own stream,
+            # unread: the user's hook may have replaced or read the stream.
             is_own = package_of(response.stream) == exchange.library.httpx.__name__
             is_unread = not (response.is_closed or self._already_read)
             self._connection.is_direct = is_own and is_unread
@@ -151,8 +151,8 @@ class AsyncHttpxSource(_HttpxSource):
 
     async def _release(self) -> None:
         with suppress(Exception):  # Ignore all errors, because the body is not read any more.
-            # If a reader waits in the generator, Python cannot close it. Then closing the response
-            # ends the reader's wait with an error.
+            # Python cannot close a generator while a reader waits in it. In this case, closing the
+            # response ends the reader's wait with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):

@@ -1,7 +1,7 @@
 """Connections that detect surplus bytes and record how far an exchange has progressed.
 
-The network streams of httpcore do neither. Therefore `AsyncConnection` wraps a network stream, and
-`SyncConnection` (`sockets.py`) replaces it.
+The network streams of httpcore cannot do this. Therefore `AsyncConnection` wraps a network stream,
+and `SyncConnection` (`sockets.py`) replaces it.
 """
 
 from __future__ import annotations
@@ -257,9 +257,9 @@ class AsyncConnection(HttpxConnection):
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                # At each checkpoint, the event loop runs one step of the other task. The first step
-                # starts to read, and the second step receives the data that has already arrived. So
-                # a rejection that has already arrived cancels the write.
+                # During these two checkpoints, the other task starts to read, and receives data
+                # that has already arrived. So a rejection that has already arrived cancels the
+                # write.
                 for _ in range(2):
                     await checkpoint()
                 await self._stream.write(data, timeout)

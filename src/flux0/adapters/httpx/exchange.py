@@ -205,7 +205,7 @@ class HttpxExchange(Exchange):
         return error is self.failure and isinstance(error, Exception)
 
     def end(self) -> None:
-        """Free the place in the pool, and drop the failure, whose traceback refers to the body."""
+        """Free the place in the pool, and drop the exception whose traceback refers to the body."""
         self.failure = None
         self.leave()
 

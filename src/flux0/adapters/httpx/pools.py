@@ -165,7 +165,7 @@ class Pools:
 
 
 def _close_idle(transport: Any) -> None:
-    """Close the idle connections of a transport. This does not acquire the lock of its pool."""
+    """Close the idle connections of a transport, without acquiring the lock of its pool."""
     for connection in transport._pool.connections:  # noqa: SLF001 - httpx has no public name
         if connection.is_idle():
             connection.close()

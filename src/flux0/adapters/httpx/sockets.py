@@ -32,7 +32,7 @@ _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 class SyncConnection(HttpxConnection):
     def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
-        self._sock = sock  # This is a socket, or for TLS inside TLS a `_NestedTLS`.
+        self._sock = sock  # A socket or, for TLS inside TLS, a `_NestedTLS`.
         self._owner = OwnerProcess()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:

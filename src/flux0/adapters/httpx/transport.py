@@ -196,8 +196,8 @@ class HttpxFamilyTransport:
         if getattr(client, "is_closed", False):
             raise self._client_closed()
         httpx, timeout = self._library.httpx, request.timeout
-        # Build the request without the call's cookies, because the client adds its own cookies only
-        # to a request without a cookie header. Both are merged below.
+        # Build the request without the call's cookies: the client adds its own cookies only to a
+        # request without a cookie header. The call's cookies are added below.
         pairs = request.headers.without(("cookie",)).pairs
         if "accept-encoding" not in request.headers:
             pairs += (("accept-encoding", ACCEPT_ENCODING),)

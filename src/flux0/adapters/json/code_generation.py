@@ -81,8 +81,8 @@ def generate_hook(model: Any, find_hook: FindHook) -> Hook:
 
     Args:
         model: The model class.
-        find_hook: Returns the converter's hook for a type. It is called during the generation, for
-            types that the generated code cannot convert.
+        find_hook: A function that returns the converter's hook for a type. It is called during the
+            generation, for types that the generated code cannot convert.
     """
     names: dict[str, Any] = {"new": object.__new__, "fromisoformat": datetime.fromisoformat}
     lines = ["def build(data, _):", *_model_lines("data", model, names, find_hook), "return data"]

@@ -58,7 +58,8 @@ class TypeMismatch(ValueError):
 def converter(*, explaining: bool) -> Converter:
     """Return the converter that builds models from plain JSON.
 
-    If `explaining` is True, it is slower, but its errors name the wrong value and the problem.
+    If `explaining` is True, the converter is slower, but its errors name the wrong value and the
+    problem.
     """
     made = Converter(detailed_validation=explaining)
     for kind, expected, types in _EXACT:
@@ -145,8 +146,8 @@ def _datetime(value: Any, _: Any) -> datetime:
     try:
         parsed = datetime.fromisoformat(value)
     except ValueError:
-        # Python 3.10 rejects "Z", and fractions with other than 3 or 6 digits. Convert both to a
-        # form that it accepts.
+        # Python 3.10 rejects dates with the time zone "Z", or with a fraction of a second that does
+        # not have 3 or 6 digits. Convert such dates to a form that Python 3.10 accepts.
         text = _FRACTION.sub(lambda match: f".{match[1][:6]:0<6}", value, count=1)
         if text[-1:] in ("Z", "z"):
             text = f"{text[:-1]}+00:00"

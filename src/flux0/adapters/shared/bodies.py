@@ -20,7 +20,8 @@ class _AnySource(Protocol):
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         """Return the flux0 error for an error that the HTTP library raised; None for other errors.
 
-        `timeout` was passed to the read that raised the error.
+        `timeout` is the argument of the read that raised the error, for the message of a timeout
+        error.
         """
         ...
 
@@ -147,8 +148,8 @@ class AsyncBody(_BodyState):
                 raise translated from error
             raise
         finally:
-            # The raised error's traceback refers to this frame, so this frame must not refer to the
-            # error: the garbage collector frees such a cycle late.
+            # Break a reference cycle: the raised error refers to this frame (in its traceback), and
+            # the variable `translated` of this frame refers to the error.
             translated = None
             self._read_lock.release()
         return piece
@@ -183,7 +184,7 @@ class SyncBodyState(_BodyState):
         self._owner = OwnerProcess()
         self._released = False
         # The connection of a finished body may serve the next request, so it must not be shut down.
-        # Therefore this lock is held while `finished` is set, and while the connection is shut
+        # Therefore `_end_lock` is held while `finished` is set, and while the connection is shut
         # down.
         self._end_lock = Lock()
 
@@ -212,8 +213,8 @@ class SyncBodyState(_BodyState):
                 raise translated from error
             raise
         finally:
-            # The raised error's traceback refers to this frame, so this frame must not refer to the
-            # error: the garbage collector frees such a cycle late.
+            # Break a reference cycle: the raised error refers to this frame (in its traceback), and
+            # the variable `translated` of this frame refers to the error.
             translated = None
             self._read_lock.release()
             # If another thread called `close` while this thread held the read lock, it did not
@@ -226,8 +227,8 @@ class SyncBodyState(_BodyState):
         """Release the connection without waiting for a lock.
 
         A signal handler or the garbage collector may call this method in a thread that holds a lock
-        of this object or the connection pool. Therefore a new thread does the work for which the
-        pool may need its lock.
+        of this object or the connection pool. Therefore a new thread releases the connection,
+        because this may need the pool's lock.
         """
         if self._owner.is_inherited():
             self._never_collected.add(self)

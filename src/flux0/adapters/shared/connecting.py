@@ -17,7 +17,7 @@ from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.sending import wait
 from flux0.ports import Interrupt
 
-MIN_SECONDS: Final = 0.001  # The shortest timeout: 0 makes a socket non-blocking.
+MIN_SECONDS: Final = 0.001  # The shortest socket timeout in seconds: 0 makes it non-blocking.
 
 
 @frozen
@@ -83,8 +83,8 @@ class Connector:
         return socket.socket(*kind)
 
     def _connect(self, sock: socket.socket, address: Any, timeout: float | None, /) -> None:
-        # The interrupt can only shut down a socket that has begun to connect. So begin without
-        # blocking, then register the socket with the interrupt, then wait.
+        # Begin to connect without blocking, then register the socket with the interrupt, then wait:
+        # the interrupt can only shut down a socket that has begun to connect.
         sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
         status = sock.connect_ex(address)
         self.interrupt.on_fire(partial(shut_down, sock))

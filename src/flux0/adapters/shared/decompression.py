@@ -1,6 +1,7 @@
 """Decompression of response bodies, in pieces of limited size.
 
-Some HTTP libraries accept truncated gzip or deflate data as complete. This module rejects it.
+Some HTTP libraries accept truncated gzip or deflate data as complete. This module raises an error
+for truncated data.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Decoder:
 
 
 def _content_before_error(member: Any, *inputs: bytes) -> bytes:
-    """Return the last input's content up to the error.
+    """Return the decompressed content of the last input, up to its first invalid byte.
 
     `member` is a zlib decompressor that has not received `inputs` yet.
     """

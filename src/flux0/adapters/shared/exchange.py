@@ -52,9 +52,8 @@ class Exchange:
         self.interrupt: Interrupt = request.interrupt
 
     def shut_down_on_interrupt(self, connection: Any) -> None:
-        """Shut `connection` down when `interrupt.fire` is called; see `shut_down`.
+        """Shut `connection` down on `interrupt.fire`, to end the wait for the response head.
 
-        The shutdown wakes the thread that waits for the response head. `connection` replaces the
-        connection that was passed before.
+        `connection` replaces the connection that was passed to an earlier call of this method.
         """
         self.interrupt.on_fire(partial(shut_down, connection))

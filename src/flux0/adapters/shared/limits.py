@@ -18,9 +18,9 @@ MAX_OVERHEAD_BYTES: Final = 256 * 1024
 # The largest number of bytes for one read of a socket, as in httpcore. Larger reads save few system
 # calls, because a network delivers less at a time.
 READ_BYTES: Final = 64 * 1024
-# While a larger request is sent, flux0 also reads, because the server may reject the request before
-# it has received the whole request. Smaller requests mostly need no wait: they fit into the buffers
-# of the system and asyncio (64 KiB).
+# While flux0 sends a request with more bytes, it also reads, because the server may reject the
+# request before it has received the whole request. A smaller request mostly fits into the buffers
+# of the system and asyncio (64 KiB), so that sending it needs no wait.
 LARGE_REQUEST_BYTES: Final = 64 * 1024
 # The request header `Accept-Encoding` lists the content codings that the module `decompression`
 # supports.

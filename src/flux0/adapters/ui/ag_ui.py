@@ -19,11 +19,12 @@ class AgUiFormat(RelayFormat):
     """The events of AG-UI, a relay format for `HttpAgent` of `@ag-ui/client`, and for CopilotKit.
 
     Args:
-        thread_id: The member `threadId` of the request.
-        run_id: The member `runId` of the request.
-        messages: The result of `ag_ui_messages`. The page replaces its messages by these messages.
-        error_text: Returns the text that the page gets for an error. By default, the text is a
-            general sentence, because an error may contain the exception of an agent.
+        thread_id: The member `threadId` of the AG-UI client's request.
+        run_id: The member `runId` of the AG-UI client's request.
+        messages: The messages with which the page replaces its messages: the result of
+            `ag_ui_messages`. By default, the page keeps its messages.
+        error_text: A function that returns the text that the page gets for an error. By default,
+            the text is a general sentence, because an error may contain the exception of an agent.
 
     Attributes:
         thread_id: The argument `thread_id`.

@@ -21,8 +21,8 @@ class AiSdkFormat(RelayFormat):
     The messages of a turn become one `UIMessage`, whose id is the `correlation_id` of the turn.
 
     Args:
-        error_text: Returns the text that the page gets for an error. By default, the text is a
-            general sentence, because an error may contain the exception of an agent.
+        error_text: A function that returns the text that the page gets for an error. By default,
+            the text is a general sentence, because an error may contain the exception of an agent.
     """
 
     headers: ClassVar[Mapping[str, str]] = {**RelayFormat.headers, _HEADER: "v1"}

@@ -31,9 +31,9 @@ def user_text(body: Any) -> str:
             messages in `messages`, or only the new message in `message`.
 
     Raises:
-        InvalidArgument: The body has another shape, or its last message is not a message of the
-            user that has only text. Or the page wants to replace a message, with `regenerate` or by
-            editing a message: the flux0 server cannot replace messages.
+        InvalidArgument: The body does not end with a user message that contains only text, or the
+            page asks to replace a message (with `regenerate`, or by editing a message), which the
+            flux0 server cannot do.
     """
     with suppress(AttributeError, LookupError, TypeError):
         trigger = body.get("trigger", "submit-message")
@@ -55,8 +55,8 @@ def ui_messages(
     Args:
         history: The result of `Conversation.history`.
         is_running: Whether to leave out the messages of the agent in the turn of the last user
-            message, because the page will join this turn. A component that replaces the message of
-            a turn which it joins, as `useChat` does, needs all messages.
+            message, because the page will join this turn. A current version of `useChat` replaces
+            the message of a turn that it joins, so it needs all messages.
     """
     messages: dict[str, dict[str, Any]] = {}
     for event in _shown(history, is_running):

@@ -1,7 +1,7 @@
 """Connections that record the progress of a request, for transports over `urllib3` and `requests`.
 
 The exceptions from these libraries do not show whether the request was sent, because the same
-classes are raised before and after that moment. Therefore a connection records its progress in the
+classes are raised before and after sending. Therefore a connection records its progress in the
 current `Urllib3Exchange`.
 """
 
@@ -41,7 +41,7 @@ else:
 
 @final
 class Urllib3Exchange(Exchange):
-    """The progress of one request. Inside the `with` block, the connection records it here.
+    """The progress of one request. Inside its `with` block, the connection records the progress.
 
     Attributes:
         failure: The exception from the last failed attempt to connect, or None.
@@ -145,7 +145,7 @@ class Urllib3Connection(HTTPConnection):
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
         # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of `sock`.
-        # The user's connection class may return an object that is not a socket. It cannot be
+        # The user's connection class may return an object that is not a socket, and cannot be
         # duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)

@@ -28,11 +28,11 @@ _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 
 def track(pool: Any, size: int | None = None) -> None:
-    """Make `pool` open tracked connections only, and close its idle untracked connections.
+    """Make `pool` use only tracked connections, which record whether a request was sent.
 
-    If a recorder such as vcrpy has replaced the pool's connection class, its connections are not
-    tracked, because the recorder may replay a response without sending the request. With such a
-    pool, flux0 does not know whether a request was sent.
+    Its idle untracked connections are closed. If a recorder such as vcrpy has replaced the pool's
+    connection class, its connections are not tracked, because the recorder may replay a response
+    without sending the request. With such a pool, flux0 does not know whether a request was sent.
 
     Args:
         pool: A pool of urllib3.
@@ -196,7 +196,7 @@ def close_pools(manager: urllib3.PoolManager) -> None:
     object refers to the pool, such as an exception that the user has stored.
 
     Args:
-        manager: A built-in pool manager; see `track`.
+        manager: A built-in pool manager.
     """
     call_with_lock(manager.pools.lock, partial(_close_pools, manager))
 

@@ -6,7 +6,7 @@ The steps of one request:
    authentication.
 2. The session's adapter finds a pool. `track` changes the pool's connection class, so that
    connections record their progress in a `Urllib3Exchange`.
-3. urllib3 connects, sends the request and reads the response head, as in the module `transport`.
+3. urllib3 connects, sends the request and reads the response head.
 4. `requests` calls the session's hooks with the response. `_HookRecorder` has added two hooks. The
    first hook records the response. The last hook removes the `location` header, for which
    `requests` prepares the redirect, and reads the whole body for this purpose.
@@ -167,8 +167,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
 
 def _prepare(session: requests.Session, request: Request) -> Any:
     headers = {"Accept-Encoding": ACCEPT_ENCODING, **request.headers}
-    # Remove the call's cookies, because the session adds its own cookies only to a request without
-    # a cookie header. Both are merged below.
+    # Remove the call's cookies: the session adds its own cookies only to a request without a cookie
+    # header. The call's cookies are added below.
     cookies = headers.pop("cookie", None)
     body = request_body(request.body)
     unprepared = requests.Request(request.method, request.url, headers, data=body)
