@@ -125,7 +125,7 @@ def chat(
     as_json = common_options(context).as_json
     explain = partial(describe_error, ids={"session": session})
     with open_client(context, explain, idle_timeout, demo=demo) as flux0:
-        from flux0.cli.chat import (  # noqa: PLC0415 - slow
+        from flux0.cli.chat import (  # noqa: PLC0415 - slow to import
             Chat,
             messages_to_send,
             standard_input,
@@ -158,7 +158,7 @@ def demo(context: typer.Context, *, as_json: Json = False) -> None:
     """
     as_json = common_options(context).as_json
     with open_client(context, demo=True) as flux0:
-        from flux0.cli.chat import Chat  # noqa: PLC0415 - slow
+        from flux0.cli.chat import Chat  # noqa: PLC0415 - slow to import
 
         conversation = flux0.conversation(agent=flux0.agents.list()[0])
         message = "What's the weather like in San Francisco?"
@@ -206,9 +206,9 @@ def mcp(
         if not http and source.name != "DEFAULT":
             raise typer.BadParameter("has no effect without --http.", param_hint=f"--{name}")
     with open_client(context) as flux0:
-        import anyio  # noqa: PLC0415 - slow
+        import anyio  # noqa: PLC0415 - slow to import
 
-        from flux0.cli.mcp_server import (  # noqa: PLC0415 - an extra
+        from flux0.cli.mcp_server import (  # noqa: PLC0415 - needs the extra `mcp`
             create_server,
             serve_http,
             serve_stdio,

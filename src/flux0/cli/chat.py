@@ -83,8 +83,8 @@ class Chat:
 
     A terminal shows complete turns. If standard output is a pipe, only the answers are written to
     the pipe, and everything else to standard error. If standard output and standard error are the
-    same pipe or file, it gets complete turns. If `as_json` is True, each event is written to
-    standard output as a line of JSON. `explain` converts an error to a message.
+    same pipe or file, complete turns are written to it. If `as_json` is True, each event is written
+    to standard output as a line of JSON. `explain` converts an error to a message.
     """
 
     _conversation: Conversation
@@ -183,7 +183,7 @@ class Chat:
     def _read_messages(self) -> Iterator[str]:
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            # After this import, the function `input` supports editing and a history of lines.
+            # The module readline lets the function `input` support editing and a history of lines.
             import_module("readline")
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""

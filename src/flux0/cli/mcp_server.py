@@ -163,7 +163,7 @@ class AgentTools:
                 if isinstance(event, models.ChunkEvent) and event.event_id not in begun:
                     begun.add(event.event_id)
                     await report(f"message {len(begun)}")
-                # Do not report the status `error`: the assistant gets its data with the result, if
+                # Do not report the status `error` as progress: its data is a part of the result, if
                 # the assistant may see the data.
                 elif (
                     isinstance(event, models.StatusEvent)

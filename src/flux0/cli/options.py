@@ -20,7 +20,7 @@ from flux0.models import InvalidArgument
 # response.
 _COMPLETION_MS = 2_000
 MAX_SECONDS: Final = (2**31 - 1) // 1000  # The largest `timeout_ms`, in seconds.
-_SAFE = re.compile(r"[\w.-]+")  # Text of these characters is safe: a shell interprets none of them.
+_SAFE = re.compile(r"[\w.-]+")  # Text without characters that a shell interprets.
 _HYPHEN_ID = re.compile(rf"-[\w-]{{{ID_LENGTH - 1}}}", re.ASCII)
 
 

@@ -98,9 +98,9 @@ class TurnView:
     def _may_show(self, patch: models.JSONPatchOperation) -> bool:
         """Return whether a patch may add content that can be written now.
 
-        Other patches are fragments of structured content, or of tool calls that were already
-        written. For these patches, do not read `turn.messages`: it rebuilds the message, and the
-        cost grows with the message's length.
+        A patch without such content is a fragment of structured content, or of a tool call that was
+        already written. For such a patch, do not read `turn.messages`: it rebuilds the message, and
+        the cost grows with the message's length.
         """
         if patch.path.startswith(_TOOLS):
             return self._is_waiting or not isinstance(patch.value, str)

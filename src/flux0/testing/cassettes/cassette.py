@@ -200,7 +200,7 @@ class CassetteFile:
             raise CassetteError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def append(self, exchange: RecordedExchange) -> None:
-        """Append an exchange. The cost does not depend on the file's size."""
+        """Append an exchange to the file. The cost does not depend on the file's size."""
         with self._writing():
             if self._written is None:
                 suffix = f"{os.getpid()}.new" if self._deferred else "new"

@@ -60,12 +60,12 @@ class RecordingTransport:
     does not contain.
 
     Args:
-        transport: The transport that sends the requests, such as an `HttpxTransport`. Closing the
-            `RecordingTransport` closes it, too.
+        transport: The wrapped transport, which sends the requests, such as an `HttpxTransport`.
+            Closing the `RecordingTransport` also closes the wrapped transport.
         path: The cassette's path. Missing folders are created.
         scrub: A function that is called with each string in a path, a query or a body, and returns
-            the string to record instead. The incomplete event at the end of an interrupted stream
-            is then not recorded.
+            the string to record instead. With `scrub`, the incomplete event at the end of an
+            interrupted stream is not recorded.
 
     Raises:
         CassetteError: `path` is a folder or cannot be written, or another transport is recording to

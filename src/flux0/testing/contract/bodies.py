@@ -170,7 +170,7 @@ class BodyContract(Contract):
         server.wait_until_closed()
 
     def test_decompression_bomb_is_decoded_in_pieces(self, harness: Harness) -> None:
-        """200 kB of gzip data decode to 200 MB. Reading the first 4 MB needs less than 32 MB."""
+        """200 kB of gzip data decode to 200 MB. Reading 4 MB needs less than 32 MB of memory."""
         compressor = zlib.compressobj(9, wbits=31)
         first, another = (
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)

@@ -73,7 +73,7 @@ class ConnectContract(Contract):
         check(harness.fetch(get(f"http://two.invalid:{server.port}")), b"ok", "the body")
 
     def test_ipv6_host_has_brackets(self, harness: Harness) -> None:
-        """The `host` header repeats the URL's brackets (RFC 9110, section 7.2)."""
+        """The `host` header has the brackets of an IPv6 address (RFC 9110, section 7.2)."""
         try:
             server = harness.serve(http_response(b"ok"), host="::1")
         except OSError:  # pragma: no cover - depends on the machine
@@ -182,7 +182,7 @@ class TLSContract(Contract):
     def test_part_of_a_tls_record_does_not_extend_the_timeout(
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
-        """The second part of the record is invalid, but it arrives after the timeout."""
+        """A TLS record arrives in two parts. The timeout expires before the second part arrives."""
         server, response = trusting.read_first(slow_tls_record(2 * SHORT), tls=tls)
         reading = response.start_read(timeout=2 * SHORT)
         server.release()

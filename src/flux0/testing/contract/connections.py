@@ -127,7 +127,7 @@ class SendOnceContract(Contract):
 
     @pytest.mark.parametrize("location", _LOCATIONS)
     def test_redirects_are_not_followed(self, harness: Harness, location: str) -> None:
-        """A malformed `location` is returned, too. The transport may drop the response body."""
+        """A redirect is returned even if its `location` is malformed. Its body may be dropped."""
         steps = http_response(b"moved", status="302 Found", headers=[("Location", location)])
         server = harness.serve(steps)
         response = harness.send(post(server.url))
@@ -144,7 +144,7 @@ class ReleaseContract(Contract):
     def test_finished_body_releases_its_connection_for_reuse(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """After the body's end, `close` has no effect."""
+        """After the end of a response body, `close` has no effect."""
         server = harness.serve(http_response(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             response = harness.send(get(server.url, stream=stream))

@@ -158,7 +158,7 @@ class HeadContract(Contract):
     ) -> None:
         """A response to HEAD, and a response with status 204 or 304, has no body.
 
-        A `content-length` in the head does not change this (RFC 9112, section 6.3).
+        A `content-length` in the head of such a response is ignored (RFC 9112, section 6.3).
         """
         server = harness.serve((head(status, fields),))
         for _ in range(2):

@@ -157,7 +157,7 @@ class LocalTurnStoreContract:
             reasons.clear()
 
     def test_released_turn_is_not_found(self, stores: Stores) -> None:
-        """After `release`, `find` in the same process and `claim` return None."""
+        """For a released turn, `find` in the same process and `claim` return None."""
         log = _start(stores[0])
         log.finish(LogEnd())
         stores[0].release(_SESSION, log, None)

@@ -130,7 +130,7 @@ class SharedTransport(Shared):
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock  # Clients read the time from this attribute.
+        self.time: FakeClock = clock  # `Flux0` reads the time from this attribute of its transport.
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod

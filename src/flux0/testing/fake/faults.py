@@ -127,7 +127,7 @@ class Delay:
     The call raises `ReadTimeout` if its read timeout expires first.
 
     Attributes:
-        seconds: the delay in seconds, on the fake's clock.
+        seconds: the delay in seconds, on the fake's simulated clock.
     """
 
     seconds: float = field(validator=check_interval)
@@ -145,7 +145,7 @@ class _Cutoff:
 
 @frozen
 class Stall(_Cutoff):
-    """The server stops sending data; the client's timeout expires on the fake's clock.
+    """The server stops sending data. A timeout of the client expires on the simulated clock.
 
     Pass at most one argument. Without arguments, the server ignores the request and sends no
     response.

@@ -57,8 +57,8 @@ class Operation(NamedTuple):
         return re.match(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.route) + "$", path)
 
 
-# The operations have the same order as in the server: a 405 response contains the method of the
-# first operation with this path.
+# The operations have the same order as in the server, because a 405 response contains the method of
+# the first operation with the requested path.
 OPERATIONS = (
     Operation("agents.create", "POST", "/api/agents", _NEW_AGENT),
     Operation("agents.retrieve", "GET", "/api/agents/{agent_id}"),

@@ -156,7 +156,7 @@ class _Connection:
         host = host if _HOST.fullmatch(host) else self._server.address
         target = head.target.decode().replace("#", "%23")
         # A target without a leading slash, such as an absolute URL, matches no route of the real
-        # server. So add slashes, with which it matches no route of the fake.
+        # server. Add slashes, so that it matches no route of the fake, either.
         if not target.startswith("/"):
             target = f"//{target}"
         url, content = f"{scheme}://{host}{target}", bytes(body) or None

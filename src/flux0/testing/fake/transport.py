@@ -118,7 +118,7 @@ class FakeTransport(SharedTransport):
         return f"<FakeTransport, {len(self._calls)} calls>"
 
     def reset(self) -> None:
-        """Delete sessions, calls, scripts, faults and expectations, and close open streams.
+        """Delete sessions, calls, scripts, faults and expected calls, and close open streams.
 
         The first agent and the clock's time are kept.
         """

@@ -70,7 +70,7 @@ class FakeTurn:
     _silent_steps: int = field(default=0, init=False)
     # The time of the agent's next event, on the fake's clock.
     _time: float = field(init=False)
-    # The time at which the agent's own code continued after its last step.
+    # The time at which the agent's own code continued after its last step, on the fake's clock.
     _continued_at: float = field(init=False)
     _output: deque[bytes | Exception] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
