@@ -67,16 +67,17 @@ async def interrupt(
     Return whether it was suspended n times.
     """
     if mode == "trio":
-        with trio.CancelScope() as scope:
-            steps = Interrupted(work, number, act or scope.cancel)
+        scope = trio.CancelScope()
+        steps = Interrupted(work, number, act or scope.cancel)
+        with scope:
             await steps
-    else:
+        return steps.has_acted
 
-        async def run() -> None:
-            await steps
+    async def run() -> None:
+        await interrupted
 
-        task = asyncio.ensure_future(run())
-        steps = Interrupted(work, number, act or task.cancel)
-        with suppress(asyncio.CancelledError):
-            await task
-    return steps.has_acted
+    task = asyncio.ensure_future(run())
+    interrupted = Interrupted(work, number, act or task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task
+    return interrupted.has_acted

@@ -69,8 +69,10 @@ def test_id_of_a_status_cannot_add_fields_to_an_encoded_event(id: str) -> None:
     assert (again, sent.id) == (event, "7")
 
 
-PUBLIC = {"ClientClosed", "ReaderLost", "RelayEnded", "StreamIdleTimeout"}
-PUBLIC |= {"TurnStopped", "TurnTooLarge"}
+PUBLIC = {
+    *("ClientClosed", "ReaderLost", "RelayEnded", "StreamIdleTimeout"),
+    *("TurnStopped", "TurnTooLarge"),
+}
 FAILED = "The exchange with the flux0 server failed"
 
 

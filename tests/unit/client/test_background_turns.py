@@ -1131,7 +1131,7 @@ async def wait_for_reply(server: Server, conversation: AsyncConversation, gate: 
 CALLS: Mapping[str, Operation] = {
     "start": lambda server, conversation, _: server.turns.start_async(conversation, "Hi"),
     "stop": lambda server, conversation, _: server.turns.stop_async(conversation.session_id),
-    "close": lambda server, *_: server.turns.close_async(),
+    "close": lambda server, _, __: server.turns.close_async(),
     "drain": drain,
     "wait": wait_for_reply,
 }
@@ -1140,7 +1140,7 @@ ACTIONS: Mapping[str, Operation] = {
     "start": CALLS["start"],
     "stop": CALLS["stop"],
     "close": CALLS["close"],
-    "close the client": lambda server, *_: server.client.close_async(),
+    "close the client": lambda server, _, __: server.client.close_async(),
 }
 
 

@@ -244,8 +244,11 @@ def test_turn_has_an_end_although_its_reading_is_interrupted_at_any_await(
             interruption = actions.get(action, start_action)
             has_acted.append(await interrupt(mode, run(), number, interruption))
 
+        def start_reading(run: Callable[[], Coroutine[Any, Any, None]]) -> object:
+            return start_task(partial(read, run))
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(turn_reading, "start_task", lambda run: start_task(partial(read, run)))
+            patch.setattr(turn_reading, "start_task", start_reading)
             turn = await server.turns.start_async(conversation, "Hi")
         with ends_soon():
             try:

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
@@ -166,6 +166,15 @@ def finding(change: Callable[[TurnLog], Mapping[str, Any]]) -> Callable[..., Any
     return find_another
 
 
+def reading(read: Callable[[TurnLog, int], Sequence[bytes]]) -> Callable[..., Any]:
+    """Return a bug: logs that `find` returns are read with `read`."""
+    return finding(lambda log: {"read": partial(read, log)})
+
+
+def close_at_release(store: MemoryTurnStore, *_: object) -> None:
+    store.close()
+
+
 def claim_always(store: MemoryTurnStore, id: str, log: TurnLog, *, refuse: bool) -> Any:
     return claim(store, id, log, refuse=False)
 
@@ -203,19 +212,19 @@ BUGS: list[tuple[str, Callable[..., Any], str]] = [
     ("find", find_one_session, "sessions_are_independent_and_their_ids_may_have_any_characters"),
     (
         "find",
-        finding(lambda log: {"read": lambda after: log.read(after)[::-1]}),
+        reading(lambda log, after: log.read(after)[::-1]),
         "events_and_end_reach_the_other_process thousand_events_arrive_complete_and_in_order "
         "reader_that_needs_dropped_events_gets_an_error",
     ),
     (
         "find",
-        finding(lambda log: {"read": lambda after: log.read(after)[1:]}),
+        reading(lambda log, after: log.read(after)[1:]),
         "events_and_end_reach_the_other_process thousand_events_arrive_complete_and_in_order "
         "ended_turn_is_found sessions_are_independent_and_their_ids_may_have_any_characters",
     ),
     (
         "find",
-        finding(lambda log: {"read": lambda after: log.read(max(after, 98))}),
+        reading(lambda log, after: log.read(max(after, 98))),
         "reader_that_needs_dropped_events_gets_an_error",
     ),
     (
@@ -252,7 +261,7 @@ BUGS: list[tuple[str, Callable[..., Any], str]] = [
     ),
     (
         "release",
-        lambda store, *_: store.close(),
+        close_at_release,
         "released_turn_ends_for_those_who_wait_for_it "
         "turn_is_found_again_after_its_successor_is_released",
     ),

@@ -230,7 +230,11 @@ def test_error_about_an_agent_id_says_how_to_get_an_agent_by_name(
 
 def test_observers_get_each_fact_of_a_call() -> None:
     known = Participant("agent-1", "Drizzle")
-    changes: dict[str, Any] = {"observe": lambda _, flow: flow, "agent": known}
+
+    def observe(_: CallRequest, flow: Flow[Any]) -> Flow[Any]:
+        return flow
+
+    changes: dict[str, Any] = {"observe": observe, "agent": known}
     call = evolve(CALL, extra_query={"token": "secret"}, **changes)
     request = sessions.create_event(call, "s 1", "message", "user", "Hi")
 

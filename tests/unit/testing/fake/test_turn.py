@@ -474,7 +474,7 @@ def test_waiting_agent_may_be_garbage_collected_before_its_stream() -> None:
         [Say("Hello"), Report("completed")],
         [Say("I am"), Fail("lost"), Pause(1), Say("here")],
         [Say("Hello"), FallSilent(), Say("never")],
-        lambda _: 1 / 0,
+        failing_at_once,
     ],
 )
 def test_script_is_used_up_at_its_end_a_failure_or_fall_silent(script: Any) -> None:
