@@ -102,12 +102,12 @@ class Conversation(_ConversationBase):
         wait_ms: int = 1_000,
         **options: Unpack[CallOptions],
     ) -> StoredTurn | None:
-        """Return a turn from the stored events, or None if its message is not stored.
+        """Return a turn from the stored events, or None if the turn's message is not stored.
 
         Use this method after an error, after a restart, or in another process. Pass
         `correlation_id`, which identifies the turn exactly (see `StreamError.correlation_id`). If
-        you have no correlation id, pass `content` and `since`. The result is then the first turn
-        whose message has this text, starting at the offset `since`.
+        you have no correlation id, pass `content` and `since`: the result is the first turn, from
+        the offset `since` on, whose message has the text `content`.
 
         If the result is None, the message may still be stored later, for example if a proxy queues
         requests. A stored message may stay without a reply, because the agent stops when its stream
@@ -129,7 +129,7 @@ class Conversation(_ConversationBase):
         )
 
     def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
-        """Return whether the session is in the server's list of its user's sessions.
+        """Return whether the server lists the session as a session of the conversation's user.
 
         Call this method before you use a session id from a browser. The server does not check the
         user: everyone who knows a session id can read the session and send messages to it. If the

@@ -78,9 +78,9 @@ class Flux0(Uncopyable):
         server_url: The server's URL. Default: the environment variable `FLUX0_SERVER_URL`, or
             `http://127.0.0.1:8080`. If the environment variable `FLUX0_TOKEN` is set, its value is
             sent to this server as a bearer token, unless the URL or `headers` contains credentials.
-        transport: Sends the requests of sync methods. Without an async transport, it also sends the
+        transport: The transport of sync methods. Without an async transport, it also sends the
             requests of async methods, in worker threads if it has no method `send_async`.
-        async_transport: Sends the requests of async methods.
+        async_transport: The transport of async methods.
         client: Your `httpx.Client` or `httpx2.Client`, or an object with the same `build_request`
             and `send`, instead of `transport`.
         async_client: Your `httpx.AsyncClient` or `httpx2.AsyncClient`, instead of

@@ -22,8 +22,8 @@ def is_success(status_code: int) -> bool:
 def is_rejected(status_code: int) -> bool:
     """Return whether the status proves that the server did not accept the request.
 
-    Client errors (RFC 9110, section 15.5) prove it, except 408: a proxy may return a 408 response
-    after the server has received the request.
+    Each client error (RFC 9110, section 15.5) is such a proof, except 408: a proxy may return a 408
+    response after the server has received the request.
     """
     return 400 <= status_code < 500 and status_code != 408  # noqa: PLR2004
 
@@ -36,8 +36,8 @@ def is_event_stream(headers: Mapping[str, str]) -> bool:
 def is_framed(headers: Mapping[str, str]) -> bool:
     """Return whether the framing of an HTTP/1 response proves that its body is complete.
 
-    A content-length or the chunked coding proves it (RFC 9112, section 6). A content coding such as
-    gzip does not prove it: gzip cannot detect that all bytes, or whole gzip members, are missing.
+    The proof is a content-length or the chunked coding (RFC 9112, section 6), but not a content
+    coding such as gzip: gzip cannot detect that all bytes, or whole gzip members, are missing.
 
     The names in `headers` must be case-insensitive.
     """

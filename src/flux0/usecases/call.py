@@ -30,7 +30,7 @@ _STREAM = Headers((("accept", "text/event-stream"), ("content-type", "applicatio
 
 @frozen(eq=False)
 class ApiCall:
-    """The settings of one call. `perform` and `fetch` send its request.
+    """The settings of one call. `perform` and `fetch` send the call's request.
 
     Attributes:
         send: the chain of middleware that sends a request. Only `perform` calls it.
@@ -49,8 +49,8 @@ class ApiCall:
         limit: the longest time that the call may take, with all its attempts, in seconds; None
             means no limit.
         deadline: the moment at which `limit` ends; None if `limit` is None.
-        observe: runs the flow of a call, and reports its start and its end to the observers; None
-            without observers.
+        observe: a function that runs the flow of a call, and reports the call's start and end to
+            the observers; None if the client has no observers.
         extra_query: parameters that are added to the query; None adds nothing.
         extra_body: members that are added to the JSON object in the body; None adds nothing.
         agent: the conversation's agent. An unknown id or name is None.

@@ -101,8 +101,8 @@ class MessageAccumulator:
     def messages(self) -> tuple[TurnMessage, ...]:
         """The messages so far, in the order in which they started.
 
-        A message is left out as long as the server does not store it in its present form. But a
-        tool call with incomplete arguments is included, with the arguments' text in `args`.
+        A message is left out if the server cannot store its present content. But a tool call with
+        incomplete arguments is included, with the arguments' text in `args`.
 
         Only messages that changed since the last access are built again, at a cost proportional to
         the added text. If you keep a reference to the last result, the cost is proportional to the

@@ -23,8 +23,8 @@ class Reply:
     Attributes:
         messages: the messages and tool results, in order.
         tool_calls: the agent's tool calls, each with its result if the result is known.
-        finished: whether the turn's end is confirmed. If False, the reply may be incomplete: the
-            server may have been killed, and a proxy may have hidden this.
+        finished: whether the turn's end is confirmed. If False, the reply may be incomplete,
+            because a proxy may hide that the server was killed.
     """
 
     messages: tuple[TurnMessage, ...]
