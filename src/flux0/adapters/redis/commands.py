@@ -46,8 +46,8 @@ class Settings:
     Args:
         prefix: The start of the names of all keys and channels.
         keep: The time in seconds for which a turn is kept after its end.
-        lease: The longest time in seconds after which readers notice that the reading process has
-            ended, or that Redis does not respond.
+        lease: The longest time in seconds after which other processes report an error for a turn if
+            the process that reads the turn has ended, or if Redis does not respond.
 
     Attributes:
         process: The name of this process: its channel, and the key of its lease.

@@ -16,7 +16,7 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 
 # Each server-sent event ends with a blank line, and contains no other blank line.
 _END_OF_EVENT: Final = b"\n\n"
-# One command reads at most this number of entries from the stream in Redis.
+# The largest number of entries that one command reads from the stream in Redis.
 _MAX_ENTRIES: Final = 100
 
 _READER_LOST: Final = "the process that read the turn has ended, or it cannot reach Redis"
@@ -87,7 +87,7 @@ class FollowedTurn:
                     if self._missing_since is not None:
                         yield "PUBLISH", self.process, name.info
                     return
-            # Remove this object only if no newer copy of the same turn has replaced it.
+            # Remove this `FollowedTurn` only if no newer copy of the same turn has replaced it.
             if self.log() is None and turns.get(name.info, self) is self:
                 turns.pop(name.info, None)
                 yield "HDEL", name.info, f"@{settings.process}"
@@ -128,7 +128,7 @@ class FollowedTurn:
             log.finish(LogEnd(error, is_of_copy=True))
 
     def lose(self, process: str) -> None:
-        """Schedule the end of this turn, if the lost `process` was the process that read it."""
+        """Schedule the end of this turn, if it was read by the lost process `process`."""
         if process == self.process:
             self._is_lost = True
             self._worker.submit(self.steps)

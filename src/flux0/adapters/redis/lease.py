@@ -1,4 +1,4 @@
-"""The lease of this process, and the leases of the processes whose turns it follows."""
+"""The lease of one process in Redis, and the leases of processes whose turns it copies."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Lease:
             for process in {turn.process for turn in running}:
                 count, now = (yield ("GET", process)), monotonic()
                 last, since = seen.get(process, (None, now))
-                # If the process has renewed its lease, the counter has changed. If the lease has
-                # expired, the counter is None.
+                # The counter of a lease changes when its process renews the lease. It is None if
+                # the lease has expired.
                 self._seen[process] = count, since if count in (last, None) else now
                 if now - self._seen[process][1] >= settings.expiry:
                     for turn in running:

@@ -47,8 +47,8 @@ class StoreProcess:
         self._owned_clients = owned_clients
         self._settings = settings
         self._worker = Worker(client, settings)
-        # The turns that this process reads, and the turns of other processes, by their keys. Only
-        # the worker changes them.
+        # The turns that this process reads, and the turns that it copies from other processes, by
+        # their keys in Redis. Only the worker's thread changes the two dictionaries.
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._lease = Lease(self._worker, self._published, self._followed)
@@ -158,9 +158,9 @@ class StoreProcess:
         return None if previous is None or previous.is_ended else previous
 
     def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
-        # The worker repeats this job until Redis responds, because Redis may have received the
-        # claim although the caller got an error. If Redis has not received it, this script does not
-        # change the session.
+        # The worker repeats `_release` until Redis responds: Redis may have received the claim of
+        # the turn although the caller got an error. If Redis has not received the claim, the script
+        # RELEASE does not change the session.
         if monotonic() < ends:
             previous = self._replaced.get(log, name)
             keys = name.session, name.info, previous.info
@@ -175,8 +175,8 @@ class StoreProcess:
         log = self._known_log(name)
         if log is None:
             reply = yield read(name, self._settings.process, 1)
-            # Look again: while this call waited for Redis, another call may have begun to follow
-            # the turn.
+            # While this call waited for Redis, another call may have created a copy of the same
+            # turn. If so, return this copy.
             log = self._known_log(name)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))

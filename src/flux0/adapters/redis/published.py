@@ -1,4 +1,4 @@
-"""A turn that this process reads, and that it publishes in Redis."""
+"""A turn that this process reads from the flux0 server and copies to Redis."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class PublishedTurn:
             if is_end and self._sent == last:
                 break
             if not self.log.has_more(self._sent):
-                # Repeat this job even without new events, so that the turn's keys do not expire.
+                # Run `steps` again after some time, even without new events, so that the turn's
+                # keys in Redis do not expire.
                 self._worker.set_timer(self.steps, settings.keep / 3)
                 return
         self._unwatch()
@@ -102,6 +103,6 @@ class PublishedTurn:
         if request not in (b"", self._stop_request):
             self._stop_request = request
             reason = request.partition(b" ")[2].decode() or _REPLACED
-            # Call `stop` in another thread: it closes the stream, which may block, and the worker
+            # Call `stop` in another thread, because closing the stream may block, and the worker
             # must not wait.
             run_in_new_thread(partial(self.log.stop, reason))

@@ -103,8 +103,8 @@ end
 return {stored, state.stop or ''}
 """
 
-# This script stores a turn again that Redis has lost. The turn has no events until APPEND adds
-# them. The message asks all processes that follow the turn to register again.
+# This script stores a turn again that Redis has lost. The turn has no events until APPEND adds its
+# events. The published message asks all processes that follow the turn to register again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
@@ -145,8 +145,8 @@ for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl_ms) end
 return redis.call('HSETNX', KEYS[1], 'end', turn_end)
 """
 
-# This script renews the lease of a process, which is a counter. The reply is the previous number.
-# If it is missing or too low, Redis has lost data.
+# This script renews the lease of a process: a key with a counter. The reply is the previous
+# counter. If the previous counter is missing or too low, Redis has lost data.
 RENEW: Final = """
 return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'GET')
 """

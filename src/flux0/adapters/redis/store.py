@@ -29,8 +29,8 @@ class RedisTurnStore(TurnStore):
         client: A sync client, such as `redis.Redis`, `redis.RedisCluster` or `valkey.Valkey`.
         prefix: The start of the names of all keys and channels in Redis.
         keep_seconds: The time in seconds for which a turn is kept after its end.
-        lease_seconds: The time in seconds after which readers in other processes notice that the
-            reading process has ended, or that Redis cannot be reached.
+        lease_seconds: The time in seconds after which other processes report an error for a turn if
+            the process that reads the turn has ended, or if Redis cannot be reached.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class RedisTurnStore(TurnStore):
             url: The URL of Redis or Valkey, such as `rediss://user:password@host:6379/0`.
             prefix: The start of the names of all keys and channels in Redis.
             keep_seconds: The time in seconds for which a turn is kept after its end.
-            lease_seconds: The time in seconds after which readers in other processes notice that
-                the reading process has ended, or that Redis cannot be reached.
+            lease_seconds: The time in seconds after which other processes report an error for a
+                turn if the process that reads the turn has ended, or if Redis cannot be reached.
         """
         try:
             from redis import Redis  # noqa: PLC0415 - optional, and slow to import

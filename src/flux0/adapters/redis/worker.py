@@ -194,13 +194,13 @@ class Worker:
             self._timers[job] = self._not_before = monotonic() + self.settings.renew
 
     def _send(self) -> list[object]:
-        # No variable here refers to a job: frames of the library redis refer to this frame, and may
-        # be in reference cycles, which keep its variables in memory.
+        # Keep no job in a variable of this function: frames of the library redis refer to this
+        # frame, and may be in reference cycles, which keep its variables in memory.
         commands = [command for _, command in self._running.values()]
         if not commands:
             return []
-        # The last reply may be old because this process was suspended, although Redis responds. So
-        # do not count the time before the last renewal.
+        # Do not count the time before the last renewal: the last reply may be old because this
+        # process was suspended, although Redis responds.
         if not self._is_waiting:
             self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
         self._is_waiting = True
