@@ -24,8 +24,8 @@ _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
 _SHARED_PROBLEM = pytest.StashKey[AssertionError]()
 _RECORDED = pytest.StashKey[dict[str, str]]()  # Maps each cassette of this run to its test.
-# Default file names have at most this number of characters, because most systems limit names to 255
-# bytes.
+# The largest number of characters in a default file name, because most systems limit file names to
+# 255 bytes.
 _MAX_NAME = 150
 # Maps each marker to the names of its arguments.
 _MARKERS = {
@@ -222,8 +222,8 @@ def flux0_cassette(
 
     The cassette is the file `cassettes/MODULE/CLASS.TEST.json` next to the test module. The marker
     `flux0_cassette` sets another path, relative to the module's folder. A recording is kept if the
-    test passes. When replaying, the fixture raises an error if a test that passed has not used an
-    exchange.
+    test passes. A replay raises an error if the test has passed, but has not used all exchanges of
+    the cassette.
     """
     from flux0.testing import CassetteError, ReplayTransport, cassette  # noqa: PLC0415
     from flux0.testing.cassettes.cassette import how_to_record  # noqa: PLC0415

@@ -57,8 +57,8 @@ _HISTOGRAMS = (
 # requests, such as B3.
 _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _TRACE_PARENT: Final = "traceparent"
-# Metrics contain at most this number of agent names, because each name adds time series. Further
-# names are replaced by `_OTHER`.
+# The largest number of agent names in metrics, because each name adds time series. All other names
+# are replaced by `_OTHER`.
 _MAX_AGENTS: Final = 100
 
 
@@ -147,8 +147,8 @@ class OpenTelemetry(Observer):
         )
         name, kind = f"{call.method} {call.route}", SpanKind.CLIENT
         span = self._tracer.start_span(name, observed.context, kind, attributes)
-        # Prevent a second span for this attempt: the instrumentation of an HTTP library, such as
-        # httpx, ignores requests with this value in the context.
+        # Prevent a second span for the same attempt: with the value `suppress_instrumentation` in
+        # the context, the instrumentation of an HTTP library, such as httpx, records no span.
         within = context.set_value(
             "suppress_instrumentation", value=True, context=trace.set_span_in_context(span)
         )
@@ -353,7 +353,7 @@ def _parts(turn: TurnEnd) -> Iterator[dict[str, Any]]:
                 case ReasoningPart(reasoning):
                     yield {"type": "reasoning", "content": _text(reasoning)}
                 case _:
-                    # Only tool calls are left: the other types of parts were handled above.
+                    # The part is a tool call, because the other types of parts were handled above.
                     call = cast("ToolCallPart", part)
                     name, id_ = call.tool_name, call.tool_call_id
                     yield {"type": "tool_call", "id": id_, "name": name, "arguments": call.args}

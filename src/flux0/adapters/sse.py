@@ -27,11 +27,11 @@ _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
 # The states of the parser. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
-_BETWEEN_BLOCKS: Final = 1  # The last line was blank, and no new block has begun.
+_BETWEEN_BLOCKS: Final = 1  # The last received line was blank, and no new block has begun.
 _IN_LINE: Final = 2  # The last received line is incomplete.
-_AFTER_LINE: Final = 3  # The last line is complete, and was not blank.
-_AFTER_CR: Final = 4  # The last byte was a CR. A following LF belongs to the same line end.
-_FAILED: Final = 5  # An event was too large. The parser stays in this state.
+_AFTER_LINE: Final = 3  # The last received line is complete, and was not blank.
+_AFTER_CR: Final = 4  # The last received byte was a CR. A following LF is a part of its line end.
+_FAILED: Final = 5  # An event was too large. The parser raises the same error from now on.
 
 
 class SSEParser:
@@ -61,9 +61,9 @@ class SSEParser:
         self._decoder = _EventDecoder()
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
-        # The incomplete block. Its lines end with LF, but the last LF is not stored:
-        # the state shows whether the last line is complete. The block is a bytearray, because
-        # appending to a bytearray does not copy its content.
+        # The received lines of the incomplete block, separated by LF. The state shows whether the
+        # last line is complete. The block is a bytearray, because appending to a bytearray does not
+        # copy its content.
         self._block = bytearray()
 
     @property
@@ -88,14 +88,14 @@ class SSEParser:
         block = self._block
         state = self._state
         if state == _IN_LINE:
-            # This fast path handles the most frequent data within a line: bytes without a line end.
+            # A fast path for the most frequent data within a line: bytes without a line end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
         elif state == _BETWEEN_BLOCKS:
-            # This fast path handles the most frequent data between blocks: complete events.
+            # A fast path for the most frequent data between two blocks: complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decoder.decode(data)
         elif state != _AFTER_LINE:

@@ -12,8 +12,8 @@ from flux0.models import ContentPart, MessageData, ReasoningPart, ToolCall, Tool
 Item: TypeAlias = models.MessagePart | ToolCall
 Listed: TypeAlias = models.Agent | models.Agents | models.Session | models.Sessions | models.Events
 
-# `flux0-client` shows at most this number of characters of a value. `flux0-client events --json`
-# prints the complete values.
+# The largest numbers of characters of arguments and results that `flux0-client` shows.
+# `flux0-client events --json` prints the complete values.
 MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 

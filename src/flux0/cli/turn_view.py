@@ -15,7 +15,7 @@ _REASONING = Style(dim=True, italic=True)
 _CALL = Style(color="cyan")
 _INDENT = "  "
 
-# This pattern matches the path of a patch that appends text or replaces text.
+# A pattern for the path of a patch that appends text or replaces text.
 _TEXT = re.compile(r"(/(-|\d+))?")
 # The paths of patches for tool calls and for tool results begin with this text.
 _TOOLS = "/tool_call"

@@ -75,8 +75,9 @@ class _HttpxSource:
         """
         if isinstance(self._connection, HttpxConnection):
             return self._connection.start_piece(timeout)
-        # httpcore reads the timeout from this dictionary: for each piece over HTTP/2, but only once
-        # for a body over HTTP/1.1. There, `HttpxConnection` applies the timeout to each piece.
+        # httpcore reads the read timeout from the dictionary `_timeouts`: for each piece over
+        # HTTP/2, but only once for a body over HTTP/1.1, where `HttpxConnection` applies the
+        # timeout instead.
         self._timeouts["read"] = timeout
         return False
 

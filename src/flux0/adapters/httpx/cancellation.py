@@ -37,7 +37,7 @@ class Uninterrupted(Generic[T]):
                 try:
                     resume, argument = steps.send, (yield awaited)
                 # A GeneratorExit means that this coroutine is being closed, perhaps by the garbage
-                # collector. Then close `work`, too.
+                # collector. Close `work` as well.
                 except GeneratorExit:
                     steps.close()
                     raise

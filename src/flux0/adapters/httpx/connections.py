@@ -118,7 +118,7 @@ class HttpxConnection(ABC):
             self._in_body, self.is_direct, self.chunks = False, False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
-            # If the user's code uses its client without flux0, there is no exchange.
+            # If the user's code sends a request with its own client, there is no exchange of flux0.
             if exchange is not None:
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
@@ -257,7 +257,7 @@ class AsyncConnection(HttpxConnection):
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                # During these two checkpoints, the other task starts to read, and receives data
+                # Two checkpoints give the task of `_read_early` time to start, and to receive data
                 # that has already arrived. So a rejection that has already arrived cancels the
                 # write.
                 for _ in range(2):
@@ -286,7 +286,7 @@ class AsyncConnection(HttpxConnection):
         limit = self._connect_limit(timeout)
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
-        # Close the connection here, because httpcore does not close it if the task is cancelled.
+        # httpcore does not close the connection if the task is cancelled, so close it here.
         except BaseException:
             await shielded(self.aclose)
             raise

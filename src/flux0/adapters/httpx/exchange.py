@@ -33,9 +33,9 @@ from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
 from flux0.runtime.event_loop import do_nothing
 
-# httpcore's error message contains this word if the server has closed an HTTP/2 connection.
+# A word in httpcore's error message if the server has closed an HTTP/2 connection.
 _TERMINATED = "ConnectionTerminated"
-# httpcore's error message begins like this if a SOCKS proxy rejects the login, or demands another
+# Possible starts of httpcore's error message if a SOCKS proxy rejects the login, or demands another
 # method of login.
 _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
@@ -94,9 +94,9 @@ class HttpxExchange(Exchange):
         try:
             self.interrupt.clear()
             if error is not None:
-                # `end` acquires a lock. Call it before the reset: if a signal handler makes a call
-                # meanwhile, `send` finds this exchange, and rejects the call instead of waiting for
-                # the lock forever.
+                # Call `end`, which acquires a lock, while this exchange is still
+                # `current_exchange`: if a signal handler makes a call during `end`, `send` rejects
+                # the call instead of waiting for the lock forever.
                 self.end()
         finally:
             current_exchange.reset(self._token)
@@ -243,9 +243,9 @@ class HttpxExchange(Exchange):
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
-        # If the connection is not tracked, the cause can only be guessed. If h11 (the parser of
-        # httpcore) raised the error before the response head was received, the head is probably not
-        # valid. In other cases, an interruption is more likely.
+        # If flux0 has neither opened nor wrapped the connection, the cause can only be guessed. If
+        # h11 (the parser of httpcore) raised the error before the response head was received, the
+        # head is probably not valid. In other cases, an interruption is more likely.
         from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
         return self._traced and (self.head_received or not from_h11)
 

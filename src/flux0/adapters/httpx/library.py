@@ -1,4 +1,4 @@
-"""The two libraries of this adapter, httpx and httpx2, which have the same interface."""
+"""The modules of httpx and httpx2, two HTTP libraries with the same interface."""
 
 from __future__ import annotations
 

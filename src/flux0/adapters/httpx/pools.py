@@ -39,7 +39,7 @@ class Pool:
 
 @define(eq=False)
 class Place:
-    """The place of one exchange in a pool.
+    """The place that one open exchange takes in a connection pool.
 
     Attributes:
         wake: A function that is called when the waiting exchange has got a place in a pool.

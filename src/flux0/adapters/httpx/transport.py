@@ -251,9 +251,9 @@ class HttpxTransport(HttpxFamilyTransport):
     """Sends requests over httpx, with your clients or with built-in clients.
 
     Your client keeps its proxies, certificates, authentication, cookies and hooks, and flux0 never
-    closes it. flux0 tracks the connections that your client opens after you pass it: a connection
-    with surplus bytes is never reused. Built-in clients are created at the first use, and store no
-    cookies. Timeouts come from the `Flux0` client, not from your client. Redirects are not
+    closes it. flux0 tracks the connections that your client opens after you pass it, and never
+    reuses a connection with surplus bytes. Built-in clients are created at the first use, and store
+    no cookies. Timeouts come from the `Flux0` client, not from your client. Redirects are not
     followed.
 
     Args:

@@ -17,8 +17,8 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-# The fast converter raises one of these exceptions if the JSON does not fit the model, and `_scan`
-# raises one if the text is not JSON.
+# The exceptions of the fast converter if the JSON does not fit the model, and of `_scan` if the
+# text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
 # NaN and infinities in a request raise an error, because JSON does not have them. They are not sent
@@ -31,7 +31,7 @@ _scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
 
 
 class JsonCodec:
-    """A `Codec` that is based on cattrs.
+    """Converts between the server's JSON and models, with cattrs.
 
     A fast converter builds the models. If it fails, a slower converter converts the JSON again, so
     that the error message can name the wrong value and the problem.
@@ -91,7 +91,7 @@ class JsonCodec:
         try:
             return structure_hook(model)(data, model)
         except _UNFIT:
-            pass  # The slower converter below raises an error that names the reason.
+            pass  # The slower converter raises an error that names the wrong value.
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:

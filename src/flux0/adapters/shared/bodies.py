@@ -217,8 +217,8 @@ class SyncBodyState(_BodyState):
             # the variable `translated` of this frame refers to the error.
             translated = None
             self._read_lock.release()
-            # If another thread called `close` while this thread held the read lock, it did not
-            # release the connection. Release the connection now.
+            # While this thread held the read lock, `close` in another thread could not release the
+            # connection. Release it now.
             if self.closed:
                 self.close()
         return piece

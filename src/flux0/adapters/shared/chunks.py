@@ -42,7 +42,7 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         if self._state == _SIZE_LINE and not self._partial_line:
-            # This fast path handles the most frequent data: one complete chunk without extensions.
+            # A fast path for the most frequent data: one complete chunk without extensions.
             end = data.find(b"\r\n", 0, _MAX_USUAL_LINE)
             size = len(data) - end - 4
             if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
@@ -60,7 +60,7 @@ class Chunks:
                 if not self._missing:
                     self._state = _END_OF_CHUNK
                 continue
-            # This fast loop handles complete chunks without extensions.
+            # A fast loop for complete chunks without extensions.
             while self._state == _SIZE_LINE and (usual := _USUAL_LINE.match(data, at)):
                 start = usual.end()
                 end = start + int(usual[1], 16)

@@ -66,8 +66,8 @@ class EnvironmentProxies:
             # httpx[socks].
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
-                # No thread may fork during this import: the child waits forever for the import
-                # locks that it inherits.
+                # Import the module under `fork_lock`: if another thread forks during an import, the
+                # child waits forever for the import locks that it inherits.
                 with fork_lock:
                     import_module(module)
             except ImportError as error:

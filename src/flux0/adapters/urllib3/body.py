@@ -119,18 +119,18 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
             case "socks.SOCKS5AuthError":
                 return login_rejected_by_proxy()
             case "socks.SOCKS4Error" | "socks.SOCKS5Error":
-                # The message of this error is similar to "0x05: Connection refused". The text after
-                # the colon gives the reason.
+                # PySocks has error messages such as "0x05: Connection refused". The text after the
+                # colon gives the reason.
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
             case "socks.ProxyConnectionError":
-                # The message of this error is similar to "Error connecting to SOCKS5 proxy
-                # 127.0.0.1:1080: ...". It contains the proxy's address.
+                # PySocks has error messages such as "Error connecting to SOCKS5 proxy
+                # 127.0.0.1:1080: ...", which contain the proxy's address.
                 failed_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass
     kind = _kind_after_sending(errors[-1])
     # urllib3 raises `EmptyPoolError` or `ClosedPoolError` if it gets no connection from the pool.
-    # Then the request was not sent.
+    # In both cases, the request was not sent.
     without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
     if not exchange.sent and (without_connection or exchange.failure is not None):
         kind = ConnectError

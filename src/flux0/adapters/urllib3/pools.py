@@ -1,4 +1,4 @@
-"""The pools of `urllib3`: tracked connections, and the slots of blocking pools."""
+"""Connection pools of `urllib3`, whose connections record whether a request was sent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flux0.adapters.urllib3.connection import (
 from flux0.runtime.processes import call_with_lock
 from flux0.runtime.waker import Waker
 
-# Seconds between two checks of `interrupt.fired`, while a thread waits for a slot in a user's pool.
+# Seconds between two checks of `interrupt.fired`, while a thread waits for a user's full pool.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 
@@ -110,7 +110,7 @@ class Slots:
         try:
             while True:
                 self._waiting.append(waker)
-                # Check again: a slot may have become free before `waker` was added.
+                # Try again to take a slot: it may have become free before `waker` was added.
                 with suppress(IndexError):
                     return self._slots.pop()
                 woken = waker.wait(min(max(end - monotonic(), 0), TIMEOUT_MAX))
@@ -119,8 +119,8 @@ class Slots:
         finally:
             with suppress(ValueError):
                 self._waiting.remove(waker)
-            # `put` may have woken this thread for a free slot that it did not take: wake another
-            # thread.
+            # If `put` has woken this thread for a free slot that the thread has not taken, wake
+            # another waiting thread.
             if self._slots:
                 self._wake_next()
 
@@ -156,7 +156,7 @@ class Slots:
 
 
 class _UserSlots:
-    """The queue of a user's pool. `Interrupt.fire` ends the wait for a slot.
+    """The queue of a user's pool, in which `Interrupt.fire` also ends the wait for a connection.
 
     Args:
         queue: The pool's queue. Other threads may be waiting for this queue, so it stays in use.

@@ -150,8 +150,8 @@ def _make_manager(proxy: str | None) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(**_POOL)
     if proxy_url.startswith("socks"):
-        # No thread may fork during this import: the child waits forever for the import locks that
-        # it inherits.
+        # Import the module under `fork_lock`: if another thread forks during an import, the child
+        # waits forever for the import locks that it inherits.
         with fork_lock:
             from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
 

@@ -16,10 +16,9 @@ from flux0.testing.fake.calls import ReceivedCall, call_from
 # None is a JSON value (null).
 _NOTHING: Final = object()
 _MAX_DIFFERENCES: Final = 5
-_MAX_SHOWN: Final = 100  # An error message shows at most this number of characters of a value.
-# The description of a call shows at most this number of characters of one argument.
-_MAX_ARGUMENT: Final = 40
-# An error message shows this number of characters before and after the first difference.
+_MAX_SHOWN: Final = 100  # The largest number of characters of a value in an error message.
+_MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument in a message.
+# The number of characters that an error message shows before and after the first difference.
 _CONTEXT: Final = 30
 
 

@@ -18,7 +18,7 @@ Scrub: TypeAlias = Callable[[str], str]
 _DATA = "data: "
 # A string in JSON. A colon after the string means that the string is the name of a member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
-# With this error handler, decoding and encoding keep bytes that are not UTF-8.
+# The error handler of `decode` and `encode` that keeps bytes that are not UTF-8.
 _NOT_UTF8 = "surrogateescape"
 
 

@@ -27,7 +27,7 @@ from flux0.testing.contract.harness import (
 SHORT: Final = 0.2
 EXPIRY: Final = 0.05  # The timeout, in seconds, of tests that wait until a timeout expires.
 THREADS: Final = "threads"
-_MAX_SHOWN: Final = 300  # An error message shows at most this number of characters of a value.
+_MAX_SHOWN: Final = 300  # The largest number of characters of a value in an error message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
     "stream", [False, True], ids=["whole", "stream"]
 )

@@ -254,7 +254,7 @@ class ReleaseContract(Contract):
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # The child exits without closing this stack.
+            ending = ExitStack()  # The child process exits without closing the stack.
             harness = self.make_harness(self.make_transport(), backend, ending)
             for moment in _MOMENTS:
                 signal.setitimer(signal.ITIMER_REAL, self.timeout)

@@ -33,7 +33,7 @@ Start: TypeAlias = Callable[[Work[Any]], Future[Any]]
 # The default timeouts of requests and of reads: longer than `Contract.timeout`, so that a hung call
 # is detected before its timeout expires.
 LONG: Final = 60.0
-_SHORTEST: Final = 0.001  # `read_async` needs a timeout above 0.
+_SHORTEST: Final = 0.001  # The shortest timeout, because `read_async` needs a timeout above 0.
 LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
 
 
@@ -130,11 +130,11 @@ class ReceivedResponse:
 class Harness:
     """Starts servers for a test, and runs the calls of a transport in threads or an event loop."""
 
-    _transport: AsyncTransport  # If the transport is sync, this is a `BlockingAsAsync`.
+    _transport: AsyncTransport  # A sync transport is wrapped in a `BlockingAsAsync`.
     # A function that starts a call in another thread or task.
     _start: Start
     _timeout: float  # The seconds after which a test fails, because a call hangs.
-    servers: ExitStack  # This stack stops the servers when it is closed.
+    servers: ExitStack  # Closing the stack stops the servers.
 
     def run(self, call: Work[T]) -> Pending[T]:
         return Pending(self._start(call), self._timeout)

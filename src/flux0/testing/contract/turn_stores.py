@@ -99,7 +99,7 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), [_event(1)], _EVENTS)
 
     def test_ended_turns_expire(self) -> None:
-        """A turn also expires if the next turn of its session was claimed and released again."""
+        """A turn also expires if a later turn of its session replaced it and was then released."""
         first, second = self.make_stores(keep_seconds=1.0, lease_seconds=1.0)
         with closing(first), closing(second):
             _start(first).finish(_DONE)
@@ -157,7 +157,7 @@ class LocalTurnStoreContract:
             reasons.clear()
 
     def test_released_turn_is_not_found(self, stores: Stores) -> None:
-        """For a released turn, `find` in the same process and `claim` return None."""
+        """After the release of a turn, `find` in the same process and `claim` return None."""
         log = _start(stores[0])
         log.finish(LogEnd())
         stores[0].release(_SESSION, log, None)
@@ -293,7 +293,7 @@ class TurnStoreContract(LocalTurnStoreContract):
             store.claim(_SESSION, _log("turn-2"), refuse=True)
 
     def test_copy_ends_with_reader_lost_if_the_reading_process_is_killed(self) -> None:
-        """The copy keeps its events, and the session accepts another turn."""
+        """The copy in another process keeps its events, and the session accepts another turn."""
         read_end, write_end = os.pipe()
 
         def work() -> None:  # pragma: no cover - in the child

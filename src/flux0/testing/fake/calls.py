@@ -18,8 +18,8 @@ from flux0.testing.fake.operations import check_operation_name, target_from, use
 T = TypeVar("T")
 
 _MISSING: Final = object()
-# Compare at most this number of characters of two strings, because the time for the comparison can
-# grow with their squared length.
+# The largest number of characters of a string to compare, because the time for the comparison of
+# two strings can grow with their squared length.
 _MAX_COMPARED = 1000
 
 

@@ -32,7 +32,7 @@ from flux0.testing.fake.clock import perform_async
 _logger = getLogger("flux0.testing")
 
 _PLAIN_TEXT = "text/plain; charset=utf-8"
-_BACKLOG = 1024  # The system keeps this number of new connections until the fake accepts them.
+_BACKLOG = 1024  # The largest number of new connections that wait until the fake accepts them.
 # At the end of the `with` block, wait at most this number of seconds for an agent that blocks the
 # event loop.
 _MAX_JOIN_SECONDS = 5.0
@@ -178,7 +178,7 @@ class _Connection:
         waits = fake.respond(request, self._server.starter)
         try:
             response = await perform_async(waits, fake.clock, in_real_time=True)
-        except TransportError as error:  # The fake sends no response, so close the connection.
+        except TransportError as error:  # A fault prevents the response: close the connection.
             _logger.debug("%s: %s", name, error)
             return False
         # An AssertionError means, for example, that the fake expected another call.

@@ -26,10 +26,10 @@ from flux0.testing.fake.body import Starter
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
-# The agent waits when the client has not read this number of events. The real server did not wait
-# at 5,000 events (measured).
+# The number of unread events at which the agent waits for the client. The real server did not wait
+# at 5,000 unread events.
 _MAX_UNREAD = 10_000
-# The turn fails after this number of steps in a row that neither send an event nor wait.
+# The largest number of steps in a row that neither send an event nor wait. Then the turn fails.
 _MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
 _NEEDS_LOOP = (
@@ -219,8 +219,8 @@ class FakeTurn:
         self._continued_at = self._clock.now()
 
     def _fail(self, error: Exception) -> None:
-        # Append the error to the output, so that the stream's reader gets it after the events that
-        # were already produced.
+        # Append the error to the output: the stream's reader gets the error after all events that
+        # were produced before.
         with self._lock:
             self.error = error
             self._output.append(error)
