@@ -95,8 +95,8 @@ class OpenTelemetry(Observer):
     headers, so that the server's spans become children of the attempt's span.
 
     Args:
-        tracer_provider: Creates the tracer. Default: the global tracer provider of OpenTelemetry.
-        meter_provider: Creates the meter. Default: the global meter provider of OpenTelemetry.
+        tracer_provider: The provider of the tracer. Default: OpenTelemetry's global provider.
+        meter_provider: The provider of the meter. Default: OpenTelemetry's global provider.
         contents: Whether to record the content of messages, and the arguments and results of tools.
     """
 
@@ -298,7 +298,7 @@ def observe_background_turns(
 
     Args:
         turns: The `BackgroundTurns` of this process.
-        meter_provider: Creates the meter. Default: the global meter provider of OpenTelemetry.
+        meter_provider: The provider of the meter. Default: OpenTelemetry's global provider.
     """
     meter = metrics.get_meter("flux0", __version__, meter_provider)
     gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter

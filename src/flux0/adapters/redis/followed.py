@@ -45,12 +45,12 @@ class FollowedTurn:
         name: The turn's name in Redis.
         log: This process's copy of the turn's log. It grows until the turn has ended, or until the
             copy is unreferenced.
-        worker: Runs the method `steps` in its thread.
+        worker: The worker whose thread runs the method `steps`.
         turns: The turns that this process follows. The turn removes itself when its copy is
             unreferenced.
 
     Attributes:
-        log: Returns the copy, or None if it is unreferenced.
+        log: A function that returns the copy, or None if the copy is unreferenced.
         process: The name of the process that reads the turn.
     """
 

@@ -26,7 +26,7 @@ class Lease:
     A lease is a key that expires if its process does not renew it.
 
     Args:
-        worker: Runs the method `steps` in its thread.
+        worker: The worker whose thread runs the method `steps`.
         published: The turns that this process reads, by their keys in Redis.
         followed: The turns that other processes read, and that this process copies, by their keys.
     """

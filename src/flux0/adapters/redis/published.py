@@ -29,13 +29,13 @@ class PublishedTurn:
         name: The turn's name in Redis.
         generation: A number that is larger than the generations of the session's earlier turns.
         log: The turn's log.
-        worker: Runs the method `steps` in its thread.
+        worker: The worker whose thread runs the method `steps`.
         turns: The turns that this process reads. The turn removes itself when Redis has its end.
 
     Attributes:
         name: The turn's name in Redis.
         log: The turn's log.
-        is_released: True if the claim was undone: the session must not have this turn.
+        is_released: True if the claim was undone, so that the turn is not its session's turn.
     """
 
     name: TurnName

@@ -55,7 +55,7 @@ class Worker:
 
     Attributes:
         settings: The argument `settings`.
-        has_failed: Whether the last commands have failed.
+        has_failed: True if all commands of the last pipeline have failed.
         failures: The number of pipelines in which all commands have failed.
     """
 

@@ -25,7 +25,7 @@ class Chunks:
     """Decodes a chunked body piece by piece, as the bytes are received.
 
     Attributes:
-        ended: Whether the last chunk and the trailer were received.
+        ended: True if the last chunk and the trailer were received.
         failure: The reason why the body is invalid, or None. First use the content that `feed`
             returned, then raise an error.
         surplus: The bytes that were received after the body.

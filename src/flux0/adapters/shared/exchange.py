@@ -37,7 +37,7 @@ class Exchange:
     adapter uses this record to choose the flux0 error.
 
     Attributes:
-        sent: Whether a part of the request may have been sent.
+        sent: True if a part of the request may have been sent.
         failure: The last exception that the library itself raised, or None. If an adapter catches
             any other exception, the user's code raised that exception.
         timeout: The limits that the messages of timeout errors contain.

@@ -54,9 +54,9 @@ def ui_messages(
 
     Args:
         history: The result of `Conversation.history`.
-        is_running: Whether to leave out the messages of the agent in the turn of the last user
-            message, because the page will join this turn. A current version of `useChat` replaces
-            the message of a turn that it joins, so it needs all messages.
+        is_running: True to leave out the agent's messages in the turn of the last user message,
+            because the page will join this turn. A current version of `useChat` replaces the
+            message of a turn that it joins, so it needs all messages.
     """
     messages: dict[str, dict[str, Any]] = {}
     for event in _shown(history, is_running):
@@ -75,8 +75,8 @@ def ag_ui_messages(
 
     Args:
         history: The result of `Conversation.history`.
-        is_running: Whether to leave out the messages of the agent in the turn of the last user
-            message, because the relay of this turn has them.
+        is_running: True to leave out the agent's messages in the turn of the last user message,
+            because the relay of this turn has them.
     """
     called: set[tuple[str, str]] = set()
     return [
