@@ -25,7 +25,7 @@ _MAX_DIGITS: Final = 640
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
-# The states of the parser. Each state describes the bytes that were received last.
+# The parser's states. Each state describes the bytes that were received last.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
 _BETWEEN_BLOCKS: Final = 1  # The last received line was blank, and no new block has begun.
 _IN_LINE: Final = 2  # The last received line is incomplete.

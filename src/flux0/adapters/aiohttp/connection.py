@@ -81,7 +81,7 @@ class AiohttpConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         if self._content is None and unsent != self._unsent:
-            # The server has received a part of the request, so the wait begins again.
+            # The server has received part of the request, so the wait begins again.
             self._unsent, self.deadline = unsent, now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))

@@ -41,8 +41,8 @@ class AiohttpExchange(Exchange):
         self._authorization = headers.popall("authorization", ())
         self._cookies = headers.popall("cookie", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
-        # The argument `middlewares` of `session.request` replaces the middlewares of the session.
-        # So pass the session's middlewares, too, which have no public name.
+        # The argument `middlewares` of `session.request` replaces the session's middlewares,
+        # which have no public name. So pass them, too.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             return await session.request(
@@ -119,8 +119,8 @@ class AiohttpExchange(Exchange):
         if not isinstance(protocol, AiohttpConnection):
             protocol.__class__ = AiohttpConnection
             if connection.transport is not None:
-                # uvloop has cached the methods of the old class. Set the protocol again, so that
-                # uvloop calls the methods of the new class.
+                # uvloop has cached the old class's methods. Set the protocol again, so that
+                # uvloop calls the new class's methods.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError

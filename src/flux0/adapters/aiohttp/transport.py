@@ -125,7 +125,7 @@ class _AiohttpSource:
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                # A middleware of the user may have read the body already. Then `readany` returns
+                # The user's middleware may have read the body already. Then `readany` returns
                 # nothing, and `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:

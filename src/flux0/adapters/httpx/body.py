@@ -43,7 +43,7 @@ class _HttpxSource:
     ) -> None:
         # True if the user's hook or custom transport has read the body before.
         self._already_read = response.is_stream_consumed
-        # If a hook of the user called `raise_for_status`, httpx has closed the response, and its
+        # If a user's hook called `raise_for_status`, httpx has closed the response, and its
         # body cannot be read.
         unreadable = response.is_closed and not self._already_read
         self._has_body = is_success(response.status_code) or not unreadable
@@ -171,7 +171,7 @@ class AsyncHttpxSource(_HttpxSource):
         schedule_close(loop, self._release if in_trio else self._release_later)
 
     async def _release_later(self) -> None:
-        """Release the connection in the next iteration of the event loop.
+        """Release the connection in the event loop's next iteration.
 
         A loop that ends cancels its tasks and waits for them. If this task is cancelled during the
         release, the connection stays in memory. Therefore the task first waits in `sleep`, and

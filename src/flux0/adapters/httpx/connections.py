@@ -80,8 +80,8 @@ class HttpxConnection(ABC):
         self.connecting: bool = True
         self._sending = False
         # The longest wait for the current piece of a body, in seconds, and the value of
-        # `time.monotonic()` when this wait expires. The value is None before the first read of the
-        # piece.
+        # `time.monotonic()` when this wait expires. The value is None before the piece's first
+        # read.
         self._in_body = False
         self._piece_timeout: float | None = None
         self._piece_expiry: float | None = None
@@ -143,7 +143,7 @@ class HttpxConnection(ABC):
         return self.is_direct
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the timeout of the next read, in seconds. httpcore has passed `timeout`.
+        """Return the next read's timeout, in seconds. httpcore has passed `timeout`.
 
         Raises:
             RemoteProtocolError: The chunks of the response are not valid.

@@ -184,7 +184,7 @@ class HttpxExchange(Exchange):
             if self.caller[0] is not None:
                 # User code may read `error.request`, which `httpx.Client` sets, too.
                 error.request = built
-            # A hook of the user may send other requests, so compare the error's request with this
+            # A user's hook may send other requests, so compare the error's request with this
             # request. If httpcore has reported no trace event, a custom transport may have raised
             # the error. httpx itself raises RemoteProtocolError for a redirect with an invalid
             # `location`.
@@ -223,7 +223,7 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            # A custom transport of the user raised this error, so keep its message.
+            # The user's custom transport raised this error, so keep its message.
             return kind(str(error))
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
         if self._connecting_to not in (None, self._server_address()):

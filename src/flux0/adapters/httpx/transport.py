@@ -237,7 +237,7 @@ class HttpxFamilyTransport:
             translated = exchange.translate(error, built)
             if translated is not None:
                 raise translated from error
-        # Only the user's client calls code of the user, such as hooks, which may have raised this
+        # Only the user's client calls user code, such as hooks, which may have raised this
         # error.
         if client in (self._client, self._async_client):
             mark_user_error(error, sent=exchange.sent)

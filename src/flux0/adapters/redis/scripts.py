@@ -1,4 +1,4 @@
-"""The Lua scripts of the store, which Redis runs atomically. Running a script again has no effect.
+"""The store's Lua scripts, which Redis runs atomically. Running a script again has no effect.
 
 CLAIM makes a turn the turn of its session, and gives it a generation: a number that is larger than
 all earlier generations in this session. APPEND adds batches of events and, at last, the turn's end.

@@ -55,7 +55,7 @@ class Worker:
 
     Attributes:
         settings: The argument `settings`.
-        has_failed: True if all commands of the last pipeline have failed.
+        has_failed: True if all commands in the last pipeline have failed.
         failures: The number of pipelines in which all commands have failed.
     """
 
@@ -218,7 +218,7 @@ class Worker:
             done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
             if unknown := commands[len(done) :]:
                 # Redis may not know a script. Send the failed command and all later commands again,
-                # with the scripts' text, so that the order of the commands does not change.
+                # with the scripts' text, so that the command order does not change.
                 done += self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             # Return the list without storing it in a variable: the error's traceback refers to this

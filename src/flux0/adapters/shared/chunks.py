@@ -14,7 +14,7 @@ _USUAL_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
 # underscores.
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)\s*(?:;.*)?", re.DOTALL)
 
-# The states of the parser. Each state is named after the part that the parser expects next.
+# The parser's states. Each state is named after the part that the parser expects next.
 _SIZE_LINE: Final = 0
 _CONTENT: Final = 1
 _END_OF_CHUNK: Final = 2
@@ -37,7 +37,7 @@ class Chunks:
         self.surplus: bytes = b""
         self._state = _SIZE_LINE
         self._partial_line = b""
-        self._missing = 0  # The number of bytes of the current chunk that were not received yet.
+        self._missing = 0  # The number of bytes in the current chunk that were not received yet.
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:

@@ -13,7 +13,7 @@ MAX_IDLE_CONNECTIONS: Final = 100
 # connection after 5 s, and a NAT router may drop the connection without closing it.
 MAX_IDLE_SECONDS: Final = 4.0
 # The largest number of received bytes that are not content. This limit applies to the response
-# head, and separately to the chunk framing of the body.
+# head, and separately to the body's chunk framing.
 MAX_OVERHEAD_BYTES: Final = 256 * 1024
 # The largest number of bytes for one read of a socket, as in httpcore. Larger reads save few system
 # calls, because a network delivers less at a time.

@@ -106,7 +106,7 @@ class Urllib3Connection(HTTPConnection):
 
     @property
     def sock(self) -> Any:
-        """The socket of the connection. For TLS inside TLS, it is an `SSLTransport` of urllib3."""
+        """The connection's socket. For TLS inside TLS, it is an `SSLTransport` of urllib3."""
         return self._sock
 
     @sock.setter

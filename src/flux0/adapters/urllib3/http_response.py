@@ -59,7 +59,7 @@ class TrackedResponse(HTTPResponse):
         self.raw_socket = raw_socket
         nested = isinstance(sock, SSLTransport)
         self._receive: Callable[[int], bytes] = partial(_receive, sock) if nested else sock.recv
-        # True if `fp` may contain a part of the body in its buffer, which it has filled while it
+        # True if `fp` may contain part of the body in its buffer, which it has filled while it
         # read the head.
         self._may_be_buffered = True
         self._is_early = False
@@ -105,7 +105,7 @@ class TrackedResponse(HTTPResponse):
 
         A piece is empty if the received bytes contain only chunk framing.
         """
-        if self.fp is None:  # A hook of the user has closed the response.
+        if self.fp is None:  # A user's hook has closed the response.
             raise IncompleteRead(b"")
         surplus = b""
         if self.length is not None:

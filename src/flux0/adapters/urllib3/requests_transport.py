@@ -145,9 +145,9 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             if recorder.response is not None and not _is_about(error, prepared):
                 recorder.response.close()
                 mark_user_error(error, sent=True)
-                raise  # A hook of the user raised this error, so it is re-raised.
+                raise  # A user's hook raised this error, so it is re-raised.
             if isinstance(error, requests.HTTPError) and error.response is not None:
-                return error.response  # A hook of the user called `response.raise_for_status()`.
+                return error.response  # A user's hook called `response.raise_for_status()`.
             has_cause = any(isinstance(argument, Exception) for argument in error.args)
             if isinstance(error, exceptions.Timeout) and not has_cause:
                 # The HTTPAdapter of requests always nests an error of urllib3 in its error. So the
@@ -180,7 +180,7 @@ def _prepare(session: requests.Session, request: Request) -> Any:
         raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    # Code of the user, such as an authentication class, has raised this error.
+    # User code, such as an authentication class, has raised this error.
     except Flux0Error as error:
         mark_user_error(error)
         raise

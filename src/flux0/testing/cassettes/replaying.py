@@ -248,8 +248,8 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # The deadline of a call is a time on the client's clock. Therefore, the simulated clock of
-        # the replay starts at the current time of the client's clock.
+        # The deadline of a call is a time on the client's clock. Therefore, the replay's simulated
+        # clock starts at the current time of the client's clock.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:

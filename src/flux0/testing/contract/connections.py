@@ -361,7 +361,7 @@ def child_exit_code(work: Callable[[], object], timeout: float) -> int:
         # With its default action, SIGALRM kills the child even if the child is in a deadlock.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, timeout)
-        gc.freeze()  # In the child, the garbage collector must not free objects of the parent.
+        gc.freeze()  # In the child, the garbage collector must not free the parent's objects.
         try:
             work()
         except BaseException:  # noqa: BLE001 - the child must never run the parent's code

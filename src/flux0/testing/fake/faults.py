@@ -145,7 +145,7 @@ class _Cutoff:
 
 @frozen
 class Stall(_Cutoff):
-    """The server stops sending data. A timeout of the client expires on the simulated clock.
+    """The server stops sending data. A client timeout expires on the simulated clock.
 
     Pass at most one argument. Without arguments, the server ignores the request and sends no
     response.

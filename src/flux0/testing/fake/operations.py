@@ -45,7 +45,7 @@ _FILTERS = Form(items=_TYPE, query={"min_offset": integer, "source": _SOURCE})
 
 
 class Operation(NamedTuple):
-    """An operation of the API. A method of `FakeServer`, such as `_agents_list`, handles it."""
+    """An API operation. A method of `FakeServer`, such as `_agents_list`, handles it."""
 
     name: str
     method: str

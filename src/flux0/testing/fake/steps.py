@@ -124,7 +124,7 @@ class LangChainReport(Report):
 
 @frozen
 class Fail:
-    """Report the status `error`. Later steps of the agent still run.
+    """Report the status `error`. The agent's later steps still run.
 
     Attributes:
         data: the error's details: any JSON value. None omits the details.
