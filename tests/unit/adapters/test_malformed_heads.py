@@ -89,7 +89,7 @@ NOT_HTTP = {
     },
     "unknown version after an interim response": (
         b"HTTP/1.1 102 Processing\r\n\r\n" + response(LENGTH).replace(b"1.1", b"9.9"),
-        "(HTTP/9.9|Bad status line)",
+        "(HTTP/9.9|Bad status line|Invalid HTTP version)",
     ),
     "status of four digits": (b"HTTP/1.1 2000 OK\r\n\r\n", "(status|2000)"),
     "status that is no number": (b"HTTP/1.1 abc OK\r\n\r\n", "(status|abc)"),
