@@ -1582,9 +1582,10 @@ def close_at(number: int, client: Acting, far: RedisTurnStore) -> list[bool]:
             copies.append(near.find("session"))
             turn.log.append(event("turn", 1))
             turn.log.finish(LogEnd(finished=True))
+        near.close()  # If `closer` has not closed the store, this call waits for `near`'s threads.
         if acted:
+            wait_until(lambda: closer.ident is not None)
             closer.join()
-        near.close()
         for copy in copies:
             assert copy is not None
             assert wait_for_end(copy, TIMEOUT)
