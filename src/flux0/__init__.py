@@ -14,8 +14,8 @@ from importlib import import_module
 
 from flux0._version import __version__ as __version__
 
-# Type checkers treat a variable named `TYPE_CHECKING` as True. Importing `typing.TYPE_CHECKING`
-# instead makes `import flux0` slower.
+# `TYPE_CHECKING` is defined here, because importing `typing.TYPE_CHECKING` makes `import flux0`
+# slower. Type checkers treat any variable with this name as True.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from flux0.turns.memory_store import MemoryTurnStore as MemoryTurnStore
     from flux0.turns.streams import AsyncEventStream as AsyncEventStream, EventStream as EventStream
 
-# Maps each module to its public names, except the names of `flux0.models`.
+# `_NAMES` maps each module to its public names, except the names of `flux0.models`.
 _NAMES = {
     "adapters.aiohttp.transport": ["AiohttpTransport"],
     "adapters.httpx": ["AsyncHttpClient", "HttpClient", "Httpx2Transport", "HttpxTransport"],
@@ -86,8 +86,8 @@ _NAMES = {
     "turns.memory_store": ["MemoryTurnStore"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-# Maps each transport that needs an optional HTTP library to the name of this library. The extra
-# that installs the library has the same name.
+# `_EXTRAS` maps each transport that needs an optional HTTP library to this library's name. The
+# extra that installs the library has the same name.
 _EXTRAS = {
     "AiohttpTransport": "aiohttp",
     "RequestsTransport": "requests",
@@ -96,7 +96,7 @@ _EXTRAS = {
 
 
 def __getattr__(name: str) -> Any:
-    # Import all errors at the first access to any public name. So `except flux0.APIError` never
+    # The first access to any public name imports all errors, so that `except flux0.APIError` never
     # imports a module while Python handles an exception.
     models = import_module("flux0.models")
     if name in _EXTRAS:

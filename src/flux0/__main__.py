@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import sys
 
-# Type checkers treat a variable named `TYPE_CHECKING` as True. Importing `typing.TYPE_CHECKING`
-# instead makes each command start later.
+# `TYPE_CHECKING` is defined here, because importing `typing.TYPE_CHECKING` makes each command start
+# later. Type checkers treat any variable with this name as True.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typer import Typer
 
 _EXTRA = {"rich", "typer"}
 _NO_OUTPUT = "Error: cannot write the output"
-# The exit codes that shells use if SIGINT or SIGPIPE ends a program.
+# The exit codes that shells use for a program that was ended by SIGINT or SIGPIPE.
 _INTERRUPTED, _CLOSED_PIPE = 130, 141
 
 
@@ -42,8 +42,8 @@ def main() -> None:
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
-        # Python flushes its output at exit, which raises the same error again. Redirect this output
-        # to the null device.
+        # Python flushes stdout at exit, and the flush raises the same OSError again. Therefore,
+        # redirect stdout to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
@@ -68,7 +68,7 @@ def _ignore_ctrl_c() -> None:
     time, the process's exit code changes.
     """
     signal = sys.modules.get("signal")
-    # `sys.modules["signal"]` may be None, because Ctrl-C can interrupt the import of this module.
+    # `sys.modules` has no module `signal` if Ctrl-C has interrupted the import of `signal`.
     if signal is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -82,7 +82,7 @@ def _import_app() -> Typer:
     from signal import SIGINT, default_int_handler, getsignal, signal  # noqa: PLC0415 - slow
 
     before = getsignal(SIGINT)
-    # A shell disables Ctrl-C for background programs. Set the handler only if Ctrl-C is enabled.
+    # A shell disables Ctrl-C for background programs. Keep Ctrl-C disabled in this case.
     if before is default_int_handler:
         signal(SIGINT, _exit_at_once)
     try:

@@ -81,8 +81,8 @@ class Interrupt:
         finalizers, because this method does not wait for a lock.
         """
         self.fired = True
-        # If another thread holds the lock, do not call `_wake` here. The other thread runs
-        # `on_fire`, which then calls `_wake`, or `fire`, which is calling `_wake`, or `clear`,
+        # If another thread holds `_lock`, `fire` must not call `_wake`. The other thread is in
+        # `on_fire`, which then calls `_wake`, in `fire`, which is calling `_wake`, or in `clear`,
         # which ends the wait.
         if self._lock.acquire(blocking=False):
             try:

@@ -24,8 +24,9 @@ from flux0.domain.errors import (
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.ports import ServerSentEvent
 
-# The heartbeat is a comment without a blank line after it. @microsoft/fetch-event-source, which the
-# React hook of the flux0 server uses, reports a comment with a blank line as an empty message.
+# The heartbeat is an SSE comment without a blank line after the comment. The library
+# @microsoft/fetch-event-source, which the React hook of the flux0 server uses, reports a comment
+# with a blank line as an empty message.
 HEARTBEAT: Final = b": heartbeat\n"
 
 RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
@@ -39,10 +40,10 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 # Each encoded event with the status `error` contains these bytes. Relays search for the bytes,
-# because they must replace the agent's text in this event.
+# because they must replace the agent's error text in such an event.
 AGENT_ERROR: Final = b'"status": "error"'
-# The messages of these errors contain no text of an agent and no address of a server, so relays
-# send the messages to browsers.
+# The messages of these error classes contain no text of an agent and no address of a server, so
+# relays send the messages to browsers.
 _PUBLIC: Final = (
     ClientClosed,
     ReaderLost,
@@ -175,8 +176,8 @@ def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) 
         id: The field `id` of the encoded event. None means the default of the event's `to_sse`.
     """
     data = source.data
-    # JSON has no NaN and no infinities, but a server may send them. `to_sse` replaces them by null,
-    # so an event with such a value must be encoded again.
+    # The JSON text of an event can contain NaN or infinities, which are not valid JSON. `to_sse`
+    # replaces them by null, so an event with such a value must be encoded again.
     is_plain = "\n" not in data and "NaN" not in data and "Infinity" not in data
     if is_plain and type(event) is ChunkEvent:
         field = "" if id is None else f"id: {id}\n"

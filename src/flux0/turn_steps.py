@@ -23,12 +23,12 @@ from flux0.domain.stored_models import ContentPart, MessageData, ToolCall, ToolC
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.relay_format import HEARTBEAT, RelayEncoder, general_text
 
-# The path of a patch that appends to the arguments of a tool call.
+# The path of a JSON Patch operation that appends to the arguments of a tool call.
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
-# The paths of patches that add a tool call, name a tool call, or add a tool result.
+# The paths of JSON Patch operations that add a tool call, name a tool call, or add a tool result.
 _ITEMS: Final = re.compile("(/tool_calls(/[^/]+(/tool_name)?)?|/tool_call_results(/[^/]+)?)?")
 # Rebuilding a message is slow. While a message grows, it is rebuilt for at most this number of
-# added tool calls and results. When the message is complete, it is rebuilt once more.
+# added tool calls and results. A complete message is rebuilt once more.
 _MAX_REBUILDS: Final = 100
 
 _Text: TypeAlias = Literal["text-start", "text-delta", "text-end"]
@@ -94,7 +94,7 @@ class Step:
 class _StreamedCall:
     id: str
     name: str
-    length: int = 0  # The number of characters of the arguments that were received so far.
+    length: int = 0  # The number of received characters of the tool call's arguments.
     is_open: bool = True
     has_result: bool = False
 
@@ -105,10 +105,10 @@ class _StreamedCall:
 @define
 class _Message:
     id: str
-    kind: _Part  # The types of the steps with the message's text.
+    kind: _Part  # The types of the steps that start, extend and end the text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
-    # The id of the open text part, whose start was sent, but not its end; empty if no part is open.
+    # `open_text` is the id of the started but not ended text part; empty if there is none.
     open_text: str = ""
     is_settled: bool = False
     rebuilds: int = 0
@@ -140,7 +140,7 @@ class TurnSteps:
 
         After the agent has reported an error, later events have no steps.
         """
-        # Skip an `UnknownEvent`: only flux0's own relay format can represent it.
+        # `TurnSteps` skips an `UnknownEvent`: only flux0's own relay format can represent it.
         if self._is_ended or not isinstance(event, (ChunkEvent, StatusEvent)):
             return
         self._turn_id = event.correlation_id
@@ -185,14 +185,15 @@ class TurnSteps:
             kind = _TEXT
             if event.metadata.get("kind") == REASONING:
                 # `MessageAccumulator.feed` returns the added text only for answers. Remove the kind
-                # "reasoning", so that the accumulator treats the reasoning as an answer.
+                # "reasoning" from the chunk, so that the accumulator treats the reasoning as an
+                # answer.
                 kind, event = _REASONING, evolve(event, metadata={**event.metadata, "kind": None})
             message = self._messages[event.event_id] = _Message(event.event_id, kind)
         message.is_settled = False
         if text := self._accumulator.feed(event):
-            # If the first chunk has several operations, an operation may replace text that an
-            # earlier operation has added. So take the text from the message that the accumulator
-            # has built.
+            # If the first chunk of a message has several operations, one operation may replace text
+            # that an earlier operation has added. Therefore, take the text from the message that
+            # the accumulator has built.
             is_appended = message.texts or len(event.patches) == 1
             yield from self._text(message, text) if is_appended else self._items(message)
             return
@@ -225,8 +226,8 @@ class TurnSteps:
             message.open_text = ""
 
     def _items(self, message: _Message, *, partial: bool = False) -> Iterator[Step]:
-        # Pass `partial=True`: with False, the accumulator returns None as long as the arguments of
-        # one tool call in the message are incomplete.
+        # The argument is `partial=True`: with False, `MessageAccumulator.message` returns None as
+        # long as the arguments of one tool call in the message are incomplete.
         final = self._accumulator.message(message.id, partial=True)
         data = None if final is None else final.data
         for item in data.tool_calls if isinstance(data, ToolData) else ():
@@ -245,8 +246,8 @@ class TurnSteps:
             elif isinstance(part, ContentPart) and not partial:
                 if not isinstance(part.content, str):
                     yield Step("content", message.id, value=part.content)
-                # If the message's text differs from the streamed text, the agent has replaced the
-                # text instead of appending to it. Send the new text as another part.
+                # If the text of a complete message differs from the streamed text, the agent has
+                # replaced the text instead of appending to it. Send the new text as another part.
                 elif part.content not in {"", "".join(message.texts)}:
                     yield from self._close_text(message)
                     message.texts.clear()

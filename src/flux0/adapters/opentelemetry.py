@@ -41,7 +41,7 @@ _Attributes: TypeAlias = "dict[str, str | int | float]"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# The upper bounds of the histograms' buckets in seconds, from the semantic conventions.
+# The upper bounds of the histograms' buckets in seconds, from OpenTelemetry's conventions.
 _TURN_BUCKETS = tuple(0.01 * 2**power for power in range(14))
 _HTTP_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 _HISTOGRAMS = (
@@ -53,12 +53,12 @@ _HISTOGRAMS = (
     ),
     ("http.client.request.duration", "Duration of HTTP client requests.", _HTTP_BUCKETS),
 )
-# The format of `trace_parent`. It is used even if the program has configured another propagator for
-# requests, such as B3.
+# `trace_parent` has this format even if the program has configured another propagator for requests,
+# such as B3.
 _TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
 _TRACE_PARENT: Final = "traceparent"
-# The largest number of agent names in metrics, because each name adds time series. All other names
-# are replaced by `_OTHER`.
+# Metrics contain at most this number of agent names, because each name adds time series. All other
+# names are replaced by `_OTHER`.
 _MAX_AGENTS: Final = 100
 
 
@@ -147,8 +147,9 @@ class OpenTelemetry(Observer):
         )
         name, kind = f"{call.method} {call.route}", SpanKind.CLIENT
         span = self._tracer.start_span(name, observed.context, kind, attributes)
-        # Prevent a second span for the same attempt: with the value `suppress_instrumentation` in
-        # the context, the instrumentation of an HTTP library, such as httpx, records no span.
+        # The value `suppress_instrumentation` in the context prevents a second span for the same
+        # attempt: with this value, the instrumentation of an HTTP library, such as httpx, records
+        # no span.
         within = context.set_value(
             "suppress_instrumentation", value=True, context=trace.set_span_in_context(span)
         )
@@ -226,15 +227,15 @@ class OpenTelemetry(Observer):
         attributes = _known(
             ("gen_ai.operation.name", "execute_tool"),
             ("gen_ai.tool.name", call.tool_name),
-            # `_known` omits the id if the agent has sent null.
+            # `_known` omits the tool call's id if the agent has sent null.
             ("gen_ai.tool.call.id", call.tool_call_id),
         )
         if self._contents:
             attributes["gen_ai.tool.call.arguments"] = _json(call.args)
             if call.result is not None:
                 attributes["gen_ai.tool.call.result"] = _json(call.result.data)
-        # The times come from the server's clock, which may differ from the local clock. Limit them,
-        # so that the span is within the turn's span.
+        # The times of a tool call come from the server's clock, which may differ from the local
+        # clock. Limit the times, so that the tool call's span is within the turn's span.
         duration = min(round((timed.seconds or 0) * 1e9), turn_end - turn.start)
         start = turn_end if timed.started_at is None else round(timed.started_at * 1e9)
         start = min(max(start, turn.start), turn_end - duration)

@@ -61,9 +61,9 @@ class SSEParser:
         self._decoder = _EventDecoder()
         self._state = _START
         self._bom = b""  # Received bytes that may be the start of a BOM.
-        # The received lines of the incomplete block, separated by LF. The state shows whether the
-        # last line is complete. The block is a bytearray, because appending to a bytearray does not
-        # copy its content.
+        # `_block` contains the received lines of the incomplete block, separated by LF. `_state`
+        # shows whether the last line is complete. `_block` is a bytearray, because appending to a
+        # bytearray does not copy its content.
         self._block = bytearray()
 
     @property
@@ -88,14 +88,15 @@ class SSEParser:
         block = self._block
         state = self._state
         if state == _IN_LINE:
-            # A fast path for the most frequent data within a line: bytes without a line end.
+            # This fast branch handles the most frequent data within a line: bytes without a line
+            # end.
             if _LF not in data and _CR not in data:
                 block += data
                 if len(block) <= self._limit:
                     return []
                 data = b""
         elif state == _BETWEEN_BLOCKS:
-            # A fast path for the most frequent data between two blocks: complete events.
+            # This fast branch handles the most frequent data between two blocks: complete events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decoder.decode(data)
         elif state != _AFTER_LINE:
@@ -133,12 +134,12 @@ class SSEParser:
         block = self._block
         if block and self._state != _IN_LINE:
             data = b"\n" + data
-        # Find the last blank line. Searching for one byte is many times as fast as for two bytes.
+        # Find the last blank line in `data`. A search for one byte is faster than for two bytes.
         end = data.rfind(b"\n")
         while end > 0 and data[end - 1] != _LF:
             end = data.rfind(b"\n", 0, end)
-        # If the stored block is copied for each small piece, the total cost is quadratic. So copy
-        # the block only if `data` completes it, or if `data` is longer than the block.
+        # If `_block` is copied for each small piece, the total cost is quadratic. Therefore, copy
+        # `_block` only if `data` completes it, or if `data` is longer than `_block`.
         if block and (end > 0 or len(data) > len(block)):
             if end > 0:
                 end += len(block)
@@ -198,8 +199,8 @@ class _EventDecoder:
         self.last_event_id = ""
         self.retry: int | None = None
         # Most blocks start with the lines of an earlier block: "event: NAME", and "data: " with
-        # other data. To decode such blocks faster, store the start and the NAME of the last such
-        # block.
+        # other data. To decode such blocks faster, `_common_start` and `_common_name` store the
+        # start and the NAME of the last such block.
         self._common_start = b"event: message\ndata: "
         self._common_name = "message"
 
@@ -210,7 +211,7 @@ class _EventDecoder:
             if blocks.startswith(start, position):
                 data_start = position + len(start)
                 end = blocks.find(b"\n", data_start)
-                # The block has only one line of data if a blank line follows.
+                # The block has only one line of data if a blank line follows the line.
                 if blocks[end + 1] == _LF:
                     text = blocks[data_start:end].decode("utf-8", "replace")
                     fields = self._common_name, text, self.last_event_id, None
@@ -246,8 +247,8 @@ class _EventDecoder:
                 retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # The name must be from the line before the data. `name` may be from an `event` line
-            # after it.
+            # The common name must be from the `event` line before the data. The variable `name` can
+            # be from an `event` line after the data.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:

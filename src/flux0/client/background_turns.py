@@ -41,8 +41,8 @@ R = TypeVar("R", ThreadReading, TaskReading)
 
 # The longest time in seconds that `stop`, `start` and `close` wait until a stopped turn has ended.
 _MAX_STOP_SECONDS: Final = 10.0
-# The interval in seconds of the check whether an event loop that reads turns has ended. The check
-# is necessary, because an event loop does not notify other threads when it ends.
+# The seconds between two checks whether an event loop that reads turns has ended. The checks are
+# necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.5
 
 _STOPPED: Final = "the turn was stopped"
@@ -186,8 +186,8 @@ class BackgroundTurns(Uncopyable):
             Flux0Error: The errors of `Conversation.send`.
         """
         _check_conversation(Conversation, conversation, AsyncConversation, "start_async")
-        # Check the options before the session is claimed, so that an invalid option does not stop
-        # the session's running turn.
+        # Check the message's options before the session is claimed, so that an invalid option does
+        # not stop the session's running turn.
         message = Message(conversation.sessions, conversation.session_id, content, options)
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
@@ -303,9 +303,8 @@ class BackgroundTurns(Uncopyable):
         own = self._own.get()
         reading = kind(partial(TurnLog, os.urandom(12).hex(), self._max_bytes), own.remove)
         own.add(reading)
-        # `close` in another thread sets `_is_closed` before it lists the turns to stop. So check
-        # `_is_closed` after `add`: `close` has found the turn, or this thread raises
-        # `ClientClosed`.
+        # `close` in another thread sets `_is_closed` before it lists the turns to stop. If `close`
+        # has not found the turn that `own.add` has added, `_is_closed` is True here.
         if self._is_closed:
             own.remove(reading)
             raise ClientClosed(_CLOSED)
@@ -378,7 +377,7 @@ def _check_ended(log: TurnLog) -> None:
     if log.end is None:
         limit = duration(_MAX_STOP_SECONDS)
         raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")
-    # Only this process's copy of the turn's log has ended, for example because Redis failed. The
-    # turn may still be running in another process.
+    # This process's copy of the turn's log has ended, for example because Redis failed. The turn
+    # itself can still be running in another process.
     if log.end.is_of_copy:
         raise TurnStoreError(f"the end of the running turn is not known: {log.end.error}")

@@ -26,8 +26,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _UseCase: TypeAlias = Callable[Concatenate[ApiCall, P], Flow[T]]
 
-# Maps each option, except `server_url` and `http_headers`, to its field of `ApiCall` and to the
-# function that checks and converts its value.
+# `_CHECKS` maps each option, except `server_url` and `http_headers`, to the option's field of
+# `ApiCall` and to the function that checks and converts the option's value.
 _CHECKS: Final[Mapping[str, tuple[str, Callable[[str, Any], object]]]] = {
     "retries": ("retries", lambda name, value: arguments.instance(name, RetryConfig, value)),
     "timeout_ms": ("limit", arguments.seconds),
@@ -94,8 +94,8 @@ class Caller:
         limit = call.limit
         if limit is None:
             return call
-        # Use `timeout_ms` as the read and write timeouts: a call that may take 5 minutes must not
-        # end after 60 s without data.
+        # `timeout_ms` also sets the read and write timeouts: a call with a `timeout_ms` of 5
+        # minutes must not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
         deadline = Deadline(self._clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
@@ -151,8 +151,8 @@ class Caller:
         if self._is_view:
             return
         self._calls.close()
-        # Mark the streams as closed before the transport closes their connections: a thread that
-        # reads a stream then gets ClientClosed, and not the error of a closed connection.
+        # Mark the streams as closed before the transport closes their connections, so that a thread
+        # that reads a stream gets ClientClosed, and not the error of a closed connection.
         self.open_turns.mark_closed()
         if self._driver is not None:
             self._driver.transport.close()

@@ -14,12 +14,12 @@ from flux0.runtime.time import SystemTime
 
 T = TypeVar("T")
 
-# Each active `with default_transport(...)` block adds its transport to this list, which starts with
-# None. Clients use the last item, unless it is None. The list is global, because the code under
-# test may send in any thread or task.
+# `_replacements` starts with None. Each active `with default_transport(...)` block adds its
+# transport. Clients without a transport use the last item, unless the last item is None. The list
+# is global, because the code under test can send in any thread or task.
 _replacements: Final[list[Any]] = [None]
-# Each active `with real_transports(...)` block adds its argument `allowed` to this list, which
-# starts with True. The last item says whether real transports may send.
+# `_allowed` starts with True. Each active `with real_transports(...)` block adds its argument
+# `allowed`. The last item says whether real transports can send.
 _allowed: Final[list[bool]] = [True]
 
 
@@ -122,8 +122,8 @@ class _DefaultTime:
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own
-        # Each event of a stream calls `monotonic`. Store `time.monotonic` itself, because it is
-        # faster than the method of `SystemTime`.
+        # A stream reads the clock for each event. `_own_monotonic` can be `time.monotonic` itself,
+        # because this function is faster than the method of `SystemTime`.
         self._own_monotonic = time.monotonic if own is None else own.monotonic
 
     def monotonic(self) -> float:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The driver ends a call this number of seconds after the call's deadline. The transport's timeouts
-# expire at the deadline, so the caller gets the transport's error, which names the operation that
+# The driver ends a call `_GRACE` seconds after the call's deadline. The transport's timeouts expire
+# earlier, at the deadline, so the caller gets the transport's error, which names the operation that
 # took too long.
 _GRACE = 0.1
 
@@ -73,7 +73,7 @@ class Driver:
                 return None
             case Await(awaitable, argument):
                 if iscoroutine(awaitable):
-                    # If the coroutine is not closed, Python warns that it was never awaited.
+                    # If a coroutine is neither awaited nor closed, Python prints a warning.
                     awaitable.close()
                 raise InvalidArgument(argument, "is async: call the _async method")
             case _:

@@ -42,15 +42,15 @@ if TYPE_CHECKING:
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _USER_AGENT = Headers((("user-agent", f"flux0-client/{__version__} Python/{_PYTHON}"),))
 DEFAULT_SERVER_URL = "http://127.0.0.1:8080"
-# The default of `stream_idle_timeout_ms`, converted to seconds. It is long, because an agent may
-# compute for minutes before it sends its next event.
+# The default of `stream_idle_timeout_ms`, converted to seconds. The default is long, because an
+# agent can compute for minutes before it sends its next event.
 DEFAULT_IDLE_TIMEOUT = 600.0
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
-# The modules that flux0 imports inside of functions. The first client imports all of them: if one
-# thread imports a module while another thread forks, the child process waits forever when it
-# imports the same module.
+# flux0 imports these modules in functions. The first client imports all of them: if one thread
+# imports a module while another thread forks, the child process waits forever when it imports the
+# same module.
 _IMPORTED_IN_CALLS = (
     *("base64", "email.utils", "http", "json", "logging", "urllib.parse"),
     *("flux0.client.json_form", "flux0.turns.relay", "flux0.runtime.threads"),
@@ -139,8 +139,7 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # The modules below are slow to import. The first client imports them, so `import flux0` is
-        # fast.
+        # These imports are slow. Therefore, the first client performs them, and not `import flux0`.
         for module in _IMPORTED_IN_CALLS:
             import_module(module)
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415

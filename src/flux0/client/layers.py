@@ -66,7 +66,7 @@ def _environment_logger() -> DebugLogger | None:
 
     logger = logging.getLogger("flux0")
     logger.setLevel(logging.DEBUG)
-    # Add a handler if the logger has none: without a handler, Python drops debug messages.
+    # Without a handler, Python drops debug messages. Add a handler if the logger has none.
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))

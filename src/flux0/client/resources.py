@@ -309,8 +309,8 @@ class Message:
             response = caller.sync_driver().run(flow, call.deadline)
             stream = EventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
-        # If another thread called `Flux0.close` before `open_turns.add`, the call has not closed
-        # this stream.
+        # If another thread called `Flux0.close` before `open_turns.add`, `Flux0.close` has not
+        # closed `stream`.
         if caller.is_closed:
             stream.close(CLIENT_CLOSED)
         return stream
@@ -323,8 +323,8 @@ class Message:
             response = await caller.async_driver.run(flow, call.deadline)
             stream = AsyncEventStream(response, *self._turn(), self._list_stored, report)
             caller.open_turns.add(self._session, stream)
-        # If another thread called `Flux0.close` before `open_turns.add`, the call has not closed
-        # this stream.
+        # If another thread called `Flux0.close` before `open_turns.add`, `Flux0.close` has not
+        # closed `stream`.
         if caller.is_closed:
             await stream.close_async(CLIENT_CLOSED)
         return stream

@@ -38,8 +38,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
             return cls(method(*args, **options))
 
         # `markcoroutinefunction` lets web frameworks and unittest.mock recognize `call` as a
-        # coroutine function. Python 3.10 and 3.11 lack `markcoroutinefunction`, so `id` is called
-        # in its place, without effect.
+        # coroutine function. Python 3.10 and 3.11 lack `markcoroutinefunction`. In these versions,
+        # `id` is called instead, without effect.
         mark: Callable[[object], object] = getattr(inspect, "markcoroutinefunction", id)
         mark(call)
         return call
@@ -61,7 +61,7 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     def close(self) -> None:
         self._coroutine.close()
 
-    # Hide the methods below from type checkers, which then report a missing `await` as an error.
+    # Type checkers must not see these methods, so that they report a missing `await` as an error.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
@@ -73,8 +73,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
         __exit__ = __iter__ = __aiter__ = __anext__ = __enter__
 
         def __next__(self) -> Any:
-            # A task of asyncio calls `__next__` instead of `send` to resume its coroutine. Raise an
-            # error for all other callers, which iterate over a turn without `await`.
+            # A task of asyncio calls `__next__` instead of `send` to resume its coroutine. All
+            # other callers iterate over a turn without `await`, and get an error.
             task: Any = running_task()
             if hasattr(task, "get_coro") and task.get_coro() is self:
                 return self.send()

@@ -20,18 +20,18 @@ _LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError for longe
 # centuries.
 _LONGEST_INTERVAL_MS = 10**12
 
-# The server decodes a percent-encoded path before it selects the route. So an id with a character
-# such as `/` selects a different route, even if the client encodes the character.
+# The server decodes a percent-encoded path before it selects the route. Therefore, an id with a
+# character such as `/` selects a different route, even if the client encodes the character.
 _NOT_IN_IDS = frozenset("/\\?#%")
-# Patterns of valid names and values of header fields (RFC 9110, sections 5.6.2 and 5.5). A line
-# break in a value adds another header field, so it is not valid.
+# Patterns of valid names and values of header fields (RFC 9110, sections 5.6.2 and 5.5). A value
+# with a line break is not valid, because the line break starts another header field.
 _FIELD_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
 # The characters, other than letters, digits and `-._~`, that RFC 6265, section 4.1.1, allows in
-# cookie values. `%` is not in the list: it must be encoded, because it introduces encoded
-# characters.
+# cookie values. `%` is missing here: a `%` in a value must be encoded, because `%` introduces
+# encoded characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
-# Header fields that the user must not set: with a wrong value, the request is truncated, or the
+# The user must not set these header fields: with a wrong value, the request is truncated, or the
 # server reads a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
@@ -194,7 +194,7 @@ def _encode(path: str) -> str:
     def normalize(encoded: re.Match[str]) -> str:
         return quote(unquote_to_bytes(f"%{encoded[1]}"), safe="")
 
-    # Encode each `%`, then restore the percent-encodings in `path`, such as %2F.
+    # Encode each `%`, and then restore the percent-encodings that `path` had, such as %2F.
     return re.sub("%25([0-9A-Fa-f]{2})", normalize, quote(path, safe="/:@!$&'()*+,;="))
 
 
@@ -217,8 +217,8 @@ def _is_base_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         has_host = bool(parts.hostname) and parts.port != 0
-    # A ValueError means that the port is not a number, or that the bracket of an IPv6 host is
-    # missing.
+    # `urlsplit` raises ValueError if the bracket of an IPv6 host is missing, and `parts.port`
+    # raises ValueError if the port is not a number.
     except ValueError:
         return False
     plain = url.isprintable() and not any(character in url for character in " ?#\\")

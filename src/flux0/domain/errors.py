@@ -16,7 +16,7 @@ Sent: TypeAlias = Literal["no", "maybe", "yes"]
 """Whether the server accepted a request: certainly not, perhaps, or certainly."""
 
 _EXCERPT_LENGTH = 200  # Error messages show at most this number of characters of a body.
-# Attributes that are None in an unpickled error, because they refer to a connection or a client.
+# These attributes are None in an unpickled error, because they refer to a connection or a client.
 _NOT_PICKLED = frozenset({"raw_response", "_list_stored"})
 
 
@@ -71,14 +71,14 @@ class Flux0Error(Exception):
         return text if self.attempts == 1 else f"{text} ({self.attempts} attempts)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The parameters of __init__ differ between subclasses, so `restore` does not call it.
+        # `restore` does not call `__init__`, whose parameters differ between subclasses.
         state = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
         return restore, (type(self), self.args, state)
 
 
 def restore(cls: type[Flux0Error], args: tuple[Any, ...], state: dict[str, Any]) -> Flux0Error:
     error = cls.__new__(cls, *args)
-    # Built-in base classes may set attributes: for example, ImportError.__init__ sets `msg`.
+    # Built-in base classes can set attributes: for example, ImportError.__init__ sets `msg`.
     super(Flux0Error, error).__init__(*args)
     error.__dict__.update(state)
     return error

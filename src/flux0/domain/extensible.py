@@ -51,6 +51,6 @@ class _OptionalSlot:
             self._slot.__set__(model, value)
 
 
-# Replace the slot `extra` with `setattr`, which type checkers ignore: they still see an attrs
-# field.
+# `setattr` replaces the slot `extra`. Type checkers ignore `setattr`, so they still see `extra` as
+# an attrs field.
 setattr(Extensible, "extra", _OptionalSlot(vars(Extensible)["extra"]))  # noqa: B010

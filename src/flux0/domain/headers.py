@@ -6,7 +6,7 @@ from collections.abc import Container, ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
-# The header fields whose values logs and reprs show. The values of all other fields may be
+# Logs and reprs show the values of these header fields. The values of all other fields may be
 # credentials.
 _SHOWN = frozenset(
     {

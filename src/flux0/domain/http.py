@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-# The idempotent methods: repeating such a request has no further effect (RFC 9110, section 9.2.2).
+# The idempotent methods: repeating a request has no further effect (RFC 9110, section 9.2.2).
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 # The number of bytes at the start of a response that `version_problem` needs.
 START_BYTES: Final = 40

@@ -48,7 +48,7 @@ class BackoffStrategy:
         """Return the longest wait after an attempt in milliseconds; the first attempt is 1."""
         try:
             growth = float(self.exponent) ** (attempt - 1)
-        # After 1,750 attempts (with the default exponent), the interval is too large for a float.
+        # With the default exponent, the interval is too large for a float after 1,750 attempts.
         except OverflowError:
             return self.max_interval
         return min(self.initial_interval * growth, self.max_interval)
@@ -162,8 +162,8 @@ def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -
         return False
     if isinstance(error, APIError):
         if error.status_code == _TOO_MANY_REQUESTS:
-            # With status 429, the server has not acted on the request, so every request can be
-            # repeated.
+            # A server that responds with status 429 has not acted on the request, so every request
+            # can be repeated.
             return True
         return repeatable and error.status_code in _RETRIED_STATUSES
     if not isinstance(error, TransportError) or not config.retry_connection_errors:

@@ -11,7 +11,7 @@ from typing import Any
 
 HIDDEN = "***"  # Logs and errors show this text instead of a value that may be a credential.
 
-# The query parameters and JSON members whose values logs and errors show. Other values may be
+# Logs and errors show the values of these query parameters and JSON members. Other values may be
 # credentials, which the user has passed in `extra_query` or `extra_body`.
 _SHOWN = frozenset(
     {
@@ -24,7 +24,7 @@ _SHOWN = frozenset(
     }
 )
 
-# Characters that can imitate other output in logs and terminals: control characters, line
+# These characters can imitate other output in logs and terminals: control characters, line
 # separators, and characters that change the direction of text. The last range contains surrogates,
 # which UTF-8 cannot encode.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -180,8 +180,8 @@ def _encoded(name: str, data: dict[str, Any], id: str | None) -> bytes:
 
 
 def _framed(name: str, data: str, id: str | None) -> bytes:
-    # `name` and `id` are not escaped: the parser and `StatusEvent.to_sse` ensure that they contain
-    # no line breaks, so they cannot add fields to the event.
+    # `name` and `id` are not escaped: the parser and `StatusEvent.to_sse` ensure that neither
+    # contains a line break, so neither can add fields to the event.
     lines = [
         f"event: {name}",
         *([] if id is None else [f"id: {id}"]),

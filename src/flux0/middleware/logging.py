@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import logging
 
 _LONGEST_BODY = 1000
-# The values of `logging.INFO` and `logging.WARNING`. The module logging is not imported here,
-# because the import is slow.
+# `_INFO` and `_WARNING` have the values of `logging.INFO` and `logging.WARNING`. The module logging
+# is not imported here, because the import is slow.
 _INFO, _WARNING = 20, 30
 TURN_ENDED = (
     "turn ended: ending=%s%s agent=%s session=%s turn=%s events=%d first_event=%s total=%.3fs"
@@ -56,8 +56,9 @@ class Logging:
             response = yield from send(request)
         except Exception as error:
             duration = 1000 * (self._time.monotonic() - start)
-            # Pass the error's text to the logger. A log handler may store its arguments, and a
-            # stored error keeps its traceback and the objects in the traceback in memory.
+            # The logger gets the error's text, and not the error: a log handler can store its
+            # arguments, and a stored error keeps its traceback and the objects in the traceback in
+            # memory.
             text = escaped(str(error))
             debug("%s failed after %.1f ms: %s: %s", where, duration, type(error).__name__, text)
             raise

@@ -38,11 +38,11 @@ class Observers:
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
         self.clock: Callable[[], float] = time.monotonic
-        # The ids of the observers that have raised an exception. The set cannot contain the
-        # observers themselves, because an observer may have no hash.
+        # `_failed` contains the ids of the observers that have raised an exception. The set cannot
+        # contain the observers themselves, because an observer can have no hash.
         self._failed: set[int] = set()
-        # The first warning about an unconfirmed end acquires this lock and never releases it. So
-        # later warnings are not logged.
+        # The first warning about an unconfirmed end of a turn acquires this lock and never releases
+        # it, so that later warnings are not logged.
         self._warned = Lock()
         self._postponed: deque[Callable[[], None]] = deque()
 
@@ -77,7 +77,7 @@ class Observers:
 
         attempt = chain(layers, record_status)
         # A request that the user's middleware has created has no `call`. Attempts to send such a
-        # request are not reported.
+        # request are not reported to the observers.
         if (call := request.call) is None:
             return (yield from attempt(request))
         number, error = request.attempt, None

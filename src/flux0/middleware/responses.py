@@ -16,7 +16,7 @@ from flux0.flows import CallRequest, Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Response
 
 _LONGEST_MESSAGE = 500
-# The member `detail` of the server's 404 response if no route has the request's path. For an
+# If no route has the request's path, the server's 404 response has this value of `detail`. For an
 # unknown agent or session, `detail` has another value.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
@@ -47,7 +47,7 @@ class ResponsePolicy:
             except Flux0Error:
                 if is_success(status):
                     raise
-                # Ignore the error of reading the body: the APIError that is raised below has the
+                # Ignore the error of reading the body: the APIError for the response has the
                 # response's status, which is more useful.
                 body = b""
             response = Response(status, response.headers, body, response.raw_response)

@@ -29,8 +29,8 @@ class RetryBudget:
     """
 
     def __init__(self, capacity: int = 100, successes_per_retry: int = 10) -> None:
-        # Each item of the deque is a retry that is still allowed. Threads share the deque without a
-        # lock, because its single operations are atomic.
+        # Each item of the deque `_retries` is a retry that is still allowed. Threads share the
+        # deque without a lock, because single operations of a deque are atomic.
         self._retries = deque(range(capacity), maxlen=capacity)
         self._successes = count(1)
         self._successes_per_retry = successes_per_retry
@@ -45,8 +45,8 @@ class RetryBudget:
     def add_success(self) -> None:
         number = next(self._successes)
         if number % self._successes_per_retry == 0:
-            # If the deque is full, `append` removes its oldest item, so there are never more than
-            # `capacity` retries.
+            # If the deque `_retries` is full, `append` removes its oldest item, so there are never
+            # more than `capacity` retries.
             self._retries.append(number)
 
 
@@ -109,6 +109,6 @@ class Retry:
             jitter=self._time.jitter(),
             now=self._time.utc_now(),
         )
-        # A retry after a 401 takes nothing from the budget. When a token expires, all calls fail
-        # together, and each call is repeated only once, with a new token.
+        # A retry after a response with status 401 takes nothing from the budget. When a token
+        # expires, all calls fail together, and each call is repeated only once, with a new token.
         return wait if wait is not None and (unauthorized or self._budget.spend()) else None

@@ -20,14 +20,14 @@ from flux0.domain.errors import ConnectError
 from flux0.runtime.processes import fork_lock
 
 T = TypeVar("T")
-# The seconds from the garbage collection of a `PerLoop`, which holds a resource for each event
-# loop, to the closing of the resources.
+# A `PerLoop` holds one resource for each event loop. The resources are closed this number of
+# seconds after the garbage collector has freed the `PerLoop`.
 _CLOSE_DELAY = 0.1
 # At most this number of API calls start in one iteration of an event loop. Each start takes about a
 # millisecond, in which the loop runs no other task.
 _STARTED_PER_ITERATION = 50
 
-# An event loop: an asyncio.AbstractEventLoop, or the TrioToken of a trio run.
+# A `Loop` is an event loop: an asyncio.AbstractEventLoop, or the TrioToken of a trio run.
 Loop: TypeAlias = Any
 
 
@@ -50,8 +50,8 @@ class StartLimit:
     """
 
     def __init__(self) -> None:
-        # Event loops in several threads may count calls at the same time: `next` is atomic, but an
-        # addition is not.
+        # Event loops in several threads can count calls at the same time: `next` of a `count` is
+        # atomic, but an addition is not.
         self._numbers = count()
         self._started_group = 0
 
@@ -76,8 +76,8 @@ def load_anyio() -> Any:
 @cache
 def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
     try:
-        # While this thread imports anyio, no thread may fork: the child waits forever for the
-        # import locks that it inherits.
+        # While this thread imports anyio, no other thread can fork: the child would wait forever
+        # for the import locks that it inherits.
         with fork_lock:
             import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
@@ -134,14 +134,14 @@ def call_soon(loop: Loop, act: Callable[[], object]) -> bool:
     """
     try:
         (loop.run_sync_soon if hasattr(loop, "run_sync_soon") else loop.call_soon_threadsafe)(act)
-    # If the loop has ended, asyncio raises RuntimeError, and trio raises a subclass of it.
+    # After the loop's end, asyncio raises RuntimeError, and trio raises a subclass of this class.
     except RuntimeError:
         return False
     return True
 
 
 def has_ended(loop: Loop) -> bool:
-    # Do not schedule a callback on an asyncio loop: a stopped loop keeps it in memory.
+    # No callback is scheduled on an asyncio loop: a stopped loop keeps callbacks in memory.
     if hasattr(loop, "is_closed"):
         return bool(loop.is_closed())
     return not call_soon(loop, do_nothing)
@@ -168,26 +168,26 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
     """
 
     async def close_quietly() -> None:
-        with suppress(Exception):  # No code awaits this task, so nothing handles its errors.
+        with suppress(Exception):  # No code awaits the task, so errors of `close` are ignored.
             await close()
 
     def spawn_in_trio() -> None:
-        # trio raises RuntimeError if its run is ending. In this case, trio itself closes the loop's
-        # resources.
+        # `spawn_system_task` raises RuntimeError if trio's run is ending. In this case, trio itself
+        # closes the loop's resources.
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
     def spawn_in_asyncio() -> None:
-        # No variable needs to store the task: while the task waits for I/O, the loop refers to it.
+        # No variable stores the task: while the task waits for I/O, the loop refers to the task.
         _gather(close)
 
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
     if is_current(loop):
-        # Create the task now and not in a callback: a loop that is about to end cancels all
-        # existing tasks, but may drop callbacks.
+        # `spawn` creates the task now and not in a callback: a loop that is about to end cancels
+        # all existing tasks, but can drop callbacks.
         spawn()
-        # The caller may be a signal handler that runs while the loop waits for I/O. The callback
-        # ends this wait, so that the new task starts at once.
+        # The caller of `schedule_close` can be a signal handler that runs while the loop waits for
+        # I/O. The callback `do_nothing` ends this wait, so that the new task starts at once.
         call_soon(loop, do_nothing)
         return True
     return call_soon(loop, spawn)
@@ -263,9 +263,9 @@ class PerLoop(Generic[T]):
     def __init__(self, make: Callable[[], T], close: Callable[[T], Awaitable[None]]) -> None:
         self._make = make
         self._entries: _Entries[T] = _Entries(close)
-        # Use a finalizer and not __del__: the finalizer keeps the suspended generators in memory
-        # until it runs. In a reference cycle, the garbage collector may close the generators before
-        # it calls __del__, and the resources stay open.
+        # A `PerLoop` has a finalizer and no `__del__`: the finalizer keeps the suspended generators
+        # in memory until it runs. In a reference cycle, the garbage collector can close the
+        # generators before it calls `__del__`, and the resources stay open.
         weakref.finalize(self, self._entries.schedule_close_all).atexit = False
 
     async def get(self) -> T:
@@ -296,14 +296,14 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         self._close_resource = close_resource
 
     async def close_at_loop_end(self, loop: Loop) -> AsyncGenerator[None, None]:
-        # An event loop that ends closes its suspended async generators, such as this generator, so
-        # that the `finally` block closes the resource.
+        # When an event loop ends, it closes its suspended async generators, such as this generator.
+        # Therefore, the `finally` block closes the resource.
         try:
             yield
         finally:
             entry = self.pop(loop, None)
             if entry is not None:
-                # trio closes this generator in a cancelled scope. The shield keeps the cancellation
+                # trio closes this generator in a cancelled scope. `shielded` keeps the cancellation
                 # away from `_close_resource`, which must run to its end.
                 await shielded(partial(self._close_resource, entry[0]))
 
@@ -316,8 +316,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
             await self._close_resource(resource)
 
     async def _close_later(self, loop: Loop) -> None:
-        # If the loop ends during this sleep, the loop cancels this task, and `close_at_loop_end`
-        # closes the resource.
+        # If the event loop ends during this sleep, the loop cancels this task, and
+        # `close_at_loop_end` closes the resource.
         await sleep(_CLOSE_DELAY)
         await self.close(loop)
 
@@ -331,7 +331,7 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
         for loop in self.copy():
             is_closed = hasattr(loop, "is_closed") and loop.is_closed()
             if is_closed and (entry := self.pop(loop, None)) is not None:
-                # The garbage collector closes sockets that are still open.
+                # The garbage collector closes sockets that `_close_resource` leaves open.
                 run_without_loop(self._close_resource(entry[0]))
 
 
@@ -345,10 +345,10 @@ def is_current(loop: Loop) -> bool:
 def _running_trio() -> Any:
     """Return the trio module if the caller runs under trio, else None; never import trio."""
     trio = sys.modules.get("trio")
-    # While another thread imports trio, the module has no attribute `lowlevel` yet.
+    # While another thread imports trio, the module trio has no attribute `lowlevel` yet.
     if trio is not None and hasattr(trio, "lowlevel"):
-        # Do not use trio's `in_trio_run`: old versions of trio lack this function, and in guest
-        # mode it returns True in asyncio tasks of the host loop, too.
+        # `_running_trio` does not call trio's `in_trio_run`: old versions of trio lack this
+        # function, and in guest mode it returns True in the host loop's asyncio tasks.
         with suppress(RuntimeError):
             trio.lowlevel.current_task()
             return trio

@@ -20,8 +20,8 @@ from typing import Final, Generic, TypeVar, final
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
 
 T = TypeVar("T")
-# The argument `blocking` of `Lock.acquire`. Pass it by position: a call with a keyword argument
-# takes twice the time.
+# `NO_WAIT` is the argument `blocking` of `Lock.acquire`. Pass `NO_WAIT` by position: a call with a
+# keyword argument takes twice the time.
 NO_WAIT: Final = False
 
 
@@ -45,7 +45,7 @@ _running: Final = _RunningProcess()
 # `os.fork` waits until `fork_lock` is free. A thread must hold `fork_lock` while it calls a library
 # that acquires an internal lock, such as OpenSSL, which reads certificates. Otherwise, a child that
 # is forked while the internal lock is locked waits for this lock forever. `fork_lock` is reentrant,
-# because a signal handler may fork.
+# because a signal handler can fork.
 fork_lock: Final = RLock()
 with suppress(AttributeError):  # Windows cannot fork, and lacks `register_at_fork`.
     os.register_at_fork(
@@ -62,7 +62,7 @@ def run_in_new_thread(act: Callable[[], object]) -> bool:
     Returns False, without calling `act`, if the interpreter exits and no longer starts threads.
     """
     with suppress(RuntimeError):
-        if not sys.is_finalizing():  # Python 3.10 crashes if a thread is started while it exits.
+        if not sys.is_finalizing():  # Python 3.10 crashes if a thread is started at exit.
             start_new_thread(act, ())
             return True
     return False
@@ -100,8 +100,8 @@ class PerProcess(Generic[T]):
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
-        # Import the codec "idna" now. Python imports it at the first lookup of a host name, and a
-        # child that is forked during this import waits forever for the import lock.
+        # Import the codec "idna" now. Python imports this codec at the first lookup of a host name,
+        # and a child that is forked during this import waits forever for the import lock.
         "".encode("idna")
         self._make = make
         self._resources: dict[int, T] = {}
@@ -109,7 +109,7 @@ class PerProcess(Generic[T]):
     def get(self) -> T:
         resource = self._resources.get(_running.id)
         if resource is None:
-            # If another thread has stored a resource in the meantime, return that resource.
+            # If another thread has stored a resource meanwhile, `setdefault` returns that resource.
             resource = self._resources.setdefault(_running.id, self._make())
         return resource
 

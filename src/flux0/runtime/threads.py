@@ -61,7 +61,7 @@ class ThreadedTransport:
         except BaseException:
             call.abandon()
             raise
-        # Use the type Any, because type checkers do not let `evolve` change the type of `body`.
+        # `received` has the type Any: type checkers do not let `evolve` change the type of `body`.
         received: Any = response
         return evolve(received, body=_ThreadedBody(response.body))
 
@@ -80,9 +80,9 @@ class _SendCall:
         self._response: Response[ByteStream] | None = None
 
     def __call__(self) -> Response[ByteStream]:
-        # The garbage collector may call `abandon`, so no lock is used. Instead, this method stores
+        # The garbage collector can call `abandon`, so no lock is used. Instead, `__call__` stores
         # the response before it checks `_abandoned`, and `abandon` sets `_abandoned` before it
-        # reads the response. So `__call__` or `abandon` closes the response.
+        # reads the response. Therefore, `__call__` or `abandon` closes the response.
         response = self._response = self._transport.send(self._request)
         if self._abandoned:
             response.body.close()
@@ -106,8 +106,8 @@ class _ThreadedBody:
         try:
             return await run_in_thread(partial(self._body.read, timeout), ConnectionInterrupted)
         except BaseException:
-            # If the task was cancelled, the thread is still reading. The thread ends when the body
-            # is closed.
+            # If the task of this call was cancelled, a thread is still reading the body. This
+            # thread ends when the body is closed.
             self._body.close()
             raise
 

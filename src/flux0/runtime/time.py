@@ -70,7 +70,7 @@ class _Alarms:
                     self._thread = thread
             elif moment < self._next_moment:
                 self._changed.notify()
-        # The returned function must not acquire a lock, because finalizers may call it.
+        # The function that `add` returns must not acquire a lock, because finalizers can call it.
         return lambda: self._alarms.pop(alarm, None)
 
     def _run_alarms(self) -> None:
@@ -79,8 +79,8 @@ class _Alarms:
             by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])
             for alarm, (moment, act) in by_moment:
                 if moment <= now and self._alarms.pop(alarm, None) is not None:
-                    # If the function of one alarm raises, the thread must still call the functions
-                    # of other alarms.
+                    # If the function of one alarm raises an exception, the alarm thread must still
+                    # call the other alarms' functions.
                     with suppress(Exception):
                         act()
             with self._changed:

@@ -15,8 +15,8 @@ from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
-# `TurnLog.read` returns events of about this number of bytes at most, so that relays send small
-# pieces.
+# One call of `TurnLog.read` returns events of at most about this number of bytes, so that relays
+# send small pieces.
 READ_BYTES: Final = 64 * 1024
 _PLAIN: Final = (str, int, float, type(None))
 _INHERITED: Final = "a forked child cannot read a turn that its parent reads"
@@ -46,8 +46,8 @@ class LogEnd:
         """Encode this end of a turn as JSON, for another process."""
         if self.error is None:
             return json.dumps({"finished": self.finished}).encode()
-        # Store plain values and not a pickle: unpickling runs code in the pickled data, and other
-        # programs may write to the store.
+        # The JSON contains the error's plain values and not a pickle: unpickling runs code in the
+        # pickled data, and other programs can write to the store.
         state = {
             name: value for name, value in vars(self.error).items() if isinstance(value, _PLAIN)
         }
@@ -102,11 +102,11 @@ class TurnLog:
         self.loop: object = None
         self.trace_parent: str | None = None
         self._owner = OwnerProcess()
-        # The oldest kept event's number, and the kept events. Both are in one tuple, so that a
-        # reader in another thread never combines the number with another list.
+        # `_kept` contains the number of the oldest kept event, and the kept events. Both are in one
+        # tuple, so that a reader in another thread never combines the number with another list.
         self._kept: tuple[int, list[bytes]] = (1, [])
         self.size: int = 0
-        # Several threads may end the turn at the same time. Each thread adds its end to this list,
+        # Several threads can end the turn at the same time. Each thread adds its end to `_ends`,
         # and only the first end is used.
         self._ends: list[LogEnd] = []
         self._wakers: dict[object, Callable[[], object]] = {}
@@ -168,8 +168,8 @@ class TurnLog:
         self._ends.append(end)
         if self._ends[0] is end:
             on_end = self.on_end
-            # The functions `stop` and `on_end` refer to this log. Drop them, because a reference
-            # cycle keeps the log in memory until the garbage collector runs.
+            # The functions `stop` and `on_end` refer to this log. The log drops both functions,
+            # because a reference cycle keeps the log in memory until the garbage collector runs.
             self.on_end = self.stop = do_nothing
             on_end()
             self._wake()
@@ -212,8 +212,8 @@ class TurnLog:
         wakers[key] = wake
         cancel: Callable[[], object] = partial(wakers.pop, key, None)
         if wakers is not self._wakers and cancel():
-            # Another thread has changed the log during this method without calling `wake`, so call
-            # it here.
+            # During this call of `on_change`, another thread has changed the log without calling
+            # `wake`. Therefore, call `wake` here.
             wake()
         return cancel
 
@@ -229,8 +229,8 @@ class TurnLog:
         wakers = self._wakers
         if wakers:
             self._wakers = {}
-            # `popitem` raises KeyError when no function is left. A loop over the dictionary fails
-            # if another thread changes it meanwhile.
+            # `popitem` raises KeyError when no function is left in `wakers`. A loop over `wakers`
+            # fails if another thread changes the dictionary during the loop.
             with suppress(KeyError):
                 while True:
                     wakers.popitem()[1]()

@@ -24,8 +24,8 @@ from flux0.turns.log_relay import (
     turn_pieces,
 )
 
-# The largest number of digits in the header Last-Event-ID. Any client may send this header, and
-# Python is slow to convert numbers with many digits.
+# The largest accepted number of digits in the header Last-Event-ID. Any client can send this
+# header, and Python is slow to convert numbers with many digits.
 _MAX_DIGITS = 18
 
 
@@ -136,8 +136,8 @@ class BackgroundTurn(Uncopyable):
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
         reply = _ReplyBuilder(self._log)
-        # `_ReplyBuilder` returns no bytes, so the relay yields nothing, and `next` waits for the
-        # end of the turn.
+        # `_ReplyBuilder` returns empty bytes, which the relay skips. Therefore, `next` waits for
+        # the turn's end.
         next(Relay(turn_pieces(LogReader(self._log), reply), None), None)
         return reply.reply()
 
@@ -166,8 +166,8 @@ class _ReplyBuilder(RelayEncoder):
         return b""
 
     def error(self, error: Flux0Error, number: int | None = None) -> bytes:  # noqa: ARG002 - a parameter of each encoder
-        # Do not store the error in a local variable: the error's traceback refers to the frame of
-        # this method, and the variable refers to the error. Such a cycle stays in memory.
+        # The error must not be in a local variable: the error's traceback refers to the frame of
+        # this method, and the variable refers to the error. Such a reference cycle stays in memory.
         raise self._with_turn(fresh(error))
 
     def _with_turn(self, error: E) -> E:

@@ -58,8 +58,8 @@ class Transition:
     state: State
     reason: str = ""
     failure: Flux0Error | None = None
-    # Several threads may append the next transition at the same time. Only the first item in this
-    # list has an effect.
+    # Several threads can append the next transition to this list at the same time. Only the first
+    # item in the list has an effect.
     next: list[Transition] = field(factory=list["Transition"], init=False)
 
 

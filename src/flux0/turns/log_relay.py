@@ -43,8 +43,7 @@ class LogReader:
         self._is_closed = False
 
     def read(self) -> Sequence[bytes] | None:
-        # Read the end before the events: if the log has an end, `log.read` returns all the events
-        # that remain.
+        # Read the log's end before its events. No event follows a log's end, so none is missed.
         end = self.log.end
         if self._is_closed:
             self.error = RelayEnded(_RELAYS_ENDED)
@@ -55,8 +54,8 @@ class LogReader:
             self.error = error.with_traceback(None)
             return None
         if not events and end is not None:
-            # An error that ends the turn is numbered like an event, after the last event. A browser
-            # that sends this number as Last-Event-ID has already received the error.
+            # An error that ends the turn has the event number after the last event. A browser that
+            # sends this number as Last-Event-ID has already received the error.
             is_read = end.has_numbered_error and self.position > self.log.last
             self.error = None if is_read else end.error
             return None
@@ -82,9 +81,9 @@ class LogReader:
             waker = self._async_waker = AsyncWaker()
 
         def wake() -> None:
-            # If the log has ended, a signal handler or a finalizer may be the caller, in which only
-            # `waker.wake` is safe. Otherwise, the caller is the thread or task that adds events,
-            # and `wake_from_task` is faster.
+            # If the log has ended, the caller of `wake` can be a signal handler or a finalizer, in
+            # which only `waker.wake` is safe. Otherwise, the caller is the thread or task that adds
+            # events, for which `wake_from_task` is faster.
             waker.wake() if self.log.is_ended else waker.wake_from_task()
 
         cancel = self.log.on_change(wake)
@@ -129,9 +128,10 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
     return log.is_ended
 
 
-# A generator that yields the encoded bytes of a relay. If the log has no new event, the generator
-# yields its `LogReader`, with which the relay waits. Then the relay sends True to the generator if
-# the log has changed, or False if it is time for a heartbeat. The relay skips empty bytes.
+# `Pieces` is a generator that yields the encoded bytes of a relay. If the log has no new event, the
+# generator yields its `LogReader`, with which the relay waits. After the wait, the relay sends True
+# to the generator if the log has changed, or False if a heartbeat is due. The relay skips empty
+# bytes.
 Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
 
@@ -206,13 +206,13 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
     If the turn has failed, the last bytes describe the error. Closing or deleting the generator has
     no effect on the turn.
     """
-    # The parser has no size limit, because the stream has already checked the size of each event.
+    # The parser has no size limit, because the turn's stream has checked the size of each event.
     parse, decode = SSEParser(max_event_bytes=None).feed, JsonCodec().decode_event
 
     def encode(events: Sequence[bytes]) -> bytes:
         data = b"".join(events)
-        # The log contains events in flux0's own format. For relays in this format, only an agent's
-        # error must be decoded and replaced.
+        # The log of a turn contains events in flux0's own format. If the relay has the same format,
+        # only an agent's error must be decoded and replaced.
         if isinstance(encoder, Flux0Format):
             if AGENT_ERROR not in data:
                 return data
@@ -224,8 +224,8 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
     if reader.error is None:
         yield encoder.end()
     else:
-        # Only an error that ends the turn has a number. After an error such as `RelayEnded`, the
-        # turn continues, and the turn's next event has the number that follows.
+        # Only an error that ends the turn has an event number. After an error such as `RelayEnded`,
+        # the turn continues, and the turn's next event has the next number.
         end = reader.log.end
         is_end = end and end.has_numbered_error and reader.error is end.error
         yield encoder.error(reader.error, reader.position + 1 if is_end else None)
@@ -245,8 +245,8 @@ class OpenRelays:
         """Yield the encoded bytes of a relay, which is open until this generator has ended."""
         self._readers[reader] = None
         try:
-            # `end` in another thread sets `are_ended` before it closes all readers. The reader was
-            # added before this check, so either `end` or this check closes the reader.
+            # `OpenRelays.end` in another thread sets `are_ended` before it closes all readers.
+            # `reader` was added before this check, so either `end` or this check closes `reader`.
             if self.are_ended:
                 reader.close()
             yield from turn_pieces(reader, encoder)

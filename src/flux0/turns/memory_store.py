@@ -78,9 +78,9 @@ class MemoryTurnStore(TurnStore):
         self._ended_at[log] = self._clock()
 
     def _clean_later(self) -> None:
-        # A process may have many turns, so the store looks for expired turns only ten times in
-        # `keep_seconds`. The alarm has a weak reference, so that the store can be freed before the
-        # alarm.
+        # A process can have many turns, so the store looks for expired turns only ten times in
+        # `keep_seconds`. The alarm has only a weak reference to the store, so that the store can be
+        # freed before the alarm.
         method = WeakMethod(self._remove_expired)
 
         def clean() -> None:
@@ -105,10 +105,11 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
-        # Maps a released log to the session's previous log, if a newer log had already replaced the
-        # released log. If the newer log is released, too, the session gets the previous log again.
+        # `released` maps a released log to the session's previous log, if a newer log had already
+        # replaced the released log. If the newer log is released, too, the session gets the
+        # previous log again.
         self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
-        # The lock is reentrant: a signal handler may start a turn in a thread that holds the lock,
-        # and with a normal lock this thread waits forever.
+        # The lock is reentrant, because a signal handler can start a turn in a thread that holds
+        # the lock. With a normal lock, this thread waits forever.
         self.changing = RLock()

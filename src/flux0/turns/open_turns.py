@@ -38,14 +38,14 @@ from flux0.turns.session_queue import (
 )
 from flux0.turns.streams import AsyncEventStream, EventStream
 
-# If a call has no `timeout_ms`, its message waits at most this many seconds for each earlier
-# message in the queue.
+# If a call has no `timeout_ms`, its message waits at most this number of seconds for each earlier
+# message in the session's queue.
 _MAX_QUEUE_SECONDS: Final = 60.0
-# The longest time in seconds that a message waits until another event loop has closed the open
-# stream of the session.
+# The longest time in seconds that a message waits until another event loop has closed the session's
+# open stream.
 _MAX_CLOSE_SECONDS: Final = 10.0
-# Seconds between two checks whether the event loop that must close a stream has ended. The checks
-# are necessary, because an event loop does not notify other threads when it ends.
+# The seconds between two checks whether the event loop that must close a stream has ended. The
+# checks are necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.05
 
 _ANOTHER_MESSAGE: Final = (
@@ -60,7 +60,7 @@ _DEADLOCK: Final = (
     "returns: use the _async method in this loop, or run the loop until the task has ended"
 )
 
-# A limit of a wait: the longest time in seconds, and the error to raise after this time.
+# `_Limit` is the longest time of a wait in seconds, and the error to raise after this time.
 _Limit: TypeAlias = tuple[float, TransportTimeout]
 
 
@@ -148,7 +148,7 @@ class OpenTurns:
                 stream.close_soon(CLIENT_CLOSED)
 
     def _open(self) -> tuple[EventStream | AsyncEventStream, ...]:
-        # Other threads may add streams meanwhile. `valuerefs` returns a copy, while a loop over
+        # Another thread can add a stream at any time. `valuerefs` returns a copy, while a loop over
         # `values()` raises an error if a stream is added.
         streams = [reference() for reference in self._streams.get().valuerefs()]
         return tuple(stream for stream in streams if stream is not None and stream.is_open)
@@ -207,8 +207,7 @@ class OpenTurns:
                 if monotonic() > ends:
                     raise error
         self._calls.check()
-        # The event loop may have ended before it closed the stream. In this case, close the stream
-        # here.
+        # If the stream's event loop has ended before it closed the stream, close the stream here.
         stream.close_soon(_ANOTHER_MESSAGE)
 
 

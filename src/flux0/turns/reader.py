@@ -51,8 +51,8 @@ class ReaderRole:
     def __init__(self, running: Callable[[], object], turn: Turn) -> None:
         self._running = running
         self._turn = turn
-        # Weak references: a loop stops being the reader when its `Reader` is freed, even if Ctrl-C
-        # has interrupted the loop.
+        # `readers` has weak references: a loop stops being the stream's reader when its `Reader` is
+        # freed, even if Ctrl-C has interrupted the loop.
         self.readers: list[ref[Reader]] = []
         self.lock: Lock = Lock()
 
@@ -70,8 +70,8 @@ class ReaderRole:
         """
         generators = _running_generators if owner is None else frozenset[int]
         owner = owner or self._running()
-        # Reject a second reader before it acquires the lock. Otherwise, a call of the first reader
-        # at this moment raises StreamInUse, because the lock is held.
+        # A second reader is rejected before it acquires the lock. Otherwise, a call of the first
+        # reader at the same time raises StreamInUse, because the second reader holds the lock.
         self._check(owner, generators)
         if not self.lock.acquire(NO_WAIT):
             raise self.in_use()
@@ -88,12 +88,13 @@ class ReaderRole:
             reader = reference()
             if reader is None or reader.owner == owner:
                 continue
-            # Ignore a reader whose task has ended. With `asyncio.wait_for` of Python 3.11, each
+            # A reader whose task has ended is ignored. With `asyncio.wait_for` of Python 3.11, each
             # call of `anext` runs in a new task, so the tasks of earlier calls have ended.
             has_ended = getattr(reader.owner, "done", bool)()
             if not has_ended and reader.generators.isdisjoint(generators()):
-                # Delete `reader`, because a stored error keeps the variables of this function in
-                # memory. As long as a `Reader` is in memory, no other loop can read the stream.
+                # Delete the variable `reader`, because a stored error keeps the variables of this
+                # function in memory. As long as a `Reader` is in memory, no other thread or task
+                # can read the stream.
                 del reader
                 raise self.in_use()
 

@@ -69,8 +69,8 @@ class _Reading(Generic[W]):
         failure = error if isinstance(error, Flux0Error) else None
         if failure is None and error is not None:
             self.errors.append(error)
-        # The log stores the error, and a frame in the error's traceback refers to the log. This
-        # cycle keeps both in memory, so drop the traceback.
+        # `self.log` stores the error, and a frame in the error's traceback refers to `self.log`.
+        # Drop the traceback, because this cycle keeps the log and the error in memory.
         drop_tracebacks(failure)
         self.log.finish(LogEnd(failure))
         self.waker.wake()
@@ -146,8 +146,8 @@ def relay_async(
                 reading.end()
                 await close()
 
-        # Use no task group: a task group must be closed by the task that opened it, but the web
-        # server may close the relay in another task.
+        # The task has no task group: a task group must be closed by the task that opened it, but
+        # the web server can close the relay in another task.
         cancel = start_task(run)
         return lambda: call_soon(reading.waker.loop, cancel) or close_soon()
 
@@ -161,7 +161,7 @@ def _pieces(
     format: RelayFormat,
 ) -> Pieces:
     try:
-        # `started` runs the generator up to this `yield`, so that closing a relay that was never
+        # `started` runs this generator up to the `yield`, so that closing a relay that was never
         # read calls `leave`.
         yield b""
         encoder = format.encoder()

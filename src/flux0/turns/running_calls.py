@@ -33,9 +33,9 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self.closed: bool = False
-        # Adding and removing a call are single operations of a `dict`, which are atomic. There is
-        # no lock, because a signal handler may close the client, and waits forever for a lock that
-        # the interrupted code holds.
+        # Adding and removing a call are single operations of a `dict`, which are atomic. `_calls`
+        # has no lock, because a signal handler can close the client, and waits forever for a lock
+        # that the interrupted code holds.
         self._calls: PerProcess[dict[RunningCall, None]] = PerProcess(dict)
 
     def check(self) -> None:
@@ -79,8 +79,8 @@ class RunningCall:
 
     def __enter__(self) -> Self:
         self._running[self] = None
-        # `RunningCalls.close` in another thread does not cancel calls that are added later. Raise
-        # `ClientClosed` for such a call.
+        # `RunningCalls.close` in another thread does not cancel calls that are added after it. Such
+        # a call raises `ClientClosed` here.
         if self._calls.closed:
             del self._running[self]
             self._calls.check()

@@ -20,7 +20,7 @@ from flux0.runtime.event_loop import running_task
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import AsyncWaker, Waker
 
-# Identifies a session: the server's URL, and the session id.
+# A `SessionKey` identifies a session by the server's URL and the session id.
 SessionKey: TypeAlias = tuple[str, str]
 
 
@@ -58,7 +58,7 @@ class SessionQueue:
 
     def leave(self, sender: Sender) -> None:
         self._senders.remove(sender)
-        # An IndexError means that the queue is empty: there is no sender to wake.
+        # If the queue is empty, `_senders[0]` raises IndexError, and there is no sender to wake.
         with suppress(IndexError):
             self._senders[0].wake()
 
@@ -68,8 +68,8 @@ class SessionQueues:
 
     def __init__(self) -> None:
         self._queues = PerProcess(WeakValueDictionary[SessionKey, SessionQueue])
-        # The lock is reentrant: a signal handler may send a message in a thread that holds the
-        # lock, and with a normal lock this thread waits forever.
+        # The lock is reentrant, because a signal handler can send a message in a thread that holds
+        # the lock. With a normal lock, this thread waits forever.
         self._creating = PerProcess(RLock)
 
     def of(self, session: SessionKey) -> SessionQueue:

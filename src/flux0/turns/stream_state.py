@@ -227,8 +227,8 @@ class StreamState(Uncopyable):
 
     def _close_from_finalizer(self, reason: str) -> None:
         self.mark_closed(reason)
-        # A finalizer cannot await `close_async` of an async body. Drop the reference to the body,
-        # so that the body's own finalizer releases the connection.
+        # A finalizer cannot await `close_async` of an async response body. Drop the reference to
+        # the body, so that the body's own finalizer releases the connection.
         self._bind(_NoBody())
         self._mark_released()
         self._report_end(later=True)
@@ -248,15 +248,15 @@ class StreamState(Uncopyable):
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent
-        # An observer may change the messages of a `TurnEnd`, so they must not be the same objects
+        # An observer can change the messages in a `TurnEnd`, so they must not be the same objects
         # as in `self.messages`, which the user gets.
         messages = self._content.finish(partial=True) if with_messages else ()
         times = {chunk.event_id: chunk.timestamp for chunk in self._content.first_chunks}
         return TurnEnd(
             ending=self.ending or "closed",
             error=self._life.current.failure,
-            # Do not pass `self.error`: an observer may store the error, and `self.error` keeps the
-            # messages and the client in memory.
+            # `agent_error` must not be `self.error`: an observer can store the error, and
+            # `self.error` keeps the messages and the client in memory.
             agent_error=self._reported_error(),
             session_id=self.session_id,
             correlation_id=self.correlation_id,
@@ -274,8 +274,8 @@ class StreamState(Uncopyable):
         event = self._content.agent_error
         if event is None:
             return None
-        # An observer may change the error's data, but not the data in `event`, which the user gets.
-        # So copy the data.
+        # An observer can change the data of the error that it gets. The error has a copy of the
+        # data, because the user gets the data in `event`.
         return self._turn.attach_request(AgentError(copied(event.data.data)))
 
     def _raise_agent_error(self) -> None:
@@ -284,8 +284,8 @@ class StreamState(Uncopyable):
 
     @property
     def _stored(self) -> Callable[..., Any]:
-        # The stream stores its error, and the error stores the returned function. So the function
-        # must not refer to the stream: such a cycle stays in memory.
+        # The stream stores its error, and the error stores the function that `_stored` returns.
+        # This function must not refer to the stream: such a cycle stays in memory.
         return partial(_stored_events, self._list_stored, self.correlation_id)
 
     def _enter(self) -> None:
@@ -382,7 +382,7 @@ class StreamState(Uncopyable):
         return None if failure is None else Transition(State.FAILED, failure=failure)
 
     def _on_transport_error(self, error: TransportError) -> Transition:
-        if reason := self._life.current.reason:  # The stream was closed by another thread or task.
+        if reason := self._life.current.reason:  # Another thread or task has closed the stream.
             raise self._client_closed(reason) from error
         return Transition(State.FAILED, failure=self._turn.on_transport_error(error))
 

@@ -77,8 +77,8 @@ class EventStream(StreamState):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A GeneratorExit means that the user's generator around this `with` block is being closed,
-        # perhaps by the garbage collector. Then call the observers later, because an observer may
-        # wait for a lock.
+        # perhaps by the garbage collector. In this case, the observers are called later, because an
+        # observer can wait for a lock.
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -89,15 +89,16 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                # An inner loop over this stream may receive new events, which replace `unread`.
-                # `_advance` notices this by a comparison with the old `unread`.
+                # An inner loop over the same stream can receive new events, which replace
+                # `_content.unread`. `_advance` notices the new events by a comparison with the
+                # variable `unread`.
                 unread = self._content.unread
                 while value := take():
                     yield value
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            # The garbage collector may be closing this generator, so call the observers later.
+            # The garbage collector can close this generator, so the observers are called later.
             later = True
             raise
         finally:
@@ -230,7 +231,7 @@ class EventStream(StreamState):
         if not self._lock.acquire(NO_WAIT):
             raise self._role.in_use()
         try:
-            # Another loop or thread may have received events, which the caller takes first.
+            # If another loop or thread has received events, the caller takes these events first.
             if self._content.unread is not unread:
                 return True
             if not (self._life.is_readable or self._is_readable()):
@@ -343,8 +344,8 @@ class AsyncEventStream(StreamState):
         if self.is_open:
             close = self._close_body
             self._close_from_finalizer(reason)
-            # If a reader is waiting, it refers to the body, so the body's finalizer does not run.
-            # In this case, close the body here.
+            # A waiting reader of the stream refers to the response body, so the body's finalizer
+            # does not run. In this case, close the body here.
             if self.is_being_read and (
                 is_stopped(self.loop) or not schedule_close(self.loop, close)
             ):
@@ -368,7 +369,7 @@ class AsyncEventStream(StreamState):
                 if not await self._advance():
                     raise StopAsyncIteration  # noqa: TRY301 - the except clause ends the loop
         except BaseException as error:
-            # After a StreamInUse, the loop continues: another task is using the same loop.
+            # A StreamInUse does not end the `async for` loop, because another task uses this loop.
             if loop is not None and not isinstance(error, StreamInUse):
                 loop.end()
             raise
@@ -386,7 +387,7 @@ class AsyncEventStream(StreamState):
             if last is not None:
                 try:
                     await self._close_body()
-                finally:  # Finish also if the task is cancelled in `_close_body`.
+                finally:  # `_finish` must run even if the task is cancelled in `_close_body`.
                     self._finish(last)
         except BaseException:
             await self.close_async()

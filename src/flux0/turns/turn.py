@@ -25,7 +25,7 @@ from flux0.flows import CallRequest
 from flux0.ports import Codec, EventStreamParser, ServerSentEvent
 
 E = TypeVar("E", bound=Flux0Error)
-# Events that were received together, each with the server-sent event that encodes it.
+# `Received` lists events that were received together, each with its server-sent event.
 Received: TypeAlias = list[tuple[StreamEvent, ServerSentEvent]]
 
 
@@ -85,8 +85,8 @@ class Turn:
         return events, failure
 
     def on_end(self) -> Flux0Error | None:
-        # A parser may find an event that is too large, but raise `EventTooLarge` only when it is
-        # called again. Without this call, the error is lost.
+        # The parser can find an event that is too large, but raise `EventTooLarge` only at the next
+        # call of `feed`. Without this last call of `feed`, the error is lost.
         _, failure = self.feed(b"")
         if failure is None and self._parser.pending:
             failure = self.interrupted("the stream ended in the middle of an event")

@@ -17,8 +17,8 @@ from flux0.runtime.processes import NO_WAIT, OwnerProcess
 from flux0.turns.turn import Received
 
 T = TypeVar("T")
-# `add` calls `fold` only after it has received this number of bytes, because acquiring the lock
-# takes as much time as adding one chunk to a message.
+# `TurnContent.add` calls `fold` only after it has received this number of bytes, because acquiring
+# the lock takes as much time as adding one chunk to a message.
 _FOLDED_BYTES: Final = 16 * 1024
 
 
@@ -109,8 +109,8 @@ class TurnContent:
                     result = get()
                 self._is_folding = False
         except BaseException:
-            # Ctrl-C may raise KeyboardInterrupt at any place, even right after `acquire`. If the
-            # lock is not released then, the next call waits forever.
+            # Ctrl-C can raise KeyboardInterrupt at any place, even right after `acquire`. If the
+            # lock is not released here, the next call of `fold` waits forever.
             self._is_folding = False
             # `release` raises RuntimeError if this thread does not hold the lock.
             with suppress(RuntimeError):

@@ -56,7 +56,7 @@ class TurnReading(ABC, Generic[S]):
         self.log.trace_parent = stream.mark_relayed().trace_parent
         self._start(stream)
         # If another thread called `stop` while the message was being sent, `stop` had no stream to
-        # close. Close the stream now.
+        # close. In this case, close the stream here.
         if self._stopped is not None:
             self.stop(self._stopped)
 
@@ -71,8 +71,8 @@ class TurnReading(ABC, Generic[S]):
 
     def end(self, error: Flux0Error | None = None, *, finished: bool = False) -> None:
         self._stream = None
-        # The log stores the error, and a frame in the error's traceback refers to the log. This
-        # cycle keeps both in memory, so drop the traceback.
+        # `self.log` stores the error, and a frame in the error's traceback refers to `self.log`.
+        # Drop the traceback, because this cycle keeps the log and the error in memory.
         drop_tracebacks(error)
         self.log.finish(LogEnd(self._stopped or error, finished))
         self._on_end(self)
@@ -93,9 +93,9 @@ class TurnReading(ABC, Generic[S]):
             failure = Flux0Error(problem)
             failure.__cause__ = error
             self.end(failure)
-        # An event loop that ends cancels its tasks: the cancellation is a BaseException.
+        # When an event loop ends, it cancels its tasks. The cancellation is a BaseException.
         except BaseException as error:
-            # A GeneratorExit may come from a finalizer, which must not wait for a log handler.
+            # A GeneratorExit can come from a finalizer, which must not wait for a log handler.
             if not isinstance(error, GeneratorExit):
                 log_lost_reader(_LOST, stream.session_id)
             self.end(ReaderLost(_LOST))
@@ -112,8 +112,8 @@ class TurnReading(ABC, Generic[S]):
 
 class ThreadReading(TurnReading[EventStream]):
     def _start(self, stream: EventStream) -> None:
-        # If no thread can be started, raise ConnectionInterrupted, because the message was sent. A
-        # ConnectError means that the message was not sent.
+        # If the reading thread cannot be started, the error is ConnectionInterrupted, because the
+        # message was sent. A ConnectError means that the message was not sent.
         read = partial(copy_context().run, partial(self._read, stream))
         start_thread(read, "flux0-background-turn", ConnectionInterrupted)
 
@@ -124,8 +124,9 @@ class ThreadReading(TurnReading[EventStream]):
             stream.confirm()
 
     def _close(self, stream: EventStream, reason: str) -> None:
-        # Do not wait for the end of the reading thread: in some transports, closing the stream does
-        # not end a read in another thread, which then continues until the idle timeout.
+        # `_close` does not wait for the end of the reading thread: in some transports, closing the
+        # stream does not end a read in another thread, and this read continues until the idle
+        # timeout.
         try:
             stream.close(reason)
         finally:
@@ -143,8 +144,8 @@ class TaskReading(TurnReading[AsyncEventStream]):
         super().__init__(*args)
         self.loop: Loop = running_loop()
         self.log.loop = self.loop
-        # Keep a reference to the task: an event loop has only weak references to its tasks, so the
-        # garbage collector can free a running task.
+        # `_tasks` keeps a reference to the reading task: an event loop has only weak references to
+        # its tasks, so the garbage collector can free a running task.
         self._tasks: list[object] = []
 
     def lose(self) -> None:

@@ -43,11 +43,11 @@ class TurnReport:
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
         self.is_relayed = False
-        # Several threads may end the turn at the same time. Each thread adds the time to this list,
+        # Several threads can end the turn at the same time. Each thread adds the time to `_ends`,
         # and only the first time is used.
         self._ends: list[float] = []
         self._waiting: deque[Callable[[], None]] = deque()
-        # Store the result for `postpone`, which finalizers call. A finalizer must not call
+        # `_is_observed` is stored for `postpone`, which finalizers call. A finalizer must not call
         # `is_turn_observed`, whose first call imports the module logging.
         self._is_observed = observers.is_turn_observed()
         self._reporting = Lock()
@@ -97,8 +97,8 @@ class TurnReport:
         self._report()
 
     def _report(self) -> None:
-        # Check `_waiting` again after the lock was released: while this thread held the lock,
-        # another thread may have added a report without waiting for the lock.
+        # The outer loop checks `_waiting` again after the lock was released: while this thread held
+        # the lock, another thread may have added a report without waiting for the lock.
         while self._waiting and self._reporting.acquire(NO_WAIT):
             try:
                 while self._waiting:

@@ -87,13 +87,13 @@ def _parameters(options: type[CallOptions]) -> tuple[Parameter, ...]:
     return tuple(make(name, annotation=each.__forward_arg__) for name, each in items)
 
 
-# Maps the annotation of `**options` to the parameters that `help()` shows instead. Methods with
-# `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
+# `_SHOWN` maps the annotation of `**options` to the parameters that `help()` shows instead. Methods
+# with `**options: NoReturn` accept no options, and pass unknown names to `check_names`.
 _KINDS = CallOptions, TurnOptions, UserOptions
 _SHOWN = {f"Unpack[{kind.__name__}]": _parameters(kind) for kind in _KINDS} | {"NoReturn": ()}
 
-# Maps argument names of other libraries to the names that the error message suggests: an argument
-# of `Flux0`, and an option of one call.
+# `_OTHER_NAMES` maps argument names of other libraries to the two names that the error message
+# suggests: an argument of `Flux0`, and an option of one call.
 _OTHER_NAMES = {
     "api_key": ('headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
     "base_url": ("server_url", "server_url"),

@@ -44,7 +44,7 @@ def create_session(
         body["title"] = checked
     if metadata is not None:
         body["metadata"] = arguments.members("metadata", metadata)
-        # Encode `metadata` separately, so that the error for an invalid value names this argument.
+        # Encode `metadata` separately, so that the error for an invalid value names `metadata`.
         call.codec.encode(body["metadata"], "metadata")
     if mode is not None:
         body["mode"] = arguments.name("mode", mode)

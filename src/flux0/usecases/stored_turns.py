@@ -12,8 +12,8 @@ from flux0.usecases.call import ApiCall
 from flux0.usecases.sessions import list_events
 
 # The seconds between the first and the second request of `find_turn`; each later interval is twice
-# as long as the previous interval. Measured: if the connection failed before the message was
-# stored, the server stored two of three messages within 0.1 s.
+# as long as the previous interval. In a measurement with connections that failed before the message
+# was stored, the server stored two of three messages within 0.1 s.
 _FIRST_INTERVAL: Final = 0.1
 
 

@@ -46,13 +46,13 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 Hook = Callable[[Any, Any], Any]
 FindHook = Callable[[Any], Hook]
 
-# A function that sets the attribute `extra` of a model. Normal assignment fails, because models are
+# `set_extra` sets the attribute `extra` of a model. A normal assignment fails, because models are
 # frozen.
 set_extra: Callable[[object, Mapping[str, Any]], None] = vars(Extensible)["extra"].__set__
 
 _FACTORY = cast("type", attrs.Factory)
-# Maps each type to the source code that checks the type of a variable. In this code, `{0}`
-# represents the variable's name.
+# `_PLAIN` maps each type to the source code that checks the type of a variable. In this source
+# code, `{0}` represents the variable's name.
 _PLAIN = {
     str: "type({0}) is str",
     int: "type({0}) is int",
@@ -151,8 +151,8 @@ def _hook_lines(name: str, kind: Any, names: dict[str, Any], find_hook: FindHook
 def _model_lines(name: str, model: Any, names: dict[str, Any], find_hook: FindHook) -> list[str]:
     types, keys, known = get_type_hints(model), dict(json_keys(model)), known_keys(model)
     fields = [field for field in attrs.fields(model) if field.name in keys]
-    # The generated code counts the members of the JSON. If the number is larger than the number of
-    # known members, the JSON has unknown members.
+    # The generated code counts the JSON object's members. If this number is larger than the number
+    # of known members, the object has unknown members.
     count = f"{name}_count"
     lines, stores = [f"{count} = len({name})"], list[str]()
     if fields[0].default is not attrs.NOTHING:

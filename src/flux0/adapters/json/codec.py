@@ -17,16 +17,16 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-# The exceptions of the fast converter if the JSON does not fit the model, and of `_scan` if the
-# text is not JSON.
+# The fast converter raises these exceptions if the JSON does not fit the model, and `_scan` raises
+# them if the text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
-# NaN and infinities in a request raise an error, because JSON does not have them. They are not sent
-# as null, because the server then stores a value that the user has not passed.
+# The encoder raises an error for NaN and infinities, because JSON does not have them. They are not
+# sent as null, because the server then stores a value that the user has not passed.
 _encoder = JSONEncoder(allow_nan=False, separators=(",", ":"))
 _unescaped: Callable[[Any], str] = JSONEncoder(ensure_ascii=False).encode
 _decoder = JSONDecoder()
-# Decodes the JSON at a position of a string, and returns the value and its end.
+# `_scan` decodes the JSON at a position of a string, and returns the value and its end position.
 _scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
 
 
@@ -38,7 +38,7 @@ class JsonCodec:
     """
 
     def __init__(self) -> None:
-        # Maps the name of each event to the function that builds the event from plain JSON.
+        # `_event_hooks` maps an event's name to the function that builds the event from JSON.
         self._event_hooks: dict[str, Callable[[Any, None], StreamEvent]] = {}
 
     def decode(self, model: type[T], body: bytes) -> T:
@@ -64,8 +64,8 @@ class JsonCodec:
 
     def encode(self, value: Any, argument: str = "value") -> bytes:
         body = _convert(_encode, value, argument)
-        # In JSON, `\ud...` is an escaped surrogate, which is valid only in a pair. Check the text,
-        # so that a lone surrogate raises an error that names the argument.
+        # In JSON, `\ud...` is an escaped surrogate, which is valid only in a pair. Check the text
+        # of `body`, so that a surrogate without its pair raises an error that names the argument.
         if rb"\ud" in body:
             arguments.check_utf8(argument, _unescaped(_load(body)))
         return body
@@ -75,8 +75,8 @@ class JsonCodec:
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
         kind: Any = model
-        # Convert to a tuple first: flux0's hook for tuples accepts only JSON lists, while cattrs'
-        # hook for lists accepts any iterable, such as a string.
+        # `from_dict` converts a list to a tuple first: flux0's hook for tuples accepts only JSON
+        # lists, while cattrs' hook for lists accepts any iterable, such as a string.
         if get_origin(kind) is list:
             kind = tuple.__class_getitem__((*get_args(kind), ...))
         result: Any = self._structure(kind, data, "")
@@ -91,12 +91,12 @@ class JsonCodec:
         try:
             return structure_hook(model)(data, model)
         except _UNFIT:
-            pass  # The slower converter raises an error that names the wrong value.
+            pass  # The slower converter below raises an error that names the wrong value.
         try:
             return converter(explaining=True).structure(data, model)
         except Exception as error:
             problem, _, place = transform_error(error, "", _describe_problem)[0].rpartition(" @ ")
-            # The error names the key in the JSON, such as `from`, not the field, such as `from_`.
+            # The error names the JSON key, such as `from`, not the attribute, such as `from_`.
             field = place.lstrip(".").removesuffix("_")
             _drop_tracebacks(error)
             raise DecodeError(problem, field=field, body=_text(body)) from error
@@ -108,8 +108,8 @@ _EVENTS: dict[str, Any] = {
 
 
 def _drop_tracebacks(error: BaseException) -> None:
-    # The frames in an error's traceback refer to the error. Drop the traceback, because this cycle
-    # keeps the error and the JSON in memory.
+    # The frames in an error's traceback refer to the error. Drop the traceback, because this
+    # reference cycle keeps the error and the JSON in memory.
     error.__traceback__ = None
     for each in getattr(error, "exceptions", ()):
         _drop_tracebacks(each)

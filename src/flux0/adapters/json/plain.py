@@ -44,8 +44,8 @@ def _plain_scalar(value: Any) -> Any:
     if isinstance(value, Enum):
         return plain(value.value)
     for scalar in (str, int, float):
-        # Convert an instance of a subclass to the base class. `str(value)` and `int(value)` are not
-        # suitable, because they call methods that the subclass may override.
+        # `__add__` converts an instance of a subclass to the base class. `str(value)` and
+        # `int(value)` are not suitable, because they call methods that the subclass can override.
         if isinstance(value, scalar):
             return cast("Any", scalar).__add__(value, scalar())
     raise TypeError(f"it contains an object of type {type(value).__name__}")

@@ -31,8 +31,8 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 from flux0.domain.stored_models import EventData, MessageData, MessagePart, ToolData
 from flux0.domain.stream_events import StreamEvent
 
-# Maps each union of models to a dictionary, which maps the value of the JSON key `type` to the
-# model.
+# `_BY_TYPE` maps each union of models to a dictionary. The dictionary maps the value of the JSON
+# key `type` to the model.
 _BY_TYPE: dict[Any, dict[Any, Any]] = {
     union: {type_tag(kind): kind for kind in get_args(union) if attrs.has(kind)}
     for union in (MessagePart, EventData, MessageData | ToolData)
@@ -90,7 +90,7 @@ def is_model(kind: Any) -> bool:
     if get_origin(kind) in {list, tuple}:
         item, *rest = get_args(kind)
         return is_model(item) and rest == ([] if get_origin(kind) is list else [...])
-    return kind in _MODELS  # `_MODELS` is a tuple, because some `kind` have no hash.
+    return kind in _MODELS  # `_MODELS` is not a set, because some types have no hash.
 
 
 def _has_origin(origin: Any) -> Callable[[Any], bool]:
@@ -116,8 +116,8 @@ def _mapping(value: Any, _: Any) -> Any:
     if type(value) is not dict:
         raise TypeMismatch("a dict", value)
     data: dict[str, Any] = value  # pyright: ignore[reportUnknownVariableType]
-    # Measure the depth only if a value is nested, because most mappings, such as metadata, are
-    # flat.
+    # The depth is measured only if a value in the mapping is nested, because most mappings, such as
+    # metadata, are flat.
     for item in data.values():
         if type(item) is dict or type(item) is list:
             _check_depth(data)
@@ -173,8 +173,8 @@ def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
 
 
 def _tuple(made: Converter, kind: Any) -> Hook:
-    # Use cattrs' hook for lists, because its errors contain the index of the wrong item. The hook
-    # accepts any iterable, so `structure` checks the type.
+    # `_tuple` uses cattrs' hook for lists, because its errors contain the index of the wrong item.
+    # cattrs' hook accepts any iterable, so `structure` checks the type.
     list_kind: Any = list.__class_getitem__(get_args(kind)[0])
     as_list = made.get_structure_hook(list_kind)
 
@@ -189,8 +189,8 @@ def _tuple(made: Converter, kind: Any) -> Hook:
 def _model(made: Converter, kind: Any) -> Hook:
     if is_plain(kind) and not made.detailed_validation:
         return generate_hook(kind, made.get_structure_hook)
-    # Use the hook of cattrs, which calls `__init__`, because some classes check or convert their
-    # arguments in `__init__`.
+    # cattrs generates the hook of this model, because such a hook calls `__init__`, in which some
+    # classes check or convert their arguments.
     changes: Any = {name: override(rename=key) for name, key in json_keys(kind) if name != key}
     if is_extensible := issubclass(kind, Extensible):
         changes["extra"] = override(omit=True)

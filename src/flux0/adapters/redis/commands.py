@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-# A Redis command and its arguments. After `EVALSHA`, the argument is the text of a script. The
-# worker replaces this text by its hash.
+# A `Command` is a Redis command with its arguments. The argument after `EVALSHA` is the text of a
+# script, which the worker replaces by the script's hash.
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 
@@ -80,7 +80,7 @@ class Settings:
 
         All keys of a session have the same hash tag, so they are in one slot of a Redis Cluster.
         """
-        # The session id is quoted, because a brace in it changes the hash tag.
+        # The session id is quoted, because a brace in the session id changes the hash tag.
         return TurnName(f"{self._prefix}{{{quote(session_id, safe='')}}}", turn_id)
 
 

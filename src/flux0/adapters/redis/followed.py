@@ -16,7 +16,7 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 
 # Each server-sent event ends with a blank line, and contains no other blank line.
 _END_OF_EVENT: Final = b"\n\n"
-# The largest number of entries that one command reads from the stream in Redis.
+# One command reads at most this number of entries from a turn's stream in Redis.
 _MAX_ENTRIES: Final = 100
 
 _READER_LOST: Final = "the process that read the turn has ended, or it cannot reach Redis"
@@ -79,8 +79,8 @@ class FollowedTurn:
                     self._is_lost = False
                     if (yield lose(name.info, self.process, settings)):
                         getLogger("flux0").warning("%s: turn=%s", _READER_LOST, name.info)
-                # Keep no reference to the copy of the log while the worker waits for Redis. So the
-                # copy is freed when no reader uses it.
+                # While the worker waits for Redis, no variable refers to the copied log. Therefore,
+                # the copied log is freed when no reader uses it.
                 last = log.last if (log := self.log()) else 0
                 del log
                 if not self.update((yield read(name, settings.process, last + 1))):
@@ -94,8 +94,8 @@ class FollowedTurn:
         except Exception:
             if worker.waiting_seconds:
                 raise
-            # Redis has responded with an error or with invalid data. Wait until the reading process
-            # has restored the events.
+            # Redis has responded with an error or with invalid data. Wait until the process that
+            # reads the turn has restored the events.
             self._wait_for_events()
 
     def update(self, reply: Any) -> bool:
@@ -149,8 +149,8 @@ def _extend(log: TurnLog, entries: Any) -> bool:
     for id_, (_, data) in entries:
         events = [event + _END_OF_EVENT for event in as_bytes(data).split(_END_OF_EVENT)[:-1]]
         last = int(as_bytes(id_).partition(b"-")[0])
-        # If Redis had lost the events, the reading process has added them again, perhaps in other
-        # batches. Append only the events that the log does not have.
+        # After Redis has lost events, the process that reads the turn adds them again, perhaps in
+        # other batches. Append only the events that `log` does not have.
         if new := events[max(len(events) - last + log.last, 0) :]:
             log.extend(last + 1 - len(new), new)
     return log.last > before

@@ -35,7 +35,7 @@ class Lease:
     _published: dict[str, PublishedTurn]
     _followed: dict[str, FollowedTurn]
     _count: int = 0
-    # Maps each other process to the counter of its lease, and to the time when the counter changed.
+    # `_seen` maps each other process to its lease's counter, and to the time of the last change.
     _seen: dict[str, tuple[object, float]] = field(factory=dict[str, "tuple[object, float]"])
     _is_reachable: bool = True
 
@@ -48,19 +48,19 @@ class Lease:
             for process in {turn.process for turn in running}:
                 count, now = (yield ("GET", process)), monotonic()
                 last, since = seen.get(process, (None, now))
-                # The counter of a lease changes when its process renews the lease. It is None if
-                # the lease has expired.
+                # The counter of a lease changes when its process renews the lease. `count` is None
+                # if the lease has expired.
                 self._seen[process] = count, since if count in (last, None) else now
                 if now - self._seen[process][1] >= settings.expiry:
                     for turn in running:
                         turn.lose(process)
         except Exception as error:
-            # While Redis is unreachable, no process can renew its lease. Therefore, all other
-            # processes get the full time again.
+            # While Redis is unreachable, no process can renew its lease. Therefore, a process is
+            # lost only after the full time of a lease has passed again.
             self._seen = {}
             if self._is_reachable:
-                # Log the text and not the error: a stored log record with the error keeps the turns
-                # in the error's traceback in memory.
+                # The log record contains the text and not the error: a stored log record with the
+                # error keeps the turns in the error's traceback in memory.
                 getLogger("flux0").warning("%s: %s", _UNREACHABLE, str(error.__cause__ or error))
             self._is_reachable = False
             raise
@@ -75,7 +75,7 @@ class Lease:
         self._count += 1
         count, expiry_ms = self._count, round(settings.expiry * 1000)
         previous = yield run_script(scripts.RENEW, (settings.process,), count, expiry_ms)
-        # If the stored counter is too low, Redis has lost data: publish and follow all turns again.
+        # If the stored counter is too low, Redis has lost data. Publish and follow all turns again.
         if int(previous or 0) < count - 1:
             for turns in (self._published, self._followed):
                 for turn in turns.values():

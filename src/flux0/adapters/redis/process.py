@@ -47,12 +47,13 @@ class StoreProcess:
         self._owned_clients = owned_clients
         self._settings = settings
         self._worker = Worker(client, settings)
-        # The turns that this process reads, and the turns that it copies from other processes, by
-        # their keys in Redis. Only the worker's thread changes the two dictionaries.
+        # `_published` contains the turns that this process reads, and `_followed` the turns that it
+        # copies from other processes, by their keys in Redis. Only the worker's thread changes the
+        # two dictionaries.
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._lease = Lease(self._worker, self._published, self._followed)
-        # Maps the log of each claimed turn to the turn that its session had before, for `release`.
+        # `_replaced` maps the log of each claimed turn to the session's previous turn.
         self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
         self._is_closed = False
@@ -123,7 +124,7 @@ class StoreProcess:
 
     def _run(self, steps: Steps[T]) -> Steps[T]:
         # Other processes send requests to stop a turn over the channel of this process. If Redis
-        # does not permit the client to use the channel, the command fails here, before a turn is
+        # does not permit the client to use the channel, this command fails before a turn is
         # claimed.
         if not self._is_permitted:
             yield "PUBLISH", self._settings.process, ""
@@ -132,15 +133,15 @@ class StoreProcess:
 
     def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
         own, settings = self._own_log(name), self._settings
-        # Check this process's own turns first, because Redis may have lost its data.
+        # This process's own turns are checked first, because Redis may have lost its data.
         if refuse and own is not None and not own.is_ended:
             raise TurnRunning(_RUNNING)
         yield from self._lease.renew()
         while True:
             id_, process = yield "HMGET", name.session, "turn", "process"
             self._replaced[log] = expected = evolve(name, id=as_text(id_))
-            # If the lease (the key `process`) has expired, the process is lost, and does not run
-            # its turn any more.
+            # If the lease (the key `process`) has expired, the process that read the session's turn
+            # is lost, and the turn is not running any more.
             refuses = refuse and process and (yield "GET", as_text(process))
             keys = name.session, name.info, expected.info
             values = name.id, expected.id, int(bool(refuses)), settings.process, log.max_bytes
@@ -150,7 +151,7 @@ class StoreProcess:
         if not generation:
             raise TurnRunning(_RUNNING)
         turn = PublishedTurn(name, int(generation), log, self._worker, self._published)
-        # If the caller was cancelled meanwhile, it has ended the log, and the claim is undone.
+        # If the caller of `claim` was cancelled, it has ended the log, and the claim is undone.
         turn.is_released = log.is_ended
         self._published[name.info] = turn
         self._submit(turn)
@@ -158,9 +159,9 @@ class StoreProcess:
         return None if previous is None or previous.is_ended else previous
 
     def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
-        # The worker repeats `_release` until Redis responds: Redis may have received the claim of
-        # the turn although the caller got an error. If Redis has not received the claim, the script
-        # RELEASE does not change the session.
+        # The worker repeats `_release` until Redis responds, because Redis may have received the
+        # claim of the turn although the caller got an error. If Redis has not received the claim,
+        # the script RELEASE does not change the session.
         if monotonic() < ends:
             previous = self._replaced.get(log, name)
             keys = name.session, name.info, previous.info
@@ -176,7 +177,7 @@ class StoreProcess:
         if log is None:
             reply = yield read(name, self._settings.process, 1)
             # While this call waited for Redis, another call may have created a copy of the same
-            # turn. If so, return this copy.
+            # turn. In this case, return the existing copy.
             log = self._known_log(name)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))
@@ -184,8 +185,8 @@ class StoreProcess:
                 turn.update(reply)
                 self._followed[name.info] = turn
                 self._submit(turn)
-                # Ask the reading process to check the turn: if it no longer knows the turn, it
-                # ends the turn in Redis (`_end_lost`).
+                # Ask the process that reads the turn to check the turn. If this process no longer
+                # knows the turn, it ends the turn in Redis (`_end_lost`).
                 if turn.is_running:
                     yield "PUBLISH", turn.process, name.info
         return log
@@ -211,18 +212,18 @@ class StoreProcess:
         self._call(self._request_stop(name, reason))
 
     def _request_stop(self, name: TurnName, reason: str) -> Steps[None]:
-        # The request has a random start. So the reading process can distinguish a second request
-        # with the same reason from the first request.
+        # A request to stop a turn starts with random characters, so that the process that reads the
+        # turn can distinguish two requests with the same reason.
         yield run_script(scripts.STOP, (name.info,), f"{urandom(8).hex()} {reason}")
 
     def _run_worker(self) -> None:
         _suppress_instrumentation()
         self._worker.run()
-        # If a copy was created while `close` ran, `close` did not end this copy. End it here.
+        # `close` did not end the copies of turns that were created while it ran. End them here.
         self._end_copies(ClientClosed, CLOSED)
         self._worker_ended.set()
-        # Wake the listener thread with a message. If Redis fails, the thread ends after its next
-        # timeout.
+        # This message wakes the listener thread. If Redis fails, the listener thread ends after its
+        # next timeout.
         with suppress(Exception):
             self._client.execute_command("PUBLISH", self._settings.process, "")
 

@@ -68,19 +68,19 @@ class PublishedTurn:
             if is_end and self._sent == last:
                 break
             if not self.log.has_more(self._sent):
-                # Run `steps` again after some time, even without new events, so that the turn's
-                # keys in Redis do not expire.
+                # `steps` must run again after some time, even without new events, so that the
+                # turn's keys in Redis do not expire.
                 self._worker.set_timer(self.steps, settings.keep / 3)
                 return
         self._unwatch()
         self._turns.pop(self.name.info, None)
 
     def _next_batch(self) -> tuple[int, bool, Command]:
-        # Read the end before the events: if the log has ended, no later event is missed.
+        # Read the log's end before its events. No event follows the end, so no event is missed.
         end = self.log.end
         kept = self.log.first
         after = max(self._sent, kept - 1)
-        # `read` raises an error if the log has dropped the next event.
+        # `TurnLog.read` raises an error if the log has dropped the next event.
         events = self.log.read(after)
         last = after + len(events) if events else self._sent
         encoded_end = b"" if end is None or last < self.log.last else end.to_json()
@@ -103,6 +103,6 @@ class PublishedTurn:
         if request not in (b"", self._stop_request):
             self._stop_request = request
             reason = request.partition(b" ")[2].decode() or _REPLACED
-            # Call `stop` in another thread, because closing the stream may block, and the worker
-            # must not wait.
+            # Another thread calls `stop`, because closing the stream can block, and the worker's
+            # thread must not wait.
             run_in_new_thread(partial(self.log.stop, reason))

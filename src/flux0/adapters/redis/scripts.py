@@ -23,11 +23,11 @@ from __future__ import annotations
 
 from typing import Final
 
-# This script makes a turn the turn of its session. The caller passes the session's present turn,
-# because a script gets all its keys as arguments. The reply is empty if the session has another
-# turn. Otherwise, the reply says whether the present turn is running, and has the claimed turn's
-# generation (empty if the claim was refused). A generation is at least the current time, so it is
-# larger than the last generation even if Redis has lost the last generation.
+# The script CLAIM makes a turn the turn of its session. The caller passes the session's present
+# turn, because a script gets all its keys as arguments. The reply is empty if the session has
+# another turn. Otherwise, the reply says whether the present turn is running, and has the claimed
+# turn's generation (empty if the claim was refused). A generation is at least the current time, so
+# it is larger than the last generation even if Redis has lost the last generation.
 CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
@@ -50,8 +50,8 @@ end
 return {running and 1 or 0, generation}
 """
 
-# This script undoes CLAIM. If Redis still has the previous turn, and the previous turn was not
-# released, the session gets its previous turn again; otherwise the session has no turn.
+# The script RELEASE undoes CLAIM. If Redis still has the previous turn, and the previous turn was
+# not released, the session gets its previous turn again; otherwise the session has no turn.
 RELEASE: Final = """
 local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
@@ -63,11 +63,11 @@ redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process
 redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 """
 
-# This script appends events, or the end, to a turn. The generation is 0 if the turn was released.
-# If `sent` is not the number of the last event in Redis, no event is appended. If another process
-# has recorded the end, nothing more is appended. Entries are dropped if all their events are older
-# than `kept`. The reply is the number of the last event and the last request to stop; it is empty
-# if Redis has lost the turn.
+# The script APPEND appends events, or the end, to a turn. `generation` is 0 if the turn was
+# released. If `sent` is not the number of the last event in Redis, no event is appended. If another
+# process has recorded the end, nothing more is appended. Entries are dropped if all their events
+# are older than `kept`. The reply is the number of the last event and the last request to stop. The
+# reply is empty if Redis has lost the turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
 local generation, ttl_ms, sent, last, kept, events, turn_end, trace_parent = unpack(ARGV)
@@ -103,8 +103,8 @@ end
 return {stored, state.stop or ''}
 """
 
-# This script stores a turn again that Redis has lost. The turn has no events until APPEND adds its
-# events. The published message asks all processes that follow the turn to register again.
+# The script RESTORE stores a turn again that Redis has lost. The turn has no events until APPEND
+# adds its events. The published message asks all processes that follow the turn to register again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
@@ -115,8 +115,8 @@ redis.call('PEXPIRE', info, ttl_ms)
 redis.call('PUBLISH', everyone, info)
 """
 
-# This script returns the state of a turn and its next entries; the reply is empty if Redis does not
-# have the turn. The first entry may contain events before `first`, too.
+# The script READ returns the state of a turn and its next entries. The reply is empty if Redis does
+# not have the turn. The first entry can contain events before `first`, too.
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, count = unpack(ARGV)
@@ -136,8 +136,8 @@ if process then
 end
 """
 
-# This script ends a turn whose reading process was lost. The reply is 1 if this call has ended the
-# turn. It is 0 if another follower was faster, or if another process has restored the turn.
+# The script LOSE ends a turn whose reading process was lost. The reply is 1 if this call has ended
+# the turn. The reply is 0 if another process has already ended or restored the turn.
 LOSE: Final = """
 local process, turn_end, ttl_ms = unpack(ARGV)
 if redis.call('HGET', KEYS[1], 'process') ~= process then return 0 end
@@ -145,7 +145,7 @@ for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl_ms) end
 return redis.call('HSETNX', KEYS[1], 'end', turn_end)
 """
 
-# This script renews the lease of a process: a key with a counter. The reply is the previous
+# The script RENEW renews the lease of a process: a key with a counter. The reply is the previous
 # counter. If the previous counter is missing or too low, Redis has lost data.
 RENEW: Final = """
 return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'GET')

@@ -46,8 +46,8 @@ class RedisTurnStore(TurnStore):
         _check_seconds("keep_seconds", keep_seconds, _MIN_KEEP_SECONDS)
         _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
         options = prefix, keep_seconds, lease_seconds
-        # The threads refer to the list of clients, but not to the store. So an unreferenced store
-        # is freed, and its threads end.
+        # The store's threads refer to the list of clients, but not to the store. Therefore, an
+        # unreferenced store is freed, and its threads end.
         self._owned_clients = owned = list[RedisClient]()
         self._process = PerProcess(lambda: StoreProcess(client, owned, Settings(*options)))
         finalize(self, self._process.discard, StoreProcess.retire).atexit = False

@@ -17,15 +17,15 @@ from flux0.domain.errors import TurnStoreError
 
 T = TypeVar("T")
 
-# A generator that yields Redis commands. The worker sends each command, and sends the reply to the
-# generator, or raises a `TurnStoreError` in it.
+# `Steps` is a generator that yields Redis commands. The worker sends each command to Redis, and
+# passes the reply to the generator, or raises a `TurnStoreError` in the generator.
 Steps: TypeAlias = "Generator[Command, Any, T]"
-# A job for the worker: a function that returns a new generator of Redis commands. After an error,
-# the worker calls the function again. A bound method is the same job each time it is submitted.
+# A `Job` is a function that returns a new generator of Redis commands. After an error, the worker
+# calls the function again. A bound method is the same job each time it is submitted.
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
 CLOSED: Final = "the store of background turns is closed"
-# The longest time in seconds that `call` waits for the reply of Redis.
+# `Worker.call` waits at most this number of seconds for the reply of Redis.
 _MAX_CALL_SECONDS: Final = 10.0
 # The shortest time in seconds between two pipelines of jobs that can wait. Without this interval,
 # each event has its own pipeline, which takes more time than reading the event.
@@ -64,12 +64,12 @@ class Worker:
         self._client = client
         self._inbox: SimpleQueue[tuple[Job, bool]] = SimpleQueue()
         self._running: dict[Job, tuple[Steps[None], Command]] = {}
-        # Maps each job to the time when it must start. A job that is running starts again after its
-        # end.
+        # `_timers` maps each job to the time when the job must start. If the job is running at this
+        # time, it starts again after its end.
         self._timers: dict[Job, float] = {}
         self._not_before = 0.0
         self._last_reply = monotonic()
-        # True if the last commands have failed, or if the worker waits for their replies.
+        # `_is_waiting` is True if the last commands have failed, or if their replies are missing.
         self._is_waiting = False
         self.has_failed: bool = False
         self.failures: int = 0
@@ -105,8 +105,8 @@ class Worker:
                 results.put(error)
 
         self.submit(run, now=True)
-        # If the worker's thread ended before the job was submitted, no thread runs the job, so do
-        # not wait.
+        # If the worker's thread ended before the job was submitted, no thread runs the job. Do not
+        # wait for the job's result.
         if self._is_stopped:
             raise TurnStoreError(CLOSED)
         try:
@@ -118,8 +118,8 @@ class Worker:
             try:
                 raise result
             finally:
-                # Break a reference cycle: the traceback of the raised error refers to this frame,
-                # and the variable `result` refers to the error.
+                # Delete `result` to break a reference cycle: the traceback of the raised error
+                # refers to this frame, and the variable `result` refers to the error.
                 del result
         return result
 
@@ -189,17 +189,18 @@ class Worker:
         except StopIteration:
             pass
         except Exception:  # noqa: BLE001 - the client may be of another library
-            # Repeat the failed job at the next attempt, for which other jobs wait, too. The jobs of
-            # `call` do not fail here: their errors are raised in the calling thread.
+            # The worker repeats the failed job when `_not_before` is reached. Until then, most
+            # other jobs wait, too. The jobs of `Worker.call` do not fail here: their errors are
+            # raised in the calling thread.
             self._timers[job] = self._not_before = monotonic() + self.settings.renew
 
     def _send(self) -> list[object]:
-        # Keep no job in a variable of this function: frames of the library redis refer to this
-        # frame, and may be in reference cycles, which keep its variables in memory.
+        # No variable of this function refers to a job: frames of the library redis refer to this
+        # frame, and can be in reference cycles, which keep the variables of this frame in memory.
         commands = [command for _, command in self._running.values()]
         if not commands:
             return []
-        # Do not count the time before the last renewal: the last reply may be old because this
+        # The time before the last lease renewal is ignored: the last reply can be old because this
         # process was suspended, although Redis responds.
         if not self._is_waiting:
             self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
@@ -218,11 +219,11 @@ class Worker:
             done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
             if unknown := commands[len(done) :]:
                 # Redis may not know a script. Send the failed command and all later commands again,
-                # with the scripts' text, so that the command order does not change.
+                # with the text of each script, so that the command order does not change.
                 done += self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
-            # Return the list without storing it in a variable: the error's traceback refers to this
-            # frame, and a variable of this frame that refers to the error forms a reference cycle.
+            # The list is not stored in a variable: the error's traceback refers to this frame, and
+            # a variable of this frame that refers to the error forms a reference cycle.
             return [error] * len(commands)
         return done
 

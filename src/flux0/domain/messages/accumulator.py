@@ -149,8 +149,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        # A chunk without operations fails if its metadata are too large for the memory limit. It
-        # has no operation to record.
+        # A chunk without operations fails if its metadata are too large for the memory limit. Such
+        # a chunk has no operation to record.
         if not event.patches:
             return
         operation = event.patches[index]
@@ -167,8 +167,8 @@ class _MessageBuilder:
         self.first = first
         self._is_answer = is_stored(first) and first.metadata.get("kind") != REASONING
         self._budget = budget
-        # The JSON document that the message's patches have built so far; a `TextList` if all
-        # operations have appended strings.
+        # `_root` is the JSON document that the message's patches have built so far, or a `TextList`
+        # if all operations have appended strings.
         self._root: JSON | TextList = None
         self._message: TurnMessage | None = None
         self._stale = False
@@ -210,8 +210,8 @@ class _MessageBuilder:
 
     def message(self) -> TurnMessage | None:
         if self._stale:
-            # Drop the old message before building the new message: CPython appends to a string
-            # without copying the string only if there is no other reference.
+            # Drop the old message before the new message is built: CPython appends to a string
+            # without copying the string only if there is no other reference to the string.
             self._message = None
             self._message = self.finalized(partial=True)
             self._stale = False
@@ -220,8 +220,8 @@ class _MessageBuilder:
     def finalized(self, *, partial: bool) -> TurnMessage | None:
         root = self._root
         if isinstance(root, list) and root and all(type(item) is str for item in root):
-            # Convert the list into a `TextList`. Its method `text` keeps the joined text, so the
-            # next call of this method joins only the strings that were added meanwhile.
+            # Convert the list `root` into a `TextList`. `TextList.text` keeps the joined text, so
+            # the next call of `finalized` joins only the strings that were added meanwhile.
             self._root = root = TextList(cast("list[str]", root))
             self._budget.remaining += VALUE_SIZE * len(root)
         document = [root.text()] if isinstance(root, TextList) else root

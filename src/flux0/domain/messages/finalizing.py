@@ -30,7 +30,7 @@ from flux0.domain.stored_models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# The value of `kind` in the metadata of chunks with reasoning.
+# Chunks with reasoning have this value of `kind` in their metadata.
 REASONING = "reasoning"
 
 
@@ -81,7 +81,7 @@ def finalize(first: ChunkEvent, root: JSON, *, partial: bool = False) -> TurnMes
     try:
         data, metadata = _finalized(first, root, partial=partial)
     except (KeyError, TypeError, ValueError, RecursionError):
-        # The document is not a valid message: the server cannot convert it, and stores nothing.
+        # The JSON document is not a valid message: the server cannot convert or store it.
         return None
     kind = EventType.TOOL if isinstance(data, ToolData) else EventType.MESSAGE
     return TurnMessage(first.event_id, first.correlation_id, kind, data, metadata)

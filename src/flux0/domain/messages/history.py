@@ -120,8 +120,8 @@ def joined_history(
     """
     history, messages = [each for each in stored if each.type in MESSAGE_TYPES], tuple(live)
     turns = {message.correlation_id for message in messages}
-    # Stored events and live messages have the same order, so `remove` finds most messages at the
-    # beginning of the list, in a short time.
+    # The stored events in `unmatched` have the same order as the live messages, so `remove` finds
+    # most messages at the list's start, in a short time.
     unmatched = [_content(event) for event in history if event.correlation_id in turns]
     not_stored: list[TurnMessage] = []
     for message in messages:

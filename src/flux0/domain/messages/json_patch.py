@@ -21,8 +21,8 @@ _Root: TypeAlias = "dict[str, JSON]"
 # `copy.deepcopy` fail for values that are nested several hundred levels deep.
 MAX_DEPTH = 200
 
-# The bytes that the memory limit counts for each value, in addition to the value's characters. A
-# Python object has about this size.
+# The memory limit counts this number of bytes for each value, in addition to the value's
+# characters. A Python object has about this size.
 VALUE_SIZE = 64
 
 _OPERATIONS = frozenset({"add", "remove", "replace", "move", "copy", "test"})
@@ -107,7 +107,7 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
         root = {"": _with_parents(document, operation.path, budget)}
         _apply(root, segments, operation, budget)
     except PatchError:
-        # The operation has failed. `root` is discarded, so refund its size to the budget.
+        # The operation has failed. If `root` has a new document, refund its size to the budget.
         if document is None:
             budget.remaining = remaining
         raise
@@ -125,8 +125,8 @@ def _apply(
         case "add" | "replace":
             size, depth = measure(operation.value)
             _check_depth(segments, depth)
-            # `_replace` checks that the replaced value exists. If the path is the whole document,
-            # the document exists, and `_add` replaces it without a check.
+            # `_replace` checks that the replaced value exists. The whole document always exists, so
+            # `_add` replaces the document without a check.
             apply = _replace if operation.op == "replace" and len(segments) > 1 else _add
             apply(root, segments, copied(operation.value), size, budget)
         case "remove":
@@ -279,7 +279,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # Pass 0 as the value's size, because the budget already includes it.
+        # The argument `size` is 0, because the budget already includes the moved value.
         _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):

@@ -16,11 +16,11 @@ class TextList:
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
         # Each item of `_blocks` holds `_BLOCK` strings: joined with `_SEPARATOR` to one string, or
-        # in a list if one of the strings contains `_SEPARATOR`. `_recent` holds all later strings.
+        # in a list if a string contains `_SEPARATOR`. `_recent` holds all strings that follow.
         self._blocks: list[str | list[str]] = []
         self._recent: list[str] = []
-        # The last result of the method `text`, and the number of strings in `_recent` that it
-        # includes.
+        # `_joined` is the last result of the method `text`. The result includes the first
+        # `_joined_recent` strings of `_recent`.
         self._joined: str | None = None
         self._joined_recent = 0
         for text in texts:
@@ -54,8 +54,8 @@ class TextList:
         if joined is None:
             joined = "".join(self.texts())
         else:
-            # `self._joined` is None now, because CPython appends without a copy only if `joined` is
-            # the only reference to the string.
+            # `self._joined` is None here, because CPython appends to a string without a copy only
+            # if `joined` is the only reference to the string.
             joined += "".join(self._recent[self._joined_recent :])
         self._joined, self._joined_recent = joined, len(self._recent)
         return joined
