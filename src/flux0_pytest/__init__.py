@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
 _SHARED_PROBLEM = pytest.StashKey[AssertionError]()
-_RECORDED = pytest.StashKey[dict[str, str]]()  # Maps each cassette of this run to its test.
-# The largest number of characters in a default file name, because most systems limit file names to
-# 255 bytes.
+_RECORDED = pytest.StashKey[dict[str, str]]()  # Maps each cassette's path to its recording test.
+# The largest number of characters in a cassette's default file name. Most systems limit file names
+# to 255 bytes.
 _MAX_NAME = 150
-# Maps each marker to the names of its arguments.
+# `_MARKERS` maps each pytest marker to the names of its arguments.
 _MARKERS = {
     "flux0_fake": ("used", "expected", "streams"),
     "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
@@ -46,8 +46,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-# Run this hook before the conftest modules are loaded: a client that a conftest module creates must
-# not send requests to a real server.
+# Run this hook before pytest loads the conftest modules: a client that a conftest module creates
+# must not send requests to a real server.
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Forbid real transports if the ini option `flux0_forbid_real` is set."""
@@ -78,14 +78,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", f"{signature}: {purpose}")
 
 
-# Old versions of pytest support only `hookwrapper`. With `tryfirst`, this function sees the report
-# after pytest has applied xfail.
+# Old versions of pytest support only the argument `hookwrapper`. With the argument `tryfirst`, this
+# hook sees the test's report after pytest has applied xfail.
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, Any, None]:
     """Record whether the test has passed, and hide frames of flux0 in tracebacks of assertions."""
-    # Before pytest 7.4, a traceback without visible frames causes an internal error.
+    # Before version 7.4, pytest fails with an internal error if a traceback has no visible frames.
     can_hide = call.when == "call" or pytest.version_tuple >= (7, 4)
     if can_hide and call.excinfo is not None and call.excinfo.errisinstance(AssertionError):
         for entry in call.excinfo.traceback:
@@ -93,11 +93,12 @@ def pytest_runtest_makereport(
                 entry.frame.f_locals["__tracebackhide__"] = True
     outcome = yield
     report = outcome.get_result()
-    # A skipped or xfailed test may have stopped before it used its fake completely.
+    # A skipped or xfailed test does not count as passed if it uses a fake, because the test can
+    # have stopped before it used the fake completely.
     used_fake = "flux0_fake" in getattr(item, "fixturenames", ())
     if report.failed or (call.when == "call" and (report.passed or used_fake)):
         item.stash[_PASSED] = report.passed
-    # Several tests share the fake, which is checked after the last test, and any of the tests may
+    # Several tests share the fake, which is checked after the last test, and any of these tests can
     # have caused the problem. Report the problem as a failure, even if the last test is marked as
     # xfail.
     if call.excinfo and call.excinfo.value is item.config.stash.get(_SHARED_PROBLEM, None):
@@ -145,9 +146,9 @@ def _check(fake: object, request: pytest.FixtureRequest) -> None:
     node: pytest.Item | pytest.Collector = request.node
     if not isinstance(fake, FakeTransport) or node.stash.get(_CHECKED, None) is fake:
         return
-    # A fixture that overrides `flux0_fake` may return the same fake: check the fake only once.
+    # A fixture that overrides `flux0_fake` can return the same fake. Check each fake only once.
     node.stash[_CHECKED] = fake
-    # All tests in `tests` share one fake. Check the fake only if all of them have passed.
+    # All tests in `tests` share one fake. Check the fake only if all these tests have passed.
     tests = [item for item in request.session.items if node in item.listchain()]
     if not _passed(*tests):
         return
@@ -234,7 +235,8 @@ def flux0_cassette(
     path = request.path.parent / options.pop("path", _default_path(request))
     recorded = request.config.stash.setdefault(_RECORDED, {})
     test = request.node.nodeid
-    # Compare paths without case, because some systems do not distinguish upper and lower case.
+    # Compare the paths of cassettes without case, because some systems do not distinguish upper and
+    # lower case.
     file = str(path.resolve()).casefold()
     if recorded.get(file, test) != test:
         raise CassetteError(
@@ -264,8 +266,8 @@ def _default_path(request: pytest.FixtureRequest) -> Path:
     test_class = request.node.getparent(pytest.Class)
     full = test if test_class is None else f"{test_class.obj.__qualname__}.{test}"
     name = re.sub(r"[^\w.\[\]-]", "_", full)
-    # The name gets a hash if other tests may have the same file name, for example on systems that
-    # do not distinguish upper and lower case.
+    # Add a hash to the cassette's file name if other tests can have the same file name, for example
+    # on systems that do not distinguish upper and lower case.
     if name != full or len(name) > _MAX_NAME or test != test.lower():
         name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"
     folder = request.path.parent / "cassettes" / request.path.stem

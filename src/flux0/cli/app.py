@@ -30,7 +30,7 @@ from flux0.models import InvalidArgument
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Disable the help of rich, because it shortens the names of options on a narrow terminal.
+    # Disable the help of rich, because rich shortens the names of options on a narrow terminal.
     rich_markup_mode=None,
     context_settings={
         "help_option_names": ["-h", "--help"],
@@ -214,7 +214,7 @@ def mcp(
             serve_stdio,
         )
 
-        flux0.agents.list()  # List the agents to fail at once if the server cannot be reached.
+        flux0.agents.list()  # If the server cannot be reached, this call raises an error at once.
         server = create_server(flux0, show_errors=show_errors)
         if http:
             serve_http(server, host, port)

@@ -183,12 +183,12 @@ class Chat:
     def _read_messages(self) -> Iterator[str]:
         print_note('Ctrl-C cancels a turn. A second Ctrl-C, Ctrl-D or "exit" ends the program.')
         with contextlib.suppress(ImportError):
-            # The module readline lets the function `input` support editing and a history of lines.
+            # The module readline adds editing and a history of lines to the function `input`.
             import_module("readline")
         while True:
             prompt = _PROMPT if self._output.is_terminal else ""
-            # If standard output is piped, `input` writes the prompt into the pipe. So write it to
-            # standard error instead.
+            # If standard output is a pipe, `input` writes the prompt into the pipe. Therefore,
+            # write the prompt to standard error.
             if not prompt:
                 Output(stderr=True).write(_PROMPT)
             try:
@@ -209,11 +209,11 @@ def standard_input() -> TextIO:
 
     Then a message with such bytes raises an error that describes the problem.
     """
-    if sys.stdin is None:  # The shell has closed standard input (`<&-`).
+    if sys.stdin is None:  # The shell can close standard input (`<&-`).
         return StringIO()
     stream = cast("TextIOWrapper", sys.stdin)
-    # If no locale is set, Python's encoding is ASCII, although the input is usually UTF-8. A file
-    # may begin with a byte order mark.
+    # If no locale is set, Python reads standard input as ASCII, although the input is usually
+    # UTF-8. A file can begin with a byte order mark, which the codec utf-8-sig removes.
     is_utf8 = codecs.lookup(stream.encoding).name in {"ascii", "utf-8"}
     stream.reconfigure(encoding="utf-8-sig" if is_utf8 else None, errors="surrogateescape")
     return stream

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from flux0 import SessionStatus, testing
 
-# The number of characters in one piece of text: the typical length of a language model's token.
+# The demo agent sends text in pieces with this number of characters, which is the typical length of
+# a language model's token.
 _PIECE_LENGTH = 4
-_PIECE_SECONDS = 0.02  # The pause in seconds between two pieces of text.
+_PIECE_SECONDS = 0.02  # The pause between two pieces of text, in seconds.
 _THINKING_SECONDS = 0.3
 _TOOL_SECONDS = 0.5
 
-# A regular expression for one word of a place name. The word begins with a capital letter.
+# The pattern `_NAME` matches one word of a place name. The word begins with a capital letter.
 _NAME = r"[^\Wa-z\d_]\w*"
 _PLACE = re.compile(rf"\bin ({_NAME}(?:[ '-]{_NAME})*)")
 

@@ -12,14 +12,14 @@ from flux0.models import ContentPart, MessageData, ReasoningPart, ToolCall, Tool
 Item: TypeAlias = models.MessagePart | ToolCall
 Listed: TypeAlias = models.Agent | models.Agents | models.Session | models.Sessions | models.Events
 
-# The largest numbers of characters of arguments and results that `flux0-client` shows.
+# `flux0-client` shows at most these numbers of characters of a tool call's arguments and result.
 # `flux0-client events --json` prints the complete values.
 MAX_ARGS_SHOWN = 400
 _MAX_RESULT_SHOWN = 1200
 
 ID_LENGTH = 10
-# Maps the client's arguments to their names on the command line. An argument that is missing here
-# has the same name as its option, apart from the dashes.
+# `_OPTIONS` maps the client's arguments to their names on the command line. An argument that is
+# missing in `_OPTIONS` has the same name as its option, apart from the dashes.
 _OPTIONS = {
     "FLUX0_TOKEN": "FLUX0_TOKEN",
     "content": "MESSAGE",
@@ -75,8 +75,8 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
     is_rejected = isinstance(error, (models.InvalidArgument, models.APIError))
     for kind in ("agent", "session") if is_rejected else ():
         id_ = (ids or {}).get(kind)
-        # If the server does not know the id, the error's text names the argument or the id. A 404
-        # response for an unknown route names neither.
+        # If the server does not know the id, the error message names the argument or contains the
+        # id. If the server does not know the route, its 404 response contains neither.
         if id_ is not None and (f"{kind}_id" in error.problem or id_ in error.problem):
             hint = "" if len(id_) == ID_LENGTH else f": ids have {ID_LENGTH} characters"
             return f"No {kind} has the id {id_!r}{hint}. To list ids: flux0-client {kind}s list"

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from threading import Thread, get_ident
 from typing import Final
 
-# After Ctrl-C, a thread sends the signal SIGURG three times, because a signal has no effect if the
-# blocking call begins just after the signal. Each number is the wait before a signal, in seconds.
+# After Ctrl-C, a thread sends the signal SIGURG three times, because a signal has no effect if a
+# blocking call begins just after the signal. Each number is the wait before one signal, in seconds.
 _WAITS: Final = (0.05, 0.2, 1.0)
 
 
@@ -37,8 +37,8 @@ def waking_on_ctrl_c() -> Generator[None, None, None]:
                         signal.pthread_kill(main, signal.SIGURG)
 
     handler = signal.signal(signal.SIGURG, _ignore)
-    # When the process receives a signal, Python writes its number to `writer`. The thread below
-    # reads the number.
+    # When the process receives a signal, Python writes the signal's number to `writer`. The thread
+    # below reads the number.
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     Thread(target=wake, name="flux0-ctrl-c", daemon=True).start()
     try:

@@ -8,7 +8,7 @@ from flux0 import Agent, Session
 from flux0.cli.descriptions import Listed, describe_data
 from flux0.cli.output import Output, print_note
 
-# Each table maps the names of its columns to their importance. On a narrow terminal, the least
+# Each table maps the names of its columns to their importance. If the terminal is narrow, the least
 # important column is left out first.
 _AGENT = {"ID": 5, "TYPE": 2, "NAME": 4, "CREATED": 1, "DESCRIPTION": 3}
 _SESSION = {"ID": 4, "AGENT": 3, "CREATED": 1, "TITLE": 2}
@@ -20,7 +20,7 @@ def show(output: Output, listed: Listed) -> None:
     rows: list[tuple[str, ...]] = []
     turn = ""
     for model in [listed] if isinstance(listed, (Agent, Session)) else listed:
-        # Show the time in the user's time zone, although the server sends it in UTC.
+        # The server sends times in UTC. Show the time in the user's time zone instead.
         created = f"{model.created_at.astimezone():%Y-%m-%d %H:%M}"
         match model:
             case Agent():

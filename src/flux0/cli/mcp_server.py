@@ -70,8 +70,8 @@ def tool_names(agents: Iterable[Agent]) -> dict[str, Agent]:
     """
     tools: dict[str, Agent] = {}
     for agent in agents:
-        # Assistants accept names of up to 64 characters. The name is limited to 53 characters,
-        # because an underscore and an id with 10 characters may be appended.
+        # MCP assistants accept tool names of up to 64 characters. The agent's name is limited to 53
+        # characters, because an underscore and an id with 10 characters can be appended.
         name = _allowed(agent.name)[:53] or f"agent_{_allowed(agent.id)}"
         while name in tools:
             name = f"{name}_{_allowed(agent.id)}"
@@ -146,8 +146,8 @@ class AgentTools:
     async def _conversation(self, agent: Agent, given: dict[str, Any]) -> AsyncConversation:
         target: dict[str, Any] = {"agent": agent}
         if (session_id := given.get("session_id")) is not None:
-            # Accept only a session in the user's list: the flux0 server lets any client that knows
-            # the id of a session continue it.
+            # Accept only a session in the user's list, because the flux0 server lets any client
+            # that knows a session's id continue the session.
             sessions = await self._client.sessions.list_async(agent_id=agent.id)
             found = [session for session in sessions if session.id == session_id]
             if not found:
@@ -163,8 +163,8 @@ class AgentTools:
                 if isinstance(event, models.ChunkEvent) and event.event_id not in begun:
                     begun.add(event.event_id)
                     await report(f"message {len(begun)}")
-                # Do not report the status `error` as progress: its data is a part of the result, if
-                # the assistant may see the data.
+                # Do not report the status `error` as progress: if the assistant is allowed to see
+                # the data of this status, the tool's result contains the data.
                 elif (
                     isinstance(event, models.StatusEvent)
                     and event.status != models.SessionStatus.ERROR
@@ -207,7 +207,7 @@ def create_server(client: Flux0, show_errors: bool = False, progress_seconds: fl
 
 
 async def serve_stdio(server: Server) -> None:
-    # Ctrl-C ends the process: the thread that reads standard input cannot be interrupted.
+    # Ctrl-C ends the process, because the thread that reads standard input cannot be interrupted.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(select, "poll"):
         # Watch a duplicate of standard output, because `stdio_server` redirects the original.
@@ -220,14 +220,14 @@ async def serve_stdio(server: Server) -> None:
 def _exit_when_closed(pipe: int) -> None:
     """Wait until the assistant has closed its end of the pipe, and exit at once."""
     poll = select.poll()
-    # Request no events (0): `poll` always reports errors and closed pipes.
+    # Register `pipe` for no events (0), because `poll` always reports errors and closed pipes.
     poll.register(pipe, 0)
     poll.poll()
     os._exit(141)  # pragma: no cover - the process ends without saving the coverage
 
 
 def serve_http(server: Server, host: str, port: int) -> None:
-    # Reject an empty host, with which the system listens on all addresses.
+    # Reject an empty host: with an empty host, the system listens on all addresses.
     arguments.text("host", host)
     is_ipv6 = ":" in host
     try:

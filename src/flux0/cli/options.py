@@ -16,11 +16,11 @@ from flux0.client.flux0 import DEFAULT_SERVER_URL
 from flux0.domain import arguments
 from flux0.models import InvalidArgument
 
-# The timeout, in milliseconds, of a request for shell completions. The user's shell waits for the
-# response.
+# The timeout of a request for shell completions, in milliseconds. The timeout is short, because the
+# user's shell waits for the response.
 _COMPLETION_MS = 2_000
-MAX_SECONDS: Final = (2**31 - 1) // 1000  # The largest `timeout_ms`, in seconds.
-_SAFE = re.compile(r"[\w.-]+")  # Text without characters that a shell interprets.
+MAX_SECONDS: Final = (2**31 - 1) // 1000  # The largest value of `timeout_ms`, in seconds.
+_SAFE = re.compile(r"[\w.-]+")  # Matches text without characters that a shell interprets.
 _HYPHEN_ID = re.compile(rf"-[\w-]{{{ID_LENGTH - 1}}}", re.ASCII)
 
 
@@ -70,7 +70,8 @@ _HEADER = "Header field to send; may be repeated. FLUX0_TOKEN is sent as a beare
 _TIMEOUT = "Longest time for a request with all its retries, or for the start of a turn."
 _JSON = "Print JSON in the server's format; for a turn, one line for each event."
 
-# The options of all commands that connect to a server, written before or after the command.
+# Each command that connects to a server has options such as `--server-url` and `--user`. The user
+# can write these options before or after the command.
 Server = Annotated[str | None, option("--server-url", "URL", _SERVER)]
 User = Annotated[str | None, option("--user -u", "NAME", _USER)]
 Header = Annotated[list[str] | None, option("--header", "'NAME: VALUE'", _HEADER)]
@@ -155,5 +156,6 @@ class CommandWithId(TyperCommand):
 
 
 def examples(*commands: str) -> str:
-    # In a help text, typer keeps the line breaks of a paragraph that begins with a backspace.
+    # In a help text, typer keeps the line breaks of a paragraph that begins with the character
+    # "\b".
     return "\n".join(("\b", "Examples:", *(f"  flux0-client {command}" for command in commands)))

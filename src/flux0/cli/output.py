@@ -50,12 +50,12 @@ class Output:
         self._wraps = has_controls and self.is_terminal
         color_system = self._console.color_system or ""
         self._color_system = COLOR_SYSTEMS.get(color_system) if has_controls else None
-        self._indent = ""  # The indentation after a line break in the current text.
-        # The text in the terminal's current line, without a mark such as "> " and without
-        # indentation.
+        self._indent = ""  # The indentation after each line break in the current text.
+        # `_line` is the text in the terminal's current line, without indentation and without a mark
+        # such as "> ".
         self._line = ""
         self._line_is_open = False
-        self._block = ("", "")  # The kind of the current block and its message id.
+        self._block = ("", "")  # The kind and the message id of the current block.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
         """Begin a block of output, such as a message or a status, on a new line.
@@ -137,8 +137,8 @@ class Output:
         room = max(self._console.width - column, 1)
         text = shown + text.replace("\t", "    ")
         lines = [line.plain for line in Text(text).wrap(self._console, room, overflow="fold")]
-        # `Text.wrap` may remove spaces at the end. Keep these spaces, because the next call may
-        # append a word.
+        # `Text.wrap` can remove spaces at the end of `text`. Keep these spaces, because the next
+        # call can append a word.
         blank = text[len(text.rstrip()) :].rpartition("\n")[2]
         self._line = lines[-1].rstrip() + blank
         if len(lines[0].rstrip()) < len(shown.rstrip()):
@@ -149,7 +149,8 @@ class Output:
     def _append(self, text: str, style: Style) -> None:
         if self._console.no_color:
             style = style.without_color
-        # Do not print with rich: after a KeyboardInterrupt, rich writes its last output again.
+        # Do not print with rich, because rich writes its last output again after a
+        # KeyboardInterrupt.
         self._console.file.write(style.render(text, color_system=self._color_system))
         self._console.file.flush()
 
@@ -166,7 +167,7 @@ def print_problem(text: str) -> None:
 
 def escape_unencodable() -> None:
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # Python sets a stream to None if the shell has closed the stream.
+        if stream is not None:  # If the shell has closed a stream, Python sets the stream to None.
             cast("TextIOWrapper", stream).reconfigure(errors="backslashreplace")
 
 
@@ -174,7 +175,7 @@ def output_streams_are_one_file() -> bool:
     """Return whether standard output and standard error are the same pipe or file (`2>&1`)."""
     try:
         output, error = (os.fstat(stream.fileno()) for stream in (sys.stdout, sys.stderr))
-    # AttributeError and OSError: a stream is closed, or the stream is an object without a file.
+    # Python raises AttributeError or OSError if a stream is closed or is an object without a file.
     except (AttributeError, OSError):
         return False
     # On Windows, the inode number of each pipe is 0, so two pipes cannot be distinguished.

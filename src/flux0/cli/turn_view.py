@@ -15,9 +15,9 @@ _REASONING = Style(dim=True, italic=True)
 _CALL = Style(color="cyan")
 _INDENT = "  "
 
-# A pattern for the path of a patch that appends text or replaces text.
+# The pattern `_TEXT` matches the path of a JSON patch that appends text or replaces text.
 _TEXT = re.compile(r"(/(-|\d+))?")
-# The paths of patches for tool calls and for tool results begin with this text.
+# The path of each JSON patch for a tool call or a tool result begins with `_TOOLS`.
 _TOOLS = "/tool_call"
 
 
@@ -37,9 +37,11 @@ class TurnView:
         self._aside = aside
         self._last_call = ""
         self._current = ""  # The message id of the last chunk event.
-        # The text that was written for each part. The keys are a message id and the part's index.
+        # `_shown` contains the text that was already written for each part of a message. The keys
+        # are a message id and the part's index.
         self._shown: dict[tuple[str, int], str] = {}
-        # Whether a tool call or tool result was not written yet, because it is incomplete.
+        # `_is_waiting` is True if a tool call or a tool result was not written yet, because it is
+        # incomplete.
         self._is_waiting = False
 
     def user(self, text: str) -> None:
@@ -59,7 +61,8 @@ class TurnView:
                 self._show_new(turn, is_complete=False)
             return
         self._show_new(turn, is_complete=True)
-        # Events of classes that a later version adds may have no attribute `data`.
+        # If a later version of flux0 adds classes of events, these events can have no attribute
+        # `data`.
         status, data = event.event, getattr(event, "data", None)
         if isinstance(event, StatusEvent):
             status, data = event.status, event.data.data
@@ -73,7 +76,7 @@ class TurnView:
                 self._show_new(turn, is_complete=True)
             self._shown.clear()
             self._answer.end_block()
-        finally:  # Writing to `_answer` raises an error if its pipe is closed.
+        finally:  # If the pipe of `_answer` is closed, writing to `_answer` raises an error.
             self._aside.end_block()
 
     def _item(self, item: descriptions.Item, message_id: str) -> None:
@@ -131,9 +134,10 @@ class TurnView:
         if not text.startswith(shown):
             if not is_complete:
                 return
-            # The agent has replaced the text. Write the new text as a block below the old text.
+            # The agent has replaced the part's text. Write the new text as a block below the old
+            # text.
             shown, message_id = "", f"{message_id}/rewritten"
-        # Store the text before it is written, because Ctrl-C may interrupt the writing.
+        # Store the text before it is written, because Ctrl-C can interrupt the writing.
         self._shown[key] = text
         if text != shown:
             self._item(type(part)(text[len(shown) :]), message_id)

@@ -27,15 +27,16 @@ class AiohttpConnection(ResponseHandler):
     called, and the attributes have their defaults in the class.
     """
 
-    # The event loop's time at which the current wait raises a timeout error; None if no task waits.
+    # When the event loop's time reaches `deadline`, the current wait raises a timeout error.
+    # `deadline` is None if no task waits.
     deadline: float | None = None
-    _limit: float = 0.0  # The limit of the current wait in seconds.
+    _limit: float = 0.0  # The longest duration of the current wait, in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
-    # The response body; None until the response head is received.
+    # `_content` is the response body, or None until the response head is received.
     _content: aiohttp.StreamReader | None = None
     _content_bytes = _overhead = _unsent = 0
-    # The first bytes of the response head, and its last received bytes. `_receive_head`
-    # needs them if the head arrives in several parts.
+    # `_head_start` and `_head_end` contain the first and the last received bytes of the response
+    # head. `_receive_head` needs both if the head arrives in several parts.
     _head_start = _head_end = b""
     _poll: Any = None
 
@@ -44,8 +45,8 @@ class AiohttpConnection(ResponseHandler):
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # On Windows, which has no `select.poll`, the event loop reads surplus bytes, and
-        # `data_received` detects them.
+        # Windows has no `select.poll`. On Windows, the event loop reads surplus bytes, and
+        # `data_received` detects the surplus bytes.
         if self._poll is None and hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
@@ -81,7 +82,7 @@ class AiohttpConnection(ResponseHandler):
         now, transport = self._loop.time(), self.transport
         unsent = 0 if transport is None else transport.get_write_buffer_size()
         if self._content is None and unsent != self._unsent:
-            # The server has received part of the request, so the wait begins again.
+            # The server has received a further part of the request, so start the wait again.
             self._unsent, self.deadline = unsent, now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))
@@ -93,8 +94,8 @@ class AiohttpConnection(ResponseHandler):
         if content is None:
             start = self._receive_head(data)
         elif data and content.is_eof():
-            # The response has ended, so `data` contains surplus bytes. Do not reuse this
-            # connection.
+            # The response is already complete, so `data` contains surplus bytes. A connection with
+            # surplus bytes must not be reused.
             self.force_close()
         super().data_received(data[start:] if start else data)
         content = self._content
@@ -127,7 +128,7 @@ class AiohttpConnection(ResponseHandler):
         return max(at - before, 0)
 
     def _fail(self, problem: str) -> None:
-        # Call `abort` before `set_exception`, because `abort` removes the connection's exception.
+        # `abort` removes the connection's stored exception, so call `abort` before `set_exception`.
         self.abort()
         self.set_exception(HttpProcessingError(message=problem))
 
@@ -150,27 +151,29 @@ class AiohttpConnection(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Report a reset as an error. aiohttp does not, if the body is close-delimited."""
         if self._wait_timer is not None:
-            # Cancel the timer, because it refers to the closed connection and keeps it in memory.
+            # Cancel the timer, because the timer refers to the closed connection and keeps it in
+            # memory.
             self._wait_timer.cancel()
         transport = self.transport
         if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
-            # If sending a request fails, asyncio does not read the bytes that were received, such
-            # as a response that rejects the request. So read them here.
+            # If asyncio fails to send a request, asyncio does not read bytes that were already
+            # received, such as a response that rejects the request. Therefore, `connection_lost`
+            # reads these bytes.
             number = transport.get_extra_info("socket").fileno()
             with suppress(OSError), socket.fromfd(number, -1, -1) as duplicate:
                 self.data_received(duplicate.recv(65536))
         if exc is not None and not self.is_eof():
             self.set_exception(exc)
         if transport is not None:
-            # Abort the transport, because Python 3.10 emits a ResourceWarning for a TLS transport
-            # that was not closed.
+            # If a TLS transport of asyncio is not closed, Python 3.10 emits a ResourceWarning.
+            # Therefore, abort the transport.
             transport.abort()
         content = self._content
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:
-            # If the trailers are invalid, `super().connection_lost` replaces the exception that
-            # readers get. Restore the first exception.
+            # If the body's trailers are invalid, `super().connection_lost` replaces the exception
+            # that readers of the body get. Restore the first exception.
             content.set_exception(reported)
 
     def close(self) -> None:

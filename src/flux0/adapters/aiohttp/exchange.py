@@ -21,16 +21,18 @@ from flux0.domain.headers import merge_cookies
 from flux0.ports import Request, Timeout
 
 _MAX_LINE_BYTES: Final = 64 * 1024
-# aiohttp emits a warning if a larger body is a `bytes` object, so a larger body is sent as a file.
+# A request body with more bytes is sent as a file, because aiohttp emits a warning if such a body
+# is a `bytes` object.
 _MAX_BYTES_BODY: Final = 1024 * 1024
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
-# UnicodeError is raised by Python if the host name is invalid.
+# Python raises UnicodeError if the host name of a URL is invalid.
 LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, UnicodeError)
 
 
 class AiohttpExchange(Exchange):
-    # The flux0 error that replaces `failure`, the last error of aiohttp; None if there is none.
+    # `_translated` is the flux0 error that replaces `failure`, the last error of aiohttp.
+    # `_translated` is None if there is no such error.
     _translated: Exception | None = None
 
     async def run(
@@ -41,8 +43,8 @@ class AiohttpExchange(Exchange):
         self._authorization = headers.popall("authorization", ())
         self._cookies = headers.popall("cookie", ())
         headers.setdefault("accept-encoding", ACCEPT_ENCODING)
-        # The argument `middlewares` of `session.request` replaces the session's middlewares,
-        # which have no public name. So pass them, too.
+        # The argument `middlewares` of `session.request` replaces the session's own middlewares.
+        # Therefore, pass the session's middlewares, too. They have no public name.
         users = session._middlewares  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         try:
             return await session.request(
@@ -62,22 +64,23 @@ class AiohttpExchange(Exchange):
             )
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised below
             raised: BaseException = error.args[0] if isinstance(error, _UserError) else error
-            # If the user closes the session, aiohttp cancels the tasks that wait for a connection.
-            # Report the closed session instead of the cancellation.
+            # If the user closes the aiohttp session, aiohttp cancels each task that waits for a
+            # connection. Raise `ClientClosed` instead of the cancellation.
             if session.closed and isinstance(error, (RuntimeError, asyncio.CancelledError)):
                 raised = errors.ClientClosed("the aiohttp session is closed")
         if raised is not self._translated:
             errors.mark_user_error(raised, sent=self.sent)
-        # Raise the error after the `except` block: Python does not change its `__context__` here.
+        # Inside the `except` block, Python would change `__context__` of the error, so raise the
+        # error after the block.
         raise raised
 
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         """Call the user's middlewares, and wrap errors after which aiohttp repeats a request."""
-        # If the session has authentication, `session.request` rejects an authorization header. It
-        # also replaces the request's cookies with the session's cookies. So `run` removes both
-        # headers, and this method adds them again.
+        # `run` has removed the authorization header, because `session.request` rejects the header
+        # if the session has authentication. `run` has also removed the cookie header, because
+        # `session.request` replaces the header with the session's cookies. Add both headers again.
         if self._authorization:
             request.headers["Authorization"] = ", ".join(self._authorization)
         if self._cookies:
@@ -91,8 +94,8 @@ class AiohttpExchange(Exchange):
                 raised = self._translated = translate(error, self.timeout, sent=self.sent)
         if isinstance(raised, (OSError, aiohttp.ServerDisconnectedError)):
             raised = _UserError(raised)
-        # Raise the error after the `except` block: inside the block, Python stores the original
-        # error, which may show credentials, in `__context__`.
+        # Raise the error after the `except` block. Inside the block, Python stores the original
+        # error in `__context__`, and the original error can contain credentials.
         raise raised
 
     async def _call_aiohttp(
@@ -101,8 +104,9 @@ class AiohttpExchange(Exchange):
         if request.loop is not asyncio.get_running_loop():
             raise errors.Flux0Error("the aiohttp session belongs to another event loop")
         while True:
-            # aiohttp has no public hook for the connections of a user's session. Therefore `_send`
-            # replaces the method that aiohttp calls when it has a connection.
+            # aiohttp calls `request.send` when the request has got a connection. Replace this
+            # method with `_send`, because aiohttp has no public hook for the connections of a
+            # user's session.
             request.send = partial(self._send, request.send)  # type: ignore[method-assign]
             try:
                 return await handler(request)
@@ -119,8 +123,8 @@ class AiohttpExchange(Exchange):
         if not isinstance(protocol, AiohttpConnection):
             protocol.__class__ = AiohttpConnection
             if connection.transport is not None:
-                # uvloop has cached the old class's methods. Set the protocol again, so that
-                # uvloop calls the new class's methods.
+                # uvloop has cached the methods of the connection's old class. Set the protocol
+                # again, so that uvloop calls the methods of the new class.
                 connection.transport.set_protocol(protocol)
         elif protocol.is_stale():
             raise _StaleConnectionError

@@ -89,7 +89,7 @@ def _parse_url(text: str) -> URL:
     try:
         url = URL(text, encoded=True)
         if not text.isascii():
-            # `with_host` encodes an international host name, such as `bücher.example`.
+            # `with_host` encodes an international host name, such as `bücher.example`, in ASCII.
             url = url.with_host(url.raw_host or "")
         if url.scheme in ("http", "https") and url.host and url.port is not None:
             return url
@@ -106,14 +106,14 @@ class _AiohttpSource:
     is closed.
     """
 
-    # Close the responses that are open at exit, because aiohttp emits a warning for each of them.
+    # At exit, close the open responses, because aiohttp emits a warning for each open response.
     close_at_exit: ClassVar[bool] = True
 
     def __init__(self, response: aiohttp.ClientResponse, owner: object) -> None:
         self.coding: str = response.headers.get("Content-Encoding", "")
         self._response, self._content, self._owner = response, response.content, owner
         self._received = False
-        # The connection; None if aiohttp has received the whole body and released the connection.
+        # `_connection` is None if aiohttp has received the whole body and released the connection.
         self._connection = response.connection and cast("Any", response.connection).protocol
 
     async def receive(self, timeout: float | None) -> bytes | None:
@@ -125,22 +125,23 @@ class _AiohttpSource:
             if connection is not None:
                 connection.deadline = None
             if not data and not self._received:
-                # The user's middleware may have read the body already. Then `readany` returns
-                # nothing, and `read` returns the body again.
+                # If the user's middleware has already read the body, `readany` returns no bytes,
+                # and `read` returns the body again.
                 data = await self._response.read()
         except exchange.LIBRARY_ERRORS as error:
-            # Return the data that was received before the error. `read_nowait` raises the error
-            # that is stored in the content, so remove the error during this call.
+            # Return the bytes that were received before `error`. `read_nowait` raises the error
+            # that is stored in `_content`, so remove the stored error while `read_nowait` is
+            # called.
             self._content.set_exception(cast("Exception", None))
             data = self._content.read_nowait()
             self._content.set_exception(error)
-            # aiohttp raises the same error object for all closed responses, and keeps it in memory.
-            # Therefore, the tracebacks of aiohttp's errors must not refer to the stream.
+            # aiohttp raises the same error object for all closed responses, and keeps the object in
+            # memory. Therefore, remove the error's traceback, which refers to the stream.
             error.__traceback__ = None
             raised = exchange.without_secrets(error)
         if raised is not None and (self._response.closed or not data):
-            # Raise the error after the `except` block: inside the block, Python stores the original
-            # error, which may show credentials, in `__context__`.
+            # Raise the error after the `except` block. Inside the block, Python stores the original
+            # error in `__context__`, and the original error can contain credentials.
             raise raised
         self._received = True
         return data or None
@@ -155,13 +156,14 @@ class _AiohttpSource:
         """Close the response in its event loop, because a finalizer may run in any thread."""
         response = self._response
         is_scheduled = call_soon(loop, response.close)
-        # If `response.connection` is None, aiohttp has received the whole body, and may use the
-        # connection for another request. Then do not shut the connection down.
+        # If `response.connection` is None, aiohttp has received the whole body, and can use the
+        # connection for another request. In this case, do not shut the connection down.
         if not is_scheduled or (is_blocked_by_caller(loop) and response.connection is not None):
             transport = None if self._connection is None else self._connection.transport
             shut_down(transport and transport.get_extra_info("socket"))
         if not is_scheduled:
-            # Call `release` twice, because the first call raises an error if a reader waits.
+            # If a reader waits for data, the first call of `release` raises an error, so call
+            # `release` twice.
             for _ in range(2):
                 with suppress(RuntimeError):
                     response.release()
@@ -171,7 +173,7 @@ class _AiohttpSource:
     ) -> errors.TransportError | None:
         if not isinstance(error, exchange.LIBRARY_ERRORS):
             return None
-        # aiohttp raises the same error object for all closed responses, and keeps it in memory. So
-        # remove its traceback, which refers to the stream.
+        # aiohttp raises the same error object for all closed responses, and keeps the object in
+        # memory. Therefore, remove the error's traceback, which refers to the stream.
         error.__traceback__ = None
         return exchange.translate(error, Timeout(read=timeout), sent=True, head_received=True)

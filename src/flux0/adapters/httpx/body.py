@@ -41,10 +41,10 @@ class _HttpxSource:
         response: httpx.Response,
         transport: object,
     ) -> None:
-        # True if the user's hook or custom transport has read the body before.
+        # `_already_read` is True if the user's hook or custom transport has already read the body.
         self._already_read = response.is_stream_consumed
-        # If a user's hook called `raise_for_status`, httpx has closed the response, and its
-        # body cannot be read.
+        # If a user's hook called `raise_for_status`, httpx has closed the response. The body of a
+        # closed response cannot be read.
         unreadable = response.is_closed and not self._already_read
         self._has_body = is_success(response.status_code) or not unreadable
         coding = response.headers.get("content-encoding", "")
@@ -52,17 +52,17 @@ class _HttpxSource:
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
-        # The connection that `shut_down` shuts down. It is None over HTTP/2, because other
-        # exchanges share the connection.
+        # `shut_down` shuts down `_connection`. `_connection` is None over HTTP/2, because other
+        # exchanges share an HTTP/2 connection.
         self._connection: Any = None if http2 else response.extensions.get("network_stream")
         if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
-            # Read directly from the connection only if the response still has httpx's own stream,
-            # unread: the user's hook may have replaced or read the stream.
+            # Read the body directly from the connection only if the response still has httpx's own
+            # stream, unread: a user's hook can replace or read the stream.
             is_own = package_of(response.stream) == exchange.library.httpx.__name__
             is_unread = not (response.is_closed or self._already_read)
             self._connection.is_direct = is_own and is_unread
-        # Refer to the transport, because the finalizer of an unreferenced transport closes the
-        # client and this connection.
+        # `_transport` keeps the transport alive while the body exists: the finalizer of a
+        # garbage-collected transport closes the client and the connection of the body.
         self._transport = transport
         self._timeouts: dict[str, float | None] = built.extensions.get("timeout", {})
         if http2 and request.is_streaming(response.status_code):
@@ -75,9 +75,9 @@ class _HttpxSource:
         """
         if isinstance(self._connection, HttpxConnection):
             return self._connection.start_piece(timeout)
-        # httpcore reads the read timeout from the dictionary `_timeouts`: for each piece over
-        # HTTP/2, but only once for a body over HTTP/1.1, where `HttpxConnection` applies the
-        # timeout instead.
+        # Over HTTP/2, httpcore takes the read timeout of each piece from the dictionary
+        # `_timeouts`. Over HTTP/1.1, httpcore takes the timeout only once for a body, so
+        # `HttpxConnection` applies the timeout of each piece.
         self._timeouts["read"] = timeout
         return False
 
@@ -88,8 +88,9 @@ class _HttpxSource:
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
         if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
             known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
-        # Drop the stored exception, whose traceback refers to the body. As long as the user has
-        # `raw_response`, which refers to the exchange, a stored exception keeps the body in memory.
+        # Remove the stored exception from the exchange. The traceback of the exception refers to
+        # the body, and the user's `raw_response` refers to the exchange, so the stored exception
+        # keeps the body in memory.
         exchange.failure = None
         return exchange.to_transport_error(error) if known else None
 
@@ -116,15 +117,15 @@ class SyncHttpxSource(_HttpxSource):
             self._exchange.end()
 
     def release(self) -> None:
-        # Closing may raise an error if the connection was shut down before. The body is not used
-        # any more, so ignore the error.
+        # Closing the response can raise an error if its connection was already shut down. Ignore
+        # the error, because no code reads the body any more.
         with suppress(Exception):
             self.finish()
 
 
 class AsyncHttpxSource(_HttpxSource):
-    # Open bodies are not closed at exit: if a daemon thread reads a body, the read fails when the
-    # body is closed, and the thread prints its error while the interpreter exits.
+    # Open async bodies are not closed at exit. If a daemon thread reads such a body, closing the
+    # body makes the read fail, and the thread prints the error while the interpreter exits.
     close_at_exit: ClassVar[bool] = False
 
     def __init__(self, *args: Any) -> None:
@@ -146,14 +147,14 @@ class AsyncHttpxSource(_HttpxSource):
 
     async def close(self) -> None:
         # If another task closes the response just after the reader received the last piece, the
-        # generator `_raw` stays suspended. Then it must be closed, too.
+        # generator `_raw` stays suspended, and must be closed, too.
         if not self._response.is_closed or getattr(self._raw, "ag_frame", None) is not None:
             await shielded(self._release)
 
     async def _release(self) -> None:
-        with suppress(Exception):  # Ignore all errors, because the body is not read any more.
-            # Python cannot close a generator while a reader waits in it. In this case, closing the
-            # response ends the reader's wait with an error.
+        with suppress(Exception):  # Ignore all errors, because no code reads the body any more.
+            # Python cannot close a generator while a reader waits in the generator. In this case,
+            # `finish` closes the response, and the reader's wait ends with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         with suppress(Exception):

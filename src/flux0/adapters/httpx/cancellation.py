@@ -36,14 +36,14 @@ class Uninterrupted(Generic[T]):
                     cancelled = False
                 try:
                     resume, argument = steps.send, (yield awaited)
-                # A GeneratorExit means that this coroutine is being closed, perhaps by the garbage
-                # collector. Close `work` as well.
+                # A GeneratorExit means that Python is closing this coroutine, perhaps in the
+                # garbage collector. Close the coroutine `work` as well.
                 except GeneratorExit:
                     steps.close()
                     raise
                 except BaseException as error:  # noqa: BLE001 - raised in `work`
-                    # In asyncio, a checkpoint yields None, and any other wait yields a future. So
-                    # `awaited` shows whether the task was cancelled in a checkpoint.
+                    # In asyncio, a checkpoint yields None, and any other wait yields a future.
+                    # Therefore, if `awaited` is None, the error was raised in a checkpoint.
                     if awaited is None and _is_task_cancellation(error):
                         resume, argument, cancelled = steps.send, None, True
                     else:

@@ -26,8 +26,8 @@ from flux0.ports import Timeout
 from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
-# The argument `verify` of clients for http URLs, which need no certificates. Without this argument,
-# httpx reads all certificates, which takes longer than a call.
+# httpx clients for http URLs get `_EMPTY_CONTEXT` as the argument `verify`, because they need no
+# certificates. Without the argument, httpx loads all certificates, which takes longer than a call.
 _EMPTY_CONTEXT: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
@@ -64,7 +64,7 @@ class _BuiltInClient:
 
     def __init__(self, library: Library, pools: Pools) -> None:
         self._request_class, self._pools = library.httpx.Request, pools
-        # Cache parsed URLs, because parsing takes a tenth of a call's time.
+        # Cache parsed URLs, because parsing a URL takes a tenth of a call's time.
         self._parse_url = lru_cache(128)(library.httpx.URL)
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
@@ -80,7 +80,7 @@ class SyncBuiltInClient(_BuiltInClient):
         exchange.leave = partial(self._pools.leave, place)
         response = place.pool.transport.handle_request(request)
         # Set the attribute `request` of the response, as `httpx.Client` does, because hooks and
-        # errors use it.
+        # errors use the attribute.
         response.request = request
         return response
 
@@ -123,8 +123,8 @@ class BuiltInClients:
         key = proxy, url.startswith("https:")
         client = self._clients.get(key)
         if client is None:
-            # `setdefault` returns the client of another thread if that thread has stored a client
-            # meanwhile.
+            # If another thread has stored a client for `key` meanwhile, `setdefault` returns the
+            # client of the other thread.
             client = self._clients.setdefault(key, self._create(*key))
         return client
 
@@ -144,25 +144,25 @@ class BuiltInClients:
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
     limits = library.httpx.Limits(
-        max_connections=None,  # `Pools` limits the open exchanges instead.
+        max_connections=None,  # The class `Pools` limits the number of open exchanges instead.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )
     kind = library.httpx.AsyncHTTPTransport if is_async else library.httpx.HTTPTransport
     if proxy is not None:
-        # Replace the scheme socks5h, which httpx before 0.28 rejects. With the scheme socks5, all
-        # versions of httpx let the proxy look up host names, too.
+        # Replace the scheme socks5h, which httpx before version 0.28 rejects. With the scheme
+        # socks5, all versions of httpx let the proxy look up host names, as with socks5h.
         proxy = re.sub("^socks5h:", "socks5:", proxy, flags=re.IGNORECASE)
 
     def make_transport() -> Any:
         try:
-            # OpenSSL holds a lock while it reads certificates. A child that is forked at this time
-            # waits for the lock forever, so `fork_lock` delays the fork.
+            # OpenSSL holds a lock while it reads certificates. If the process forks at this time,
+            # the child waits for the lock forever. Therefore, `fork_lock` delays the fork.
             with fork_lock:
                 context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
                 transport = kind(verify=context, limits=limits, proxy=proxy)
-        # An ImportError means that a SOCKS proxy needs an extra, such as httpx[socks]. An OSError
-        # means that the certificates could not be read.
+        # httpx raises ImportError if a SOCKS proxy needs an extra, such as httpx[socks], and
+        # OSError if the certificates cannot be read.
         except (ImportError, OSError) as error:
             raise failure(ConnectError, error, Timeout()) from error
         track_transport(transport, library)

@@ -25,11 +25,12 @@ from flux0.adapters.shared.sending import REJECTION
 from flux0.domain.http import START_BYTES, version_problem
 from flux0.runtime.event_loop import shielded
 
-# A valid head of a response that may have a body (RFC 9110, section 6.4.1).
+# The pattern `_HEAD` matches the valid head of a response that can have a body (RFC 9110, section
+# 6.4.1).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (?!204|304)[2-5](?:[^\r\n]*\r\n)+?\r\n")
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
-# The first bytes of messages to a proxy: the version byte of SOCKS5 or of its login protocol, or
-# the method of a CONNECT request.
+# A message to a proxy starts with one of these byte strings: the version byte of SOCKS5 or of its
+# login protocol, or the method of a CONNECT request.
 _TO_PROXY: Final = (b"\x05", b"\x01", b"CONNECT ")
 
 
@@ -74,24 +75,25 @@ class HttpxConnection(ABC):
 
     def __init__(self, backend: Backend, connect_by: float | None) -> None:
         self._backend, self._httpcore_module = backend, backend.httpcore_module
-        # The value of `time.monotonic()` by which the connection must be established; None if
-        # there is no limit.
+        # The connection must be established before `time.monotonic()` reaches `_connect_by`. If
+        # `_connect_by` is None, there is no limit.
         self._connect_by = connect_by
         self.connecting: bool = True
         self._sending = False
-        # The longest wait for the current piece of a body, in seconds, and the value of
-        # `time.monotonic()` when this wait expires. The value is None before the piece's first
-        # read.
+        # `_piece_timeout` is the longest wait for the current piece of a body, in seconds.
+        # `_piece_expiry` is the value of `time.monotonic()` when this wait expires, or None before
+        # the first read of the piece.
         self._in_body = False
         self._piece_timeout: float | None = None
         self._piece_expiry: float | None = None
         self._unsent_head = b""
-        # Data that was received before the request was sent completely, or together with the head
-        # of a chunked response.
+        # `_early_data` contains bytes that were received before the request was sent completely, or
+        # together with the head of a chunked response.
         self._early_data: bytes | None = None
         self._kept_byte = b""
         self.is_direct: bool = False
-        # The decoder of a chunked body; None if the head was received in several parts.
+        # `chunks` decodes a chunked body. It is None for other bodies, and if the response head was
+        # received in several parts.
         self.chunks: Chunks | None = None
 
     @abstractmethod
@@ -118,7 +120,8 @@ class HttpxConnection(ABC):
             self._in_body, self.is_direct, self.chunks = False, False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
-            # If the user's code sends a request with its own client, there is no exchange of flux0.
+            # If user code sends a request with its own client, flux0 has no exchange for this
+            # request.
             if exchange is not None:
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
@@ -257,8 +260,8 @@ class AsyncConnection(HttpxConnection):
         async with create_task_group() as tasks:
             tasks.start_soon(self._read_early, tasks.cancel_scope)
             try:
-                # Two checkpoints give the task of `_read_early` time to start, and to receive data
-                # that has already arrived. So a rejection that has already arrived cancels the
+                # Two checkpoints give the `_read_early` task time to start, and to receive bytes
+                # that have already arrived. If these bytes reject the request, the task cancels the
                 # write.
                 for _ in range(2):
                     await checkpoint()
@@ -271,7 +274,8 @@ class AsyncConnection(HttpxConnection):
         self._raise_if_rejected()
 
     async def _read_early(self, writing: CancelScope) -> None:
-        # If the connection fails, `write` raises an error, too, so ignore the error of reading.
+        # If the connection fails, `write` raises an error, too. Ignore the error that `read`
+        # raises.
         with suppress(self._httpcore_module.NetworkError):
             self._early_data = await self._stream.read(READ_BYTES)
             if self._is_rejected():
@@ -286,7 +290,8 @@ class AsyncConnection(HttpxConnection):
         limit = self._connect_limit(timeout)
         try:
             stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
-        # httpcore does not close the connection if the task is cancelled, so close it here.
+        # If the task is cancelled, httpcore does not close the connection, so close the connection
+        # here.
         except BaseException:
             await shielded(self.aclose)
             raise

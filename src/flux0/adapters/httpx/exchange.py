@@ -33,17 +33,18 @@ from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
 from flux0.runtime.event_loop import do_nothing
 
-# A word in httpcore's error message if the server has closed an HTTP/2 connection.
+# If the server has closed an HTTP/2 connection, the error message of httpcore contains
+# `_TERMINATED`.
 _TERMINATED = "ConnectionTerminated"
-# Possible starts of httpcore's error message if a SOCKS proxy rejects the login, or demands another
-# method of login.
+# If a SOCKS proxy rejects the login, or demands another login method, the error message of httpcore
+# starts with a string of `_LOGIN_REJECTED`.
 _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
-# A function that returns the exchange of the current thread or task. The function is a weak
-# reference: timers of asyncio, and tasks that the user's hooks start, keep copies of the context,
-# and a strong reference in a copy keeps the exchange in memory.
+# The value of `current_exchange` is a weak reference to the exchange of the running thread or task.
+# Timers of asyncio, and tasks that the user's hooks start, keep copies of the context. A strong
+# reference in a copy would keep the exchange in memory.
 current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = ContextVar(
     "current_exchange", default=do_nothing
 )
@@ -84,7 +85,8 @@ class HttpxExchange(Exchange):
         self.multiplexed: bool = False
         self._url = built.url
         self._user_trace = built.extensions.get("trace")
-        self._traced = False  # Whether httpcore has reported a trace event for this exchange.
+        # `_traced` is True if httpcore has reported a trace event for this exchange.
+        self._traced = False
         self._connecting_to: tuple[str, int] | None = None
 
     def __enter__(self) -> None:
@@ -94,9 +96,9 @@ class HttpxExchange(Exchange):
         try:
             self.interrupt.clear()
             if error is not None:
-                # Call `end`, which acquires a lock, while this exchange is still
-                # `current_exchange`: if a signal handler makes a call during `end`, `send` rejects
-                # the call instead of waiting for the lock forever.
+                # Call `end` while this exchange is still `current_exchange`. `end` acquires a lock:
+                # if a signal handler makes a call during `end`, `send` rejects this call instead of
+                # waiting for the lock forever.
                 self.end()
         finally:
             current_exchange.reset(self._token)
@@ -123,8 +125,8 @@ class HttpxExchange(Exchange):
         self._traced = True
         protocol, _, step = event.partition(".")
         if step == "send_request_headers.started":
-            # Do not record CONNECT requests, which httpcore sends to a proxy, as the user's
-            # request.
+            # httpcore sends CONNECT requests to a proxy. Do not record a CONNECT request as the
+            # user's request.
             self.sent: bool = self.sent or info["request"].method != b"CONNECT"
             if protocol == "http2":
                 self.multiplexed = True
@@ -182,21 +184,22 @@ class HttpxExchange(Exchange):
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
             if self.caller[0] is not None:
-                # User code may read `error.request`, which `httpx.Client` sets, too.
+                # Set `error.request`, as `httpx.Client` does, because user code can read this
+                # attribute.
                 error.request = built
-            # A user's hook may send other requests, so compare the error's request with this
-            # request. If httpcore has reported no trace event, a custom transport may have raised
-            # the error. httpx itself raises RemoteProtocolError for a redirect with an invalid
-            # `location`.
+            # If the error's request is not `built`, a user's hook has sent another request. If
+            # httpcore has reported trace events, translate only errors that httpcore caused, and
+            # RemoteProtocolError, which httpx raises for a redirect with an invalid `location`.
+            # Without trace events, a custom transport can have raised the error.
             from_httpcore = package_of(cause) == httpcore.__name__
             known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
             if _request_of(error) is not built or (self._traced and not known):
                 return None
         elif not self.raised_by_httpcore(error):
             return None
-        # httpcore raises the errors in `before_events` before it reports an event or sends a byte.
-        # If another error is raised without an event, a custom transport may have sent the request,
-        # so report that it may have been sent.
+        # httpcore raises the errors in `before_events` before it reports a trace event or sends a
+        # byte. If another error is raised without a trace event, a custom transport can have sent
+        # the request, so treat the request as sent.
         before_events = (httpcore.PoolTimeout, httpcore.UnsupportedProtocol)
         traced = self._traced or isinstance(cause, before_events)
         return self.to_transport_error(error, sent=self.sent or not traced)
@@ -223,7 +226,7 @@ class HttpxExchange(Exchange):
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
         if not self._traced and error.__cause__ is None and str(error):
-            # The user's custom transport raised this error, so keep its message.
+            # The user's custom transport raised `error`, so keep the message of `error`.
             return kind(str(error))
         translated = failure(kind, error, self.timeout, head_received=self.head_received)
         if self._connecting_to not in (None, self._server_address()):
@@ -243,9 +246,9 @@ class HttpxExchange(Exchange):
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
-        # If flux0 has neither opened nor wrapped the connection, the cause can only be guessed. If
-        # h11 (the parser of httpcore) raised the error before the response head was received, the
-        # head is probably not valid. In other cases, an interruption is more likely.
+        # flux0 has neither opened nor wrapped this connection, so the cause of `error` can only be
+        # guessed. If h11 (httpcore's parser) raised the error before the response head was
+        # received, the head is probably invalid. In other cases, an interruption is more likely.
         from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
         return self._traced and (self.head_received or not from_h11)
 
@@ -257,7 +260,7 @@ def package_of(value: object) -> str:
 def _request_of(error: Any) -> object:
     try:
         return error.request
-    except RuntimeError:  # httpx raises RuntimeError if an error has no request.
+    except RuntimeError:  # httpx raises RuntimeError if `error` has no request.
         return None
 
 
@@ -272,8 +275,8 @@ def _proxy_failure(message: str) -> ConnectError:
 
 def _is_tls_failure(error: BaseException | None) -> bool:
     while error is not None:
-        # Only `SSLError` itself and `SSLCertVerificationError` report a failed handshake. Other
-        # subclasses of SSLError report that the connection was closed.
+        # If a TLS handshake fails, Python raises `SSLError` itself or `SSLCertVerificationError`.
+        # The other subclasses of `SSLError` mean that the connection was closed.
         if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
             return True
         error = error.__cause__ or error.__context__

@@ -24,7 +24,7 @@ from flux0.domain.timeouts import timed_out
 from flux0.ports import Interrupt
 from flux0.runtime.waker import Waker
 
-# A turn holds its connection while the agent thinks, so a busy process needs many connections.
+# A busy process needs many connections: each turn uses one until its agent has finished.
 MAX_EXCHANGES: Final = 4000
 _POOL_SIZE: Final = MAX_IDLE_CONNECTIONS
 

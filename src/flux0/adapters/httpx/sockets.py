@@ -32,7 +32,7 @@ _NO_DELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 class SyncConnection(HttpxConnection):
     def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
-        self._sock = sock  # A socket or, for TLS inside TLS, a `_NestedTLS`.
+        self._sock = sock  # `_sock` is a socket or, for TLS inside TLS, a `_NestedTLS`.
         self._owner = OwnerProcess()
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -61,15 +61,16 @@ class SyncConnection(HttpxConnection):
         if self._early_data is None:
             try:
                 self._early_data = self._sock.recv(READ_BYTES)
-            # The socket is readable because of a TLS message without content. No response was
-            # received yet.
+            # `recv` raises an error of `WOULD_BLOCK` if the socket has received only TLS messages
+            # without content. The response has not begun yet.
             except WOULD_BLOCK:
                 return False
             self._raise_if_rejected()
         return True
 
     def close(self) -> None:
-        # A forked child must not shut the socket down: this ends the parent's connection, too.
+        # Do not shut the socket down in a forked child, because this also ends the connection of
+        # the parent process.
         if not self._owner.is_inherited():
             shut_down(self._get_info("socket"))
         self._sock.close()
@@ -105,8 +106,8 @@ class SyncConnection(HttpxConnection):
         return addresses[info]() if info in addresses else None
 
     def _is_readable(self) -> bool:
-        # TLS inside TLS may have received bytes in memory. `recv` returns these bytes even if the
-        # socket has none.
+        # For TLS inside TLS, the buffer `incoming` can contain received bytes. `recv` returns these
+        # bytes even if the socket has no new bytes.
         has_unread = isinstance(self._sock, _NestedTLS) and self._sock.incoming.pending
         return bool(has_unread) or wait(self._get_info("socket"), 0, read=True)[0]
 

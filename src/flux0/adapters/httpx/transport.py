@@ -102,9 +102,9 @@ class HttpxFamilyTransport:
         self._proxies = EnvironmentProxies(self._name, schemes)
         create = partial(BuiltInClients, library)
         self._built_in_clients = PerProcess(partial(create, is_async=False))
-        # The finalizer closes no bodies. When the transport is unreferenced, no body is open,
-        # because each body refers to its transport. At exit, no thread can be started to close a
-        # body.
+        # The finalizer of a transport closes clients, but no bodies. Each body refers to its
+        # transport, so an unreferenced transport has no open body. At exit, Python cannot start a
+        # thread to close a body.
         weakref.finalize(self, self._built_in_clients.discard, BuiltInClients.close_clients)
         self._built_in_async_clients: PerLoop[BuiltInClients] = PerLoop(
             partial(create, is_async=True), BuiltInClients.close_async
@@ -196,8 +196,8 @@ class HttpxFamilyTransport:
         if getattr(client, "is_closed", False):
             raise self._client_closed()
         httpx, timeout = self._library.httpx, request.timeout
-        # Build the request without the call's cookies: the client adds its own cookies only to a
-        # request without a cookie header. The call's cookies are added below.
+        # Build the request without the call's cookies, because an httpx client adds its own cookies
+        # only to a request without a cookie header. The code below adds the call's cookies.
         pairs = request.headers.without(("cookie",)).pairs
         if "accept-encoding" not in request.headers:
             pairs += (("accept-encoding", ACCEPT_ENCODING),)
@@ -206,7 +206,7 @@ class HttpxFamilyTransport:
             limits = timeout.connect, timeout.read, timeout.write, timeout.pool
             options = {"content": request.body, "headers": headers, "timeout": limits}
             built: Any = client.build_request(request.method, request.url, **options)
-        # httpx raises UnicodeError if the host name is invalid.
+        # httpx raises UnicodeError if the host name of a URL is invalid.
         except (httpx.InvalidURL, UnicodeError) as error:
             raise failure(ConnectError, error, timeout) from error
         cookies = request.headers.get_all("cookie")
@@ -237,8 +237,8 @@ class HttpxFamilyTransport:
             translated = exchange.translate(error, built)
             if translated is not None:
                 raise translated from error
-        # Only the user's client calls user code, such as hooks, which may have raised this
-        # error.
+        # Only a user's client calls user code, such as hooks. The user code can have raised
+        # `error`.
         if client in (self._client, self._async_client):
             mark_user_error(error, sent=exchange.sent)
         return None
@@ -303,8 +303,8 @@ def _check_client(argument: str, client: object, library: str, *, is_async: bool
 def _to_response(response: Any, body: Body) -> Response[Body]:
     headers = _to_headers(response.headers)
     framed = response.http_version == "HTTP/2" or is_framed(headers)
-    # A response without a network stream is from an application in this process (ASGI or WSGI). It
-    # has no connection that can close too early.
+    # If a response has no network stream, an application in this process (ASGI or WSGI) created the
+    # response, and no connection can close before the body is complete.
     close_delimited = "network_stream" in response.extensions and not framed
     return Response(response.status_code, headers, body, response, close_delimited)
 

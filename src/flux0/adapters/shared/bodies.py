@@ -100,8 +100,8 @@ class _BodyState:
                 return data
             self._decoded = decoder.feed(data)
             return next(self._decoded, b"")
-        # If another thread or task has closed the body meanwhile, the HTTP library may report an
-        # end although the body is incomplete.
+        # If another thread or task has closed the body meanwhile, the HTTP library can report the
+        # end of the body although the body is incomplete.
         if self.closed:
             raise EOFError
         if decoder is not None:
@@ -121,8 +121,9 @@ class AsyncBody(_BodyState):
         super().__init__(source)
         self._source = source
         self._body_loop = running_loop()
-        # Use a finalizer and not __del__: in a reference cycle, the garbage collector may close the
-        # HTTP library's generators before it calls __del__, and the connection stays open.
+        # Use a finalizer instead of __del__. If the body is in a reference cycle, the garbage
+        # collector can close the HTTP library's generators before it calls __del__, and the
+        # connection stays open.
         self._finalizer = finalize(self, _close_source, source, self._body_loop, OwnerProcess())
         self._finalizer.atexit = source.close_at_exit
 
@@ -148,7 +149,7 @@ class AsyncBody(_BodyState):
                 raise translated from error
             raise
         finally:
-            # Break a reference cycle: the raised error refers to this frame (in its traceback), and
+            # Break a reference cycle: the traceback of the raised error refers to this frame, and
             # the variable `translated` of this frame refers to the error.
             translated = None
             self._read_lock.release()
@@ -164,7 +165,7 @@ class AsyncBody(_BodyState):
 
 
 def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
-    # A forked child must not close the source, because its parent still uses the connection.
+    # Do not close the source in a forked child, because the parent still uses the connection.
     if not owner.is_inherited():
         source.close_from_finalizer(loop)
 
@@ -172,10 +173,10 @@ def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
 class SyncBodyState(_BodyState):
     """The state of a `SyncBody`. Other threads and the garbage collector may close it."""
 
-    # Bodies that must never be freed, because freeing a body acquires locks of the connection pool.
-    # In a forked child, and while the interpreter exits, such a lock may belong to a thread that no
-    # longer runs, and is never released. The set is not a module global, because the interpreter
-    # clears module globals while it exits.
+    # The garbage collector must never free the bodies in `_never_collected`, because freeing a body
+    # acquires locks of the connection pool. In a forked child, and while the interpreter exits, a
+    # thread that no longer runs can hold such a lock forever. The set is a class attribute, because
+    # the interpreter clears module globals while it exits.
     _never_collected: ClassVar[set[SyncBodyState]] = set()
 
     def __init__(self, source: Source) -> None:
@@ -183,9 +184,8 @@ class SyncBodyState(_BodyState):
         self._source = source
         self._owner = OwnerProcess()
         self._released = False
-        # The connection of a finished body may serve the next request, so it must not be shut down.
-        # Therefore `_end_lock` is held while `finished` is set, and while the connection is shut
-        # down.
+        # Hold `_end_lock` while `finished` is set, and while the connection is shut down. After a
+        # body has finished, its connection can serve the next request, and must not be shut down.
         self._end_lock = Lock()
 
     def read(self, timeout: float | None) -> bytes | None:
@@ -213,12 +213,12 @@ class SyncBodyState(_BodyState):
                 raise translated from error
             raise
         finally:
-            # Break a reference cycle: the raised error refers to this frame (in its traceback), and
+            # Break a reference cycle: the traceback of the raised error refers to this frame, and
             # the variable `translated` of this frame refers to the error.
             translated = None
             self._read_lock.release()
             # While this thread held the read lock, `close` in another thread could not release the
-            # connection. Release it now.
+            # connection. Release the connection now.
             if self.closed:
                 self.close()
         return piece
@@ -235,15 +235,15 @@ class SyncBodyState(_BodyState):
             return
         self.closed = True
         if not self._end_lock.acquire(blocking=False):
-            return  # The body has just ended, or another thread is closing it.
+            return  # The body has just ended, or another thread is closing the body.
         try:
             if self.finished or self._released:
                 return
             self._source.shut_down()
         finally:
             self._end_lock.release()
-        # If another thread reads the body, the shutdown wakes that thread, and `read` releases the
-        # connection.
+        # If another thread reads the body, `shut_down` wakes that thread, and the thread releases
+        # the connection in `read`.
         release = self._source.release
         if self._read_lock.acquire(blocking=False) and not run_in_new_thread(release):
             self._never_collected.add(self)
@@ -252,8 +252,8 @@ class SyncBodyState(_BodyState):
 class SyncBody:
     def __init__(self, source: Source) -> None:
         self._state = SyncBodyState(source)
-        # Use a finalizer, not __del__. Before __del__, the garbage collector may close the HTTP
-        # library's generators, and closing them acquires locks in the connection pool.
+        # Use a finalizer instead of __del__. Before __del__, the garbage collector can close the
+        # HTTP library's generators, and closing a generator acquires locks of the connection pool.
         finalize(self, self._state.close).atexit = False
 
     def read(self, timeout: float | None) -> bytes | None:
@@ -268,8 +268,8 @@ class OpenBodies:
     """The open sync bodies of one transport. Closing the transport closes these bodies."""
 
     def __init__(self) -> None:
-        # The keys are weak references to the bodies. No lock is needed, because single operations
-        # of a dict are atomic.
+        # The keys of `_references` are weak references to open bodies. The dict needs no lock,
+        # because single operations of a dict are atomic.
         self._references: dict[ref[SyncBody], None] = {}
 
     def add(self, body: SyncBody) -> None:

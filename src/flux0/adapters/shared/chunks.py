@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from typing import Final
 
-# The largest number of bytes of one line: a chunk size with its extensions, or a trailer field.
+# The largest number of bytes of one line in a chunked body. Such a line is a chunk size with its
+# extensions, or a trailer field.
 _MAX_LINE_BYTES: Final = 16 * 1024
 _MAX_TRAILER_BYTES: Final = 64 * 1024
-_MAX_USUAL_LINE: Final = 18  # The length of a line with 16 hexadecimal digits and CRLF.
+_MAX_USUAL_LINE: Final = 18  # The length of a chunk-size line with 16 digits and CRLF.
 _USUAL_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,16})\r\n")
-# A chunk size with extensions. The pattern checks the digits, because `int` also accepts signs and
-# underscores.
+# The pattern `_SIZE` matches a chunk size with its extensions. It checks the digits, because `int`
+# also accepts signs and underscores.
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]+)\s*(?:;.*)?", re.DOTALL)
 
-# The parser's states. Each state is named after the part that the parser expects next.
+# The states of the chunk parser. Each state is named after the part that the parser expects next.
 _SIZE_LINE: Final = 0
 _CONTENT: Final = 1
 _END_OF_CHUNK: Final = 2
@@ -37,12 +38,12 @@ class Chunks:
         self.surplus: bytes = b""
         self._state = _SIZE_LINE
         self._partial_line = b""
-        self._missing = 0  # The number of bytes in the current chunk that were not received yet.
+        self._missing = 0  # The number of bytes of the current chunk that were not received yet.
         self._trailer_limit = _MAX_TRAILER_BYTES
 
     def feed(self, data: bytes) -> bytes:
         if self._state == _SIZE_LINE and not self._partial_line:
-            # A fast path for the most frequent data: one complete chunk without extensions.
+            # This fast path handles the most frequent data: one complete chunk without extensions.
             end = data.find(b"\r\n", 0, _MAX_USUAL_LINE)
             size = len(data) - end - 4
             if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
@@ -60,7 +61,7 @@ class Chunks:
                 if not self._missing:
                     self._state = _END_OF_CHUNK
                 continue
-            # A fast loop for complete chunks without extensions.
+            # This fast loop handles complete chunks without extensions.
             while self._state == _SIZE_LINE and (usual := _USUAL_LINE.match(data, at)):
                 start = usual.end()
                 end = start + int(usual[1], 16)

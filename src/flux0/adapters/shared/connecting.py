@@ -17,7 +17,7 @@ from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.sending import wait
 from flux0.ports import Interrupt
 
-MIN_SECONDS: Final = 0.001  # The shortest socket timeout in seconds: 0 makes it non-blocking.
+MIN_SECONDS: Final = 0.001  # The shortest timeout in seconds: with 0, a socket does not block.
 
 
 @frozen
@@ -75,16 +75,16 @@ class Connector:
                     return sock
             raise failures[-1]
         finally:
-            # Break a reference cycle: the tracebacks of the failures refer to this list, which
-            # contains them.
+            # Break a reference cycle: the tracebacks of the errors in `failures` refer to
+            # `failures`.
             failures.clear()
 
     def _make_socket(self, *kind: Any) -> socket.socket:
         return socket.socket(*kind)
 
     def _connect(self, sock: socket.socket, address: Any, timeout: float | None, /) -> None:
-        # Begin to connect without blocking, then register the socket with the interrupt, then wait:
-        # the interrupt can only shut down a socket that has begun to connect.
+        # `Interrupt.fire` can only shut down a socket that has begun to connect. Therefore, begin
+        # to connect without blocking, register the socket with the interrupt, and then wait.
         sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
         status = sock.connect_ex(address)
         self.interrupt.on_fire(partial(shut_down, sock))
@@ -92,8 +92,8 @@ class Connector:
             if wait(sock, timeout, write=True) == (False, False):
                 raise TimeoutError
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        # On Linux, SO_ERROR is 0 if the interrupt has shut the socket down. So set an error,
-        # because the socket is not connected.
+        # On Linux, SO_ERROR is 0 if `Interrupt.fire` has shut the socket down. The socket is not
+        # connected, so set an error number.
         if self.interrupt.fired:
             status = ECONNABORTED
         if status:

@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 
-# The largest number of bytes in a decompressed piece. Without this limit, a small input, which may
-# decompress to a thousand times its size, fills the memory.
+# The largest number of bytes in one piece of decompressed data. Without this limit, a small input
+# fills the memory, because it can decompress to a thousand times its size.
 _MAX_PIECE_BYTES: Final = 1 << 20
-# The decoder copies zlib's state once for this number of received bytes, because a copy takes
-# longer than decompressing an event.
+# The decoder copies the state of zlib once for this number of received bytes, because a copy takes
+# longer than the decompression of one event.
 _MAX_KEPT_BYTES: Final = 16 * 1024
 _PLAIN: Final = frozenset({"", "identity"})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})
@@ -40,9 +40,9 @@ class Decoder:
         self._coding = coding
         self._member: Any = None
         # If zlib finds an error in an input, it drops the valid content before the error. To return
-        # this content, the decoder decompresses the input a second time, from a copy of zlib's
-        # state. Copying is slow, so the decoder copies the state once for many small inputs, and
-        # stores these inputs.
+        # this content, the decoder decompresses the input again from a copy of zlib's state.
+        # Copying is slow, so the decoder makes one copy for many small inputs, and stores these
+        # inputs.
         self._copy: Any = None
         self._inputs: list[bytes] = []
         self._input_bytes = 0
@@ -56,7 +56,7 @@ class Decoder:
             ProtocolError: The data is invalid. The content before the error is yielded first.
         """
         piece, empty = b"", True
-        # If the last piece had the maximum size, zlib may have more output without further input.
+        # If the last piece had the maximum size, zlib can have more output without further input.
         while data or (len(piece) == _MAX_PIECE_BYTES and not self._member.eof):
             if self._member is None or self._member.eof:
                 bits = self._window_bits(data[0])
@@ -92,8 +92,8 @@ class Decoder:
             raise ProtocolError(
                 f"the content coding of the body must be gzip or deflate, not {self._coding!r}"
             )
-        # Some servers send "deflate" data without the zlib format. In the zlib format, the low 4
-        # bits of the first byte are 8, which is never true for valid raw data.
+        # Some servers send raw data for the coding "deflate", instead of the zlib format. In the
+        # zlib format, the low 4 bits of the first byte are 8. In valid raw data, they are never 8.
         raw = self._coding == "deflate" and first != 0x1F and first & 0xF != 8  # noqa: PLR2004
         # If 32 is added to `wbits`, zlib detects whether the data is in the gzip or the zlib
         # format.

@@ -19,13 +19,13 @@ def shut_down(connection: Any) -> None:
     """
     with suppress(OSError):
         if isinstance(connection, socket.socket):
-            # Do not call `SSLSocket.shutdown`: it removes the TLS layer while another thread reads
-            # from the socket.
+            # Do not call `SSLSocket.shutdown`: it removes the TLS layer, although another thread
+            # can be reading from the socket.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except TypeError:  # The PseudoSocket of uvloop rejects `shutdown`.
+            except TypeError:  # `shutdown` of uvloop's PseudoSocket raises TypeError.
                 with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
                     duplicate.shutdown(socket.SHUT_RDWR)
 

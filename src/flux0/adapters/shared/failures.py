@@ -30,7 +30,8 @@ def failure(
     head_received: bool = False,
 ) -> TransportError:
     if issubclass(kind, TransportTimeout):
-        # Get the name of the timeout from the error class: "connect" for `ConnectTimeout`.
+        # The name of the timeout is a part of the error class's name: "connect" for
+        # `ConnectTimeout`.
         name = kind.__name__.removesuffix("Timeout").lower()
         return timed_out(kind, getattr(timeout, name, None))
     return kind(_describe(kind, causes(error), head_received=head_received))
@@ -38,7 +39,7 @@ def failure(
 
 def refused_by_proxy(status: str) -> ConnectError:
     problem = f"the proxy refused the connection: {status}"
-    needs_login = status.startswith("407")  # Status 407: the proxy needs a login.
+    needs_login = status.startswith("407")  # Status 407 means that the proxy needs a login.
     return unusable_proxy(problem) if needs_login else ConnectError(problem)
 
 
@@ -70,7 +71,7 @@ def causes(error: BaseException | None) -> tuple[BaseException, ...]:
         return ()
     inner = (
         getattr(error, "reason", None),
-        # PySocks stores the socket's error in the attribute `socket_err`.
+        # PySocks stores the error of the socket in the attribute `socket_err`.
         getattr(error, "socket_err", None),
         *reversed(error.args),
         *getattr(error, "exceptions", ()),
@@ -83,8 +84,8 @@ def causes(error: BaseException | None) -> tuple[BaseException, ...]:
 def _describe(
     kind: type[TransportError], errors: tuple[BaseException, ...], *, head_received: bool
 ) -> str:
-    # Skip errors of HTTP libraries that derive from OSError but have no errno: they do not give the
-    # cause.
+    # Skip an OSError without an errno: it is an error of an HTTP library that derives from OSError,
+    # and does not give the cause.
     known = (each for each in reversed(errors) if isinstance(each, OSError) and each.errno)
     found, message = next(known, None), _message(errors[-1])
     if kind is ProtocolError:
@@ -121,15 +122,15 @@ def _system(error: OSError) -> str:
         return f"TLS failed: {(error.reason or str(error)).lower().replace('_', ' ')}"
     if error.errno == ECONNREFUSED:
         return "connection refused"
-    # asyncio replaces the message of an OSError by its own text, so look up the system's message by
-    # the error number.
+    # asyncio replaces the message of an OSError with its own text. Therefore, get the system's
+    # message for the error number.
     name = isinstance(error, socket.gaierror)
     message = str(error.strerror if name else os.strerror(error.errno or 0))
     return f"{message[:1].lower()}{message[1:]}"
 
 
 def _message(error: BaseException) -> str:
-    # Prefer the attribute `message`: the str() of aiohttp's errors also contains header fields,
-    # which may be credentials.
+    # Prefer the attribute `message`, because the str() of aiohttp's errors also contains header
+    # fields, which can contain credentials.
     message: object = getattr(error, "message", None)
     return " ".join((message if isinstance(message, str) else str(error)).split())

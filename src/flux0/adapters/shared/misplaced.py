@@ -7,8 +7,9 @@ from typing import Final
 
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
-# Maps the name of each HTTP library's module to its transport class. The extra that installs the
-# library has the same name, except for `httpx`, which needs no extra.
+# `TRANSPORTS` maps the module of each HTTP library to the name of its transport class in flux0. The
+# extra of flux0 that installs a library has the library's name, except for `httpx`, which needs no
+# extra.
 TRANSPORTS: Final = {
     "aiohttp": "AiohttpTransport",
     "httpx": "HttpxTransport",
@@ -44,8 +45,8 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
     if other not in (None, library):
         it, is_async = "it", iscoroutinefunction(getattr(value, "send", None))
         if hasattr(value, "handle_request") or hasattr(value, "handle_async_request"):
-            # The value is a transport of httpx, which flux0 cannot use directly. Suggest a client
-            # with this transport.
+            # `value` is a transport of httpx, which flux0 cannot use directly. The error message
+            # suggests a client with this transport.
             is_async = not hasattr(value, "handle_request")
             it = f"{other}.{'AsyncClient' if is_async else 'Client'}(transport=it)"
         name = "async_client" if is_async else "client"

@@ -18,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 from flux0.adapters.shared.failures import unusable_proxy
 from flux0.runtime.processes import fork_lock
 
-# The schemes of proxies that urllib3 supports if PySocks is installed.
+# If PySocks is installed, urllib3 supports proxies with the schemes in `PYSOCKS_SCHEMES`.
 PYSOCKS_SCHEMES: Final = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 
 
@@ -47,7 +47,7 @@ class EnvironmentProxies:
 
     def _find(self, origin: str) -> str | None:
         server, proxies = _parse(origin), getproxies()
-        if server is None:  # The HTTP library raises an error for an invalid URL.
+        if server is None:  # If the URL is invalid, the HTTP library raises an error later.
             return None
         proxy = proxies.get(server.scheme) or proxies.get("all")
         if not proxy or _is_direct(server, proxies.get("no", "")):
@@ -62,11 +62,11 @@ class EnvironmentProxies:
                 "use a URL such as http://proxy:8080"
             )
         if scheme.lower().startswith("socks"):
-            # SOCKS proxies need a module, which the HTTP library's extra `socks` installs, such as
-            # httpx[socks].
+            # A SOCKS proxy needs a further module. The extra `socks` of the HTTP library installs
+            # this module, for example httpx[socks].
             module = "socksio" if self._library.startswith("httpx") else "socks"
             try:
-                # Import the module under `fork_lock`: if another thread forks during an import, the
+                # Hold `fork_lock` during the import. If another thread forks during an import, the
                 # child waits forever for the import locks that it inherits.
                 with fork_lock:
                     import_module(module)
@@ -75,7 +75,8 @@ class EnvironmentProxies:
                     f"{self._library} needs a package for the proxy {scheme}://{place}: "
                     f"pip install '{self._library}[socks]'"
                 ) from error
-        # Some libraries omit the user name if there is no password, so add an empty password.
+        # Some HTTP libraries omit a proxy's user name if there is no password, so add an empty
+        # password.
         return f"{scheme}://{login}:@{place}" if at and ":" not in login else proxy
 
 
@@ -92,7 +93,8 @@ def _is_direct(server: SplitResult, exceptions: str) -> bool:
     place = host if server.port is None else f"{host}:{server.port}"
     if proxy_bypass(place):
         return True
-    # Remove brackets and final dots, so that `[::1]` and `example.org.` match, too.
+    # Remove brackets and final dots from the hosts in `exceptions`, so that `[::1]` and
+    # `example.org.` match, too.
     for exception in re.sub(r"[\[\]]", "", exceptions.lower()).split(","):
         name = exception.strip().strip(".")
         if name and (f".{host}".endswith(f".{name}") or place == name):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-# The start of a response that rejects a request before it was sent completely. A redirect is a
-# rejection, too.
+# The pattern `REJECTION` matches the start of a response that rejects a request before the whole
+# request was sent. A redirect (status 3xx) is a rejection, too.
 REJECTION: Final = re.compile(rb"HTTP/1\.[01] [345]")
 
 
@@ -44,9 +44,9 @@ def wait(
     are False. If the socket is closed, both values are True, because using it raises an error.
     """
     try:
-        if not hasattr(select, "poll"):  # On Windows, `select.poll` is missing.
-            # Windows reports a failure to connect as an exceptional condition, so wait for this
-            # condition, too.
+        if not hasattr(select, "poll"):  # Windows has no `select.poll`.
+            # Windows reports a failure to connect as an exceptional condition of the socket, so
+            # wait for this condition, too.
             reading, writing = [sock] * read, [sock] * write
             readable, writable, failed = select.select(reading, writing, writing, timeout)
             return bool(readable), bool(writable or failed)

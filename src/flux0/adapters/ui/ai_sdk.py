@@ -48,8 +48,8 @@ def _tool(type: str, step: Step, **members: Any) -> bytes:
 
 
 def _dynamic(type: str, step: Step, **members: Any) -> bytes:
-    # The AI SDK calls a tool dynamic if the page has not declared it. flux0 does not know which
-    # tools the page has declared.
+    # For the AI SDK, a tool is dynamic if the web page has not declared the tool. flux0 does not
+    # know the declared tools, so each tool is dynamic.
     return _tool(type, step, toolName=step.name, dynamic=True, **members)
 
 

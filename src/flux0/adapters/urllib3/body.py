@@ -55,8 +55,8 @@ class Urllib3Source:
     """
 
     def __init__(self, response: Any, read_timeout: float | None) -> None:
-        # A recorder such as vcrpy returns responses of other classes, whose body is already
-        # decoded.
+        # A recorder such as vcrpy returns responses of its own classes. The body of such a response
+        # is already decoded.
         encoded = isinstance(response, BaseHTTPResponse)
         self.coding: str = response.headers.get("content-encoding", "") if encoded else ""
         connection = getattr(response, "connection", None)
@@ -67,7 +67,8 @@ class Urllib3Source:
         self._read_timeout = read_timeout
 
     def receive(self, timeout: float | None) -> bytes | None:
-        # The socket's timeout limits the whole wait, because each piece needs at most one `recv`.
+        # The socket's timeout limits the whole wait for a piece, because each piece needs at most
+        # one `recv`.
         raw_socket = self._raw_socket
         if raw_socket is not None and raw_socket.gettimeout() != timeout:
             raw_socket.settimeout(timeout)
@@ -93,8 +94,8 @@ class Urllib3Source:
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
-    # If the user's hook has closed the response, `read1` reports an end although the body is
-    # incomplete.
+    # If the user's hook has closed the response, `read1` returns no bytes, as at the end of a body,
+    # although the body is incomplete.
     if response.closed:
         raise IncompleteRead(b"")
     options = {"decode_content": False} if isinstance(response, BaseHTTPResponse) else {}
@@ -113,24 +114,24 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         return refused_by_proxy(message.removeprefix(_TUNNEL_FAILED))
     failed_proxy = exchange.failed_proxy
     for each in errors:
-        # Compare the names of classes, because PySocks may not be installed, so that its classes
-        # cannot be imported.
+        # Compare the names of the error classes: PySocks is optional, so its classes cannot always
+        # be imported.
         match f"{type(each).__module__}.{type(each).__name__}":
             case "socks.SOCKS5AuthError":
                 return login_rejected_by_proxy()
             case "socks.SOCKS4Error" | "socks.SOCKS5Error":
-                # PySocks has error messages such as "0x05: Connection refused". The text after the
-                # colon gives the reason.
+                # An error message of PySocks is a code and a reason, such as "0x05: Connection
+                # refused". The text after the colon is the reason.
                 return refused_by_proxy(str(each).partition(": ")[2].lower())
             case "socks.ProxyConnectionError":
-                # PySocks has error messages such as "Error connecting to SOCKS5 proxy
-                # 127.0.0.1:1080: ...", which contain the proxy's address.
+                # The error message of PySocks contains the proxy's address, for example "Error
+                # connecting to SOCKS5 proxy 127.0.0.1:1080: ...".
                 failed_proxy = str(each).partition(" proxy ")[2].partition(": ")[0]
             case _:
                 pass
     kind = _kind_after_sending(errors[-1])
-    # urllib3 raises `EmptyPoolError` or `ClosedPoolError` if it gets no connection from the pool.
-    # In both cases, the request was not sent.
+    # If urllib3 raises `EmptyPoolError` or `ClosedPoolError`, the request got no connection from
+    # the pool, and was not sent.
     without_connection = wraps(exceptions.EmptyPoolError, exceptions.ClosedPoolError)
     if not exchange.sent and (without_connection or exchange.failure is not None):
         kind = ConnectError
@@ -147,8 +148,9 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "
-# The errors of a server that closes the connection during the TLS handshake. They do not mean that
-# TLS itself failed, for example because of an untrusted certificate.
+# Python raises an error of `_CLOSED_IN_HANDSHAKE` if the server closes the connection during the
+# TLS handshake. If TLS itself fails, for example because of an untrusted certificate, Python raises
+# another error.
 _CLOSED_IN_HANDSHAKE: Final = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)
 
 

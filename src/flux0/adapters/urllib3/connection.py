@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
 else:
     # While a recorder such as vcrpy is active, the name urllib3.connection.HTTPConnection refers to
-    # a subclass that the recorder has defined. Find the original class among the bases of this
-    # subclass.
+    # the recorder's subclass. The original class is one of the bases of this subclass.
     _bases = urllib3.connection.HTTPConnection.__mro__
     HTTPConnection: Final = next(each for each in _bases if each.__module__ == "urllib3.connection")
 
@@ -70,7 +69,7 @@ class _SocksConnector(Connector):
     handshake. This class has the socket before the handshake, so `Interrupt.fire` can shut it down.
     """
 
-    # The arguments of `socksocket.set_proxy` in PySocks.
+    # `proxy` contains the arguments of `socksocket.set_proxy` in PySocks.
     proxy: tuple[Any, ...] = field(kw_only=True)
     target: tuple[str, int] = field(kw_only=True)
 
@@ -100,8 +99,8 @@ class Urllib3Connection(HTTPConnection):
     _raw_socket: Any = None
     _duplicate: socket.socket | None = None
     _body_is_large = False
-    # The file from which the response is read if the response began before the request was sent
-    # completely; otherwise None.
+    # If a response began before its request was sent completely, the response is read from
+    # `_early_file`. For all other responses, `_early_file` is None.
     _early_file: Any = None
 
     @property
@@ -141,11 +140,11 @@ class Urllib3Connection(HTTPConnection):
         method = cast("Any", super()._new_conn).__func__
         if method is HTTPConnection._new_conn or hasattr(self, "_socks_options"):  # noqa: SLF001
             sock: Any = self._connect(exchange)
-        else:  # The user's class has its own `_new_conn`, so call it.
+        else:  # The user's connection class has its own `_new_conn`.
             sock = super()._new_conn()
         # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
-        # the handshake has ended. Therefore `Interrupt.fire` shuts down a duplicate of `sock`.
-        # The user's connection class may return an object that is not a socket, and cannot be
+        # the handshake has ended. Therefore, `Interrupt.fire` shuts down a duplicate of `sock`. If
+        # the user's connection class returns an object that is not a socket, the object cannot be
         # duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
@@ -163,7 +162,7 @@ class Urllib3Connection(HTTPConnection):
             connector = _SocksConnector(*settings, proxy=proxy, target=target)
         try:
             sock = connector.connect(*address)
-        except OSError as error:  # Errors of PySocks are OSErrors, too.
+        except OSError as error:  # The errors of PySocks are OSErrors, too.
             exchange.failed_proxy = self.proxy and self.proxy.url
             timed_out = isinstance(causes(error)[-1], TimeoutError)
             kind = ConnectTimeoutError if timed_out else NewConnectionError
@@ -177,16 +176,16 @@ class Urllib3Connection(HTTPConnection):
                 self.connect()
             exchange.sent = True
             exchange.shut_down_on_interrupt(self._raw_socket)
-            # urllib3 applies `self.timeout` to each wait while it sends the request. Until now, the
-            # attribute has the connect timeout, so set the write timeout.
+            # urllib3 applies `self.timeout` to each wait while it sends the request. The attribute
+            # still has the connect timeout, so replace it with the write timeout.
             self.timeout = exchange.timeout.write
             self._early_file, self._body_is_large = None, isinstance(options.get("body"), BytesIO)
         super().request(*args, **options)
 
     def send(self, data: Any) -> None:
         exchange, sock = current_exchange.get(), self.sock
-        # `send_all` makes the socket non-blocking, which is impossible for an `SSLTransport` of
-        # urllib3, the socket for TLS inside TLS.
+        # `send_all` makes the socket non-blocking. For TLS inside TLS, the socket is an
+        # `SSLTransport` of urllib3, which cannot be non-blocking.
         if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
             super().send(data)
         else:
@@ -197,13 +196,14 @@ class Urllib3Connection(HTTPConnection):
             file = sock.makefile("rb")
             try:
                 start = file.peek()
-            except WOULD_BLOCK:  # The received TLS messages have no content.
+            # `peek` raises an error of `WOULD_BLOCK` if the received TLS messages have no content.
+            except WOULD_BLOCK:
                 file.close()
                 return False
             self._early_file = file
             if REJECTION.match(start):
-                # urllib3 catches a BrokenPipeError, and then reads the response, which rejects the
-                # request.
+                # urllib3 catches the BrokenPipeError, and reads the response with which the server
+                # rejected the request.
                 raise BrokenPipeError("the server rejected the request early")
         return True
 

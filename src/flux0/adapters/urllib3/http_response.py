@@ -30,7 +30,8 @@ _VALID_HEAD: Final = re.compile(
     rb"HTTP/1\.1 2\d\d[^\r\n\0]*\r\n(?:" + _NAME + rb":[^\r\n\0]*(?<![ \t])\r\n)*\r\n"
 )
 _FIELD_LINE: Final = re.compile(_NAME + rb":[^\r\n\0]*\r?\n")
-# A field line, or the continuation of a field (RFC 9112, section 5.2).
+# The pattern `_FOLDED_LINE` matches a header field line, or a continuation line of a header field
+# (RFC 9112, section 5.2).
 _FOLDED_LINE: Final = re.compile(rb"(?:" + _NAME + rb":|[ \t])[^\r\n\0]*\r?\n")
 
 _SWITCHING_PROTOCOLS: Final = 101
@@ -59,8 +60,8 @@ class TrackedResponse(HTTPResponse):
         self.raw_socket = raw_socket
         nested = isinstance(sock, SSLTransport)
         self._receive: Callable[[int], bytes] = partial(_receive, sock) if nested else sock.recv
-        # True if `fp` may contain part of the body in its buffer, which it has filled while it
-        # read the head.
+        # `_may_be_buffered` is True if the buffer of `fp` can contain a part of the body. `fp`
+        # fills its buffer while it reads the response head.
         self._may_be_buffered = True
         self._is_early = False
         self.idle_since: float = monotonic()
@@ -74,8 +75,8 @@ class TrackedResponse(HTTPResponse):
         """Skip interim responses (RFC 9110, section 15.2), and read the final response's head."""
         file = self.fp
         received = file.peek()
-        # Most heads are complete and valid. Other heads are read with `_HeadFile`, which is slower
-        # but raises an error for an invalid head.
+        # If the response head is incomplete or invalid, read the head with `_HeadFile`, which is
+        # slower but raises an error for an invalid head.
         if not _VALID_HEAD.match(received):
             self.fp = _HeadFile(file)
         super().begin()
@@ -86,13 +87,14 @@ class TrackedResponse(HTTPResponse):
             super().begin()
         self.fp = file
         if self._is_early:
-            # Do not reuse the connection: the server may still expect the remaining request.
+            # Do not reuse the connection, because the server can still expect the rest of the
+            # request.
             self.will_close = True
         length = self._joined("content-length")
         if problem := framing_problem(length, self._joined("transfer-encoding")):
             raise HTTPException(problem)
-        # A content-length such as "5, 5" is valid (RFC 9110, section 8.6), but http.client ignores
-        # it. So set the length here.
+        # A `Content-Length` header such as "5, 5" is valid (RFC 9110, section 8.6), but http.client
+        # ignores it. Therefore, set `length` here.
         if self.length is None and length is not None:
             self.length = int(length.partition(",")[0])
 
@@ -105,7 +107,7 @@ class TrackedResponse(HTTPResponse):
 
         A piece is empty if the received bytes contain only chunk framing.
         """
-        if self.fp is None:  # A user's hook has closed the response.
+        if self.fp is None:  # If `fp` is None, a user's hook has closed the response.
             raise IncompleteRead(b"")
         surplus = b""
         if self.length is not None:
@@ -124,7 +126,8 @@ class TrackedResponse(HTTPResponse):
         else:
             while piece := self.fp.read1(READ_BYTES):
                 yield piece
-        if surplus:  # Do not reuse the connection: `surplus` is read as the next response.
+        # Do not reuse a connection with surplus bytes: they are read as the next response.
+        if surplus:
             shut_down(self.raw_socket)
         self.idle_since = monotonic()
         self.close()
@@ -132,12 +135,13 @@ class TrackedResponse(HTTPResponse):
     def _read(self) -> bytes:
         data: bytes
         if self._may_be_buffered:
-            # `read1` returns the bytes in the buffer, if there are any. The buffer may be larger
-            # than one piece, so a full piece means that there may be more.
+            # `read1` returns the bytes in the buffer of `fp`, if there are any. If `read1` returns
+            # the requested number of bytes, the buffer can contain more bytes.
             data = self.fp.read1(READ_BYTES)
             self._may_be_buffered = len(data) == READ_BYTES
         else:
-            data = self._receive(READ_BYTES)  # Use `recv`, which is twice as fast as `fp.read1`.
+            # Call `recv`, because `recv` is twice as fast as `fp.read1`.
+            data = self._receive(READ_BYTES)
         if not data:
             raise IncompleteRead(b"")
         return data
@@ -175,7 +179,8 @@ class _HeadFile:
     def __init__(self, file: Any) -> None:
         self._file = file
         self._remaining = MAX_OVERHEAD_BYTES
-        # The pattern that the head's next line must match; None before the status line was read.
+        # The next line of the response head must match `_valid_line`. `_valid_line` is None before
+        # the status line was read.
         self._valid_line: re.Pattern[bytes] | None = None
 
     def readline(self, limit: int) -> bytes:
@@ -185,7 +190,7 @@ class _HeadFile:
             raise HTTPException(f"the response head has more than {MAX_OVERHEAD_BYTES:,} bytes")
         if self._valid_line is None and (problem := version_problem(line)):
             raise HTTPException(problem)
-        # Do not check an empty response: http.client rejects it.
+        # Do not check an empty response here, because http.client rejects an empty response.
         in_head = self._valid_line or line
         if in_head and not line.endswith(b"\n") and len(line) < limit:
             raise IncompleteRead(line)
@@ -195,7 +200,8 @@ class _HeadFile:
             self._valid_line = _FIELD_LINE
         elif self._valid_line.fullmatch(line) or len(line) == limit:
             self._valid_line = _FOLDED_LINE
-            # Remove spaces after the field's value, because http.client keeps them.
+            # Remove the spaces after the value of a header field, because http.client keeps the
+            # spaces.
             return line.rstrip() + b"\r\n"
         else:
             raise HTTPException(f"a header line is malformed: {line[:50]!r}")

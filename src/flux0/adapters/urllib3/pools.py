@@ -23,7 +23,8 @@ from flux0.adapters.urllib3.connection import (
 from flux0.runtime.processes import call_with_lock
 from flux0.runtime.waker import Waker
 
-# Seconds between two checks of `interrupt.fired`, while a thread waits for a user's full pool.
+# Seconds between two checks of `interrupt.fired` by a thread that waits for a connection of a
+# user's full pool.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 
@@ -42,21 +43,22 @@ def track(pool: Any, size: int | None = None) -> None:
     """
     if size is not None and isinstance(pool.pool, pool.QueueCls):
         slots = pool.pool = Slots(size)
-        # When the pool is unreferenced, close its idle connections. urllib3 does so only for
-        # the queue that it has created itself.
+        # When the garbage collector frees the pool, close the pool's idle connections. urllib3
+        # closes idle connections only in a queue that urllib3 has created itself.
         finalize(pool, slots.close)
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
-        # A recorder has replaced the class attribute `ConnectionCls`. Delete the instance attribute
-        # that an earlier call of `track` has set, so that the recorder's class is used.
+        # A recorder has replaced the class attribute `ConnectionCls`. An instance attribute that an
+        # earlier call of `track` has set hides the recorder's class, so delete the instance
+        # attribute.
         del pool.ConnectionCls
     elif is_unmodified(connection_class):
         pool.ConnectionCls = tracked_class(connection_class)
         if isinstance(pool.pool, pool.QueueCls):
             pool.pool = _UserSlots(pool.pool)
-        # If the user has closed the pool, `pool.pool` is None.
+        # After the user has closed the pool, `pool.pool` is None.
         if pool.num_connections and pool.pool is not None:
             _close_idle(pool.pool)
 
@@ -85,7 +87,8 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # The slots have no lock, because single operations of a `list` and of a `deque` are atomic.
+        # `_slots` and `_waiting` need no lock: single operations of a `list` and a `deque` are
+        # atomic.
         self._slots: list[Any] = [None] * size
         self._waiting: deque[Waker] = deque()
         self._closed = False
@@ -110,7 +113,7 @@ class Slots:
         try:
             while True:
                 self._waiting.append(waker)
-                # Try again to take a slot: it may have become free before `waker` was added.
+                # Try again to take a slot: a slot can have become free before `waker` was added.
                 with suppress(IndexError):
                     return self._slots.pop()
                 woken = waker.wait(min(max(end - monotonic(), 0), TIMEOUT_MAX))
@@ -119,8 +122,8 @@ class Slots:
         finally:
             with suppress(ValueError):
                 self._waiting.remove(waker)
-            # If `put` has woken this thread for a free slot that the thread has not taken, wake
-            # another waiting thread.
+            # `put` can have woken this thread for a free slot that the thread has not taken. In
+            # this case, wake another waiting thread.
             if self._slots:
                 self._wake_next()
 
@@ -206,7 +209,8 @@ def _close_pools(manager: urllib3.PoolManager) -> None:
     pools = [manager.pools[key] for key in manager.pools.keys()]  # noqa: SIM118 - not iterable
     manager.clear()
     for pool in pools:
-        # Remove `pool.pool`, so that urllib3 raises `ClosedPoolError` for each later request.
+        # If `pool.pool` is None, urllib3 raises `ClosedPoolError` for each later request.
         slots, pool.pool = pool.pool, None
-        if isinstance(slots, Slots):  # A pool that was never used or is closed has no `Slots`.
+        # A pool that was never used, or is already closed, has no `Slots` object.
+        if isinstance(slots, Slots):
             slots.close()

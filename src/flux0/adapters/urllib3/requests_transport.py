@@ -109,11 +109,12 @@ class _Connections:
 def _make_session() -> requests.Session:
     session = requests.Session()
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-    # Set `auth` to a function without effect. If `auth` is None, requests reads credentials from
-    # .netrc.
+    # If `auth` is None, requests reads credentials from the file .netrc. Therefore, set `auth` to a
+    # function that does not change the request.
     session.auth = lambda prepared: prepared
     for prefix in ("https://", "http://"):
-        # `track` adds more slots to the pool: urllib3 itself takes longer than a call to add them.
+        # The adapter creates a pool with one slot. `track` adds more slots, because urllib3 itself
+        # takes longer than a call to add slots.
         session.mount(prefix, _TrackingAdapter(pool_maxsize=1))
     return session
 
@@ -130,7 +131,8 @@ def _reject_retries(adapter: BaseAdapter) -> None:
 def _send(connections: _Connections, request: Request) -> requests.Response:
     session = connections.session
     prepared = _prepare(session, request)
-    # Pass `session.verify` as an argument, because the environment overrides the attribute.
+    # Pass `session.verify` as an argument, because environment variables override the attribute
+    # `verify`.
     settings = session.merge_environment_settings(prepared.url, {}, True, session.verify, None)  # noqa: FBT003
     if connections.proxies is not None:
         proxy = connections.proxies.proxy_for(request.url)
@@ -145,13 +147,13 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             if recorder.response is not None and not _is_about(error, prepared):
                 recorder.response.close()
                 mark_user_error(error, sent=True)
-                raise  # A user's hook raised this error, so it is re-raised.
+                raise  # A user's hook raised `error`, so re-raise it unchanged.
             if isinstance(error, requests.HTTPError) and error.response is not None:
-                return error.response  # A user's hook called `response.raise_for_status()`.
+                return error.response  # A user's hook called `raise_for_status` of the response.
             has_cause = any(isinstance(argument, Exception) for argument in error.args)
             if isinstance(error, exceptions.Timeout) and not has_cause:
-                # The HTTPAdapter of requests always nests an error of urllib3 in its error. So the
-                # user's own adapter raised this error.
+                # The HTTPAdapter of requests always puts an error of urllib3 into its timeout
+                # error. `error` contains no other error, so the user's own adapter raised it.
                 raise failure(ReadTimeout, error, request.timeout) from error
             known = isinstance(error, (exceptions.RequestException, HTTPError))
             if known or error is exchange.failure:
@@ -159,7 +161,7 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
             mark_user_error(error, sent=exchange.sent)
             raise
         finally:
-            # Break a reference cycle: the response refers to the hooks, which refer to `recorder`.
+            # Break a reference cycle: the response refers to its hooks, which refer to `recorder`.
             recorder.response = None
     response.headers.update(recorder.location)
     return response
@@ -167,8 +169,8 @@ def _send(connections: _Connections, request: Request) -> requests.Response:
 
 def _prepare(session: requests.Session, request: Request) -> Any:
     headers = {"Accept-Encoding": ACCEPT_ENCODING, **request.headers}
-    # Remove the call's cookies: the session adds its own cookies only to a request without a cookie
-    # header. The call's cookies are added below.
+    # Remove the call's cookies, because a session adds its own cookies only to a request without a
+    # cookie header. The code below adds the call's cookies.
     cookies = headers.pop("cookie", None)
     body = request_body(request.body)
     unprepared = requests.Request(request.method, request.url, headers, data=body)
@@ -180,14 +182,14 @@ def _prepare(session: requests.Session, request: Request) -> Any:
         raise invalid from error
     except (exceptions.InvalidURL, exceptions.MissingSchema) as error:
         raise failure(ConnectError, error, Timeout()) from error
-    # User code, such as an authentication class, has raised this error.
+    # User code, such as an authentication class, has raised the Flux0Error.
     except Flux0Error as error:
         mark_user_error(error)
         raise
     if cookies is not None:
         own = prepared.headers.get("cookie", "")
         prepared.headers["cookie"] = merge_cookies(own, cookies)
-    # If the call has an authorization header, send it instead of the header of the session's
+    # If the call has an authorization header, this header replaces the header of the session's
     # authentication.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
@@ -221,7 +223,7 @@ def _tracked_pool(adapter: HTTPAdapter, get: Any, request: Any, tls: dict[str, A
     try:
         pool = get(request, **tls)
         adapter.cert_verify(pool, request.url, tls["verify"], tls["cert"])  # type: ignore[no-untyped-call]
-    except (HTTPError, OSError) as error:  # Errors of `requests` are OSErrors, too.
+    except (HTTPError, OSError) as error:  # The errors of `requests` are OSErrors, too.
         raise failure(ConnectError, error, Timeout()) from error
     track(pool, MAX_IDLE_CONNECTIONS if isinstance(adapter, _TrackingAdapter) else None)
     return pool
@@ -256,8 +258,8 @@ class _HookRecorder:
 
 def _raw_response(response: requests.Response) -> Any:
     raw: Any = response.raw
-    # A hook may have read the body; only the private `_content` shows this. If the adapter is the
-    # user's class, `raw` may be any file.
+    # A user's hook can have read the body, which only the private attribute `_content` shows. If
+    # the adapter is a user's class, `raw` can be any file object.
     if vars(response)["_content"] is not False or not hasattr(raw, "read1"):
         return HTTPResponse(BytesIO(response.content), preload_content=False)
     if hasattr(raw, "release_conn"):
@@ -267,15 +269,15 @@ def _raw_response(response: requests.Response) -> Any:
 
 def _headers(response: requests.Response) -> Headers:
     fields = getattr(response.raw, "headers", None)
-    # Use the headers of urllib3 if possible, because `response.headers` joins repeated fields.
+    # Prefer the headers of urllib3, because `response.headers` joins repeated fields.
     return Headers(
         tuple((fields if isinstance(fields, HTTPHeaderDict) else response.headers).items())
     )
 
 
 def _is_about(error: BaseException, prepared: requests.PreparedRequest) -> bool:
-    # Compare the URLs and not the request objects, because authentication may send a copy of the
-    # request.
+    # Compare URLs instead of request objects, because an authentication class can send a copy of
+    # the request.
     return (
         isinstance(error, exceptions.RequestException)
         and getattr(error.request, "url", None) == prepared.url

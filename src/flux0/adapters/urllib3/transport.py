@@ -40,7 +40,8 @@ from flux0.domain.http import is_framed
 from flux0.ports import ByteStream, Request, Response
 from flux0.runtime.processes import PerProcess, fork_lock
 
-# `track` adds more slots to each pool: urllib3 itself takes longer than a call to add them.
+# urllib3 creates a pool with one slot. `track` adds the other slots, because urllib3 itself takes
+# longer than a call to add 1,000 slots.
 _POOL: Final[dict[str, Any]] = {"maxsize": 1, "block": True}
 _ACCEPT: Final = Headers((("Accept-Encoding", ACCEPT_ENCODING),))
 _NO_RETRIES: Final = urllib3.Retry(total=False, redirect=False)
@@ -113,8 +114,8 @@ class _Connections:
         built_in = user_manager is None
         self._proxies = EnvironmentProxies("urllib3", PYSOCKS_SCHEMES) if built_in else None
         self._size = MAX_CONNECTIONS if built_in else None
-        # Maps the URL of each proxy to its pool manager; the key None is for connections without a
-        # proxy.
+        # `_managers` maps the URL of each proxy to a pool manager. The key None is for connections
+        # without a proxy.
         self._managers: dict[str | None, Any] = {} if built_in else {None: user_manager}
         self._last_pool: tuple[str, urllib3.HTTPConnectionPool] | None = None
 
@@ -133,7 +134,8 @@ class _Connections:
         if proxy is not None or self._proxies is None:
             track(manager.connection_from_url(url), self._size)
             return manager, url
-        # Call the pool directly, because PoolManager.urlopen parses the URL for each request.
+        # Call the pool directly instead of `PoolManager.urlopen`, which parses the URL for each
+        # request.
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}"
         last = self._last_pool
@@ -150,7 +152,7 @@ def _make_manager(proxy: str | None) -> urllib3.PoolManager:
     if proxy is None:
         return urllib3.PoolManager(**_POOL)
     if proxy_url.startswith("socks"):
-        # Import the module under `fork_lock`: if another thread forks during an import, the child
+        # Hold `fork_lock` during the import. If another thread forks during an import, the child
         # waits forever for the import locks that it inherits.
         with fork_lock:
             from urllib3.contrib.socks import SOCKSProxyManager  # noqa: PLC0415 - needs PySocks
@@ -163,8 +165,8 @@ def _make_manager(proxy: str | None) -> urllib3.PoolManager:
 
 def _headers(request: Request, defaults: Mapping[str, str]) -> dict[str, str]:
     merged = Headers(tuple(defaults.items())).merge(_ACCEPT).merge(request.headers)
-    # ProxyManager adds the fields Accept and Host, unless they are present with exactly these
-    # names. Therefore use title case.
+    # ProxyManager adds the header fields Accept and Host, unless the request has fields with
+    # exactly these names. Therefore, use title case for all names.
     headers = {name.title(): value for name, value in merged.items()}
     if request.body is not None:
         headers["Content-Length"] = str(len(request.body))

@@ -26,8 +26,8 @@ from flux0.domain.messages.json_patch import MAX_DEPTH, measure
 
 VERSION: Final = 1
 
-# The values of `RecordedExchange.end`: "whole" (the body was read to its end), "closed" (the body
-# was closed early, or the call was cancelled), or the name of an error.
+# `RecordedExchange.end` is "whole" if the body was read to its end, "closed" if the body was closed
+# early or the call was cancelled, or else the name of an error.
 WHOLE: Final = "whole"
 CLOSED: Final = "closed"
 ERRORS: Final[Mapping[str, type[TransportError]]] = {
@@ -35,16 +35,16 @@ ERRORS: Final[Mapping[str, type[TransportError]]] = {
     for name, kind in vars(errors).items()
     if isclass(kind) and issubclass(kind, TransportError)
 }
-# The value of `Content.json` if the content is not stored as JSON. It is not None, because None is
-# a JSON value (null).
+# `Content.json` is `_ABSENT` if the content is not stored as JSON. `_ABSENT` is not None, because
+# None is a JSON value (null).
 _ABSENT: Final = object()
 
 
 class CassetteError(Flux0Error):
     """A cassette cannot be used: for example, it is missing, damaged or already being recorded."""
 
-    # Tracebacks show `flux0.testing.CassetteError`, the name that users import, although the class
-    # is defined in this module.
+    # Tracebacks show the name `flux0.testing.CassetteError`, which users import, although this
+    # module defines the class.
     __module__ = "flux0.testing"
 
 
@@ -77,9 +77,9 @@ class Content:
 
 def to_content(data: bytes, *, as_json: bool, exact: bool = True, after: float = 0.0) -> Content:
     if as_json:
-        # Content is stored as text or in base64 if it is not JSON, is nested too deeply, or
-        # contains NaN or a lone surrogate. Python decodes NaN and lone surrogates, but a file in
-        # JSON and UTF-8 cannot contain them.
+        # A cassette stores content as text or in base64 if the content is not JSON, is nested too
+        # deeply, or contains NaN or a lone surrogate. Python decodes NaN and lone surrogates, but a
+        # JSON file in UTF-8 cannot contain them.
         with suppress(ValueError, RecursionError):
             value = json.loads(data)
             content = Content(json=value, after=after)
@@ -157,8 +157,8 @@ _HEAD = f'{{\n  "flux0_cassette": {VERSION},\n  "exchanges": ['.encode()
 _TAIL = b"\n  ]\n}\n"
 
 
-# The unfinished recordings in this process, by their cassettes' paths. A second recording to
-# the same path raises an error, because both recordings overwrite each other.
+# The unfinished recordings in this process, by the paths of their cassettes. A second recording to
+# the same path raises an error, because the two recordings would overwrite each other.
 _recordings: Final[WeakValueDictionary[str, CassetteFile]] = WeakValueDictionary()
 
 
@@ -296,7 +296,7 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
     _check_no_folder(path)
     try:
-        # Ignore a byte order mark at the file's start, which editors may add.
+        # Ignore a byte order mark at the start of the file, because some editors add it.
         body = path.read_bytes().removeprefix(BOM_UTF8)
         version = JsonCodec().decode(_AnyVersion, body).flux0_cassette
         if version != VERSION:
@@ -317,5 +317,5 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
 
 
 def _check_no_folder(path: Path) -> None:
-    if os.path.isdir(path):  # Use `os.path.isdir`, because `Path.is_dir` may raise PermissionError.
+    if os.path.isdir(path):  # Use `os.path.isdir`, because `Path.is_dir` can raise PermissionError.
         raise CassetteError(f"{path} is a folder: the path of a cassette must be a file")

@@ -12,12 +12,12 @@ from flux0.ports import Request
 from flux0.testing.cassettes.cassette import RecordedRequest
 from flux0.testing.fake.calls import ReceivedCall, call_from
 
-# The value of a member that one of two compared requests does not have. It is not None, because
-# None is a JSON value (null).
+# If one of two compared requests does not have a member, its value is `_NOTHING`. `_NOTHING` is not
+# None, because None is a JSON value (null).
 _NOTHING: Final = object()
 _MAX_DIFFERENCES: Final = 5
 _MAX_SHOWN: Final = 100  # The largest number of characters of a value in an error message.
-_MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument in a message.
+_MAX_ARGUMENT: Final = 40  # The largest number of characters of an argument in an error message.
 # The number of characters that an error message shows before and after the first difference.
 _CONTEXT: Final = 30
 

@@ -43,7 +43,7 @@ from flux0.testing.cassettes.scrubbing import Scrub, checked, scrub_body, scrub_
 from flux0.testing.fake.validation import is_json
 
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_DIGITS = 6  # A cassette contains times in seconds with six digits after the point.
+_DIGITS = 6  # Cassettes have times in seconds with six digits after the decimal point.
 
 
 class RecordingTransport:
@@ -91,8 +91,9 @@ class RecordingTransport:
         self._scrub = checked(scrub)
         self._lock = RLock()
         self._sent = max((exchange.number for exchange in keep), default=0)
-        # The class name of an error that interrupted an exchange, such as KeyboardInterrupt; empty
-        # if there was none. Transport errors are not stored here, but recorded in the exchange.
+        # `_error` is the class name of an error that interrupted an exchange, such as
+        # KeyboardInterrupt, or empty if there was no such error. Transport errors are recorded in
+        # the exchange instead.
         self._error = ""
         self._earlier_errors = _current_errors()
         self._open: list[_OpenExchange] = []
@@ -146,8 +147,8 @@ class RecordingTransport:
         return exchange
 
     def _end(self, exchange: _OpenExchange, how: str, error: BaseException | None = None) -> None:
-        with self._lock:  # Two threads may end the exchange at the same time. Record only one end.
-            # A cancellation is not a failure, because programs cancel calls on purpose.
+        with self._lock:  # If two threads end the exchange at the same time, record only one end.
+            # A cancellation is not recorded as an error, because programs cancel calls on purpose.
             if isinstance(error, (Exception, KeyboardInterrupt)):
                 self._error = type(error).__name__
             if exchange in self._open:
@@ -165,8 +166,8 @@ class RecordingTransport:
         if problem and error is None:
             warnings.warn(problem, stacklevel=3)
         elif problem:
-            # Add the text to `error` as a note. A warning is not suitable, because `python -W
-            # error` raises it in place of `error`. Python 3.10 has no notes, so the text is
+            # Add `problem` to `error` as a note instead of a warning, because `python -W error`
+            # raises a warning in place of `error`. Python 3.10 has no notes, so `problem` is
             # dropped.
             getattr(error, "add_note", str)(problem)
 
@@ -194,8 +195,8 @@ class _OpenExchange:
         if isinstance(error, TransportError):
             kinds = (kind.__name__ for kind in type(error).__mro__)
             self.end(next(kind for kind in kinds if kind in ERRORS))
-        # An error that is not a transport error, such as a cancellation, does not mean that the
-        # connection has failed. Record the end "closed".
+        # If `error` is not a transport error, for example a cancellation, it does not mean that the
+        # connection has failed. Therefore, record the end "closed".
         elif error is not None:
             self.end(CLOSED, error)
 

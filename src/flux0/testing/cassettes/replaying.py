@@ -71,8 +71,8 @@ class _ReplayedBody(FakeBody):
 class NotRecorded(AssertionError):
     """A request matches no exchange in the cassette."""
 
-    # pytest shows `flux0.testing.NotRecorded`, the name that users import, although the class is
-    # defined in this module.
+    # pytest shows the name `flux0.testing.NotRecorded`, which users import, although this module
+    # defines the class.
     __module__ = "flux0.testing"
 
 
@@ -119,8 +119,8 @@ class ReplayTransport(SharedTransport):
             raise InvalidArgument("matching", f'must be "strict" or "loose", not {matching!r}')
         super().__init__(FakeClock(sleep=sleep))
         self._path = Path(path)
-        # The advice at the end of error messages: how to record the cassette. The pytest plugin of
-        # flux0 sets another advice.
+        # `how_to_record` is the advice at the end of error messages: how to record the cassette.
+        # The pytest plugin of flux0 replaces the advice.
         self.how_to_record: str = how_to_record(self._path)
         self._match = match
         self._scrub = checked(scrub)
@@ -179,8 +179,8 @@ class ReplayTransport(SharedTransport):
             return ERRORS[exchange.end](f"recorded in {self._path}")
         deadline = request.deadline if isinstance(request, CallRequest) else None
         if deadline is not None and deadline.left(self.clock.now()) < 0:
-            # The call's deadline (`timeout_ms`) has passed. The recorded call's deadline has
-            # probably passed at this point, too.
+            # The call's deadline (`timeout_ms`) has passed. When the cassette was recorded, the
+            # deadline of the recorded call had probably passed, too.
             return deadline.exceeded()
         start = "request" if exchange.response is None else "response head"
         end = f"the recorded program cancelled or closed it {exchange.after:g} s after the {start}"
@@ -248,8 +248,8 @@ class NewEpisodesTransport(RecordingTransport):
     ) -> None:
         super().__init__(transport, path, scrub=scrub, keep=read_cassette(Path(path)))
         self._replay = ReplayTransport(path, "loose", match=match, scrub=scrub)
-        # The deadline of a call is a time on the client's clock. Therefore, the replay's simulated
-        # clock starts at the current time of the client's clock.
+        # A call's deadline is a time on the client's clock. Therefore, the simulated clock of the
+        # replay starts at the current time of the client's clock.
         self._replay.clock = FakeClock(self._clock())
 
     def send(self, request: Request) -> Response[ByteStream]:

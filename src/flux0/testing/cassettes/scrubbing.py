@@ -11,14 +11,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from flux0.domain.errors import InvalidArgument
 
-# The user's function that replaces secrets: it gets each string of a path, a query or a body, and
-# returns the string to record.
+# The user's function that replaces secrets. The function gets each string of a path, a query or a
+# body, and returns the string to record.
 Scrub: TypeAlias = Callable[[str], str]
 
 _DATA = "data: "
-# A string in JSON. A colon after the string means that the string is the name of a member.
+# The pattern `_STRING` matches a string in JSON. If a colon follows the string, the string is the
+# name of a member.
 _STRING = re.compile(r'("(?:[^"\\]|\\.)*")(\s*:)?')
-# The error handler of `decode` and `encode` that keeps bytes that are not UTF-8.
+# With the error handler "surrogateescape", `decode` and `encode` keep bytes that are not UTF-8.
 _NOT_UTF8 = "surrogateescape"
 
 
@@ -71,7 +72,7 @@ def _scrub_text(text: str, scrub: Scrub) -> str:
 
 def _scrub_json(text: str, scrub: Scrub) -> str | None:
     try:
-        # `encode` raises ValueError if the original bytes were not UTF-8.
+        # `str.encode` raises ValueError if `text` was decoded from bytes that are not UTF-8.
         json.loads(text.removeprefix(_DATA).encode())
     except (ValueError, RecursionError):
         return None
@@ -95,8 +96,8 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         if scrubbed == "".join(map(scrub, values)):
             # No secret is split between two events, so `_scrub_text` finds all secrets.
             continue
-        # Put the whole replaced text into the first event, and an empty text into each later event,
-        # because the replaced text cannot be divided among the events.
+        # The replaced text cannot be divided among the events. Therefore, put the whole replaced
+        # text into the first event, and an empty text into each later event.
         for piece, number, event, patch in added:
             patch["value"], scrubbed = scrubbed, ""
             piece[number] = _DATA + json.dumps(event)

@@ -49,8 +49,8 @@ from flux0.testing.contract.waiting import IdleContract, InterruptContract, Time
 
 
 class _Parts(
-    # pytest runs the first base class's tests last. `IdleContract` is the first, because its
-    # long waits run in the background during the tests of all other base classes.
+    # pytest runs the tests of the first base class last. `IdleContract` is the first base class,
+    # because its long waits run in the background during the tests of all other base classes.
     IdleContract,
     HeadContract,
     BodyContract,

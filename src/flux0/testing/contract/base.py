@@ -22,10 +22,9 @@ from flux0.testing.contract.harness import (
     run_in_thread,
 )
 
-# A timeout in seconds that is long enough for a response of the test server, even on a busy
-# machine.
+# A timeout in seconds. Even on a busy machine, the test server responds within this time.
 SHORT: Final = 0.2
-EXPIRY: Final = 0.05  # The timeout, in seconds, of tests that wait until a timeout expires.
+EXPIRY: Final = 0.05  # The timeout, in seconds, in tests that wait until the timeout expires.
 THREADS: Final = "threads"
 _MAX_SHOWN: Final = 300  # The largest number of characters of a value in an error message.
 streams: pytest.MarkDecorator = pytest.mark.parametrize(
@@ -66,11 +65,12 @@ class Contract(ABC):
 
     @pytest.fixture
     def new_harness(self, backend: str) -> Iterator[Callable[[Any], Harness]]:
-        gc.freeze()  # Exclude all existing objects from garbage collections, which are then faster.
+        # `gc.freeze` makes garbage collections faster: they ignore all objects that exist now.
+        gc.freeze()
         with ExitStack() as ending:
             ending.callback(gc.unfreeze)
-            # If the test has left a resource open, Python emits the ResourceWarning now, during
-            # this test, and not during a later test.
+            # If the test has left a resource open, Python emits the ResourceWarning in this garbage
+            # collection, and not during a later test.
             ending.callback(gc.collect)
             yield lambda transport: self.make_harness(transport, backend, ending)
 

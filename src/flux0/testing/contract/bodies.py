@@ -31,8 +31,8 @@ from flux0.testing.contract.responses import (
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
-# The pairs of framing and `gzip` for which a transport can detect a truncated body: all pairs
-# except a close-delimited body without gzip.
+# A transport can detect a truncated body for all pairs of framing and `gzip`, except for a
+# close-delimited body without gzip.
 _DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
 
@@ -47,8 +47,8 @@ _BAD_CHUNK = Write(b"xyz\r\nsecond\r\n")
 _ZIPPED = to_bytes(http_response(b"first", framing="chunked", gzip=True)[:2])
 _BAD_CHECKSUM = b"a\r\n\x03\x00" + bytes(8) + b"\r\n"
 _LATE_CHECKSUM = Write(_ZIPPED), WaitForRelease(), Write(_BAD_CHECKSUM), Disconnect()
-# Each fault occurs after the first piece of a body. The dictionary maps the fault's name to
-# the server's steps, and to the error that the transport must raise.
+# Each fault occurs after the first piece of a body. `_LATE_FAULTS` maps the name of each fault to
+# the server's steps and to the error that the transport must raise.
 _LATE_FAULTS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "chunk": ((_FIRST, WaitForRelease(), _BAD_CHUNK, Disconnect()), errors.ProtocolError),
     "chunk-at-once": ((Write(_FIRST.data + _BAD_CHUNK.data), Disconnect()), errors.ProtocolError),
@@ -79,8 +79,8 @@ class BodyContract(Contract):
             response = harness.send(get(server.url, stream=stream))
             is_close_delimited = framing == "close-delimited"
             check(response.head.close_delimited, is_close_delimited, "Response.close_delimited")
-            # Compare the bodies before the assertion, because pytest needs minutes to show the
-            # difference between two long bodies.
+            # Compare the bodies before the `assert` statement, because pytest needs minutes to show
+            # the difference between two long bodies.
             same = response.read() == b"".join(_BODIES.get(name, _EVENTS))
             assert same, f"the received body differs from the sent body ({name})"
 
@@ -176,8 +176,8 @@ class BodyContract(Contract):
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush, compressed data does not depend on the bytes before the flush. So
-        # `another` can be repeated.
+        # After a full flush, compressed data does not depend on the bytes before the flush.
+        # Therefore, the data in `another` can be repeated.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:

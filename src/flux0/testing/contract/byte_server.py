@@ -25,12 +25,12 @@ from flux0.testing.contract.responses import (
     Write,
 )
 
-# The timeout of `ByteServer` and `Contract`, in seconds. The awaited events take milliseconds, so
-# only a failing test waits this long.
+# The default timeout of `ByteServer` and `Contract`, in seconds. The events for which they wait
+# take milliseconds, so only a failing test waits until the timeout expires.
 DEFAULT_TIMEOUT = 10.0
 
-# Prefer poll() to select(), which rejects file descriptors above 1,023, and to epoll(), which
-# occupies a file descriptor. Windows has only select().
+# Prefer poll(): select() rejects file descriptors above 1,023, and epoll() occupies a file
+# descriptor. Windows has only select().
 _Selector: type[selectors.BaseSelector] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
@@ -90,11 +90,11 @@ class ByteServer:
         self._requests: list[ReceivedRequest] = []
         self._sockets: set[socket.socket] = set()
         self._conversations: list[Thread] = []
-        # `release` writes to a socket, so that select() can wait for `release` and for the client
-        # at the same time.
+        # `release` writes to this pair of sockets, so that select() can wait for `release` and for
+        # bytes from the client at the same time.
         self._released, self._release = socket.socketpair()
         # The queue of new connections (`backlog`) must be long: some tests open hundreds of
-        # connections at the same time, and the system resets connections if the queue is full.
+        # connections at the same time, and the system resets new connections if the queue is full.
         is_ipv6 = ":" in host
         family = socket.AF_INET6 if is_ipv6 else socket.AF_INET
         self._listener = socket.create_server((host, 0), family=family, backlog=1024)
@@ -112,7 +112,7 @@ class ByteServer:
     def __exit__(self, *_: object) -> None:
         self.release()
         self._closed = True
-        # Connect to this server, to wake the thread that waits in `_accept` for a connection.
+        # Connect to this server, to wake the thread that waits for a connection in `_accept`.
         socket.create_connection((self.host, self.port)).close()
         self._accepting.join()
         with self._changed:
@@ -172,7 +172,7 @@ class ByteServer:
             if self._closed:
                 connection.close()
                 return
-            with suppress(OSError):  # Ignore the error of a client that has disconnected.
+            with suppress(OSError):  # Ignore the OSError of a client that has already disconnected.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
                     wrap = self._tls.wrap_socket
@@ -184,7 +184,7 @@ class ByteServer:
                 conversation.start()
 
     def _converse(self, connection: socket.socket) -> None:
-        # An OSError means that the client reset the connection or rejected the certificate.
+        # Python raises OSError if the client resets the connection or rejects the certificate.
         # `_receive` raises EOFError if the client has closed the connection.
         with suppress(OSError, EOFError):
             conversation = _Conversation(connection, self._released)
@@ -250,12 +250,12 @@ class _Conversation:
                     event.set()
                 case Disconnect():
                     _shut_down(self._connection, socket.SHUT_WR)
-                    # Read until the client closes the connection. If close() finds unread data, it
-                    # resets the connection, and the client can lose bytes that this server has
-                    # sent.
+                    # Read until the client closes the connection. If close() finds unread bytes,
+                    # the system resets the connection, and the client can lose bytes that this
+                    # server has sent.
                     while True:
                         self._receive()
-                case _:  # The step is a `Reset`, because all other steps were handled above.
+                case _:  # The step is a `Reset`: the cases above handle all other steps.
                     linger = struct.pack("ii", 1, 0)
                     self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     raise EOFError
@@ -275,7 +275,7 @@ class _Conversation:
 
 
 def _shut_down(connection: socket.socket, how: int) -> None:
-    # Call `shutdown` of the class `socket`: `SSLSocket.shutdown` also removes the TLS layer,
-    # although another thread may be reading.
+    # Call `socket.shutdown` instead of `SSLSocket.shutdown`, which also removes the TLS layer,
+    # although another thread can be reading from the connection.
     with suppress(OSError):
         socket.socket.shutdown(connection, how)

@@ -42,8 +42,8 @@ _PARTIAL_HEAD = Write(b"HTTP/1.1 200 OK\r\nContent-")
 _MANY = 20
 _MOMENTS = range(0, 150, 2)
 
-# Maps the name of a failure to the server's steps after it has read the whole request, and to
-# the error that the transport must raise.
+# `_BREAKS` maps the name of each failure to the server's steps after the server has read the whole
+# request, and to the error that the transport must raise.
 _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "closed": ((Disconnect(),), errors.ConnectionInterrupted),
     "reset": ((Reset(),), errors.ConnectionInterrupted),
@@ -55,8 +55,8 @@ _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
     "nonsense": ((Write(b"HTTP/1.1 abc Nonsense\r\n\r\n"), Disconnect()), errors.ProtocolError),
     "binary": ((Write(b"\x00\xff" * 100 + b"\r\n\r\n"), Disconnect()), errors.ProtocolError),
 }
-# Steps that send a response, followed by surplus bytes, such as a 408 response for an idle
-# connection.
+# With the steps in `_SURPLUS`, the server sends a response, followed by surplus bytes, such as a
+# 408 response for an idle connection.
 _SURPLUS: dict[str, ServerSteps] = {
     "with-it": (Write(to_bytes(_OK) * 2),),
     "after-it": (*_OK, WaitForRelease(), *http_response(b"slow", status="408 Request Timeout")),
@@ -254,13 +254,13 @@ class ReleaseContract(Contract):
             harness.send(get(server.url, stream=True)).detach(in_cycle=True)
 
         def work() -> None:  # pragma: no cover - in the child
-            ending = ExitStack()  # The child process exits without closing the stack.
+            ending = ExitStack()  # The child process exits without closing the stack `ending`.
             harness = self.make_harness(self.make_transport(), backend, ending)
             for moment in _MOMENTS:
                 signal.setitimer(signal.ITIMER_REAL, self.timeout)
                 gc.disable()
                 abandon(harness)
-                # The garbage collector runs when `moment` more objects have been created.
+                # The garbage collector runs as soon as `moment` more objects have been created.
                 gc.set_threshold(gc.get_count()[0] + moment)
                 gc.enable()
                 check(harness.fetch(get(server.url)), b"firstsecond", "the body")
@@ -353,12 +353,12 @@ def child_exit_code(work: Callable[[], object], timeout: float) -> int:
     the timer.
     """
     with warnings.catch_warnings():
-        # Python 3.12 warns if a process with running threads is forked. Ignore the warning, because
-        # the child does not use these threads.
+        # If a process with running threads is forked, Python 3.12 emits a DeprecationWarning.
+        # Ignore the warning, because the child does not use these threads.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:  # pragma: no cover - coverage is measured only in the parent
-        # With its default action, SIGALRM kills the child even if the child is in a deadlock.
+        # The default action of SIGALRM kills the child even if the child is in a deadlock.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, timeout)
         gc.freeze()  # In the child, the garbage collector must not free the parent's objects.

@@ -30,8 +30,8 @@ T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 Start: TypeAlias = Callable[[Work[Any]], Future[Any]]
 
-# The default timeouts of requests and of reads: longer than `Contract.timeout`, so that a hung call
-# is detected before its timeout expires.
+# `LONG` is the default timeout of requests and reads, in seconds. `LONG` is longer than
+# `Contract.timeout`, so that a test detects a hanging call before the call's own timeout expires.
 LONG: Final = 60.0
 _SHORTEST: Final = 0.001  # The shortest timeout, because `read_async` needs a timeout above 0.
 LONG_TIMEOUT: Final = Timeout(connect=LONG, read=LONG, write=LONG, pool=LONG)
@@ -130,10 +130,10 @@ class ReceivedResponse:
 class Harness:
     """Starts servers for a test, and runs the calls of a transport in threads or an event loop."""
 
-    _transport: AsyncTransport  # A sync transport is wrapped in a `BlockingAsAsync`.
-    # A function that starts a call in another thread or task.
+    _transport: AsyncTransport  # If the transport is sync, it is wrapped in a `BlockingAsAsync`.
+    # The function `_start` starts a call in another thread or task.
     _start: Start
-    _timeout: float  # The seconds after which a test fails, because a call hangs.
+    _timeout: float  # If a call takes more than this number of seconds, the test fails.
     servers: ExitStack  # Closing the stack stops the servers.
 
     def run(self, call: Work[T]) -> Pending[T]:

@@ -40,8 +40,8 @@ from flux0.testing.contract.responses import (
 _ENDLESS = Timeout(connect=None, read=None, write=None, pool=None)
 
 _FIRST = http_response(b"first", framing="chunked")[:-1]
-# After `release`, the server sends bytes without content, such as a chunk size, before a timeout of
-# `2 * SHORT` seconds has expired. The content arrives after the timeout.
+# The server sends bytes without content, such as a chunk size, before a timeout of `2 * SHORT`
+# seconds expires. The server sends the content after the timeout has expired.
 _PAUSE = Sleep(1.6 * SHORT)
 _WAIT = (WaitForRelease(), _PAUSE)
 _WITHOUT_CONTENT: dict[str, ServerSteps] = {
@@ -105,8 +105,8 @@ def _start_second_reads(
     return server, {key: each.start_read(timeout=timeout) for key, each in received.items()}
 
 
-# Maps a name to the steps of a server that never completes the response head. With "slow-bytes" and
-# "interim", a timeout never expires if the transport restarts it for each received byte.
+# The steps of servers that never complete the response head. With "slow-bytes" and "interim", the
+# client's timeout never expires if the transport restarts the timeout for each received byte.
 _ENDLESS_HEADS: dict[str, ServerSteps] = {
     "nothing": (WaitForRelease(),),
     "slow-bytes": tuple(
@@ -201,7 +201,7 @@ class IdleContract(Contract):
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
         """The long calls under each backend. They start before the class's first test."""
-        # The tests of a class share the calls, so store them in the test's parent: the class.
+        # All tests of a class share the calls, so store the calls in the test's parent: the class.
         shared: Any = request.node.parent
         if _CALLS not in shared.stash:
             ending = ExitStack()
@@ -236,8 +236,8 @@ class IdleContract(Contract):
         for name, request in requests.items():
             calls[name] = harness.start_fetch(request, limits.get(name, LONG))
             calls[name].future.add_done_callback(partial(_record_end, ended, name))
-        # Close the servers before the event loop: a TLS handshake cannot be cancelled, but it ends
-        # when its server is closed.
+        # Close the servers before the event loop. A TLS handshake in the loop cannot be cancelled,
+        # but ends when its server is closed.
         ending.callback(harness.servers.close)
         end = monotonic() + self.idle_test_seconds
         return BackgroundCalls(harness, pooled, calls, ended, end)

@@ -18,8 +18,8 @@ from flux0.ports import AsyncByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import call_soon, running_loop, sleep, start_task
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
-# How a response body ended. "unclosed" means that the body was neither closed nor read to its end
-# when the client was closed, or when the garbage collector freed the body.
+# How a response body ended. A body is "unclosed" if it was neither closed nor read to its end when
+# the client was closed, or when the garbage collector freed the body.
 BodyEnd: TypeAlias = Literal["finished", "closed", "unclosed"]
 
 
@@ -33,12 +33,12 @@ class FakeBody:
     _pieces: Iterator[bytes | Wait]
     _clock: FakeClock
     _lock: AbstractContextManager[Any]
-    # A function that is called once, when the body ends. It returns whether the server closes the
+    # `_on_end` is called once, when the body ends, and returns whether the server closes the
     # connection.
     _on_end: Callable[[Iterator[bytes | Wait], BodyEnd], bool]
-    # The outcome that is recorded if the garbage collector frees the body before it was read
-    # completely. For async code, it is "closed": if code leaves an `async for` loop early, Python
-    # does not close the iterator, so the missing call of `close_async` is not an error.
+    # `end_if_unread` is recorded if the garbage collector frees a body that was not read
+    # completely. For async code, the value is "closed": if code leaves an `async for` loop early,
+    # Python does not close the iterator, so a missing call of `close_async` is not an error.
     end_if_unread: BodyEnd = field(default="unclosed", init=False)
     closes_connection: bool = field(default=False, init=False)
     _end: BodyEnd | None = field(default=None, init=False)
@@ -130,7 +130,8 @@ class SharedTransport(Shared):
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock: FakeClock = clock
-        self.time: FakeClock = clock  # `Flux0` reads the time from this attribute of its transport.
+        # The class `Flux0` reads the time from its transport's `time`.
+        self.time: FakeClock = clock
         self._bodies: WeakSet[FakeBody] = WeakSet()
 
     @abstractmethod

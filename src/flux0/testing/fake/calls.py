@@ -18,8 +18,8 @@ from flux0.testing.fake.operations import check_operation_name, target_from, use
 T = TypeVar("T")
 
 _MISSING: Final = object()
-# The largest number of characters of a string to compare, because the time for the comparison of
-# two strings can grow with their squared length.
+# At most `_MAX_COMPARED` characters of each string are compared, because the time for the
+# comparison of two strings can grow with the square of their length.
 _MAX_COMPARED = 1000
 
 
@@ -145,9 +145,9 @@ def json_or_bytes(body: bytes | None) -> Any:
 
 
 def _matches(expected: object, actual: object, *, in_query: bool) -> bool:
-    # `actual` was sent as JSON, in which tuples become lists. Therefore, `expected` also matches
-    # after a conversion to JSON and back. In a query, all values are strings, so `actual` also
-    # matches the JSON text of `expected`, such as "true".
+    # `actual` was sent as JSON, in which tuples become lists. Therefore, `actual` also matches
+    # `expected` after a conversion of `expected` to JSON and back. In a query, all values are
+    # strings, so `actual` also matches the JSON text of `expected`, such as "true".
     text = json.dumps(expected, default=repr)
     return actual in [expected, json.loads(text), *([text] * in_query)]
 

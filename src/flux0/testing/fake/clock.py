@@ -24,7 +24,7 @@ from flux0.runtime.event_loop import call_soon, running_loop, sleep
 
 T = TypeVar("T")
 
-_START = 1_767_225_600.0  # The clock starts at 2026-01-01T00:00:00Z.
+_START = 1_767_225_600.0  # The fake's clock starts at 2026-01-01T00:00:00Z.
 
 
 @frozen
@@ -52,8 +52,8 @@ Waits: TypeAlias = Generator[Wait, None, T]
 class ClockStandsStill(AssertionError):
     """Raised if code waits on a `FakeClock(moves_by_itself=False)`, which only `advance` moves."""
 
-    # Tracebacks show `flux0.testing.ClockStandsStill`, the name that users import, although the
-    # class is defined in this module.
+    # Tracebacks show the name `flux0.testing.ClockStandsStill`, which users import, although this
+    # module defines the class.
     __module__ = "flux0.testing"
 
 
@@ -82,14 +82,15 @@ class FakeClock(Time):
         follow: Callable[[], float] | None = None,
     ) -> None:
         self.moves_by_itself = moves_by_itself
-        # The number of calls of `notify` so far, with which `Wait.seen` is compared.
+        # `changes` is the number of calls of `notify` so far. `Wait.seen` is compared with this
+        # number.
         self.changes: int = 0
         self._moved_to = float(start)
         self._follow = follow
         self._sleep = sleep
         self._random = Random(0)  # noqa: S311 - jitter that is the same in every run
-        # The lock is reentrant, because a finalizer may call `notify` in a thread that holds the
-        # lock.
+        # The lock is reentrant, because a finalizer can call `notify` in a thread that already
+        # holds the lock.
         self._lock = RLock()
         self._wake: list[Callable[[], object]] = []
         self._due: list[tuple[float, Callable[[], object]]] = []
@@ -218,7 +219,8 @@ async def perform_async(waits: Waits[T], clock: FakeClock, *, in_real_time: bool
     If `in_real_time` is True, a wait that the clock cannot end by itself lasts, in real time, until
     the next change, such as an event of an agent. `waits` must then yield the wait again.
     """
-    # If the task is cancelled, close the generator at once, so that the fake ends the call.
+    # If the task is cancelled, `closing` closes the generator `waits` at once, and the fake ends
+    # the call.
     with closing(waits):
         try:
             while True:

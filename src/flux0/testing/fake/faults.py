@@ -243,7 +243,7 @@ def _split(pieces: Pieces, sizes: tuple[int, ...]) -> Pieces:
             waits = isinstance(piece, Wait)
             if isinstance(piece, bytes):
                 held += piece
-            # Before a wait, yield all buffered bytes: the next bytes arrive after the wait.
+            # Before a wait, yield all buffered bytes, because the next bytes arrive after the wait.
             while len(held) >= size or (held and waits):
                 yield bytes(held[:size])
                 del held[:size]

@@ -30,17 +30,17 @@ _TYPE = choice(*(kind.value for kind in EventType))
 _SOURCE = choice(*(source.value for source in EventSource))
 _EVENTS = "/api/sessions/{session_id}/events"
 _NEW_AGENT = Form({"name": text(1, 100), "type": text(1, 100), "description": optional(text())})
-# The released server neither streams nor stores a greeting. Therefore, the fake checks
-# `allow_greeting`, but creates no greeting.
+# The released flux0 server neither streams nor stores a greeting. Therefore, the fake checks the
+# parameter `allow_greeting`, but creates no greeting.
 _GREETING = {"allow_greeting": flag}
 _SESSION = {"agent_id": IS_ID, "id": optional(IS_ID), "title": optional(text(longest=200))}
-# The members of a new session that the newest sources of the flux0 server accept. The released
-# server rejects them.
+# `_NEWER` has the members of a new session that only the newest sources of the flux0 server accept.
+# The released server rejects a new session with these members.
 _NEWER = {"metadata": optional(mapping), "mode": optional(text())}
 _NEW_SESSION = Form(_SESSION, query=_GREETING)
 NEWER_SESSION = Form({**_SESSION, **_NEWER}, query=_GREETING)
 _MESSAGE = Form({"type": _TYPE, "source": _SOURCE, "content": optional(text())})
-# The released server reads `types` from the body, and ignores the query parameter `types`.
+# The released server reads the event types from the body, and ignores the query parameter `types`.
 _FILTERS = Form(items=_TYPE, query={"min_offset": integer, "source": _SOURCE})
 
 
@@ -57,7 +57,7 @@ class Operation(NamedTuple):
         return re.match(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", self.route) + "$", path)
 
 
-# The operations have the same order as in the server, because a 405 response contains the method of
+# `OPERATIONS` has the same order as the flux0 server, because a 405 response contains the method of
 # the first operation with the requested path.
 OPERATIONS = (
     Operation("agents.create", "POST", "/api/agents", _NEW_AGENT),

@@ -35,7 +35,7 @@ class FakeServer:
     _tokens: Mapping[str, str] | None
     _path_prefix: str
     store: FakeStore = field(init=False)
-    # Maps the id of each session to its latest turn.
+    # `_turns` maps the id of each session to the session's latest turn.
     _turns: dict[str, FakeTurn] = field(factory=dict[str, FakeTurn], init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -47,7 +47,8 @@ class FakeServer:
                 response = self._route(request)
             except RequestRejected as error:
                 response = _json(error.status_code, {"detail": error.detail})
-        # `json.dumps` raises ValueError for NaN, and `encode` raises it for a lone surrogate.
+        # `json.dumps` raises ValueError for NaN, and `str.encode` raises ValueError for a lone
+        # surrogate.
         except ValueError:
             response = calls.internal_server_error()
         date = formatdate(self._clock.now(), usegmt=True)
@@ -114,8 +115,8 @@ class FakeServer:
         }
         if self._is_newer:
             self._add_newer_fields(session, body)
-        # Like the released server, the fake accepts the id of an existing session for a new
-        # session.
+        # Like the released server, the fake creates a new session even if another session has the
+        # same id.
         self.store.sessions.append(session)
         return _json(201, without_nulls(session))
 
@@ -160,7 +161,7 @@ class FakeServer:
             "tags": [],
             "flagged": False,
             "parts": [{"type": "content", "content": message.content}],
-            # The server stores the name "Anonymous" for the messages of every user.
+            # The real server stores the name "Anonymous" for the messages of every user.
             "participant": {"id": message.user_id, "name": "Anonymous"},
         }
         store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
@@ -195,7 +196,8 @@ class FakeServer:
         session_id = target.arguments["session_id"]
         for session in self.store.sessions:
             if session["id"] == session_id:
-                return session  # If several sessions have this id, the real server uses the first.
+                # If several sessions have this id, the real server uses the first one.
+                return session
         raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, headers: Headers) -> str:

@@ -33,14 +33,15 @@ _logger = getLogger("flux0.testing")
 
 _PLAIN_TEXT = "text/plain; charset=utf-8"
 _BACKLOG = 1024  # The largest number of new connections that wait until the fake accepts them.
-# At the end of the `with` block, wait at most this number of seconds for an agent that blocks the
-# event loop.
+# At the end of the `with` block, the server waits at most this number of seconds for an agent that
+# blocks the event loop.
 _MAX_JOIN_SECONDS = 5.0
-_BLOCK_BYTES = 65536  # The largest number of bytes for one read; most requests are smaller.
-# h11 needs a limit for the size of a request head. The real server has no fixed limit.
+_BLOCK_BYTES = 65536  # The fake reads at most this number of bytes at once.
+# The parser h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
 _HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
-# The real server runs on Python 3.13. Older versions of Python have another phrase for 422.
+# The real server runs on Python 3.13. Older versions of Python have another phrase for the status
+# 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
 
 
@@ -65,8 +66,8 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self._agent_loop: Future[AbstractEventLoop] = Future()
         self._ended = asyncio.Event()
         self._call_in_thread(lambda: asyncio.run(self._run(listener)))
-        # Close the server at exit. Later, while the interpreter finalizes, daemon threads no longer
-        # run, and waiting for their end never ends.
+        # Close the server at exit, before the interpreter finalizes. During the finalization,
+        # daemon threads no longer run, so waiting for the end of a daemon thread never ends.
         atexit.register(self._close)
         return f"http://{self.address}"
 
@@ -93,11 +94,12 @@ class FakeHTTPServer(AbstractContextManager[str]):
         server = await asyncio.start_server(self._serve, sock=listener, backlog=_BACKLOG)
         await self._ended.wait()
         server.close()
-        # The tasks of open connections and of agents are still running. `asyncio.run` cancels them
-        # and waits for them.
+        # The tasks of open connections and of agents are still running here. When this coroutine
+        # ends, `asyncio.run` cancels these tasks and waits for them.
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
-        # Suppress the cancellation of this task, which Python 3.11 and 3.12 log as an error.
+        # Suppress the cancellation of this connection's task, because Python 3.11 and 3.12 log the
+        # cancellation as an error.
         with suppress(asyncio.CancelledError):
             await _Connection(self, reader, writer).serve()
 
@@ -118,7 +120,7 @@ class _Connection:
     _received: asyncio.Event = field(factory=asyncio.Event)
 
     async def serve(self) -> None:
-        # With the limit 0, `drain` waits until all data is sent.
+        # If the limit of the write buffer is 0, `drain` waits until all data is sent.
         self._writer.transport.set_write_buffer_limits(0)
         responding = asyncio.create_task(self._respond_to_all())
         try:
@@ -146,8 +148,8 @@ class _Connection:
             await self._send(continued)
         while isinstance(event := await self._receive(), h11.Data):
             body += event.data
-        # Like the real server, ignore a request whose client has already closed the connection:
-        # `serve` then cancels this task.
+        # If the client has already closed the connection, `serve` cancels this task during the
+        # `sleep`. Like the real server, the fake ignores the request of such a client.
         await asyncio.sleep(0)
         pairs = ((key.decode(), value.decode("latin-1")) for key, value in head.headers)
         headers = Headers(tuple(pairs))
@@ -156,7 +158,7 @@ class _Connection:
         host = host if _HOST.fullmatch(host) else self._server.address
         target = head.target.decode().replace("#", "%23")
         # A target without a leading slash, such as an absolute URL, matches no route of the real
-        # server. Add slashes, so that it matches no route of the fake, either.
+        # server. Add slashes, so that the target matches no route of the fake, either.
         if not target.startswith("/"):
             target = f"//{target}"
         url, content = f"{scheme}://{host}{target}", bytes(body) or None
@@ -178,10 +180,10 @@ class _Connection:
         waits = fake.respond(request, self._server.starter)
         try:
             response = await perform_async(waits, fake.clock, in_real_time=True)
-        except TransportError as error:  # A fault prevents the response: close the connection.
+        except TransportError as error:  # A fault prevents the response, so close the connection.
             _logger.debug("%s: %s", name, error)
             return False
-        # An AssertionError means, for example, that the fake expected another call.
+        # The fake raises an AssertionError if, for example, the fake expected another call.
         except AssertionError as error:
             _logger.exception("%s: no response", name)
             text = str(error).encode(errors="replace")
@@ -196,11 +198,11 @@ class _Connection:
                 await self._send(_data(piece))
             await self._send(_END)
         except (TransportError, OSError, h11.LocalProtocolError):
-            # h11 raises LocalProtocolError if a fault has made the response invalid.
+            # h11 raises LocalProtocolError if an injected fault has made the response invalid.
             return False
         except Exception:
-            # The agent raised an exception. Like the real server, send no more data, but keep the
-            # connection open.
+            # The agent raised an exception. Like the real server, the fake sends no more data, but
+            # keeps the connection open.
             _logger.exception("%s: the agent failed", name)
             await asyncio.Event().wait()
         finally:

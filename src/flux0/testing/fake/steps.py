@@ -266,10 +266,10 @@ class UserMessage:
         return tuple(takewhile(lambda event: event.correlation_id != own, self.stored()))
 
 
-# The steps of an agent. A string `s` means `Say(s)`.
+# The steps of a fake agent. The string `s` means `Say(s)`.
 SyncSteps: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | None
 AgentSteps: TypeAlias = SyncSteps | AsyncIterable[str | AgentStep]
-# An agent: a function that is called with the user's message in each turn.
+# An agent is a function that is called with the user's message in each turn.
 AgentFunction: TypeAlias = Callable[[UserMessage], AgentSteps | Awaitable[AgentSteps]]
 AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunction
 """A reply of a fake agent: a string, a step, several of both, or a function that returns them."""
@@ -278,7 +278,7 @@ AgentReply: TypeAlias = str | AgentStep | Iterable[str | AgentStep] | AgentFunct
 def as_agent(reply: AgentReply) -> AgentFunction:
     if callable(reply) and reply not in get_args(AgentStep):
         return reply
-    try:  # An agent function may return None, but the argument `reply` must not be None.
+    try:  # An agent function can return None, but the argument `reply` must not be None.
         steps = tuple(iter_steps(cast("SyncSteps", (None,) if reply is None else reply)))
     except TypeError as error:
         raise InvalidArgument("reply", f"is not valid: {error}") from None

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 JSONObject: TypeAlias = dict[str, Any]
 
-# The order of members in the `data` of message and tool events, as the server stores them.
+# In the `data` of message and tool events, the real server stores the members in the order of
+# `_ORDER`.
 _ORDER = ("type", "tags", "flagged", "parts", "participant", "tool_calls")
 _TICK = timedelta(microseconds=1)
 
@@ -38,12 +39,13 @@ class _OpenMessage(MessageAccumulator):
 class FakeStore:
     def __init__(self, now: Callable[[], float]) -> None:
         self.agents: dict[str, JSONObject] = {}
-        # The sessions are in a list and not in a dict, because two sessions can have the same id.
+        # The sessions are in a list instead of a dict, because two sessions can have the same id.
         self.sessions: list[JSONObject] = []
         self.events: defaultdict[str, list[JSONObject]] = defaultdict(list)
-        # Maps event ids to unfinished messages. As in the real server, all sessions share this map.
+        # `_open_messages` maps event ids to unfinished messages. As in the real server, all
+        # sessions share `_open_messages`.
         self._open_messages: defaultdict[str, _OpenMessage] = defaultdict(_OpenMessage)
-        # Maps each value of the cookie `flux0_user_sub` to the user's id.
+        # `user_ids` maps each value of the cookie `flux0_user_sub` to the id of the user.
         self.user_ids: defaultdict[str, str] = defaultdict(lambda: self.new_id("user"))
         self._counters: defaultdict[str, count[int]] = defaultdict(lambda: count(1))
         self._now = now
@@ -111,9 +113,9 @@ class FakeStore:
         message = self._open_messages[chunk.event_id]
         appends = any(patch.path.endswith("/-") for patch in chunk.patches)
         if not appends and chunk.seq != message.last_seq + 1:
-            # If the `seq` of a chunk does not follow the last `seq`, the server ignores the chunk's
-            # patches. If the chunk is the first chunk of a message, the server still uses its
-            # metadata.
+            # If the `seq` of a chunk does not follow the last `seq`, the real server ignores the
+            # chunk's patches. If this chunk is the first chunk of a message, the server still uses
+            # the chunk's metadata.
             message.feed(evolve(chunk, patches=()))
             return False
         before = len(message.problems)
@@ -145,7 +147,7 @@ def status_data(reported: Report) -> JSONObject | None:
         "type": "status",
         "status": reported.status,
         "acknowledged_offset": reported.acknowledged_offset,
-        # The stored JSON cannot contain NaN or infinities, although the stream can.
+        # The stored JSON cannot contain NaN or infinities, although the JSON in a stream can.
         "data": copied(reported.data, finite=True),
     }
 
@@ -167,5 +169,5 @@ def agent_data(message: TurnMessage) -> JSONObject | None:
 
 
 def _is_call(call: Any) -> bool:
-    # Check the types, because an agent can send values that do not match the declared types.
+    # Check the types of the values, because an agent can send values of any type.
     return isinstance(call.tool_call_id, str) and isinstance(call.tool_name, str)

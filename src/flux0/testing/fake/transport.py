@@ -108,8 +108,8 @@ class FakeTransport(SharedTransport):
         is_newer = newer_server or tokens is not None
         server = types, self.clock, self._lock, is_newer, tokens, self._path_prefix
         self._new_server = partial(FakeServer, *server)
-        # The bodies that were neither read to their end nor closed: maps the iterator over a body's
-        # pieces to its call and its turn.
+        # `_open` contains the bodies that were neither read to their end nor closed. The keys are
+        # iterators over the pieces of a body; the values are the body's call and turn.
         self._open: dict[Iterator[bytes | Wait], tuple[ReceivedCall, FakeTurn | None]] = {}
         self.agent_id: str = agent_id or ""
         self.reset()
@@ -128,7 +128,8 @@ class FakeTransport(SharedTransport):
             self._open.clear()
             self._scripts: list[AgentFunction] = []
             self._turns: list[FakeTurn] = []
-            self._scripted: list[FakeTurn] = []  # The turns whose replies were set by `script`.
+            # The turns whose replies the method `script` has set.
+            self._scripted: list[FakeTurn] = []
             self._calls: list[ReceivedCall] = []
             self._expected: list[ExpectedCall] | None = None
             self._unexpected: list[str] = []

@@ -26,10 +26,11 @@ from flux0.testing.fake.body import Starter
 from flux0.testing.fake.clock import FakeClock, Wait
 from flux0.testing.fake.store import FakeStore, JSONObject, agent_data, status_data, without_nulls
 
-# The number of unread events at which the agent waits for the client. The real server did not wait
-# at 5,000 unread events.
+# If the client has not read `_MAX_UNREAD` events, the agent waits for the client. The real server
+# did not wait at 5,000 unread events.
 _MAX_UNREAD = 10_000
-# The largest number of steps in a row that neither send an event nor wait. Then the turn fails.
+# If an agent runs more than `_MAX_SILENT_STEPS` steps in a row that neither send an event nor wait,
+# the agent's turn fails.
 _MAX_SILENT_STEPS = 10_000
 _UNTIL_READ = Wait()
 _NEEDS_LOOP = (
@@ -54,35 +55,37 @@ class FakeTurn:
     message: steps.UserMessage
     _store: FakeStore
     _clock: FakeClock
-    # The lock is held while a step takes effect, but not while the agent's own code runs.
+    # The lock is held while an agent's step takes effect, but not while the agent's own code runs.
     _lock: AbstractContextManager[Any]
     _has_status_times: bool
-    # Whether the agent has ended the turn. If True, closing the stream cancels nothing.
+    # `completed` is True if the agent has ended the turn. If it is True, closing the stream cancels
+    # nothing.
     completed: bool = field(default=False, init=False)
-    # Whether the server closes the connection after the last byte.
+    # `closes_connection` is True if the server closes the connection after the last byte of the
+    # turn's stream.
     closes_connection: bool = field(default=False, init=False)
     error: Exception | None = field(default=None, init=False)
     _steps_done: int = field(default=0, init=False)
-    # True if the agent has reached the planned end of its steps. `FakeTransport.assert_all_used`
-    # checks it.
+    # `_used_up` is True if the agent has reached the planned end of its steps.
+    # `FakeTransport.assert_all_used` checks `_used_up`.
     _used_up: bool = field(default=False, init=False)
-    # The number of steps since the agent last sent an event or waited.
+    # The number of steps that the agent has run since it last sent an event or waited.
     _silent_steps: int = field(default=0, init=False)
-    # The time of the agent's next event, on the fake's clock.
+    # The time on the fake's clock at which the agent sends its next event.
     _time: float = field(init=False)
-    # The time at which the agent's own code continued after its last step, on the fake's clock.
+    # The time on the fake's clock at which the agent's own code continued after its last step.
     _continued_at: float = field(init=False)
     _output: deque[bytes | Exception] = field(factory=deque[Any], init=False)
     _expander: steps.StepExpander = field(init=False)
     _starter: Starter = field(init=False)
-    # The coroutine of an agent without an event loop. Other agents run in a task instead.
+    # The coroutine of an agent that runs without an event loop. Any other agent runs in a task.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], object] | None = field(default=None, init=False)
-    # Whether a thread or task runs the agent. It stays True after the agent has ended, so that no
-    # thread runs the agent again.
+    # `_running` is True if a thread or task runs the agent. The value stays True after the agent
+    # has ended, so that no thread runs the agent again.
     _running: bool = field(default=False, init=False)
-    # The agent's current wait, for a moment or a gate; None while the agent runs. After the agent
-    # was cancelled or failed, the wait is infinite.
+    # The agent's current wait for a moment or a gate; None while the agent runs. After the agent
+    # was cancelled or has failed, the wait is infinite.
     _wait: Wait | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
 
@@ -93,8 +96,8 @@ class FakeTurn:
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
-                # The reader holds the lock, which must not be held while the agent's own code runs.
-                # Therefore, the clock calls `resume`.
+                # The stream's reader holds the lock, which must not be held while the agent's own
+                # code runs. Therefore, the clock calls `resume`, and not the reader.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
@@ -125,7 +128,7 @@ class FakeTurn:
         if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
             self._running = True
             self._cancel_task = start_task(run)
-            if self._cancelled:  # Another message may have cancelled this turn already.
+            if self._cancelled:  # Another message can have cancelled this turn already.
                 self._cancel_task()
         else:
             self._agent = run()
@@ -149,7 +152,7 @@ class FakeTurn:
                 return
             self._cancelled = True
             self._wait = Wait(inf)
-            # If another thread is running the agent, that thread closes the agent.
+            # If another thread is running the agent, the other thread closes the agent.
             idle, self._running = not self._running, True
         if idle and self._agent is not None:
             self._agent.close()
@@ -163,7 +166,8 @@ class FakeTurn:
             while not waits:
                 if not isinstance(agent.send(None), _AgentPaused):
                     agent.throw(TypeError(_NEEDS_LOOP))
-                with self._lock:  # The lock keeps other threads from resuming the agent.
+                # While this thread holds the lock, no other thread can resume the agent.
+                with self._lock:
                     waits, cancelled = self._wait is not None, self._cancelled
                     self._running = cancelled or not waits
         if cancelled:
@@ -189,15 +193,15 @@ class FakeTurn:
             self._fail(error)
         finally:
             if not self.completed:
-                # The garbage collector may be closing this coroutine. Set `_running`, so that
-                # `cancel` does not close the coroutine a second time.
+                # If the garbage collector is closing this coroutine, `cancel` must not close the
+                # coroutine a second time. Therefore, set `_running`.
                 self._running = True
                 self.cancel()
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
-        # If the agent's own code has waited on the fake's clock since its last step, its next event
-        # is sent at the present time.
+        # If the agent's own code has waited on the fake's clock since the agent's last step, the
+        # agent's next event is sent at the present time.
         if self._clock.now() > self._continued_at:
             self._time = self._clock.now()
         self._silent_steps += 1
@@ -219,8 +223,8 @@ class FakeTurn:
         self._continued_at = self._clock.now()
 
     def _fail(self, error: Exception) -> None:
-        # Append the error to the output: the stream's reader gets the error after all events that
-        # were produced before.
+        # Append the error to the output, so that the stream's reader gets the error after all
+        # events that were produced before.
         with self._lock:
             self.error = error
             self._output.append(error)
@@ -236,8 +240,8 @@ class FakeTurn:
                 case steps.SendChunk():
                     self._send_chunk(step)
                 case steps.Report(SessionStatus.COMPLETED):
-                    # After the status `completed`, the agent continues, but its further events are
-                    # dropped.
+                    # After the agent has reported the status `completed`, the agent continues, but
+                    # its further events are dropped.
                     self.completed = True
                 case steps.Report():
                     self._send_status(step)
@@ -272,8 +276,8 @@ class FakeTurn:
         )
         members: JSONObject = {**data, "patches": patches}
         if self._store.add_chunk(ChunkEvent(**members)):
-            # Encode the dict `data`, because the encoder of `ChunkEvent` reorders the members of
-            # each patch.
+            # Encode the dict `data` instead of the `ChunkEvent`, whose encoder reorders the members
+            # of each patch.
             self._send(f"event: chunk\ndata: {json.dumps(data)}\n\n".encode())
 
     def _send_status(self, step: steps.Report) -> None:
@@ -299,7 +303,7 @@ class FakeTurn:
         try:
             self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
         except UnicodeEncodeError:
-            # The id contains a lone surrogate. The real server ends the body, too.
+            # If the event's id contains a lone surrogate, the real server ends the body, too.
             self.completed = self.closes_connection = True
 
     def _send(self, event: bytes) -> None:

@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from flux0.ports import Request
 
-# A problem with a value: the name of pydantic's error, and the parameters of its message.
+# A problem with a value: the name of pydantic's error, and the parameters of the error message.
 Problem: TypeAlias = tuple[str, dict[str, object]]
 Check: TypeAlias = Callable[[Any], Problem | None]
 
@@ -41,7 +41,8 @@ MESSAGES: Mapping[str, str] = {
 _NO_BODY = object()
 _INTEGER = re.compile(r"[+-]?[0-9]+(?:_[0-9]+)*(?:\.0+)?")
 _TOO_LONG = re.compile(r"-?[1-9][0-9]{4300,}")
-# A lone surrogate, which JSON can contain as an escape, such as `\ud800`.
+# The pattern `_SURROGATE` matches a lone surrogate, which JSON can contain as an escape, such as
+# `\ud800`.
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 _FLAGS = frozenset({"1", "on", "t", "true", "y", "yes", "0", "off", "f", "false", "n", "no"})
 _JSON = re.compile(r"\s*application/([^;]*\+)?json\s*(;|$)", re.IGNORECASE)
@@ -106,9 +107,11 @@ IS_ID: Final = text(ID_LENGTH, ID_LENGTH)
 class Form:
     """The checks of the query, the body and the ids in the path of requests to one operation."""
 
-    # If not None, the body must be a JSON object. Maps the name of each member to its check.
+    # If `members` is not None, the request body must be a JSON object. `members` maps the name of
+    # each member to the function that checks the member's value.
     members: Mapping[str, Check] | None = None
-    # If not None, the body must be a JSON array or missing. The check is called for each item.
+    # If `items` is not None, the request body must be a JSON array or missing. The function `items`
+    # checks each item of the array.
     items: Check | None = None
     query: Mapping[str, Check] = field(factory=dict[str, Check])
 
