@@ -108,7 +108,7 @@ class Observers:
             self._notify(lambda observer: observer.on_turn_end(call, turn))
 
     def trace_parent(self, call: Call | None) -> str | None:
-        known = () if call is None else self._notify(lambda observer: observer.trace_parent(call))
+        known = () if call is None else self._notify(lambda observer: _trace_parent(observer, call))
         return next(filter(None, known), None)
 
     def unconfirmed_end(self) -> None:
@@ -149,6 +149,12 @@ class Observers:
         if isinstance(error, Exception) or deadline is None:
             return error
         return error if deadline.left(self.clock()) > 0 else deadline.exceeded()
+
+
+def _trace_parent(observer: Observer, call: Call) -> str | None:
+    if (value := observer.trace_parent(call)) is not None:
+        arguments.headers("trace_parent", {"traceparent": value})
+    return value
 
 
 def _header_fields(observer: Observer, call: Call, number: int) -> Headers:

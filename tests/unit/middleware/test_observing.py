@@ -540,6 +540,24 @@ async def test_exception_of_an_observer_is_logged_once(mode: Mode) -> None:
     assert second.names[-1] == "call end"
 
 
+@pytest.mark.parametrize("value", [5, "", "line\nbreak", "\ud800"])
+def test_invalid_trace_parent_of_an_observer_is_ignored(value: Any) -> None:
+    class Broken(Observer):
+        def trace_parent(self, call: Call) -> str | None:
+            return value  # type: ignore[no-any-return]
+
+    class Valid(Observer):
+        def trace_parent(self, call: Call) -> str | None:
+            return "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+    fake, turns = FakeTransport("Hi"), BackgroundTurns()
+    with Flux0(transport=fake, observers=[Broken(), Valid()]) as flux0:
+        turn = turns.start(flux0.conversation(agent=fake.agent_id), "Hello")
+        assert turn.wait().text == "Hi"
+
+    assert turn.trace_parent == Valid().trace_parent(Call("", "", "", ""))
+
+
 @in_every_mode
 async def test_exception_of_an_observer_without_a_hash_does_not_affect_the_call(mode: Mode) -> None:
     @dataclass

@@ -84,6 +84,9 @@ class PublishedTurn:
         events = self.log.read(after)
         last = after + len(events) if events else self._sent
         encoded_end = b"" if end is None or last < self.log.last else end.to_json()
+        facts = b"end %s\n" % encoded_end if encoded_end else b""
+        if self._sent == 0 and self.log.trace_parent is not None:
+            facts += f"trace_parent {self.log.trace_parent}\n".encode()
         settings = self._worker.settings
         command = run_script(
             scripts.APPEND,
@@ -94,8 +97,7 @@ class PublishedTurn:
             last,
             kept,
             b"".join(events),
-            encoded_end,
-            (self.log.trace_parent or "") if self._sent == 0 else "",
+            facts,
         )
         return last, bool(encoded_end), command
 

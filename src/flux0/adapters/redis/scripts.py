@@ -63,26 +63,30 @@ redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process
 redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 """
 
-# The script APPEND appends events, or the end, to a turn. `generation` is 0 if the turn was
-# released. If `sent` is not the number of the last event in Redis, no event is appended. If another
-# process has recorded the end, nothing more is appended. Entries are dropped if all their events
-# are older than `kept`. The reply is the number of the last event and the last request to stop. The
-# reply is empty if Redis has lost the turn.
+# The script APPEND appends events and facts to a turn. `facts` has lines such as `end {...}`: the
+# name and the value of a field, which is set only once. `generation` is 0 if the turn was released.
+# If `sent` is not the number of the last event in Redis, no event is appended. If another process
+# has recorded the end, nothing more is appended. Entries are dropped if all their events are older
+# than `kept`. The reply is the number of the last event and the last request to stop. The reply is
+# empty if Redis has lost the turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
-local generation, ttl_ms, sent, last, kept, events, turn_end, trace_parent = unpack(ARGV)
+local generation, ttl_ms, sent, last, kept, events, facts = unpack(ARGV)
 local fields, state = redis.call('HGETALL', info), {}
 for i = 1, #fields, 2 do state[fields[i]] = fields[i + 1] end
 local stored = state['end'] and last or state.last
 if not state.last or (state.last ~= '0' and redis.call('EXISTS', log) == 0) then return {} end
-if trace_parent ~= '' then redis.call('HSET', info, 'trace_parent', trace_parent) end
 if events ~= '' and stored == sent then
   redis.call('XADD', log, 'MINID', kept, last .. '-0', 'events', events)
   redis.call('HSET', info, 'last', last)
   stored = last
 end
-if turn_end ~= '' and stored == last then redis.call('HSETNX', info, 'end', turn_end) end
-if events ~= '' or turn_end ~= '' then
+if stored == last then
+  for name, value in facts:gmatch('(%S+) ([^\\n]*)\\n') do
+    redis.call('HSETNX', info, name, value)
+  end
+end
+if events ~= '' or facts ~= '' then
   for field in pairs(state) do
     if field:sub(1, 1) == '@' then redis.call('PUBLISH', field:sub(2), info) end
   end
