@@ -227,7 +227,7 @@ class OpenTelemetry(Observer):
         attributes = _known(
             ("gen_ai.operation.name", "execute_tool"),
             ("gen_ai.tool.name", call.tool_name),
-            # `_known` omits the tool call's id if the agent has sent null.
+            # The span has no attribute for the tool call's id if the agent has sent null as the id.
             ("gen_ai.tool.call.id", call.tool_call_id),
         )
         if self._contents:
@@ -338,10 +338,8 @@ def _server(call: Call) -> _Attributes:
 
 
 def _failure(error: BaseException | None) -> BaseException | None:
-    """Return `error`, or None for a cancellation, which the conventions do not count as an error.
-
-    A cancellation is a `CancelledError` of asyncio or trio, or a `KeyboardInterrupt`.
-    """
+    # In OpenTelemetry's conventions, a cancellation, such as a `CancelledError` of asyncio or a
+    # `KeyboardInterrupt`, is not an error.
     return error if isinstance(error, Exception) else None
 
 

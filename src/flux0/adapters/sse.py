@@ -96,7 +96,8 @@ class SSEParser:
                     return []
                 data = b""
         elif state == _BETWEEN_BLOCKS:
-            # This fast branch handles the most frequent data between two blocks: complete events.
+            # This fast branch handles the most frequent data after a complete event: complete
+            # events.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decoder.decode(data)
         elif state != _AFTER_LINE:
@@ -134,7 +135,8 @@ class SSEParser:
         block = self._block
         if block and self._state != _IN_LINE:
             data = b"\n" + data
-        # Find the last blank line in `data`. A search for one byte is faster than for two bytes.
+        # Find the last blank line in `data`: the last LF that follows an LF. A search for a single
+        # LF is faster than a search for two bytes.
         end = data.rfind(b"\n")
         while end > 0 and data[end - 1] != _LF:
             end = data.rfind(b"\n", 0, end)
@@ -162,7 +164,6 @@ class SSEParser:
         return events
 
     def _feed_up_to_limit(self, data: bytes) -> list[ServerSentEvent]:
-        """Parse lines as `_feed_lines` does, but fail at the first block that exceeds the limit."""
         data = self._unfinished_block() + data
         self._block.clear()
         excess = self._find_excess(data)
@@ -211,14 +212,14 @@ class _EventDecoder:
             if blocks.startswith(start, position):
                 data_start = position + len(start)
                 end = blocks.find(b"\n", data_start)
-                # The block has only one line of data if a blank line follows the line.
+                # If a blank line follows the `data` line, the event is complete.
                 if blocks[end + 1] == _LF:
                     text = blocks[data_start:end].decode("utf-8", "replace")
                     fields = self._common_name, text, self.last_event_id, None
                     events.append(_new(ServerSentEvent, fields))
                     position = end + 2
                     continue
-            elif blocks[position] == _LF:  # Two blank lines may separate two blocks.
+            elif blocks[position] == _LF:  # Several blank lines may separate two events.
                 position += 1
                 continue
             end = blocks.find(b"\n", position)
@@ -247,8 +248,8 @@ class _EventDecoder:
                 retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # The common name must be from the `event` line before the data. The variable `name` can
-            # be from an `event` line after the data.
+            # `_common_name` must be from the `event` line before the `data` line. The variable
+            # `name` can be from an `event` line after the `data` line.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:

@@ -21,8 +21,8 @@ from flux0.domain.headers import merge_cookies
 from flux0.ports import Request, Timeout
 
 _MAX_LINE_BYTES: Final = 64 * 1024
-# A request body with more bytes is sent as a file, because aiohttp emits a warning if such a body
-# is a `bytes` object.
+# A request body with more than `_MAX_BYTES_BODY` bytes is sent as a file, because aiohttp emits a
+# warning if such a body is a `bytes` object.
 _MAX_BYTES_BODY: Final = 1024 * 1024
 _TLS_ERRORS: Final = (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)
 _HTTP_ERRORS: Final = (aiohttp.ClientResponseError, HttpProcessingError)
@@ -77,7 +77,6 @@ class AiohttpExchange(Exchange):
     async def _call_middlewares(
         self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        """Call the user's middlewares, and wrap errors after which aiohttp repeats a request."""
         # `run` has removed the authorization header, because `session.request` rejects the header
         # if the session has authentication. `run` has also removed the cookie header, because
         # `session.request` replaces the header with the session's cookies. Add both headers again.

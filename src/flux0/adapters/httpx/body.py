@@ -75,8 +75,8 @@ class _HttpxSource:
         """
         if isinstance(self._connection, HttpxConnection):
             return self._connection.start_piece(timeout)
-        # Over HTTP/2, httpcore takes the read timeout of each piece from the dictionary
-        # `_timeouts`. Over HTTP/1.1, httpcore takes the timeout only once for a body, so
+        # Over HTTP/2, httpcore looks up the read timeout in `_timeouts` for each piece of a
+        # response body. Over HTTP/1.1, httpcore looks it up only once for a body, so
         # `HttpxConnection` applies the timeout of each piece.
         self._timeouts["read"] = timeout
         return False

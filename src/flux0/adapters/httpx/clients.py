@@ -144,7 +144,7 @@ class BuiltInClients:
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
     limits = library.httpx.Limits(
-        max_connections=None,  # The class `Pools` limits the number of open exchanges instead.
+        max_connections=None,  # flux0's class `Pools` limits the number of open exchanges.
         max_keepalive_connections=MAX_IDLE_CONNECTIONS,
         keepalive_expiry=MAX_IDLE_SECONDS,
     )

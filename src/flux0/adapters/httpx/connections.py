@@ -120,8 +120,7 @@ class HttpxConnection(ABC):
             self._in_body, self.is_direct, self.chunks = False, False, None
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
-            # If user code sends a request with its own client, flux0 has no exchange for this
-            # request.
+            # If the user sends a request directly with the httpx client, `exchange` is None.
             if exchange is not None:
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
@@ -137,21 +136,16 @@ class HttpxConnection(ABC):
         return max(self._connect_by - monotonic(), MIN_SECONDS)
 
     def start_piece(self, timeout: float | None) -> bool:
-        """Limit the wait for the next piece of a body to `timeout` seconds. Return `is_direct`.
+        """Limit the wait for the next piece of a body to `timeout` seconds.
 
-        The read timeout of httpcore is not suitable: it is the same for all pieces of a body, and
-        httpcore may read several times for one piece, each time with the whole timeout.
+        Return whether the caller must read the piece directly from this connection. The read
+        timeout of httpcore is not suitable: it is the same for all pieces of a body, and httpcore
+        may read several times for one piece, each time with the whole timeout.
         """
         self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
         return self.is_direct
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        """Return the next read's timeout, in seconds. httpcore has passed `timeout`.
-
-        Raises:
-            RemoteProtocolError: The chunks of the response are not valid.
-            ReadTimeout: The current piece did not arrive in time.
-        """
         if self.chunks is not None and self.chunks.failure is not None:
             raise self._httpcore_module.RemoteProtocolError(self.chunks.failure)
         if not self._in_body:
@@ -227,7 +221,7 @@ class HttpxConnection(ABC):
 
     def _raise_if_rejected(self) -> None:
         if self._is_rejected():
-            raise self._httpcore_module.WriteError("the server rejected the request early")
+            raise self._httpcore_module.WriteError("the server rejected the incomplete request")
 
 
 class AsyncConnection(HttpxConnection):

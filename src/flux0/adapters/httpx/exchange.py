@@ -104,10 +104,10 @@ class HttpxExchange(Exchange):
             current_exchange.reset(self._token)
 
     def awaits_head(self, connection: object) -> bool:
-        """Return whether the bytes that `connection` receives now are a part of the response head.
+        """Return whether the bytes that `connection` receives now belong to this response's head.
 
-        `connection` may belong to another exchange: a thread with a copy of the context finds this
-        exchange, too.
+        `connection` can be the connection of another exchange: in a thread with a copy of the
+        context, `current_exchange` is this exchange, too.
         """
         return self.sent and not self.head_received and self.connection in (connection, None)
 
@@ -187,10 +187,11 @@ class HttpxExchange(Exchange):
                 # Set `error.request`, as `httpx.Client` does, because user code can read this
                 # attribute.
                 error.request = built
-            # If the error's request is not `built`, a user's hook has sent another request. If
-            # httpcore has reported trace events, translate only errors that httpcore caused, and
+            # Do not translate the error of another request, which a user's hook has sent. If
+            # httpcore has reported trace events, translate only the errors of httpcore, and
             # RemoteProtocolError, which httpx raises for a redirect with an invalid `location`.
-            # Without trace events, a custom transport can have raised the error.
+            # Without trace events, translate all errors, because a custom transport can have raised
+            # the error.
             from_httpcore = package_of(cause) == httpcore.__name__
             known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
             if _request_of(error) is not built or (self._traced and not known):

@@ -31,7 +31,7 @@ _POOL_SIZE: Final = MAX_IDLE_CONNECTIONS
 
 @define(eq=False)
 class Pool:
-    """A transport of httpx, which has its own connection pool, and its number of open exchanges."""
+    """An httpx transport with its own connection pool, and the pool's number of open exchanges."""
 
     transport: Any
     open_exchanges: int = 0
@@ -111,9 +111,10 @@ class Pools:
         return place
 
     def leave(self, place: Place) -> None:
-        """Free the place of an exchange. Close a pool without exchanges, except the first pool.
+        """Free the exchange's place in its pool, or end its wait for a place.
 
-        If the exchange still waits for a place, it leaves the queue. Further calls do nothing.
+        If the pool has no other exchanges, close the pool, except the client's first pool. Further
+        calls for the same place do nothing.
         """
         with self._lock:
             pool, place.pool = place.pool, None
@@ -152,7 +153,6 @@ class Pools:
 
     @contextmanager
     def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
-        """Raise `PoolTimeout` if `place` is still in no pool at the end of the `with` block."""
         entered = False
         try:
             yield
@@ -165,7 +165,6 @@ class Pools:
 
 
 def _close_idle(transport: Any) -> None:
-    """Close the idle connections of a transport, without acquiring the lock of its pool."""
     for connection in transport._pool.connections:  # noqa: SLF001 - httpx has no public name
         if connection.is_idle():
             connection.close()

@@ -17,8 +17,8 @@ from flux0.ports import ServerSentEvent
 
 T = TypeVar("T")
 
-# The fast converter raises these exceptions if the JSON does not fit the model, and `_scan` raises
-# them if the text is not JSON.
+# The fast converter raises one of the exceptions in `_UNFIT` if JSON does not fit the model.
+# `_scan` raises one of them if text is not JSON.
 _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 
 # The encoder raises an error for NaN and infinities, because JSON does not have them. They are not

@@ -1,4 +1,4 @@
-"""The commands that are sent to Redis, and the names and times in them."""
+"""Commands for Redis, and the names of keys and channels and the expiry times in Redis."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from urllib.parse import quote
 
 from attrs import frozen
 
-# A `Command` is a Redis command with its arguments. The argument after `EVALSHA` is the text of a
-# script, which the worker replaces by the script's hash.
+# A `Command` is a Redis command with its arguments. In the command `EVALSHA`, the first argument is
+# a script's text. Before the class `Worker` sends the command, it replaces the text by the script's
+# hash.
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 

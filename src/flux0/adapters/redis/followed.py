@@ -99,9 +99,10 @@ class FollowedTurn:
             self._wait_for_events()
 
     def update(self, reply: Any) -> bool:
-        """Append events to the copy of the log. `reply` is Redis's reply to the command `read`.
+        """Append events to this process's copy of the turn's log.
 
-        Return True if `steps` must continue, for example with the next events.
+        `reply` is Redis's reply to the command `read`. Return False if the caller must wait before
+        it sends the command again.
         """
         log = self.log()
         if log is None:
@@ -120,7 +121,10 @@ class FollowedTurn:
         return bool(end)
 
     def give_up(self, kind: type[Flux0Error], problem: str) -> None:
-        """End the copy with an error; the turn itself may continue. Safe in any thread."""
+        """End this process's copy of the turn's log with an error. Safe in any thread.
+
+        The turn may continue in the process that reads it.
+        """
         log = self.log()
         if log is not None:
             error = kind(problem)
@@ -134,7 +138,6 @@ class FollowedTurn:
             self._worker.submit(self.steps)
 
     def _wait_for_events(self) -> bool:
-        """Wait until the reading process has restored the events in Redis, or end the copy."""
         settings, now = self._worker.settings, monotonic()
         self._missing_since = self._missing_since or now
         if now - self._missing_since < settings.expiry:

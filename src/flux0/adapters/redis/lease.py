@@ -1,4 +1,4 @@
-"""The lease of one process in Redis, and the leases of processes whose turns it copies."""
+"""This process's lease in Redis, and the leases of processes whose turns this process copies."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Lease:
                     for turn in running:
                         turn.lose(process)
         except Exception as error:
-            # While Redis is unreachable, no process can renew its lease. Therefore, a process is
-            # lost only after the full time of a lease has passed again.
+            # While Redis is unreachable, no process can renew its lease. When Redis is reachable
+            # again, each process has the full time of a lease to renew it.
             self._seen = {}
             if self._is_reachable:
-                # The log record contains the text and not the error: a stored log record with the
-                # error keeps the turns in the error's traceback in memory.
+                # Log the text instead of the error: an application can store the log record, and
+                # the traceback of a stored error keeps turns in memory.
                 getLogger("flux0").warning("%s: %s", _UNREACHABLE, str(error.__cause__ or error))
             self._is_reachable = False
             raise
@@ -75,7 +75,8 @@ class Lease:
         self._count += 1
         count, expiry_ms = self._count, round(settings.expiry * 1000)
         previous = yield run_script(scripts.RENEW, (settings.process,), count, expiry_ms)
-        # If the stored counter is too low, Redis has lost data. Publish and follow all turns again.
+        # If the counter of this process's lease in Redis is too low, Redis has lost data. Publish
+        # and follow all turns again.
         if int(previous or 0) < count - 1:
             for turns in (self._published, self._followed):
                 for turn in turns.values():

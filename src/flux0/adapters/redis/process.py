@@ -24,7 +24,7 @@ from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStore
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import StoreState
 
-_RUNNING: Final = "a turn of the session is running"
+_RUNNING: Final = 'a turn of the session is running: pass running="stop"'
 _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
 
 
@@ -53,7 +53,7 @@ class StoreProcess:
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
         self._lease = Lease(self._worker, self._published, self._followed)
-        # `_replaced` maps the log of each claimed turn to the session's previous turn.
+        # `_replaced` maps the log of each new turn to the name of the session's previous turn.
         self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
         self._is_closed = False
@@ -92,7 +92,10 @@ class StoreProcess:
         return StoreState(not self._worker.has_failed, self._worker.failures, running)
 
     def close(self) -> None:
-        """Write the ends of turns to Redis, end the copies of other turns, and end the threads."""
+        """Write the ends of this process's turns to Redis, and end the threads.
+
+        The logs that were copied from other processes end with a `ClientClosed`.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -151,7 +154,8 @@ class StoreProcess:
         if not generation:
             raise TurnRunning(_RUNNING)
         turn = PublishedTurn(name, int(generation), log, self._worker, self._published)
-        # If the caller of `claim` was cancelled, it has ended the log, and the claim is undone.
+        # If the caller of `claim` was cancelled, `log` has already ended, and the caller undoes the
+        # claim.
         turn.is_released = log.is_ended
         self._published[name.info] = turn
         self._submit(turn)
@@ -172,7 +176,6 @@ class StoreProcess:
         return (yield from self._join(evolve(name, id=as_text(id_)))) if id_ else None
 
     def _join(self, name: TurnName) -> Steps[TurnLog | None]:
-        """Return the log of a turn, which this process reads, follows, or begins to follow."""
         log = self._known_log(name)
         if log is None:
             reply = yield read(name, self._settings.process, 1)
@@ -196,7 +199,6 @@ class StoreProcess:
         self._worker.submit(self._lease.steps)
 
     def _own_log(self, name: TurnName) -> TurnLog | None:
-        """Return the log of the session's turn that this process reads or has still to publish."""
         turns = reversed(self._published.copy().values())
         own = (turn for turn in turns if turn.name.session == name.session)
         return next((turn.log for turn in own if not turn.is_released), None)

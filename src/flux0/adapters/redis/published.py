@@ -30,12 +30,14 @@ class PublishedTurn:
         generation: A number that is larger than the generations of the session's earlier turns.
         log: The turn's log.
         worker: The worker whose thread runs the method `steps`.
-        turns: The turns that this process reads. The turn removes itself when Redis has its end.
+        turns: The turns that this process reads, by their keys in Redis. The turn removes itself
+            when its end is stored in Redis.
 
     Attributes:
         name: The turn's name in Redis.
         log: The turn's log.
-        is_released: True if the claim was undone, so that the turn is not its session's turn.
+        is_released: True if the turn's message was not sent, so that the turn is not its session's
+            turn.
     """
 
     name: TurnName
@@ -76,7 +78,8 @@ class PublishedTurn:
         self._turns.pop(self.name.info, None)
 
     def _next_batch(self) -> tuple[int, bool, Command]:
-        # Read the log's end before its events. No event follows the end, so no event is missed.
+        # Read `end` before the events. If `end` is set, no event is added later, so no event is
+        # missed.
         end = self.log.end
         kept = self.log.first
         after = max(self._sent, kept - 1)

@@ -5,10 +5,10 @@ all earlier generations in this session. APPEND adds batches of events and, at l
 READ returns the next events to a process that follows the turn, and registers the process, so that
 APPEND wakes it over its channel. STOP asks the reading process to stop the turn. RELEASE undoes
 CLAIM. If Redis has lost the turn (restart, failover, eviction), APPEND returns nothing, and RESTORE
-creates the turn again. APPEND also compares the turn's generation with the session's present turn.
-If the present turn is older or missing, it is replaced. If it is newer, and was claimed without
-knowledge of this turn, this turn is stopped. Each process renews its lease with RENEW. If it does
-not, LOSE ends its turns.
+creates the turn again. APPEND also compares its turn with the session's present turn. If the
+session has no turn or an older turn, the turn of APPEND becomes the session's turn. If the session
+has a newer turn, which was claimed while Redis had lost the turn of APPEND, the turn of APPEND is
+stopped. Each process renews its lease with RENEW. If a process does not, LOSE ends its turns.
 
 Keys: `{prefix}{{session}}` is a hash: `turn`, its `generation` and `process`, and `before`, the
 generation of the running turn that it has replaced. The key of a turn is the key of its session,
@@ -23,11 +23,12 @@ from __future__ import annotations
 
 from typing import Final
 
-# The script CLAIM makes a turn the turn of its session. The caller passes the session's present
-# turn, because a script gets all its keys as arguments. The reply is empty if the session has
-# another turn. Otherwise, the reply says whether the present turn is running, and has the claimed
-# turn's generation (empty if the claim was refused). A generation is at least the current time, so
-# it is larger than the last generation even if Redis has lost the last generation.
+# The script CLAIM makes a new turn the turn of its session. The caller passes the session's present
+# turn (`expected`), because a script gets all its keys as arguments. The reply is empty if the
+# session has a different turn. Otherwise, the reply has two values: whether the present turn is
+# running, and the new turn's generation (empty if the claim was refused). A generation is at least
+# the current time in microseconds, so generations increase even if Redis has lost the last
+# generation.
 CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
@@ -50,8 +51,9 @@ end
 return {running and 1 or 0, generation}
 """
 
-# The script RELEASE undoes CLAIM. If Redis still has the previous turn, and the previous turn was
-# not released, the session gets its previous turn again; otherwise the session has no turn.
+# The script RELEASE undoes the script CLAIM for a turn whose message was not sent. If Redis still
+# has the turn that CLAIM replaced, and the replaced turn was not released, it becomes the session's
+# turn again. Otherwise, the session has no turn.
 RELEASE: Final = """
 local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
@@ -63,12 +65,12 @@ redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process
 redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 """
 
-# The script APPEND appends events and facts to a turn. `facts` has lines such as `end {...}`: the
-# name and the value of a field, which is set only once. `generation` is 0 if the turn was released.
-# If `sent` is not the number of the last event in Redis, no event is appended. If another process
-# has recorded the end, nothing more is appended. Entries are dropped if all their events are older
-# than `kept`. The reply is the number of the last event and the last request to stop. The reply is
-# empty if Redis has lost the turn.
+# The script APPEND adds `events` and `facts` to a turn. `facts` has lines such as `end {...}`: the
+# name and the value of a field, which is set only once. `generation` is 0 if the turn's message was
+# not sent. No event is added if `sent` is not the last event's number in Redis, or if another
+# process has recorded the turn's end. Stream entries are removed if all their events are older than
+# the event `kept`. The reply is the last event's number and the last request to stop the turn. The
+# reply is empty if Redis has lost the turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
 local generation, ttl_ms, sent, last, kept, events, facts = unpack(ARGV)

@@ -25,10 +25,11 @@ Steps: TypeAlias = "Generator[Command, Any, T]"
 Job: TypeAlias = "Callable[[], Steps[None]]"
 
 CLOSED: Final = "the store of background turns is closed"
-# `Worker.call` waits at most this number of seconds for the reply of Redis.
+# The longest wait of `Worker.call` for a reply of Redis, in seconds.
 _MAX_CALL_SECONDS: Final = 10.0
-# The shortest time in seconds between two pipelines of jobs that can wait. Without this interval,
-# each event has its own pipeline, which takes more time than reading the event.
+# The shortest time in seconds between two pipelines of commands, if no caller waits for a reply.
+# Without this interval, each event is sent in its own pipeline, which takes longer than reading the
+# event.
 _MIN_INTERVAL: Final = 0.005
 
 
@@ -128,12 +129,12 @@ class Worker:
         self._schedule(job, monotonic() + seconds)
 
     def stop(self, *, when_idle: bool = False) -> None:
-        """End the worker's thread, after it has started each scheduled job once more.
+        """End the worker's thread, after it has run all scheduled jobs without waiting.
 
-        If `when_idle` is True, end the thread when it has no job. Safe in finalizers.
+        If `when_idle` is True, the thread first continues until it has no jobs. Safe in finalizers.
         """
         self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
-        self.submit(_no_steps)  # This job wakes the worker's thread.
+        self.submit(_no_steps)  # `_no_steps` only wakes the worker's thread.
 
     def run(self) -> None:
         while not (self._is_stopped or (self._is_unused and self._is_idle())):
@@ -144,8 +145,8 @@ class Worker:
         self._start_jobs(inf)
         while self._running:
             self._deliver(self._send())
-            # Read the inbox again: a job that claims a turn has submitted another job, which
-            # publishes the turn's end.
+            # A running job can submit further jobs. For example, the claim of a turn submits a job
+            # that publishes the turn's end.
             self._read_inbox(0.0)
             self._start_jobs(monotonic() + _MIN_INTERVAL)
 
@@ -200,8 +201,8 @@ class Worker:
         commands = [command for _, command in self._running.values()]
         if not commands:
             return []
-        # The time before the last lease renewal is ignored: the last reply can be old because this
-        # process was suspended, although Redis responds.
+        # If this process was suspended, the last reply is old although Redis responds. Therefore,
+        # `waiting_seconds` includes at most `renew` seconds before the present call.
         if not self._is_waiting:
             self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
         self._is_waiting = True
@@ -222,8 +223,8 @@ class Worker:
                 # with the text of each script, so that the command order does not change.
                 done += self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
-            # The list is not stored in a variable: the error's traceback refers to this frame, and
-            # a variable of this frame that refers to the error forms a reference cycle.
+            # Do not store the returned list in a variable: the error's traceback refers to this
+            # frame, so a variable of this frame that refers to the error forms a reference cycle.
             return [error] * len(commands)
         return done
 
@@ -246,7 +247,6 @@ def _no_steps() -> Steps[None]:
 
 
 def _failure(error: Exception) -> TurnStoreError:
-    """Return a new error for each job, because the error's traceback refers to the job."""
     failure = TurnStoreError(f"Redis cannot be used: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

@@ -165,7 +165,8 @@ class AsyncBody(_BodyState):
 
 
 def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
-    # Do not close the source in a forked child, because the parent still uses the connection.
+    # In a forked child, do not close `source`, because the parent process still uses the
+    # connection.
     if not owner.is_inherited():
         source.close_from_finalizer(loop)
 
@@ -260,7 +261,7 @@ class SyncBody:
         return self._state.read(timeout)
 
     def close(self) -> None:
-        """Release the connection. If a thread waits for the next piece, its wait fails."""
+        """Release the connection. If a thread is waiting for bytes of the body, its wait fails."""
         self._state.close()
 
 

@@ -16,8 +16,8 @@ from flux0.domain.errors import ConnectionInterrupted, ProtocolError
 # The largest number of bytes in one piece of decompressed data. Without this limit, a small input
 # fills the memory, because it can decompress to a thousand times its size.
 _MAX_PIECE_BYTES: Final = 1 << 20
-# The decoder copies the state of zlib once for this number of received bytes, because a copy takes
-# longer than the decompression of one event.
+# The decoder copies the state of zlib after each `_MAX_KEPT_BYTES` received bytes, and not for each
+# event, because a copy takes longer than the decompression of one event.
 _MAX_KEPT_BYTES: Final = 16 * 1024
 _PLAIN: Final = frozenset({"", "identity"})
 _COMPRESSED: Final = frozenset({"gzip", "x-gzip", "deflate"})

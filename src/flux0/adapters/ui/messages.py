@@ -54,9 +54,9 @@ def ui_messages(
 
     Args:
         history: The result of `Conversation.history`.
-        is_running: True to leave out the agent's messages in the turn of the last user message,
-            because the page will join this turn. A current version of `useChat` replaces the
-            message of a turn that it joins, so it needs all messages.
+        is_running: True to leave out the agent's messages in the turn of the last user message.
+            Pass True only while the turn is running, and only for old versions of `useChat`, which
+            append the text of a joined turn to its message. Current versions replace the message.
     """
     messages: dict[str, dict[str, Any]] = {}
     for event in _shown(history, is_running):
@@ -100,7 +100,6 @@ def _id(event: _Message) -> str:
 
 
 def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yield the AG-UI messages for `event`. `called` has the turn and id of each earlier call."""
     data = event.data
     role = "user" if event.source == EventSource.USER else "assistant"
     for part in data.parts if isinstance(data, MessageData) else ():

@@ -67,8 +67,8 @@ class Urllib3Source:
         self._read_timeout = read_timeout
 
     def receive(self, timeout: float | None) -> bytes | None:
-        # The socket's timeout limits the whole wait for a piece, because each piece needs at most
-        # one `recv`.
+        # The socket's timeout limits the whole wait for the next piece of the body, because a piece
+        # needs at most one `recv`.
         raw_socket = self._raw_socket
         if raw_socket is not None and raw_socket.gettimeout() != timeout:
             raw_socket.settimeout(timeout)

@@ -204,7 +204,7 @@ class Urllib3Connection(HTTPConnection):
             if REJECTION.match(start):
                 # urllib3 catches the BrokenPipeError, and reads the response with which the server
                 # rejected the request.
-                raise BrokenPipeError("the server rejected the request early")
+                raise BrokenPipeError("the server rejected the incomplete request")
         return True
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
@@ -223,7 +223,7 @@ class Urllib3Connection(HTTPConnection):
 
 
 def is_unmodified(connection_class: Any) -> bool:
-    """Return whether no recorder has replaced the connection class."""
+    """Return False if a recorder of HTTP requests, such as vcrpy, has replaced the class."""
     return (
         issubclass(connection_class, HTTPConnection)
         and connection_class.request is HTTPConnection.request

@@ -50,9 +50,9 @@ def track(pool: Any, size: int | None = None) -> None:
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
             return
-        # A recorder has replaced the class attribute `ConnectionCls`. An instance attribute that an
-        # earlier call of `track` has set hides the recorder's class, so delete the instance
-        # attribute.
+        # A recorder such as vcrpy has replaced the class attribute `ConnectionCls`. The instance
+        # attribute from an earlier call of `track` hides the class attribute, so delete the
+        # instance attribute.
         del pool.ConnectionCls
     elif is_unmodified(connection_class):
         pool.ConnectionCls = tracked_class(connection_class)
@@ -170,7 +170,10 @@ class _UserSlots:
         self.qsize = queue.qsize
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return an idle connection, or None for a free slot, within the request's pool timeout."""
+        """Return an idle connection, or None if the caller may open a new connection.
+
+        The wait is limited by the request's pool timeout.
+        """
         exchange = current_exchange.get()
         if not block or exchange is None:
             return self._queue.get(block, timeout)

@@ -8,8 +8,8 @@ The steps of one request:
    connections record their progress in a `Urllib3Exchange`.
 3. urllib3 connects, sends the request and reads the response head.
 4. `requests` calls the session's hooks with the response. `_HookRecorder` has added two hooks. The
-   first hook records the response. The last hook removes the `location` header, for which
-   `requests` prepares the redirect, and reads the whole body for this purpose.
+   first hook records the response. The last hook removes the `location` header. Otherwise,
+   `requests` prepares the redirect, and reads the whole body.
 5. `send` puts the `location` header back, so that the user can read it, and returns the response.
    The body has not been read yet, unless a hook has read the body.
 6. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and
@@ -113,8 +113,8 @@ def _make_session() -> requests.Session:
     # function that does not change the request.
     session.auth = lambda prepared: prepared
     for prefix in ("https://", "http://"):
-        # The adapter creates a pool with one slot. `track` adds more slots, because urllib3 itself
-        # takes longer than a call to add slots.
+        # The adapter creates a pool with a slot for one connection, and `track` adds the other
+        # slots. urllib3 itself adds slots one by one, which takes longer than an API call.
         session.mount(prefix, _TrackingAdapter(pool_maxsize=1))
     return session
 
@@ -123,7 +123,7 @@ def _reject_retries(adapter: BaseAdapter) -> None:
     if isinstance(adapter, HTTPAdapter):
         retries = adapter.max_retries
         if retries.total or retries.total is None or retries.status_forcelist:
-            advice = "mount an adapter without it, and use RetryConfig"
+            advice = "mount an adapter without max_retries, and use RetryConfig"
             problem = f"has an adapter with max_retries, which might send a request twice: {advice}"
             raise InvalidArgument("session", problem)
 
