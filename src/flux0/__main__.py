@@ -42,8 +42,8 @@ def main() -> None:
         cause = end.__context__ if isinstance(end, SystemExit) else end
         if not isinstance(cause, OSError):
             raise
-        # Python flushes stdout at exit, and the flush raises the same OSError again. Therefore,
-        # redirect stdout to the null device.
+        # At exit, Python flushes stdout, which raises another OSError if stdout cannot be written.
+        # Therefore, redirect stdout to the null device.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(cause, BrokenPipeError):
             sys.exit(_CLOSED_PIPE)
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def _decoded(argument: str) -> str:
-    """Decode an argument as UTF-8 if the system's encoding, such as ASCII, could not decode it."""
     try:
         argument.encode()
     except UnicodeEncodeError:
+        # The system's encoding, such as ASCII, could not decode the argument, which is in UTF-8.
         return os.fsencode(argument).decode(errors="surrogateescape")
     return argument
 

@@ -72,7 +72,7 @@ _SESSION = "Id of a session to continue. Default: a new session."
 _CONTINUE = "Continue the last session that was created for the user."
 _TYPE = "Agent type: use the first agent of this type, or create it."
 _LINES = "Send each piped line as a message. With --json, print one object for each line."
-_KEEP_GOING = "After a failure, send the other lines, too."
+_KEEP_GOING = "If a line fails, continue with the next line."
 _IDLE = "Longest time without an event, after which the turn fails. Default: 600."
 _DEMO = "Use the demo agent, without a server."
 
@@ -182,7 +182,7 @@ def serve_demo(context: typer.Context, *, port: Port = 8080) -> None:
 
 
 _HTTP = "Serve streamable HTTP until Ctrl-C, and print the URL."
-_ERRORS = "Show assistants the text of errors. By default, they get a general sentence."
+_ERRORS = "Send the text of errors to MCP clients. By default, they get a general sentence."
 
 
 @app.command("mcp")

@@ -27,6 +27,6 @@ def choose_agent(flux0: Flux0, wanted: str | None) -> Agent:
 def last_session(flux0: Flux0) -> Session:
     sessions = flux0.sessions.list()
     if not sessions:
-        problem = "The user has no session. Begin a session without this option."
+        problem = "The user has no session. Begin a session without --continue."
         raise typer.BadParameter(problem, param_hint="--continue")
     return sorted(sessions, key=lambda session: session.created_at)[-1]

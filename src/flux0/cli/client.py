@@ -46,7 +46,7 @@ def open_client(
 
 
 def _is_logged(record: logging.LogRecord) -> bool:
-    """Return False for the log record of a failed turn, whose error the command prints itself."""
+    # The command itself prints the error of a failed turn.
     return record.msg is not TURN_ENDED
 
 

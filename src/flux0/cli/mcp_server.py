@@ -218,7 +218,6 @@ async def serve_stdio(server: Server) -> None:
 
 
 def _exit_when_closed(pipe: int) -> None:
-    """Wait until the assistant has closed its end of the pipe, and exit at once."""
     poll = select.poll()
     # Register `pipe` for no events (0), because `poll` always reports errors and closed pipes.
     poll.register(pipe, 0)

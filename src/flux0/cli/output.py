@@ -55,7 +55,7 @@ class Output:
         # such as "> ".
         self._line = ""
         self._line_is_open = False
-        self._block = ("", "")  # The kind and the message id of the current block.
+        self._block = ("", "")  # The kind and the message id of the current block of output.
 
     def begin_block(self, kind: str, message_id: str = "") -> None:
         """Begin a block of output, such as a message or a status, on a new line.

@@ -114,7 +114,7 @@ _PURPOSE = "Description: the purpose of the agent."
 def create_agent(
     flux0: Flux0,
     name: Annotated[str, argument("NAME", "Name of the agent for people.")],
-    type_: Annotated[str, argument("TYPE", "Type of the agent; the server must have it.")],
+    type_: Annotated[str, argument("TYPE", "Type of the agent, which the server must support.")],
     *,
     description: Annotated[str | None, option("--description", "TEXT", _PURPOSE)] = None,
 ) -> Listed:

@@ -99,11 +99,11 @@ class TurnView:
                 self._answer.write(descriptions.to_text(content, indent=2))
 
     def _may_show(self, patch: models.JSONPatchOperation) -> bool:
-        """Return whether a patch may add content that can be written now.
+        """Return whether a patch may add content that the terminal can show now.
 
-        A patch without such content is a fragment of structured content, or of a tool call that was
-        already written. For such a patch, do not read `turn.messages`: it rebuilds the message, and
-        the cost grows with the message's length.
+        Other patches have fragments of structured content, or of a tool call that is already shown.
+        After such a patch, do not read `turn.messages`: reading it rebuilds the message, and takes
+        longer for longer messages.
         """
         if patch.path.startswith(_TOOLS):
             return self._is_waiting or not isinstance(patch.value, str)
@@ -134,8 +134,8 @@ class TurnView:
         if not text.startswith(shown):
             if not is_complete:
                 return
-            # The agent has replaced the part's text. Write the new text as a block below the old
-            # text.
+            # The agent has replaced the text that the terminal shows. Write the new text below the
+            # old text.
             shown, message_id = "", f"{message_id}/rewritten"
         # Store the text before it is written, because Ctrl-C can interrupt the writing.
         self._shown[key] = text

@@ -1,1 +1,1 @@
-"""The client: `Flux0`, its resources, streams and conversations, and the drivers of flows."""
+"""The client: `Flux0`, its resources, streams and conversations, and the code for its I/O."""

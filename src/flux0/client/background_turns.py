@@ -123,7 +123,7 @@ class BackgroundTurns(Uncopyable):
 
         turns = BackgroundTurns()
         turn = turns.start(conversation, "Hello")
-        for piece in turn.relay():  # closing the relay does not end the turn
+        for piece in turn.relay():  # the turn continues if the relay is closed
             print(piece)
 
     A session has at most one running turn. If several processes share a store, a reader can join or
@@ -186,8 +186,8 @@ class BackgroundTurns(Uncopyable):
             Flux0Error: The errors of `Conversation.send`.
         """
         _check_conversation(Conversation, conversation, AsyncConversation, "start_async")
-        # Check the message's options before the session is claimed, so that an invalid option does
-        # not stop the session's running turn.
+        # Create the message first, which checks the options: an invalid option must not stop the
+        # session's running turn.
         message = Message(conversation.sessions, conversation.session_id, content, options)
         reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
         with _undone_on_error(reading, claim):
@@ -338,7 +338,6 @@ class BackgroundTurns(Uncopyable):
 
 @contextmanager
 def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None, None, None]:
-    """If the `with` block raises, end the turn, and undo its claim on the session."""
     try:
         yield
     except BaseException as error:

@@ -118,7 +118,7 @@ def _is_real(transport: object) -> bool:
 
 @Time.register
 class _DefaultTime:
-    """The clock of the transport that `default_transport` has installed; without it, `own`."""
+    """The clock of the installed default transport, or `own` if none is installed."""
 
     def __init__(self, own: Time | None) -> None:
         self._own = SystemTime() if own is None else own

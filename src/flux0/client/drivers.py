@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# The driver ends a call `_GRACE` seconds after the call's deadline. The transport's timeouts expire
+# flux0 ends a call `_GRACE` seconds after the call's deadline. The transport's timeouts expire
 # earlier, at the deadline, so the caller gets the transport's error, which names the operation that
 # took too long.
 _GRACE = 0.1
@@ -176,7 +176,6 @@ def _append(body: bytearray, piece: bytes, limit: int) -> None:
 
 @contextmanager
 def _until(deadline: Deadline | None, time: Time) -> Generator[None, None, None]:
-    """Raise the timeout error of `deadline` if the `with` block ends or times out after it."""
     cause: BaseException | None = None
     try:
         yield
@@ -210,5 +209,5 @@ def _limited(request: CallRequest, deadline: Deadline | None, time: Time) -> Cal
 
 
 def _not_an_effect(value: object) -> TypeError:
-    problem = f"a flow must yield effects, not {value!r}; call other flows with `yield from`"
+    problem = f"a flow must yield an effect such as Send, not {value!r}; call flows by `yield from`"
     return TypeError(problem)

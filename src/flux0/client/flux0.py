@@ -48,7 +48,7 @@ DEFAULT_IDLE_TIMEOUT = 600.0
 DEFAULT_MAX_EVENT_BYTES = 16 * 1024 * 1024
 DEFAULT_MAX_BODY_BYTES = 64 * 1024 * 1024
 
-# flux0 imports these modules in functions. The first client imports all of them: if one thread
+# The modules that functions of flux0 import. The first client imports all of them: if one thread
 # imports a module while another thread forks, the child process waits forever when it imports the
 # same module.
 _IMPORTED_IN_CALLS = (
@@ -139,7 +139,8 @@ class Flux0(Uncopyable):
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         **options: NoReturn,
     ) -> None:
-        # These imports are slow. Therefore, the first client performs them, and not `import flux0`.
+        # The modules in `_IMPORTED_IN_CALLS`, and the codec, are slow to import. Therefore, the
+        # first client imports them, and not `import flux0`.
         for module in _IMPORTED_IN_CALLS:
             import_module(module)
         from flux0.adapters.json import JsonCodec  # noqa: PLC0415

@@ -297,8 +297,8 @@ class Message:
         self._session = call.server_url, session_id
         self._request = sessions.create_event(call, session_id, type_, source, content)
         list_events = resource.list_events_async if is_async else resource.list_events
-        # `EventStream.stored_events` uses the options `server_url` and `http_headers` of the
-        # message, too.
+        # `EventStream.stored_events` sends its request with the message's `server_url` and
+        # `http_headers`.
         self._list_stored = partial(list_events, session_id=session_id, **kept(options))
 
     def send(self) -> EventStream:

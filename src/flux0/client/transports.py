@@ -21,7 +21,7 @@ T = TypeVar("T")
 def _refuse_eventlet() -> None:
     eventlet: Any = sys.modules.get("eventlet")
     if eventlet is not None and eventlet.patcher.is_monkey_patched("socket"):
-        problem = "has replaced the sockets of this process, and flux0 does not support them"
+        problem = "has replaced the sockets of this process by sockets that flux0 does not support"
         advice = "use threads or asyncio, or do not patch the module socket"
         raise Flux0Error(f"eventlet {problem}: {advice}")
 

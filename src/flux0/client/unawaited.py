@@ -61,7 +61,8 @@ class Unawaited(Coroutine[Any, Any, T], Generic[T]):
     def close(self) -> None:
         self._coroutine.close()
 
-    # Type checkers must not see these methods, so that they report a missing `await` as an error.
+    # The methods below only raise an error for a missing `await`. Type checkers that see the
+    # methods do not report a missing `await`.
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
