@@ -15,7 +15,7 @@ from flux0.domain.headers import Headers
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_MS = 2**31 - 1  # socket.settimeout raises OverflowError for longer timeouts.
+_LONGEST_WAIT_MS = 2**31 - 1  # Some systems reject a longer `socket.settimeout`.
 # Intervals are limited to about 31 years, because time.sleep raises OverflowError for several
 # centuries.
 _LONGEST_INTERVAL_MS = 10**12
@@ -31,8 +31,8 @@ _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])
 # cookie values. `%` is missing here: a `%` in a value must be encoded, because `%` introduces
 # encoded characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
-# The user must not set these header fields: with a wrong value, the request is truncated, or the
-# server reads a part of the body as a second request.
+# The user must not set the header fields in `_FRAMING`: with a wrong value, the request is
+# truncated, or the server reads a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
 
 

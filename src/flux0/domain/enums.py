@@ -9,7 +9,7 @@ class OpenEnum(str, Enum):
     """A base class of string enums: `str()` and `format()` of a member return its value."""
 
     __str__ = str.__str__
-    __format__ = str.__format__  # type: ignore[assignment]  # only the parameter's name differs
+    __format__ = str.__format__  # type: ignore[assignment]  # Enum's parameter has another name
 
 
 class EventType(OpenEnum):

@@ -305,7 +305,7 @@ class StreamError(Flux0Error):
         `correlation_id` is None.
         """
         if self._list_stored is None:
-            reason = "this error was unpickled or has no stream"
+            reason = "the error was unpickled or has no stream: use client.sessions.list_events"
             raise Flux0Error(f"cannot list the stored events: {reason}")
         return self._list_stored(**options)
 

@@ -6,8 +6,8 @@ from collections.abc import Container, ItemsView, Iterator, Mapping
 
 from attrs import field, frozen
 
-# Logs and reprs show the values of these header fields. The values of all other fields may be
-# credentials.
+# Logs and reprs show the values of the header fields in `_SHOWN`. All other values are hidden,
+# because they may be credentials.
 _SHOWN = frozenset(
     {
         *("accept", "accept-encoding", "allow", "cache-control", "connection"),

@@ -11,8 +11,8 @@ from typing import Any
 
 HIDDEN = "***"  # Logs and errors show this text instead of a value that may be a credential.
 
-# Logs and errors show the values of these query parameters and JSON members. Other values may be
-# credentials, which the user has passed in `extra_query` or `extra_body`.
+# Logs and errors show the values of the query parameters and JSON members in `_SHOWN`. Other values
+# are hidden: they may be credentials, which the user has passed in `extra_query` or `extra_body`.
 _SHOWN = frozenset(
     {
         *("agent_id", "allow_greeting", "correlation_id", "min_offset", "source", "types"),

@@ -13,5 +13,5 @@ class Uncopyable:
 
     def __reduce__(self) -> NoReturn:
         problem = "cannot be pickled or copied, because it uses the connections of its client"
-        advice = "create a Flux0 client in each process, and pass ids"
+        advice = "create a Flux0 client in each process, and pass ids instead of objects"
         raise TypeError(f"{type(self).__name__} {problem}: {advice}")

@@ -149,8 +149,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        # A chunk without operations fails if its metadata are too large for the memory limit. Such
-        # a chunk has no operation to record.
+        # Only an operation is recorded as a problem. A chunk without operations fails if its
+        # metadata are too large for the memory limit.
         if not event.patches:
             return
         operation = event.patches[index]
@@ -177,7 +177,7 @@ class _MessageBuilder:
         """Apply a chunk that only appends one string, which is the most frequent kind of chunk.
 
         Return the text that was added to the answer. If the chunk has other operations or exceeds
-        the budget, change nothing and return None. This method is faster than `apply`.
+        the turn's memory limit, change nothing and return None. This method is faster than `apply`.
         """
         root = self._root
         if type(root) is not TextList or len(operations) != 1:

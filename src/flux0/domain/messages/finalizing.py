@@ -1,7 +1,7 @@
-"""Converting a message's JSON document into the event that the server stores.
+"""Convert a message's JSON document into the event that the server stores.
 
-The chunk events' patches build the document. The server converts it when the agent reports the
-status `ready`. The rules are taken from the server's package flux0-stream 0.1.0b2.
+The patches in chunk events build the document. The server converts it when the agent reports the
+status `ready`, and this module follows the rules in its package flux0-stream 0.1.0b2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flux0.domain.stored_models import (
 if TYPE_CHECKING:
     from flux0.domain.stream_events import ChunkEvent
 
-# Chunks with reasoning have this value of `kind` in their metadata.
+# The value of `kind` in the metadata of chunks with reasoning.
 REASONING = "reasoning"
 
 
@@ -148,5 +148,5 @@ def _tool_call(item: Any) -> ToolCall:
 
 
 def _as_stored(value: Any) -> Any:
-    """Return a copy of JSON with null for NaN and the infinities, as in the server's responses."""
+    # The server's responses have null for NaN and the infinities.
     return copied(value, finite=True)

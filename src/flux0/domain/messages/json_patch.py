@@ -64,7 +64,7 @@ class MemoryBudget:
         self.remaining_work -= size
         if self.remaining_work < 0:
             limit = f"{self.limit:,} bytes (max_turn_bytes)"
-            raise PatchError(f"the turn copies or moves more than {limit}")
+            raise PatchError(f"the turn's operations copy or move more than {limit}")
 
     def charge_copy(self, value: JSON) -> tuple[int, int]:
         size, depth = measure(value, most=self.remaining_work)
@@ -107,7 +107,8 @@ def apply_operation(document: JSON, operation: JSONPatchOperation, budget: Memor
         root = {"": _with_parents(document, operation.path, budget)}
         _apply(root, segments, operation, budget)
     except PatchError:
-        # The operation has failed. If `root` has a new document, refund its size to the budget.
+        # If the operation fails, a document that `_with_parents` has created is dropped. Refund the
+        # document's size to the memory budget.
         if document is None:
             budget.remaining = remaining
         raise
@@ -143,7 +144,7 @@ def _apply(
             _add(root, segments, copied(value), size, budget)
         case _:  # The operation is "test", because `check_operation` rejects unknown names.
             if not _equal(_value(root, segments), operation.value):
-                raise PatchError(f"the test failed: the value at {operation.path!r} is different")
+                raise PatchError(f"test: the value at {operation.path!r} is not the expected value")
 
 
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
@@ -279,7 +280,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # The argument `size` is 0, because the budget already includes the moved value.
+        # The argument `size` is 0, because the memory budget already includes the size of `value`.
         _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
