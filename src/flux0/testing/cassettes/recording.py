@@ -173,7 +173,7 @@ class RecordingTransport:
 
 
 def _current_errors() -> list[BaseException]:
-    """Return the exception that is being handled and, under pytest, the error of a failed test."""
+    # Under pytest, `sys.last_value` is the error of a failed test.
     errors = sys.exc_info()[1], getattr(sys, "last_value", None)
     return [error for error in errors if error is not None]
 

@@ -62,8 +62,6 @@ class _Replay:
 
 @define(eq=False)
 class _ReplayedBody(FakeBody):
-    """A response body from a cassette. Reads take the recorded time, and ignore read timeouts."""
-
     def _read(self, timeout: float | None) -> Waits[bytes | None]:  # noqa: ARG002 - ignored
         return super()._read(None)
 
@@ -183,7 +181,7 @@ class ReplayTransport(SharedTransport):
             # deadline of the recorded call had probably passed, too.
             return deadline.exceeded()
         start = "request" if exchange.response is None else "response head"
-        end = f"the recorded program cancelled or closed it {exchange.after:g} s after the {start}"
+        end = f"the recorded call was cancelled or closed {exchange.after:g} s after the {start}"
         advice = f"To record the whole response, {self.how_to_record}."
         return AssertionError(f"{self._path} has no more data of {replay}: {end}\n{advice}")
 
@@ -199,7 +197,9 @@ class ReplayTransport(SharedTransport):
         later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
         if later:
             numbers = shorten(", ".join(later))
-            lines.append(f'the request is exchange {numbers}: matching="loose" allows any order')
+            lines.append(
+                f'exchange {numbers} has the same request: matching="loose" allows any order'
+            )
         raise self._mismatch(*lines)
 
     def _find_any(self, request: RecordedRequest, key: str) -> _Replay:

@@ -96,8 +96,8 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
         if scrubbed == "".join(map(scrub, values)):
             # No secret is split between two events, so `_scrub_text` finds all secrets.
             continue
-        # The replaced text cannot be divided among the events. Therefore, put the whole replaced
-        # text into the first event, and an empty text into each later event.
+        # `scrubbed` cannot be divided among the events in `added`. Therefore, put the whole text
+        # into the first event, and an empty text into each later event.
         for piece, number, event, patch in added:
             patch["value"], scrubbed = scrubbed, ""
             piece[number] = _DATA + json.dumps(event)
@@ -105,9 +105,10 @@ def _scrub_streamed_text(pieces: list[str], scrub: Scrub) -> list[str]:
 
 
 def _added_texts(line: str) -> list[tuple[str, Any, Any]]:
-    """Return a tuple for each patch in `line`, a server-sent event, whose value is a string.
+    """Find the patches with string values in `line`, which is one line of a server-sent event.
 
-    The tuple has the message id and the patch's path as JSON text, the event, and the patch.
+    Return a tuple for each patch: the message id and the path as JSON text, the event, and the
+    patch.
     """
     if not line.startswith(_DATA) or '"patches"' not in line:
         return []

@@ -31,8 +31,8 @@ from flux0.testing.contract.responses import (
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
-# A transport can detect a truncated body for all pairs of framing and `gzip`, except for a
-# close-delimited body without gzip.
+# The pairs of framing and gzip for which a transport can detect a truncated body. Only the
+# truncation of a close-delimited body without gzip cannot be detected.
 _DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
 
@@ -176,8 +176,8 @@ class BodyContract(Contract):
             compressor.compress(bytes(1_000_000)) + compressor.flush(zlib.Z_FULL_FLUSH)
             for _ in range(2)
         )
-        # After a full flush, compressed data does not depend on the bytes before the flush.
-        # Therefore, the data in `another` can be repeated.
+        # After a full flush, compressed data does not depend on earlier bytes. Therefore, the body
+        # can repeat the compressed megabyte `another`.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:

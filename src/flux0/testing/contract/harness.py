@@ -134,7 +134,7 @@ class Harness:
     # The function `_start` starts a call in another thread or task.
     _start: Start
     _timeout: float  # If a call takes more than this number of seconds, the test fails.
-    servers: ExitStack  # Closing the stack stops the servers.
+    servers: ExitStack  # Closing `servers` stops all servers.
 
     def run(self, call: Work[T]) -> Pending[T]:
         return Pending(self._start(call), self._timeout)

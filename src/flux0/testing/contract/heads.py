@@ -83,7 +83,7 @@ class HeadContract(Contract):
         (received,) = server.requests
         has_length = method == "POST" and received.headers.get("content-length") == "0"
         unexpected = {"transfer-encoding", "content-type", *["content-length"] * (not has_length)}
-        check(unexpected & set(received.headers), set[str](), "the fields of a body in the request")
+        check(unexpected & set(received.headers), set[str](), "the unexpected header fields")
 
     def test_request_headers_are_sent_unchanged(self, harness: Harness) -> None:
         """The request's headers replace default headers. Repeated fields keep all values."""
@@ -142,7 +142,7 @@ class HeadContract(Contract):
         for body in (b"first", b"second"):
             response = harness.send(get(server.url))
             check(response.head.status_code, 200, "the status of the final response")
-            check(response.head.headers.get("link"), None, "a header of an interim response")
+            check(response.head.headers.get("link"), None, "the link header of the final response")
             check(response.read(), body, "the body")
 
     @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ class HeadContract(Contract):
         _, response = harness.exchange(http_response(b"", headers=fields))
         headers = response.head.headers
         check(headers.get("x-request-id"), "7", "the header")
-        check(headers.get("X-REQUEST-ID"), "7", "the header by a name in upper case")
+        check(headers.get("X-REQUEST-ID"), "7", "the header `X-REQUEST-ID`")
         check(headers.get_all("SET-COOKIE"), ("a=1, b", "c=2"), "the values of a repeated header")
         assert response.head.raw_response is not None, "raw_response must be the library's response"
         check(response.read(), b"", "the body")

@@ -75,20 +75,20 @@ class LocalTurnStoreContract:
         log.trace_parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         log.append(_event(1))
         copy = _find(stores[1])
-        check((copy.turn_id, copy.max_bytes), ("turn-1", 1000), "the id and the limit of the copy")
+        check((copy.turn_id, copy.max_bytes), ("turn-1", 1000), "the copy's turn_id and max_bytes")
         self.poll(lambda: copy.last == 1)
         check(copy.trace_parent, log.trace_parent, "the span of the copy")
         for number in (2, 3, 4):
             log.append(_event(number))
         self.poll(lambda: copy.last == log.last)
         check(list(copy.read(0)), [_event(number) for number in (1, 2, 3, 4)], _EVENTS)
-        check(copy.end, None, "the end of the copy of a running turn")
+        check(copy.end, None, "the end of a running turn's copied log")
         error = StreamIdleTimeout("no event")
         error.correlation_id = "RID(1)"
         log.finish(LogEnd(error))
         end = self.poll(lambda: copy.end)
         check(end and repr(end.error), repr(error), "the error of the copy")
-        check(end and vars(end.error), vars(error), "the attributes of the error of the copy")
+        check(end and vars(end.error), vars(error), "the copied error's attributes")
 
     def test_ended_turn_is_found(self, stores: Stores) -> None:
         log = _start(stores[0])
@@ -99,7 +99,7 @@ class LocalTurnStoreContract:
         check(list(copy.read(0)), [_event(1)], _EVENTS)
 
     def test_ended_turns_expire(self) -> None:
-        """A turn also expires if a later turn of its session replaced it and was then released."""
+        """Turns expire, too, after `release` has undone a later turn of the session."""
         first, second = self.make_stores(keep_seconds=1.0, lease_seconds=1.0)
         with closing(first), closing(second):
             _start(first).finish(_DONE)
@@ -133,7 +133,6 @@ class LocalTurnStoreContract:
         check(_ids(stores), ["turn-2"] * 2, _IDS)
 
     def test_claim_returns_the_running_turn_which_can_be_stopped(self, stores: Stores) -> None:
-        """The `TurnLog` that `claim` returns ends when the replaced turn has ended."""
         reasons: list[str] = []
         log, later = _log("turn-1", stop=reasons.append), _log("turn-2")
         stores[0].claim(_SESSION, log, refuse=True)
@@ -201,7 +200,7 @@ class LocalTurnStoreContract:
         check(copy.last, int(ends == "after"), "the number of events")
 
     def test_reader_that_needs_dropped_events_gets_an_error(self, stores: Stores) -> None:
-        """A copy that exceeds its size limit drops its oldest events and keeps the newest."""
+        """A copied log that exceeds its size limit (`max_bytes`) drops its oldest events."""
         log = _start(stores[0])
         for number in range(1, 101):
             log.append(_event(number, 80))
@@ -249,7 +248,7 @@ class LocalTurnStoreContract:
             stores[0].close()
 
         check(child_exit_code(work, self.timeout), 0, "the exit code of the child")
-        assert _find(stores[0]) is log, "find() must return the log of the process after a fork"
+        assert _find(stores[0]) is log, "find() in the parent must return the parent's own log"
         copy = _find(stores[1])
         log.append(_event(2))
         log.finish(_DONE)
@@ -293,7 +292,7 @@ class TurnStoreContract(LocalTurnStoreContract):
             store.claim(_SESSION, _log("turn-2"), refuse=True)
 
     def test_copy_ends_with_reader_lost_if_the_reading_process_is_killed(self) -> None:
-        """The copy in another process keeps its events, and the session accepts another turn."""
+        """The log's copy in another process keeps its events. The session accepts another turn."""
         read_end, write_end = os.pipe()
 
         def work() -> None:  # pragma: no cover - in the child
@@ -330,22 +329,22 @@ class TurnStoreContract(LocalTurnStoreContract):
         self.poll(lambda: not any(thread.is_alive() for thread in started))
 
     def test_closing_a_store_ends_its_copies(self, stores: Stores) -> None:
-        """A copy of a running turn ends with an error, and the turn continues in its process."""
+        """A running turn's copied log ends with an error. The turn continues in its process."""
         log = _start(stores[0])
         copy = _find(stores[1])
         stores[1].close()
         end = self.poll(lambda: copy.end)
-        assert end is not None, "the copy must end"
-        assert end.error is not None, "the copy must end with an error"
+        assert end is not None, "the copied log must end"
+        assert end.error is not None, "the copied log must end with an error"
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """A copy must not stay in memory, because its process receives all events for the copy."""
+        """As long as a copied log is in memory, its process receives all events of the turn."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))
         self.poll(lambda: gc.collect() >= 0 and copy() is None)
-        check(_find(stores[1]).turn_id, "turn-1", "the id of the turn, found again")
+        check(_find(stores[1]).turn_id, "turn-1", "the new copy's turn_id")
 
     def test_release_does_not_wait_for_another_program(self, stores: Stores) -> None:
         """`release` must not wait for a database, because it is called in event loops."""
@@ -378,7 +377,7 @@ def _event(number: int, size: int = 0) -> bytes:
 
 def _find(store: TurnStore, session_id: str = _SESSION) -> TurnLog:
     log = store.find(session_id)
-    assert log is not None, f"the turn of the session {session_id!r} must be found"
+    assert log is not None, f"find() must return the turn of the session {session_id!r}"
     return log
 
 

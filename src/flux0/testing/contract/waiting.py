@@ -163,10 +163,11 @@ class InterruptContract(Contract):
 
 @frozen
 class BackgroundCalls:
-    """The long calls of `IdleContract` under one backend, such as asyncio, by their names.
+    """The calls of `IdleContract` that last several seconds, for one backend such as asyncio.
 
-    `end` is the moment when `idle_test_seconds` have passed. `pooled` is the server for the call
-    "pooled". `ended` maps the name of each ended call to the moment of its end.
+    `calls` contains the calls by their names. `end` is the moment when `idle_test_seconds` have
+    passed. `pooled` is the server for the call named "pooled". `ended` maps the name of each ended
+    call to the moment of its end.
     """
 
     harness: Harness
@@ -200,8 +201,12 @@ class IdleContract(Contract):
 
     @pytest.fixture(autouse=True)
     def background(self, request: pytest.FixtureRequest) -> dict[str, BackgroundCalls]:
-        """The long calls under each backend. They start before the class's first test."""
-        # All tests of a class share the calls, so store the calls in the test's parent: the class.
+        """Return calls of several seconds, by the names of the backends, such as asyncio.
+
+        The calls start before the class's first test.
+        """
+        # Store the long calls in the test's parent, the class, because all tests of the class share
+        # them.
         shared: Any = request.node.parent
         if _CALLS not in shared.stash:
             ending = ExitStack()

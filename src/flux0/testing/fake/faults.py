@@ -219,7 +219,7 @@ def _cut_off(
         piece = next(pieces, None)
         if piece is None:
             unit = "bytes" if counts_bytes else "events"
-            problem = f"was not applied to {call} ({unit} in the body: {limit - left})"
+            problem = f"was not applied to {call}, whose body has only {limit - left} {unit}"
             raise AssertionError(f"{fault} {problem}")
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece

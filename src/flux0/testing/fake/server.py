@@ -196,12 +196,11 @@ class FakeServer:
         session_id = target.arguments["session_id"]
         for session in self.store.sessions:
             if session["id"] == session_id:
-                # If several sessions have this id, the real server uses the first one.
+                # The real server uses the first session if several sessions have the same id.
                 return session
         raise RequestRejected(otherwise, problem.format(session_id))
 
     def _user_id(self, headers: Headers) -> str:
-        """Return the user's id, found by the cookie or, if the fake has `tokens`, by the token."""
         if self._tokens is None:
             return self.store.user_ids[user_of(headers) or "anonymous"]
         scheme, _, token = headers.get("authorization", "").partition(" ")

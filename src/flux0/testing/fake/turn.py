@@ -96,8 +96,8 @@ class FakeTurn:
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
-                # The stream's reader holds the lock, which must not be held while the agent's own
-                # code runs. Therefore, the clock calls `resume`, and not the reader.
+                # The stream's reader holds a lock, which must not be held while the agent's own
+                # code runs. Therefore, the reader does not call `resume`: the clock calls `resume`.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)
@@ -200,8 +200,8 @@ class FakeTurn:
 
     async def _run_step(self, step: steps.AgentStep) -> None:
         self._used_up |= isinstance(step, (steps.FallSilent, steps.Fail))
-        # If the agent's own code has waited on the fake's clock since the agent's last step, the
-        # agent's next event is sent at the present time.
+        # If the clock has moved since the agent's last step, because the agent's own code has
+        # waited, the agent's next event has the clock's time.
         if self._clock.now() > self._continued_at:
             self._time = self._clock.now()
         self._silent_steps += 1
@@ -303,7 +303,7 @@ class FakeTurn:
         try:
             self._send(f"event: status\nid: {event['id']}\ndata: {json.dumps(event)}\n\n".encode())
         except UnicodeEncodeError:
-            # If the event's id contains a lone surrogate, the real server ends the body, too.
+            # Like the real server, end the body if the event's id contains a lone surrogate.
             self.completed = self.closes_connection = True
 
     def _send(self, event: bytes) -> None:

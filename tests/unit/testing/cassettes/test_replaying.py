@@ -207,7 +207,7 @@ def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
         f"agents.create(name='2', type='fake') is not the next request in {path}",
         "next: exchange 2, agents.create(name='1', type='fake')",
         "  body name: recorded '1', got '2'",
-        'the request is exchange 3: matching="loose" allows any order',
+        'exchange 3 has the same request: matching="loose" allows any order',
     ]
     assert explanation(replay, AGENTS[0]) == [
         f"agents.create(name='0', type='fake') is not the next request in {path}",
@@ -568,8 +568,8 @@ def test_reading_beyond_an_early_close_is_explained(mode: Mode, path: Path) -> N
         run(mode, lambda: program(ReplayTransport(path), 3))
     assert str(caught.value).splitlines() == [
         f"{path} has no more data of exchange 2, sessions.create_event(session_id='s000000001', "
-        "type='message', source='user', content='Hi'): the recorded program cancelled or closed "
-        "it 0.5 s after the response head",
+        "type='message', source='user', content='Hi'): the recorded call was cancelled or closed "
+        "0.5 s after the response head",
         f"To record the whole response, run this code with "
         f"RecordingTransport(transport, {str(path)!r}).",
     ]
@@ -578,7 +578,7 @@ def test_reading_beyond_an_early_close_is_explained(mode: Mode, path: Path) -> N
 def test_waiting_for_a_cancelled_response_is_explained(path: Path) -> None:
     left = evolve(LIST_AGENTS, response=None, end=CLOSED, after=2.5)
     replay = ReplayTransport(write_cassette(path, left))
-    with pytest.raises(AssertionError, match=r"agents.list\(\).*it 2.5 s after the request"):
+    with pytest.raises(AssertionError, match=r"agents.list\(\).*closed 2.5 s after the request"):
         replay.send(request_of(left))
 
 
@@ -586,7 +586,7 @@ def test_waiting_for_a_cancelled_response_is_explained(path: Path) -> None:
 @pytest.mark.parametrize("response", [None, LIST_AGENTS.response], ids=["before", "within"])
 @pytest.mark.parametrize(
     ("timeout_ms", "error", "message"),
-    [(5000, ReadTimeout, "timeout_ms"), (6000, AssertionError, "the recorded program cancelled")],
+    [(5000, ReadTimeout, "timeout_ms"), (6000, AssertionError, "the recorded call was cancelled")],
 )
 def test_deadline_expires_again_if_it_is_not_longer(
     mode: Mode, response: Any, timeout_ms: int, error: type[Exception], message: str, path: Path
