@@ -119,7 +119,7 @@ class Await:
 HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]
 """A function that computes the value of a header field, such as a token that expires."""
 Effect: TypeAlias = Send | ReadBody | Sleep | Await
-"""An I/O operation that a flow yields."""
+"""An I/O operation that a generator of type `Flow` yields, such as `Send` or `Sleep`."""
 Flow: TypeAlias = Generator[Effect, Any, T]
 """A generator that yields effects, and returns its result."""
 SendFlow: TypeAlias = Callable[[CallRequest], Flow[Response[Any]]]

@@ -81,9 +81,8 @@ class Interrupt:
         finalizers, because this method does not wait for a lock.
         """
         self.fired = True
-        # If another thread holds `_lock`, `fire` must not call `_wake`. The other thread is in
-        # `on_fire`, which then calls `_wake`, in `fire`, which is calling `_wake`, or in `clear`,
-        # which ends the wait.
+        # If another thread holds `_lock`, `fire` returns at once. The other thread then calls
+        # `_wake` itself, in `on_fire` or `fire`, or it is in `clear`, which ends the wait.
         if self._lock.acquire(blocking=False):
             try:
                 if self._wake is not None:

@@ -33,14 +33,14 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "content-type": "text/event-stream",
         "cache-control": "no-store",
-        "x-accel-buffering": "no",  # With this header field, nginx forwards each event at once.
+        "x-accel-buffering": "no",  # With `no`, nginx forwards each event at once.
     }
 )
 """The header fields of a response that relays a turn as server-sent events."""
 
 
-# Each encoded event with the status `error` contains these bytes. Relays search for the bytes,
-# because they must replace the agent's error text in such an event.
+# Each encoded event with the status `error` contains `AGENT_ERROR`. Relays search for
+# `AGENT_ERROR`, because they must replace the agent's error text in such an event.
 AGENT_ERROR: Final = b'"status": "error"'
 # The messages of these error classes contain no text of an agent and no address of a server, so
 # relays send the messages to browsers.

@@ -27,8 +27,8 @@ from flux0.relay_format import HEARTBEAT, RelayEncoder, general_text
 _ARGS: Final = re.compile("/tool_calls/([0-9]{1,4})/args/-")
 # The paths of JSON Patch operations that add a tool call, name a tool call, or add a tool result.
 _ITEMS: Final = re.compile("(/tool_calls(/[^/]+(/tool_name)?)?|/tool_call_results(/[^/]+)?)?")
-# Rebuilding a message is slow. While a message grows, it is rebuilt for at most this number of
-# added tool calls and results. A complete message is rebuilt once more.
+# Rebuilding a message is slow. While tool calls and results are added to a message, the message is
+# rebuilt at most `_MAX_REBUILDS` times. A complete message is rebuilt once more.
 _MAX_REBUILDS: Final = 100
 
 _Text: TypeAlias = Literal["text-start", "text-delta", "text-end"]
@@ -105,7 +105,7 @@ class _StreamedCall:
 @define
 class _Message:
     id: str
-    kind: _Part  # The types of the steps that start, extend and end the text.
+    kind: _Part  # The step types that start, extend and end the message's text.
     texts: list[str] = field(factory=list[str])
     calls: dict[int, _StreamedCall] = field(factory=dict[int, _StreamedCall])
     # `open_text` is the id of the started but not ended text part; empty if there is none.
@@ -115,11 +115,11 @@ class _Message:
 
 
 class TurnSteps:
-    """Converts the events of one turn into steps.
+    """Converts the events of one turn into `Step` objects, for the encoders of relays.
 
-    A part of text ends when the next message begins. If an agent writes several messages at the
-    same time, a message may have several parts. JSON content has a step when the next message
-    begins, and again at the turn's end if the message has changed.
+    A text part ends when the next message begins. If an agent writes several messages at the same
+    time, one message may have several text parts. The step for JSON content follows when the next
+    message begins, and again at the turn's end if the message has changed.
 
     Args:
         error_text: Returns the text that a reader gets for an error. By default, the text is a

@@ -112,7 +112,7 @@ class TurnStore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the store's threads, close its connections, and end all copies with an error.
+        """End the store's threads, close its connections, and end all copied logs with an error.
 
         The caller stops the turns of this process before this call. A second call has no effect.
         """

@@ -108,7 +108,6 @@ def pytest_runtest_makereport(
 
 
 def _passed(*items: pytest.Item) -> bool:
-    """Return True if at least one test in `items` has passed, and no test has failed."""
     outcomes = {item.stash.get(_PASSED, None) for item in items}
     return True in outcomes and False not in outcomes
 

@@ -149,5 +149,5 @@ def test_end_of_a_close_delimited_response_is_unconfirmed(
     server.release()
     assert list(events) == []
     assert events.ending == "unconfirmed"
-    with pytest.raises(StreamInterrupted, match="has not stored all its messages"):
+    with pytest.raises(StreamInterrupted, match="has not stored all messages of the turn"):
         events.confirm()

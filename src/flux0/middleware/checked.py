@@ -28,7 +28,7 @@ def checked(layer: Middleware, policy: Middleware) -> Middleware:
     for function in (layer, type(layer).__call__):
         if iscoroutinefunction(function) or isasyncgenfunction(function):
             kind = "function" if iscoroutinefunction(function) else "generator"
-            advice = "write def, and yield Await(...) to await"
+            advice = "write def instead of async def, and yield Await(...) to await"
             problem = f"must contain generator functions, not the async {kind} {layer!r}: {advice}"
             raise InvalidArgument("middleware", problem)
 

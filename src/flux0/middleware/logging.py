@@ -137,12 +137,12 @@ def log_failed_observer(observer: object, error: Exception) -> None:
 
 
 def log_failed_background_turn(error: Exception) -> None:
-    _logger().error("the background turn could not be read", exc_info=error)
+    _logger().error("an unexpected exception ended a background turn", exc_info=error)
 
 
+# The logger is cached, because `logging.getLogger` acquires a lock.
 @cache
 def _logger() -> logging.Logger:
-    """Return the logger `flux0`, from a cache, because `logging.getLogger` acquires a lock."""
     import logging  # noqa: PLC0415 - slow to import; HTTP libraries import it, too
 
     return logging.getLogger("flux0")

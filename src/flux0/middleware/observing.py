@@ -50,7 +50,8 @@ class Observers:
         return bool(self._observers)
 
     def observe_call(self, request: CallRequest, flow: Flow[T]) -> Flow[T]:
-        # `observe_call` is called only if the client has observers, so each request has a `call`.
+        # `request.call` is not None, because `observe_call` is called only if the client has
+        # observers.
         call = cast("Call", request.call)
         start, error = self.clock(), None
         self.flush()

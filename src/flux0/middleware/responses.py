@@ -16,8 +16,8 @@ from flux0.flows import CallRequest, Flow, ReadBody, SendFlow
 from flux0.ports import Codec, Response
 
 _LONGEST_MESSAGE = 500
-# If no route has the request's path, the server's 404 response has this value of `detail`. For an
-# unknown agent or session, `detail` has another value.
+# If no route has the request's path, the server sends a 404 response with the `detail` "Not Found".
+# For an unknown agent or session, `detail` has another value.
 _NOT_FOUND = "Not Found"
 _NO_ROUTE = (
     "Not Found: the route does not exist; server_url must be the URL before /api, such as "

@@ -81,7 +81,7 @@ def _load_anyio(*, trio: bool) -> Any:  # noqa: ARG001 - the key of the cache
         with fork_lock:
             import anyio  # noqa: PLC0415 - slow to import; httpx imports it
 
-            anyio.current_time()  # The first call imports a part of anyio.
+            anyio.current_time()  # The first call of `current_time` imports a part of anyio.
     except OSError as error:
         raise ConnectError(os.strerror(error.errno or 0).lower()) from error
     return anyio
@@ -207,10 +207,10 @@ def _suspend() -> Generator[None, None, None]:
 
 
 def _gather(close: Callable[[], Awaitable[None]]) -> Awaitable[Sequence[BaseException | None]]:
-    """Start a task of asyncio that awaits `close()`, and return a future with its error.
+    """Start an asyncio task that awaits `close()`, and return a future with the task's error.
 
-    If the loop is about to end, it never runs a new task. Python warns about such a task, unless
-    `gather` has created it, and about its coroutine, unless the coroutine was started.
+    A loop that is about to end never runs the new task. To avoid Python's warnings in this case,
+    `gather` creates the task, and the task's coroutine is started before.
     """
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
@@ -316,8 +316,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
             await self._close_resource(resource)
 
     async def _close_later(self, loop: Loop) -> None:
-        # If the event loop ends during this sleep, the loop cancels this task, and
-        # `close_at_loop_end` closes the resource.
+        # If the event loop ends during the sleep, it cancels this task, and `close_at_loop_end`
+        # closes the loop's resource.
         await sleep(_CLOSE_DELAY)
         await self.close(loop)
 
@@ -343,7 +343,6 @@ def is_current(loop: Loop) -> bool:
 
 
 def _running_trio() -> Any:
-    """Return the trio module if the caller runs under trio, else None; never import trio."""
     trio = sys.modules.get("trio")
     # While another thread imports trio, the module trio has no attribute `lowlevel` yet.
     if trio is not None and hasattr(trio, "lowlevel"):

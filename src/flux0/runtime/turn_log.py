@@ -24,13 +24,13 @@ _INHERITED: Final = "a forked child cannot read a turn that its parent reads"
 
 @frozen
 class LogEnd:
-    """The end of a turn's log. In other processes, a copy of a log may end before the turn.
+    """The end of a turn's log. In another process, a copied log may end before the turn.
 
     Attributes:
         error: The error that ended the turn; None if the turn was read to its end.
         finished: Whether the end is confirmed, as in `EventStream.finished`.
-        is_of_copy: Whether only this copy of the log has ended. Another process may add events to
-            the turn, so the error must not have a number.
+        is_of_copy: Whether only this process's copy of the log has ended. The turn may continue in
+            another process, so relays send `error` without an event number.
     """
 
     error: Flux0Error | None = None

@@ -149,8 +149,6 @@ class BackgroundTurn(Uncopyable):
 
 
 class _ReplyBuilder(RelayEncoder):
-    """An encoder that builds a `Reply` from the events of a turn, and returns no bytes."""
-
     def __init__(self, log: TurnLog) -> None:
         self._log = log
         self._accumulator = MessageAccumulator()

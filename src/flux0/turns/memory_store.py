@@ -46,7 +46,7 @@ class MemoryTurnStore(TurnStore):
         with turns.changing:
             previous = turns.logs.get(session_id)
             if refuse and previous is not None and not previous.is_ended:
-                raise TurnRunning("a turn of the session is running")
+                raise TurnRunning('a turn of the session is running: pass running="stop"')
             log.on_end = partial(self._record_end, log)
             turns.logs[session_id] = log
             if not turns.is_cleaning:
@@ -79,8 +79,8 @@ class MemoryTurnStore(TurnStore):
 
     def _clean_later(self) -> None:
         # A process can have many turns, so the store looks for expired turns only ten times in
-        # `keep_seconds`. The alarm has only a weak reference to the store, so that the store can be
-        # freed before the alarm.
+        # `keep_seconds`. The function `clean` has only a weak reference to the store, so that the
+        # store can be freed before `clean` is called.
         method = WeakMethod(self._remove_expired)
 
         def clean() -> None:
@@ -105,9 +105,9 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
-        # `released` maps a released log to the session's previous log, if a newer log had already
-        # replaced the released log. If the newer log is released, too, the session gets the
-        # previous log again.
+        # `released` maps a log to the session's previous log, if the log was released after a newer
+        # turn had replaced it. If the newer turn is released, too, the session gets the previous
+        # log again.
         self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
         # The lock is reentrant, because a signal handler can start a turn in a thread that holds

@@ -212,7 +212,6 @@ class OpenTurns:
 
 
 def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
-    """Raise an error if an earlier call in the queue (`ahead`) must wait for the current call."""
     for other in ahead:
         if other.thread == sender.thread:
             if isinstance(other, ThreadSender) or other.task is running_task():
@@ -222,7 +221,6 @@ def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
 
 
 def _is_suspended(stream: AsyncEventStream) -> bool:
-    """Return whether the event loop of the stream belongs to this thread but is not running."""
     return stream.thread == get_ident() and is_stopped(stream.loop)
 
 

@@ -51,8 +51,8 @@ class ReaderRole:
     def __init__(self, running: Callable[[], object], turn: Turn) -> None:
         self._running = running
         self._turn = turn
-        # `readers` has weak references: a loop stops being the stream's reader when its `Reader` is
-        # freed, even if Ctrl-C has interrupted the loop.
+        # `readers` has only weak references: when a loop has ended, even by Ctrl-C, its `Reader`
+        # object is freed, and another thread or task may read the stream.
         self.readers: list[ref[Reader]] = []
         self.lock: Lock = Lock()
 
@@ -100,11 +100,11 @@ class ReaderRole:
 
 
 def _running_generators() -> frozenset[int]:
-    """Return the ids of the frames of all generators that the current thread or task is executing.
+    """Return the frame ids of all generators that the current thread or task is executing.
 
-    A web server may run each step of a generator in another thread. So loops in a generator are
-    recognized by the generator's frame. The frame exists as long as its loops, so no other frame
-    has the same id.
+    A web server may run each step of a generator in another thread. Therefore, a loop in a
+    generator is recognized by the generator's frame id, and not by the thread. Until the loop ends,
+    the frame exists, so no other frame has the same id.
     """
     generators, frame = set[int](), currentframe()
     while frame is not None and not frame.f_code.co_flags & CO_COROUTINE:
@@ -130,7 +130,8 @@ class AsyncLoop:
         take: A function that returns the next value from the received events, or a false value if
             there is none.
         reader: The loop's reader; None before the first step and after the end.
-        is_pending: True if the end of a loop that was never started also closes the stream.
+        is_pending: True if the stream must also be closed when the iterator is freed before its
+            first step.
     """
 
     def __init__(

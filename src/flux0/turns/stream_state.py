@@ -316,7 +316,6 @@ class StreamState(Uncopyable):
         self._report_end()
 
     def _is_left(self) -> bool:
-        """Return whether the last loop has ended, and no `with` block keeps the stream open."""
         is_read = self._role.readers or self.is_being_read
         return not is_read and self._life.current.state is not State.ENTERED
 
@@ -348,7 +347,7 @@ class StreamState(Uncopyable):
 
     def _compare_with_stored(self, stored: Events) -> None:
         if joined_history(stored, self._content.finish()) != joined_history(stored, ()):
-            self._interrupt("the server has not stored all its messages")
+            self._interrupt("the server has not stored all messages of the turn")
 
     def _needs_check(self) -> bool:
         """Return whether `confirm` must compare the messages with the stored events.

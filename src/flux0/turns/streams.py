@@ -98,7 +98,8 @@ class EventStream(StreamState):
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            # The garbage collector can close this generator, so the observers are called later.
+            # The garbage collector may have closed the generator, so call the observers only during
+            # the client's next call.
             later = True
             raise
         finally:

@@ -17,8 +17,8 @@ from flux0.runtime.processes import NO_WAIT, OwnerProcess
 from flux0.turns.turn import Received
 
 T = TypeVar("T")
-# `TurnContent.add` calls `fold` only after it has received this number of bytes, because acquiring
-# the lock takes as much time as adding one chunk to a message.
+# `TurnContent.add` calls `fold` only after more than `_FOLDED_BYTES` received bytes, because
+# acquiring the lock takes as much time as adding one chunk to a message.
 _FOLDED_BYTES: Final = 16 * 1024
 
 
@@ -44,7 +44,7 @@ class TurnContent:
         self._process = OwnerProcess()
         self.unread: Iterator[tuple[StreamEvent, ServerSentEvent]] = iter(())
         self._taken: deque[StreamEvent] = deque()
-        self._size = 0  # The number of bytes in events that `add` has not folded yet.
+        self._size = 0  # The number of received bytes since `add` has called `fold`.
         self.status: SessionStatus | str | None = None
         self.agent_error: StatusEvent | None = None
         self.text: str = ""
@@ -120,5 +120,5 @@ class TurnContent:
         return result
 
     def _wait(self) -> bool:
-        """Wait for the lock. In a forked child, return False, because no thread releases it."""
+        # In a forked child, no thread releases the lock.
         return not self._process.is_inherited() and self._lock.acquire()

@@ -97,8 +97,8 @@ class TurnReport:
         self._report()
 
     def _report(self) -> None:
-        # The outer loop checks `_waiting` again after the lock was released: while this thread held
-        # the lock, another thread may have added a report without waiting for the lock.
+        # Check `_waiting` again after the lock was released: while this thread held the lock,
+        # another thread may have added a report to `_waiting` without waiting for the lock.
         while self._waiting and self._reporting.acquire(NO_WAIT):
             try:
                 while self._waiting:

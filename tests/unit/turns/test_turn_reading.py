@@ -80,7 +80,7 @@ async def test_unconfirmed_end_with_stored_messages_is_not_finished(mode: Mode) 
 @in_every_mode
 async def test_truncated_turn_ends_with_an_error_for_all_readers(mode: Mode) -> None:
     turn, transport = await started(mode, close_delimited(chunk("a")), stored())
-    with pytest.raises(StreamInterrupted, match="has not stored all its messages"):
+    with pytest.raises(StreamInterrupted, match="has not stored all messages of the turn"):
         await turn.wait_async()
     *_, last = [piece async for piece in turn.relay_async()]
     assert last.startswith(b"event: error\nid: 2\n")
