@@ -176,7 +176,7 @@ def test_repr_shows_the_state_and_the_session() -> None:
 
 def test_background_turn_cannot_be_pickled() -> None:
     with pytest.raises(
-        TypeError, match=r"^BackgroundTurn cannot be pickled or copied, .*pass ids$"
+        TypeError, match=r"^BackgroundTurn cannot be pickled or copied, .*pass ids instead"
     ):
         pickle.dumps(background_turn([]))
 
