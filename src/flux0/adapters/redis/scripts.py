@@ -32,21 +32,21 @@ from typing import Final
 CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
-local present, generation = unpack(redis.call('HMGET', session, 'turn', 'generation'))
-local running = redis.call('HEXISTS', expected_info, 'max_bytes') == 1
-    and redis.call('HEXISTS', expected_info, 'end') == 0
+local present, generation = unpack(redis.call("HMGET", session, "turn", "generation"))
+local running = redis.call("HEXISTS", expected_info, "max_bytes") == 1
+    and redis.call("HEXISTS", expected_info, "end") == 0
 if present ~= id then
-  if (present or '') ~= expected then return {} end
-  if running and refuse == '1' then return {1, ''} end
-  local before, time = running and generation or '', redis.call('TIME')
+  if (present or "") ~= expected then return {} end
+  if running and refuse == "1" then return {1, ""} end
+  local before, time = running and generation or "", redis.call("TIME")
   generation = math.max((generation or 0) + 1, time[1] * 1000000 + time[2])
-  generation = string.format('%.0f', generation)
-  redis.call('HSET', session, 'turn', id, 'generation', generation, 'process', process,
-      'before', before)
-  redis.call('PEXPIRE', session, ttl_ms)
-  redis.call('HSET', info, 'generation', generation, 'process', process, 'max_bytes', max_bytes,
-      'last', 0)
-  redis.call('PEXPIRE', info, ttl_ms)
+  generation = string.format("%.0f", generation)
+  redis.call("HSET", session, "turn", id, "generation", generation, "process", process,
+      "before", before)
+  redis.call("PEXPIRE", session, ttl_ms)
+  redis.call("HSET", info, "generation", generation, "process", process, "max_bytes", max_bytes,
+      "last", 0)
+  redis.call("PEXPIRE", info, ttl_ms)
 end
 return {running and 1 or 0, generation}
 """
@@ -57,12 +57,12 @@ return {running and 1 or 0, generation}
 RELEASE: Final = """
 local session, info, previous_info = unpack(KEYS)
 local id, previous = unpack(ARGV)
-if redis.call('HGET', session, 'turn') ~= id then return redis.call('HDEL', info, 'process') end
-local generation, process = unpack(redis.call('HMGET', previous_info, 'generation', 'process'))
-if not process then return redis.call('DEL', session) end
-redis.call('HSET', session, 'turn', previous, 'generation', generation, 'process', process,
-    'before', '')
-redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
+if redis.call("HGET", session, "turn") ~= id then return redis.call("HDEL", info, "process") end
+local generation, process = unpack(redis.call("HMGET", previous_info, "generation", "process"))
+if not process then return redis.call("DEL", session) end
+redis.call("HSET", session, "turn", previous, "generation", generation, "process", process,
+    "before", "")
+redis.call("PEXPIRE", session, redis.call("PTTL", previous_info))
 """
 
 # The script APPEND adds `events` and `facts` to a turn. `facts` has lines such as `end {...}`: the
@@ -74,39 +74,39 @@ redis.call('PEXPIRE', session, redis.call('PTTL', previous_info))
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
 local generation, ttl_ms, sent, last, kept, events, facts = unpack(ARGV)
-local fields, state = redis.call('HGETALL', info), {}
+local fields, state = redis.call("HGETALL", info), {}
 for i = 1, #fields, 2 do state[fields[i]] = fields[i + 1] end
-local stored = state['end'] and last or state.last
-if not state.last or (state.last ~= '0' and redis.call('EXISTS', log) == 0) then return {} end
-if events ~= '' and stored == sent then
-  redis.call('XADD', log, 'MINID', kept, last .. '-0', 'events', events)
-  redis.call('HSET', info, 'last', last)
+local stored = state["end"] and last or state.last
+if not state.last or (state.last ~= "0" and redis.call("EXISTS", log) == 0) then return {} end
+if events ~= "" and stored == sent then
+  redis.call("XADD", log, "MINID", kept, last .. "-0", "events", events)
+  redis.call("HSET", info, "last", last)
   stored = last
 end
 if stored == last then
-  for name, value in facts:gmatch('(%S+) ([^\\n]*)\\n') do
-    redis.call('HSETNX', info, name, value)
+  for name, value in facts:gmatch("(%S+) ([^\\n]*)\\n") do
+    redis.call("HSETNX", info, name, value)
   end
 end
-if events ~= '' or facts ~= '' then
+if events ~= "" or facts ~= "" then
   for field in pairs(state) do
-    if field:sub(1, 1) == '@' then redis.call('PUBLISH', field:sub(2), info) end
+    if field:sub(1, 1) == "@" then redis.call("PUBLISH", field:sub(2), info) end
   end
 end
-redis.call('PEXPIRE', info, ttl_ms)
-redis.call('PEXPIRE', log, ttl_ms)
-local present, before = unpack(redis.call('HMGET', session, 'generation', 'before'))
-if generation ~= '0' and (not present or tonumber(present) < tonumber(generation)) then
-  redis.call('HSET', session, 'turn', info:sub(#session + 2), 'generation', generation,
-      'process', state.process, 'before', '')
+redis.call("PEXPIRE", info, ttl_ms)
+redis.call("PEXPIRE", log, ttl_ms)
+local present, before = unpack(redis.call("HMGET", session, "generation", "before"))
+if generation ~= "0" and (not present or tonumber(present) < tonumber(generation)) then
+  redis.call("HSET", session, "turn", info:sub(#session + 2), "generation", generation,
+      "process", state.process, "before", "")
   present = generation
 end
 if present == generation then
-  redis.call('PEXPIRE', session, ttl_ms)
-elseif generation ~= '0' and before ~= generation then
-  state.stop = 'replaced'
+  redis.call("PEXPIRE", session, ttl_ms)
+elseif generation ~= "0" and before ~= generation then
+  state.stop = "replaced"
 end
-return {stored, state.stop or ''}
+return {stored, state.stop or ""}
 """
 
 # The script RESTORE stores a turn again that Redis has lost. The turn has no events until APPEND
@@ -114,31 +114,31 @@ return {stored, state.stop or ''}
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
-redis.call('DEL', log)
-redis.call('HSET', info, 'generation', generation, 'process', process, 'max_bytes', max_bytes,
-    'last', 0)
-redis.call('PEXPIRE', info, ttl_ms)
-redis.call('PUBLISH', everyone, info)
+redis.call("DEL", log)
+redis.call("HSET", info, "generation", generation, "process", process, "max_bytes", max_bytes,
+    "last", 0)
+redis.call("PEXPIRE", info, ttl_ms)
+redis.call("PUBLISH", everyone, info)
 """
 
 # The script READ returns the state of a turn and its next entries. The reply is empty if Redis does
 # not have the turn. The first entry can contain events before `first`, too.
 READ: Final = """
 local info, log = unpack(KEYS)
-local process, first, count = unpack(ARGV)
+local process, first, limit = unpack(ARGV)
 local reader, max_bytes, last, turn_end, trace_parent =
-    unpack(redis.call('HMGET', info, 'process', 'max_bytes', 'last', 'end', 'trace_parent'))
+    unpack(redis.call("HMGET", info, "process", "max_bytes", "last", "end", "trace_parent"))
 if not max_bytes then return {} end
-if not turn_end then redis.call('HSET', info, '@' .. process, 1) end
-local entries = redis.call('XRANGE', log, first, '+', 'COUNT', count)
-return {max_bytes, reader, last, turn_end or '', trace_parent or '', entries}
+if not turn_end then redis.call("HSET", info, "@" .. process, 1) end
+local entries = redis.call("XRANGE", log, first, "+", "COUNT", limit)
+return {max_bytes, reader, last, turn_end or "", trace_parent or "", entries}
 """
 
 STOP: Final = """
-local process = redis.call('HGET', KEYS[1], 'process')
+local process = redis.call("HGET", KEYS[1], "process")
 if process then
-  redis.call('HSET', KEYS[1], 'stop', ARGV[1])
-  redis.call('PUBLISH', process, KEYS[1])
+  redis.call("HSET", KEYS[1], "stop", ARGV[1])
+  redis.call("PUBLISH", process, KEYS[1])
 end
 """
 
@@ -146,13 +146,13 @@ end
 # the turn. The reply is 0 if another process has already ended or restored the turn.
 LOSE: Final = """
 local process, turn_end, ttl_ms = unpack(ARGV)
-if redis.call('HGET', KEYS[1], 'process') ~= process then return 0 end
-for _, key in ipairs(KEYS) do redis.call('PEXPIRE', key, ttl_ms) end
-return redis.call('HSETNX', KEYS[1], 'end', turn_end)
+if redis.call("HGET", KEYS[1], "process") ~= process then return 0 end
+for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
+return redis.call("HSETNX", KEYS[1], "end", turn_end)
 """
 
 # The script RENEW renews the lease of a process: a key with a counter. The reply is the previous
 # counter. If the previous counter is missing or too low, Redis has lost data.
 RENEW: Final = """
-return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'GET')
+return redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2], "GET")
 """
