@@ -169,10 +169,11 @@ async def test_timeouts_are_limited_to_the_time_until_the_deadline(mode: Mode) -
 async def test_request_is_not_sent_after_the_deadline(mode: Mode) -> None:
     transport = script()
 
-    with pytest.raises(ReadTimeout, match=r"the call took longer than 5 s \(timeout_ms\)"):
+    with pytest.raises(ReadTimeout, match=r"the call took longer than 5 s \(timeout_ms\)") as caught:
         await drive(mode, fetch(REQUEST), transport, times=[5.0], deadline=Deadline(5.0, 5.0))
 
     assert transport.requests == []
+    assert caught.value.sent == "no"
 
 
 @in_every_mode
@@ -188,9 +189,10 @@ def test_response_after_the_deadline_is_closed() -> None:
     response = response_from(late)  # A body that is referenced is not closed by its finalizer.
     driver = Driver(script(response), Clock([0.0, 6.0]))
 
-    with pytest.raises(ReadTimeout, match="timeout_ms"):
+    with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
         driver.run(fetch(REQUEST), Deadline(5.0, 5.0))
 
+    assert caught.value.sent == "maybe"
     assert late.reads == 0
     assert late.releases
     assert response.body is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -176,6 +177,17 @@ def test_long_bodies_are_truncated_and_invalid_utf_8_is_replaced(body: bytes, sh
 
     assert request_line.endswith(f"body={shown}")
     assert response_line.endswith(f"body={shown}")
+
+
+@pytest.mark.parametrize("length", [10, 2000])
+def test_credentials_in_short_and_long_json_bodies_are_not_logged(length: int) -> None:
+    body = json.dumps({"api_key": "secret", "content": "x" * length}).encode()
+
+    lines = log_of(evolve(REQUEST, body=body), scripted_response(body))
+
+    for line in lines:
+        assert '"api_key": "***"' in line
+        assert "secret" not in line
 
 
 def test_credentials_in_headers_are_not_logged() -> None:

@@ -10,6 +10,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -113,9 +114,9 @@ def test_one_of_two_claims_at_the_same_time_is_refused() -> None:
     assert store.find("session") is log
 
 
-def test_turn_before_two_claims_is_found_after_both_were_released() -> None:
-    for order in ((0, 1), (1, 0)):
-        store, kept, claims = MemoryTurnStore(), new_log(), [new_log(), new_log()]
+def test_turn_before_three_claims_is_found_after_all_were_released_in_any_order() -> None:
+    for order in permutations(range(3)):
+        store, kept, claims = MemoryTurnStore(), new_log(), [new_log() for _ in range(3)]
         store.claim("session", kept, refuse=True)
         kept.finish(LogEnd())
         previous = [store.claim("session", log, refuse=False) for log in claims]
