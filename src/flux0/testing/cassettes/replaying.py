@@ -198,7 +198,7 @@ class ReplayTransport(SharedTransport):
         if later:
             numbers = shorten(", ".join(later))
             lines.append(
-                f'exchange {numbers} has the same request: matching="loose" allows any order'
+                f'exchange {numbers} has this request: to allow any order, pass matching="loose"'
             )
         raise self._mismatch(*lines)
 
@@ -216,7 +216,7 @@ class ReplayTransport(SharedTransport):
         lines = [f"{call} is not in {self._path}", *([f"nearest: {near}"] * bool(near))]
         recorded = (replay.exchange.request for replay in self._replays)
         if self._match is None and _without_ids(request) in map(_without_ids, recorded):
-            problem = "threads and tasks that send equal requests may get the ids of each other"
+            problem = "in threads or tasks, equal requests may get responses with swapped ids"
             advice = "to ignore ids in paths, pass match=lambda call: (call.operation, call.body)"
             lines.append(f"{problem}: {advice}")
         raise self._mismatch(*lines)

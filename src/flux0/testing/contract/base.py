@@ -49,7 +49,7 @@ class Contract(ABC):
         raise NotImplementedError(f"{type(self).__name__} must define make_transport()")
 
     def make_harness(self, transport: Any, backend: str, ending: ExitStack) -> Harness:
-        """Return a `Harness` that calls `transport` for a test. `ending` closes the harness."""
+        """Return a `Harness`, which calls `transport`. The stack `ending` closes the harness."""
         servers = ending.enter_context(ExitStack())
         if backend == THREADS:
             harness = Harness(BlockingAsAsync(transport), run_in_thread, self.timeout, servers)

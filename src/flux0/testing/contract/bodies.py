@@ -31,8 +31,8 @@ from flux0.testing.contract.responses import (
 )
 
 _framings = pytest.mark.parametrize("framing", FRAMINGS)
-# The pairs of framing and gzip for which a transport can detect a truncated body. Only the
-# truncation of a close-delimited body without gzip cannot be detected.
+# Each pair is a framing, and whether the body is compressed with gzip. A transport can detect a
+# truncated body for each pair except the last: a close-delimited body without gzip.
 _DETECTABLE = [(each, gzip) for each in FRAMINGS for gzip in (True, False)][:-1]
 _codings = pytest.mark.parametrize("gzip", [False, True], ids=["identity", "gzip"])
 
@@ -177,7 +177,7 @@ class BodyContract(Contract):
             for _ in range(2)
         )
         # After a full flush, compressed data does not depend on earlier bytes. Therefore, the body
-        # can repeat the compressed megabyte `another`.
+        # can repeat `another`, which is 1 MB of zeros in compressed form.
         _, response = harness.exchange(http_response(first + another * 199, headers=_GZIPPED))
         tracemalloc.start()
         try:

@@ -86,9 +86,9 @@ class ConnectContract(Contract):
 def slow_tls_record(timeout: float) -> ServerSteps:
     """Return the steps of a response that ends with an invalid TLS record in two parts.
 
-    The server sends the body's start `first`, and waits for `ByteServer.release`. After the
-    release, the record's first part arrives before `timeout` seconds, and the second part after
-    `timeout` seconds.
+    The server sends the response head and `first`, the body's first chunk. Then the server waits
+    for `ByteServer.release`. After the release, the record's first part arrives before `timeout`
+    seconds, and the second part after `timeout` seconds.
     """
     parts = b"\x17\x03\x03\x00\x20", bytes(32)
     late = (step for part in parts for step in (Sleep(0.8 * timeout), Write(part, below_tls=True)))

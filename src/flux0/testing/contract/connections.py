@@ -146,7 +146,7 @@ class ReleaseContract(Contract):
     def test_finished_body_releases_its_connection_for_reuse(
         self, harness: Harness, *, stream: bool
     ) -> None:
-        """After the end of a response body, `close` has no effect."""
+        """If a response body was read to its end, `close` does not close the connection."""
         server = harness.serve(http_response(b"a", b"b", framing="chunked", gzip=True))
         for _ in range(3):
             response = harness.send(get(server.url, stream=stream))

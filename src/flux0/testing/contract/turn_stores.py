@@ -75,7 +75,7 @@ class LocalTurnStoreContract:
         log.trace_parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         log.append(_event(1))
         copy = _find(stores[1])
-        check((copy.turn_id, copy.max_bytes), ("turn-1", 1000), "the copy's turn_id and max_bytes")
+        check((copy.turn_id, copy.max_bytes), ("turn-1", 1000), "the copied turn_id and max_bytes")
         self.poll(lambda: copy.last == 1)
         check(copy.trace_parent, log.trace_parent, "the span of the copy")
         for number in (2, 3, 4):
@@ -248,7 +248,7 @@ class LocalTurnStoreContract:
             stores[0].close()
 
         check(child_exit_code(work, self.timeout), 0, "the exit code of the child")
-        assert _find(stores[0]) is log, "find() in the parent must return the parent's own log"
+        assert _find(stores[0]) is log, "find() in the parent process must return its own log"
         copy = _find(stores[1])
         log.append(_event(2))
         log.finish(_DONE)
@@ -339,7 +339,7 @@ class TurnStoreContract(LocalTurnStoreContract):
         check(log.end, None, "the end of the turn")
 
     def test_unreferenced_copy_is_garbage_collected(self, stores: Stores) -> None:
-        """As long as a copied log is in memory, its process receives all events of the turn."""
+        """A process receives a turn's events as long as it has the turn's copied log in memory."""
         log = _start(stores[0])
         copy = weakref.ref(_find(stores[1]))
         log.append(_event(1))

@@ -165,9 +165,9 @@ class InterruptContract(Contract):
 class BackgroundCalls:
     """The calls of `IdleContract` that last several seconds, for one backend such as asyncio.
 
-    `calls` contains the calls by their names. `end` is the moment when `idle_test_seconds` have
-    passed. `pooled` is the server for the call named "pooled". `ended` maps the name of each ended
-    call to the moment of its end.
+    `calls` maps names to calls. `end` is the moment when `idle_test_seconds` have passed since the
+    start of the calls. `ended` maps the name of each ended call to the moment of its end. `pooled`
+    is the server of the call "pooled", whose connection stays idle in the pool until `end`.
     """
 
     harness: Harness

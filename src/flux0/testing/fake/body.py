@@ -113,8 +113,8 @@ class Starter:
     Attributes:
         start_task: a function that starts an async agent in a task, and returns a function that
             cancels the task from any thread. It is None if no event loop is running.
-        call: a function that calls the function in its only argument. The called function starts
-            an agent, or runs a sync agent until the agent waits.
+        call: a function that calls its argument, for example in a thread. The argument is a
+            function that starts an agent, or runs a sync agent until the agent waits.
     """
 
     start_task: Callable[[Run], Callable[[], object]] | None = None

@@ -188,7 +188,7 @@ class FakeClock(Time):
             raise AssertionError(problem)
         if not (self.moves_by_itself or wait.is_timeout):
             problem = f"waiting for another {seconds:g} s on a FakeClock that only the test moves"
-            advice = f"call advance({seconds:g}) before, or use FakeClock(moves_by_itself=True)"
+            advice = f"first call advance({seconds:g}), or use FakeClock(moves_by_itself=True)"
             raise ClockStandsStill(f"{problem}: {advice}")
         return None if self._sleep is None else partial(self._sleep, seconds)
 
@@ -216,8 +216,9 @@ def perform(waits: Waits[T], clock: FakeClock) -> T:
 async def perform_async(waits: Waits[T], clock: FakeClock, *, in_real_time: bool = False) -> T:
     """The async version of `perform`: waits do not block the event loop.
 
-    If `in_real_time` is True, and a wait can end only if the test calls `advance`, sleep until the
-    next change, such as an event of an agent. `waits` must then yield the same wait again.
+    If `in_real_time` is True, and a wait can end only if the test calls `advance`, this function
+    sleeps until the next change, such as an event of an agent. After a change that does not end the
+    wait, `waits` must yield the wait again.
     """
     # If the task is cancelled, `closing` closes the generator `waits` at once, and the fake ends
     # the call.

@@ -219,8 +219,8 @@ def _cut_off(
         piece = next(pieces, None)
         if piece is None:
             unit = "bytes" if counts_bytes else "events"
-            problem = f"was not applied to {call}, whose body has only {limit - left} {unit}"
-            raise AssertionError(f"{fault} {problem}")
+            reason = f"the response body of {call} has only {limit - left} {unit}"
+            raise AssertionError(f"{fault} was not applied: {reason}")
         if isinstance(piece, bytes):
             piece = piece[:left] if counts_bytes else piece
             left -= len(piece) if counts_bytes else 1

@@ -75,7 +75,7 @@ def check_operation_name(name: str) -> None:
     names = [operation.name for operation in OPERATIONS]
     if name not in names:
         near = get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"it must be one of {', '.join(names)}"
+        hint = f"did you mean {near[0]}?" if near else f"the operations are {', '.join(names)}"
         raise InvalidArgument("operation", f"{name!r} does not exist in the API: {hint}")
 
 

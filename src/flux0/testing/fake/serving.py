@@ -33,8 +33,8 @@ _logger = getLogger("flux0.testing")
 
 _PLAIN_TEXT = "text/plain; charset=utf-8"
 _BACKLOG = 1024  # The largest number of new connections that wait until the fake accepts them.
-# At the end of the `with` block, the server waits at most this number of seconds for an agent that
-# blocks the event loop.
+# At the end of the `with` block, the server waits for an agent that blocks the event loop, but at
+# most `_MAX_JOIN_SECONDS`.
 _MAX_JOIN_SECONDS = 5.0
 _BLOCK_BYTES = 65536  # The fake reads at most this number of bytes at once.
 # The parser h11 needs a limit for the size of a request head. The real server has no fixed limit.

@@ -96,8 +96,8 @@ class FakeTurn:
     def __iter__(self) -> Generator[bytes | Wait, None, None]:
         while self._output or not self.completed:
             if self._wait is _UNTIL_READ:
-                # The stream's reader holds a lock, which must not be held while the agent's own
-                # code runs. Therefore, the reader does not call `resume`: the clock calls `resume`.
+                # `resume` runs the agent's own code, which must not run while the stream's reader
+                # holds a lock. Therefore, the `FakeClock` calls `resume` without the lock.
                 now = self._clock.now()
                 self._wait = Wait(now)
                 self._clock.call_at(now, self.resume)

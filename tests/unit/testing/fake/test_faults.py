@@ -121,7 +121,7 @@ def test_faults_apply_to_matching_calls_only() -> None:
 
 WRONG: list[tuple[Callable[[FakeTransport], object], str]] = [
     (lambda fake: fake.inject(Refuse(), operation="agents.lst"), "did you mean agents.list?"),
-    (lambda fake: fake.expect("talk"), "it must be one of agents.create, agents.retrieve"),
+    (lambda fake: fake.expect("talk"), "the operations are agents.create, agents.retrieve"),
     (lambda fake: fake.assert_called("session.create"), "did you mean sessions.create"),
 ]
 
@@ -312,7 +312,9 @@ def test_truncate_after_the_end_of_the_body_raises() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     fake.inject(Truncate(after_events=2))
-    applied = r"was not applied to sessions\.create_event\(.*\), whose body has only 1 events"
+    applied = (
+        r"was not applied: the response body of sessions\.create_event\(.*\) has only 1 events"
+    )
     with pytest.raises(AssertionError, match=rf"Truncate\(.*\) {applied}"):
         list(post(fake, session_id))
 
