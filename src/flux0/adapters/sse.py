@@ -96,8 +96,8 @@ class SSEParser:
                     return []
                 data = b""
         elif state == _BETWEEN_BLOCKS:
-            # This fast branch handles the most frequent data after a complete event: complete
-            # events.
+            # This fast branch handles the most frequent data after a complete event: further events
+            # that are complete.
             if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
                 return self._decoder.decode(data)
         elif state != _AFTER_LINE:
@@ -140,8 +140,8 @@ class SSEParser:
         end = data.rfind(b"\n")
         while end > 0 and data[end - 1] != _LF:
             end = data.rfind(b"\n", 0, end)
-        # If `_block` is copied for each small piece, the total cost is quadratic. Therefore, copy
-        # `_block` only if `data` completes it, or if `data` is longer than `_block`.
+        # If each small `data` causes a copy of `_block`, the total cost is quadratic. Therefore,
+        # copy `_block` only if `data` completes it, or if `data` is longer than `_block`.
         if block and (end > 0 or len(data) > len(block)):
             if end > 0:
                 end += len(block)
@@ -248,8 +248,8 @@ class _EventDecoder:
                 retry = self.retry = milliseconds
         start, separator, _ = block.partition(b"\ndata: ")
         if separator and start.startswith(b"event: ") and _LF not in start:
-            # `_common_name` must be from the `event` line before the `data` line. The variable
-            # `name` can be from an `event` line after the `data` line.
+            # Take the name from `start`. The variable `name` can have another value, because a
+            # second `event` line may follow the `data` line.
             common = start.removeprefix(b"event: ").decode("utf-8", "replace")
             self._common_start, self._common_name = start + separator, common or "message"
         if not data:

@@ -136,11 +136,11 @@ class HttpxConnection(ABC):
         return max(self._connect_by - monotonic(), MIN_SECONDS)
 
     def start_piece(self, timeout: float | None) -> bool:
-        """Limit the wait for the next piece of a body to `timeout` seconds.
+        """Limit the wait for the next piece of a response body to `timeout` seconds.
 
-        Return whether the caller must read the piece directly from this connection. The read
-        timeout of httpcore is not suitable: it is the same for all pieces of a body, and httpcore
-        may read several times for one piece, each time with the whole timeout.
+        Return True if the caller must call `read` to get the piece, and False if httpcore reads the
+        piece. The read timeout of httpcore is not suitable: it is the same for all pieces of a
+        body, and httpcore may read several times for one piece, each time with the whole timeout.
         """
         self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
         return self.is_direct

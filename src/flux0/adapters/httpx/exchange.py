@@ -106,8 +106,8 @@ class HttpxExchange(Exchange):
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now belong to this response's head.
 
-        `connection` can be the connection of another exchange: in a thread with a copy of the
-        context, `current_exchange` is this exchange, too.
+        `connection` can belong to another exchange, because a thread with a copy of the context can
+        send another request while `current_exchange` is this exchange.
         """
         return self.sent and not self.head_received and self.connection in (connection, None)
 
@@ -209,7 +209,7 @@ class HttpxExchange(Exchange):
         return error is self.failure and isinstance(error, Exception)
 
     def end(self) -> None:
-        """Free the place in the pool, and drop the exception whose traceback refers to the body."""
+        """Free the place in the pool. Drop `failure`, whose traceback keeps the body in memory."""
         self.failure = None
         self.leave()
 

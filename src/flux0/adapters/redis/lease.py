@@ -48,8 +48,8 @@ class Lease:
             for process in {turn.process for turn in running}:
                 count, now = (yield ("GET", process)), monotonic()
                 last, since = seen.get(process, (None, now))
-                # The counter of a lease changes when its process renews the lease. `count` is None
-                # if the lease has expired.
+                # `count` is the counter in the lease of `process`. Each renewal changes `count`. If
+                # the lease has expired, `count` is None.
                 self._seen[process] = count, since if count in (last, None) else now
                 if now - self._seen[process][1] >= settings.expiry:
                     for turn in running:
@@ -75,8 +75,8 @@ class Lease:
         self._count += 1
         count, expiry_ms = self._count, round(settings.expiry * 1000)
         previous = yield run_script(scripts.RENEW, (settings.process,), count, expiry_ms)
-        # If the counter of this process's lease in Redis is too low, Redis has lost data. Publish
-        # and follow all turns again.
+        # The previous renewal has stored the counter `count - 1` in Redis. If the counter in Redis
+        # is lower, Redis may have lost data. Publish and follow all turns again.
         if int(previous or 0) < count - 1:
             for turns in (self._published, self._followed):
                 for turn in turns.values():

@@ -10,13 +10,20 @@ session has no turn or an older turn, the turn of APPEND becomes the session's t
 has a newer turn, which was claimed while Redis had lost the turn of APPEND, the turn of APPEND is
 stopped. Each process renews its lease with RENEW. If a process does not, LOSE ends its turns.
 
-Keys: `{prefix}{{session}}` is a hash: `turn`, its `generation` and `process`, and `before`, the
-generation of the running turn that it has replaced. The key of a turn is the key of its session,
-`:` and its id. It is a hash: `generation`, `process`, `max_bytes`, `last` (the number of the last
-event), `trace_parent`, `stop` (the last request to stop), `end`, and a field `@channel` for each
-follower. The stream `...:log` has its events: the id of an entry is the number of the last event in
-it. The name of a process is its channel, and the key of its lease, which is a counter. All keys of
-a session have the same hash tag, so they are in one slot of a Redis Cluster. Every key expires.
+The following keys are used:
+
+- `{prefix}{{session}}` is the hash of a session: the id of its `turn`, the turn's `generation` and
+  `process`, and `before`: the generation of the previous turn, if that turn was still running.
+- `{prefix}{{session}}:{turn}` is the hash of a turn: `generation`, `process`, `max_bytes`, `last`
+  (the number of the last event), `trace_parent`, `stop` (the last request to stop), `end`, and a
+  field `@channel` for each process that follows the turn.
+- `{prefix}{{session}}:{turn}:log` is a stream with the turn's events. The id of an entry is the
+  number of the last event in the entry.
+- The name of a process is the key of its lease, whose value is a counter. The channel on which the
+  process listens has the same name.
+
+All keys of a session have the same hash tag, so they are in one slot of a Redis Cluster. Every key
+expires.
 """
 
 from __future__ import annotations
@@ -26,9 +33,9 @@ from typing import Final
 # The script CLAIM makes a new turn the turn of its session. The caller passes the session's present
 # turn (`expected`), because a script gets all its keys as arguments. The reply is empty if the
 # session has a different turn. Otherwise, the reply has two values: whether the present turn is
-# running, and the new turn's generation (empty if the claim was refused). A generation is at least
-# the current time in microseconds, so generations increase even if Redis has lost the last
-# generation.
+# running, and the new turn's generation. If the present turn is running, and `refuse` is 1, the
+# session keeps the present turn, and the second value is empty. A generation is at least the
+# current time in microseconds, so generations increase even if Redis has lost the last generation.
 CLAIM: Final = """
 local session, info, expected_info = unpack(KEYS)
 local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
@@ -110,7 +117,8 @@ return {stored, state.stop or ""}
 """
 
 # The script RESTORE stores a turn again that Redis has lost. The turn has no events until APPEND
-# adds its events. The published message asks all processes that follow the turn to register again.
+# adds its events. RESTORE also sends a message on the channel `everyone`. The processes that follow
+# the turn then run READ, so that APPEND wakes them again.
 RESTORE: Final = """
 local info, log = unpack(KEYS)
 local generation, process, max_bytes, ttl_ms, everyone = unpack(ARGV)
@@ -121,8 +129,9 @@ redis.call("PEXPIRE", info, ttl_ms)
 redis.call("PUBLISH", everyone, info)
 """
 
-# The script READ returns the state of a turn and its next entries. The reply is empty if Redis does
-# not have the turn. The first entry can contain events before `first`, too.
+# The script READ returns the state of a turn, and at most `limit` stream entries, from the entry
+# that has the event number `first`. This entry can also contain events before `first`. The reply is
+# empty if Redis does not have the turn.
 READ: Final = """
 local info, log = unpack(KEYS)
 local process, first, limit = unpack(ARGV)

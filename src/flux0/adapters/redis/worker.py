@@ -129,9 +129,10 @@ class Worker:
         self._schedule(job, monotonic() + seconds)
 
     def stop(self, *, when_idle: bool = False) -> None:
-        """End the worker's thread, after it has run all scheduled jobs without waiting.
+        """End the worker's thread. It first runs the jobs of all timers, without waiting for them.
 
-        If `when_idle` is True, the thread first continues until it has no jobs. Safe in finalizers.
+        If `when_idle` is True, the thread instead waits until no job is running or scheduled, and
+        then ends. Safe in finalizers.
         """
         self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
         self.submit(_no_steps)  # `_no_steps` only wakes the worker's thread.
@@ -201,8 +202,8 @@ class Worker:
         commands = [command for _, command in self._running.values()]
         if not commands:
             return []
-        # If this process was suspended, the last reply is old although Redis responds. Therefore,
-        # `waiting_seconds` includes at most `renew` seconds before the present call.
+        # While a process is suspended, it receives no replies, even if Redis responds. Therefore,
+        # at the start of a wait, treat `_last_reply` as at most `renew` seconds old.
         if not self._is_waiting:
             self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
         self._is_waiting = True

@@ -142,10 +142,9 @@ class Urllib3Connection(HTTPConnection):
             sock: Any = self._connect(exchange)
         else:  # The user's connection class has its own `_new_conn`.
             sock = super()._new_conn()
-        # The TLS handshake detaches `sock`, and creates an SSLSocket that is not available before
-        # the handshake has ended. Therefore, `Interrupt.fire` shuts down a duplicate of `sock`. If
-        # the user's connection class returns an object that is not a socket, the object cannot be
-        # duplicated.
+        # `Interrupt.fire` cannot shut down `sock` during a TLS handshake, because the handshake
+        # detaches `sock`. Therefore, `Interrupt.fire` shuts down a duplicate of `sock`. The user's
+        # connection class may return an object that is not a socket, and cannot be duplicated.
         if isinstance(sock, socket.socket):
             self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
             exchange.shut_down_on_interrupt(self._duplicate)

@@ -159,7 +159,9 @@ class Slots:
 
 
 class _UserSlots:
-    """The queue of a user's pool, in which `Interrupt.fire` also ends the wait for a connection.
+    """Wraps the queue of a pool that the user has created.
+
+    `Interrupt.fire` ends a call's wait for a connection from the queue.
 
     Args:
         queue: The pool's queue. Other threads may be waiting for this queue, so it stays in use.

@@ -189,8 +189,8 @@ def _prepare(session: requests.Session, request: Request) -> Any:
     if cookies is not None:
         own = prepared.headers.get("cookie", "")
         prepared.headers["cookie"] = merge_cookies(own, cookies)
-    # If the call has an authorization header, this header replaces the header of the session's
-    # authentication.
+    # An authorization header of the call replaces the authorization header that the
+    # `requests.Session` has added.
     if "authorization" in request.headers:
         prepared.headers["authorization"] = request.headers["authorization"]
     return prepared
