@@ -75,14 +75,15 @@ class Interrupt:
             self._wake = None
 
     def fire(self) -> None:
-        """Stop the wait for the response head: call the function that `on_fire` has set.
+        """Stop a call's wait for the response head.
 
-        If no function is set yet, `on_fire` calls its function at once. Safe in signal handlers and
-        finalizers, because this method does not wait for a lock.
+        `fire` calls the function that was passed to `on_fire`. If `on_fire` is called later, it
+        calls its function at once. Safe in signal handlers and finalizers, because this method does
+        not wait for a lock.
         """
         self.fired = True
-        # If another thread holds `_lock`, `fire` returns at once. The other thread then calls
-        # `_wake` itself, in `on_fire` or `fire`, or it is in `clear`, which ends the wait.
+        # If another thread holds `_lock`, do not call `_wake` here. A thread in `on_fire` or `fire`
+        # calls `_wake` itself. A thread in `clear` does not wait for the response head any more.
         if self._lock.acquire(blocking=False):
             try:
                 if self._wake is not None:

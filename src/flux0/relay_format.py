@@ -33,7 +33,7 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "content-type": "text/event-stream",
         "cache-control": "no-store",
-        "x-accel-buffering": "no",  # With `no`, nginx forwards each event at once.
+        "x-accel-buffering": "no",  # Without this header, nginx delays events.
     }
 )
 """The header fields of a response that relays a turn as server-sent events."""

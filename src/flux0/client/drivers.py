@@ -209,5 +209,5 @@ def _limited(request: CallRequest, deadline: Deadline | None, time: Time) -> Cal
 
 
 def _not_an_effect(value: object) -> TypeError:
-    problem = f"a flow must yield an effect such as Send, not {value!r}; call flows by `yield from`"
-    return TypeError(problem)
+    problem = f"a middleware must yield an effect such as Sleep, not {value!r}"
+    return TypeError(f"{problem}: to send a request or call a flow, use `yield from`")

@@ -15,7 +15,7 @@ from flux0.domain.headers import Headers
 
 T = TypeVar("T")
 
-_LONGEST_WAIT_MS = 2**31 - 1  # Some systems reject a longer `socket.settimeout`.
+_LONGEST_WAIT_MS = 2**31 - 1  # On some systems, the longest timeout of a socket.
 # Intervals are limited to about 31 years, because time.sleep raises OverflowError for several
 # centuries.
 _LONGEST_INTERVAL_MS = 10**12

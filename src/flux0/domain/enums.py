@@ -9,7 +9,8 @@ class OpenEnum(str, Enum):
     """A base class of string enums: `str()` and `format()` of a member return its value."""
 
     __str__ = str.__str__
-    __format__ = str.__format__  # type: ignore[assignment]  # Enum's parameter has another name
+    # The type checker reports that the parameters of `str.__format__` and `Enum.__format__` differ.
+    __format__ = str.__format__  # type: ignore[assignment]
 
 
 class EventType(OpenEnum):

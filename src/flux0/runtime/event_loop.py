@@ -209,8 +209,8 @@ def _suspend() -> Generator[None, None, None]:
 def _gather(close: Callable[[], Awaitable[None]]) -> Awaitable[Sequence[BaseException | None]]:
     """Start an asyncio task that awaits `close()`, and return a future with the task's error.
 
-    A loop that is about to end never runs the new task. To avoid Python's warnings in this case,
-    `gather` creates the task, and the task's coroutine is started before.
+    If the event loop ends before it runs the task, Python warns about the task and its coroutine.
+    To avoid both warnings, `asyncio.gather` creates the task, from a coroutine that has started.
     """
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
@@ -316,8 +316,8 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
             await self._close_resource(resource)
 
     async def _close_later(self, loop: Loop) -> None:
-        # If the event loop ends during the sleep, it cancels this task, and `close_at_loop_end`
-        # closes the loop's resource.
+        # If the event loop ends during `sleep`, the loop cancels the task that runs `_close_later`.
+        # Then `close_at_loop_end` closes the loop's resource.
         await sleep(_CLOSE_DELAY)
         await self.close(loop)
 

@@ -27,7 +27,8 @@ NO_WAIT: Final = False
 
 @final
 class _RunningProcess:
-    # Reading the attribute `id` is five times as fast as `os.getpid`, which is a system call.
+    # The attribute `id` stores the process id, because `os.getpid` is a system call, which takes
+    # five times as long as reading an attribute.
     def __init__(self) -> None:
         self.update()
 

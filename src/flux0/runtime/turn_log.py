@@ -212,8 +212,8 @@ class TurnLog:
         wakers[key] = wake
         cancel: Callable[[], object] = partial(wakers.pop, key, None)
         if wakers is not self._wakers and cancel():
-            # During this call of `on_change`, another thread has changed the log without calling
-            # `wake`. Therefore, call `wake` here.
+            # During this call of `on_change`, another thread has added an event to this log, or
+            # ended the turn, but has not called `wake`. Therefore, call `wake` here.
             wake()
         return cancel
 

@@ -69,8 +69,8 @@ class AsyncWaker:
         if hasattr(self.loop, "run_sync_soon"):
             with self._library.move_on_after(inf if seconds is None else seconds):
                 await self._woken.wait()
-            # Another thread can set the event after the wait has ended. Replacing the event then
-            # loses no change, because the caller of `wait` looks for changes after `wait`.
+            # Replace the event, because trio cannot clear an event. If another thread sets the old
+            # event now, no change is lost: the caller of `wait` looks for changes after `wait`.
             self._woken = self._library.Event()
         else:
             self._deadline = inf if seconds is None else self.loop.time() + seconds

@@ -136,8 +136,8 @@ class BackgroundTurn(Uncopyable):
             DecodeError: An event is not valid JSON or has the wrong shape.
         """
         reply = _ReplyBuilder(self._log)
-        # `_ReplyBuilder` returns empty bytes, which the relay skips. Therefore, `next` waits for
-        # the turn's end.
+        # `reply` encodes each event as empty bytes. The relay skips empty bytes, so the first call
+        # of `next` reads the relay up to the turn's end.
         next(Relay(turn_pieces(LogReader(self._log), reply), None), None)
         return reply.reply()
 

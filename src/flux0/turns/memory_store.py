@@ -105,9 +105,9 @@ class MemoryTurnStore(TurnStore):
 class _Turns:
     def __init__(self) -> None:
         self.logs: dict[str, TurnLog] = {}
-        # `released` maps a log to the session's previous log, if the log was released after a newer
-        # turn had replaced it. If the newer turn is released, too, the session gets the previous
-        # log again.
+        # `released` has the logs that were released when their session had a newer turn. The value
+        # is the log before the released log. If the newer turn is released, too, the session gets
+        # the log before the released log again.
         self.released: WeakKeyDictionary[TurnLog, TurnLog | None] = WeakKeyDictionary()
         self.is_cleaning = False
         # The lock is reentrant, because a signal handler can start a turn in a thread that holds

@@ -149,8 +149,8 @@ class MessageAccumulator:
         return builder
 
     def _record_problem(self, event: ChunkEvent, index: int, reason: str) -> None:
-        # Only an operation is recorded as a problem. A chunk without operations fails if its
-        # metadata are too large for the memory limit.
+        # A chunk without operations fails if its metadata exceed the memory limit. Do not record
+        # this failure, because a `PatchProblem` needs an operation.
         if not event.patches:
             return
         operation = event.patches[index]

@@ -64,7 +64,7 @@ class MemoryBudget:
         self.remaining_work -= size
         if self.remaining_work < 0:
             limit = f"{self.limit:,} bytes (max_turn_bytes)"
-            raise PatchError(f"the turn's operations copy or move more than {limit}")
+            raise PatchError(f"copying and moving values in the turn needs more than {limit}")
 
     def charge_copy(self, value: JSON) -> tuple[int, int]:
         size, depth = measure(value, most=self.remaining_work)
@@ -144,7 +144,8 @@ def _apply(
             _add(root, segments, copied(value), size, budget)
         case _:  # The operation is "test", because `check_operation` rejects unknown names.
             if not _equal(_value(root, segments), operation.value):
-                raise PatchError(f"test: the value at {operation.path!r} is not the expected value")
+                problem = "differs from the value in the operation 'test'"
+                raise PatchError(f"the value at {operation.path!r} {problem}")
 
 
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
@@ -280,7 +281,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
     parent, key = _existing(root, source)
     del parent[key]
     try:
-        # The argument `size` is 0, because the memory budget already includes the size of `value`.
+        # Pass the size 0 to `_add`, because the memory budget already includes the moved value.
         _add(root, segments, value, 0, budget)
     except PatchError:
         if isinstance(parent, dict):
