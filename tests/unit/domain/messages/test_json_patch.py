@@ -253,5 +253,5 @@ def test_work_of_all_copies_and_moves_is_limited(work: Op) -> None:
             for operation in (Op("add", "/a", "x" * 100), work, Op("replace", "", {})):
                 document = apply_in(document, operation, budget)
 
-    with pytest.raises(PatchError, match="copy or move more than 3,000 bytes"):
+    with pytest.raises(PatchError, match="moving values in the turn needs more than 3,000 bytes"):
         apply_all()
