@@ -13,7 +13,7 @@ from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Flow
 from flux0.ports import Request, Response
-from support.in_memory import Script
+from support.in_memory import Script, Step
 from support.transports import Mode
 
 
@@ -41,6 +41,16 @@ class Time(ports.Time):
 
     def jitter(self) -> float:
         return self.random
+
+
+def after(time: Time, seconds: float, piece: bytes | None) -> Step:
+    """Return a step of a body that yields `piece` after `seconds` on the clock."""
+
+    def wait_and_continue() -> bytes | None:
+        time.now += seconds
+        return piece
+
+    return wait_and_continue
 
 
 class LoopTime(Time):

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
-from attrs import define, evolve, field
+from attrs import define, evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig
 from flux0.adapters.json import JsonCodec
 from flux0.domain.api_errors import ServerError
-from flux0.domain.errors import ConnectionInterrupted, PoolTimeout, ReadTimeout
+from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, CallRequest, Flow, SendFlow, Sleep, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
-from flux0.ports import Interrupt, Request, Response, Timeout
-from support.driving import Slow, Time, drive, drive_sync
+from flux0.ports import Interrupt, Request, Response
+from support.driving import Slow, Time, after, drive
 from support.in_memory import (
     Script,
-    Step,
     in_every_mode,
     in_simulated_time,
     response_from,
@@ -39,16 +36,6 @@ REQUEST = CallRequest("GET", "http://h/api/agents", Headers())
 
 def fetch(request: CallRequest) -> Flow[Response[Any]]:
     return chain([ResponsePolicy(JsonCodec(), 100)])(request)
-
-
-def after(time: Time, seconds: float, piece: bytes | None) -> Step:
-    """Return a step of a body that yields `piece` after `seconds` on the clock."""
-
-    def wait_and_continue() -> bytes | None:
-        time.now += seconds
-        return piece
-
-    return wait_and_continue
 
 
 # --- the timeouts of a transport
@@ -75,49 +62,6 @@ async def test_timeouts_of_each_attempt_are_limited_to_the_remaining_time(mode: 
 
 
 # --- slow responses
-
-
-@in_every_mode
-async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
-    """The body arrives in small pieces, or its end arrives long after its last byte."""
-    time = Time()
-    slow = tape(*(after(time, 1.0, b"x") for _ in range(9)))
-    late_end = tape(b"whole", after(time, 3.0, None))
-
-    for recorded in (slow, late_end):
-        deadline = Deadline(time.now + 2.5, 2.5)
-        with pytest.raises(ReadTimeout, match="timeout_ms"):
-            await drive(mode, fetch(REQUEST), script(response_from(recorded)), time, deadline)
-        assert recorded.releases
-
-    assert slow.reads == 3
-
-
-@in_every_mode
-async def test_each_read_of_a_body_is_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
-    time = Time()
-    recorded = tape(*(after(time, 1.0, b"x") for _ in range(2)))
-    request, deadline = evolve(REQUEST, timeout=Timeout(read=2)), Deadline(time.now + 2.5, 2.5)
-
-    response = await drive(mode, fetch(request), script(response_from(recorded)), time, deadline)
-
-    assert response.body == b"xx"
-    assert recorded.timeouts == [2.0, 1.5, 0.5]
-
-
-@in_every_mode
-async def test_read_that_ends_at_the_deadline_raises_the_error_of_the_deadline(mode: Mode) -> None:
-    time = Time()
-
-    def expire() -> bytes:
-        time.now += 2.0
-        raise ReadTimeout("no data received within 2 s") from OSError("timed out")
-
-    for limit, message in ((2.0, "the call took longer than 2 s"), (2.5, "no data received")):
-        transport, deadline = script(scripted_response(expire)), Deadline(time.now + limit, limit)
-        with pytest.raises(ReadTimeout, match=message) as caught:
-            await drive(mode, fetch(REQUEST), transport, time, deadline)
-        assert isinstance(caught.value.__cause__, OSError)
 
 
 @in_every_mode
@@ -223,77 +167,6 @@ async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
             await flux0.agents.list_async(timeout_ms=10_000)
 
     assert (caught.value.operation, caught.value.sent) == ("agents.list", "maybe")
-
-
-@define
-class Alarm(Time):
-    """A clock whose alarm goes off while a call waits."""
-
-    act: Callable[[], object] = list
-
-    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
-        self.act = act
-        return list
-
-    def go_off(self) -> None:
-        self.now += 60
-        self.act()
-
-
-@define
-class Interruptible(Script):
-    """A sync transport that waits for a response head until its request is interrupted."""
-
-    time: Alarm = field(kw_only=True)
-
-    def send(self, request: Request) -> Response[Any]:
-        interrupted = threading.Event()
-        request.interrupt.on_fire(interrupted.set)
-        self.time.go_off()
-        assert interrupted.is_set()
-        request.interrupt.clear()
-        raise ConnectionInterrupted("the socket was shut down") from OSError("bad descriptor")
-
-
-@define
-class ClosableBody:
-    """A body that waits for data until it is closed."""
-
-    time: Alarm
-    is_closed: bool = False
-
-    def read(self, timeout: float | None) -> bytes:
-        self.time.go_off()
-        assert self.is_closed
-        raise ConnectionInterrupted("the body was closed")
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-def test_sync_wait_for_response_head_ends_at_timeout_ms() -> None:
-    time = Alarm()
-    with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
-        drive_sync(
-            fetch(REQUEST), Interruptible([], time=time), time, Deadline(time.now + 0.3, 0.3)
-        )
-
-    assert isinstance(caught.value.__cause__, OSError)
-
-
-def test_timeout_error_of_transport_is_kept_after_the_deadline() -> None:
-    time = Time()
-    transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
-
-    with pytest.raises(PoolTimeout):
-        drive_sync(fetch(REQUEST), transport, time, Deadline(time.now + 1, 1))
-
-
-def test_sync_wait_for_body_ends_at_timeout_ms() -> None:
-    time = Alarm()
-    transport = script(Response(200, Headers(), ClosableBody(time)))
-    with pytest.raises(ReadTimeout, match="timeout_ms"):
-        drive_sync(fetch(REQUEST), transport, time, Deadline(time.now + 0.3, 0.3))
 
 
 def test_interrupt_fired_before_on_fire_calls_the_function_at_once() -> None:

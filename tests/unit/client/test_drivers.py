@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Any
+import threading
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, cast
 
 import anyio
 import pytest
-from attrs import evolve
+from attrs import define, evolve, field
 
 from flux0.client.drivers import AsyncDriver, Driver
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
     ConnectionInterrupted,
+    InvalidArgument,
+    PoolTimeout,
     ReadTimeout,
     ResponseTooLarge,
 )
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
-from flux0.flows import CallRequest, Flow, ReadBody, Send, Sleep, send_once
+from flux0.flows import Await, CallRequest, Flow, ReadBody, Send, Sleep, send_once
 from flux0.ports import Request, Response, Timeout
 from support import driving
-from support.driving import Time
+from support.driving import Slow, Time, after
 from support.in_memory import (
     Hang,
     Script,
@@ -144,6 +147,83 @@ async def test_body_without_a_method_to_read_it_is_a_type_error(mode: Mode) -> N
         await drive(mode, send_once(REQUEST), transport)
 
 
+async def number(value: int) -> int:
+    await anyio.lowlevel.checkpoint()
+    return value
+
+
+class Later:
+    """An awaitable object that is not a coroutine."""
+
+    def __await__(self) -> Generator[Any, None, int]:
+        return number(2).__await__()
+
+
+@in_every_mode
+async def test_async_driver_awaits_and_sync_driver_rejects_awaitables(mode: Mode) -> None:
+    def flow() -> Flow[list[object]]:
+        results: list[object] = []
+        for awaitable in (number(1), Later()):
+            try:
+                results.append((yield Await(awaitable, "middleware")))
+            except InvalidArgument as error:
+                results.append(str(error))
+        return results
+
+    problem = "middleware is async: call the _async method"
+    expected = [problem] * 2 if mode == "sync" else [1, 2]
+    assert await drive(mode, flow(), script()) == expected
+
+
+@in_every_mode
+async def test_flow_that_yields_no_effect_is_a_type_error_with_the_fix(mode: Mode) -> None:
+    def flow() -> Flow[None]:
+        yield cast("Any", 7)
+
+    with pytest.raises(TypeError, match=r"must yield an effect .*, not 7: .* use `yield from`"):
+        await drive(mode, flow(), script())
+
+
+# --- closing
+
+
+async def run_flow(driver: Driver | AsyncDriver, flow: Flow[Any]) -> Any:
+    return await driver.run(flow) if isinstance(driver, AsyncDriver) else driver.run(flow)
+
+
+@in_every_mode
+async def test_request_is_not_sent_after_the_client_was_closed(mode: Mode) -> None:
+    class AtOnce(Script):
+        async def send_async(self, request: Request) -> Response[Any]:
+            return self.send(request)
+
+    transport = AtOnce([])
+    driver = (Driver if mode == "sync" else AsyncDriver)(transport, Time())
+
+    def flow() -> Flow[object]:
+        driver.calls.close()
+        return (yield Send(REQUEST))
+
+    with pytest.raises(ClientClosed):
+        await run_flow(driver, flow())
+    assert transport.requests == []
+
+
+def test_closing_the_client_ends_a_sync_sleep() -> None:
+    class Closing(Time):
+        def sleep_or_wake(self, seconds: float, wait: Callable[[float], object]) -> None:
+            driver.calls.close()
+            assert wait(seconds), "the sleep was not ended"
+
+    def flow() -> Flow[None]:
+        yield Sleep(1.0)
+        raise AssertionError("the sleep has raised no error")
+
+    driver = Driver(script(), Closing())
+    with pytest.raises(ClientClosed):
+        driver.run(flow())
+
+
 # --- deadlines
 
 
@@ -184,13 +264,15 @@ async def test_read_timeout_of_a_body_before_the_deadline_is_raised(mode: Mode) 
         await drive(mode, fetch(REQUEST), transport, deadline=Deadline(5.0, 5.0))
 
 
-def test_response_after_the_deadline_is_closed() -> None:
+@pytest.mark.parametrize("reads", [True, False])
+def test_response_after_the_deadline_is_closed(reads: bool) -> None:
     late = tape(b"x")
     response = response_from(late)  # A body that is referenced is not closed by its finalizer.
     driver = Driver(script(response), Clock([0.0, 6.0]))
+    flow: Flow[object] = fetch(REQUEST) if reads else send_once(REQUEST)
 
     with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
-        driver.run(fetch(REQUEST), Deadline(5.0, 5.0))
+        driver.run(flow, Deadline(5.0, 5.0))
 
     assert caught.value.sent == "maybe"
     assert late.reads == 0
@@ -238,6 +320,146 @@ async def test_cancelled_read_closes_the_body_and_raises_no_timeout(mode: Mode) 
 
         assert scope.cancelled_caught
         assert hanging.releases
+
+
+@in_every_mode
+async def test_slow_body_is_closed_at_the_deadline(mode: Mode) -> None:
+    """The body arrives in small pieces, or its end arrives long after its last byte."""
+    time = Time()
+    slow = tape(*(after(time, 1.0, b"x") for _ in range(9)))
+    late_end = tape(b"whole", after(time, 3.0, None))
+
+    for recorded in (slow, late_end):
+        deadline = Deadline(time.now + 2.5, 2.5)
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            await driving.drive(
+                mode, fetch(REQUEST), script(response_from(recorded)), time, deadline
+            )
+        assert recorded.releases
+
+    assert slow.reads == 3
+
+
+@in_every_mode
+async def test_each_read_of_a_body_is_limited_to_the_time_until_the_deadline(mode: Mode) -> None:
+    time = Time()
+    recorded = tape(*(after(time, 1.0, b"x") for _ in range(2)))
+    request, deadline = evolve(REQUEST, timeout=Timeout(read=2)), Deadline(time.now + 2.5, 2.5)
+
+    body = await driving.drive(
+        mode, fetch(request), script(response_from(recorded)), time, deadline
+    )
+
+    assert body == b"xx"
+    assert recorded.timeouts == [2.0, 1.5, 0.5]
+
+
+@in_every_mode
+async def test_read_that_ends_at_the_deadline_raises_the_error_of_the_deadline(mode: Mode) -> None:
+    time = Time()
+
+    def expire() -> bytes:
+        time.now += 2.0
+        raise ReadTimeout("no data received within 2 s") from OSError("timed out")
+
+    for limit, message in (
+        (2.0, "the call took longer than 2 s"),
+        (2.5, "no data received"),
+        (None, "no data received"),
+    ):
+        transport = script(scripted_response(expire))
+        deadline = None if limit is None else Deadline(time.now + limit, limit)
+        with pytest.raises(ReadTimeout, match=message) as caught:
+            await driving.drive(mode, fetch(REQUEST), transport, time, deadline)
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+@in_every_mode
+async def test_sleep_ends_at_the_deadline(mode: Mode) -> None:
+    def flow() -> Flow[None]:
+        yield Sleep(3.0)
+        with pytest.raises(ReadTimeout, match="timeout_ms"):
+            yield Sleep(3.0)
+
+    time = Time()
+    await driving.drive(mode, flow(), script(), time, Deadline(time.now + 5, 5))
+
+    # The async sleep is cancelled at the deadline, which this clock does not show.
+    assert time.waits == ([3.0, 2.0] if mode == "sync" else [3.0, 3.0])
+
+
+@define
+class Alarm(Time):
+    """A clock whose alarm goes off while a call waits."""
+
+    act: Callable[[], object] = list
+
+    def alarm(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
+        self.act = act
+        return list
+
+    def go_off(self) -> None:
+        self.now += 60
+        self.act()
+
+
+@define
+class Interruptible(Script):
+    """A sync transport that waits for a response head until its request is interrupted."""
+
+    time: Alarm = field(kw_only=True)
+
+    def send(self, request: Request) -> Response[Any]:
+        interrupted = threading.Event()
+        request.interrupt.on_fire(interrupted.set)
+        self.time.go_off()
+        assert interrupted.is_set()
+        request.interrupt.clear()
+        raise ConnectionInterrupted("the socket was shut down") from OSError("bad descriptor")
+
+
+@define
+class ClosableBody:
+    """A body that waits for data until it is closed."""
+
+    time: Alarm
+    is_closed: bool = False
+
+    def read(self, timeout: float | None) -> bytes:
+        self.time.go_off()
+        assert self.is_closed
+        raise ConnectionInterrupted("the body was closed")
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_sync_wait_for_response_head_ends_at_timeout_ms() -> None:
+    time = Alarm()
+    with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
+        driving.drive_sync(
+            fetch(REQUEST), Interruptible([], time=time), time, Deadline(time.now + 0.3, 0.3)
+        )
+
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_timeout_error_of_transport_is_kept_after_the_deadline() -> None:
+    time = Time()
+    transport = Slow([PoolTimeout("no connection became free")], time=time, seconds=3.0)
+
+    with pytest.raises(PoolTimeout):
+        driving.drive_sync(fetch(REQUEST), transport, time, Deadline(time.now + 1, 1))
+
+
+def test_sync_wait_for_body_ends_at_timeout_ms() -> None:
+    time = Alarm()
+    transport = script(Response(200, Headers(), ClosableBody(time)))
+    with pytest.raises(ReadTimeout, match="timeout_ms"):
+        driving.drive_sync(fetch(REQUEST), transport, time, Deadline(time.now + 0.3, 0.3))
+
+
+# --- many calls
 
 
 class CountingTransport:
