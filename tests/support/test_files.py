@@ -35,7 +35,7 @@ ELSEWHERE: Mapping[str, str] = {
         domain/messages/finalizing domain/messages/tool_calls""",
     "domain/test_stored_models.py": """
         client/json_form domain/enums domain/extensible""",
-    "usecases/test_usecases.py": "usecases/agents usecases/call usecases/options usecases/sessions",
+    "usecases/test_usecases.py": "usecases/agents usecases/call usecases/sessions",
     # Redis and commands run as processes.
     "adapters/redis/test_redis_store.py": """
         adapters/redis/commands adapters/redis/followed adapters/redis/lease
@@ -51,6 +51,7 @@ ELSEWHERE: Mapping[str, str] = {
     "client/test_layers.py": "middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",
     "client/test_flux0.py": "client/caller",
+    "client/test_options_of_calls.py": "usecases/options",
     "testing/cassettes/test_recording.py": "testing/cassettes/scrubbing",
     "testing/cassettes/test_replaying.py": "testing/cassettes/differences",
     "testing/fake/test_server.py": "testing/fake/operations testing/fake/validation",

@@ -1,15 +1,12 @@
-"""Processes that cannot open more files, and processes with the sockets of eventlet."""
+"""Processes that cannot open more files."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from flux0 import Flux0
-from flux0.domain.errors import Flux0Error
 from support.transports import SYNC_WAYS, TRANSPORTS, Way
 
 OPEN_ALL_FILES = """
@@ -93,19 +90,3 @@ def test_first_async_call_without_free_files_gets_a_connect_error(way: Way, call
     command = (sys.executable, "-c", ASYNC_SCRIPT, way.mode, TRANSPORTS[way.transport][0], call)
     process = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
     assert process.stdout == "too many open files\n"
-
-
-@pytest.mark.parametrize("patched", [False, True])
-def test_process_with_sockets_of_eventlet_is_rejected(
-    monkeypatch: pytest.MonkeyPatch, *, patched: bool
-) -> None:
-    def is_monkey_patched(module: str) -> bool:
-        return patched and module == "socket"
-
-    patcher = SimpleNamespace(is_monkey_patched=is_monkey_patched)
-    monkeypatch.setitem(sys.modules, "eventlet", SimpleNamespace(patcher=patcher))
-    if patched:
-        with pytest.raises(Flux0Error, match="eventlet has replaced the sockets"):
-            Flux0()
-    else:
-        Flux0().close()

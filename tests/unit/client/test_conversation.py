@@ -28,8 +28,9 @@ from flux0.testing import (
     Report,
     Say,
 )
+from flux0.usecases.options import CallOptions
 from support.in_memory import in_both_loops, in_every_mode, script, scripted_response as json_answer
-from support.modes import in_mode
+from support.modes import in_mode, unwrapped
 from support.transports import Mode
 from unit.turns.test_streams import result_of
 
@@ -183,6 +184,15 @@ async def test_error_for_a_name_as_agent_says_how_to_get_an_agent_by_name(mode: 
             assert str(copy(caught.value)) == str(caught.value)
 
 
+@in_every_mode
+async def test_repr_of_a_conversation_shows_its_session_and_its_user(mode: Mode) -> None:
+    name = "Conversation" if mode == "sync" else "AsyncConversation"
+    async with client(mode, FakeTransport()) as flux0:
+        for user, shown in (("ada", ", user='ada'"), (None, "")):
+            chat = await flux0.conversation_async(session="0123456789", user=user)
+            assert repr(unwrapped(chat)) == f"{name}(session='0123456789'{shown})"
+
+
 # --- users
 
 
@@ -257,6 +267,37 @@ async def test_user_that_is_not_a_nonempty_text_is_rejected(mode: Mode) -> None:
     assert fake.calls == ()
 
 
+@in_every_mode
+async def test_methods_of_a_conversation_send_its_user_and_their_options(mode: Mode) -> None:
+    fake = FakeTransport()
+
+    async with client(mode, fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
+        assert await chat.next_offset() == 0
+        options: CallOptions = {"http_headers": {"cookie": "a=1"}}
+        assert await chat.find_turn("Hi", since=0, wait_ms=0, **options) is None
+        assert await chat.belongs_to_user(**options)
+
+    cookies = [call.headers.get("cookie") for call in fake.calls]
+    assert cookies == [*["flux0_user_sub=ada"] * 2, *["a=1; flux0_user_sub=ada"] * 2]
+
+
+@in_every_mode
+async def test_session_belongs_only_to_the_user_who_created_it(mode: Mode) -> None:
+    fake = FakeTransport("Hello.")
+
+    async with client(mode, fake) as flux0:
+        for owner in ("ada", None):
+            chat = await flux0.conversation_async(agent=fake.agent_id, user=owner)
+            for user in ("ada", "eve", None):
+                same = await flux0.conversation_async(session=chat.session_id, user=user)
+                assert await same.belongs_to_user() is (user == owner)
+                # The server also accepts messages from a user who does not own the session.
+                assert (await result_of(same.ask("Hi"))).text == "Hello."
+        unknown = await flux0.conversation_async(session="0123456789", user="ada")
+        assert await unknown.belongs_to_user() is False
+
+
 # --- history
 
 
@@ -320,8 +361,6 @@ async def test_ask_returns_the_reply(mode: Mode) -> None:
         assert (reply.text, str(reply)) == ("Sunny.", "Sunny.")
         assert [call.result and call.result.data for call in reply.tool_calls] == ["sunny"]
         assert len(reply.messages) == 4
-        if mode != "sync":
-            assert repr(chat) == f"AsyncConversation(session={chat.session_id!r}, user='ada')"
     fake.assert_no_open_streams()
 
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from flux0 import Flux0, HttpxTransport, StreamIdleTimeout
-from flux0.client.default_transport import DefaultTransport
-from flux0.models import ClientClosed, ReadTimeout
+from flux0.client.default_transport import DefaultTransport, real_transports
+from flux0.models import ClientClosed, ReadTimeout, ServerError
 from flux0.testing import (
     Delay,
     FakeClock,
@@ -27,6 +27,7 @@ from flux0.testing import (
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
+from unit.client.test_transports import Both
 
 
 @contextmanager
@@ -110,10 +111,14 @@ def test_client_of_a_block_uses_a_later_fake_and_never_a_real_server() -> None:
         flux0.agents.list()
         with FakeTransport().installed() as inner:
             flux0.agents.list()
-    flux0.agents.list()
+    before = fake.clock.now()
+    fake.inject(Respond(503, retry_after=20), times=2)
+    with pytest.raises(ServerError):  # The second wait would end after the deadline.
+        flux0.agents.list(timeout_ms=30_000)
+    assert fake.clock.now() - before == 20
     with FakeTransport().installed() as later:
         flux0.agents.list()
-    assert [len(each.calls) for each in (fake, inner, later, real)] == [2, 1, 1, 0]
+    assert [len(each.calls) for each in (fake, inner, later, real)] == [3, 1, 1, 0]
 
 
 def test_an_installed_fake_leaves_other_transports_alone() -> None:
@@ -149,6 +154,13 @@ async def test_closing_a_client_interrupts_its_streams_of_an_installed_fake(mode
         fake.assert_no_open_streams()
 
 
+@in_both_loops
+async def test_close_async_closes_the_async_connections_of_the_own_transport(mode: Mode) -> None:
+    own = Both("own", [])
+    await DefaultTransport(lambda: own).close_async()
+    assert own.closes == 1
+
+
 def test_stream_of_an_installed_fake_is_read_after_its_block() -> None:
     with served() as (_, url), Flux0(url) as flux0:
         with FakeTransport([Say("One"), Pause(5), Say("Two")]).installed() as fake:
@@ -162,3 +174,24 @@ def test_repr_of_a_default_transport_shows_the_transport_in_use() -> None:
     with FakeTransport().installed():
         assert repr(default) == "<FakeTransport, 0 calls>"
     assert repr(default) == "HttpxTransport()"
+
+
+def test_real_transports_send_only_if_the_innermost_block_allows_it() -> None:
+    class OwnTransport(HttpxTransport):
+        pass
+
+    with served() as (real, url):
+        with real_transports(allowed=False):
+            default = Flux0(url)
+            for client in (default, Flux0(url, transport=OwnTransport())):
+                problem = rf"^agents\.list must not be sent to a server \(GET {url}/api/agents\)"
+                with pytest.raises(AssertionError, match=problem):
+                    client.agents.list()
+                with real_transports(allowed=True):
+                    client.agents.list()
+            Flux0(url, transport=FakeTransport()).agents.list()
+            with FakeTransport().installed():
+                default.agents.list()
+        assert len(real.calls) == 2
+        default.agents.list()
+        assert len(real.calls) == 3

@@ -320,35 +320,6 @@ async def test_failed_request_of_find_turn_is_retried(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_find_turn_sends_the_cookie_of_the_user(mode: Mode) -> None:
-    fake = FakeTransport()
-
-    async with client(mode, fake) as flux0:
-        chat = await flux0.conversation_async(agent=fake.agent_id, user="ada")
-        await chat.next_offset()
-        await chat.find_turn("Hi", since=0, wait_ms=0, http_headers={"cookie": "a=1"})
-
-    cookies = [call.headers.get("cookie") for call in fake.calls]
-    assert cookies == ["flux0_user_sub=ada", "flux0_user_sub=ada", "a=1; flux0_user_sub=ada"]
-
-
-@in_every_mode
-async def test_session_belongs_only_to_the_user_who_created_it(mode: Mode) -> None:
-    fake = FakeTransport("Hello.")
-
-    async with client(mode, fake) as flux0:
-        for owner in ("ada", None):
-            chat = await flux0.conversation_async(agent=fake.agent_id, user=owner)
-            for user in ("ada", "eve", None):
-                same = await flux0.conversation_async(session=chat.session_id, user=user)
-                assert await same.belongs_to_user() is (user == owner)
-                # The server also accepts messages from a user who does not own the session.
-                assert (await result_of(same.ask("Hi"))).text == "Hello."
-        unknown = await flux0.conversation_async(session="0123456789", user="ada")
-        assert await unknown.belongs_to_user() is False
-
-
-@in_every_mode
 async def test_invalid_arguments_of_find_turn_are_rejected_before_sending(mode: Mode) -> None:
     fake = FakeTransport()
     given: list[tuple[dict[str, Any], str]] = [

@@ -1,21 +1,26 @@
-"""The options of a client and of a call, closing, and the log of `FLUX0_DEBUG`."""
+"""The options of a client and of a call, and closing."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import json
-import logging
 import pickle
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
+import httpx
 import pytest
 
-from flux0 import ChunkEvent, Flux0, RetryConfig, __version__
-from flux0.domain.errors import ClientClosed, EventTooLarge, InvalidArgument, ResponseTooLarge
+from flux0 import ChunkEvent, Flux0, HttpxTransport, RetryConfig, __version__
+from flux0.domain.errors import (
+    ClientClosed,
+    EventTooLarge,
+    Flux0Error,
+    InvalidArgument,
+    ResponseTooLarge,
+)
 from flux0.flows import CallRequest
 from flux0.testing import FakeTransport
 from support.in_memory import (
@@ -32,6 +37,7 @@ from support.in_memory import (
 )
 from support.modes import in_mode, unwrapped
 from support.transports import Mode
+from unit.client.test_transports import Async, Both, Sync
 from unit.turns.test_endings import SESSION
 
 NO_AGENTS = b'{"data": []}'
@@ -110,6 +116,20 @@ def test_credentials_in_server_url_of_a_call_are_sent_with_that_call() -> None:
             assert (request.url, request.headers["authorization"]) == ("http://h/api/agents", sent)
 
 
+def test_token_of_the_environment_is_sent_to_the_servers_own_url_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLUX0_TOKEN", "secret")
+    transport = script(*[scripted_response(NO_AGENTS) for _ in range(4)])
+    Flux0(transport=transport).agents.list()
+    Flux0(transport=transport).agents.list(server_url="http://other.example")
+    Flux0("http://ada:pw@127.0.0.1:8080", transport=transport).agents.list()
+    Flux0(transport=transport, headers={"Authorization": "Bearer own"}).agents.list()
+
+    values = [request.headers.get("authorization") for request in transport.requests]
+    assert values == ["Bearer secret", None, "Basic YWRhOnB3", "Bearer own"]
+
+
 @pytest.mark.parametrize(("name", "sent"), [("x-team", "call"), ("cookie", "call=1; client=1")])
 @pytest.mark.parametrize("computed", [(), ("client",), ("call",), ("client", "call")])
 def test_fields_of_a_call_replace_the_fields_of_the_client_except_that_cookies_are_joined(
@@ -142,6 +162,28 @@ async def test_each_argument_of_a_new_conversation_is_sent(mode: Mode) -> None:
     assert json.loads(request.body or b"") == {"agent_id": "agent12345", **new, "b": 2}
     assert (request.headers["cookie"], request.headers["x-c"]) == ("flux0_user_sub=ada", "3")
     assert conversation.session_id == SESSION["id"]
+
+
+@in_every_mode
+async def test_options_of_the_new_client_apply_to_its_calls_only(mode: Mode) -> None:
+    transport = script(*[scripted_response(NO_AGENTS) for _ in range(3)])
+    client = Flux0(transport=transport, headers={"x-a": "1"}, timeout_ms=50_000)
+    other = client.with_options(
+        timeout_ms=30_000, http_headers={"x-b": "2"}, stream_idle_timeout_ms=7_000
+    )
+
+    await in_mode(mode, other).agents.list_async()
+    await in_mode(mode, client).agents.list_async()
+    await in_mode(mode, client.with_options()).agents.list_async()
+
+    first, second, third = transport.requests
+    assert (first.headers.get("x-a"), first.headers.get("x-b")) == ("1", "2")
+    assert first.deadline is not None
+    assert first.deadline.limit == 30
+    for request in (second, third):
+        assert "x-b" not in request.headers
+        assert request.deadline is not None
+        assert request.deadline.limit == 50
 
 
 @in_every_mode
@@ -289,41 +331,6 @@ async def test_size_limits_apply_to_events_and_bodies_but_not_to_streams(mode: M
     assert too_large.value.limit == caught.value.limit == 1000
 
 
-@pytest.mark.parametrize(
-    ("name", "of_client", "of_call"),
-    [
-        ("timeout", "timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
-        ("max_retries", "retry_config", "retries"),
-        ("base_url", "server_url", "server_url"),
-        ("api_key", 'headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
-        ("default_headers", "headers", "http_headers"),
-    ],
-)
-def test_options_of_other_libraries_are_rejected_with_the_name_to_use(
-    name: str, of_client: str, of_call: str
-) -> None:
-    transport = agents(0)
-    options: Any = {name: "value"}
-    with pytest.raises(TypeError) as caught:
-        Flux0(transport=transport, **options)
-    assert str(caught.value) == f"unexpected keyword argument {name!r}: use {of_client}"
-    with Flux0(transport=transport) as flux0:
-        for call in (flux0.agents.list, partial(flux0.agents.retrieve, agent_id="0123456789")):
-            with pytest.raises(TypeError) as caught:
-                call(**options)
-            assert str(caught.value) == f"unexpected keyword argument {name!r}: use {of_call}"
-
-
-@in_every_mode
-async def test_unknown_options_of_calls_are_rejected_before_sending(mode: Mode) -> None:
-    transport = agents(0)
-    unknown: Any = {"user_id": 1}
-    async with in_mode(mode, Flux0(transport=transport)) as flux0:
-        with pytest.raises(TypeError, match=r"^unexpected keyword argument 'user_id'$"):
-            await flux0.sessions.create_async(agent_id="0123456789", **unknown)
-    assert transport.requests == []
-
-
 def test_signature_of_the_client_shows_only_options_that_exist() -> None:
     kinds = {each.kind for each in inspect.signature(Flux0).parameters.values()}
     assert inspect.Parameter.VAR_KEYWORD not in kinds
@@ -362,7 +369,8 @@ async def test_calls_of_a_closed_client_raise_and_closing_it_again_has_no_effect
     transport = script()
     flux0 = in_mode(mode, Flux0(transport=transport))
     async with flux0:
-        pass
+        assert not flux0.is_closed
+    assert flux0.is_closed
     await flux0.close_async()
 
     calls: list[Callable[[], Any]] = [
@@ -382,64 +390,45 @@ async def test_calls_of_a_closed_client_raise_and_closing_it_again_has_no_effect
     assert transport.requests == []
 
 
-# --- FLUX0_DEBUG
+def test_sync_call_of_a_client_with_only_an_async_client_is_rejected() -> None:
+    client = httpx.AsyncClient()
+    for options in ({"async_client": client}, {"transport": HttpxTransport(async_client=client)}):
+        advice = "has only an async transport: call the methods that end in _async"
+        with pytest.raises(Flux0Error, match=advice):
+            Flux0(**cast("Any", options)).agents.list()
 
 
-@pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    """The package's logger without handlers. The old state is restored after the test."""
-    logger = logging.getLogger("flux0")
-    kept = (logger.level, logger.handlers[:], logger.propagate)
-    logger.handlers.clear()
-    yield logger
-    logger.setLevel(kept[0])
-    logger.handlers[:] = kept[1]
-    logger.propagate = kept[2]
-
-
-@pytest.mark.parametrize(
-    ("value", "logs"),
-    [
-        *((value, True) for value in ("1", "true", "YES", "on")),
-        *((value, False) for value in ("", "0", "false", "no", "2")),
-    ],
-)
-def test_flux0_debug_logs_to_standard_error(
-    value: str,
-    logs: bool,
-    logger: logging.Logger,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    logger.propagate = False
-    monkeypatch.setenv("FLUX0_DEBUG", value)
-    transport = agents(2)
-
-    for _ in range(2):
-        with Flux0(transport=transport, headers={"authorization": "secret"}) as flux0:
+def test_close_closes_only_the_sync_transport() -> None:
+    sync, asynchronous = Sync("sync", []), Async("async", [])
+    for flux0 in (
+        Flux0(transport=sync, async_transport=asynchronous),
+        Flux0(transport=Async("", [])),
+    ):
+        flux0.close()
+        with pytest.raises(ClientClosed):
             flux0.agents.list()
 
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == (4 if logs else 0), "two clients share one handler"
-    if logs:
-        assert f"flux0 GET {DEFAULT_URL} attempt=1" in lines[0]
-        assert "'authorization': '***'" in lines[0]
-        assert f"flux0 GET {DEFAULT_URL} returned 200" in lines[1]
+    assert (sync.closes, asynchronous.both.closes) == (1, 0)
 
 
-@pytest.mark.parametrize("name", ["flux0", "mine"])
-def test_flux0_debug_keeps_existing_log_handlers(
-    name: str,
-    logger: logging.Logger,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.DEBUG, name)
-    monkeypatch.setenv("FLUX0_DEBUG", "1")
-    own = None if name == "flux0" else logging.getLogger(name)
+@in_both_loops
+async def test_close_async_closes_both_transports(mode: Mode) -> None:
+    sync, asynchronous = Sync("sync", []), Async("async", [])
+    flux0 = Flux0(transport=sync, async_transport=asynchronous)
 
-    with Flux0(transport=agents(), debug_logger=own) as flux0:
-        flux0.agents.list()
+    await flux0.close_async()
 
-    assert logger.handlers == []
-    assert [(record.name, record.levelname) for record in caplog.records] == [(name, "DEBUG")] * 2
+    assert (sync.closes, asynchronous.both.closes) == (1, 1)
+    with pytest.raises(ClientClosed):
+        await flux0.agents.list_async()
+
+
+@in_every_mode
+async def test_with_block_closes_transport_after_an_exception(mode: Mode) -> None:
+    transport = Both("both", [])
+
+    with pytest.raises(ZeroDivisionError):
+        async with in_mode(mode, Flux0(transport=transport)):
+            raise ZeroDivisionError
+
+    assert transport.closes

@@ -1,7 +1,9 @@
-"""The chain of a client: the order of its layers, and the user's middleware."""
+"""The chain of a client: the order of its layers, the user's middleware, and `FLUX0_DEBUG`."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ from flux0.domain.errors import ConnectError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.stored_models import Agents
 from flux0.flows import CallRequest, Flow, Middleware, SendFlow, Sleep
+from flux0.observers import Call, Observer
 from flux0.ports import Request, Response
 from support.in_memory import SSE, Script, chunk, in_every_mode, script, scripted_response
 from support.modes import in_mode
@@ -22,9 +25,10 @@ from support.transports import Mode
 
 AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 NO_AGENTS = b'{"data": []}'
+URL = "http://127.0.0.1:8080/api/agents"
 
 
-class EventLog:
+class EventLog(Observer):
     """Records the calls of each layer in one list."""
 
     def __init__(self) -> None:
@@ -42,6 +46,9 @@ class EventLog:
     def compute(self) -> str:
         self.entries.append("headers")
         return "computed"
+
+    def on_attempt_start(self, call: Call, number: int) -> None:
+        self.entries.append(f"observer: attempt {number}")
 
     def on_retry(self, details: RetryDetails) -> None:
         self.entries.append(f"retry: {type(details.cause).__name__}")
@@ -76,6 +83,7 @@ async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
         middleware=[log.layer("first"), log.layer("second")],
         on_retry=log.on_retry,
         headers={"x-computed": log.compute},
+        observers=[log],
         debug_logger=log,
         retry_config=AT_ONCE,
     )
@@ -86,13 +94,16 @@ async def test_order_of_layers_is_as_documented(mode: Mode) -> None:
     assert log.entries == [
         "first: agents.list 1",
         "second: agents.list 1",
-        *("headers", "log: attempt none", "transport: computed"),
+        *("headers", "observer: attempt 1"),
+        *("log: attempt none", "transport: computed"),
         "log: failed 503: Service Unavailable",
         "retry: ServerError",
-        *("headers", "log: attempt none", "transport: computed"),
+        *("headers", "observer: attempt 2"),
+        *("log: attempt none", "transport: computed"),
         "log: failed refused",
         "retry: ConnectError",
-        *("headers", "log: attempt none", "transport: computed"),
+        *("headers", "observer: attempt 3"),
+        *("log: attempt none", "transport: computed"),
         'log: returned {"data": []}',
         f"second: {NO_AGENTS!r}",
         f"first: {NO_AGENTS!r}",
@@ -297,6 +308,21 @@ def test_invalid_middleware_is_rejected(middleware: Any, problem: str) -> None:
     assert caught.value.argument == "middleware"
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "problem"),
+    [
+        ("on_retry", "log", "must be a sync function, not 'log'"),
+        ("on_retry", async_function, "must be a sync function"),
+        ("debug_logger", print, "must be a logging.Logger"),
+    ],
+)
+def test_invalid_function_or_logger_is_rejected(argument: str, value: Any, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem) as caught:
+        Flux0(transport=script(), **{argument: value})
+
+    assert caught.value.argument == argument
+
+
 @in_every_mode
 async def test_context_variable_of_a_middleware_is_visible_to_the_caller(mode: Mode) -> None:
     last: ContextVar[Response[Any]] = ContextVar("last")
@@ -309,3 +335,66 @@ async def test_context_variable_of_a_middleware_is_visible_to_the_caller(mode: M
     await in_mode(mode, Flux0(transport=transport, middleware=[keep])).agents.list_async()
 
     assert (last.get().status_code, last.get().headers["x-id"]) == (200, "7")
+
+
+# --- FLUX0_DEBUG
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """The package's logger without handlers. The old state is restored after the test."""
+    logger = logging.getLogger("flux0")
+    kept = (logger.level, logger.handlers[:], logger.propagate)
+    logger.handlers.clear()
+    yield logger
+    logger.setLevel(kept[0])
+    logger.handlers[:] = kept[1]
+    logger.propagate = kept[2]
+
+
+@pytest.mark.parametrize(
+    ("value", "logs"),
+    [
+        *((value, True) for value in ("1", "true", "YES", "on")),
+        *((value, False) for value in ("", "0", "false", "no", "2")),
+    ],
+)
+def test_flux0_debug_logs_to_standard_error(
+    value: str,
+    logs: bool,
+    logger: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logger.propagate = False
+    monkeypatch.setenv("FLUX0_DEBUG", value)
+    transport = script(scripted_response(NO_AGENTS), scripted_response(NO_AGENTS))
+
+    for _ in range(2):
+        with Flux0(transport=transport, headers={"authorization": "secret"}) as flux0:
+            flux0.agents.list()
+
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (4 if logs else 0), "two clients share one handler"
+    if logs:
+        assert f"flux0 GET {URL} attempt=1" in lines[0]
+        assert "'authorization': '***'" in lines[0]
+        assert f"flux0 GET {URL} returned 200" in lines[1]
+
+
+@pytest.mark.parametrize("name", ["flux0", "mine"])
+def test_flux0_debug_keeps_existing_log_handlers(
+    name: str,
+    logger: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, name)
+    monkeypatch.setenv("FLUX0_DEBUG", "1")
+    own = None if name == "flux0" else logging.getLogger(name)
+
+    with Flux0(transport=script(scripted_response(NO_AGENTS)), debug_logger=own) as flux0:
+        flux0.agents.list()
+
+    assert logger.handlers == []
+    assert [(record.name, record.levelname) for record in caplog.records] == [(name, "DEBUG")] * 2

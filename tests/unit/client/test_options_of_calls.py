@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ from flux0.flows import CallRequest
 from flux0.ports import Response
 from flux0.testing import FakeTransport
 from flux0.usecases.options import CallOptions, TurnOptions, UserOptions
+from support.in_memory import in_every_mode, script
+from support.modes import in_mode
+from support.transports import Mode
 
 KINDS: tuple[type[Any], ...] = (
     *(AgentsResource, SessionsResource, Conversation, AsyncConversation),
@@ -212,3 +216,48 @@ def test_option_reaches_the_requests_of_the_call(kind: type[Any], name: str, opt
 def test_methods_with_options_are_found() -> None:
     assert {kind for kind, _, _ in METHODS} == set(KINDS)
     assert {option for _, _, option in METHODS} == VALUES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "of_client", "of_call"),
+    [
+        ("timeout", "timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
+        ("max_retries", "retry_config", "retries"),
+        ("base_url", "server_url", "server_url"),
+        ("api_key", 'headers={"authorization": ...}', 'http_headers={"authorization": ...}'),
+        ("default_headers", "headers", "http_headers"),
+    ],
+)
+def test_options_of_other_libraries_are_rejected_with_the_name_to_use(
+    name: str, of_client: str, of_call: str
+) -> None:
+    transport = script()
+    options: Any = {name: "value"}
+    with pytest.raises(TypeError) as caught:
+        Flux0(transport=transport, **options)
+    assert str(caught.value) == f"unexpected keyword argument {name!r}: use {of_client}"
+    with Flux0(transport=transport) as flux0:
+        for call in (flux0.agents.list, partial(flux0.agents.retrieve, agent_id="0123456789")):
+            with pytest.raises(TypeError) as caught:
+                call(**options)
+            assert str(caught.value) == f"unexpected keyword argument {name!r}: use {of_call}"
+
+
+@in_every_mode
+async def test_unknown_options_of_calls_are_rejected_before_sending(mode: Mode) -> None:
+    transport = script()
+    unknown: Any = {"user_id": 1}
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        with pytest.raises(TypeError, match=r"^unexpected keyword argument 'user_id'$"):
+            await flux0.sessions.create_async(agent_id="0123456789", **unknown)
+    assert transport.requests == []
+
+
+def test_signature_shows_each_option() -> None:
+    for kind, name, option in METHODS:
+        parameters = inspect.signature(getattr(kind, name)).parameters
+        shown = parameters[option]
+        assert "options" not in parameters
+        assert shown.kind is inspect.Parameter.KEYWORD_ONLY
+        assert shown.default is None
+        assert shown.annotation == accepted(getattr(kind, name))[option].__forward_arg__

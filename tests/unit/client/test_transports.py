@@ -1,11 +1,13 @@
-"""How a client chooses its transports from its arguments, and how it closes them."""
+"""How a client chooses its transports from its arguments."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import httpx
@@ -15,10 +17,10 @@ import urllib3
 from pytest_httpserver import HTTPServer
 
 from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport, Urllib3Transport
-from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument
+from flux0.domain.errors import Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
-from support.in_memory import in_both_loops, in_every_mode, scripted_response
+from support.in_memory import scripted_response
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
 
@@ -217,9 +219,6 @@ class AsyncSend:
         ("async_client", SyncSend(), "pass it as client="),
         ("async_client", httpx.Client(), "pass it as client="),
         ("client", HttpxTransport(), "is a transport: pass it as transport="),
-        ("on_retry", "log", "must be a sync function, not 'log'"),
-        ("on_retry", AsyncSend().send, "must be a sync function"),
-        ("debug_logger", print, "must be a logging.Logger"),
     ],
 )
 def test_error_for_an_argument_of_wrong_type_says_how_to_fix_it(
@@ -256,47 +255,18 @@ def test_repr_of_transports_names_the_class_of_their_client(tmp_path: Path) -> N
     assert {transport: repr(transport) for transport in shown} == shown
 
 
-# --- closing
+@pytest.mark.parametrize("patched", [False, True])
+def test_process_with_sockets_of_eventlet_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, *, patched: bool
+) -> None:
+    def is_monkey_patched(module: str) -> bool:
+        return patched and module == "socket"
 
-
-def test_sync_call_of_a_client_with_only_an_async_client_is_rejected() -> None:
-    client = httpx.AsyncClient()
-    for options in ({"async_client": client}, {"transport": HttpxTransport(async_client=client)}):
-        with pytest.raises(Flux0Error, match="has only an async transport"):
-            Flux0(**cast("Any", options)).agents.list()
-
-
-def test_close_closes_only_the_sync_transport() -> None:
-    sync, asynchronous = Sync("sync", []), Async("async", [])
-    for flux0 in (
-        Flux0(transport=sync, async_transport=asynchronous),
-        Flux0(transport=Async("", [])),
-    ):
-        flux0.close()
-        with pytest.raises(ClientClosed):
-            flux0.agents.list()
-
-    assert (sync.closes, asynchronous.both.closes) == (1, 0)
-
-
-@in_both_loops
-async def test_close_async_closes_both_transports(mode: Mode) -> None:
-    sync, asynchronous = Sync("sync", []), Async("async", [])
-    flux0 = Flux0(transport=sync, async_transport=asynchronous)
-
-    await flux0.close_async()
-
-    assert (sync.closes, asynchronous.both.closes) == (1, 1)
-    with pytest.raises(ClientClosed):
-        await flux0.agents.list_async()
-
-
-@in_every_mode
-async def test_with_block_closes_transport_after_an_exception(mode: Mode) -> None:
-    transport = Both("both", [])
-
-    with pytest.raises(ZeroDivisionError):
-        async with in_mode(mode, Flux0(transport=transport)):
-            raise ZeroDivisionError
-
-    assert transport.closes
+    patcher = SimpleNamespace(is_monkey_patched=is_monkey_patched)
+    monkeypatch.setitem(sys.modules, "eventlet", SimpleNamespace(patcher=patcher))
+    if patched:
+        problem = r"eventlet has replaced the sockets .*: use threads or asyncio"
+        with pytest.raises(Flux0Error, match=problem):
+            Flux0()
+    else:
+        Flux0().close()

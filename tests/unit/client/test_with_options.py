@@ -28,28 +28,6 @@ AGENTS = b'{"data": []}'
 
 
 @in_every_mode
-async def test_options_of_the_new_client_apply_to_its_calls_only(mode: Mode) -> None:
-    transport = script(*[scripted_response(AGENTS) for _ in range(3)])
-    client = Flux0(transport=transport, headers={"x-a": "1"}, timeout_ms=50_000)
-    other = client.with_options(
-        timeout_ms=30_000, http_headers={"x-b": "2"}, stream_idle_timeout_ms=7_000
-    )
-
-    await in_mode(mode, other).agents.list_async()
-    await in_mode(mode, client).agents.list_async()
-    await in_mode(mode, client.with_options()).agents.list_async()
-
-    first, second, third = transport.requests
-    assert (first.headers.get("x-a"), first.headers.get("x-b")) == ("1", "2")
-    assert first.deadline is not None
-    assert first.deadline.limit == 30
-    for request in (second, third):
-        assert "x-b" not in request.headers
-        assert request.deadline is not None
-        assert request.deadline.limit == 50
-
-
-@in_every_mode
 async def test_retries_of_the_new_client_apply(mode: Mode) -> None:
     transport = script(ConnectError("refused"), scripted_response(AGENTS))
     client = Flux0(transport=transport).with_options(retries=RetryConfig("none"))
@@ -108,20 +86,6 @@ async def test_closing_the_new_client_closes_nothing_and_closing_the_first_close
     assert client.with_options().is_closed
     with pytest.raises(ClientClosed):
         await other.agents.list_async()
-
-
-def test_token_of_the_environment_is_sent_to_the_servers_own_url_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("FLUX0_TOKEN", "secret")
-    transport = script(*[scripted_response(AGENTS) for _ in range(4)])
-    Flux0(transport=transport).agents.list()
-    Flux0(transport=transport).agents.list(server_url="http://other.example")
-    Flux0("http://ada:pw@127.0.0.1:8080", transport=transport).agents.list()
-    Flux0(transport=transport, headers={"Authorization": "Bearer own"}).agents.list()
-
-    values = [request.headers.get("authorization") for request in transport.requests]
-    assert values == ["Bearer secret", None, "Basic YWRhOnB3", "Bearer own"]
 
 
 def test_to_json_is_the_text_of_to_dict() -> None:
