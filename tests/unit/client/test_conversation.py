@@ -29,7 +29,7 @@ from flux0.testing import (
     Say,
 )
 from flux0.usecases.options import CallOptions
-from support.in_memory import in_both_loops, in_every_mode, script, scripted_response as json_answer
+from support.in_memory import in_every_mode, script, scripted_response as json_answer
 from support.modes import in_mode, unwrapped
 from support.transports import Mode
 from unit.turns.test_streams import result_of
@@ -362,27 +362,6 @@ async def test_ask_returns_the_reply(mode: Mode) -> None:
         assert [call.result and call.result.data for call in reply.tool_calls] == ["sunny"]
         assert len(reply.messages) == 4
     fake.assert_no_open_streams()
-
-
-@in_both_loops
-async def test_async_with_accepts_send_with_and_without_await(mode: Mode) -> None:
-    fake = FakeTransport([Say("Hi.")])
-
-    async with Flux0(transport=fake) as flux0:
-        chat = await flux0.conversation_async(agent=fake.agent_id)
-        for _ in range(2):
-            async with await chat.send("Hi") as stream:
-                assert len(await stream.final_messages()) == 1
-            async with chat.send("Hi") as stream:
-                assert len(await stream.final_messages()) == 1
-            async with flux0.sessions.create_event_async(
-                session_id=chat.session_id, content="Hi"
-            ) as stream:
-                await anext(stream)
-        fake.assert_no_open_streams()
-        with pytest.raises(BadRequestError):
-            async with flux0.sessions.create_event_async(session_id="x" * 10, content="Hi"):
-                raise AssertionError("entered")
 
 
 # --- cookies

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, cast
 
+import anyio
 import httpx
 import pytest
 
@@ -22,7 +23,8 @@ from flux0.domain.errors import (
     ResponseTooLarge,
 )
 from flux0.flows import CallRequest
-from flux0.testing import FakeTransport
+from flux0.observers import Call, Observer, TurnEnd
+from flux0.testing import FakeTransport, Respond
 from support.in_memory import (
     SSE,
     Script,
@@ -196,6 +198,18 @@ async def test_closing_a_client_with_other_options_has_no_effect(mode: Mode) -> 
         assert list(await flux0.agents.list_async()) == []
 
 
+@in_both_loops
+async def test_client_uses_the_clock_of_its_transport(mode: Mode) -> None:
+    for argument in ("transport", "async_transport"):
+        fake = FakeTransport()
+        before = fake.clock.now()
+        fake.inject(Respond(503, retry_after=20))
+        options: dict[str, Any] = {argument: fake}
+        async with Flux0(**options) as flux0:
+            await flux0.agents.list_async()
+        assert fake.clock.now() - before == 20
+
+
 def test_call_without_options_uses_the_defaults() -> None:
     transport = agents()
 
@@ -353,13 +367,59 @@ async def test_objects_with_connections_cannot_be_pickled_or_copied(mode: Mode) 
         assert [type(event) for event in streams[0]] == [ChunkEvent]
 
 
-def test_repr_of_resources_shows_the_url_without_credentials() -> None:
-    with Flux0("http://ann:secret@localhost:1", transport=agents(0)) as flux0:
-        assert repr(flux0.agents) == "AgentsResource('http://localhost:1')"
-        assert repr(flux0.sessions) == "SessionsResource('http://localhost:1')"
-
-
 # --- closing
+
+
+class Recorder(Observer):
+    """Records the started calls with their agents, and the ends of turns."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, str | None]] = []
+        self.turns: list[str] = []
+
+    def on_call_start(self, call: Call) -> None:
+        self.calls.append((call.operation, call.agent_id))
+
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        self.turns.append(turn.ending)
+
+
+@in_every_mode
+async def test_closing_the_client_ends_the_turn_of_a_conversation_and_reports_it(
+    mode: Mode,
+) -> None:
+    turn, recorder = tape(chunk("a"), chunk("b")), Recorder()
+    response = response_from(turn, headers=SSE)
+    transport = script(scripted_response(json.dumps(SESSION).encode()), response)
+    async with in_mode(mode, Flux0(transport=transport, observers=[recorder])) as flux0:
+        new = await flux0.conversation_async(agent="agent12345")
+        same = await flux0.conversation_async(session=new.session)
+        stream = await same.send("Hi")
+        await anext(stream)
+
+    operations = ("sessions.create", "sessions.create_event")
+    assert recorder.calls == [(operation, "agent12345") for operation in operations]
+    while not recorder.turns:  # The event loop closes an async stream after `close_async`.
+        await anyio.lowlevel.checkpoint()
+    assert recorder.turns == ["closed"]
+    assert turn.releases
+    assert response.body is not None  # Its finalizer has not released the body.
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+
+
+def test_readers_get_client_closed_even_while_the_transport_is_being_closed() -> None:
+    class Closing(Script):
+        def close(self) -> None:
+            with pytest.raises(ClientClosed):
+                next(stream)
+            super().close()
+
+    transport = Closing([scripted_response(chunk("a"), chunk("b"), headers=SSE)])
+    flux0 = Flux0(transport=transport)
+    stream = flux0.sessions.create_event(session_id="s", content="Hi")
+    flux0.close()
+    assert transport.closes == 1
 
 
 @in_every_mode

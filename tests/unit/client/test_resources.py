@@ -21,11 +21,23 @@ from flux0 import (
 )
 from flux0.adapters.httpx import HttpxTransport
 from flux0.client.resources import AgentsResource, SessionsResource
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import ClientClosed, EventTooLarge, Flux0Error, InvalidArgument
+from flux0.ports import Request, Response
 from flux0.testing import FakeTransport
-from support.in_memory import SSE, in_every_mode, script, scripted_response
+from support.in_memory import (
+    SSE,
+    Script,
+    chunk,
+    in_both_loops,
+    in_every_mode,
+    response_from,
+    script,
+    scripted_response,
+    tape,
+)
 from support.modes import in_mode
 from support.transports import Mode
+from unit.turns.test_streams import result_of
 
 # For each annotation of a sync method, the async version's annotation.
 ASYNC_NAMES = {
@@ -158,17 +170,86 @@ def test_each_argument_is_passed_to_the_use_case(kind: type[Any], name: str) -> 
 
 @in_every_mode
 async def test_each_argument_of_a_message_is_sent(mode: Mode) -> None:
-    transport = script(scripted_response(headers=SSE))
-    async with in_mode(mode, Flux0(transport=transport)) as flux0:
-        await flux0.sessions.create_event_async(
-            session_id="s", content="Hi", type_="custom", source="system"
+    transport = script(
+        scripted_response(chunk("a"), headers=SSE), scripted_response(b'{"data": []}')
+    )
+    options: dict[str, Any] = {"transport" if mode == "sync" else "async_transport": transport}
+    async with in_mode(mode, Flux0(**options)) as flux0:
+        stream = await flux0.sessions.create_event_async(
+            session_id="s", content="Hi", type_="custom", source="system", http_headers={"x-a": "1"}
         )
-    (request,) = transport.requests
+        await anext(stream)
+        assert len(await result_of(stream.stored_events())) == 0
+    request, listing = transport.requests
     assert json.loads(request.body or b"") == {
         "type": "custom",
         "source": "system",
         "content": "Hi",
     }
+    assert "/sessions/s/events?" in listing.url
+    assert [each.headers.get("x-a") for each in transport.requests] == ["1", "1"]
+
+
+@in_every_mode
+async def test_size_limits_of_the_client_apply_to_a_turn(mode: Mode) -> None:
+    pieces = [chunk("a"), chunk("b" * 1000), chunk("c" * 2000)]
+    transport = script(scripted_response(*pieces, headers=SSE))
+    client = Flux0(transport=transport, max_event_bytes=2000, max_turn_bytes=1000)
+    async with in_mode(mode, client) as flux0:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        await anext(stream)
+        await anext(stream)
+        assert [message.text for message in stream.messages] == ["a"]
+        with pytest.raises(EventTooLarge):
+            await anext(stream)
+
+
+@in_every_mode
+async def test_next_message_of_a_session_closes_the_open_stream(mode: Mode) -> None:
+    turns = [tape(chunk("a"), chunk("b")) for _ in range(2)]
+    responses = [response_from(turn, headers=SSE) for turn in turns]
+    async with in_mode(mode, Flux0(transport=Script([*responses]))) as flux0:
+        for _ in turns:
+            stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+            await anext(stream)
+        assert turns[0].releases
+        assert not turns[1].releases
+        await anext(stream)
+
+
+@in_every_mode
+async def test_stream_is_closed_if_the_client_is_closed_with_its_response(mode: Mode) -> None:
+    class Closing(Script):
+        def send(self, request: Request) -> Response[Any]:
+            client.close()
+            return super().send(request)
+
+    turn = tape(chunk("a"))
+    response = response_from(turn, headers=SSE)
+    client = Flux0(transport=Closing([response]))
+    stream = await in_mode(mode, client).sessions.create_event_async(session_id="s", content="Hi")
+    with pytest.raises(ClientClosed):
+        await anext(stream)
+    assert turn.releases
+    assert response.body is not None  # Its finalizer has not released the body.
+
+
+@in_both_loops
+async def test_sync_message_of_an_async_client_is_rejected_and_keeps_the_open_turn(
+    mode: Mode,
+) -> None:
+    transport = script(scripted_response(chunk("a"), headers=SSE))
+    async with Flux0(async_transport=transport) as flux0:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        with pytest.raises(Flux0Error, match="only an async transport"):
+            flux0.sessions.create_event(session_id="s", content="Hi")
+        assert len([event async for event in stream]) == 1
+
+
+def test_repr_of_resources_shows_the_url_without_credentials() -> None:
+    with Flux0("http://ann:secret@localhost:1", transport=script()) as flux0:
+        assert repr(flux0.agents) == "AgentsResource('http://localhost:1')"
+        assert repr(flux0.sessions) == "SessionsResource('http://localhost:1')"
 
 
 # --- the user of a session

@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 from flux0 import AsyncConversation, AsyncEventStream, Flux0
-from flux0.testing import FakeTransport
+from flux0.domain.api_errors import BadRequestError
+from flux0.testing import FakeTransport, Say
 from support.in_memory import in_both_loops
 from support.transports import Mode
 
@@ -76,6 +77,27 @@ async def test_result_can_be_awaited_once(mode: Mode) -> None:
         with pytest.raises(RuntimeError, match="already awaited"):
             await unawaited
         assert isinstance(await conversation.send("Hi"), AsyncEventStream)
+
+
+@in_both_loops
+async def test_async_with_accepts_send_with_and_without_await(mode: Mode) -> None:
+    fake = FakeTransport([Say("Hi.")])
+
+    async with Flux0(transport=fake) as flux0:
+        chat = await flux0.conversation_async(agent=fake.agent_id)
+        for _ in range(2):
+            async with await chat.send("Hi") as stream:
+                assert len(await stream.final_messages()) == 1
+            async with chat.send("Hi") as stream:
+                assert len(await stream.final_messages()) == 1
+            async with flux0.sessions.create_event_async(
+                session_id=chat.session_id, content="Hi"
+            ) as stream:
+                await anext(stream)
+        fake.assert_no_open_streams()
+        with pytest.raises(BadRequestError):
+            async with flux0.sessions.create_event_async(session_id="x" * 10, content="Hi"):
+                raise AssertionError("entered")
 
 
 def test_results_can_be_tasks_of_asyncio() -> None:
