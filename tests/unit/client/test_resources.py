@@ -208,13 +208,14 @@ async def test_size_limits_of_the_client_apply_to_a_turn(mode: Mode) -> None:
 async def test_next_message_of_a_session_closes_the_open_stream(mode: Mode) -> None:
     turns = [tape(chunk("a"), chunk("b")) for _ in range(2)]
     responses = [response_from(turn, headers=SSE) for turn in turns]
-    async with in_mode(mode, Flux0(transport=Script([*responses]))) as flux0:
-        for _ in turns:
-            stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
-            await anext(stream)
-        assert turns[0].releases
-        assert not turns[1].releases
-        await anext(stream)
+    async with in_mode(mode, Flux0(transport=script(*responses))) as flux0:
+        first, second = [
+            await flux0.sessions.create_event_async(session_id="s", content="Hi") for _ in turns
+        ]
+        assert [turn.releases for turn in turns] == [1, 0]
+        with pytest.raises(ClientClosed):
+            await anext(first)
+        await anext(second)
 
 
 @in_every_mode
