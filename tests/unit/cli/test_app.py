@@ -1021,6 +1021,18 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
     assert problems.splitlines()[1:] == []
 
 
+def test_signal_settings_are_restored_after_a_turn() -> None:
+    """Otherwise, the next signal would be written to a closed file, or to another open file."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer), signal.getsignal(signal.SIGURG)
+    with waking_on_ctrl_c():
+        pass
+    assert (signal.set_wakeup_fd(before[0]), signal.getsignal(signal.SIGURG)) == (writer, before[1])
+    os.close(reader)
+    os.close(writer)
+
+
 def test_ctrl_c_ends_a_blocking_call_that_the_signal_did_not_interrupt() -> None:
     reader, writer = os.pipe()
     blocking, ended = threading.Event(), threading.Event()

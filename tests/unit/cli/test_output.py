@@ -7,6 +7,8 @@ import io
 import os
 import re
 from collections.abc import Generator
+from functools import partial
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -165,6 +167,16 @@ def test_least_important_columns_are_left_out_on_a_narrow_terminal(
         output.table(columns, [("a1", "Ada", "2026-01", "Knows much about the weather.")])
     assert screen.lines[0].split() == head
     assert all(cell_len(line) <= width for line in screen.lines)
+
+
+def test_each_text_is_in_a_redirected_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    with path.open("w") as file, contextlib.redirect_stdout(file):
+        output, sizes = Output(), list[int]()
+        for write in (partial(output.write, "text"), output.end_line, partial(output.json, 1)):
+            write()
+            sizes.append(path.stat().st_size)
+    assert sizes == [4, 5, 7]
 
 
 def test_problem_with_line_breaks_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,6 +151,8 @@ def test_base_classes_catch_their_errors() -> None:
 
 BODY_TOO_LARGE = "the response body is larger than 65,536 bytes (max_body_bytes)"
 EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event_bytes)"
+LONG_BODY = '{"token": "secret", "id": "' + 200 * "x" + '"}'
+SHOWN_BODY = '{"token": "***", "id": "' + 176 * "x"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +162,7 @@ EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event
         (make(errors.InvalidArgument), "agent_id must not be empty"),
         (make(errors.DecodeError), "data[0].id: problem in '{'"),
         (errors.DecodeError("problem"), "problem"),
+        (errors.DecodeError("problem", body=LONG_BODY), f"problem in {SHOWN_BODY!r}"),
         (errors.ResponseTooLarge(65536), BODY_TOO_LARGE),
         (errors.EventTooLarge(65536), EVENT_TOO_LARGE),
         (errors.StreamInterrupted("problem"), "problem"),

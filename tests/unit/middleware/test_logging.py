@@ -164,12 +164,16 @@ def test_body_of_a_stream_is_not_logged() -> None:
     assert response_line.endswith("body=a stream")
 
 
+LONG_JSON = b'{"token": "secret", "id": "' + 1000 * b"x" + b'"}'
+
+
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
         (b"x" * 1000, "x" * 1000),
         (b"x" * 1001, f"{'x' * 1000}... (1,001 bytes)"),
         (b"\xff", "\ufffd"),
+        (LONG_JSON, '{"token": "***", "id": "' + 976 * "x" + "... (1,029 bytes)"),
     ],
 )
 def test_long_bodies_are_truncated_and_invalid_utf_8_is_replaced(body: bytes, shown: str) -> None:

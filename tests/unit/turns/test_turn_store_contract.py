@@ -300,8 +300,20 @@ def test_each_test_of_the_contract_of_local_stores_detects_a_bug() -> None:
     assert names - listed == {"forked_child_is_another_process"}
 
 
+redis_claim, redis_close = RedisTurnStore.claim, RedisTurnStore.close
 redis_find, redis_release = RedisTurnStore.find, RedisTurnStore.release
-kept: list[object] = []
+kept: list[TurnLog | None] = []
+
+
+def claim_and_keep(store: RedisTurnStore, id: str, log: TurnLog, *, refuse: bool) -> Any:
+    kept.append(log)
+    return redis_claim(store, id, log, refuse=refuse)
+
+
+def close_and_end_turns(store: RedisTurnStore) -> None:
+    redis_close(store)
+    for log in filter(None, kept):
+        log.finish(LogEnd())
 
 
 def find_and_keep(store: RedisTurnStore, session_id: str) -> TurnLog | None:
@@ -326,17 +338,21 @@ def do_nothing(store: RedisTurnStore, *arguments: Any) -> None: ...
 
 @needs_redis
 @pytest.mark.parametrize(
-    ("method", "bug", "test"),
+    ("bugs", "test"),
     [
-        ("find", find_and_keep, "unreferenced_copy_is_garbage_collected"),
-        ("find", find_a_copy, "events_and_end_reach_the_other_process"),
-        ("release", ask_and_release, "release_does_not_wait_for_another_program"),
-        ("release", do_nothing, "released_turn_is_not_found"),
-        ("close", do_nothing, "closing_a_store_ends_its_copies"),
+        ({"find": find_and_keep}, "unreferenced_copy_is_garbage_collected"),
+        ({"find": find_a_copy}, "events_and_end_reach_the_other_process"),
+        ({"release": ask_and_release}, "release_does_not_wait_for_another_program"),
+        ({"release": do_nothing}, "released_turn_is_not_found"),
+        ({"close": do_nothing}, "closing_a_store_ends_its_copies"),
+        (
+            {"claim": claim_and_keep, "close": close_and_end_turns},
+            "closing_a_store_ends_its_copies",
+        ),
     ],
 )
 def test_contract_detects_a_bug(
-    servers: Servers, monkeypatch: pytest.MonkeyPatch, method: str, bug: object, test: str
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, bugs: Mapping[str, object], test: str
 ) -> None:
     contract = RedisContract()
     monkeypatch.setattr(RedisContract, "timeout", 0.5)
@@ -347,6 +363,7 @@ def test_contract_detects_a_bug(
         for store in stores:
             contract.stack.callback(store.close)
         with monkeypatch.context() as patch:
-            patch.setattr(RedisTurnStore, method, bug)
+            for method, bug in bugs.items():
+                patch.setattr(RedisTurnStore, method, bug)
             with pytest.raises(AssertionError):
                 getattr(contract, f"test_{test}")(stores)

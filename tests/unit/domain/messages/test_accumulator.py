@@ -219,9 +219,10 @@ def test_document_that_the_server_cannot_convert_is_not_stored(root: Any) -> Non
 # --- the times of tool calls
 
 
-def timed(*messages: tuple[str, float | None]) -> TimedToolCall:
+def timed(*messages: tuple[str, float | None], **fields: Any) -> TimedToolCall:
     """Return the tool call of a turn with these messages, each with the time of its first chunk."""
-    items = {"tool_calls": tool_call(), "tool_call_results": tool_call(data={"result": 1})}
+    result = tool_call(**fields, data={"result": 1})
+    items = {"tool_calls": tool_call(**fields), "tool_call_results": result}
     names = [str(number) for number in range(len(messages))]
     accumulator = after(
         *(
@@ -247,6 +248,11 @@ def test_result_before_its_call_takes_no_time() -> None:
     """The clock of the server may have been set back."""
     assert timed(("tool_calls", 10.0), ("tool_call_results", 9.0)).seconds == 0.0
     assert timed(("tool_calls", 10.0), ("tool_call_results", None)).seconds is None
+
+
+def test_tool_call_whose_id_is_a_list_has_no_result() -> None:
+    call = timed(("tool_calls", 10.0), ("tool_call_results", 12.5), tool_call_id=["c1"])
+    assert (call.call.tool_call_id, call.call.result, call.started_at) == (["c1"], None, 10.0)
 
 
 # --- several messages, and incomplete messages
@@ -316,7 +322,7 @@ def test_unchanged_message_is_not_built_again() -> None:
     [
         ([add("/-", "a"), add("/-", "b")], ["a", "b"]),
         ([add("/0", "a"), add("/1", "b"), add("/0", "c")], ["a", "b", ""]),
-        ([add("", "a"), replace("", "ab"), replace("", "x"), add("", "xy")], ["a", "b", "", "y"]),
+        ([add("", "a"), replace("", "ab"), replace("", "xyz"), add("", "xyz!")], ["a", "b", "", "!"]),
         ([add("", ["a", "b"]), add("/-", "c"), replace("", "abcd")], ["ab", "c", "d"]),
         ([add("", []), add("/-", 1), add("/-", "a"), replace("", "ab")], ["", "", "a", "b"]),
         ([add("/a", "a"), add("/0", "b"), replace("", "c")], ["", "", "c"]),

@@ -290,6 +290,8 @@ def test_warning_names_only_failures_that_the_old_cassette_does_not_have(tmp_pat
     for each in (REFUSED, TURN, busy, busy):
         file.append(each)
     assert "failed (ConnectionInterrupted, status 503): see " in str(file.finish())
+    assert read_cassette(path) == (REFUSED,)
+    assert len(read_cassette(tmp_path / "c.json.new")) == 4
 
 
 def test_file_is_recorded_once_at_a_time_also_under_another_path(tmp_path: Path) -> None:

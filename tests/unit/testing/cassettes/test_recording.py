@@ -745,6 +745,9 @@ def test_error_ends_the_exchange_and_a_later_close_changes_nothing(
 
 @loops
 def test_cancelled_call_is_recorded_as_closed(mode: Mode, path: Path) -> None:
+    """A cancellation is no failure: the recording replaces the old cassette."""
+    RecordingTransport(FakeTransport(), path).send(request("GET", "/api/agents")).body.close()
+
     async def test() -> None:
         transport = RecordingTransport(
             script(scripted_response(b"one"), scripted_response(b"one")), path
@@ -759,6 +762,7 @@ def test_cancelled_call_is_recorded_as_closed(mode: Mode, path: Path) -> None:
             scope.cancel()
             await anext(pieces)
         await response.body.close_async()
+        await transport.close_async()
 
     run(mode, test)
     cancelled, left = read_cassette(path)

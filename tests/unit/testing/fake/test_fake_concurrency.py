@@ -127,19 +127,6 @@ async def test_real_pause_can_be_cancelled(mode: Mode) -> None:
     fake.assert_no_open_streams()
 
 
-@in_both_loops
-async def test_delayed_call_can_be_cancelled(mode: Mode) -> None:
-    released = threading.Event()
-    fake = FakeTransport(FallSilent(), clock=FakeClock(sleep=lambda _: released.wait(10)))
-    fake.inject(Delay(1), operation="sessions.create_event")
-    async with Flux0(transport=fake) as flux0:
-        with anyio.move_on_after(0.05) as scope:
-            await start_turn(flux0, fake)
-    released.set()
-    assert scope.cancelled_caught
-    fake.assert_no_open_streams()
-
-
 # --- gates
 
 

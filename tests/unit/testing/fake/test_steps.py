@@ -162,6 +162,16 @@ def test_gate_says_whether_an_agent_has_reached_it(is_open: bool) -> None:
     assert gate.reached
 
 
+@pytest.mark.parametrize("wait", [Pause(5), Gate()])
+def test_gate_that_is_opened_again_does_not_end_a_later_wait(wait: AgentStep) -> None:
+    gate = Gate()
+    fake, session_id, body = begin([gate, Report("typing"), wait, Report("processing")])
+    for _ in range(2):
+        gate.open()
+    assert b"typing" in next(body)
+    assert kinds(fake, session_id) == ["message", "typing"]
+
+
 REPLIES: list[tuple[AgentReply, str]] = [
     (lambda message: message.content.upper(), "HI"),
     (lambda _: Say("One"), "One"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from itertools import chain, count, islice, repeat
 from math import inf
@@ -411,6 +412,19 @@ def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
     assert (slept, clock.now()) == ([2, 0.5], 2.5)
     clock.wait(Wait(1))  # The clock never moves backward.
     assert clock.now() == 2.5
+
+
+@in_both_loops
+async def test_delayed_call_can_be_cancelled(mode: Mode) -> None:
+    released = threading.Event()
+    fake = FakeTransport(FallSilent(), clock=FakeClock(sleep=lambda _: released.wait(10)))
+    fake.inject(Delay(1), operation="sessions.create_event")
+    turn = message_to(new_session(fake))
+    with anyio.move_on_after(0.05) as scope:
+        await fake.send_async(turn)
+    released.set()
+    assert scope.cancelled_caught
+    fake.assert_no_open_streams()
 
 
 def test_clock_that_follows_another_clock_is_never_earlier() -> None:
