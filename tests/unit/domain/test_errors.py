@@ -105,6 +105,32 @@ def test_sent_of_an_error_of_user_code_describes_the_current_call(
         assert (error.from_user_code, error.sent) == (True, value)
 
 
+def test_tracebacks_of_an_error_and_of_all_earlier_errors_are_dropped() -> None:
+    chain: list[BaseException] = []
+    with pytest.raises(errors.StreamInterrupted) as caught:
+        try:
+            try:
+                raise ValueError("the cause")
+            except ValueError as error:
+                chain.append(error)
+                raise KeyError("the context") from error
+        except KeyError as error:
+            chain.append(error)
+            raise errors.StreamInterrupted("reset")  # noqa: B904 - with a context, without a cause
+    chain.append(caught.value)
+    assert all(error.__traceback__ for error in chain)
+
+    errors.drop_tracebacks(caught.value)
+
+    assert [error.__traceback__ for error in chain] == [None] * 3
+    assert chain[2].__context__ is chain[1]
+    assert (chain[1].__cause__, chain[1].__context__) == (chain[0], None)
+
+
+def test_decode_error_has_the_start_of_the_body() -> None:
+    assert errors.DecodeError("problem", body="x" * 201).body == "x" * 200
+
+
 class UserError(errors.Flux0Error):
     def __init__(self, code: int, hint: str) -> None:
         super().__init__(f"{code}: {hint}")

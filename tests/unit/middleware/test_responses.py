@@ -175,6 +175,7 @@ def test_json_without_a_detail_gives_the_name_of_the_status(body: str) -> None:
         (b"Server Error", {"Content-Type": "Text/Plain"}, "Server Error", "Server Error"),
         (b"x" * 10_000, TEXT, "x" * 500, "x" * 10_000),
         (b"\xff\xfe", TEXT, "\ufffd\ufffd", "\ufffd\ufffd"),
+        (b"\n" * 500 + b"Busy", TEXT, "Busy", "\n" * 500 + "Busy"),
     ],
 )
 def test_plain_text_body_is_the_message(

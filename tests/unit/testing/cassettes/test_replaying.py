@@ -426,6 +426,7 @@ LONG = "lorem ipsum " * 4000
             "(excerpts: the first difference is at character 48,001)",
         ),
         (LONG, f"{LONG}!", "got 'ipsum lorem ipsum lorem ipsum !' (excerpts: the first difference"),
+        (f"a{LONG}", f"b{LONG}", "recorded 'alorem ipsum lorem ipsum lorem', got 'blorem ipsum"),
         (LONG, None, "lorem ipsum lor... (48,002 characters), got None"),
         ([LONG, 1], [LONG, 2], """got 'um lorem ipsum lorem ipsum ", 2]' (excerpts: """),
     ],

@@ -105,10 +105,11 @@ def test_disconnected_client_cancels_the_agent(last: Any, moves_by_itself: bool)
             raise
 
     clock = FakeClock(moves_by_itself=moves_by_itself)
-    with served(agent, clock=clock) as (_, url, stream):
+    with served(agent, clock=clock) as (fake, url, stream):
         next(stream)
         stream.close()
         assert cancelled.wait(10)
+        fake.assert_no_open_streams()
         with Flux0(url) as flux0:
             assert len(flux0.agents.list()) == 1
 

@@ -133,6 +133,7 @@ def test_scripts_of_streams_that_a_fault_cuts_are_used_up(fault: Fault) -> None:
     with Flux0(transport=fake, timeout_ms=20_000) as flux0, suppress(Flux0Error):
         list(flux0.conversation(agent=fake.agent_id).send("Hi"))
     fake.assert_all_used()
+    fake.assert_no_open_streams()
 
 
 def test_scripts_are_not_used_up_if_the_reader_leaves_before_the_cut() -> None:
@@ -231,8 +232,9 @@ def test_read_timeout_expires_on_a_clock_that_only_the_test_moves() -> None:
     assert fake.clock.now() - began == 9
 
 
-def test_timeout_of_a_read_ends_the_body() -> None:
-    fake = FakeTransport(FallSilent())
+@pytest.mark.parametrize("moves_by_itself", [True, False])
+def test_timeout_of_a_read_ends_the_body(moves_by_itself: bool) -> None:
+    fake = FakeTransport(FallSilent(), clock=FakeClock(moves_by_itself=moves_by_itself))
     body = fake.send(message_to(new_session(fake))).body
     for error in (ReadTimeout, ConnectionInterrupted):
         with pytest.raises(error):
