@@ -1021,14 +1021,18 @@ def test_ctrl_c_exits_and_skips_the_remaining_lines(
     assert problems.splitlines()[1:] == []
 
 
-def test_signal_settings_are_restored_after_a_turn() -> None:
+def test_signal_settings_are_restored_after_a_turn_and_the_thread_ends() -> None:
     """Otherwise, the next signal would be written to a closed file, or to another open file."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    before = signal.set_wakeup_fd(writer), signal.getsignal(signal.SIGURG)
+    before = signal.set_wakeup_fd(writer), signal.signal(signal.SIGURG, signal.SIG_DFL)
+    threads = {*threading.enumerate()}
     with waking_on_ctrl_c():
-        pass
-    assert (signal.set_wakeup_fd(before[0]), signal.getsignal(signal.SIGURG)) == (writer, before[1])
+        started = {*threading.enumerate()} - threads
+        (thread,) = (each for each in started if each.name == "flux0-ctrl-c")
+    after = signal.set_wakeup_fd(before[0]), signal.signal(signal.SIGURG, before[1])
+    thread.join(_SECONDS)
+    assert (*after, thread.is_alive()) == (writer, signal.SIG_DFL, False)
     os.close(reader)
     os.close(writer)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import pytest
 
 from flux0 import models
 from flux0.domain import api_errors, errors
 from flux0.domain.headers import Headers
+
+E = TypeVar("E", bound=BaseException)
 
 DETAIL = api_errors.HTTPValidationErrorData(
     (api_errors.ValidationError(("body", 0), "too short", "short", input="x"),)
@@ -105,26 +108,33 @@ def test_sent_of_an_error_of_user_code_describes_the_current_call(
         assert (error.from_user_code, error.sent) == (True, value)
 
 
+def raised(error: E, cause: BaseException | None = None) -> E:
+    with suppress(type(error)):
+        raise error from cause
+    return error
+
+
 def test_tracebacks_of_an_error_and_of_all_earlier_errors_are_dropped() -> None:
-    chain: list[BaseException] = []
-    with pytest.raises(errors.StreamInterrupted) as caught:
-        try:
-            try:
-                raise ValueError("the cause")
-            except ValueError as error:
-                chain.append(error)
-                raise KeyError("the context") from error
-        except KeyError as error:
-            chain.append(error)
-            raise errors.StreamInterrupted("reset")  # noqa: B904 - with a context, without a cause
-    chain.append(caught.value)
-    assert all(error.__traceback__ for error in chain)
+    cause = raised(OSError("the cause"))
+    context = raised(KeyError("the context"), cause)
+    error = raised(errors.StreamInterrupted("reset"))
+    error.__context__ = context
+    assert all(each.__traceback__ for each in (cause, context, error))
 
-    errors.drop_tracebacks(caught.value)
+    errors.drop_tracebacks(error)
 
-    assert [error.__traceback__ for error in chain] == [None] * 3
-    assert chain[2].__context__ is chain[1]
-    assert (chain[1].__cause__, chain[1].__context__) == (chain[0], None)
+    assert [each.__traceback__ for each in (cause, context, error)] == [None] * 3
+    assert (error.__context__, context.__cause__, context.__context__) == (context, cause, None)
+
+
+def test_fresh_copy_has_the_cause_but_no_traceback() -> None:
+    error = raised(errors.StreamInterrupted("reset"), OSError("the cause"))
+    error.event_count = 3
+
+    copied = errors.fresh(error)
+
+    assert (copied.problem, copied.event_count, copied.__traceback__) == ("reset", 3, None)
+    assert copied.__cause__ is error.__cause__ is not None
 
 
 def test_decode_error_has_the_start_of_the_body() -> None:

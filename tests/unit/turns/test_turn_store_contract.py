@@ -238,6 +238,10 @@ BUGS: list[tuple[str, Callable[..., Any], str]] = [
     ),
     ("find", finding(lambda _: {"max_bytes": 7}), "events_and_end_reach_the_other_process"),
     (
+        *("find", finding(lambda log: {"last": log.last + 1})),
+        "turn_is_found_again_after_its_successor_is_released",
+    ),
+    (
         "find",
         finding(lambda log: {"end": log.end and LogEnd(log.end.error, not log.end.finished)}),
         "ended_turn_is_found",

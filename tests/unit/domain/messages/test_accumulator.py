@@ -322,7 +322,10 @@ def test_unchanged_message_is_not_built_again() -> None:
     [
         ([add("/-", "a"), add("/-", "b")], ["a", "b"]),
         ([add("/0", "a"), add("/1", "b"), add("/0", "c")], ["a", "b", ""]),
-        ([add("", "a"), replace("", "ab"), replace("", "xyz"), add("", "xyz!")], ["a", "b", "", "!"]),
+        (
+            [add("", "a"), replace("", "ab"), replace("", "xyz"), add("", "xyz!")],
+            ["a", "b", "", "!"],
+        ),
         ([add("", ["a", "b"]), add("/-", "c"), replace("", "abcd")], ["ab", "c", "d"]),
         ([add("", []), add("/-", 1), add("/-", "a"), replace("", "ab")], ["", "", "a", "b"]),
         ([add("/a", "a"), add("/0", "b"), replace("", "c")], ["", "", "c"]),
@@ -425,6 +428,14 @@ def test_replaced_and_removed_values_free_their_memory() -> None:
     assert accumulator.finish() == (message(models.ContentPart(text)),)
     for _ in range(100):
         accumulator.feed(chunk(replace("", []), add("/-", "x" * 1000), add("/-", "y" * 1000)))
+    assert accumulator.problems == ()
+
+
+def test_messages_can_be_read_between_changes_without_using_up_the_memory_limit() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=1000)
+    for text in "abc" * 10:
+        accumulator.feed(chunk(replace("", ["x", "y"]), replace("/0", text)))
+        assert [each.text for each in accumulator.messages] == [f"{text}y"]
     assert accumulator.problems == ()
 
 

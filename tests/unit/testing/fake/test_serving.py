@@ -443,16 +443,20 @@ def test_allowed_origins_can_use_the_fake(allowed: Any) -> None:
     with fake.serve(allow_origins=allowed) as url:
         preflight = httpx.options(f"{url}/api/sessions", headers={**origin, **asked})
         response = httpx.get(f"{url}/api/agents", headers=origin)
+        fake.expect("sessions.list")
+        unexpected = httpx.get(f"{url}/api/agents", headers=origin)
     expected = {
         "access-control-allow-origin": "http://a.example",
         "access-control-allow-credentials": "true",
         "vary": "origin",
     }
-    assert expected.items() <= dict(response.headers).items()
+    for each, status in ((response, 200), (unexpected, 500)):
+        assert each.status_code == status
+        assert expected.items() <= dict(each.headers).items()
     more = {"access-control-allow-methods": "POST", "access-control-allow-headers": "x-a"}
     assert dict(preflight.headers) == {**expected, **more}
     assert preflight.status_code == 204
-    assert [call.operation for call in fake.calls] == ["agents.list"]
+    assert [call.operation for call in fake.calls] == ["agents.list"] * 2
 
 
 @pytest.mark.parametrize("origin", [{}, {"origin": "http://b.example"}])
