@@ -251,8 +251,9 @@ def test_result_before_its_call_takes_no_time() -> None:
 
 
 def test_tool_call_whose_id_is_a_list_has_no_result() -> None:
-    call = timed(("tool_calls", 10.0), ("tool_call_results", 12.5), tool_call_id=["c1"])
-    assert (call.call.tool_call_id, call.call.result, call.started_at) == (["c1"], None, 10.0)
+    odd: Any = ["c1"]
+    call = timed(("tool_calls", 10.0), ("tool_call_results", 12.5), tool_call_id=odd)
+    assert (call.call.tool_call_id, call.call.result, call.started_at) == (odd, None, 10.0)
 
 
 # --- several messages, and incomplete messages

@@ -745,7 +745,7 @@ def test_error_ends_the_exchange_and_a_later_close_changes_nothing(
 
 @loops
 def test_cancelled_call_is_recorded_as_closed(mode: Mode, path: Path) -> None:
-    """A cancellation is no failure: the recording replaces the old cassette."""
+    """After a cancellation, the recording still replaces the old cassette."""
     RecordingTransport(FakeTransport(), path).send(request("GET", "/api/agents")).body.close()
 
     async def test() -> None:
