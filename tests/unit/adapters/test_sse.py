@@ -247,11 +247,11 @@ def test_limit_applies_to_the_same_event_however_the_stream_is_split(
     assert parser.pending is (expected.pending or too_large)
 
 
-def test_events_before_an_event_that_is_too_large_are_returned_first() -> None:
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_events_before_an_event_that_is_too_large_are_returned_first(line_end: bytes) -> None:
     parser = SSEParser(max_event_bytes=10)
-    assert parser.feed(b"data: a\n\ndata: 789012\n\ndata: b\n\n") == [
-        ServerSentEvent("message", "a")
-    ]
+    stream = b"data: a\n\ndata: 789012\n\ndata: b\n\n".replace(b"\n", line_end)
+    assert parser.feed(stream) == [ServerSentEvent("message", "a")]
     assert parser.pending
     for _ in range(2):
         with pytest.raises(EventTooLarge, match="10 bytes") as caught:

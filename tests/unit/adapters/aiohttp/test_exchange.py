@@ -6,6 +6,7 @@ import asyncio
 import gc
 import tracemalloc
 from collections.abc import Callable, Coroutine
+from functools import partial
 from select import select
 from typing import Any
 
@@ -245,6 +246,19 @@ def test_second_request_of_a_middleware_fails_before_it_is_sent() -> None:
         error = failure(server.url, middlewares=(twice,), connector=Refusing)
         assert type(error) is ConnectionInterrupted
         assert len(server.requests) == 1
+
+
+@bodies
+def test_request_that_a_middleware_sends_again_has_its_body(body: bytes | None) -> None:
+    async def twice(request: Sent, handler: Handler) -> Got:
+        (await handler(request)).release()
+        return await handler(request)
+
+    request = get if body is None else partial(post, body=body)
+    with ByteServer(http_response(b"no", status="401 Unauthorized"), OK) as server:
+        over_a_session(lambda transport: fetch(transport, request(server.url)), middlewares=(twice,))
+        same = [received.body for received in server.requests] == [body or b""] * 2
+    assert same
 
 
 def test_middleware_may_replace_the_body() -> None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import aiohttp
@@ -56,6 +57,7 @@ from flux0.testing.contract.responses import (
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, fetch, read
 from support.transports import WithoutLongWaits
+from support.unreachable import resolve_to
 
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
@@ -174,8 +176,9 @@ def test_session_of_the_user_keeps_its_settings_and_stays_open() -> None:
             timeout=aiohttp.ClientTimeout(total=SHORT / 1000),
         ) as session:
             transport = AiohttpTransport(session)
-            for authorization in ((), (("authorization", "Bearer mine"),)):
-                response = await transport.send_async(get(url, *authorization))
+            own = ("authorization", "Bearer mine"), ("accept-encoding", "identity")
+            for fields in ((), own):
+                response = await transport.send_async(get(url, *fields))
                 assert response.status_code == 503
                 assert await read(response.body) == b"busy"
                 await transport.close_async()
@@ -184,10 +187,11 @@ def test_session_of_the_user_keeps_its_settings_and_stays_open() -> None:
     with ByteServer(http_response(b"busy", status="503 Busy", gzip=True)) as server:
         asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
         assert server.connections == 1
-        for request, authorization in zip(server.requests, (BASIC, "Bearer mine"), strict=True):
+        expected = (BASIC, "gzip, deflate"), ("Bearer mine", "identity")
+        for request, (authorization, accept) in zip(server.requests, expected, strict=True):
             assert request.headers["x-own"] == "yes"
             assert request.headers["cookie"] == "own=1"
-            assert request.headers["accept-encoding"] == "gzip, deflate"
+            assert request.headers["accept-encoding"] == accept
             assert request.headers["authorization"] == authorization
     assert seen == ["GET", "GET"]
 
@@ -396,6 +400,18 @@ def test_url_is_sent_unchanged_and_cookies_are_not_stored() -> None:
         assert not any("cookie" in request.headers for request in server.requests)
 
 
+def test_international_host_name_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with own() as transport:
+            assert await fetch(transport, get("http://bücher.example/%c3%a9")) == b"ok"
+
+    with ByteServer(OK) as server:
+        resolve_to(monkeypatch, (server.host, server.port))
+        asyncio.run(run())
+        assert server.requests[0].target == "/%c3%a9"
+        assert server.requests[0].headers["host"] == "xn--bcher-kva.example"
+
+
 def test_large_request_is_cancelled_while_it_is_sent() -> None:
     """The connection is closed, although the server does not read. asyncio does not warn."""
 
@@ -522,6 +538,39 @@ def test_unsent_part_of_a_request_does_not_extend_the_timeout_of_a_body() -> Non
         asyncio.run(run())
         ended.set()
         responding.join()
+
+
+@pytest.mark.parametrize("progress", ["received", "sent"])
+def test_read_timeout_for_the_head_starts_again_after_each_progress(progress: str) -> None:
+    """The times are times of the event loop's clock."""
+
+    async def run_timers() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        start, passed, unsent = loop.time(), 0.0, 100
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "time", lambda: start + passed)
+            connection: Any = ResponseHandler(loop)
+            connection.__class__ = AiohttpConnection
+            connection.transport = SimpleNamespace(get_write_buffer_size=lambda: unsent)
+            connection.await_head(100.0)
+            for part in (b"HT", b"TP", b"/1", b".1"):
+                passed += 60.0
+                if progress == "sent":
+                    unsent -= 1
+                else:
+                    connection.data_received(part)
+                await run_timers()
+                assert connection.exception() is None
+            for _ in range(2):  # At the first timer, there was progress since the timer before.
+                passed += 101.0
+                await run_timers()
+            assert isinstance(connection.exception(), aiohttp.SocketTimeoutError)
+
+    asyncio.run(run())
 
 
 def test_write_timeout_does_not_limit_the_wait_for_the_response() -> None:

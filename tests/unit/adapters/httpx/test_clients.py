@@ -34,6 +34,7 @@ from flux0.testing.contract.responses import WaitForRelease, Write, http_respons
 from support import sending
 from support.modes import run
 from support.over_httpx import FAMILY, FAMILY_SYNC, VERSIONS, OverHttpx
+from support.secured import Secured
 from support.sending import OK, over
 
 
@@ -248,9 +249,9 @@ async def test_users_client_stays_open_and_keeps_its_settings(way: OverHttpx) ->
     )
     cookie = http_response(b"ok", headers=[("Set-Cookie", "a=1")])
     with ByteServer(cookie) as server:
-        for _ in range(2):
+        for fields in ((("accept-encoding", "identity"),), ()):
             transport = way.transport_over(client)
-            request = get(server.url, ("accept", "application/json"))
+            request = get(server.url, ("accept", "application/json"), *fields)
             assert await way.fetch(transport, request) == (200, b"ok")
             await sending.as_async(way.mode, transport).close_async()
             del transport
@@ -258,6 +259,7 @@ async def test_users_client_stays_open_and_keeps_its_settings(way: OverHttpx) ->
         if way.mode == "sync":  # The user's own requests reuse the connection.
             assert client.get(server.url).text == "ok"
         assert server.connections == 1
+        assert server.requests[0].headers.get_all("accept-encoding") == ("identity",)
         received = server.requests[1].headers
         assert received["x-team"] == "blue"
         assert received["authorization"].startswith("Basic ")
@@ -375,6 +377,18 @@ def test_key_log_file_of_the_environment_applies_also_if_it_is_set_later(
     path = str(tmp_path / "keys.log")
     monkeypatch.setenv("SSLKEYLOGFILE", path)
     assert clients._tls_context(httpx).keylog_filename == path
+
+
+@pytest.mark.parametrize(("name", "count"), [("SSL_CERT_FILE", 1), ("SSL_CERT_DIR", 0)])
+def test_certificates_of_the_environment_apply_also_if_they_are_set_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secured: Secured, name: str, count: int
+) -> None:
+    """Python reads the certificates of a folder later, during a TLS handshake."""
+    for each in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(each, raising=False)
+    assert len(clients._tls_context(httpx).get_ca_certs()) > 1
+    monkeypatch.setenv(name, secured.ca_file if count else str(tmp_path))
+    assert len(clients._tls_context(httpx).get_ca_certs()) == count
 
 
 @over(*FAMILY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
 from contextvars import copy_context
 from itertools import pairwise
 from time import monotonic, sleep
@@ -12,6 +13,7 @@ from typing import Any
 import httpcore
 import httpx
 import pytest
+from attrs import evolve
 from hypothesis import given, strategies as st
 
 from flux0 import Flux0
@@ -25,9 +27,9 @@ from flux0.domain.errors import (
     ProtocolError,
     ReadTimeout,
 )
-from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.connecting import slow_tls_record
-from flux0.testing.contract.harness import LONG, get, post
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -59,6 +61,27 @@ async def list_agents(way: OverHttpx, url: str, client: Any = None) -> None:
     async with way.closing(client) as transport:
         flux0 = Flux0(url, transport=transport, retry_config=FAST)
         await modes.in_mode(way.mode, flux0).agents.list_async()
+
+
+# --- options of the user's transport
+
+
+@over(*FAMILY)
+async def test_socket_options_and_local_address_are_used(way: OverHttpx) -> None:
+    def see(response: Any) -> None:
+        sock = response.extensions["network_stream"].get_extra_info("socket")
+        seen.extend(sock.getsockopt(*option) != 0 for option in options)
+
+    seen: list[bool] = []
+    options = (socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    hooks = {"response": [way.act(see)]}
+    keep_alive = way.kind("HTTPTransport")(socket_options=[(*options[0], 1)])
+    elsewhere = way.kind("HTTPTransport")(local_address="192.0.2.1")  # No computer has it.
+    with ByteServer(OK) as server:
+        await way.fetch_once(get(server.url), transport=keep_alive, event_hooks=hooks)
+        assert seen == [True, True]
+        with pytest.raises(ConnectError):
+            await way.fetch_once(get(server.url), transport=elsewhere)
 
 
 # --- SOCKS proxies
@@ -238,6 +261,16 @@ def test_connections_work_without_poll(way: OverHttpx, monkeypatch: pytest.Monke
             assert fetch_sync(transport, post(server.url, body)) == b"ok"
         assert server.connections == 1
         transport.close()
+
+
+@over(*FAMILY)
+async def test_interim_response_does_not_stop_a_large_request(way: OverHttpx) -> None:
+    body = b"x" * 8_000_000
+    with ByteServer(OK, on_connect=(Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)) as server:
+        request = post(server.url, body, timeout=evolve(LONG_TIMEOUT, read=DEFAULT_TIMEOUT))
+        assert await way.fetch_once(request) == (200, b"ok")
+        same = server.requests[0].body == body
+    assert same
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)

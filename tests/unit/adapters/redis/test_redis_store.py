@@ -409,8 +409,14 @@ def test_running_turn_keeps_its_session_and_its_readers_if_redis_loses_data(
 
 @pytest.mark.parametrize("joins", ["the reading process", "another process", "both"])
 def test_ended_turn_that_is_running_in_an_older_snapshot_ends_again(
-    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore, joins: str
+    server: RedisServer,
+    store: RedisTurnStore,
+    other: RedisTurnStore,
+    joins: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Without this interval, a process reads a turn before the turn ends, and must be notified.
+    monkeypatch.setattr(worker, "_MIN_INTERVAL", 0.0)
     with server.client() as client:
         log = claimed(store)
         log.append(event("turn", 1))
@@ -610,8 +616,9 @@ def test_large_events_and_many_entries_arrive_complete(
             assert b"".join(all_events(followed)) == turn_bytes("turn", 120) + b"".join(large)
 
 
+@pytest.mark.parametrize("loss", ["all data", "the turn without its log"])
 def test_copy_keeps_its_events_if_redis_gets_them_again_in_other_batches(
-    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore, loss: str
 ) -> None:
     log = claimed(store)
     copy = other.find("session")
@@ -620,7 +627,7 @@ def test_copy_keeps_its_events_if_redis_gets_them_again_in_other_batches(
         log.append(LARGE[number - 1])
         wait_for_events(copy, number)
     with server.client() as client:
-        client.flushall()
+        client.flushall() if loss == "all data" else client.delete("flux0:{session}:turn")
         log.append(LARGE[3])
         wait_for_events(copy, 4)
         # A large batch would delay other sessions.
@@ -1330,9 +1337,10 @@ def test_copy_does_not_have_events_after_a_gap_under_the_numbers_of_missing_even
         log.read(0)
 
 
-def test_copy_whose_events_are_missing_for_a_second_time_waits_again(
+def test_copy_ends_when_its_events_were_missing_for_the_whole_expiry_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """If the events are missing for a second time, the copy waits again for the whole time."""
     now = [1000.0]
     monkeypatch.setattr(followed, "monotonic", lambda: now[0])
     settings, log = Settings("flux0:", 300.0, LEASE_SECONDS), new_log()
@@ -1341,14 +1349,33 @@ def test_copy_whose_events_are_missing_for_a_second_time_waits_again(
         turn = FollowedTurn(name, log, Worker(client, settings), {})
     missing: Any = ()
     empty: Any = (1000, "process", 0, "", "", [])
-    for reply in (missing, empty, missing):
+    for part, reply, is_ended in (
+        (0.0, missing, False),
+        (0.9, missing, False),
+        (0.9, empty, False),
+        (0.9, missing, False),
+        (0.9, missing, False),
+        (0.2, missing, True),
+    ):
+        now[0] += part * settings.expiry
         turn.update(reply)
-        assert not log.is_ended
-        now[0] += settings.expiry
-    now[0] += 1
-    turn.update(missing)
+        assert log.is_ended is is_ended
     assert log.end is not None
     assert isinstance(log.end.error, TurnStoreError)
+
+
+def test_events_that_are_kept_are_published_if_older_events_were_dropped_before(
+    store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    log = TurnLog("turn", 1000, lambda _: None)
+    log.append(*(event("turn", number) for number in range(1, 101)))
+    assert log.first > 1
+    store.claim("session", log, refuse=True)
+    copy = other.find("session")
+    assert copy is not None
+    wait_for_events(copy, 100)
+    assert (copy.first, all_events(copy)) == (log.first, all_events(log))
+    log.finish(LogEnd())
 
 
 @pytest.mark.parametrize("connect", [redis_with_tls, redis_with_sentinel])

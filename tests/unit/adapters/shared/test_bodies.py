@@ -14,7 +14,7 @@ import pytest
 
 from flux0.adapters.shared import bodies
 from flux0.adapters.shared.bodies import AsyncBody, OpenBodies, SyncBody, SyncBodyState
-from flux0.domain.errors import ConnectionInterrupted, TransportError
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
 
 
 class Source:
@@ -149,6 +149,30 @@ class AsyncSource:
 
     def close_from_finalizer(self, loop: object) -> None:
         self.releases.append("finalizer")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_error_of_flux0_that_user_code_raises_during_a_read_is_marked(*, is_async: bool) -> None:
+    """Trace functions of the user are called during a read. The request was sent before."""
+    error = ConnectError("the trace server is down")
+
+    def fail(*_: object) -> bytes:
+        raise error
+
+    async def fail_async(*_: object) -> bytes:
+        raise error
+
+    async def read_async() -> None:
+        source: Any = AsyncSource()
+        source.receive = fail_async
+        await AsyncBody(source).read_async(None)
+
+    source: Any = Source(fail)
+    source.translate_error = lambda *_: None
+    with pytest.raises(ConnectError) as caught:
+        asyncio.run(read_async()) if is_async else SyncBody(source).read(None)
+    assert caught.value is error
+    assert (error.from_user_code, error.sent) == (True, "maybe")
 
 
 @pytest.mark.parametrize("release", ["finish", "close", "finalizer"])

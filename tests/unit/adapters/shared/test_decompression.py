@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import tracemalloc
 import zlib
+from bisect import bisect
 from random import Random
 
 import pytest
@@ -87,6 +88,17 @@ def test_pieces_have_at_most_one_mebibyte(size: int) -> None:
     made.end()
     assert sum(map(len, pieces)) == size
     assert max(map(len, pieces)) <= 1 << 20
+
+
+def test_content_of_a_full_piece_is_yielded_without_further_data() -> None:
+    """zlib has read all data, but has more output than fits in one piece."""
+
+    def size(received: int) -> int:
+        return len(zlib.decompressobj(wbits=31).decompress(data[:received]))
+
+    data = gzip.compress(bytes(2 << 20))
+    received = bisect(range(len(data)), 1 << 20, key=size)
+    assert len(b"".join(decoder().feed(data[:received]))) == size(received) > 1 << 20
 
 
 @pytest.mark.parametrize("data", [gzip.compress(b""), gzip.compress(b"") * 9, b""], ids=len)

@@ -142,6 +142,21 @@ def test_part_of_a_tls_record_in_tls_does_not_extend_the_timeout(
             body.read(SHORT_TIMEOUT)
 
 
+# --- options of the user's manager
+
+
+def test_socket_options_and_source_address_are_used() -> None:
+    option = socket.SOL_SOCKET, socket.SO_KEEPALIVE
+    keep_alive = urllib3.PoolManager(socket_options=[(*option, 1)])
+    elsewhere = urllib3.PoolManager(source_address=("192.0.2.1", 0))  # No computer has it.
+    with ByteServer(OK) as server:
+        response = Urllib3Transport(keep_alive).send(get(server.url))
+        assert response.raw_response.connection.sock.getsockopt(*option) != 0
+        response.body.close()
+        with pytest.raises(ConnectError):
+            Urllib3Transport(elsewhere).send(get(server.url))
+
+
 # --- connections that are not reused
 
 

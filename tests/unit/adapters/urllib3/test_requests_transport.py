@@ -78,7 +78,8 @@ def test_user_session_keeps_its_settings_and_stays_open() -> None:
     cookie = http_response(b"ok", headers=[("Set-Cookie", "flux0_user_sub=me; Path=/")])
     with ByteServer(cookie) as server:
         transport = hooked(lambda response: seen.append(response.status_code), session)
-        for explicit in ([], [("authorization", "Bearer mine")]):
+        own = [("authorization", "Bearer mine"), ("accept-encoding", "identity")]
+        for explicit in ([], own):
             request = get(f"{server.url}/x?a=b", ("accept", "application/json"), *explicit)
             assert fetch_sync(transport, request) == b"ok"
         transport.close()
@@ -90,6 +91,7 @@ def test_user_session_keeps_its_settings_and_stays_open() -> None:
         assert first.headers.get_all("accept") == ("application/json",)
         assert first.headers["authorization"] == f"Basic {b64encode(b'me:password').decode()}"
         assert second.headers["authorization"] == "Bearer mine"
+        assert second.headers.get_all("accept-encoding") == ("identity",)
         assert second.headers["cookie"] == "flux0_user_sub=me"
         assert seen == [200, 200, 200]
 

@@ -44,12 +44,14 @@ def test_user_manager_keeps_its_headers_and_stays_open() -> None:
     manager = urllib3.PoolManager(headers={"x-key": "k", "accept": "text/plain"})
     with ByteServer(OK) as server:
         transport = Urllib3Transport(manager)
-        assert fetch_sync(transport, get(server.url, ("Accept", "application/json"))) == b"ok"
+        fields = ("Accept", "application/json"), ("Accept-Encoding", "identity")
+        assert fetch_sync(transport, get(server.url, *fields)) == b"ok"
         transport.close()
         assert manager.request("GET", server.url).data == b"ok"
         first, _ = server.requests
         assert first.headers["x-key"] == "k"
         assert first.headers.get_all("accept") == ("application/json",)
+        assert first.headers.get_all("accept-encoding") == ("identity",)
         assert server.connections == 1
 
 
@@ -84,6 +86,24 @@ def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:
         assert request.target == url
         assert request.headers["host"] == "flux0.invalid"
         assert request.headers.get_all("accept") == ("application/json",)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "replies", "reason"),
+    [
+        ("socks4", (b"\0\x5b" + bytes(6),), "request rejected or failed"),
+        ("socks5", (b"\5\0", b"\5\5\0\1" + bytes(6)), "connection refused"),
+    ],
+)
+def test_reason_of_a_socks_proxy_that_refuses_the_connection_is_shown(
+    scheme: str, replies: tuple[bytes, ...], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (step for reply in replies for step in (Receive(), Write(reply)))
+    with ByteServer(on_connect=(*steps, Disconnect())) as proxy:
+        monkeypatch.setenv("all_proxy", proxy.url.replace("http", scheme))
+        with pytest.raises(ConnectError) as caught:
+            Urllib3Transport().send(get("http://127.0.0.1:9"))
+        assert caught.value.problem == f"the proxy refused the connection: {reason}"
 
 
 def test_error_body_is_read_after_the_raw_response_was_dropped() -> None:
