@@ -256,7 +256,9 @@ def test_request_that_a_middleware_sends_again_has_its_body(body: bytes | None) 
 
     request = get if body is None else partial(post, body=body)
     with ByteServer(http_response(b"no", status="401 Unauthorized"), OK) as server:
-        over_a_session(lambda transport: fetch(transport, request(server.url)), middlewares=(twice,))
+        over_a_session(
+            lambda transport: fetch(transport, request(server.url)), middlewares=(twice,)
+        )
         same = [received.body for received in server.requests] == [body or b""] * 2
     assert same
 

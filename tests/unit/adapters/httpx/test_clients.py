@@ -359,6 +359,15 @@ def test_transport_with_only_one_client_rejects_the_other_calls(way: OverHttpx) 
 
 
 @over(*FAMILY)
+async def test_raw_response_of_a_built_in_client_has_its_request(way: OverHttpx) -> None:
+    with ByteServer(OK) as server:
+        async with way.closing(None) as transport:
+            sent = await sending.as_async(way.mode, transport).send_async(get(server.url))
+            assert str(sent.raw_response.request.url) == server.url
+            assert await sending.read(sent.body) == b"ok"
+
+
+@over(*FAMILY)
 async def test_http_request_needs_no_certificates(
     way: OverHttpx, monkeypatch: pytest.MonkeyPatch
 ) -> None:

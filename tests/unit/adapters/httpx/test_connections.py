@@ -23,6 +23,7 @@ from flux0.adapters.httpx.library import Library
 from flux0.domain.errors import (
     ConnectError,
     ConnectionInterrupted,
+    ConnectTimeout,
     Flux0Error,
     ProtocolError,
     ReadTimeout,
@@ -40,6 +41,7 @@ from flux0.testing.contract.responses import (
     to_bytes,
 )
 from support import modes, sending
+from support.ending import ends_soon
 from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, VERSIONS, OverHttpx
 from support.proxy import Proxy
 from support.secured import Secured
@@ -133,6 +135,18 @@ async def test_connection_through_a_proxy_with_tls_is_reused(
         assert [request.method for request in proxy.requests] == ["CONNECT"]
         assert server.connections == 1
         assert server.requests[0].body == large
+
+
+@over(*VERSIONS)
+async def test_connect_timeout_limits_the_wait_for_a_proxy_with_tls(
+    way: OverHttpx, secured: Secured
+) -> None:
+    """The proxy does not respond to the CONNECT request. The read timeout is longer."""
+    timeout = evolve(LONG_TIMEOUT, connect=0.1, read=DEFAULT_TIMEOUT)
+    with ByteServer((WaitForRelease(),), tls=secured.server) as proxy:
+        through = way.library.Proxy(proxy.url, ssl_context=secured.trusting())
+        with ends_soon(), pytest.raises(ConnectTimeout):
+            await way.fetch_once(get("https://127.0.0.1:9", timeout=timeout), proxy=through)
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from flux0 import ClientClosed, Flux0, HttpxTransport, RetryConfig
 from flux0.adapters.httpx import clients
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.pools import Pools
-from flux0.domain.errors import PoolTimeout, ReadTimeout
+from flux0.domain.errors import ConnectError, PoolTimeout, ReadTimeout
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
@@ -32,6 +33,7 @@ from flux0.testing.contract.responses import (
 from support import sending
 from support.ending import ends_soon
 from support.interrupting import interrupt
+from support.modes import call_blocking
 from support.over_httpx import FAMILY, FAMILY_SYNC, VERSIONS, OverHttpx
 from support.sending import HALF, OK, fetch_sync, over
 from support.soak import ANYIO_CLOSES_CANCELLED
@@ -104,9 +106,11 @@ async def test_connections_are_reused_while_many_streams_are_open(way: OverHttpx
             for _ in range(10):
                 assert await way.fetch(transport, get(server.url)) == (200, b"ok")
             assert server.connections == streams + 1
-            for body in bodies:
+            for body in bodies[:10]:
                 await body.close_async()
             assert await way.fetch(transport, get(server.url)) == (200, b"ok")
+        # The streams of all pools end when the transport is closed.
+        await call_blocking(way.mode, server.wait_until_closed)
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
@@ -157,18 +161,29 @@ def test_connection_that_is_in_use_when_the_transport_is_closed_is_closed_later(
         server.wait_until_closed()
 
 
-def test_wait_that_ctrl_c_ends_keeps_no_place() -> None:
+def press_ctrl_c(_: object) -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def wake(waiting: Callable[[], object]) -> None:
+    waiting()
+
+
+@pytest.mark.parametrize(
+    ("act", "error"), [(press_ctrl_c, KeyboardInterrupt), (wake, ConnectError)]
+)
+def test_wait_for_a_place_that_is_interrupted_keeps_no_place(
+    act: Callable[..., object], error: type[BaseException]
+) -> None:
     closed: list[str] = []
     pools = Pools(lambda: "transport", closed.append, limit=1)
     place = pools.enter(None, Interrupt())
     pool = place.pool
 
-    def press_ctrl_c(_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    ctrl_c: Any = SimpleNamespace(on_fire=press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        pools.enter(None, ctrl_c)
+    interrupted: Any = SimpleNamespace(on_fire=act)
+    with pytest.raises(error) as caught:
+        pools.enter(None, interrupted)
+    assert caught.type is error
     pools.leave(place)
     assert pools.enter(0, Interrupt()).pool is pool
     assert closed == []

@@ -38,6 +38,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import (
     Disconnect,
+    Receive,
     Sleep,
     WaitForRelease,
     Write,
@@ -45,6 +46,8 @@ from flux0.testing.contract.responses import (
     http_response,
     to_bytes,
 )
+from support import sending
+from support.modes import call_blocking
 from support.over_httpx import FAMILY, FAMILY_SYNC, HttpxContract, OverHttpx
 from support.secured import Secured
 from support.sending import HALF, OK, Pieces, as_async, fetch, fetch_sync, over
@@ -233,6 +236,30 @@ async def test_interrupt_does_not_shut_down_a_shared_connection(way: OverHttpx) 
         assert await way.fetch_once(request, transport=transport) == (200, b"ok")
         ours.sendall(b"x")
         assert theirs.recv(1) == b"x"
+
+
+@over(*FAMILY)
+async def test_each_read_over_http2_has_its_own_timeout(way: OverHttpx) -> None:
+    """httpcore gets the timeout of each read from the request."""
+
+    def handle(request: Any) -> Any:
+        class Timeouts(way.library.SyncByteStream, way.library.AsyncByteStream):  # type: ignore[misc, name-defined]
+            def __iter__(self) -> Iterator[bytes]:
+                for _ in range(2):
+                    yield str(request.extensions["timeout"]["read"]).encode()
+
+            async def __aiter__(self) -> AsyncIterator[bytes]:
+                for piece in self:
+                    yield piece
+
+        return way.library.Response(200, stream=Timeouts(), extensions={"http_version": b"HTTP/2"})
+
+    client = way.client(transport=way.library.MockTransport(handle))
+    async with way.closing(client) as transport:
+        send = sending.as_async(way.mode, transport).send_async
+        body = (await send(get("http://flux0.invalid"))).body
+        assert [await body.read_async(timeout) for timeout in (7.0, 8.0)] == [b"7.0", b"8.0"]
+        await body.close_async()
 
 
 def test_closing_a_body_does_not_shut_down_a_shared_connection() -> None:
@@ -470,6 +497,19 @@ async def test_proxy_without_a_connection_to_the_server_is_a_connect_error(way: 
             with pytest.raises(ConnectError, match=text):
                 await way.fetch_once(get("https://flux0.invalid"), proxy=address)
         assert [request.method for request in proxy.requests] == ["CONNECT"]
+
+
+@over(*FAMILY)
+async def test_connection_to_a_proxy_that_rejects_the_login_is_closed(way: OverHttpx) -> None:
+    """httpcore itself leaves the connection open."""
+    steps = Receive(), Write(b"\5\xff"), WaitForRelease()
+    with ByteServer(on_connect=steps) as proxy:
+        client = way.client(proxy=proxy.url.replace("http:", "socks5:"))
+        async with way.closing(client) as transport:
+            with pytest.raises(ConnectError, match="rejected the login") as caught:
+                await way.fetch(transport, get("http://flux0.invalid"))
+            await call_blocking(way.mode, proxy.wait_until_closed)
+        assert caught.value.__traceback__ is not None  # It refers to the connection.
 
 
 def test_error_of_a_closed_client_says_whether_the_request_was_sent() -> None:

@@ -463,7 +463,7 @@ def test_lost_data_of_an_idle_turn_is_restored(
 
 
 def test_two_claims_that_are_released_leave_no_turn(
-    store: RedisTurnStore, other: RedisTurnStore
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
     first, second = new_log("first"), new_log("second")
     assert store.claim("session", first, refuse=False) is None
@@ -471,6 +471,9 @@ def test_two_claims_that_are_released_leave_no_turn(
     for released, log, before in ((store, first, None), (other, second, previous)):
         log.finish(LogEnd())
         released.release("session", log, before)
+    with server.client() as client:
+        for turn_id in ("first", "second"):
+            wait_until(partial(client.hexists, f"flux0:{{session}}:{turn_id}", "end"))
     wait_until(lambda: other.find("session") is None)
 
 
@@ -1364,17 +1367,21 @@ def test_copy_ends_when_its_events_were_missing_for_the_whole_expiry_time(
     assert isinstance(log.end.error, TurnStoreError)
 
 
-def test_events_that_are_kept_are_published_if_older_events_were_dropped_before(
-    store: RedisTurnStore, other: RedisTurnStore
+def test_events_that_are_kept_are_published_if_events_before_them_were_dropped(
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
     log = TurnLog("turn", 1000, lambda _: None)
-    log.append(*(event("turn", number) for number in range(1, 101)))
-    assert log.first > 1
     store.claim("session", log, refuse=True)
+    log.append(event("turn", 1))
     copy = other.find("session")
     assert copy is not None
+    wait_for_events(copy, 1)
+    log.append(*(event("turn", number) for number in range(2, 101)))
+    assert log.first > 2
     wait_for_events(copy, 100)
     assert (copy.first, all_events(copy)) == (log.first, all_events(log))
+    with server.client() as client:  # The dropped events use no memory in Redis.
+        assert client.xlen("flux0:{session}:turn:log") == 1
     log.finish(LogEnd())
 
 

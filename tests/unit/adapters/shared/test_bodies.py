@@ -15,6 +15,7 @@ import pytest
 from flux0.adapters.shared import bodies
 from flux0.adapters.shared.bodies import AsyncBody, OpenBodies, SyncBody, SyncBodyState
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, TransportError
+from support.forking import in_child
 
 
 class Source:
@@ -168,11 +169,28 @@ def test_error_of_flux0_that_user_code_raises_during_a_read_is_marked(*, is_asyn
         await AsyncBody(source).read_async(None)
 
     source: Any = Source(fail)
-    source.translate_error = lambda *_: None
+    source.translate_error = AsyncSource().translate_error
     with pytest.raises(ConnectError) as caught:
         asyncio.run(read_async()) if is_async else SyncBody(source).read(None)
     assert caught.value is error
     assert (error.from_user_code, error.sent) == (True, "maybe")
+
+
+def test_body_that_is_freed_in_a_forked_child_keeps_its_connection() -> None:
+    """The parent process uses the connection."""
+    source, async_source = Source(lambda: None), AsyncSource()
+
+    async def make() -> list[object]:
+        return [SyncBody(source), AsyncBody(async_source)]
+
+    kept = asyncio.run(make())
+
+    def free() -> None:
+        kept.clear()
+        gc.collect()
+        assert (source.shutdowns, source.releases, async_source.releases) == (0, 0, [])
+
+    in_child(free)
 
 
 @pytest.mark.parametrize("release", ["finish", "close", "finalizer"])
