@@ -98,42 +98,6 @@ async def test_closing_ends_a_reader_of_a_stream(way: Way) -> None:
         server.wait_until_closed()
 
 
-@over(*(way for way in WAYS if way.transport == "httpx"))
-async def test_closing_ends_a_message_that_waits_for_another_message(way: Way) -> None:
-    with ByteServer(SILENT) as server:
-        real = Flux0(server.url, transport=way.make_transport())
-        flux0 = in_mode(way.mode, real)
-        first_ended = threading.Event()
-
-        def send_first() -> None:
-            with pytest.raises(ClientClosed):
-                real.sessions.create_event(session_id="s", content="first")
-            first_ended.set()
-
-        async def send_first_async() -> None:
-            with pytest.raises(ClientClosed):
-                await real.sessions.create_event_async(session_id="s", content="first")
-            first_ended.set()
-
-        async def send_second() -> None:
-            await flux0.sessions.create_event_async(session_id="s", content="second")
-
-        if way.mode == "sync":
-            with ThreadPoolExecutor(1) as threads:
-                sending = threads.submit(send_first)
-                server.wait_for_requests(1)
-                await run_and_close(way, real, send_second, lambda: None)
-                sending.result()
-        else:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(send_first_async)
-                await call_blocking(way.mode, server.wait_for_requests, 1)
-                await run_and_close(way, real, send_second, lambda: None)
-        assert first_ended.is_set()
-
-    assert len(server.requests) == 1
-
-
 @in_every_mode
 async def test_closing_ends_a_reader_of_a_fake_stream_with_the_same_error(mode: Mode) -> None:
     real = Flux0(transport=FakeTransport([Say("a"), Gate(), Say("b")]))

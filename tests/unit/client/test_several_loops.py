@@ -158,42 +158,6 @@ def test_blocked_loop_limits_the_wait_and_the_message_is_not_sent(second: Mode) 
         first.result(20)
 
 
-def test_stream_of_a_loop_that_has_ended_does_not_delay_a_message() -> None:
-    with ByteServer(ONE_EVENT, TWO_EVENTS) as server:
-        flux0 = Flux0(server.url)
-        streams: list[Any] = []
-
-        async def open_first() -> None:
-            streams.append(await open_stream("asyncio", flux0))
-
-        async def send_second() -> None:
-            assert await read("asyncio", await open_stream("asyncio", flux0)) == 2
-
-        asyncio.run(open_first())
-        asyncio.run(send_second())
-
-
-def test_sync_message_in_the_thread_of_a_task_that_sends_is_rejected() -> None:
-    async def main() -> None:
-        flux0 = Flux0(server.url)
-        async with anyio.create_task_group() as tasks:
-
-            async def send() -> None:
-                stream = await open_stream("asyncio", flux0)
-                await stream.close_async()
-
-            tasks.start_soon(send)
-            await anyio.to_thread.run_sync(server.wait_for_requests, 1)
-            with pytest.raises(Flux0Error, match="use the _async method"):
-                flux0.sessions.create_event(session_id="s", content="Hi")
-            server.release()
-
-    with ByteServer((WaitForRelease(), *TWO_EVENTS)) as server:
-        asyncio.run(main())
-
-    assert len(server.requests) == 1
-
-
 def test_sync_message_in_the_thread_of_a_task_that_reads_is_rejected() -> None:
     async def main() -> None:
         flux0 = Flux0(server.url)
@@ -323,17 +287,6 @@ def test_child_that_frees_a_stream_of_its_parent_does_not_interrupt_it(
         stopped.run_until_complete(flux0.close_async())
 
 
-def test_closing_the_client_closes_the_stream_of_a_stopped_loop(
-    stopped: asyncio.AbstractEventLoop,
-) -> None:
-    with ByteServer(ONE_EVENT) as server:
-        flux0 = Flux0(server.url)
-        stream = stopped.run_until_complete(open_stream("asyncio", flux0))
-        flux0.close()
-        assert not stream.is_open
-        server.wait_until_closed()
-
-
 @pytest.mark.parametrize("mode", ["asyncio", "trio"])
 def test_cancelled_message_lets_the_next_one_be_sent(mode: Mode) -> None:
     async def main() -> None:
@@ -407,20 +360,4 @@ def test_closing_the_client_ends_a_reader_in_the_same_loop(mode: Mode) -> None:
     with ByteServer(ONE_EVENT) as server:
         flux0 = Flux0(server.url)
         run_in(mode, main)
-        server.wait_until_closed()
-
-
-@pytest.mark.parametrize("mode", ["asyncio", "trio"])
-def test_closing_the_client_closes_the_stream_of_a_loop_that_has_ended(mode: Mode) -> None:
-    streams: list[Any] = []
-
-    async def begin() -> None:
-        streams.append(await open_stream(mode, flux0))
-
-    with ByteServer(ONE_EVENT) as server:
-        flux0 = Flux0(server.url)
-        run_in(mode, begin)
-        assert streams[0].is_open
-        flux0.close()
-        assert not streams[0].is_open
         server.wait_until_closed()

@@ -6,38 +6,43 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from queue import SimpleQueue
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import anyio
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from flux0 import AsyncEventStream, EventStream, Flux0, HttpxTransport, RetryConfig
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
+    ConnectionInterrupted,
     Flux0Error,
     InvalidArgument,
     ReadTimeout,
     TransportTimeout,
 )
+from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, CallRequest, Flow, SendFlow
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
+from flux0.runtime.event_loop import do_nothing
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns import open_turns
 from flux0.turns.open_turns import OpenTurns
-from flux0.turns.running_calls import RunningCalls
+from flux0.turns.running_calls import RunningCall, RunningCalls
 from support.ending import ends_soon
 from support.forking import in_child
 from support.in_memory import (
     SSE,
+    Body,
     Hang,
     Script,
     Tape,
@@ -242,21 +247,30 @@ async def test_timeout_ms_limits_the_wait_for_another_message(mode: Mode) -> Non
 
 
 @contextmanager
-def blocked_event_loop(flux0: Flux0) -> Generator[None, None, None]:
-    """A turn of the session is open in an event loop that is blocked until the end of the block."""
-    is_open, goes_on = threading.Event(), threading.Event()
+def blocked_event_loop(
+    flux0: Flux0, *, ended: bool = False
+) -> Generator[AsyncEventStream, None, None]:
+    """A turn of the session is open, or has ended, in an event loop that the block blocks.
+
+    The block must close an open turn.
+    """
+    streams, goes_on = SimpleQueue[AsyncEventStream](), threading.Event()
 
     async def block() -> None:
         stream = await begin(flux0)
-        is_open.set()
+        if ended:
+            assert len([event async for event in stream]) == 2
+        streams.put(stream)
         assert goes_on.wait(20)
-        await stream.close_async()
+        if not ended:
+            with pytest.raises(ClientClosed, match="closed by another message on its session"):
+                await anext(stream)
 
     with ThreadPoolExecutor(1) as threads:
         blocked = threads.submit(asyncio.run, block())
-        assert is_open.wait(20)
+        stream = streams.get(timeout=20)
         try:
-            yield
+            yield stream
         finally:
             goes_on.set()
         blocked.result()
@@ -281,7 +295,92 @@ def test_timeout_ms_limits_the_wait_for_a_blocked_event_loop() -> None:
             await begin(flux0, timeout_ms=100)
 
     with blocked_event_loop(flux0), ends_soon():
+        start = monotonic()
         asyncio.run(send())
+        assert monotonic() - start >= 0.1
+
+
+@in_every_mode
+async def test_ended_stream_of_a_blocked_event_loop_does_not_delay_a_message(mode: Mode) -> None:
+    flux0 = Flux0(transport=turns(2))
+    with blocked_event_loop(flux0, ended=True), ends_soon():
+        assert (await begin(in_mode(mode, flux0))).is_open
+
+
+@in_both_loops
+async def test_message_waits_for_a_stopped_event_loop_of_another_thread(mode: Mode) -> None:
+    """The other thread can run the loop again at any time."""
+    transport = turns(1)
+    flux0, loop = Flux0(transport=transport), asyncio.new_event_loop()
+    with ThreadPoolExecutor(1) as threads:
+        stream = threads.submit(loop.run_until_complete, begin(flux0)).result()
+        with pytest.raises(TransportTimeout, match="the loop is blocked or stopped"):
+            await begin(flux0, timeout_ms=1)
+        assert (mode, transport.tapes[0].releases) == (mode, 0)
+        threads.submit(loop.run_until_complete, asyncio.sleep(0)).result()
+    assert not stream.is_open
+    loop.close()
+
+
+@pytest.mark.parametrize("mode", ASYNC)
+def test_stream_of_an_ended_loop_of_another_thread_is_closed_before_the_message_is_sent(
+    mode: Mode,
+) -> None:
+    transport, streams = turns(2), list[AsyncEventStream]()
+    flux0 = Flux0(transport=transport)
+
+    async def open_first() -> None:
+        streams.append(await begin(flux0))
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(run, mode, open_first).result()
+    with ends_soon():
+        assert flux0.sessions.create_event(session_id="s", content="Hi").is_open
+    assert not streams[0].is_open
+    assert transport.closed == [[False, False], [True, False]]
+
+
+class SlowToClose(Body):
+    """A body whose closing takes several steps of the event loop, and then ends its reader."""
+
+    async def read_async(self, timeout: float | None) -> bytes | None:
+        self._is_closed = anyio.Event()
+        await self._is_closed.wait()
+        raise ConnectionInterrupted("the body was closed")
+
+    async def close_async(self) -> None:
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+        self.close()
+        self._is_closed.set()
+
+
+@pytest.mark.parametrize("first", ASYNC)
+@pytest.mark.parametrize("second", SYNC + ASYNC)
+def test_stream_that_another_loop_reads_is_closed_before_the_message_is_sent(
+    first: Mode, second: Mode
+) -> None:
+    transport, streams = turns(2), list[AsyncEventStream]()
+    opened = cast("Response[Any]", transport.responses[0])
+    transport.responses[0] = evolve(opened, body=SlowToClose(transport.tapes[0]))
+    flux0 = Flux0(transport=transport)
+
+    async def read() -> None:
+        streams.append(await begin(flux0))
+        with pytest.raises(ClientClosed, match="closed by another message on its session"):
+            await anext(streams[0])
+
+    async def send() -> None:
+        assert (await begin(in_mode(second, flux0))).is_open
+
+    with ThreadPoolExecutor(1) as threads, ends_soon():
+        reading = threads.submit(run, first, read)
+        while not (streams and streams[0].is_being_read):
+            threading.Event().wait(0.001)
+        run(second, send)
+        reading.result()
+
+    assert transport.closed == [[False, False], [True, False]]
 
 
 class FirstHangs(Turns):
@@ -406,6 +505,19 @@ async def test_message_of_an_observer_is_rejected_only_while_a_message_is_being_
     ]
 
 
+@in_both_loops
+async def test_sync_message_in_the_thread_of_a_task_that_sends_is_rejected(mode: Mode) -> None:
+    transport = FirstHangs(turns(1).responses)
+    async with Flux0(transport=transport) as flux0, anyio.create_task_group() as tasks:
+        tasks.start_soon(begin, flux0)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(Flux0Error, match="use the _async method") as caught, ends_soon():
+            flux0.sessions.create_event(session_id="s", content="Hi")
+        assert (mode, caught.value.sent) == (mode, "no")
+        tasks.cancel_scope.cancel()
+    assert len(transport.requests) == 1
+
+
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
 def test_message_that_would_wait_for_a_message_of_a_stopped_loop_is_rejected(mode: Mode) -> None:
     transport = FirstHangs(turns(1).responses)
@@ -456,6 +568,106 @@ def test_open_stream_of_a_stopped_loop_is_closed_unless_a_task_reads_it(
 
 
 # --- closing the client
+
+
+@in_every_mode
+async def test_closing_the_client_closes_its_open_streams(mode: Mode) -> None:
+    transport = turns(2)
+    flux0 = Flux0(transport=transport)
+    streams = [await begin(in_mode(mode, flux0), session_id) for session_id in ("one", "two")]
+    await anext(streams[0])
+
+    flux0.close()
+    if mode != "sync":
+        await anyio.wait_all_tasks_blocked()
+
+    for stream, recorded in zip(streams, transport.tapes, strict=True):
+        assert not stream.is_open
+        assert recorded.releases
+        with pytest.raises(ClientClosed, match="this Flux0 client is closed"):
+            await anext(stream)
+
+
+@in_every_mode
+async def test_readers_get_client_closed_before_the_transport_closes_their_connections(
+    mode: Mode,
+) -> None:
+    class ReadsWhenClosed(Script):
+        def close(self) -> None:
+            run("sync", read)
+            super().close()
+
+    async def read() -> None:
+        with pytest.raises(ClientClosed, match="this Flux0 client is closed"):
+            await anext(stream)
+
+    response = response_from(tape(ConnectionInterrupted("closed")), headers=SSE)
+    transport = ReadsWhenClosed([response])
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        stream = await begin(flux0)
+    assert transport.closes
+
+
+@pytest.mark.parametrize("mode", [*ASYNC, "stopped"])
+def test_closing_the_client_closes_the_stream_of_an_ended_or_stopped_loop(
+    mode: Mode | Literal["stopped"],
+) -> None:
+    transport, streams = turns(1), list[AsyncEventStream]()
+    flux0, loop = Flux0(transport=transport), asyncio.new_event_loop()
+
+    async def open_stream() -> None:
+        streams.append(await begin(flux0))
+
+    if mode == "stopped":
+        loop.run_until_complete(open_stream())
+    else:
+        run(mode, open_stream)
+    assert streams[0].is_open
+    flux0.close()
+    assert not streams[0].is_open
+    assert transport.tapes[0].releases
+    loop.close()
+
+
+class WatchedCalls(RunningCalls):
+    """Running calls that record whether a call has started."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_started = threading.Event()
+
+    def start(
+        self, deadline: Deadline | None = None, wake: Callable[[], object] = do_nothing
+    ) -> RunningCall:
+        self.has_started.set()
+        return super().start(deadline, wake)
+
+
+@pytest.mark.parametrize("waits_for", ["an earlier message", "a blocked loop"])
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_closing_the_client_ends_a_message_that_waits(mode: Mode, waits_for: str) -> None:
+    calls, session = WatchedCalls(), ("", "s")
+    open_turns = OpenTurns(calls, monotonic)
+
+    async def wait() -> None:
+        if mode == "sync":
+            with open_turns.exclusive(session, None):
+                pass
+        else:
+            async with open_turns.exclusive_async(session, None):
+                pass
+
+    with ExitStack() as obstacle, ThreadPoolExecutor(1) as threads:
+        if waits_for == "an earlier message":
+            obstacle.enter_context(open_turns.exclusive(session, None))
+        else:
+            flux0 = Flux0(transport=turns(1))
+            open_turns.add(session, obstacle.enter_context(blocked_event_loop(flux0)))
+        waiting = threads.submit(run, mode, wait)
+        assert calls.has_started.wait(20)
+        calls.close()
+        with ends_soon(), pytest.raises(ClientClosed, match="this Flux0 client is closed"):
+            waiting.result()
 
 
 @define(eq=False)
