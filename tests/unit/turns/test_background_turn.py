@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from flux0 import BackgroundTurn, InvalidArgument
-from flux0.domain.errors import ClientClosed, StreamInterrupted, TurnStopped, TurnTooLarge
+from flux0.domain.errors import (
+    AgentError,
+    ClientClosed,
+    StreamInterrupted,
+    TurnStopped,
+    TurnTooLarge,
+)
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.log_relay import OpenRelays
@@ -31,20 +37,32 @@ def background_turn(
     return BackgroundTurn("session-1", log, OpenRelays())
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_reply_equals_the_reply_of_a_stream(finished: bool) -> None:
+@in_every_mode
+async def test_reply_equals_the_reply_of_a_stream(mode: Mode) -> None:
     tool = CallTool("weather", {"city": "SF"})
     fake = FakeTransport([Reason("Hm"), tool, GiveResult(tool, "é"), Say("Sunny.", pieces=3)])
     events, _ = fake_turn(fake)
     logged = [event.to_sse(str(number)) for number, event in enumerate(events, 1)]
-    reply = background_turn(logged, LogEnd(finished=finished)).wait()
+    for finished in (True, False):
+        turn = in_mode(mode, background_turn(logged, LogEnd(finished=finished)))
+        reply = await turn.wait_async()
 
-    assert reply.text == "Sunny."
-    assert [(call.tool_name, call.args) for call in reply.tool_calls] == [
-        ("weather", {"city": "SF"})
-    ]
-    assert len(reply.messages) == 4
-    assert reply.finished is finished
+        assert reply.text == "Sunny."
+        assert [(call.tool_name, call.args) for call in reply.tool_calls] == [
+            ("weather", {"city": "SF"})
+        ]
+        assert len(reply.messages) == 4
+        assert reply.finished is finished
+
+
+@in_every_mode
+async def test_agent_error_has_the_messages_before_it(mode: Mode) -> None:
+    events = [chunk("a"), status("error", "no model"), chunk("b")]
+    turn = in_mode(mode, background_turn(events, LogEnd(finished=True)))
+    with pytest.raises(AgentError, match="no model") as caught:
+        await turn.wait_async()
+    assert (caught.value.data, caught.value.correlation_id) == ("no model", CORRELATION_ID)
+    assert [message.text for message in caught.value.messages] == ["a"]
 
 
 @in_every_mode
@@ -188,3 +206,11 @@ def test_event_count_includes_an_error_at_the_end() -> None:
     assert background_turn([chunk("a")], LogEnd(ClientClosed("closed"))).event_count == 2
     copy_end = LogEnd(ClientClosed("closed"), is_of_copy=True)
     assert background_turn([chunk("a")], copy_end).event_count == 1
+
+
+def test_trace_parent_is_none_until_the_turn_has_a_span() -> None:
+    log = TurnLog("turn-1", 10_000, lambda _: None)
+    turn = BackgroundTurn("session-1", log, OpenRelays())
+    assert turn.trace_parent is None
+    log.trace_parent = "the span"
+    assert turn.trace_parent == "the span"

@@ -10,13 +10,15 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
 
-from flux0.domain.errors import StreamIdleTimeout, TurnStoreError
+from flux0.domain.errors import Flux0Error, StreamIdleTimeout, TurnStoreError
 from flux0.relay_format import FLUX0, HEARTBEAT
+from flux0.runtime.event_loop import running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.log_relay import (
     AsyncRelay,
@@ -227,6 +229,16 @@ def test_sync_wait_returns_at_once_if_an_event_was_added_after_the_last_read() -
     reader = LogReader(log)
     assert reader.wait(None)
     assert not log.waiting
+
+
+@in_both_loops
+async def test_sync_wait_in_the_event_loop_that_reads_the_turn_is_rejected(mode: Mode) -> None:
+    log = new_log()
+    log.loop = running_loop()
+    for wait in (LogReader(log).wait, partial(wait_for_end, log)):
+        with pytest.raises(Flux0Error, match="use the _async method"):
+            wait(TIMEOUT)
+    assert (mode, log.waiting) == (mode, [])
 
 
 @in_both_loops

@@ -25,9 +25,14 @@ def new_log() -> TurnLog:
     return TurnLog("turn-1", 1000, lambda _: None)
 
 
+def alarm_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "flux0-alarms"}
+
+
 def test_expired_turns_are_removed_without_a_call() -> None:
-    now = [1000.0]
+    now, threads = [1000.0], alarm_threads()
     store = MemoryTurnStore(keep_seconds=0.05, clock=lambda: now[0])
+    store.release("session", released := new_log(), store.claim("session", released, refuse=True))
     logs = [new_log() for _ in range(3)]
     for number in range(3):
         store.claim(f"session-{number}", logs[number], refuse=True)
@@ -55,6 +60,8 @@ def test_expired_turns_are_removed_without_a_call() -> None:
     del later
     now[0] += 1
     wait_until(lambda: reference() is None)
+    # No thread looks for expired turns in an empty store.
+    wait_until(lambda: alarm_threads() <= threads)
 
 
 class ClaimedTwice(TurnLog):
@@ -184,3 +191,18 @@ def test_kept_turns_need_at_most_half_more_memory_than_their_bytes() -> None:
         tracemalloc.stop()
     assert size > 100 * 19_000
     assert after - before < 1.5 * size
+
+
+def test_memory_of_a_session_does_not_grow_with_its_ended_turns() -> None:
+    store = MemoryTurnStore()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(1000):
+            log = new_log()
+            store.claim("session", log, refuse=True)
+            log.finish(LogEnd(finished=True))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 100_000
