@@ -360,7 +360,7 @@ class SlowToClose(Body):
 def test_stream_that_another_loop_reads_is_closed_before_the_message_is_sent(
     first: Mode, second: Mode
 ) -> None:
-    transport, streams = turns(2), list[AsyncEventStream]()
+    transport, streams, is_sent = turns(2), list[AsyncEventStream](), threading.Event()
     opened = cast("Response[Any]", transport.responses[0])
     transport.responses[0] = evolve(opened, body=SlowToClose(transport.tapes[0]))
     flux0 = Flux0(transport=transport)
@@ -369,9 +369,12 @@ def test_stream_that_another_loop_reads_is_closed_before_the_message_is_sent(
         streams.append(await begin(flux0))
         with pytest.raises(ClientClosed, match="closed by another message on its session"):
             await anext(streams[0])
+        # The loop runs until the message is sent.
+        assert await anyio.to_thread.run_sync(is_sent.wait, 20)
 
     async def send() -> None:
         assert (await begin(in_mode(second, flux0))).is_open
+        is_sent.set()
 
     with ThreadPoolExecutor(1) as threads, ends_soon():
         reading = threads.submit(run, first, read)
@@ -622,7 +625,6 @@ def test_closing_the_client_closes_the_stream_of_an_ended_or_stopped_loop(
         loop.run_until_complete(open_stream())
     else:
         run(mode, open_stream)
-    assert streams[0].is_open
     flux0.close()
     assert not streams[0].is_open
     assert transport.tapes[0].releases
