@@ -14,8 +14,8 @@ SRC, TESTS = (Path(__file__).parents[2] / name for name in ("src/flux0", "tests/
 # Modules without a test file of their own, by the file that tests them. All names are relative to
 # `tests/unit` or `src/flux0`.
 ELSEWHERE: Mapping[str, str] = {
-    # These modules only declare constants, interfaces or names.
-    "test_import.py": "_version flows models observers ports turn_store",
+    # These modules only declare constants and names.
+    "test_import.py": "_version models",
     # The contract of transports runs over these modules.
     "adapters/aiohttp/test_transport.py": "adapters/aiohttp/connection adapters/shared/limits",
     "adapters/httpx/test_transport.py": "adapters/httpx/body adapters/httpx/exchange",
@@ -41,14 +41,15 @@ ELSEWHERE: Mapping[str, str] = {
         adapters/redis/commands adapters/redis/followed adapters/redis/lease
         adapters/redis/process adapters/redis/published adapters/redis/scripts
         adapters/redis/store adapters/redis/worker""",
-    "turns/test_turn_store_contract.py": "testing/contract/turn_stores",
+    "turns/test_turn_store_contract.py": "testing/contract/turn_stores turn_store",
     "cli/test_app.py": """
         __main__ cli/chat cli/choices cli/client cli/descriptions cli/interrupts cli/listing
         cli/options cli/queries""",
     # Users notice these modules only in the objects of others.
+    "middleware/test_observing.py": "observers",
     "domain/test_errors.py": "domain/api_errors domain/uncopyable",
     "client/test_find_turn.py": "usecases/stored_turns",
-    "client/test_layers.py": "middleware/checked",
+    "client/test_layers.py": "flows middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",
     "client/test_flux0.py": "client/caller",
     "client/test_options_of_calls.py": "usecases/options",

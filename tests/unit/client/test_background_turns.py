@@ -15,7 +15,6 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -51,7 +50,6 @@ from flux0 import (
 from flux0.adapters.ui import AiSdkFormat
 from flux0.client import background_turns
 from flux0.flows import CallRequest, Flow, SendFlow, Sleep
-from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Request, Response
 from flux0.runtime.event_loop import Loop, do_nothing, has_ended, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
@@ -759,28 +757,6 @@ async def start_after_a_turn_that_does_not_end(mode: Mode) -> None:
     stuck.finish(LogEnd())
 
 
-@pytest.mark.parametrize("mode", SYNC + ASYNC)
-def test_exception_of_user_code_ends_the_turn_and_is_logged(
-    mode: Mode, caplog: pytest.LogCaptureFixture
-) -> None:
-    run(mode, partial(fail_in_user_code, mode))
-    assert "ZeroDivisionError: a bug" in caplog.text
-
-
-async def fail_in_user_code(mode: Mode) -> None:
-    def fail(_: object) -> Any:
-        yield "a"
-        raise ZeroDivisionError("a bug")
-
-    server = Server(mode, fail)
-    turn = await server.turns.start_async(await server.conversation(), "Hi")
-    with pytest.raises(Flux0Error, match="raised ZeroDivisionError") as caught:
-        await turn.wait_async()
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
-    assert error_in((await gathered(turn.relay_async()))[-1])[0] == "Flux0Error"
-    assert "a bug" not in error_in((await gathered(turn.relay_async()))[-1])[1]
-
-
 @in_every_mode
 async def test_readers_see_only_the_class_of_an_exception_that_prevents_sending(
     mode: Mode,
@@ -879,23 +855,6 @@ async def test_turn_has_ended_when_close_returns(mode: Mode) -> None:
     turn = await server.turns.start_async(await server.conversation(), "Hi")
     await server.turns.close_async()
     assert not turn.is_running
-
-
-def test_thread_that_reads_a_turn_has_the_context_variables_of_the_caller() -> None:
-    """An observer, for example, needs them."""
-    variable: ContextVar[str] = ContextVar("variable", default="none")
-    seen: list[str] = []
-
-    class Ends(Observer):
-        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
-            seen.append(variable.get())
-
-    fake, turns = FakeTransport(), BackgroundTurns()
-    client = Flux0(transport=fake, observers=[Ends()])
-    variable.set("of the caller")
-    turns.start(client.conversation(agent=fake.agent_id), "Hi").wait()
-    turns.close()
-    assert seen == ["of the caller"]
 
 
 def test_thread_that_reads_a_turn_does_not_keep_the_process_running() -> None:

@@ -17,7 +17,7 @@ from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, CallRequest, Flow, SendFlow, Sleep, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.middleware.retry import Retry, RetryBudget
-from flux0.ports import Interrupt, Request, Response
+from flux0.ports import Request, Response
 from support.driving import Slow, Time, after, drive
 from support.in_memory import (
     Script,
@@ -167,16 +167,3 @@ async def test_await_of_a_middleware_ends_at_timeout_ms(mode: Mode) -> None:
             await flux0.agents.list_async(timeout_ms=10_000)
 
     assert (caught.value.operation, caught.value.sent) == ("agents.list", "maybe")
-
-
-def test_interrupt_fired_before_on_fire_calls_the_function_at_once() -> None:
-    calls: list[str] = []
-    interrupt = Interrupt()
-
-    interrupt.fire()
-    interrupt.on_fire(lambda: calls.append("late"))
-    interrupt.clear()
-    interrupt.fire()
-
-    assert calls == ["late"]
-    assert interrupt.fired

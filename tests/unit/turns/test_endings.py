@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from flux0 import AsyncEventStream, Flux0, RetryConfig, StreamInterrupted
-from flux0.domain.errors import ConnectError, Flux0Error
+from flux0 import AsyncEventStream, Flux0, RetryConfig
+from flux0.domain.errors import Flux0Error
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed
 from flux0.ports import Response
@@ -71,18 +71,6 @@ async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
 
 
 @in_every_mode
-async def test_end_proven_by_framing_is_confirmed_without_a_request(mode: Mode) -> None:
-    transport = script(scripted_response(chunk("a"), headers=SSE))
-    stream = await begin(mode, transport)
-
-    await result_of(stream.final_messages())
-
-    assert stream.finished
-    assert stream.ending == "confirmed"
-    assert len(transport.requests) == 1
-
-
-@in_every_mode
 async def test_reading_an_unconfirmed_end_raises_nothing(mode: Mode) -> None:
     stream = await begin(mode, script(close_delimited(chunk("a"), chunk("b"))))
 
@@ -117,18 +105,6 @@ async def test_stored_messages_do_not_confirm_an_end(mode: Mode) -> None:
 
 
 @in_every_mode
-async def test_unconfirmed_end_without_messages_raises_nothing(mode: Mode) -> None:
-    for pieces in ((status("processing"),), ()):
-        transport = script(close_delimited(*pieces))
-        stream = await begin(mode, transport)
-
-        assert await result_of(stream.final_messages()) == ()
-
-        assert stream.ending == "unconfirmed"
-        assert len(transport.requests) == 1
-
-
-@in_every_mode
 async def test_reply_of_ask_says_whether_it_is_finished(mode: Mode) -> None:
     for response, finished in (
         (scripted_response(chunk("a"), headers=SSE), True),
@@ -154,31 +130,6 @@ def test_client_warns_once_of_unconfirmed_ends(caplog: pytest.LogCaptureFixture)
     assert record.levelname == "WARNING"
     assert "proxy_http_version 1.1" in record.message
     assert "docs/proxies.md" in record.message
-
-
-@in_every_mode
-async def test_unconfirmed_end_with_messages_not_stored_raises_stream_interrupted(
-    mode: Mode,
-) -> None:
-    two = (chunk("a"), chunk("b"))
-    cases: list[tuple[tuple[bytes, ...], Response[Any] | BaseException]] = [
-        (two, stored("a")),
-        (two, stored()),
-        ((chunk("a"), chunk("b", event_id="f")), stored("a")),
-        (two, ConnectError("refused")),
-        (two, scripted_response(status=400)),
-    ]
-    for pieces, listed in cases:
-        stream = await begin(mode, script(close_delimited(*pieces), listed))
-
-        with pytest.raises(StreamInterrupted, match="the stream ended, but") as caught:
-            await result_of(stream.final_messages())
-
-        assert not stream.finished
-        assert stream.ending == "interrupted"
-        assert caught.value.event_count == len(pieces)
-        with pytest.raises(StreamInterrupted):
-            await anext(stream)
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,9 @@ from flux0.turns.log_relay import (
     wait_for_end,
     wait_for_end_async,
 )
-from support.in_memory import in_both_loops
+from support.in_memory import chunk, events_of, in_both_loops, status
 from support.modes import run
+from support.plain_format import PlainFormat
 from support.transports import ASYNC, SYNC, Mode
 
 TIMEOUT = 20.0
@@ -197,6 +198,43 @@ def test_relay_that_is_too_slow_gets_an_error_without_a_number() -> None:
     assert json.loads(error.split(b"data: ")[1])["type"] == "TurnTooLarge"
 
 
+def test_agents_error_is_replaced_and_keeps_its_number_between_other_events() -> None:
+    """With another number, a browser that reconnects misses events, or gets them twice."""
+    first, second, last = chunk("a"), status("error", "no model"), status("typing", 1)
+    events = [b"id: %d\n" % number + event for number, event in enumerate((first, second, last), 1)]
+    log = new_log(*events)
+    log.finish(LogEnd())
+    data = b"".join(relayed(log))
+    decoded = events_of(data)
+    assert [line for line in data.splitlines() if line[:3] == b"id:"] == [
+        b"id: 1",
+        b"id: 2",
+        b"id: 3",
+    ]
+    assert [decoded[0], decoded[2]] == events_of(first + last)
+    assert b"no model" not in data
+    assert b"The agent reported an error" in data
+
+
+@pytest.mark.parametrize(
+    ("end", "last"),
+    [
+        (LogEnd(), b"end\n"),
+        (LogEnd(StreamIdleTimeout("no event")), b"StreamIdleTimeout 4\n"),
+        (LogEnd(TurnStoreError("no connection"), is_of_copy=True), b"TurnStoreError None\n"),
+    ],
+)
+def test_relay_in_another_format_has_its_start_its_heartbeats_and_its_end(
+    end: LogEnd, last: bytes
+) -> None:
+    log = new_log(chunk("a"), status("typing"))
+    pieces = Relay(turn_pieces(LogReader(log), PlainFormat().encoder()), 0.001)
+    assert [next(pieces) for _ in range(3)] == [b"start\n", b"1 a\n2 typing\n", b"alive\n"]
+    log.append(chunk("b"))
+    log.finish(end)
+    assert list(pieces) == [b"3 b\n", last]
+
+
 @pytest.mark.parametrize("after", [3, 500])
 def test_relay_after_the_last_number_yields_nothing_more(after: int) -> None:
     log = new_log(b"1", b"2")
@@ -351,6 +389,15 @@ async def test_relay_is_open_from_its_first_piece_until_it_is_closed(mode: Mode)
     assert len(relays) == 0
 
 
+def test_relay_that_is_opened_after_the_end_of_all_relays_asks_to_connect_again_at_once() -> None:
+    relays = OpenRelays()
+    relays.end()
+    assert relays.are_ended
+    (hint,) = Relay(relays.pieces(LogReader(new_log(b"1")), FLUX0), None)
+    assert hint.startswith(b"event: reconnect\n")
+    assert len(relays) == 0
+
+
 def test_reader_that_is_closed_before_it_waits_ends() -> None:
     relays = OpenRelays()
     log = ChangingLog(lambda _: relays.end())
@@ -418,6 +465,25 @@ async def test_cancelled_async_relay_closes_its_pieces(mode: Mode) -> None:
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
     assert closed == [True]
+
+
+def test_sync_relay_that_is_interrupted_while_it_waits_closes_its_pieces() -> None:
+    closed: list[bool] = []
+
+    def interrupt(_: TurnLog) -> None:
+        raise KeyboardInterrupt
+
+    def pieces() -> Pieces:
+        try:
+            yield LogReader(ChangingLog(interrupt))
+        finally:
+            closed.append(True)
+
+    relay = Relay(pieces(), None)
+    with pytest.raises(KeyboardInterrupt):
+        next(relay)
+    assert closed == [True]
+    assert list(relay) == []
 
 
 def test_wait_for_end_returns_whether_the_turn_has_ended() -> None:

@@ -38,6 +38,8 @@ from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns import open_turns
 from flux0.turns.open_turns import OpenTurns
 from flux0.turns.running_calls import RunningCall, RunningCalls
+from flux0.turns.session_queue import SessionKey
+from support.driving import Time
 from support.ending import ends_soon
 from support.forking import in_child
 from support.in_memory import (
@@ -222,6 +224,27 @@ async def test_concurrent_messages_on_a_session_are_sent_one_after_another(mode:
         assert len([event async for event in last]) == 2
 
     assert transport.closed == ONE_BY_ONE
+
+
+async def enter(mode: Mode, turns: OpenTurns, session: SessionKey, deadline: Deadline) -> None:
+    if mode == "sync":
+        turns.exclusive(session, deadline).__enter__()
+    else:
+        await turns.exclusive_async(session, deadline).__aenter__()
+
+
+@in_every_mode
+async def test_message_after_its_deadline_does_not_wait_for_another_message(mode: Mode) -> None:
+    turns, session = OpenTurns(RunningCalls(), Time().monotonic), ("http://h", "s")
+    earlier = turns.exclusive(session, None)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(earlier.__enter__).result()
+        for late in (0.5, 1.0):
+            deadline = Deadline(Time().now - late, 0.001)
+            with pytest.raises(ReadTimeout, match=EARLIER_MESSAGES) as caught:
+                await enter(mode, turns, session, deadline)
+            assert caught.value.sent == "no"
+        threads.submit(earlier.__exit__, None, None, None).result()
 
 
 @in_every_mode

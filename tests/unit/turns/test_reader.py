@@ -20,8 +20,9 @@ from starlette.routing import Route
 from flux0 import EventStream, Flux0, StreamEvent
 from flux0.domain.errors import ConnectionInterrupted, StreamInterrupted, StreamInUse
 from flux0.testing import FakeTransport, Say
+from flux0.turns.reader import ReaderRole
 from support.back_ends import serve
-from support.in_memory import Tape, chunk, in_both_loops, tape
+from support.in_memory import Tape, chunk, in_both_loops, new_turn, tape
 from support.transports import Mode
 from unit.turns.test_streams import open_async, open_sync, value_of
 
@@ -48,6 +49,23 @@ async def test_closed_loop_closes_the_stream(mode: Mode) -> None:
             assert await anext(loop) == "a"
         await loop.aclose()
         assert not stream.is_open
+
+
+def test_reader_with_another_owner_does_not_belong_to_the_generator_that_has_claimed_it() -> None:
+    """The owner is the thread of a relay, which a web server may start in its generator."""
+    role = ReaderRole(get_ident, new_turn())
+
+    def pieces(owner: object) -> Iterator[None]:
+        reader = role.claim(owner)
+        threads.submit(role.check).result() if owner is None else role.check()
+        yield
+        del reader
+
+    with ThreadPoolExecutor(1) as threads:
+        for owner in (None, object()):
+            with pytest.raises(StreamInUse):
+                next(pieces(owner))
+    role.check()
 
 
 # --- errors that are kept

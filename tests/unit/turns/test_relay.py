@@ -238,6 +238,21 @@ def test_relay_in_a_forked_child_ends_with_an_error() -> None:
     assert b"error" not in b"".join(pieces)
 
 
+def test_relay_without_a_thread_ends_with_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = open_sync(tape(chunk("a")))
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        events = list(stream.relay())
+    assert len(events) == 1
+    assert b"event: error" in events[0]
+    assert b'"type": "ConnectError"' in events[0]
+    assert not stream.is_open
+
+
 @in_every_mode
 async def test_second_relay_gets_an_error_and_the_first_continues(mode: Mode) -> None:
     gate = Gate()
@@ -478,20 +493,25 @@ async def test_relay_raises_other_exceptions_to_its_reader(mode: Mode) -> None:
 
 
 class BrokenFormat(RelayFormat):
-    """A format with a bug."""
+    """A format that raises an exception."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
 
     def encoder(self) -> RelayEncoder:
-        raise ZeroDivisionError("a bug")
+        raise self._error
 
 
 @in_every_mode
 async def test_error_of_the_format_closes_the_stream(mode: Mode) -> None:
-    recorded = tape(chunk("a"))
-    stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        await gathered(stream.relay(format=BrokenFormat()))
-    while not recorded.releases:
-        await anyio.lowlevel.checkpoint()
+    for error in (ZeroDivisionError("a bug"), SystemExit("an exit")):
+        recorded = tape(chunk("a"))
+        stream = open_sync(recorded) if mode == "sync" else open_async(recorded)
+        with pytest.raises(type(error), match=str(error)):
+            await gathered(stream.relay(format=BrokenFormat(error)))
+        assert not stream.is_open
+        while not recorded.releases:
+            await anyio.lowlevel.checkpoint()
 
 
 @in_both_loops

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
+from attrs import evolve
 
 from flux0.domain.errors import (
     ClientClosed,
@@ -58,8 +60,9 @@ def test_error_says_whether_any_attempt_may_have_been_accepted(
 def test_error_of_a_cancelled_task_says_whether_its_request_was_sent() -> None:
     with RunningCalls().start(Deadline(5.0, 5.0)) as call:
         assert call.ended().sent == "no"
-        call.succeeded(SEND, scripted_response())
-        assert call.ended().sent == "maybe"
+        call.succeeded(Send(evolve(SEND.request, attempt=3)), scripted_response())
+        error = call.ended()
+    assert (error.sent, error.attempts, error.operation) == ("maybe", 3, "sessions.create")
 
 
 def test_end_of_a_call_cancels_its_alarm() -> None:
@@ -86,6 +89,36 @@ def test_call_that_is_woken_by_close_knows_that_the_client_is_closed() -> None:
     assert seen == [True]
 
 
+def test_call_that_is_woken_knows_that_it_was_cancelled() -> None:
+    woken: list[bool] = []
+    with RunningCalls().start(Deadline(5.0, 5.0)) as call:
+
+        def wake() -> None:
+            with pytest.raises(ReadTimeout):
+                call.check()
+            woken.append(True)
+
+        call.on_cancel(wake)
+        call.cancel()
+    assert woken == [True]
+
+
+def test_closing_wakes_each_call_although_a_woken_call_ends_at_once() -> None:
+    calls, woken = RunningCalls(), list[int]()
+
+    def end(number: int) -> None:
+        woken.append(number)
+        with suppress(KeyError):
+            for call in running:
+                call.__exit__(None, None, None)
+
+    running = [calls.start(wake=partial(end, number)) for number in range(3)]
+    for call in running:
+        call.__enter__()
+    calls.close()
+    assert sorted(woken) == [0, 1, 2]
+
+
 def test_closing_wakes_each_running_call_and_refuses_later_calls() -> None:
     calls, woken = RunningCalls(), list[int]()
     with (
@@ -98,8 +131,9 @@ def test_closing_wakes_each_running_call_and_refuses_later_calls() -> None:
         calls.close()
         assert sorted(woken) == [1, 2]
         for call in (first, second):
-            with pytest.raises(ClientClosed):
-                call.check()
+            for check in (call.check, partial(call.on_cancel, woken.clear)):
+                with pytest.raises(ClientClosed):
+                    check()
     with pytest.raises(ClientClosed):
         calls.check()
     with pytest.raises(ClientClosed), calls.start():

@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from functools import partial
 from threading import Thread
 from time import sleep
+from typing import Any
 
 import pytest
 
 from flux0 import (
     AsyncEventStream,
+    ClientClosed,
+    ConnectError,
     ConnectionInterrupted,
     EventStream,
     Flux0,
+    Flux0Error,
+    MessageAccumulator,
     StreamInterrupted,
     StreamInUse,
 )
 from flux0.domain.stored_models import Participant
 from flux0.observers import Call, Observer, TurnEnd
+from flux0.ports import Response
 from flux0.testing import FakeTransport, Gate, Say
 from support.garbage_collection import no_garbage_collection
-from support.in_memory import chunk, in_every_mode, status, tape
-from support.transports import Mode
+from support.in_memory import (
+    SSE,
+    chunk,
+    in_every_mode,
+    script,
+    scripted_response,
+    status,
+    tape,
+)
+from support.modes import run
+from support.transports import ASYNC, SYNC, Mode
+from unit.turns.test_endings import begin, close_delimited, stored
 from unit.turns.test_streams import (
     NO_EVENTS,
     open_async,
@@ -31,6 +48,34 @@ from unit.turns.test_streams import (
     result_of,
     value_of,
 )
+
+TOOL: dict[str, Any] = {
+    "type": "tool_call",
+    "tool_call_id": "1",
+    "tool_name": "weather",
+    "args": {},
+}
+CALL, RESULT = (
+    chunk(value, event_id=event_id).replace(b'"/-"', b'""').replace(b"1795559230.7", moment)
+    for event_id, moment, value in (
+        ("c", b"10.0", {"tool_calls": [TOOL]}),
+        ("r", b"12.5", {"tool_call_results": [{**TOOL, "data": {"result": "sunny"}}]}),
+    )
+)
+
+
+class Recorder(Observer):
+    """Records the first event and the end of each turn."""
+
+    def __init__(self) -> None:
+        self.firsts: list[float] = []
+        self.ends: list[TurnEnd] = []
+
+    def on_first_event(self, call: Call, seconds: float) -> None:
+        self.firsts.append(seconds)
+
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        self.ends.append(turn)
 
 
 def opened(fake: FakeTransport) -> EventStream:
@@ -103,21 +148,6 @@ def test_attributes_can_be_read_in_another_thread_while_the_stream_is_read() -> 
     assert stream.answer == "".join(pieces)
 
 
-def test_relay_without_a_thread_ends_with_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = opened(FakeTransport([Say("Hello")]))
-
-    def fail(_: Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Thread, "start", fail)
-        events = list(stream.relay())
-    assert len(events) == 1
-    assert b"event: error" in events[0]
-    assert b'"type": "ConnectError"' in events[0]
-    assert not stream.is_open
-
-
 def test_loop_in_another_thread_takes_no_event_between_two_events_of_the_first_loop() -> None:
     stream = opened(FakeTransport([Say("a b c", pieces=3)]))
     loop = stream.text()
@@ -155,30 +185,27 @@ def test_second_relay_ends_with_an_error_event_and_the_first_relay_has_all_event
 
 @in_every_mode
 async def test_observers_and_errors_have_the_facts_of_the_stream(mode: Mode) -> None:
-    firsts, ends = list[float](), list[TurnEnd]()
-
-    class Recorder(Observer):
-        def on_first_event(self, call: Call, seconds: float) -> None:
-            firsts.append(seconds)
-
-        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
-            ends.append(turn)
-
-    steps = chunk("a"), status("error", "no model"), ConnectionInterrupted("reset")
-    stream = opened_in(mode, tape(*steps), None, Recorder())
+    recorder = Recorder()
+    failed = status("error", {"detail": ["no model"]})
+    steps = chunk("a") + CALL + RESULT, failed, ConnectionInterrupted("reset")
+    stream = opened_in(mode, tape(*steps), None, recorder)
     with pytest.raises(StreamInterrupted) as caught:
         [event async for event in stream]
-    (end,) = ends
+    (end,) = recorder.ends
     same = ("ending", "session_id", "correlation_id", "event_count", "messages", "seconds")
     for name in (*same, "seconds_to_first_event"):
         assert getattr(end, name) == getattr(stream, name) not in (None, ()), name
     assert Participant(end.agent_id, end.agent_name) == stream.agent == Participant("a", "Drizzle")
     assert end.error is caught.value
     assert end.agent_error is not None
-    assert end.agent_error.data == "no model"
-    assert firsts == [stream.seconds_to_first_event]
+    assert end.agent_error.data == {"detail": ["no model"]}
+    end.agent_error.data["detail"].clear()
+    assert stream.error is not None
+    assert stream.error.data == {"detail": ["no model"]}, "an observer cannot change it"
+    assert [(each.call, each.seconds) for each in end.tool_calls] == [(*stream.tool_calls, 2.5)]
+    assert recorder.firsts == [stream.seconds_to_first_event]
     for error in (caught.value, stream.error):
-        assert error is not None
+        assert error.operation == "sessions.create_event"
         assert error.messages == stream.messages
         assert await result_of(error.stored_events()) is NO_EVENTS
 
@@ -194,11 +221,16 @@ def test_ended_stream_is_freed_without_the_garbage_collector() -> None:
 
 @in_every_mode
 async def test_stream_is_open_until_its_connection_is_released(mode: Mode) -> None:
-    stream = opened_in(mode, tape(chunk("a")))
-    stream.mark_closed("the reason")
-    assert stream.is_open
-    await stream.close_async()
-    assert not stream.is_open
+    for method in ("close_async",) if mode == "sync" else ("close_async", "close_soon"):
+        recorded = tape(chunk("a"))
+        stream = opened_in(mode, recorded)
+        stream.mark_closed("the reason")
+        assert stream.is_open
+        await result_of(getattr(stream, method)())
+        assert recorded.releases
+        with pytest.raises(ClientClosed, match=r"the reason$"):
+            await anext(stream)
+        assert not stream.is_open
 
 
 @in_every_mode
@@ -238,3 +270,108 @@ def test_two_calls_of_anext_at_once_lose_no_event() -> None:
         assert stream.finished
 
     asyncio.run(run())
+
+
+# --- the end of a stream
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_final_messages_warns_of_an_unconfirmed_end_and_compares_its_messages(
+    mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def read(response: Response[Any], ending: str, requests: int) -> None:
+        transport = script(response, stored("a"))
+        stream = await begin(mode, transport)
+        with pytest.raises(Flux0Error, match="not been read to its end"):
+            await result_of(stream.confirm())
+        await result_of(stream.final_messages())
+        assert (stream.ending, stream.finished) == (ending, ending == "confirmed")
+        assert len(transport.requests) == requests
+        assert len(caplog.messages) == (ending == "unconfirmed")
+        caplog.clear()
+
+    framed = scripted_response(chunk("a"), headers=SSE)
+    run(mode, partial(read, framed, "confirmed", 1))
+    run(mode, partial(read, close_delimited(), "unconfirmed", 1))
+    run(mode, partial(read, close_delimited(status("processing")), "unconfirmed", 1))
+    run(mode, partial(read, close_delimited(chunk("a")), "unconfirmed", 2))
+
+
+@in_every_mode
+async def test_unconfirmed_end_with_messages_not_stored_raises_stream_interrupted(
+    mode: Mode,
+) -> None:
+    two = (chunk("a"), chunk("b"))
+    cases: list[tuple[tuple[bytes, ...], Response[Any] | BaseException]] = [
+        (two, stored("a")),
+        (two, stored()),
+        ((chunk("a"), chunk("b", event_id="f")), stored("a")),
+        (two, ConnectError("refused")),
+        (two, scripted_response(status=400)),
+    ]
+    for pieces, listed in cases:
+        stream = await begin(mode, script(close_delimited(*pieces), listed))
+
+        with pytest.raises(StreamInterrupted, match="the stream ended, but") as caught:
+            await result_of(stream.final_messages())
+
+        assert not stream.finished
+        assert stream.ending == "interrupted"
+        assert caught.value.event_count == len(pieces)
+        with pytest.raises(StreamInterrupted):
+            await anext(stream)
+
+
+@in_every_mode
+async def test_end_in_the_middle_of_an_event_is_an_interruption(mode: Mode) -> None:
+    stream = opened_in(mode, tape(chunk("a") + chunk("b")[:-1]))
+    with pytest.raises(StreamInterrupted, match="in the middle of an event"):
+        [event async for event in stream]
+    assert (stream.ending, stream.answer, stream.is_open) == ("interrupted", "a", False)
+
+
+@in_every_mode
+async def test_end_is_reported_when_it_is_received_and_only_once(mode: Mode) -> None:
+    recorder = Recorder()
+    async with opened_in(mode, tape(chunk("a")), None, recorder) as stream:
+        assert [event async for event in stream]
+        assert [end.ending for end in recorder.ends] == ["confirmed"]
+    assert len(recorder.ends) == 1
+
+
+@in_every_mode
+async def test_transport_error_of_a_closed_stream_is_the_cause_of_client_closed(mode: Mode) -> None:
+    error = ConnectionInterrupted("the socket is gone")
+
+    def close_and_fail() -> bytes:
+        stream.mark_closed("the reason")
+        raise error
+
+    stream = opened_in(mode, tape(chunk("a"), close_and_fail))
+    await anext(stream)
+    with pytest.raises(ClientClosed, match=r"the reason$") as caught:
+        await anext(stream)
+    assert caught.value.__cause__ is error
+    assert caught.value.operation == "sessions.create_event"
+    assert stream.ending is None
+
+
+def test_stream_that_is_closed_while_its_messages_are_built_is_reported_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A signal handler, or a finalizer, runs in the thread that it interrupts."""
+    feed, recorder = MessageAccumulator.feed, Recorder()
+    stream = open_sync(tape(chunk("a"), chunk("b")), None, recorder)
+
+    def close_and_feed(accumulator: MessageAccumulator, event: Any) -> str:
+        stream.close()
+        return feed(accumulator, event)
+
+    next(stream)
+    with monkeypatch.context() as patched:
+        patched.setattr(MessageAccumulator, "feed", close_and_feed)
+        assert stream.answer == "a"
+    assert recorder.ends == []
+    stream.close()
+    (end,) = recorder.ends
+    assert [message.text for message in end.messages] == ["a"]

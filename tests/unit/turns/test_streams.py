@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Event
 from typing import Any, TypeVar, cast
 
 import anyio
@@ -49,6 +50,7 @@ from support.in_memory import (
     status,
     tape,
 )
+from support.logged import logged_errors
 from support.modes import in_mode, run, unwrapped
 from support.transports import ASYNC, SYNC, Mode
 
@@ -69,39 +71,47 @@ def open_sync(
     asked: list[str] | None = None,
     *observers: Observer,
     turn: Turn | None = None,
+    headers: Mapping[str, str] = SSE,
 ) -> EventStream:
     def list_stored(correlation_id: str) -> Events:
         if asked is not None:
             asked.append(correlation_id)
         return NO_EVENTS
 
-    response = response_from(recorded, headers=SSE)
+    response = response_from(recorded, headers=headers)
     return EventStream(
         response, turn or new_turn(), MessageAccumulator(), list_stored, report_to(*observers)
     )
 
 
 def open_async(
-    recorded: Tape, asked: list[str] | None = None, *observers: Observer
+    recorded: Tape,
+    asked: list[str] | None = None,
+    *observers: Observer,
+    headers: Mapping[str, str] = SSE,
 ) -> AsyncEventStream:
     async def list_stored(correlation_id: str) -> Events:
         if asked is not None:
             asked.append(correlation_id)
         return NO_EVENTS
 
-    response = response_from(recorded, headers=SSE)
+    response = response_from(recorded, headers=headers)
     report = report_to(*observers)
     return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, report)
 
 
 def opened(
-    mode: Mode, recorded: Tape, asked: list[str] | None = None, *observers: Observer
+    mode: Mode,
+    recorded: Tape,
+    asked: list[str] | None = None,
+    *observers: Observer,
+    headers: Mapping[str, str] = SSE,
 ) -> AsyncEventStream:
     """Return a stream for this mode. A sync stream is wrapped, so that async tests can use it."""
     if mode == "sync":
-        stream: Any = open_sync(recorded, asked, *observers)
+        stream: Any = open_sync(recorded, asked, *observers, headers=headers)
         return cast("AsyncEventStream", in_mode(mode, stream))
-    return open_async(recorded, asked, *observers)
+    return open_async(recorded, asked, *observers, headers=headers)
 
 
 async def result_of(value: Any) -> Any:
@@ -436,6 +446,35 @@ def test_iterator_that_is_closed_before_its_first_piece_closes_the_stream_except
     run(mode, close)
 
 
+@in_every_mode
+async def test_relay_that_is_closed_while_it_waits_for_an_event_closes_the_stream_at_once(
+    mode: Mode,
+) -> None:
+    ended = Event()
+
+    def wait() -> Hang | None:
+        if mode != "sync":
+            return Hang()
+        ended.wait(20)
+        return None
+
+    recorded, endings = tape(chunk("a"), wait), Endings()
+    async with opened(mode, recorded, None, endings) as stream:
+        pieces: Any = unwrapped(stream.relay())
+        if mode == "sync":
+            next(pieces)
+            pieces.close()
+            assert endings.seen == [], "the garbage collector may have closed the relay"
+        else:
+            await anext(pieces)
+            await pieces.aclose()
+            await anyio.wait_all_tasks_blocked()
+        is_open = stream.is_open
+        ended.set()
+        assert not is_open
+    assert recorded.releases
+
+
 # --- the agent's status and errors
 
 
@@ -485,6 +524,27 @@ async def test_agent_error_is_raised_by_text_and_final_messages(mode: Mode) -> N
     stream = opened(mode, failing())
     with pytest.raises(errors.AgentError):
         await result_of(stream.final_messages())
+
+
+@in_every_mode
+async def test_final_messages_compares_the_messages_of_an_unconfirmed_end_with_the_stored_events(
+    mode: Mode,
+) -> None:
+    asked: list[str] = []
+    stream = opened(mode, tape(chunk("a")), asked, headers={**SSE, "via": "1.1 proxy"})
+    with pytest.raises(errors.StreamInterrupted, match="has not stored all messages"):
+        await result_of(stream.final_messages())
+    assert asked == [CORRELATION_ID]
+
+
+@in_every_mode
+async def test_error_of_the_agent_is_logged_if_the_stream_is_relayed(mode: Mode) -> None:
+    with logged_errors() as messages:
+        for expected in (0, 1):
+            stream = opened(mode, tape(status("error", "no model")))
+            values: Any = stream.relay(heartbeat_ms=None) if expected else stream
+            assert len([value async for value in each(unwrapped(values))]) == 1
+            assert len(messages) == expected
 
 
 # --- two readers
@@ -559,36 +619,38 @@ async def test_loop_that_two_tasks_use_at_once_still_closes_the_stream(mode: Mod
     assert not stream.is_open
 
 
-@pytest.mark.parametrize("error", [None, ZeroDivisionError])
-def test_end_of_a_with_block_is_reported_at_once(error: type[Exception] | None) -> None:
-    ends: list[str] = []
+class Endings(Observer):
+    """Records how each turn ended."""
 
-    class Recorder(Observer):
-        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
-            ends.append(turn.ending)
+    def __init__(self) -> None:
+        self.seen: list[str] = []
 
-    with suppress(ZeroDivisionError), open_sync(tape(chunk("a")), None, Recorder()) as stream:
-        next(stream)
-        if error is not None:
-            raise error
-    assert ends == ["closed"]
+    def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+        self.seen.append(turn.ending)
+
+
+@in_every_mode
+async def test_end_of_a_with_block_is_reported_at_once(mode: Mode) -> None:
+    for error in (None, ZeroDivisionError()):
+        endings = Endings()
+        with suppress(ZeroDivisionError):
+            async with opened(mode, tape(chunk("a")), None, endings) as stream:
+                await anext(stream)
+                if error is not None:
+                    raise error
+        assert endings.seen == ["closed"]
 
 
 def test_end_of_a_closed_generator_is_reported_later() -> None:
     """The garbage collector may close it, and an observer may wait for a lock."""
-    ends: list[str] = []
-
-    class Recorder(Observer):
-        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
-            ends.append(turn.ending)
-
     for method in (EventStream.__iter__, EventStream.text):
-        stream = open_sync(tape(chunk("a")), None, Recorder())
+        endings = Endings()
+        stream = open_sync(tape(chunk("a")), None, endings)
         loop: Any = method(stream)
         next(loop)
         loop.close()
         assert not stream.is_open
-    assert ends == []
+        assert endings.seen == []
 
 
 def test_repr_shows_state_and_number_of_events() -> None:

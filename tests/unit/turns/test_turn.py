@@ -121,10 +121,32 @@ def test_comments_do_not_reset_the_idle_timeout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "sent"), [(b"", "maybe"), (b": comment\n\n", "maybe"), (UNKNOWN, "yes")]
+    ("data", "sent", "number"),
+    [
+        (b"", "maybe", "0 events"),
+        (b": comment\n\n", "maybe", "0 events"),
+        (UNKNOWN, "yes", "1 event"),
+        (UNKNOWN * 2, "yes", "2 events"),
+    ],
 )
-def test_failure_of_a_turn_was_sent_if_there_was_an_event(data: bytes, sent: errors.Sent) -> None:
+def test_failure_of_a_turn_was_sent_if_there_was_an_event(
+    data: bytes, sent: errors.Sent, number: str
+) -> None:
     failure = turn_after(data).on_transport_error(errors.ConnectionInterrupted("reset"))
 
     assert failure.sent == sent
+    assert failure.problem.endswith(f"(after {number})")
     assert (failure.operation, failure.method) == ("sessions.create_event", "POST")
+
+
+@pytest.mark.parametrize(("data", "sent"), [(b"", "maybe"), (chunk("a"), "yes")])
+def test_invalid_event_has_the_facts_of_the_request_and_of_the_events_before_it(
+    data: bytes, sent: errors.Sent
+) -> None:
+    turn = new_turn()
+    _, failure = turn.feed(data + b"event: chunk\ndata: {no JSON}\n\n")
+
+    assert isinstance(failure, errors.DecodeError)
+    assert failure.sent == sent
+    assert (failure.operation, failure.method) == ("sessions.create_event", "POST")
+    assert turn.correlation_id == (CORRELATION_ID if data else None)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from functools import partial
 from itertools import product
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -26,12 +27,16 @@ from flux0 import (
 )
 from flux0.client import background_turns
 from flux0.domain.headers import Headers
+from flux0.observers import Call, Observer, TurnEnd
 from flux0.ports import Response
-from flux0.runtime.event_loop import do_nothing, start_task
+from flux0.runtime.event_loop import do_nothing, running_loop, start_task
+from flux0.runtime.turn_log import TurnLog
 from flux0.testing import FakeTransport
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns import turn_reading
+from flux0.turns.log_relay import wait_for_end_async
+from flux0.turns.turn_reading import TaskReading, ThreadReading
 from support.ending import ends_soon
 from support.in_memory import (
     SSE,
@@ -48,11 +53,12 @@ from support.in_memory import (
 )
 from support.interrupting import interrupt, raises
 from support.logged import logged_errors
-from support.modes import in_mode, run
+from support.modes import in_mode, run, unwrapped
 from support.sending import over
-from support.transports import ASYNC, WAYS, Mode, Way
-from unit.client.test_background_turns import Server, pause
+from support.transports import ASYNC, SYNC, WAYS, Mode, Way
+from unit.client.test_background_turns import Server, error_in, gathered, pause
 from unit.turns.test_endings import close_delimited, stored
+from unit.turns.test_streams import opened
 
 
 async def begun(mode: Mode, transport: Script) -> tuple[BackgroundTurn, BackgroundTurns]:
@@ -95,6 +101,78 @@ async def test_error_of_a_turn_is_logged_because_its_relays_do_not_show_it(mode:
         *_, last = [piece async for piece in turn.relay_async()]
     assert b"reset" not in last
     assert ["the stream was interrupted: reset" in message for message in messages] == [True]
+
+
+@in_every_mode
+async def test_turn_that_is_stopped_twice_while_its_message_is_sent_ends_with_the_first_reason(
+    mode: Mode,
+) -> None:
+    ended, sent = list[object](), Event()
+    kind: Any = ThreadReading if mode == "sync" else TaskReading
+    reading = kind(partial(TurnLog, "turn-1", 1000), ended.append)
+    for reason in ("first", "second"):
+        reading.stop(TurnStopped(reason))
+    assert reading.log.loop is (None if mode == "sync" else running_loop())
+    assert (reading.log.end, ended) == (None, [])
+
+    def wait() -> Hang | None:
+        if mode != "sync":
+            return Hang()
+        sent.wait(20)
+        return None
+
+    stream = opened(mode, tape(wait))
+    reading.start(unwrapped(stream))
+    if mode != "sync":
+        await wait_for_end_async(reading.log, 20)
+    sent.set()
+
+    assert reading.log.end is not None
+    assert isinstance(reading.log.end.error, TurnStopped)
+    assert reading.log.end.error.problem == "first"
+    assert ended[0] is reading
+    with pytest.raises(ClientClosed, match=r"first$"):
+        async with stream:
+            raise AssertionError("entered")
+
+
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_exception_of_user_code_ends_the_turn_and_is_logged(
+    mode: Mode, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(mode, partial(fail_in_user_code, mode))
+    assert "ZeroDivisionError: a bug" in caplog.text
+
+
+async def fail_in_user_code(mode: Mode) -> None:
+    def fail(_: object) -> Any:
+        yield "a"
+        raise ZeroDivisionError("a bug")
+
+    server = Server(mode, fail)
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    with pytest.raises(Flux0Error, match="raised ZeroDivisionError") as caught:
+        await turn.wait_async()
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert error_in((await gathered(turn.relay_async()))[-1])[0] == "Flux0Error"
+    assert "a bug" not in error_in((await gathered(turn.relay_async()))[-1])[1]
+
+
+def test_thread_that_reads_a_turn_has_the_context_variables_of_the_caller() -> None:
+    """An observer, for example, needs them."""
+    variable: ContextVar[str] = ContextVar("variable", default="none")
+    seen: list[str] = []
+
+    class Ends(Observer):
+        def on_turn_end(self, call: Call, turn: TurnEnd) -> None:
+            seen.append(variable.get())
+
+    fake, turns = FakeTransport(), BackgroundTurns()
+    client = Flux0(transport=fake, observers=[Ends()])
+    variable.set("of the caller")
+    turns.start(client.conversation(agent=fake.agent_id), "Hi").wait()
+    turns.close()
+    assert seen == ["of the caller"]
 
 
 ONE_EVENT = http_response(

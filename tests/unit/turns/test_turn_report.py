@@ -9,10 +9,10 @@ from contextlib import suppress
 import pytest
 from attrs import define, field
 
-from flux0 import ConnectionInterrupted, EventStream, StreamInterrupted
+from flux0 import ConnectionInterrupted, EventStream, Flux0, StreamInterrupted
 from flux0.observers import Call, Observer, TurnEnd
 from support.forking import in_child
-from support.in_memory import chunk, tape
+from support.in_memory import SSE, chunk, script, scripted_response, status, tape
 from unit.turns.test_streams import open_sync, report_to
 
 
@@ -82,6 +82,39 @@ def test_failed_turn_is_logged_although_no_observer_and_no_logger_needs_its_end(
     assert [(each.levelname, "StreamInterrupted" in each.message) for each in caplog.records] == [
         ("WARNING", True)
     ]
+
+
+@pytest.mark.parametrize("observers", [(), (Observer(),)])
+@pytest.mark.parametrize("is_relayed", [True, False])
+def test_errors_of_a_turn_are_logged_if_it_is_relayed_although_they_are_also_observed(
+    is_relayed: bool, observers: tuple[Observer, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    reset = ConnectionInterrupted("reset")
+    for end in ([], [reset]):
+        stream = open_sync(tape(status("error", "no model"), *end), None, *observers)
+        if is_relayed:
+            stream.mark_relayed()
+        with suppress(StreamInterrupted):
+            list(stream)
+    errors = [each.message for each in caplog.records if each.levelname == "ERROR"]
+    texts = ["no model", "no model", "reset"] if is_relayed else []
+    assert [text in error for error, text in zip(errors, texts, strict=True)] == [True] * len(texts)
+    assert [each.levelname for each in caplog.records].count("WARNING") == 1
+
+
+def test_end_that_is_reported_later_is_logged_when_the_next_turn_begins(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "flux0")
+    responses = [scripted_response(chunk("a"), headers=SSE) for _ in range(2)]
+    client = Flux0(transport=script(*responses))
+    for _ in client.sessions.create_event(session_id="first", content="Hi"):
+        break
+    assert caplog.messages == []
+    client.sessions.create_event(session_id="second", content="Hi")
+    (message,) = caplog.messages
+    assert "session=first" in message
+    client.close()
 
 
 def test_unconfirmed_end_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

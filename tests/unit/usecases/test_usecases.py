@@ -231,13 +231,18 @@ def test_error_about_an_agent_id_says_how_to_get_an_agent_by_name(
 def test_observers_get_each_fact_of_a_call() -> None:
     known = Participant("agent-1", "Drizzle")
 
-    def observe(_: CallRequest, flow: Flow[Any]) -> Flow[Any]:
+    observed: list[CallRequest] = []
+
+    def observe(request: CallRequest, flow: Flow[Any]) -> Flow[Any]:
+        observed.append(request)
         return flow
 
     changes: dict[str, Any] = {"observe": observe, "agent": known}
     call = evolve(CALL, extra_query={"token": "secret"}, **changes)
     request = sessions.create_event(call, "s 1", "message", "user", "Hi")
 
+    sessions.open_stream(call, request)
+    assert [each is request for each in observed] == [True]
     assert request.call is not None
     assert asdict(request.call) == {
         "operation": "sessions.create_event",
@@ -380,6 +385,7 @@ SURROGATE = "\ud800"
         (lambda: create_session(agent_id=SURROGATE), "agent_id"),
         (lambda: create_session(allow_greeting="yes"), "allow_greeting"),
         (lambda: create_session(id=""), "id"),
+        (lambda: create_session(id="../x"), "id"),
         (lambda: create_session(title=7), "title"),
         (lambda: create_session(metadata=[("a", 1)]), "metadata"),
         (lambda: create_session(metadata={"a": nan}), "metadata"),
@@ -467,3 +473,16 @@ def test_headers_replace_the_login_and_the_cookie_replaces_the_headers() -> None
         request = call.request("agents.list", "GET", AGENTS)
         assert request.headers["authorization"] == authorization
     assert request.headers["cookie"] == "flux0_user_sub=ada; b=2"
+
+
+def test_function_replaces_the_header_with_its_name_but_not_the_cookies() -> None:
+    login = Headers((("authorization", "Basic bG9naW4="),))
+    cookie = Headers((("cookie", "flux0_user_sub=ada"),))
+    functions = dict.fromkeys(("authorization", "cookie", "user-agent"), lambda: "computed")
+    call = evolve(CALL, login=login, cookie=cookie, header_functions=functions)
+    request = call.request("agents.list", "GET", AGENTS)
+    assert request.headers.pairs == (
+        *Headers((("accept", "application/json"),)).pairs,
+        *cookie.pairs,
+    )
+    assert request.header_functions == functions
