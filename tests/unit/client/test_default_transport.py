@@ -11,8 +11,10 @@ import httpx
 import pytest
 
 from flux0 import Flux0, HttpxTransport, StreamIdleTimeout
-from flux0.client.default_transport import DefaultTransport, real_transports
+from flux0.client.default_transport import DefaultTransport, default_transport, real_transports
+from flux0.domain.headers import Headers
 from flux0.models import ClientClosed, ReadTimeout, ServerError
+from flux0.ports import Request, Response
 from flux0.testing import (
     Delay,
     FakeClock,
@@ -24,7 +26,8 @@ from flux0.testing import (
     Respond,
     Say,
 )
-from support.in_memory import in_both_loops, in_every_mode
+from support.driving import Time
+from support.in_memory import in_both_loops, in_every_mode, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 from unit.client.test_transports import Both
@@ -167,6 +170,39 @@ def test_stream_of_an_installed_fake_is_read_after_its_block() -> None:
             stream = flux0.conversation(agent=fake.agent_id).send("Hi")
             next(stream)
         assert "".join(stream.text()) == "Two"
+
+
+class Closes:
+    """A transport that records the number of its closes."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def send(self, _: Request) -> Response[Any]:
+        return scripted_response(b"{}")
+
+    def close(self) -> None:
+        self.number += 1
+
+    async def close_async(self) -> None:
+        self.number += 1
+
+
+@in_every_mode
+async def test_closing_a_client_closes_its_own_and_the_installed_transport_once(mode: Mode) -> None:
+    class Installable:
+        time = Time()
+
+        def for_client(self) -> Closes:
+            return installed
+
+    own, installed = Closes(), Closes()
+    transport = DefaultTransport(lambda: own)
+    with default_transport(Installable()):
+        transport.send(Request("GET", "http://h", Headers()))
+    for closes in (1, 2):
+        await transport.close_async() if mode != "sync" else transport.close()
+        assert (own.number, installed.number) == (closes, closes)
 
 
 def test_repr_of_a_default_transport_shows_the_transport_in_use() -> None:

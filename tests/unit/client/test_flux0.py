@@ -18,6 +18,7 @@ import pytest
 from flux0 import ChunkEvent, Flux0, HttpxTransport, RetryConfig, __version__
 from flux0.domain.errors import (
     ClientClosed,
+    ConnectError,
     EventTooLarge,
     Flux0Error,
     InvalidArgument,
@@ -26,6 +27,7 @@ from flux0.domain.errors import (
 from flux0.flows import CallRequest
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Respond
+from support.driving import Slow, Time
 from support.in_memory import (
     SSE,
     Script,
@@ -226,28 +228,44 @@ def test_call_without_options_uses_the_defaults() -> None:
     assert request.headers["user-agent"] == f"flux0-client/{__version__} Python/{python}"
 
 
-@pytest.mark.parametrize(
-    ("client", "call", "seconds"),
-    [(20_000, None, 20), (20_000, 5_000, 5), (5_000, 120_000, 120), (None, 5_000, 5)],
-)
-def test_timeout_ms_of_a_call_overrides_the_client(
-    client: int | None, call: int | None, seconds: float
-) -> None:
-    transport = agents()
-
-    with Flux0(transport=transport, timeout_ms=client, retry_config=RetryConfig("none")) as flux0:
-        request = request_of(flux0, transport, timeout_ms=call)
-
-    timeout = request.timeout
-    for wait, longest in (
-        (timeout.read, seconds),
-        (timeout.write, seconds),
-        (timeout.connect, min(seconds, 10)),
-        (timeout.pool, min(seconds, 10)),
+@in_every_mode
+async def test_timeout_ms_of_a_call_overrides_the_client(mode: Mode) -> None:
+    for client, call, seconds in (
+        (20_000, None, 20),
+        (20_000, 5_000, 5),
+        (5_000, 120_000, 120),
+        (None, 5_000, 5),
     ):
-        assert wait is not None
-        assert longest / 2 < wait <= longest
-    assert request.deadline is not None
+        transport = agents()
+        flux0 = Flux0(transport=transport, timeout_ms=client, retry_config=RetryConfig("none"))
+        async with in_mode(mode, flux0) as opened:
+            await opened.agents.list_async(timeout_ms=call)
+
+        (request,) = transport.requests
+        timeout = request.timeout
+        for wait, longest in (
+            (timeout.read, seconds),
+            (timeout.write, seconds),
+            (timeout.connect, min(seconds, 10)),
+            (timeout.pool, min(seconds, 10)),
+        ):
+            assert wait is not None
+            assert longest / 2 < wait <= longest
+        assert request.deadline is not None
+
+
+def test_user_agent_can_be_replaced() -> None:
+    transport = agents()
+    with Flux0(transport=transport, headers={"User-Agent": "mine"}) as flux0:
+        assert request_of(flux0, transport).headers.get_all("user-agent") == ("mine",)
+
+
+def test_sync_calls_wait_on_the_clock_of_the_sync_transport() -> None:
+    time = Time()
+    transport = Slow([ConnectError("refused"), scripted_response(NO_AGENTS)], time=time)
+    with Flux0(transport=transport, async_transport=script()) as flux0:
+        flux0.agents.list()
+    assert len(time.waits) == 1
 
 
 def test_retries_and_idle_timeout_of_a_call_override_the_client() -> None:

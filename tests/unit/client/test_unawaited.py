@@ -46,6 +46,21 @@ async def test_missing_await_is_named_in_the_error(mode: Mode) -> None:
                 result.close()
 
 
+@in_both_loops
+async def test_turn_in_async_with_stays_open_after_a_loop_until_the_block_ends(mode: Mode) -> None:
+    fake = FakeTransport([Say("a b c", pieces=3)])
+    async with Flux0(transport=fake) as client:
+        conversation = await client.conversation_async(agent=fake.agent_id)
+        async with conversation.send("Hi") as stream:
+            async for _ in stream:
+                break
+            assert stream.is_open
+            assert [text async for text in stream.text()] == [" b", " c"]
+        async with conversation.send("Hi") as stream:
+            await anext(stream)
+        assert not stream.is_open
+
+
 def test_missing_await_in_sync_code_is_named_in_the_error() -> None:
     unawaited = Flux0(transport=FakeTransport()).conversation_async(agent="x" * 10)
     with pytest.raises(TypeError, match="await it"):
