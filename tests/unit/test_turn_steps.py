@@ -86,6 +86,16 @@ def test_text_that_is_replaced_in_its_first_chunk_is_sent_once() -> None:
     assert steps_of(first, text("ny")) == steps_of(text("Sun"), text("ny"))
 
 
+def test_text_of_several_operations_is_appended_to_the_text_before() -> None:
+    several = evolve(text("b"), patches=(*text("b").patches, *text("c").patches))
+    assert steps_of(text("a"), several) == [
+        ("text-start", None),
+        ("text-delta", "a"),
+        ("text-delta", "bc"),
+        ("text-end", None),
+    ]
+
+
 def test_messages_at_the_same_time_have_several_texts() -> None:
     pieces = [text("A1", "a"), text("B1", "b"), text("A2", "a"), text("B2", "b")]
     events = objects_of(AiSdkFormat(), *pieces)
@@ -278,12 +288,15 @@ def test_message_that_continues_after_the_next_message_ends_twice() -> None:
 
 def test_encoder_calls_the_function_for_each_step() -> None:
     def encode(step: Step) -> bytes:
-        return f"{step.type}{step.text if step.error else ''}\n".encode()
+        return f"{step.type}{step.name + step.text if step.error else ''}\n".encode()
 
     encoder = StepEncoder(encode, error_text=lambda _: "Sorry", heartbeat=b"...\n")
     assert encoder.start() + encoder.heartbeat() == b"relay-start\n...\n"
     assert encoder.event(text("Hi")) == b"turn-start\ntext-start\ntext-delta\n"
-    assert encoder.error(StreamInterrupted("gone")) == b"text-end\nmessage-end\nerrorSorry\n"
+    assert (
+        encoder.error(StreamInterrupted("gone"))
+        == b"text-end\nmessage-end\nerrorStreamInterruptedSorry\n"
+    )
     assert encoder.end() == b""
     assert StepEncoder(encode).heartbeat() == HEARTBEAT
 

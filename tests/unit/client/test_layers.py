@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +14,13 @@ from attrs import evolve
 
 from flux0 import BackoffStrategy, Flux0, RetryConfig, RetryDetails
 from flux0.domain.api_errors import APIError, ServerError
-from flux0.domain.errors import ConnectError, InvalidArgument
+from flux0.domain.errors import ConnectError, DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.stored_models import Agents
 from flux0.flows import CallRequest, Flow, Middleware, SendFlow, Sleep
 from flux0.observers import Call, Observer
 from flux0.ports import Request, Response
-from support.in_memory import SSE, Script, chunk, in_every_mode, script, scripted_response
+from support.in_memory import JSON, SSE, Script, chunk, in_every_mode, script, scripted_response
 from support.modes import in_mode
 from support.transports import Mode
 
@@ -256,6 +257,36 @@ async def test_mistake_in_a_middleware_raises_a_type_error_with_the_fix(mode: Mo
         async with in_mode(mode, Flux0(transport=script(), middleware=[layer])) as flux0:
             with pytest.raises(TypeError, match=rf"returned {body}.* as the body of a stream"):
                 await flux0.sessions.create_event_async(session_id="s", content="Hi")
+
+
+@in_every_mode
+async def test_body_of_a_middleware_is_a_stream_only_in_the_response_to_a_message(
+    mode: Mode,
+) -> None:
+    def returning_json(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+        yield from ()
+        return Response(200, Headers(tuple(JSON.items())), NO_AGENTS)
+
+    with pytest.raises(DecodeError):
+        await list_through(mode, returning_text, script())
+    async with in_mode(mode, Flux0(transport=script(), middleware=[returning_json])) as flux0:
+        with pytest.raises(DecodeError, match=r"expected text/event-stream, got application/json"):
+            await flux0.sessions.create_event_async(session_id="s", content="Hi")
+
+
+@in_every_mode
+async def test_body_of_a_middleware_needs_only_the_methods_of_its_mode(mode: Mode) -> None:
+    def replacing(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
+        response = yield from send(request)
+        names = ("read", "close") if mode == "sync" else ("read_async", "close_async")
+        return evolve(
+            response, body=SimpleNamespace(**{each: getattr(response.body, each) for each in names})
+        )
+
+    transport = script(scripted_response(chunk("a"), headers=SSE))
+    async with in_mode(mode, Flux0(transport=transport, middleware=[replacing])) as flux0:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        assert len([event async for event in stream]) == 1
 
 
 @in_every_mode

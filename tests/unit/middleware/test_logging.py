@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +13,18 @@ from flux0.adapters.json import JsonCodec
 from flux0.client.drivers import Driver
 from flux0.domain.errors import AgentError, ConnectError, StreamInterrupted
 from flux0.domain.headers import Headers
+from flux0.domain.retrying import RetryDetails
 from flux0.flows import CallRequest, chain
-from flux0.middleware.logging import Logging, log_relayed_turn, log_turn
+from flux0.middleware.logging import (
+    Logging,
+    log_failed_background_turn,
+    log_failed_observer,
+    log_lost_reader,
+    log_relayed_turn,
+    log_retry,
+    log_turn,
+    log_unconfirmed_end,
+)
 from flux0.middleware.responses import ResponsePolicy
 from flux0.observers import TurnEnd
 from flux0.ports import Response
@@ -50,7 +61,7 @@ def log_of(request: CallRequest, outcome: Response[Any] | BaseException) -> list
         with pytest.raises(type(outcome)):
             driver.run(layers(request))
     else:
-        driver.run(layers(request))
+        assert driver.run(layers(request)).status_code == outcome.status_code
     return logger.lines
 
 
@@ -154,6 +165,35 @@ def test_both_errors_of_a_relayed_turn_are_logged(caplog: pytest.LogCaptureFixtu
     ids = "session=s\\n1 turn=c"
     assert first == f"relayed turn failed: the agent reported an error: no model {ids}"
     assert second == f"relayed turn failed: reset {ids}"
+
+
+BUG = ConnectError("a bug")
+
+
+@pytest.mark.parametrize(
+    ("log", "line", "error"),
+    [
+        (
+            lambda: log_retry(RetryDetails("agents.list", "GET", "http://h", 2, 500.0, BUG)),
+            "WARNING GET http://h: attempt 2 failed (ConnectError: a bug), retrying in 500 ms",
+            None,
+        ),
+        (log_unconfirmed_end, "WARNING the end of a turn is unconfirmed: ", None),
+        (lambda: log_lost_reader("slow", "s\n1"), "WARNING slow: session=s\\n1", None),
+        (lambda: log_failed_observer("mine", BUG), "ERROR the observer 'mine' raised an ", BUG),
+        (lambda: log_failed_background_turn(BUG), "ERROR an unexpected exception ended a ", BUG),
+    ],
+)
+def test_problem_is_logged_with_its_level_and_its_exception(
+    log: Callable[[], None],
+    line: str,
+    error: Exception | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log()
+    (record,) = caplog.records
+    assert f"{record.levelname} {record.message}".startswith(line)
+    assert (record.exc_info and record.exc_info[1]) is error
 
 
 def test_body_of_a_stream_is_not_logged() -> None:

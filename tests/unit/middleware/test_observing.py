@@ -30,7 +30,7 @@ from flux0 import (
     TransportError,
 )
 from flux0.domain.api_errors import ServerError
-from flux0.domain.errors import InvalidArgument, ReadTimeout
+from flux0.domain.errors import InvalidArgument, PoolTimeout, ReadTimeout
 from flux0.flows import CallRequest, Flow, SendFlow
 from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import Request, Response
@@ -49,11 +49,12 @@ from flux0.testing import (
     Truncate,
 )
 from flux0.usecases.call import ApiCall
-from support.driving import LoopTime
+from support.driving import LoopTime, Slow, Time
 from support.forking import in_child
-from support.in_memory import Script, in_every_mode, in_simulated_time
+from support.in_memory import Script, in_every_mode, in_simulated_time, script, status
 from support.modes import in_mode
 from support.transports import Mode
+from unit.turns.test_endings import close_delimited
 
 AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 URL = "http://127.0.0.1:8080/api/agents"
@@ -218,6 +219,36 @@ async def test_deadline_of_an_async_call_is_reported_as_timeout(mode: Mode) -> N
 
 
 @in_every_mode
+async def test_error_of_the_transport_after_the_deadline_is_reported_unchanged(mode: Mode) -> None:
+    recorder = Recorder()
+    transport = Slow([PoolTimeout("no connection became free")], time=Time(), seconds=3.0)
+    client = Flux0(
+        transport=transport, observers=[recorder], timeout_ms=1000, retry_config=RetryConfig("none")
+    )
+    async with in_mode(mode, client) as flux0:
+        with pytest.raises(PoolTimeout) as caught:
+            await flux0.agents.list_async()
+
+    assert recorder.attempts[0].error is recorder.ends[0].error is caught.value
+
+
+@in_every_mode
+async def test_call_that_is_stopped_before_its_deadline_is_not_reported_as_timeout(
+    mode: Mode,
+) -> None:
+    class Stop(BaseException):
+        pass
+
+    recorder, transport = Recorder(), script(Stop(), Stop())
+    async with in_mode(mode, Flux0(transport=transport, observers=[recorder])) as flux0:
+        for timeout_ms in (None, 60_000):
+            with pytest.raises(Stop):
+                await flux0.agents.list_async(timeout_ms=timeout_ms)
+
+    assert [type(end.error) for end in (*recorder.attempts, *recorder.ends)] == [Stop] * 4
+
+
+@in_every_mode
 async def test_calls_of_a_middleware_are_attempts_of_one_call(mode: Mode) -> None:
     def twice(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
         yield from send(request)
@@ -237,12 +268,17 @@ async def test_request_of_a_middleware_that_belongs_to_no_call_is_not_observed(m
         yield from send(CallRequest("GET", request.url, request.headers))
         return (yield from send(request))
 
-    recorder, fake = Recorder(), FakeTransport()
-    async with observed(mode, fake, recorder, middleware=[ping]) as flux0:
+    class AttemptRecorder(Observer):
+        def on_attempt_start(self, call: Call, number: int) -> None:
+            calls.append(call)
+
+    calls: list[Call | None] = []
+    fake = FakeTransport()
+    async with observed(mode, fake, AttemptRecorder(), middleware=[ping]) as flux0:
         await flux0.agents.list_async()
 
     assert len(fake.calls) == 2
-    assert len(recorder.attempts) == 1
+    assert [call and call.operation for call in calls] == ["agents.list"]
 
 
 @in_every_mode
@@ -596,7 +632,7 @@ def test_each_ended_turn_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "flux0")
     fake = FakeTransport(agent_name="Drizzle")
     fake.script([Pause(1.5), Say("Hello")], [Fail("secret")])
-    with Flux0(transport=fake) as flux0:
+    with Flux0(transport=fake, observers=[Observer()]) as flux0:
         conversation = flux0.conversation(agent=fake.agent_id)
         stream = conversation.send("Hi")
         list(stream)
@@ -634,6 +670,19 @@ def test_turn_that_an_error_has_ended_is_a_warning(
     error = "error=StreamInterrupted sent=yes agent=Fake"
     expected = f"turn ended: ending=interrupted {error} session={conversation.session_id} turn="
     assert record.getMessage().startswith(expected)
+
+
+def test_client_warns_once_of_unconfirmed_ends(caplog: pytest.LogCaptureFixture) -> None:
+    turns = [close_delimited(status("typing")) for _ in range(3)]
+    flux0 = Flux0(transport=script(*turns))
+    flux0.sessions.create_event(session_id="s", content="Hi").final_messages()
+    for client in (flux0, flux0.with_options(timeout_ms=60_000)):
+        client.conversation(session="s").ask("Hi")
+
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "proxy_http_version 1.1" in record.message
+    assert "docs/proxies.md" in record.message
 
 
 def test_turns_are_not_described_if_nothing_observes_or_logs_them() -> None:

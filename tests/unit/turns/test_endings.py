@@ -21,7 +21,6 @@ from support.in_memory import (
     in_every_mode,
     script,
     scripted_response,
-    status,
 )
 from support.modes import in_mode
 from support.transports import Mode
@@ -117,19 +116,6 @@ async def test_reply_of_ask_says_whether_it_is_finished(mode: Mode) -> None:
         reply = await conversation.ask("Hi")
 
         assert (reply.text, reply.finished) == ("a", finished)
-
-
-def test_client_warns_once_of_unconfirmed_ends(caplog: pytest.LogCaptureFixture) -> None:
-    turns = [close_delimited(status("typing")) for _ in range(3)]
-    flux0 = Flux0(transport=script(*turns))
-    flux0.sessions.create_event(session_id="s", content="Hi").final_messages()
-    for client in (flux0, flux0.with_options(timeout_ms=60_000)):
-        client.conversation(session="s").ask("Hi")
-
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "proxy_http_version 1.1" in record.message
-    assert "docs/proxies.md" in record.message
 
 
 @pytest.mark.parametrize(

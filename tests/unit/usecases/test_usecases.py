@@ -80,6 +80,10 @@ def create_agent(**changes: Any) -> Flow[Any]:
     return agents.create_agent(CALL, **{**given, **changes})
 
 
+def first_agent(type_: Any = None, name: Any = None) -> Flow[Any]:
+    return agents.first_agent(CALL, type_, name)
+
+
 def create_session(**changes: Any) -> Flow[Any]:
     given: dict[str, Any] = {"agent_id": "a", "allow_greeting": False, "id": None, "title": None}
     return sessions.create_session(CALL, **{**given, **changes})
@@ -205,7 +209,7 @@ def test_first_agent_has_the_type_and_the_name(
     listed = {
         "data": [{**AGENT, **each} for each in (*items, {**items[0], "id": "3", "type": "b"})]
     }
-    flow = agents.first_agent(CALL, type_, name)
+    flow = first_agent(type_, name)
     if found is None:
         with pytest.raises(AgentNotFound):
             run(flow, listed)
@@ -254,6 +258,8 @@ def test_observers_get_each_fact_of_a_call() -> None:
         "agent_name": "Drizzle",
         "content": "Hi",
     }
+    sessions.open_stream(call, request)
+    assert observed == [request]
     assert CALL.request("agents.list", "GET", AGENTS).call is None
 
 
@@ -359,6 +365,18 @@ def test_headers_of_the_user_override_the_defaults() -> None:
     assert headers["user-agent"] == "test"
 
 
+def test_header_functions_replace_fields_except_cookies() -> None:
+    functions: dict[str, Any] = {"x-a": lambda: "computed", "cookie": lambda: "b=2"}
+    fields = Headers((("x-a", "1"), ("cookie", "a=1"), ("x-c", "3")))
+    call = evolve(CALL, headers=fields, header_functions=functions)
+
+    request = call.request("agents.list", "GET", AGENTS)
+
+    assert request.header_functions == functions
+    assert "x-a" not in request.headers
+    assert (request.headers["cookie"], request.headers["x-c"]) == ("a=1", "3")
+
+
 def test_decode_error_has_the_start_of_the_body_and_the_request() -> None:
     with pytest.raises(DecodeError) as caught:
         run(agents.list_agents(CALL), {"data": [{**AGENT, "name": 1}]})
@@ -379,6 +397,8 @@ SURROGATE = "\ud800"
         (lambda: create_agent(name=""), "name"),
         (lambda: create_agent(type_=""), "type_"),
         (lambda: create_agent(description=SURROGATE), "descript"),
+        (lambda: next(first_agent(name=3)), "name"),
+        (lambda: next(first_agent(type_=3)), "type_"),
         (lambda: agents.retrieve_agent(CALL, agent_id=""), "agent_id"),
         (lambda: agents.retrieve_agent(CALL, agent_id=".."), "agent_id"),
         (lambda: create_session(agent_id=None), "agent_id"),
@@ -408,7 +428,7 @@ SURROGATE = "\ud800"
         (lambda: create_event(content=SURROGATE), "content"),
     ],
 )
-def test_invalid_arguments_are_rejected_before_the_flow_starts(
+def test_invalid_arguments_are_rejected_before_sending(
     make: Callable[[], object], argument: str
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
