@@ -245,7 +245,8 @@ async def test_call_that_is_stopped_before_its_deadline_is_not_reported_as_timeo
             with pytest.raises(Stop):
                 await flux0.agents.list_async(timeout_ms=timeout_ms)
 
-    assert [type(end.error) for end in (*recorder.attempts, *recorder.ends)] == [Stop] * 4
+    errors = [end.error for end in recorder.attempts] + [end.error for end in recorder.ends]
+    assert [type(error) for error in errors] == [Stop] * 4
 
 
 @in_every_mode
@@ -628,11 +629,14 @@ def test_wrong_observers_are_rejected(observers: object, problem: str) -> None:
 # --- the log
 
 
-def test_each_ended_turn_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("observers", [(), (Observer(),)])
+def test_each_ended_turn_is_logged(
+    caplog: pytest.LogCaptureFixture, observers: tuple[Observer, ...]
+) -> None:
     caplog.set_level(logging.INFO, "flux0")
     fake = FakeTransport(agent_name="Drizzle")
     fake.script([Pause(1.5), Say("Hello")], [Fail("secret")])
-    with Flux0(transport=fake, observers=[Observer()]) as flux0:
+    with Flux0(transport=fake, observers=observers) as flux0:
         conversation = flux0.conversation(agent=fake.agent_id)
         stream = conversation.send("Hi")
         list(stream)

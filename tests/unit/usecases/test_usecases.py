@@ -258,8 +258,6 @@ def test_observers_get_each_fact_of_a_call() -> None:
         "agent_name": "Drizzle",
         "content": "Hi",
     }
-    sessions.open_stream(call, request)
-    assert observed == [request]
     assert CALL.request("agents.list", "GET", AGENTS).call is None
 
 
