@@ -280,6 +280,7 @@ def test_result_has_all_content_also_if_it_is_not_text(fake: FakeTransport) -> N
         (["A", "a", "A", "A_id-2"], ["A", "a", "A_id-2", "A_id-2_id-3"]),
         (["A_id-2", "A", "A"], ["A_id-2", "A", "A_id-2_id-2"]),
         (["x" * 100, "x" * 99], ["x" * 53, f"{'x' * 53}_id-1"]),
+        (["\ufb03" * 30], ["ffi" * 17 + "ff"]),  # A ligature becomes three letters.
     ],
 )
 def test_tool_names_are_unique_and_have_only_characters_that_mcp_allows(

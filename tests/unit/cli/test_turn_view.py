@@ -184,6 +184,22 @@ def test_incomplete_arguments_are_written_when_the_message_is_complete(view: Vie
     assert view(status("typing")) == '• get_weather({"a": )\n\n· typing'
 
 
+def test_text_is_not_repeated_after_ctrl_c_while_it_is_written(
+    view: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Output.write
+
+    def write_and_interrupt(output: Output, *args: Any, **options: Any) -> None:
+        write(output, *args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", write_and_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            view(text("Foggy"))
+    assert view(end=True) == "Foggy\n"
+
+
 def test_tool_calls_of_a_message_are_written_separately(view: View) -> None:
     assert view(call({})) == "• get_weather()"
     assert view(call([], number=1), piece("{", 1)) == ""

@@ -384,6 +384,17 @@ def test_scrub_keeps_the_pieces_of_text_without_split_secrets() -> None:
     assert scrubbed("so ", "key", "-1", " and", " so") == ["so *** and so", "", "", "", ""]
 
 
+def test_scrub_replaces_split_secrets_in_events_that_also_have_patches_without_a_value() -> None:
+    remove, *added = (
+        {"op": "remove", "path": "/0"},
+        *({"op": "add", "path": "/-", "value": text} for text in ("key", "-1")),
+    )
+    events = [{"event_id": "m", "patches": [remove, patch]} for patch in added]
+    pieces = [f"data: {json.dumps(event)}\n\n".encode() for event in events]
+    first, second = scrub_body(pieces, lambda text: text.replace("key-1", "***"))
+    assert (b'"***"' in first, b'"-1"' in second) == (True, False)
+
+
 @pytest.mark.parametrize("data", ['{"patches": ["key-1', '{"patches": "key-1"}', '"patches key-1"'])
 def test_scrub_replaces_secrets_in_chunks_of_an_unknown_form(data: str) -> None:
     event = f"event: chunk\ndata: {data}\n\n".encode()
