@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import sys
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -21,8 +23,15 @@ import trio
 from flux0 import AiohttpTransport, Flux0, HttpxTransport
 from flux0.runtime.event_loop import (
     PerLoop,
+    StartLimit,
+    close_nested_generators,
     has_ended,
+    is_blocked_by_caller,
+    is_stopped,
+    load_anyio,
+    run_without_loop,
     running_loop,
+    running_task,
     schedule_close,
     shielded,
     sleep,
@@ -30,7 +39,9 @@ from flux0.runtime.event_loop import (
 )
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
-from support.in_memory import SSE, chunk, in_both_loops
+from support.ending import ends_soon
+from support.in_memory import SSE, chunk, in_both_loops, in_simulated_time
+from support.modes import run as run_in_mode
 from support.sending import AGENTS
 from support.transports import Mode
 
@@ -116,7 +127,121 @@ def test_asyncio_runs_while_another_thread_imports_trio(monkeypatch: pytest.Monk
     asyncio.run(main())
 
 
+@in_simulated_time
+async def test_sleep_waits(mode: Mode) -> None:
+    start = anyio.current_time()
+    await sleep(3600)
+    assert (mode, anyio.current_time() - start) == (mode, 3600)
+
+
+@in_both_loops
+async def test_at_most_fifty_calls_start_in_one_iteration(mode: Mode) -> None:
+    limit, started = StartLimit(), 0
+
+    async def start() -> None:
+        nonlocal started
+        await limit.wait()
+        started += 1
+
+    counts: list[int] = []
+    async with anyio.create_task_group() as tasks:
+        for _ in range(400):
+            tasks.start_soon(start)
+        while started < 400:
+            await sleep(0)
+            counts.append(started)
+    # trio runs the tasks of an iteration in any order, so two counts are up to two groups apart.
+    assert max(after - before for before, after in pairwise([0, *counts])) <= 100
+    # Later calls start at once, also in a program that has made many calls.
+    await limit.wait()
+    run_in_mode("sync", limit.wait)
+
+
+@in_both_loops
+async def test_each_task_is_a_running_task_of_its_own(mode: Mode) -> None:
+    tasks = [running_task(), running_task()]
+
+    async def add() -> None:
+        tasks.append(running_task())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(add)
+    assert tasks[0] is tasks[1] is not None
+    assert tasks[2] not in (None, tasks[0])
+
+
+def test_thread_without_an_event_loop_has_no_running_task() -> None:
+    assert running_task() is None
+
+
+@in_both_loops
+async def test_load_anyio_returns_the_module(mode: Mode) -> None:
+    assert (mode, load_anyio()) == (mode, anyio)
+
+
+def test_loop_is_blocked_by_a_caller_in_it_and_while_it_is_stopped(run: Run) -> None:
+    loops: list[Any] = []
+
+    async def main() -> None:
+        loops.append(running_loop())
+        assert is_blocked_by_caller(loops[0])
+        assert not is_stopped(loops[0])
+        assert not await anyio.to_thread.run_sync(is_blocked_by_caller, loops[0])
+
+    run(main)
+    is_asyncio = isinstance(loops[0], asyncio.AbstractEventLoop)
+    assert is_stopped(loops[0]) is is_blocked_by_caller(loops[0]) is is_asyncio
+
+
 # --- one resource for each loop; test_every_transport.py has further tests of `PerLoop`
+
+
+def test_resource_is_kept_until_it_is_closed(run: Run) -> None:
+    resources = per_loop()
+
+    async def main() -> None:
+        await resources.close_async()
+        resource = await resources.get()
+        assert await resources.get() is resource
+        await resources.close_async()
+        assert resource.closed == 1
+        assert await resources.get() is not resource
+
+    run(main)
+
+
+class ClosedAtOnce(Resource):
+    """A resource whose `aclose` does not wait, so that it runs to its end in a closed loop."""
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+@pytest.mark.parametrize("freed", [True, False], ids=["is freed", "has another loop"])
+def test_resource_of_a_closed_loop_is_closed_when_its_owner(freed: bool) -> None:
+    resources = PerLoop(ClosedAtOnce, ClosedAtOnce.aclose)
+    resource = run_carelessly(resources.get())
+    assert resource.closed == 0
+    if freed:
+        del resources
+    else:
+        asyncio.run(resources.get())
+    assert resource.closed == 1
+
+
+def test_work_without_a_loop_runs_to_its_first_wait_and_its_errors_are_ignored() -> None:
+    steps: list[str] = []
+
+    async def work() -> None:
+        steps.append("work")
+        if len(steps) > 1:
+            raise OSError
+        await sleep(0)
+        steps.append("after the wait")
+
+    for _ in range(2):
+        run_without_loop(work())
+    assert steps == ["work", "work"]
 
 
 @pytest.mark.parametrize("how", ["in another thread", "in a cycle"])
@@ -184,13 +309,37 @@ def test_errors_of_a_scheduled_close_are_ignored(
         raise OSError
 
     async def main() -> None:
-        schedule_close(running_loop(), fail)
+        assert schedule_close(running_loop(), fail)
         await anyio.to_thread.run_sync(started.wait, 10)
         await sleep(0)
 
     run(main)
     gc.collect()
     assert caplog.messages == []
+
+
+def test_close_scheduled_in_a_signal_handler_starts_although_the_loop_waits_for_io(
+    run: Run,
+) -> None:
+    async def main() -> None:
+        loop, closed = running_loop(), anyio.Event()
+
+        async def close() -> None:
+            closed.set()
+
+        before = signal.signal(signal.SIGUSR1, lambda *_: schedule_close(loop, close))
+        main_thread = threading.main_thread().ident or 0
+        sending = threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGUSR1))
+        sending.start()
+        try:
+            with anyio.fail_after(20):
+                await closed.wait()
+        finally:
+            sending.join()
+            signal.signal(signal.SIGUSR1, before)
+
+    with ends_soon():
+        run(main)
 
 
 @pytest.mark.parametrize("rounds", range(12))
@@ -349,3 +498,29 @@ async def test_background_task_can_be_cancelled(mode: Mode) -> None:
     cancel()
     await anyio.wait_all_tasks_blocked()
     assert ends == ["cancelled"]
+
+
+@in_both_loops
+async def test_nested_generators_are_closed_and_not_read_on(mode: Mode) -> None:
+    steps: list[str] = []
+
+    async def inner() -> AsyncGenerator[str, None]:
+        try:
+            yield "first"
+            await anyio.lowlevel.checkpoint()
+            yield "second"
+        finally:
+            steps.append("inner")
+
+    async def outer() -> AsyncGenerator[str, None]:
+        try:
+            async for each in inner():
+                steps.append(each)
+                yield each
+        finally:
+            steps.append("outer")
+
+    generator = outer()
+    await anext(generator)
+    await close_nested_generators(generator)
+    assert (mode, steps) == (mode, ["first", "inner", "outer"])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from _thread import start_new_thread
-from threading import Event, Lock
+from queue import SimpleQueue
+from threading import Event, Lock, Thread, current_thread
 from typing import Any, cast
 
 import pytest
 
 from flux0.domain.errors import ConnectionInterrupted
 from flux0.runtime import processes
-from flux0.runtime.processes import OwnerProcess, PerProcess, call_with_lock
+from flux0.runtime.processes import (
+    OwnerProcess,
+    PerProcess,
+    call_with_lock,
+    run_in_new_thread,
+    start_thread,
+)
 from support.forking import in_child
 
 TOO_LONG = 10.0
@@ -52,6 +60,26 @@ def test_function_is_called_at_once_if_the_lock_is_free() -> None:
     assert not lock.locked()
 
 
+def test_new_thread_calls_the_function_unless_the_interpreter_exits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called = Event()
+    assert run_in_new_thread(called.set)
+    assert called.wait(TOO_LONG)
+    called.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "is_finalizing", lambda: True)
+        assert not run_in_new_thread(called.set)
+    assert not called.is_set()
+
+
+def test_started_thread_is_a_daemon_with_the_name() -> None:
+    started: SimpleQueue[Thread] = SimpleQueue()
+    start_thread(lambda: started.put(current_thread()), "flux0-test")
+    thread = started.get(timeout=TOO_LONG)
+    assert (thread.name, thread.daemon) == ("flux0-test", True)
+
+
 def test_all_threads_get_the_resource_that_was_stored_first() -> None:
     """Another thread creates the resource while `get` creates it. A nested call takes its place."""
     made: list[object] = []
@@ -64,7 +92,9 @@ def test_all_threads_get_the_resource_that_was_stored_first() -> None:
 
     resource = PerProcess(make)
     assert resource.get() is made[1]
-    assert resource.get() is made[1]
+    made.clear()
+    assert resource.get() is not None
+    assert made == []
 
 
 def test_forked_child_has_its_own_resource_and_inherits_objects() -> None:

@@ -129,6 +129,15 @@ async def test_transport_is_closed_although_no_thread_can_be_started(mode: Mode)
 
 
 @in_both_loops
+async def test_closing_the_body_closes_the_body_of_the_sync_transport(mode: Mode) -> None:
+    library = Library()
+    response = await ThreadedTransport(library).send_async(REQUEST)
+    assert (mode, library.body.tape.releases) == (mode, 0)
+    await response.body.close_async()
+    assert library.body.tape.releases == 1
+
+
+@in_both_loops
 async def test_many_calls_send_and_read_at_the_same_time(mode: Mode) -> None:
     together = threading.Barrier(MANY, timeout=TOO_LONG)
 

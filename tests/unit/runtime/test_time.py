@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from queue import SimpleQueue
 
+import anyio
 import pytest
 
 from flux0.runtime.time import SystemTime
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
+from support.in_memory import in_simulated_time
+from support.transports import Mode
 
 LATER = 3600.0
 SOON = 0.02
@@ -164,3 +167,17 @@ def test_sleep_waits() -> None:
     start = time.monotonic()
     time.sleep(SOON)
     assert time.monotonic() - start >= SOON
+
+
+@in_simulated_time
+async def test_async_sleep_waits(mode: Mode) -> None:
+    start = anyio.current_time()
+    await SystemTime().sleep_async(LATER)
+    assert (mode, anyio.current_time() - start) == (mode, LATER)
+
+
+def test_interruptible_sleep_waits_at_most_as_long_as_a_lock_can() -> None:
+    waits: list[float] = []
+    for seconds in (LATER, 1e30):
+        SystemTime().sleep_or_wake(seconds, waits.append)
+    assert waits == [LATER, threading.TIMEOUT_MAX]

@@ -21,6 +21,7 @@ from flux0.domain.errors import (
     TurnTooLarge,
 )
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from support.forking import in_child
 
 
 def new_log(max_bytes: int = 100) -> TurnLog:
@@ -102,6 +103,36 @@ def test_events_after_the_end_and_a_second_end_are_ignored() -> None:
     assert log.end is first
     assert log.last == 1
     assert ends == ["end"]
+
+
+def test_log_has_more_after_an_event_and_after_its_end() -> None:
+    log = new_log()
+    assert not log.has_more(0)
+    log.append(event(1))
+    assert (log.has_more(0), log.has_more(1), log.is_ended) == (True, False, False)
+    log.finish(LogEnd())
+    assert (log.has_more(1), log.is_ended) == (True, True)
+
+
+@pytest.mark.parametrize("error", [None, StreamInterrupted("gone")])
+@pytest.mark.parametrize("is_of_copy", [True, False])
+def test_only_an_error_of_the_turn_itself_has_a_number(
+    error: Flux0Error | None, is_of_copy: bool
+) -> None:
+    end = LogEnd(error, is_of_copy=is_of_copy)
+    assert end.has_numbered_error is (error is not None and not is_of_copy)
+
+
+def test_forked_child_cannot_read_the_log_of_its_parent() -> None:
+    log = new_log()
+    log.append(event(1))
+
+    def read() -> None:
+        with pytest.raises(ReaderLost, match="a forked child cannot read"):
+            log.read(0)
+
+    in_child(read)
+    assert list(log.read(0)) == [event(1)]
 
 
 def test_each_change_wakes_each_waiting_reader_once() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import anyio.lowlevel
 import anyio.to_thread
+import pytest
 
 from flux0.runtime.waker import AsyncWaker, Waker
 from support.in_memory import in_both_loops, in_simulated_time
@@ -30,6 +32,12 @@ def test_wake_in_another_thread_ends_the_wait() -> None:
         waiting = threads.submit(waker.wait, TOO_LONG)
         waker.wake()
         assert waiting.result(TOO_LONG)
+
+
+def test_wait_without_a_limit_ends_when_it_is_woken() -> None:
+    waker = Waker()
+    waker.wake()
+    assert waker.wait(None)
 
 
 @in_both_loops
@@ -93,6 +101,27 @@ async def test_earlier_waits_do_not_change_the_limit_of_an_async_wait(mode: Mode
     await waker.wait(1.0)
     await waker.wait(3.0)  # Only the limit of the ended wait passes earlier.
     assert anyio.current_time() - start == 18.0
+
+
+def test_waits_of_a_task_share_a_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relay waits for each event, and has many events within its heartbeat's interval."""
+
+    async def wait() -> None:
+        loop, timers = asyncio.get_running_loop(), list[float]()
+        call_at = loop.call_at
+
+        def counted(when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
+            timers.append(when)
+            return call_at(when, *args, **options)
+
+        monkeypatch.setattr(loop, "call_at", counted)
+        waker = AsyncWaker()
+        for _ in range(3):
+            waker.wake()
+            await waker.wait(TOO_LONG)
+        assert len(timers) == 1
+
+    asyncio.run(wait())
 
 
 def test_wake_of_an_ended_event_loop_has_no_effect() -> None:
