@@ -302,9 +302,10 @@ def test_two_threads_find_an_ended_loop_at_the_same_time() -> None:
 def test_errors_of_a_scheduled_close_are_ignored(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
-    started = threading.Event()
+    started, calls = threading.Event(), list[str]()
 
     async def fail() -> None:
+        calls.append("close")
         started.set()
         raise OSError
 
@@ -315,7 +316,7 @@ def test_errors_of_a_scheduled_close_are_ignored(
 
     run(main)
     gc.collect()
-    assert caplog.messages == []
+    assert (caplog.messages, calls) == ([], ["close"])
 
 
 def test_close_scheduled_in_a_signal_handler_starts_although_the_loop_waits_for_io(

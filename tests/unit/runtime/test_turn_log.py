@@ -108,6 +108,7 @@ def test_events_after_the_end_and_a_second_end_are_ignored() -> None:
 def test_log_has_more_after_an_event_and_after_its_end() -> None:
     log = new_log()
     assert not log.has_more(0)
+    assert log.end is None
     log.append(event(1))
     assert (log.has_more(0), log.has_more(1), log.is_ended) == (True, False, False)
     log.finish(LogEnd())
