@@ -7,20 +7,28 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 import httpx
+import httpx2
 import pytest
 import requests
 import urllib3
 from pytest_httpserver import HTTPServer
 
-from flux0 import AiohttpTransport, Flux0, HttpxTransport, RequestsTransport, Urllib3Transport
-from flux0.domain.errors import Flux0Error, InvalidArgument
-from flux0.ports import Request, Response
+from flux0 import (
+    AiohttpTransport,
+    Flux0,
+    HttpxTransport,
+    RequestsTransport,
+    RetryConfig,
+    Urllib3Transport,
+)
+from flux0.domain.errors import Flux0Error, InvalidArgument, ReadTimeout
+from flux0.ports import Request, Response, Shared
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
-from support.in_memory import scripted_response
+from support.in_memory import in_every_mode, scripted_response
 from support.modes import in_mode, run
 from support.transports import ASYNC, SYNC, Mode
 
@@ -85,6 +93,11 @@ ARGUMENTS: dict[str, Callable[[list[str]], dict[str, Any]]] = {
     "async_client": lambda served: {
         "async_client": httpx.AsyncClient(transport=answering("async_client", served))
     },
+    "transport=HttpxTransport(async_client=...)": lambda served: {
+        "transport": HttpxTransport(
+            async_client=httpx.AsyncClient(transport=answering("async_client", served))
+        )
+    },
 }
 
 
@@ -96,12 +109,19 @@ def arguments(given: str, served: list[str]) -> dict[str, Any]:
     return made
 
 
-@pytest.fixture
-def network() -> Iterator[HTTPServer]:
-    """A server on a socket. Only the built-in transport sends requests to it."""
+@pytest.fixture(scope="module")
+def server() -> Iterator[HTTPServer]:
+    """A server on a socket. All tests share it, because closing it takes half a second."""
     with HTTPServer() as server:
         server.expect_request("/api/agents").respond_with_json({"data": []})
         yield server
+
+
+@pytest.fixture
+def network(server: HTTPServer) -> HTTPServer:
+    """The server without the log of earlier tests. Only the built-in transport sends requests."""
+    server.clear_log()
+    return server
 
 
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
@@ -116,6 +136,7 @@ def network() -> Iterator[HTTPServer]:
         ("async_transport=both", "nothing", "other"),
         ("client", "client", "client"),
         ("async_client", "nothing", "async_client"),
+        ("transport=HttpxTransport(async_client=...)", "nothing", "async_client"),
         ("client, async_client", "client", "async_client"),
         ("client, async_transport=async", "client", "other"),
         ("transport=sync, async_transport=async", "sync", "other"),
@@ -134,7 +155,7 @@ def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
         made = arguments(given, served)
         async with in_mode(mode, Flux0(network.url_for("/"), **made)) as either:
             if expected == "nothing":
-                with pytest.raises(Flux0Error, match="end in _async"):
+                with pytest.raises(Flux0Error, match=r"only an async transport: .* end in _async"):
                     await either.agents.list_async()
             else:
                 assert list(await either.agents.list_async()) == []
@@ -145,6 +166,31 @@ def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
 
     assert served == [name for name in (expected,) if name not in ("network", "nothing")]
     assert len(network.log) == (expected == "network")
+
+
+def test_errors_of_an_httpx2_client_are_converted() -> None:
+    def fail(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ReadTimeout("no response")
+
+    client = httpx2.Client(transport=httpx2.MockTransport(fail))
+    flux0 = Flux0(client=client, retry_config=RetryConfig("none"))
+    with pytest.raises(ReadTimeout):
+        flux0.agents.list()
+
+
+@in_every_mode
+async def test_clients_of_a_shared_transport_are_closed_separately(mode: Mode) -> None:
+    class Several(Both, Shared):
+        def for_client(self) -> Both:
+            own.append(Both("", []))
+            return own[-1]
+
+    own = list[Both]()
+    shared = Several("", [])
+    for options in ({"transport": shared}, {"async_transport": shared, "transport": Sync("", [])}):
+        await in_mode(mode, Flux0(**cast("Any", options))).close_async()
+    assert [bool(each.closes) for each in own] == [True, mode != "sync"]
+    assert shared.closes == 0
 
 
 # --- rejected arguments
