@@ -328,7 +328,10 @@ def test_close_scheduled_in_a_signal_handler_starts_although_the_loop_waits_for_
         async def close() -> None:
             closed.set()
 
-        before = signal.signal(signal.SIGUSR1, lambda *_: schedule_close(loop, close))
+        def on_signal(_number: int, _frame: object) -> None:
+            schedule_close(loop, close)
+
+        before = signal.signal(signal.SIGUSR1, on_signal)
         main_thread = threading.main_thread().ident or 0
         sending = threading.Timer(0.02, signal.pthread_kill, (main_thread, signal.SIGUSR1))
         sending.start()
