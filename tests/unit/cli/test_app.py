@@ -44,6 +44,9 @@ from flux0.testing import (
     Truncate,
     UserMessage,
 )
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import WaitForRelease
+from support.ending import ends_soon
 from support.fake_over_http import FakeOverHTTP
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
@@ -240,6 +243,11 @@ def test_agents_and_sessions_of_the_user_are_completed(
 ) -> None:
     names = {"AGENT": agent_id, "SESSION": ann}
     assert completed(environment, typed) == [names.get(each, each) for each in completions]
+
+
+def test_completion_ends_after_two_seconds_if_the_server_does_not_respond() -> None:
+    with ByteServer((WaitForRelease(),)) as server, ends_soon():
+        assert completed({}, f"agents get --server-url {server.url} ") == []
 
 
 @pytest.mark.parametrize(

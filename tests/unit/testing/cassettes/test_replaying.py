@@ -305,6 +305,14 @@ def test_mode_selects_recording_or_replaying(
         assert type(cassette(path, FakeTransport, mode=mode)) is expected
 
 
+@pytest.mark.parametrize("mode", ["none", "once", "new_episodes"])
+def test_match_applies_in_each_mode_that_replays(mode: CassetteMode, path: Path) -> None:
+    write_cassette(path, LIST_AGENTS)
+    transport = cassette(path, lambda: script(), mode=mode, match=lambda call: call.path)  # noqa: PLW0108 - typed
+    with Flux0(transport=transport) as flux0:
+        assert list(flux0.agents.list(extra_query={"page": "2"})) == []
+
+
 @modes
 def test_new_episodes_replays_recorded_requests_and_appends_the_others(
     mode: Mode, path: Path

@@ -267,6 +267,19 @@ def one_read_at_a_time() -> Bug:
     return reading(read)
 
 
+def fail_after_fire() -> Bug:
+    interrupts: list[Interrupt] = []
+
+    def respond(request: Request, send: Send) -> Response[Any]:
+        if any(interrupt.fired for interrupt in interrupts):
+            raise ConnectionInterrupted("the earlier interrupt ends this call")
+        if request.interrupt is not None:
+            interrupts.append(request.interrupt)
+        return send(request)
+
+    return respond
+
+
 def read_whole_body(body: Any, timeout: float | None) -> bytes | None:
     return b"".join(iter(partial(body.read, timeout), None)) or None
 
@@ -457,6 +470,7 @@ BUGS: list[tuple[Bug, str]] = [
         "interrupt_ends_the_wait_for_headers",
     ),
     (interrupt_bodies, "interrupt_after_the_headers_has_no_effect"),
+    (fail_after_fire(), "interrupt_after_the_headers_has_no_effect"),
 ]
 
 
