@@ -11,8 +11,8 @@ _MAX_SECONDS = 5.0
 
 
 @contextmanager
-def ends_soon() -> Generator[None, None, None]:
-    """Fail if the `with` block takes more than five seconds."""
+def ends_soon(max_seconds: float = _MAX_SECONDS) -> Generator[None, None, None]:
+    """Fail if the `with` block takes more than this number of seconds."""
     start = monotonic()
     yield
-    assert monotonic() - start < _MAX_SECONDS, "the block waits for a timeout"
+    assert monotonic() - start < max_seconds, "the block waits for a timeout"

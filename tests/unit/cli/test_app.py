@@ -246,7 +246,7 @@ def test_agents_and_sessions_of_the_user_are_completed(
 
 
 def test_completion_ends_after_two_seconds_if_the_server_does_not_respond() -> None:
-    with ByteServer((WaitForRelease(),)) as server, ends_soon():
+    with ByteServer((WaitForRelease(),)) as server, ends_soon(30):
         assert completed({}, f"agents get --server-url {server.url} ") == []
 
 

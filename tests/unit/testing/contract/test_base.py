@@ -268,13 +268,13 @@ def one_read_at_a_time() -> Bug:
 
 
 def fail_after_fire() -> Bug:
-    interrupts: list[Interrupt] = []
+    interrupts: dict[str, Interrupt] = {}
 
     def respond(request: Request, send: Send) -> Response[Any]:
-        if any(interrupt.fired for interrupt in interrupts):
+        if request.url in interrupts and interrupts[request.url].fired:
             raise ConnectionInterrupted("the earlier interrupt ends this call")
         if request.interrupt is not None:
-            interrupts.append(request.interrupt)
+            interrupts[request.url] = request.interrupt
         return send(request)
 
     return respond
