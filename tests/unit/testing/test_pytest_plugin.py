@@ -649,10 +649,14 @@ def test_cassette_marker_sets_path_and_options_and_unused_exchanges_fail(
         @pytest.mark.flux0_cassette("weather.json")
         def test_it(flux0_cassette):
             pass
+
+        @pytest.mark.flux0_cassette("weather.json")
+        def test_skipped(flux0_cassette):
+            pytest.skip()
         """
     )
     result = pytester.runpytest_inprocess()
-    result.assert_outcomes(passed=1, errors=1)
+    result.assert_outcomes(passed=1, skipped=1, errors=1)
     result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
 
 
