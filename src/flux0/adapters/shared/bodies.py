@@ -130,7 +130,7 @@ class AsyncBody(_BodyState):
     async def read_async(self, timeout: float | None) -> bytes | None:
         self._start_reading()
         try:
-            piece = None if self._decoder is None else next(self._decoded, None)
+            piece = next(self._decoded, None)
             if piece is None and not self.finished:
                 try:
                     data = await self._source.receive(timeout)
@@ -193,7 +193,7 @@ class SyncBodyState(_BodyState):
         self._owner.check()
         self._start_reading()
         try:
-            piece = None if self._decoder is None else next(self._decoded, None)
+            piece = next(self._decoded, None)
             if piece is None and not self.finished:
                 try:
                     data = self._source.receive(timeout)

@@ -11,7 +11,7 @@ import ssl
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from contextvars import copy_context
 from functools import partial
@@ -283,18 +283,6 @@ def test_closing_a_body_does_not_shut_down_a_shared_connection() -> None:
 # --- bodies
 
 
-def test_second_reader_gets_an_error_and_the_first_continues() -> None:
-    with ByteServer(HALF) as server, ThreadPoolExecutor(2) as threads:
-        body = Pieces(HttpxTransport().send(get(server.url, stream=True)).body)
-        assert next(body) == b"first"
-        readers = [threads.submit(next, body) for _ in range(2)]
-        refused, reading = wait(readers, return_when=FIRST_COMPLETED)
-        with pytest.raises(Flux0Error, match="reading this body"):
-            refused.pop().result()
-        server.release()
-        assert reading.pop().result() == b"second"
-
-
 def test_body_closed_during_a_read_is_interrupted() -> None:
     """If another thread closes the body, the library may report the body's end."""
 
@@ -308,28 +296,6 @@ def test_body_closed_during_a_read_is_interrupted() -> None:
         body = HttpxTransport(client).send(get("http://flux0.invalid")).body
         with pytest.raises(ConnectionInterrupted):
             next(Pieces(body))
-
-
-def refuse(*_: object) -> None:
-    raise RuntimeError("can't start new thread at interpreter shutdown")
-
-
-@pytest.mark.parametrize(
-    ("name", "stub"), [("start_new_thread", refuse), ("sys.is_finalizing", lambda: True)]
-)
-def test_unreferenced_stream_is_kept_while_the_interpreter_exits(
-    monkeypatch: pytest.MonkeyPatch, name: str, stub: Callable[..., Any]
-) -> None:
-    """While the interpreter exits, no thread can be started to release the connection."""
-    with ByteServer(HALF) as server:
-        transport = HttpxTransport()
-        body = transport.send(get(server.url, stream=True)).body
-        assert next(Pieces(body)) == b"first"
-        with monkeypatch.context() as patched:
-            patched.setattr(f"flux0.runtime.processes.{name}", stub)
-            del body
-        server.wait_until_closed()
-        transport.close()
 
 
 @over(*FAMILY_SYNC)

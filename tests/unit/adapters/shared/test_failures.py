@@ -5,18 +5,50 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
+from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flux0 import ConnectError, ConnectionInterrupted, ProtocolError, TLSError, TransportError
-from flux0.adapters.shared.failures import failure, proxy_unreachable, refused_by_proxy
+from flux0.adapters.shared.failures import (
+    failure,
+    login_rejected_by_proxy,
+    proxy_unreachable,
+    refused_by_proxy,
+)
+from flux0.domain.errors import (
+    ConnectTimeout,
+    PoolTimeout,
+    ReadTimeout,
+    TransportTimeout,
+    WriteTimeout,
+)
 from flux0.ports import Timeout
 
-TLS_VERSION = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number")
-TLS_VERSION.reason = "WRONG_VERSION_NUMBER"
+
+def tls_error(reason: Any, message: str = "x") -> ssl.SSLError:
+    error = ssl.SSLError(1, message)
+    error.reason = reason
+    return error
+
+
+TLS_VERSION = tls_error("WRONG_VERSION_NUMBER")
+HANDSHAKE = tls_error("SSLV3_ALERT_HANDSHAKE_FAILURE")
+UNTRUSTED = ssl.SSLCertVerificationError(1, "x")
+UNTRUSTED.verify_message = "self-signed certificate."
+TLS_CLOSED = ssl.SSLEOFError(ssl.SSL_ERROR_EOF, "EOF occurred in violation of protocol")
 NO_HOST = OSError(errno.EHOSTUNREACH, "x")
 NO_NAME = socket.gaierror(socket.EAI_AGAIN, "Try again")
 RESET = ConnectionResetError(errno.ECONNRESET, "x")
+
+
+class MessageError(Exception):
+    """Like aiohttp's errors, `str` also returns header fields."""
+
+    message = "bad\n status line"
+
+
 BEFORE, WITHIN = "before the response", "within the body"
 
 CASES: list[tuple[type[TransportError], Exception, str]] = [
@@ -31,13 +63,23 @@ CASES: list[tuple[type[TransportError], Exception, str]] = [
         TLS_VERSION,
         "TLS failed: the server or the proxy replied without TLS; use http:// in its URL",
     ),
+    (TLSError, HANDSHAKE, "TLS failed: sslv3 alert handshake failure"),
+    (TLSError, tls_error(None, "No cipher"), "TLS failed: no cipher"),
+    (TLSError, UNTRUSTED, "the server's certificate is not trusted: self-signed certificate"),
+    (TLSError, TLS_CLOSED, "the server closed the connection before it was established"),
     (ProtocolError, ValueError("a\n  b"), "the response is not valid HTTP: a b"),
+    (
+        ProtocolError,
+        MessageError("cookie: secret"),
+        "the response is not valid HTTP: bad status line",
+    ),
     (ConnectionInterrupted, EOFError(), f"the connection was closed {BEFORE}"),
     (
         ConnectionInterrupted,
         BrokenPipeError(errno.EPIPE, "x"),
         f"the connection was closed {BEFORE}",
     ),
+    (ConnectionInterrupted, TLS_CLOSED, f"the connection was closed {WITHIN}"),
     (ConnectionInterrupted, RESET, f"the connection was reset {WITHIN}"),
     (ConnectionInterrupted, NO_HOST, f"the connection failed {WITHIN}: no route to host"),
     (
@@ -49,7 +91,7 @@ CASES: list[tuple[type[TransportError], Exception, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "error", "message"), CASES)
-@pytest.mark.parametrize("wrapped", ["not", "cause", "argument", "reason", "group"])
+@pytest.mark.parametrize("wrapped", ["not", "cause", "argument", "reason", "socket_err", "group"])
 def test_message_describes_the_innermost_error(
     kind: type[TransportError], error: Exception, message: str, wrapped: str
 ) -> None:
@@ -63,12 +105,28 @@ def test_message_describes_the_innermost_error(
     else:
         name, value = {
             "reason": ("reason", error),
+            "socket_err": ("socket_err", error),
             "group": ("exceptions", (error, ValueError("another"))),
         }[wrapped]
         setattr(outer, name, value)
     made = failure(kind, outer, Timeout(), head_received=WITHIN in message)
     assert type(made) is kind
     assert made.problem == message
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (ConnectTimeout, "connect"),
+        (PoolTimeout, "pool"),
+        (ReadTimeout, "read"),
+        (WriteTimeout, "write"),
+    ],
+)
+def test_timeout_error_names_its_limit(kind: type[TransportTimeout], name: str) -> None:
+    error = failure(kind, TimeoutError("x"), evolve(Timeout(9, 9, 9, 9), **{name: 1.5}))
+    assert type(error) is kind
+    assert f" within 1.5 s ({name} timeout" in error.problem
 
 
 @pytest.mark.parametrize(
@@ -89,3 +147,9 @@ def test_proxy_that_needs_a_login_is_permanently_unusable(status: str, *, perman
     error = refused_by_proxy(status)
     assert str(error) == f"the proxy refused the connection: {status}"
     assert error.permanent is permanent
+
+
+def test_rejected_login_of_a_proxy_says_where_to_set_it() -> None:
+    error = login_rejected_by_proxy()
+    assert "set user and password in the proxy's URL" in error.problem
+    assert error.permanent
