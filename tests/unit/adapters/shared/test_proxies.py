@@ -20,7 +20,7 @@ from flux0 import (
     TransportError,
     Urllib3Transport,
 )
-from flux0.adapters.shared.proxies import EnvironmentProxies
+from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.domain.errors import ConnectTimeout
 from flux0.testing.contract.base import EXPIRY
 from flux0.testing.contract.byte_server import ByteServer
@@ -111,6 +111,51 @@ def test_no_proxy_accepts_brackets_and_trailing_dots(
     monkeypatch.setenv("no_proxy", but)
     assert proxy_for(url) is None
     assert proxy_for("http://[::2]:8080") == "http://proxy:1"
+
+
+def test_no_proxy_with_a_default_port_needs_the_port_in_the_url(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An empty name in `NO_PROXY` matches no server."""
+    monkeypatch.setenv("all_proxy", "http://proxy:1")
+    monkeypatch.setenv("no_proxy", "flux0.example:80, ,")
+    assert proxy_for("http://flux0.example:80") is None
+    assert proxy_for("http://flux0.example") == "http://proxy:1"
+
+
+def test_environment_is_read_once_for_each_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    proxies = EnvironmentProxies("httpx")
+    monkeypatch.setenv("all_proxy", "http://proxy:1")
+    assert proxies.proxy_for("http://a.example/api") == "http://proxy:1"
+    monkeypatch.setenv("all_proxy", "http://proxy:2")
+    assert proxies.proxy_for("http://a.example/other") == "http://proxy:1"
+    assert proxies.proxy_for("https://a.example/api") == "http://proxy:2"
+
+
+@pytest.mark.parametrize(
+    ("library", "other", "module"),
+    [("httpx", "urllib3", "socksio"), ("requests", "httpx2", "socks")],
+)
+def test_socks_proxy_needs_the_socks_package_of_the_library(
+    library: str, other: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither other libraries nor proxies without SOCKS need this package."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setenv("http_proxy", "socks5://proxy:1")
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    proxies = EnvironmentProxies(library, PYSOCKS_SCHEMES)
+    with pytest.raises(ConnectError, match="needs a package for the proxy socks5://proxy:1"):
+        proxies.proxy_for("http://flux0.invalid")
+    assert proxies.proxy_for("https://flux0.invalid") == "http://proxy:1"
+    others = EnvironmentProxies(other, PYSOCKS_SCHEMES)
+    assert others.proxy_for("http://flux0.invalid") == "socks5://proxy:1"
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://:80", "http://flux0.example:x"])
+def test_invalid_url_has_no_proxy(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP library raises the error for the URL."""
+    monkeypatch.setenv("all_proxy", "http://proxy:1")
+    assert proxy_for(url) is None
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,32 @@ SIZE = 10_000_000
 TOO_LONG = 20.0
 
 
-@pytest.mark.parametrize("has_poll", [True, False])
-def test_closed_socket_ends_a_wait(monkeypatch: pytest.MonkeyPatch, *, has_poll: bool) -> None:
-    """A signal handler or another thread may close the socket before the wait begins."""
-    if not has_poll:
+@pytest.fixture(params=[True, False], ids=["poll", "select"], autouse=True)
+def _has_poll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without `select.poll`, sockets are awaited as under Windows."""
+    if not request.param:
         monkeypatch.delattr(select, "poll")
+
+
+def test_closed_socket_ends_a_wait() -> None:
+    """A signal handler or another thread may close the socket before the wait begins."""
     with socket.socket() as sock:
         pass
     assert wait(sock, None, read=True, write=True) == (True, True)
+
+
+@pytest.mark.parametrize("timeout", [0, TOO_LONG, None])
+def test_wait_ends_when_the_socket_is_readable_or_writable(timeout: float | None) -> None:
+    """Only the requested states end the wait."""
+    sock, other = socket.socketpair()
+    with sock, other:
+        assert wait(sock, timeout, write=True) == (False, True)
+        assert wait(sock, 0.01, read=True) == (False, False)
+        assert wait(sock, timeout, read=True, write=True) == (False, True)
+        other.send(b"x")
+        assert wait(sock, timeout, read=True) == (True, False)
+        assert wait(sock, timeout, write=True) == (False, True)
+        assert wait(sock, timeout, read=True, write=True) == (True, True)
 
 
 def test_response_is_received_while_a_request_is_sent_until_receive_returns_true() -> None:
