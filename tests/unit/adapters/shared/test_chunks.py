@@ -63,6 +63,15 @@ def test_a_chunk_longer_than_its_size_is_a_failure(body: bytes, cuts: list[int])
     assert parser.failure is not None
 
 
+@pytest.mark.parametrize("size", [b"", b"xyz", b"-1", b"+1", b"1_0", b"0x1", b"1 1", b";name=1"])
+@pytest.mark.parametrize("start", [b"", b"1\r\na\r\n"])
+def test_chunk_size_that_is_not_hexadecimal_is_a_failure(size: bytes, start: bytes) -> None:
+    parser = Chunks()
+    assert parser.feed(start + size + b"\r\nabc\r\n") == start[3:4]
+    assert parser.failure == f"the chunk size is not a hexadecimal number: {size!r}"
+    assert not parser.ended
+
+
 @pytest.mark.parametrize("cuts", [[], [1], [20_000]])
 @pytest.mark.parametrize(
     "body",

@@ -6,6 +6,7 @@ import errno
 import socket
 from threading import Thread
 from typing import Any
+from weakref import ref
 
 import pytest
 
@@ -13,6 +14,7 @@ from flux0.adapters.shared import connecting
 from flux0.adapters.shared.connecting import Connector
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
+from support.garbage_collection import no_garbage_collection
 from support.unreachable import resolve_to, unreachable_address
 
 SHORT_TIMEOUT = 0.2
@@ -69,6 +71,36 @@ def test_interrupted_connection_is_not_used() -> None:
         pytest.raises(ConnectionAbortedError),
     ):
         Connector(None, interrupt).connect(*server.getsockname())
+
+
+def test_connection_without_a_timeout_has_no_limit() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        Connector(None, Interrupt()).connect(*server.getsockname()) as connected,
+    ):
+        assert connected.gettimeout() is None
+
+
+def test_error_is_freed_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in a reference cycle keeps the objects of the caller's frames alive."""
+
+    class UnreachableError(OSError):
+        pass
+
+    class Unreachable(Connector):
+        def _connect(self, sock: socket.socket, address: object, timeout: float | None, /) -> None:
+            raise UnreachableError
+
+    def connect() -> ref[OSError]:
+        try:
+            Unreachable(None, Interrupt()).connect("flux0.example", 80)
+        except UnreachableError as error:
+            return ref(error)
+        pytest.fail("no error")
+
+    resolve_to(monkeypatch, ("127.0.0.1", 1))
+    with no_garbage_collection():
+        assert connect()() is None
 
 
 def test_address_that_the_system_rejects_is_an_error() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from fcntl import F_DUPFD, fcntl
 from threading import Event
 
 import pytest
@@ -15,13 +17,14 @@ SIZE = 10_000_000
 TOO_LONG = 20.0
 
 
-@pytest.fixture(params=[True, False], ids=["poll", "select"], autouse=True)
+@pytest.fixture(params=[True, False], ids=["poll", "select"])
 def _has_poll(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without `select.poll`, sockets are awaited as under Windows."""
     if not request.param:
         monkeypatch.delattr(select, "poll")
 
 
+@pytest.mark.usefixtures("_has_poll")
 def test_closed_socket_ends_a_wait() -> None:
     """A signal handler or another thread may close the socket before the wait begins."""
     with socket.socket() as sock:
@@ -29,6 +32,7 @@ def test_closed_socket_ends_a_wait() -> None:
     assert wait(sock, None, read=True, write=True) == (True, True)
 
 
+@pytest.mark.usefixtures("_has_poll")
 @pytest.mark.parametrize("timeout", [0, TOO_LONG, None])
 def test_wait_ends_when_the_socket_is_readable_or_writable(timeout: float | None) -> None:
     """Only the requested states end the wait."""
@@ -43,6 +47,19 @@ def test_wait_ends_when_the_socket_is_readable_or_writable(timeout: float | None
         assert wait(sock, timeout, read=True, write=True) == (True, True)
 
 
+def test_wait_for_a_socket_whose_descriptor_is_over_1023() -> None:
+    """`select.select` raises ValueError for this descriptor, as for a closed socket."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))
+    sock, other = socket.socketpair()
+    try:
+        with sock, other, socket.socket(fileno=fcntl(sock, F_DUPFD, 1024)) as same:
+            assert wait(same, 0.01, read=True) == (False, False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("_has_poll")
 def test_response_is_received_while_a_request_is_sent_until_receive_returns_true() -> None:
     sending, server = socket.socketpair()
     received, is_complete = list[bytes](), Event()
@@ -69,6 +86,7 @@ def test_response_is_received_while_a_request_is_sent_until_receive_returns_true
     assert received == [b"H", b"T"]
 
 
+@pytest.mark.usefixtures("_has_poll")
 def test_request_that_the_server_does_not_accept_times_out() -> None:
     sending, server = socket.socketpair()
     with sending, server, pytest.raises(TimeoutError):
