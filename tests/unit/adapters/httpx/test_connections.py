@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+from collections.abc import Coroutine
 from contextvars import copy_context
 from itertools import pairwise
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -49,6 +50,46 @@ from support.sending import AGENTS, OK, Pieces, fetch_sync, over
 from support.socks_proxy import SocksProxy
 
 SHORT_TIMEOUT = 0.3
+BACKEND = AsyncBackend(None, httpcore, is_plain=True)
+T = TypeVar("T")
+REQUEST = b"GET / HTTP/1.1\r\n\r\n"
+
+
+class Stream:
+    """A network stream of httpcore that receives bytes from a list."""
+
+    def __init__(self, *received: bytes, sock: socket.socket | None = None) -> None:
+        self.sent: list[bytes] = []
+        self.timeouts: list[float | None] = []
+        self._received = list(received)
+        self._sock = sock
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        assert self._received, "this read waits forever"
+        self.timeouts.append(timeout)
+        return self._received.pop(0)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.timeouts.append(timeout)
+        self.sent.append(buffer)
+
+    def get_extra_info(self, info: str) -> socket.socket | None:
+        return self._sock if info == "socket" else None
+
+
+def make_exchange() -> HttpxExchange:
+    exchange = HttpxExchange(
+        Library(httpx, httpcore), httpx.Request("GET", "http://a"), get("http://a")
+    )
+    exchange.sent = True
+    return exchange
+
+
+def run_in(exchange: HttpxExchange, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` while `exchange` is the current exchange."""
+    context = copy_context()
+    context.run(current_exchange.set, lambda: exchange)
+    return context.run(asyncio.run, work)
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +104,156 @@ async def list_agents(way: OverHttpx, url: str, client: Any = None) -> None:
     async with way.closing(client) as transport:
         flux0 = Flux0(url, transport=transport, retry_config=FAST)
         await modes.in_mode(way.mode, flux0).agents.list_async()
+
+
+# --- one connection
+
+
+def test_head_of_a_request_is_sent_together_with_its_body() -> None:
+    """A server may reject the request after its head, and close the connection."""
+
+    async def send(*writes: bytes) -> list[bytes]:
+        connection = AsyncConnection(stream := Stream(), BACKEND)
+        for data in writes:
+            await connection.write(data)
+        return stream.sent
+
+    post_head = b"POST / HTTP/1.1\r\nHost: a\r\n\r\n"
+    assert asyncio.run(send(post_head)) == []
+    assert asyncio.run(send(post_head, b"body", b"more", b"")) == [post_head + b"body", b"more"]
+    assert asyncio.run(send(REQUEST, b"")) == [REQUEST]
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    assert asyncio.run(send(preface)) == [preface]
+
+
+def test_bytes_that_are_received_but_not_read_are_surplus() -> None:
+    async def read() -> None:
+        head = b"HTTP/1.1 200 OK\r\n\r\n"
+        connection = AsyncConnection(Stream(head, b"a", b"bc"), BACKEND)
+        await connection.write(REQUEST)
+        reads: list[tuple[bytes, bool]] = []
+        for _ in range(5):
+            data = await connection.read(65536)
+            reads.append((data, connection.get_extra_info("is_readable")))
+        assert reads == [
+            (head[:-1], True),
+            (head[-1:], False),
+            (b"a", False),
+            (b"b", True),
+            (b"c", False),
+        ]
+
+    run_in(make_exchange(), read())
+
+
+def test_bytes_of_chunks_that_are_received_with_the_head_are_surplus_until_they_are_read() -> None:
+    async def read() -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection = AsyncConnection(Stream(head + b"0"), BACKEND)
+        await connection.write(REQUEST)
+        assert await connection.read(65536) == head
+        assert connection.get_extra_info("is_readable")
+        assert await connection.read(65536) == b"0"
+        assert not connection.get_extra_info("is_readable")
+
+    run_in(make_exchange(), read())
+
+
+def test_interrupt_shuts_down_the_connection_that_sends_the_request() -> None:
+    exchange = make_exchange()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        run_in(exchange, AsyncConnection(Stream(sock=ours), BACKEND).write(REQUEST))
+        exchange.interrupt.fire()
+        assert theirs.recv(1) == b""
+
+
+def test_connect_timeout_limits_the_messages_to_a_proxy_only() -> None:
+    async def send(connect_in: float | None, *writes: bytes) -> list[float | None]:
+        connect_by = None if connect_in is None else monotonic() + connect_in
+        connection = AsyncConnection(stream := Stream(b"xy"), BACKEND, connect_by)
+        for data in writes:
+            await connection.write(data, timeout=7.0)
+        await connection.read(2, timeout=8.0)
+        return stream.timeouts
+
+    connect = b"CONNECT a:80 HTTP/1.1\r\n\r\n"
+    writing, reading = asyncio.run(send(3.0, connect, b""))
+    assert 0 < (writing or 0) <= 3
+    assert 0 < (reading or 0) <= 3
+    assert asyncio.run(send(-1, b"\x05\x01\x00")) == [0.001] * 2
+    assert asyncio.run(send(-1, REQUEST, b"")) == [7.0, 8.0]
+    assert asyncio.run(send(None, connect, b"")) == [7.0, 8.0]
+
+
+def test_timeout_of_a_piece_limits_its_reads_together() -> None:
+    """If the received bytes contain only overhead, such as a chunk size, httpcore reads again."""
+
+    async def read() -> None:
+        connection = AsyncConnection(stream := Stream(*[b"x"] * 9), BACKEND)
+        await connection.write(REQUEST)
+        await connection.read(1, timeout=7.0)
+        connection.start_piece(None)
+        await connection.read(1, timeout=7.0)
+        for _ in range(2):
+            connection.start_piece(5.0)
+            await connection.read(1, timeout=7.0)
+        await connection.read(1, timeout=7.0)
+        assert stream.timeouts[:-1] == [7.0, None, 5.0, 5.0]
+        assert 0 < (stream.timeouts[-1] or 0) < 5
+        connection.start_piece(1e-9)
+        await connection.read(1, timeout=7.0)
+        with pytest.raises(httpcore.ReadTimeout):
+            await connection.read(1, timeout=7.0)
+        await connection.write(REQUEST)
+        await connection.read(1, timeout=7.0)
+        assert stream.timeouts[-1] == 7.0
+
+    asyncio.run(read())
+
+
+@pytest.mark.parametrize("multiplexed", [False, True])
+def test_start_of_a_response_must_be_http_unless_it_is_http2(*, multiplexed: bool) -> None:
+    async def read() -> None:
+        connection = AsyncConnection(Stream(b"H", b"TX", b"P/1.1 200"), BACKEND)
+        await connection.write(REQUEST)
+        for _ in range(5):
+            await connection.read(65536)
+
+    exchange = make_exchange()
+    exchange.multiplexed = multiplexed
+    if multiplexed:
+        run_in(exchange, read())
+    else:
+        with pytest.raises(httpcore.RemoteProtocolError, match="it starts with 'HTX'"):
+            run_in(exchange, read())
+
+
+def test_size_of_a_response_head_is_limited_but_not_that_of_a_body() -> None:
+    async def read(*, head_received: bool) -> None:
+        parts = [b"HTTP/1.1 100 Continue\r\n\r\n", *[b"x" * 60_000] * 5]
+        connection = AsyncConnection(Stream(*parts), BACKEND)
+        await connection.write(REQUEST)
+        await connection.read(65536)
+        exchange.head_received = head_received
+        for _ in range(10):
+            await connection.read(65536)
+
+    exchange = make_exchange()
+    run_in(exchange, read(head_received=True))
+    exchange = make_exchange()
+    with pytest.raises(httpcore.RemoteProtocolError, match="head is larger than 262144 bytes"):
+        run_in(exchange, read(head_received=False))
+
+
+@over(*FAMILY)
+async def test_responses_with_and_without_chunks_may_share_a_connection(way: OverHttpx) -> None:
+    chunked = http_response(b"chunk", b"ed", framing="chunked")
+    with ByteServer(chunked, OK, chunked, OK) as server:
+        async with way.closing(None) as transport:
+            for body in (b"chunked", b"ok") * 2:
+                assert await way.fetch(transport, get(server.url)) == (200, body)
+        assert server.connections == 1
 
 
 # --- options of the user's transport
@@ -306,16 +497,16 @@ def chunk(content: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(content), content)
 
 
-BACKEND = AsyncBackend(None, httpcore, is_plain=True)
+def read_chunks(*received: bytes, start: bytes = b"") -> list[bytes]:
+    """Return the pieces of a chunked body. Afterwards, httpcore reads the last chunk.
 
-
-def read_chunks(*received: bytes) -> list[bytes]:
-    """Return the pieces of a chunked body. Afterwards, httpcore reads the last chunk."""
+    `start` is received together with the head.
+    """
 
     async def read() -> list[bytes]:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        connection = AsyncConnection(httpcore.AsyncMockStream([head, *received]), BACKEND)
-        await connection.write(b"GET / HTTP/1.1\r\n\r\n")
+        connection = AsyncConnection(Stream(head + start, *received), BACKEND)
+        await connection.write(REQUEST)
         assert await connection.read(65536) == head
         exchange.head_received = True
         connection.is_direct = True
@@ -323,20 +514,42 @@ def read_chunks(*received: bytes) -> list[bytes]:
         while connection.is_direct:
             pieces.append(await connection.read(65536))
         assert await connection.read(65536) + await connection.read(1) == chunk(b"")
+        assert not connection.get_extra_info("is_readable")
         return pieces
 
-    exchange = HttpxExchange(
-        Library(httpx, httpcore), httpx.Request("GET", "http://a"), get("http://a")
-    )
-    exchange.sent = True
-    context = copy_context()
-    context.run(current_exchange.set, lambda: exchange)
-    return context.run(asyncio.run, read())
+    exchange = make_exchange()
+    return run_in(exchange, read())
 
 
 def test_chunks_that_were_received_together_become_one_piece() -> None:
     many = chunk(b"a") + b"2;name=value\r\nbc\r\n" + chunk(b"d")
     assert read_chunks(many, chunk(b"e") + chunk(b"")) == [b"abcd", b"e"]
+    assert read_chunks(chunk(b"e"), chunk(b""), start=many) == [b"abcd", b"e", b""]
+
+
+@pytest.mark.parametrize(
+    ("received", "message"),
+    [
+        ((chunk(b"a"), b""), "the body is truncated"),
+        ((chunk(b"a") + b"5\r\nab", b""), "the body is truncated"),
+        ((chunk(b"a") + b"xyz\r\n",), "the chunk size is not a hexadecimal number: b'xyz'"),
+    ],
+)
+def test_incomplete_or_invalid_chunk_is_an_error(received: tuple[bytes, ...], message: str) -> None:
+    with pytest.raises(httpcore.RemoteProtocolError, match=message):
+        read_chunks(*received)
+
+
+def test_users_subclass_of_a_transport_receives_the_chunk_sizes() -> None:
+    """The subclass may wrap the stream of the response, and count or change its bytes."""
+
+    async def read() -> bytes:
+        connection = AsyncConnection(Stream(response), AsyncBackend(None, httpcore, is_plain=False))
+        await connection.write(REQUEST)
+        return await connection.read(65536) + await connection.read(65536)
+
+    response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"abc")
+    assert run_in(make_exchange(), read()) == response
 
 
 @given(

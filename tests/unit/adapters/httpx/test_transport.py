@@ -190,21 +190,6 @@ def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pool
         assert server.connections == 1
 
 
-def test_read_that_starts_after_the_timeout_raises() -> None:
-    """If the received bytes contain only overhead, such as a chunk size, httpcore reads again."""
-    connection = AsyncConnection(
-        httpcore.AsyncMockStream([b"x"]), AsyncBackend(None, httpcore, is_plain=True)
-    )
-    connection.start_piece(1e-9)
-
-    async def read() -> None:
-        await connection.read(1)
-        with pytest.raises(httpcore.ReadTimeout):
-            await connection.read(1)
-
-    asyncio.run(read())
-
-
 # --- shared connections
 
 

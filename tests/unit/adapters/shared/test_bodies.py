@@ -153,6 +153,8 @@ def test_truncated_compressed_body_is_interrupted(*, is_async: bool) -> None:
 
 @both
 def test_second_reader_gets_an_error_and_the_first_continues(*, is_async: bool) -> None:
+    body: Body
+
     def receive() -> bytes:
         with pytest.raises(Flux0Error, match="another thread or task is reading this body"):
             body.read_async(None).send(None)
@@ -165,7 +167,6 @@ def test_second_reader_gets_an_error_and_the_first_continues(*, is_async: bool) 
             assert await body.read_async(None) == b"piece"
         assert source.calls == []
 
-    body: Body
     asyncio.run(read())
 
 
@@ -220,10 +221,11 @@ def test_end_of_a_body_that_was_closed_meanwhile_is_an_interruption(
     end: BaseException | None, raised: type[BaseException], message: str, *, is_async: bool
 ) -> None:
     """After the connection was shut down, the HTTP library may report an end or any error."""
+    body: Body
 
     def receive() -> bytes | None:
         finished(body.close_async())
-        return end and fail(end)
+        return None if end is None else fail(end)
 
     async def read() -> None:
         nonlocal body
@@ -231,7 +233,6 @@ def test_end_of_a_body_that_was_closed_meanwhile_is_an_interruption(
         with pytest.raises(raised, match=message):
             await body.read_async(None)
 
-    body: Body
     asyncio.run(read())
 
 
