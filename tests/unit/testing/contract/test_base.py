@@ -273,8 +273,7 @@ def fail_after_fire() -> Bug:
     def respond(request: Request, send: Send) -> Response[Any]:
         if request.url in interrupts and interrupts[request.url].fired:
             raise ConnectionInterrupted("the earlier interrupt ends this call")
-        if request.interrupt is not None:
-            interrupts[request.url] = request.interrupt
+        interrupts[request.url] = request.interrupt
         return send(request)
 
     return respond
