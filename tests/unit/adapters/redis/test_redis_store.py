@@ -174,6 +174,7 @@ def followers(client: Redis) -> list[str]:
 def wait_for_events(log: TurnLog, count: int) -> None:
     while log.last < count:
         assert LogReader(log, log.last).wait(TIMEOUT)
+        assert log.last >= count or not log.is_ended
 
 
 def threads() -> set[threading.Thread]:
@@ -265,6 +266,27 @@ def test_claim_that_redis_receives_too_late_is_undone(tmp_path: Path) -> None:
         wait_until(lambda: admin.hget("flux0:{session}", "turn") == b"turn")
 
 
+def test_claim_whose_caller_was_cancelled_leaves_no_turn(
+    server: RedisServer, other: RedisTurnStore
+) -> None:
+    log = new_log()
+    with (
+        Interrupted(port=server.port) as client,
+        closing(RedisTurnStore(client)) as store,
+        server.client() as admin,
+    ):
+
+        def cancel() -> None:
+            log.finish(LogEnd())
+            store.release("session", log, None)
+
+        # The claim is sent after the permission, the lease, and the present turn's id.
+        client.actions = [nothing, nothing, nothing, cancel]
+        assert store.claim("session", log, refuse=True) is None
+        wait_until(lambda: bool(admin.hexists("flux0:{session}:turn", "end")))
+        wait_until(lambda: other.find("session") is None)
+
+
 def test_release_is_repeated_only_while_the_turn_would_be_kept(tmp_path: Path) -> None:
     before = threads()
     with redis_server(tmp_path) as server:
@@ -289,7 +311,9 @@ def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
         client.flushall()
     with pytest.raises(TurnRunning):
         store.claim("session", new_log("turn-2"), refuse=True)
-    assert store.claim("session", new_log("turn-2"), refuse=False) is log
+    newer = new_log("turn-2")
+    assert store.claim("session", newer, refuse=False) is log
+    assert store.find("session") is newer
 
 
 class Turn:
@@ -560,6 +584,12 @@ def test_copy_ends_if_redis_no_longer_has_its_events(
     assert copy.end is not None
     assert isinstance(copy.end.error, TurnStoreError)
     assert copy.end.error.sent == "maybe"
+    with server.client() as client:
+        client.hset("flux0:{session}:turn", "last", 1)
+    found = other.find("session")
+    assert found is not None
+    assert found is not copy
+    wait_for_events(found, 1)
 
 
 def test_turn_whose_data_was_evicted_is_not_found(
@@ -659,6 +689,22 @@ def test_event_that_is_added_while_a_batch_is_created_does_not_wait_for_the_next
     wait_for_events(copy, 4)
     assert all_events(copy) == LARGE
     log.finish(LogEnd())
+
+
+def test_two_calls_at_once_get_the_same_copy(server: RedisServer, store: RedisTurnStore) -> None:
+    claimed(store)
+    found: SimpleQueue[TurnLog | None] = SimpleQueue()
+    with Interrupted(port=server.port) as client, closing(RedisTurnStore(client)) as other:
+
+        def find_twice() -> None:
+            for _ in range(2):
+                threading.Thread(target=lambda: found.put(other.find("session"))).start()
+            wait_until(lambda: other._process.get()._worker._inbox.qsize() == 2)
+
+        client.actions = [find_twice]
+        assert other.find("another session") is None
+        copies = [found.get(timeout=TIMEOUT) for _ in range(2)]
+        assert copies[0] is copies[1] is not None
 
 
 def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
@@ -794,13 +840,33 @@ def test_closing_ends_the_threads_and_connections_and_the_copies(server: RedisSe
         assert client.closes == 0
 
 
+def test_closing_ends_the_copies_while_redis_is_paused(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as server, without_timeout(server) as client:
+        store, other = (RedisTurnStore(client, lease_seconds=60.0) for _ in range(2))
+        log = claimed(store)
+        copy = other.find("session")
+        assert copy is not None
+        server.pause()
+        closer = threading.Thread(target=other.close)
+        closer.start()
+        is_ended = wait_for_end(copy, TIMEOUT)
+        server.resume()
+        closer.join()
+        assert is_ended
+        assert copy.end is not None
+        assert isinstance(copy.end.error, ClientClosed)
+        log.finish(LogEnd())
+        store.close()
+
+
 def test_threads_and_connections_of_a_garbage_collected_store_end_after_its_last_turn(
     server: RedisServer,
 ) -> None:
     with server.client() as client:
         before, connections = threads(), len(client.client_list())
         reading, following = (RedisTurnStore.from_url(server.url) for _ in range(2))
-        log = claimed(reading)
+        turn = Turn("turn")
+        assert reading.claim("session", turn.log, refuse=True) is None
         copy = following.find("session")
         assert copy is not None
         started = threads() - before
@@ -808,10 +874,11 @@ def test_threads_and_connections_of_a_garbage_collected_store_end_after_its_last
         del reading, following
 
         with no_garbage_collection():
-            log.append(event("turn", 1))
+            turn.log.append(event("turn", 1))
             wait_for_events(copy, 1)
-            log.finish(LogEnd(finished=True))
+            copy.stop("the reason")
             assert wait_for_end(copy, TIMEOUT)
+            assert turn.reasons == ["the reason"]
             wait_until(lambda: not any(thread.is_alive() for thread in started))
             wait_until(lambda: len(client.client_list()) == connections)
         assert list(copy.read(0)) == [event("turn", 1)]
