@@ -177,7 +177,7 @@ def test_session_of_the_user_keeps_its_settings_and_stays_open() -> None:
         ) as session:
             transport = AiohttpTransport(session)
             own = ("authorization", "Bearer mine"), ("accept-encoding", "identity")
-            for fields in ((), own):
+            for fields in ((), (*own, ("cookie", "own=2"))):
                 response = await transport.send_async(get(url, *fields))
                 assert response.status_code == 503
                 assert await read(response.body) == b"busy"
@@ -187,10 +187,10 @@ def test_session_of_the_user_keeps_its_settings_and_stays_open() -> None:
     with ByteServer(http_response(b"busy", status="503 Busy", gzip=True)) as server:
         asyncio.run(run(server.url.replace("127.0.0.1", "localhost")))
         assert server.connections == 1
-        expected = (BASIC, "gzip, deflate"), ("Bearer mine", "identity")
-        for request, (authorization, accept) in zip(server.requests, expected, strict=True):
+        expected = (BASIC, "gzip, deflate", "own=1"), ("Bearer mine", "identity", "own=2")
+        for request, (authorization, accept, cookie) in zip(server.requests, expected, strict=True):
             assert request.headers["x-own"] == "yes"
-            assert request.headers["cookie"] == "own=1"
+            assert request.headers["cookie"] == cookie
             assert request.headers["accept-encoding"] == accept
             assert request.headers["authorization"] == authorization
     assert seen == ["GET", "GET"]

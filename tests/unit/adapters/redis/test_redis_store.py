@@ -707,6 +707,31 @@ def test_two_calls_at_once_get_the_same_copy(server: RedisServer, store: RedisTu
         assert copies[0] is copies[1] is not None
 
 
+def test_event_that_was_added_before_the_listener_has_connected_arrives(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    connects = threading.Event()
+
+    class Late(Redis):
+        def pubsub(self, **options: Any) -> Any:
+            assert connects.wait(TIMEOUT)
+            return super().pubsub(**options)  # type: ignore[no-untyped-call]
+
+    log = claimed(store)
+    with (
+        Late(port=server.port) as client,
+        closing(RedisTurnStore(client)) as other,
+        server.client() as admin,
+    ):
+        copy = other.find("session")
+        assert copy is not None
+        wait_until(lambda: bool(admin.exists(copied_by(admin))))  # The copy has been read again.
+        log.append(event("turn", 1))
+        wait_until(lambda: admin.hget("flux0:{session}:turn", "last") == b"1")
+        connects.set()
+        wait_for_events(copy, 1)
+
+
 def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
     server: RedisServer, store: RedisTurnStore
 ) -> None:
@@ -882,6 +907,51 @@ def test_threads_and_connections_of_a_garbage_collected_store_end_after_its_last
             wait_until(lambda: not any(thread.is_alive() for thread in started))
             wait_until(lambda: len(client.client_list()) == connections)
         assert list(copy.read(0)) == [event("turn", 1)]
+
+
+def test_closing_writes_an_end_that_could_not_be_written_before(
+    server: RedisServer, other: RedisTurnStore
+) -> None:
+    with (
+        CutOff(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=60.0)) as store,
+    ):
+        log = claimed(store)
+        copy = other.find("session")
+        assert copy is not None
+        failed = threading.Event()
+        client.on_cut_off = failed.set
+        client.is_cut_off = True
+        log.finish(LogEnd(finished=True))
+        assert failed.wait(TIMEOUT)
+        client.is_cut_off = False  # The next attempt is in 12 s.
+        store.close()
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end == LogEnd(finished=True)
+
+
+@pytest.mark.parametrize("when_idle", [True, False])
+def test_thread_waits_for_jobs_that_start_later_only_if_the_store_was_not_closed(
+    when_idle: bool,
+) -> None:
+    """When a store is garbage-collected, the job that reads its turn may be in the inbox."""
+    started: list[str] = []
+
+    def now() -> Steps[None]:
+        started.append("now")
+        jobs.set_timer(later, 0.02)
+        yield from ()
+
+    def later() -> Steps[None]:
+        started.append("later")
+        yield from ()
+
+    with Redis() as client:
+        jobs = Worker(client, Settings("flux0:", 300.0, LEASE_SECONDS))
+        jobs.submit(now)
+        jobs.stop(when_idle=when_idle)
+        jobs.run()
+    assert started == (["now", "later"] if when_idle else ["now"])
 
 
 def test_end_of_a_turn_is_published_once() -> None:
@@ -1108,7 +1178,10 @@ def test_threads_of_a_closed_and_collected_store_end_when_redis_responds(
         log.finish(LogEnd())
 
 
-def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fail", [RedisServer.pause, RedisServer.stop])
+def test_copy_ends_while_redis_does_not_respond_and_the_client_has_no_timeout(
+    tmp_path: Path, fail: Callable[[RedisServer], None]
+) -> None:
     with (
         redis_server(tmp_path) as server,
         without_timeout(server) as client,
@@ -1119,13 +1192,14 @@ def test_copy_ends_while_redis_is_paused_and_the_client_has_no_timeout(tmp_path:
         copy = other.find("session")
         assert copy is not None
         wait_for_listeners(client, 2)
-        server.pause()
+        fail(server)
         with ends_soon():
             assert wait_for_end(copy, TIMEOUT)
         assert copy.end is not None
         assert copy.end.is_of_copy
         assert isinstance(copy.end.error, TurnStoreError)
-        server.resume()
+        if fail is RedisServer.pause:
+            server.resume()
         log.finish(LogEnd())
 
 

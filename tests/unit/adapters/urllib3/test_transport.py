@@ -14,7 +14,7 @@ from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.harness import get
+from flux0.testing.contract.harness import get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Receive,
@@ -168,6 +168,17 @@ def chunked(body: bytes) -> ServerSteps:
 def test_invalid_http_is_a_protocol_error(steps: ServerSteps) -> None:
     with ByteServer(steps) as server, pytest.raises(ProtocolError):
         fetch_sync(Urllib3Transport(), get(server.url))
+
+
+def test_connection_of_a_request_that_was_rejected_early_is_not_reused() -> None:
+    rejection = http_response(b"too large", status="413 Content Too Large")
+    transport = Urllib3Transport()
+    with ByteServer(OK, on_connect=rejection) as server:
+        for _ in range(2):
+            response = transport.send(post(server.url, bytes(16_000_000)))
+            assert response.status_code == 413
+            assert list(Pieces(response.body)) == [b"too large"]
+        assert server.connections == 2
 
 
 def test_incomplete_chunk_is_yielded_when_its_bytes_arrive() -> None:
