@@ -25,6 +25,7 @@ from opentelemetry import context
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.client import Pipeline
+from redis.crc import key_slot
 from redis.retry import Retry
 
 from flux0 import BackgroundTurns, Flux0, RedisTurnStore, StoreState
@@ -463,6 +464,27 @@ def test_ended_turn_that_is_running_in_an_older_snapshot_ends_again(
         assert other.claim("session", new_log("next"), refuse=True) is None
 
 
+def test_copy_that_is_unknown_in_an_older_snapshot_is_followed_again(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "Settings", quick)
+    with (
+        server.client() as client,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as other,
+    ):
+        log = claimed(store)
+        log.append(event("turn", 1))
+        wait_until(lambda: client.hget("flux0:{session}:turn", "last") == b"1")
+        load = save(client)
+        copy = other.find("session")
+        assert copy is not None
+        wait_until(lambda: bool(client.exists(copied_by(client))))
+        load()
+        log.append(event("turn", 2))
+        wait_for_events(copy, 2)
+
+
 def test_lost_data_of_an_idle_turn_is_restored(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
@@ -487,16 +509,24 @@ def test_lost_data_of_an_idle_turn_is_restored(
             wait_for_events(late, 2)
 
 
+@pytest.mark.parametrize("first_is_released_first", [True, False])
 def test_two_claims_that_are_released_leave_no_turn(
-    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
+    server: RedisServer, store: RedisTurnStore, other: RedisTurnStore, first_is_released_first: bool
 ) -> None:
     first, second = new_log("first"), new_log("second")
     assert store.claim("session", first, refuse=False) is None
     previous = other.claim("session", second, refuse=False)
-    for released, log, before in ((store, first, None), (other, second, previous)):
-        log.finish(LogEnd())
-        released.release("session", log, before)
+    first.finish(LogEnd())
+    second.finish(LogEnd())
     with server.client() as client:
+        if first_is_released_first:
+            store.release("session", first, None)
+            wait_until(lambda: not client.hexists("flux0:{session}:first", "process"))
+            other.release("session", second, previous)
+        else:
+            other.release("session", second, previous)
+            wait_until(lambda: client.hget("flux0:{session}", "turn") == b"first")
+            store.release("session", first, None)
         for turn_id in ("first", "second"):
             wait_until(partial(client.hexists, f"flux0:{{session}}:{turn_id}", "end"))
     wait_until(lambda: other.find("session") is None)
@@ -629,25 +659,33 @@ def all_events(log: TurnLog) -> list[bytes]:
 
 
 def test_large_events_and_many_entries_arrive_complete(
-    store: RedisTurnStore, other: RedisTurnStore, server: RedisServer
+    store: RedisTurnStore,
+    other: RedisTurnStore,
+    server: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(followed, "_MAX_ENTRIES", 20)
     log = TurnLog("turn", 10**9, lambda _: None)
     store.claim("session", log, refuse=True)
     copy = other.find("session")
     assert copy is not None
-    for number in range(1, 121):
+    for number in range(1, 61):
         log.append(event("turn", number))
         wait_for_events(copy, number)  # The event has an entry of its own.
-    large = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(121, 200)]
-    for each in large:
-        log.append(each)
+    large = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(61, 140)]
+    log.append(*large)
     log.finish(LogEnd(finished=True))
-    with closing(RedisTurnStore.from_url(server.url)) as third:
+    # If the events of an entry are missing, this store waits for 40 s.
+    with (
+        server.client() as client,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=200.0)) as third,
+    ):
+        wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
         late = third.find("session")
         assert late is not None
-        for followed in (copy, late):
-            assert wait_for_end(followed, TIMEOUT)
-            assert b"".join(all_events(followed)) == turn_bytes("turn", 120) + b"".join(large)
+        for each in (copy, late):
+            assert wait_for_end(each, TIMEOUT)
+            assert b"".join(all_events(each)) == turn_bytes("turn", 60) + b"".join(large)
 
 
 @pytest.mark.parametrize("loss", ["all data", "the turn without its log"])
@@ -747,6 +785,26 @@ def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
         log.append(event("turn", 1))
         wait_until(lambda: not followers(admin))
         assert copies == []
+
+
+def test_newer_copy_is_followed_after_the_older_copy_became_unreferenced(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    with (
+        Interrupted(port=server.port) as client,
+        closing(RedisTurnStore(client)) as other,
+        server.client() as admin,
+    ):
+        copies = [other.find("session")]
+        wait_until(lambda: bool(admin.exists(copied_by(admin))))
+        client.actions = [copies.clear]
+        copy = other.find("session")
+        assert copies == []
+        assert copy is not None
+        for number in range(1, 6):
+            log.append(event("turn", number))
+            wait_for_events(copy, number)
 
 
 @pytest.mark.parametrize("limit", range(1, 10))
@@ -966,6 +1024,22 @@ def test_end_of_a_turn_is_published_once() -> None:
     with pytest.raises(StopIteration):
         steps.send([0, b""])
     assert list(job.steps()) == []
+
+
+def test_end_of_a_turn_is_published_again_with_the_events_that_redis_did_not_add() -> None:
+    """Redis has added the first event in a batch whose reply was lost."""
+    log, worker = new_log(), Worker(Redis(), Settings("flux0:", 1.0, LEASE_SECONDS))
+    turns: dict[str, PublishedTurn] = {}
+    job = PublishedTurn(TurnName("session", "turn"), 1, log, worker, turns)
+    turns["session:turn"] = job
+    log.append(event("turn", 1), event("turn", 2))
+    log.finish(LogEnd(finished=True))
+    steps = job.steps()
+    assert next(steps)[-2] == turn_bytes("turn", 2)
+    assert steps.send([1, b""])[-2:] == (event("turn", 2), b'end {"finished": true}\n')
+    with pytest.raises(StopIteration):
+        steps.send([2, b""])
+    assert turns == {}
 
 
 @pytest.mark.parametrize("closes", [True, False])
@@ -1198,6 +1272,7 @@ def test_copy_ends_while_redis_does_not_respond_and_the_client_has_no_timeout(
         assert copy.end is not None
         assert copy.end.is_of_copy
         assert isinstance(copy.end.error, TurnStoreError)
+        assert "could not be reached" in copy.end.error.problem
         if fail is RedisServer.pause:
             server.resume()
         log.finish(LogEnd())
@@ -1437,13 +1512,23 @@ def test_stop_that_waits_for_redis_does_not_block_the_store(
     store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
     found: SimpleQueue[TurnLog | None] = SimpleQueue()
-    log = TurnLog("turn", 1000, lambda _: found.put(store.find("another session")))
+    reasons: list[str] = []
+
+    def stop(reason: str) -> None:
+        reasons.append(reason)
+        found.put(store.find("another session"))
+
+    log = TurnLog("turn", 1000, stop)
     store.claim("session", log, refuse=True)
     copy = other.find("session")
     assert copy is not None
     copy.stop("the reason")
     with ends_soon():
         assert found.get(timeout=TIMEOUT) is None
+    for number in (1, 2, 3):
+        log.append(event("turn", number))
+        wait_for_events(copy, number)
+    assert reasons == ["the reason"]  # The store does not repeat the request for each event.
     log.finish(LogEnd())
 
 
@@ -1456,10 +1541,12 @@ def test_keys_of_an_idle_turn_do_not_expire(server: RedisServer) -> None:
 
         def is_renewed() -> bool:
             left.append(int(client.pttl("flux0:{session}:turn")))
-            return left[-1] > min(left)
+            return left[-1] > max(min(left), 1000)
 
         wait_until(is_renewed)
         log.finish(LogEnd())
+        wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
+        assert int(client.pttl("flux0:{session}:turn")) <= 1000
 
 
 def test_lost_process_is_noticed_within_the_lease() -> None:
@@ -1468,6 +1555,12 @@ def test_lost_process_is_noticed_within_the_lease() -> None:
     assert settings.expiry + 2 * settings.renew <= settings.lease
     # The keys of a turn whose process was lost expire later than the turn of a running process.
     assert (settings.keep_ms, settings.ttl_ms) == (300_000, 305_000)
+
+
+@pytest.mark.parametrize("session_id", ["session", "}", "{a}b", "a:b"])
+def test_all_keys_of_a_session_are_in_one_slot_of_a_cluster(session_id: str) -> None:
+    name = Settings("flux0:", 300.0, 5.0).name(session_id, "turn")
+    assert len({key_slot(key.encode()) for key in (name.session, *name.keys)}) == 1
 
 
 def test_copy_does_not_have_events_after_a_gap_under_the_numbers_of_missing_events() -> None:
@@ -1480,6 +1573,18 @@ def test_copy_does_not_have_events_after_a_gap_under_the_numbers_of_missing_even
     assert (log.first, log.last) == (4, 5)
     with pytest.raises(TurnTooLarge):
         log.read(0)
+
+
+def test_turn_is_lost_only_with_its_own_process() -> None:
+    settings, log = Settings("flux0:", 300.0, LEASE_SECONDS), new_log()
+    name = settings.name("session", "turn")
+    with Redis() as client:
+        turn = FollowedTurn(name, log, Worker(client, settings), {})
+    turn.update((1000, "process", 0, "", "", []))
+    turn.lose("another process")
+    assert next(turn.steps()) == followed.read(name, settings.process, 1)
+    turn.lose("process")
+    assert next(turn.steps()) == followed.lose(name.info, "process", settings)
 
 
 def test_copy_ends_when_its_events_were_missing_for_the_whole_expiry_time(
