@@ -451,6 +451,7 @@ def test_ended_turn_that_is_running_in_an_older_snapshot_ends_again(
         log.finish(LogEnd())
         wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
         claimed(store, "another session")  # So the lease of the process is renewed.
+        wait_for_listeners(client, 1)
         load()
         stores = {"the reading process": [store], "another process": [other]}
         for each in stores.get(joins, [store, other]):
