@@ -208,26 +208,6 @@ def test_user_requests_share_the_pools_of_the_transport(library: Library) -> Non
         send_as_user(server.url)
 
 
-@pytest.mark.parametrize("block", [False, True])
-def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None:
-    with ByteServer(HALF) as server:
-        manager = urllib3.PoolManager(maxsize=2, block=block)
-        server.release()
-        assert manager.request("GET", server.url).data == b"firstsecond"
-        transport = Urllib3Transport(manager)
-        bodies = [transport.send(get(server.url)).body for _ in range(2)]
-        assert [b"".join(Pieces(body)) for body in bodies] == [b"firstsecond"] * 2
-        assert server.connections == 3
-
-
-def test_pool_closed_by_the_user_is_a_connect_error() -> None:
-    with ByteServer(OK) as server:
-        manager = urllib3.PoolManager()
-        manager.connection_from_url(server.url).close()
-        with pytest.raises(ConnectError, match="closed"):
-            Urllib3Transport(manager).send(get(server.url))
-
-
 # --- exceptions of user code
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty
+from queue import Empty, LifoQueue
 from threading import Event
 from types import CodeType, FrameType
 
@@ -23,11 +23,12 @@ from flux0.adapters.urllib3.connection import Urllib3Exchange
 from flux0.adapters.urllib3.pools import Slots, close_pools
 from flux0.adapters.urllib3.requests_transport import RequestsTransport
 from flux0.adapters.urllib3.transport import Urllib3Transport
-from flux0.domain.errors import PoolTimeout
+from flux0.domain.errors import ConnectError, PoolTimeout
 from flux0.ports import Transport
 from flux0.runtime.waker import Waker
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
+from support.ending import ends_soon
 from support.sending import HALF, OK, Pieces, fetch_sync
 
 GETS: tuple[CodeType, ...] = tuple(
@@ -160,6 +161,60 @@ def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -
         with before(WAITS, interrupt), pytest.raises(Empty):
             slots.get()
         assert waiting[0].result(DEFAULT_TIMEOUT) == "slot"
+
+
+def test_waiting_thread_is_woken_although_another_thread_waited_until_its_timeout() -> None:
+    slots = used_slots(1)
+    with Urllib3Exchange(get("http://h")):
+        with pytest.raises(Empty):
+            slots.get(timeout=0.0)
+        with before(WAITS, lambda: slots.put("slot")):
+            assert slots.get(timeout=DEFAULT_TIMEOUT) == "slot"
+
+
+def test_surplus_free_slot_is_dropped() -> None:
+    """After Ctrl-C, urllib3 returns a slot that it has not taken."""
+    slots = Slots(1)
+    slots.put(None)
+    assert slots.get() is None
+    with pytest.raises(Empty):
+        slots.get(block=False)
+
+
+# --- the user's pools
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+def test_wait_for_a_slot_of_a_user_pool_ends(*, is_interrupted: bool) -> None:
+    slots = pools._UserSlots(LifoQueue(1))  # pyright: ignore[reportPrivateUsage] - as in a pool
+    seconds = 1000.0 if is_interrupted else 0.01
+    request = get("http://h", timeout=evolve(LONG_TIMEOUT, pool=seconds))
+    with Urllib3Exchange(request) as exchange, ends_soon():
+        if is_interrupted:
+            exchange.interrupt.fire()
+        with pytest.raises(Empty):
+            slots.get()
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None:
+    with ByteServer(HALF) as server:
+        manager = urllib3.PoolManager(maxsize=2, block=block)
+        server.release()
+        assert manager.request("GET", server.url).data == b"firstsecond"
+        transport = Urllib3Transport(manager)
+        bodies = [transport.send(get(server.url)).body for _ in range(2)]
+        assert [b"".join(Pieces(body)) for body in bodies] == [b"firstsecond"] * 2
+        assert server.connections == 3
+
+
+def test_pool_closed_by_the_user_is_a_connect_error() -> None:
+    with ByteServer(OK) as server:
+        manager = urllib3.PoolManager()
+        assert manager.request("GET", server.url).data == b"ok"
+        manager.connection_from_url(server.url).close()
+        with pytest.raises(ConnectError, match="closed"):
+            Urllib3Transport(manager).send(get(server.url))
 
 
 # --- closing
