@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import ssl
 from collections.abc import Coroutine
+from contextlib import suppress
 from contextvars import copy_context
 from itertools import pairwise
 from time import monotonic, sleep
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import anyio
 import httpcore
 import httpx
 import pytest
@@ -48,6 +52,7 @@ from support.proxy import Proxy
 from support.secured import Secured
 from support.sending import AGENTS, OK, Pieces, fetch_sync, over
 from support.socks_proxy import SocksProxy
+from support.unreachable import unreachable_address
 
 SHORT_TIMEOUT = 0.3
 BACKEND = AsyncBackend(None, httpcore, is_plain=True)
@@ -159,6 +164,29 @@ def test_bytes_of_chunks_that_are_received_with_the_head_are_surplus_until_they_
     run_in(make_exchange(), read())
 
 
+def test_bytes_in_the_tls_buffer_are_surplus(secured: Secured) -> None:
+    """An event loop moves received bytes to the TLS buffer, so the socket is not readable."""
+    arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
+    server = secured.server.wrap_bio(sent, arrived, server_side=True)
+    for side in (client, server, client, server):
+        with suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    infos: dict[str, object] = {"is_readable": False, "ssl_object": client}
+    connection = AsyncConnection(SimpleNamespace(get_extra_info=infos.__getitem__), BACKEND)
+    assert not connection.get_extra_info("is_readable")
+    server.write(b"surplus")
+    assert connection.get_extra_info("is_readable")
+    client.read()
+    assert not connection.get_extra_info("is_readable")
+    infos["is_readable"] = True
+    assert connection.get_extra_info("is_readable")
+    infos["is_readable"] = False
+    with suppress(ssl.SSLWantReadError):
+        server.unwrap()
+    assert connection.get_extra_info("is_readable")
+
+
 def test_interrupt_shuts_down_the_connection_that_sends_the_request() -> None:
     exchange = make_exchange()
     ours, theirs = socket.socketpair()
@@ -244,6 +272,32 @@ def test_size_of_a_response_head_is_limited_but_not_that_of_a_body() -> None:
     exchange = make_exchange()
     with pytest.raises(httpcore.RemoteProtocolError, match="head is larger than 262144 bytes"):
         run_in(exchange, read(head_received=False))
+
+
+@pytest.mark.parametrize("error", [ssl.SSLError("x"), asyncio.CancelledError()], ids=repr)
+def test_connection_whose_tls_handshake_fails_is_closed(error: BaseException) -> None:
+    class Untrusted(Stream):
+        async def start_tls(self, *_: object) -> None:
+            raise error
+
+        async def aclose(self) -> None:
+            closed.append(self)
+
+    closed: list[object] = []
+    stream = Untrusted()
+    with pytest.raises(type(error)):
+        asyncio.run(AsyncConnection(stream, BACKEND).start_tls(None))
+    assert closed == [stream]
+
+
+@over(*FAMILY)
+async def test_connect_timeout_is_optional(way: OverHttpx) -> None:
+    with ByteServer(OK) as server, unreachable_address() as (host, port):
+        request = get(server.url, timeout=evolve(LONG_TIMEOUT, connect=None))
+        assert await way.fetch_once(request) == (200, b"ok")
+        request = get(f"http://{host}:{port}", timeout=evolve(LONG_TIMEOUT, connect=0.05))
+        with ends_soon(), pytest.raises(ConnectTimeout):
+            await way.fetch_once(request)
 
 
 @over(*FAMILY)
@@ -453,6 +507,81 @@ async def test_malformed_response_over_an_untracked_connection_is_not_retried(
 
 
 # --- large requests
+
+LARGE = b"POST / HTTP/1.1\r\n" + b"x" * 100_000
+
+
+class LargeStream(Stream):
+    """Waits forever for a response, unless `received` contains it, and in `write` if `stalls`."""
+
+    def __init__(self, *received: bytes, stalls: bool = False, failure: Any = None) -> None:
+        super().__init__(*received)
+        self._stalls = stalls
+        self._failure = failure
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if not self._received:
+            await anyio.sleep_forever()
+        return await super().read(max_bytes, timeout)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._stalls:
+            await anyio.sleep_forever()
+        await super().write(buffer, timeout)
+
+
+def send_large(stream: Stream) -> AsyncConnection:
+    connection = AsyncConnection(stream, BACKEND)
+    run_in(make_exchange(), connection.write(LARGE))
+    return connection
+
+
+@pytest.mark.parametrize("stalls", [False, True])
+def test_rejection_stops_a_large_request(*, stalls: bool) -> None:
+    """The connection returns the response, although the request was not sent completely."""
+    rejection = b"HTTP/1.1 413 Content Too Large\r\n\r\n"
+
+    async def send() -> None:
+        connection = AsyncConnection(LargeStream(rejection, stalls=stalls), BACKEND)
+        with pytest.raises(httpcore.WriteError, match="the server rejected the incomplete request"):
+            await connection.write(LARGE)
+        assert connection.get_extra_info("is_readable")
+        assert await connection.read(65536) + await connection.read(1) == rejection
+
+    run_in(make_exchange(), send())
+
+
+def test_large_request_does_not_wait_for_a_response() -> None:
+    stream = LargeStream()
+    send_large(stream)
+    assert stream.sent == [LARGE]
+
+
+def test_interim_response_to_a_large_request_is_kept() -> None:
+    stream = LargeStream(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert send_large(stream).get_extra_info("is_readable")
+    assert stream.sent == [LARGE]
+
+
+def test_large_request_over_a_failed_connection_raises_the_error_of_the_write() -> None:
+    class FailedStream(LargeStream):
+        async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+            raise httpcore.ReadError("read")
+
+    with pytest.raises(httpcore.WriteError, match="written"):
+        send_large(FailedStream(failure=httpcore.WriteError("written")))
+
+
+@pytest.mark.parametrize("users", [True, False], ids=["user's request", "HTTP/2"])
+def test_nothing_is_received_while_other_large_requests_are_sent(*, users: bool) -> None:
+    """Over HTTP/2, another task may be reading. The user's requests have no exchange."""
+    stream, exchange = Stream(), make_exchange()
+    exchange.multiplexed = True
+    write = AsyncConnection(stream, BACKEND).write(LARGE)
+    asyncio.run(write) if users else run_in(exchange, write)
+    assert stream.sent == [LARGE]
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)

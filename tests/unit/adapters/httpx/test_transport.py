@@ -7,15 +7,13 @@ import gc
 import os
 import signal
 import socket
-import ssl
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from contextvars import copy_context
 from functools import partial
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httpcore
@@ -24,7 +22,6 @@ import pytest
 from attrs import evolve
 
 from flux0 import HttpxTransport
-from flux0.adapters.httpx.connections import AsyncBackend, AsyncConnection
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -124,28 +121,6 @@ async def test_response_with_two_ends_is_a_protocol_error(way: OverHttpx) -> Non
         async with way.closing(way.client()) as transport:
             with pytest.raises(ProtocolError, match="both a content-length and a transfer-enc"):
                 await way.fetch(transport, get(server.url))
-
-
-def test_bytes_in_the_tls_buffer_are_surplus(secured: Secured) -> None:
-    """An event loop moves received bytes to the TLS buffer, so the socket is not readable."""
-    arrived, sent = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = secured.trusting().wrap_bio(arrived, sent, server_hostname="127.0.0.1")
-    server = secured.server.wrap_bio(sent, arrived, server_side=True)
-    for side in (client, server, client, server):
-        with suppress(ssl.SSLWantReadError):
-            side.do_handshake()
-    infos = {"is_readable": False, "ssl_object": client}
-    connection = AsyncConnection(
-        SimpleNamespace(get_extra_info=infos.__getitem__), AsyncBackend(None, None, is_plain=True)
-    )
-    assert not connection.get_extra_info("is_readable")
-    server.write(b"surplus")
-    assert connection.get_extra_info("is_readable")
-    client.read()
-    assert not connection.get_extra_info("is_readable")
-    with suppress(ssl.SSLWantReadError):
-        server.unwrap()
-    assert connection.get_extra_info("is_readable")
 
 
 @over(*FAMILY)
