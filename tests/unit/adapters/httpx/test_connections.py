@@ -7,6 +7,7 @@ import select
 import socket
 import ssl
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
 from itertools import pairwise
@@ -329,6 +330,25 @@ async def test_socket_options_and_local_address_are_used(way: OverHttpx) -> None
         assert seen == [True, True]
         with pytest.raises(ConnectError):
             await way.fetch_once(get(server.url), transport=elsewhere)
+
+
+@over(*FAMILY)
+async def test_users_client_may_use_a_unix_socket(way: OverHttpx, tmp_path: Any) -> None:
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(path)
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(to_bytes(OK))
+
+        threads.submit(serve)
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        transport = way.kind("HTTPTransport")(uds=path, socket_options=options)
+        assert await way.fetch_once(get("http://flux0"), transport=transport) == (200, b"ok")
 
 
 # --- SOCKS proxies

@@ -83,6 +83,8 @@ def test_waiting_exchanges_get_a_free_place_in_their_order() -> None:
     async def wait(name: str) -> None:
         place = await pools.enter_async(None)
         order.append(name)
+        with pytest.raises(PoolTimeout):  # The limit still applies.
+            pools.enter(0, Interrupt())
         pools.leave(place)
 
     async def wait_in_order() -> None:
@@ -187,6 +189,17 @@ def test_wait_for_a_place_that_is_interrupted_keeps_no_place(
     pools.leave(place)
     assert pools.enter(0, Interrupt()).pool is pool
     assert closed == []
+
+
+def test_wait_for_a_place_without_a_timeout_gets_the_place_that_becomes_free() -> None:
+    def leave(_: object) -> None:
+        pools.leave(first)
+
+    pools = Pools(lambda: "transport", lambda _: None, limit=1)
+    first = pools.enter(None, Interrupt())
+    pool = first.pool
+    interrupt_: Any = SimpleNamespace(on_fire=leave)
+    assert pools.enter(None, interrupt_).pool is pool
 
 
 @over(*OVER_ASYNCIO)

@@ -123,25 +123,6 @@ async def test_response_with_two_ends_is_a_protocol_error(way: OverHttpx) -> Non
                 await way.fetch(transport, get(server.url))
 
 
-@over(*FAMILY)
-async def test_users_client_may_use_a_unix_socket(way: OverHttpx, tmp_path: Any) -> None:
-    path = str(tmp_path / "socket")
-    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
-        listener.bind(path)
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(to_bytes(OK))
-
-        threads.submit(serve)
-        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        transport = way.kind("HTTPTransport")(uds=path, socket_options=options)
-        assert await way.fetch_once(get("http://flux0"), transport=transport) == (200, b"ok")
-
-
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
 @pytest.mark.parametrize("pooled", [False, True], ids=["new, user's client", "pooled, TLS"])
 def test_interrupt_ends_a_waiting_call(way: OverHttpx, secured: Secured, *, pooled: bool) -> None:
