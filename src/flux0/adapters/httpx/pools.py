@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from threading import TIMEOUT_MAX, Lock
+from threading import Lock
 from typing import Any, Final
 
 from anyio import Event, move_on_after
@@ -97,7 +97,7 @@ class Pools:
         if place.pool is None:
             with self._queued(place, timeout):
                 interrupt.on_fire(waker.wake)
-                woken = waker.wait(TIMEOUT_MAX if timeout is None else timeout)
+                woken = waker.wait(timeout)
                 if woken and place.pool is None:
                     raise ConnectError("the wait for a connection was interrupted")
         return place
