@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import aiohttp
 import httpx
-import httpx2
 import pytest
 import requests
 import urllib3
@@ -168,14 +167,22 @@ def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
     assert len(network.log) == (expected == "network")
 
 
-def test_errors_of_an_httpx2_client_are_converted() -> None:
-    def fail(request: httpx2.Request) -> httpx2.Response:
+@in_every_mode
+async def test_errors_of_an_httpx2_client_are_converted(mode: Mode) -> None:
+    httpx2 = pytest.importorskip("httpx2", reason="httpx2 needs Python 3.11")
+
+    def fail(_request: object) -> object:
         raise httpx2.ReadTimeout("no response")
 
-    client = httpx2.Client(transport=httpx2.MockTransport(fail))
-    flux0 = Flux0(client=client, retry_config=RetryConfig("none"))
+    network = httpx2.MockTransport(fail)
+    options: dict[str, Any] = (
+        {"client": httpx2.Client(transport=network)}
+        if mode == "sync"
+        else {"async_client": httpx2.AsyncClient(transport=network)}
+    )
+    flux0 = Flux0(**options, retry_config=RetryConfig("none"))
     with pytest.raises(ReadTimeout):
-        flux0.agents.list()
+        await in_mode(mode, flux0).agents.list_async()
 
 
 @in_every_mode

@@ -418,6 +418,14 @@ def test_many_messages_and_recorded_problems_are_limited() -> None:
     assert 50 < len(accumulator.problems) < 1000
 
 
+def test_problem_of_too_large_metadata_has_the_first_operation() -> None:
+    accumulator = MessageAccumulator(max_turn_bytes=1000)
+    event = chunk(add("/-", "a"), add("/-", "b"), details="x" * 2000)
+    assert accumulator.feed(event) == ""
+    (problem,) = accumulator.problems
+    assert (problem.index, problem.operation) == (0, event.patches[0])
+
+
 def test_replaced_and_removed_values_free_their_memory() -> None:
     accumulator = MessageAccumulator(max_turn_bytes=10_000)
     text = ""

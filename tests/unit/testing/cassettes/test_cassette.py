@@ -282,14 +282,14 @@ def test_deferred_recording_has_its_own_file_until_it_is_kept(
 def test_warning_names_only_failures_that_the_old_cassette_does_not_have(tmp_path: Path) -> None:
     path = write_cassette(tmp_path / "c.json", REFUSED)
     assert TURN.response is not None
-    busy = evolve(TURN, end=WHOLE, response=evolve(TURN.response, status_code=503))
+    busy = evolve(TURN, end=WHOLE, response=evolve(TURN.response, status_code=400))
     known = CassetteFile(path)
     known.append(REFUSED)
     assert known.finish() is None
     file = CassetteFile(path)
     for each in (REFUSED, TURN, busy, busy):
         file.append(each)
-    assert "failed (ConnectionInterrupted, status 503): see " in str(file.finish())
+    assert "failed (ConnectionInterrupted, status 400): see " in str(file.finish())
     assert read_cassette(path) == (REFUSED,)
     assert len(read_cassette(tmp_path / "c.json.new")) == 4
 

@@ -516,6 +516,13 @@ def test_ended_exchange_is_freed_and_written_only_once(path: Path) -> None:
     assert not path.exists()
 
 
+def test_each_open_exchange_is_recorded_when_the_recording_is_closed(path: Path) -> None:
+    transport = RecordingTransport(FakeTransport(), path)
+    bodies = [transport.send(request("GET", "/api/agents")).body for _ in range(3)]
+    transport.close()
+    assert ends(path) == [CLOSED] * len(bodies)
+
+
 def test_close_replaces_the_old_cassette(path: Path) -> None:
     fake = FakeTransport()
     RecordingTransport(fake, path).close()

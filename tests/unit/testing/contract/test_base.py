@@ -182,6 +182,11 @@ def without_cause(error: TransportError) -> TransportError:
     return error
 
 
+def caused_by_flux0(error: TransportError) -> TransportError:
+    error.__cause__ = ConnectionInterrupted("an error of the transport")
+    return error
+
+
 def cut_body(request: Request, send: Send) -> Response[Any]:
     return send(evolve(request, body=request.body and request.body[:-1]))
 
@@ -415,6 +420,7 @@ BUGS: list[tuple[Bug, str]] = [
         "unknown_host_is_a_connect_error bytes_before_an_error_are_yielded "
         "timeout_of_a_read_limits_the_wait_for_a_piece",
     ),
+    (raising(caused_by_flux0), "unknown_host_is_a_connect_error"),
     (
         send_twice,
         "every_status_is_returned redirects_are_not_followed "

@@ -74,6 +74,7 @@ def test_injected_status_applies_to_the_next_calls() -> None:
             b"<p>",
             {"content-type": "text/html", "via": "proxy", "retry-after": "Fri"},
         ),
+        (Respond(502, body=b""), b"", {"content-type": "text/html"}),
         (
             Respond(500, body=b"Oh", headers={"Content-Type": "text/plain"}),
             b"Oh",

@@ -441,6 +441,8 @@ def test_clock_that_follows_another_clock_is_never_earlier() -> None:
     assert clock.now() == START + 10
     times.append(START + 60)
     assert clock.now() == START + 60
+    clock.advance(1)
+    assert clock.now() == START + 61
 
 
 # --- cost
