@@ -7,6 +7,8 @@ import json
 import math
 import pickle
 import re
+import sys
+import time
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import Any
@@ -260,6 +262,21 @@ def test_optional_time_may_be_missing_or_null(data: dict[str, Any], at: datetime
     read = CODEC.decode(Visit, json.dumps({**data, "new": 1}).encode())
 
     assert (read.at, read.extra) == (at, {"new": 1})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time.tzset")
+def test_times_without_a_zone_are_in_utc_whatever_the_zone_of_the_machine_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    noon = "2026-11-24T12:00:00"
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EST5")
+        time.tzset()
+        optional = CODEC.decode(Visit, json.dumps({"at": noon}).encode()).at
+        required = from_dict(Agent, {**agent(), "created_at": noon}).created_at
+    time.tzset()
+
+    assert optional == required == datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 
 
 def test_details_of_a_422_keep_all_fields_of_the_model() -> None:
