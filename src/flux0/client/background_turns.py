@@ -353,7 +353,7 @@ def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None
 
 def _check_conversation(kind: type[Any], value: object, other: type[Any], method: str) -> None:
     if isinstance(value, other):
-        problem = f"must be of type {kind.__name__}: for type {other.__name__}, call {method}"
+        problem = f"must be of type {kind.__name__}, not {other.__name__}: pass it to {method}"
         raise InvalidArgument("conversation", problem)
     arguments.instance("conversation", kind, value)
 

@@ -46,7 +46,7 @@ class MemoryTurnStore(TurnStore):
         with turns.changing:
             previous = turns.logs.get(session_id)
             if refuse and previous is not None and not previous.is_ended:
-                raise TurnRunning('a turn of the session is running: pass running="stop"')
+                raise TurnRunning('a turn of the session is running: wait, or pass running="stop"')
             log.on_end = partial(self._record_end, log)
             turns.logs[session_id] = log
             if not turns.is_cleaning:

@@ -1205,9 +1205,10 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     sent = len(server.fake.calls)
     other: Any = in_mode("asyncio" if mode == "sync" else "sync", Flux0(transport=server.fake))
     wrong = unwrapped(await other.conversation_async(session=conversation.session_id))
-    hint = "call start_async" if mode == "sync" else "call start"
+    hint = "pass it to start_async" if mode == "sync" else "pass it to start"
     with pytest.raises(
-        InvalidArgument, match=f"conversation must be of type .*Conversation, {hint}$"
+        InvalidArgument,
+        match=f"conversation must be of type .*Conversation, not .*Conversation: {hint}$",
     ):
         await server.turns.start_async(wrong, "Hi")
     with pytest.raises(InvalidArgument, match=r"conversation must be a .*Conversation, not "):

@@ -24,7 +24,7 @@ from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStore
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import StoreState
 
-_RUNNING: Final = 'a turn of the session is running: pass running="stop"'
+_RUNNING: Final = 'a turn of the session is running: wait, or pass running="stop"'
 _UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
 
 

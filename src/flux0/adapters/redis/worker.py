@@ -248,6 +248,7 @@ def _no_steps() -> Steps[None]:
 
 
 def _failure(error: Exception) -> TurnStoreError:
+    # Each job gets its own error, because the traceback of an error keeps its job in memory.
     failure = TurnStoreError(f"Redis cannot be used: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure

@@ -7,7 +7,7 @@ The steps of one request:
    `Urllib3Exchange`.
 3. urllib3 takes an idle connection from the pool, or connects. If this fails, nothing was sent.
 4. The connection records that the request is being sent, and sends its head and body.
-5. `TrackedResponse.begin` reads the response head. Until the head is received, flux0 calls
+5. `TrackedResponse.begin` reads the response head. Before the head is received, flux0 calls
    `Interrupt.fire`, which shuts down the socket, at the deadline or if the client is closed.
 6. `send` returns the response. The body has not been read yet.
 7. The caller reads the body piece by piece. `TrackedResponse.pieces` yields the received bytes, and

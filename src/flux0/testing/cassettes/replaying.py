@@ -197,9 +197,7 @@ class ReplayTransport(SharedTransport):
         later = [str(replay.number) for replay in self._by_key.get(key, ()) if not replay.done]
         if later:
             numbers = shorten(", ".join(later))
-            lines.append(
-                f'exchange {numbers} has this request: to allow any order, pass matching="loose"'
-            )
+            lines.append(f'the request is in exchange {numbers}: matching="loose" allows any order')
         raise self._mismatch(*lines)
 
     def _find_any(self, request: RecordedRequest, key: str) -> _Replay:
