@@ -144,8 +144,7 @@ def _apply(
             _add(root, segments, copied(value), size, budget)
         case _:  # The operation is "test", because `check_operation` rejects unknown names.
             if not _equal(_value(root, segments), operation.value):
-                problem = "differs from the value in the operation 'test'"
-                raise PatchError(f"the value at {operation.path!r} {problem}")
+                raise PatchError(f"the value at {operation.path!r} differs from the tested value")
 
 
 def measure(value: JSON, *, most: int = maxsize) -> tuple[int, int]:
