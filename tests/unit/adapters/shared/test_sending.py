@@ -87,7 +87,11 @@ def test_response_is_received_while_a_request_is_sent_until_receive_returns_true
 
 
 @pytest.mark.usefixtures("_has_poll")
-def test_request_that_the_server_does_not_accept_times_out() -> None:
+@pytest.mark.parametrize("response", [b"", b"HTTP/1.1 200 OK"])
+def test_request_that_the_server_does_not_accept_times_out(response: bytes) -> None:
+    """The socket stays readable after the response, but the wait is for sending only."""
     sending, server = socket.socketpair()
-    with sending, server, pytest.raises(TimeoutError):
-        send_all(sending, b"x" * SIZE, 0.01, lambda: False)
+    with sending, server:
+        server.sendall(response)
+        with pytest.raises(TimeoutError):
+            send_all(sending, b"x" * SIZE, 0.01, lambda: True)
