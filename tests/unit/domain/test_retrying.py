@@ -266,8 +266,10 @@ def test_retry_after_replaces_the_backoff() -> None:
         assert decide(config, status_error(status, "soon"), attempt=1) == 0.5
         assert decide(config, status_error(status, "7"), elapsed=13.5) is None
         assert decide(config, status_error(status, "7"), left=6.5) is None
-    # A new token is sent at once.
-    assert decide(config, status_error(401, "7"), attempt=3, jitter=0.1) == 0
+
+
+def test_new_token_is_sent_at_once_whatever_retry_after_is() -> None:
+    assert decide(RetryConfig(), status_error(401, "7"), attempt=3, jitter=0.1) == 0
 
 
 # --- invalid settings

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time as clock
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from queue import SimpleQueue
@@ -17,6 +16,7 @@ import pytest
 from flux0.runtime.time import SystemTime
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
 from support.in_memory import in_simulated_time
+from support.time_zone import local_time_zone
 from support.transports import Mode
 
 LATER = 3600.0
@@ -59,14 +59,10 @@ def time() -> WatchedTime:
 
 
 @pytest.fixture
-def far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def far_away() -> Iterator[None]:
     """The local time differs from UTC."""
-    update = getattr(clock, "tzset", int)  # Windows has no `time.tzset`.
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "Asia/Tokyo")
-        update()
+    with local_time_zone("Asia/Tokyo"):
         yield
-    update()
 
 
 @pytest.mark.usefixtures("far_away")

@@ -7,8 +7,6 @@ import json
 import math
 import pickle
 import re
-import sys
-import time
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +33,7 @@ from flux0.domain.stored_models import (
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, UnknownEvent
 from flux0.models import EventSource, HTTPValidationErrorData, SessionStatus, ValidationError
 from flux0.ports import ServerSentEvent
+from support.time_zone import local_time_zone
 
 CODEC = JsonCodec()
 
@@ -264,17 +263,11 @@ def test_optional_time_may_be_missing_or_null(data: dict[str, Any], at: datetime
     assert (read.at, read.extra) == (at, {"new": 1})
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no time.tzset")
-def test_times_without_a_zone_are_in_utc_whatever_the_zone_of_the_machine_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_times_without_a_zone_are_in_utc_whatever_the_zone_of_the_machine_is() -> None:
     noon = "2026-11-24T12:00:00"
-    with monkeypatch.context() as patch:
-        patch.setenv("TZ", "EST5")
-        time.tzset()
+    with local_time_zone("EST5"):
         optional = CODEC.decode(Visit, json.dumps({"at": noon}).encode()).at
         required = from_dict(Agent, {**agent(), "created_at": noon}).created_at
-    time.tzset()
 
     assert optional == required == datetime(2026, 11, 24, 12, tzinfo=timezone.utc)
 

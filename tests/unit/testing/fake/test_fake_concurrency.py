@@ -30,6 +30,7 @@ from flux0.testing import (
     UserMessage,
 )
 from flux0.testing.fake.clock import Wait
+from support.ending import ends_soon
 from support.fakes import ask, begin, kinds, message_to, new_session, post, turn
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
@@ -120,7 +121,7 @@ async def test_real_pause_can_be_cancelled(mode: Mode) -> None:
     clock = FakeClock(sleep=lambda _: released.wait(10))
     fake = FakeTransport([Report("typing"), Pause(1), Say("Hello")], clock=clock)
     async with Flux0(transport=fake) as flux0:
-        with anyio.move_on_after(0.05) as scope:
+        with ends_soon(), anyio.move_on_after(0.05) as scope:
             await ask_for_text(flux0, fake)
     released.set()
     assert scope.cancelled_caught

@@ -11,6 +11,7 @@ from math import inf
 from typing import Any
 
 import anyio
+import anyio.from_thread
 import pytest
 
 from flux0 import Flux0, StreamIdleTimeout
@@ -416,11 +417,16 @@ def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
 
 @in_both_loops
 async def test_delayed_call_can_be_cancelled(mode: Mode) -> None:
-    released = threading.Event()
-    fake = FakeTransport(FallSilent(), clock=FakeClock(sleep=lambda _: released.wait(10)))
+    scope, released = anyio.CancelScope(), threading.Event()
+
+    def sleep(_: float) -> None:
+        anyio.from_thread.run_sync(scope.cancel)
+        released.wait(10)
+
+    fake = FakeTransport(FallSilent(), clock=FakeClock(sleep=sleep))
     fake.inject(Delay(1), operation="sessions.create_event")
     turn = message_to(new_session(fake))
-    with anyio.move_on_after(0.05) as scope:
+    with scope:
         await fake.send_async(turn)
     released.set()
     assert scope.cancelled_caught
