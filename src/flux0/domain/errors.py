@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 from flux0.domain.safe_text import escaped, shown_json, shown_url
@@ -94,13 +94,24 @@ def fresh(error: E) -> E:
     return cast("E", copied)
 
 
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield `error`, its cause, the cause of its cause, and so on.
+
+    Each error is yielded once: after `raise error from error`, an error is its own cause.
+    """
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def drop_tracebacks(error: BaseException | None) -> None:
     """Remove the tracebacks from `error` and its causes, because they keep objects in memory."""
-    while error is not None:
-        error.__traceback__ = None
-        if error.__cause__ is not None:
-            error.__context__ = None
-        error = error.__cause__ or error.__context__
+    for each in chain(error):
+        each.__traceback__ = None
+        if each.__cause__ is not None:
+            each.__context__ = None
 
 
 def mark_user_error(error: BaseException, *, sent: bool = False) -> None:

@@ -127,6 +127,14 @@ def test_tracebacks_of_an_error_and_of_all_earlier_errors_are_dropped() -> None:
     assert (error.__context__, context.__cause__, context.__context__) == (context, cause, None)
 
 
+def test_tracebacks_of_errors_that_cause_each_other_are_dropped() -> None:
+    first, second = raised(KeyError("first")), raised(OSError("second"))
+    for cause in (first, second):
+        first.__cause__, second.__cause__ = cause, first
+        errors.drop_tracebacks(first)
+        assert (first.__traceback__, cause.__traceback__) == (None, None)
+
+
 def test_fresh_copy_has_the_cause_but_no_traceback() -> None:
     error = raised(errors.StreamInterrupted("reset"), OSError("the cause"))
     error.event_count = 3

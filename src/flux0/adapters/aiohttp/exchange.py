@@ -162,8 +162,12 @@ def translate(
 
 
 def without_secrets(error: BaseException) -> BaseException:
-    while error.__cause__ is not None and isinstance(error, aiohttp.ClientConnectionError):
-        error = error.__cause__
+    own = (
+        each
+        for each in errors.chain(error)
+        if each.__cause__ is None or not isinstance(each, aiohttp.ClientConnectionError)
+    )
+    error = next(own, error)
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return aiohttp.ServerDisconnectedError()
     if isinstance(error, _HTTP_ERRORS):

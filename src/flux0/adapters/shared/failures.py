@@ -67,18 +67,20 @@ def proxy_unreachable(error: TransportError, proxy: str) -> TransportError:
 
 def causes(error: BaseException | None) -> tuple[BaseException, ...]:
     """Return `error` and the errors that are nested in it, from the outermost to the innermost."""
-    if error is None:
-        return ()
-    inner = (
-        getattr(error, "reason", None),
-        # PySocks stores the error of the socket in the attribute `socket_err`.
-        getattr(error, "socket_err", None),
-        *reversed(error.args),
-        *getattr(error, "exceptions", ()),
-        error.__cause__,
-    )
-    nested = next((each for each in inner if isinstance(each, BaseException)), None)
-    return (error, *causes(nested))
+    found: list[BaseException] = []
+    # After `raise error from error`, an error is nested in itself.
+    while error is not None and not any(error is each for each in found):
+        found.append(error)
+        inner = (
+            getattr(error, "reason", None),
+            # PySocks stores the error of the socket in the attribute `socket_err`.
+            getattr(error, "socket_err", None),
+            *reversed(error.args),
+            *getattr(error, "exceptions", ()),
+            error.__cause__,
+        )
+        error = next((each for each in inner if isinstance(each, BaseException)), None)
+    return tuple(found)
 
 
 def _describe(

@@ -91,6 +91,8 @@ ERRORS = [
     aiohttp.ClientPayloadError("of another call"),
 ]
 OF_EACH_KIND = [ERRORS[0], ERRORS[6], ERRORS[9]]
+OF_ITSELF = aiohttp.ClientOSError(104, "raised from itself")
+OF_ITSELF.__cause__ = OF_ITSELF
 EVENTS = [  # aiohttp treats errors of these trace functions as its own errors.
     "connection_create_start",
     "dns_resolvehost_start",
@@ -150,7 +152,9 @@ def test_exceptions_of_user_code_are_raised_unchanged(
 
 
 @bodies
-@pytest.mark.parametrize("error", OF_EACH_KIND, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "error", [*OF_EACH_KIND, OF_ITSELF], ids=lambda error: type(error).__name__
+)
 @pytest.mark.parametrize("where", EVENTS)
 def test_aiohttp_error_of_a_trace_function_is_a_failure_of_the_request(
     where: str, error: Exception, body: bytes | None

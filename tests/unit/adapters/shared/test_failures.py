@@ -129,6 +129,12 @@ def test_timeout_error_names_its_limit(kind: type[TransportTimeout], name: str) 
     assert f" within 1.5 s ({name} timeout" in error.problem
 
 
+def test_error_that_was_raised_from_itself_is_described() -> None:
+    error = ConnectionRefusedError(errno.ECONNREFUSED, "x")
+    error.__cause__ = error
+    assert failure(ConnectError, error, Timeout()).problem == "connection refused"
+
+
 @pytest.mark.parametrize(
     "proxy", ["http://ada:s%40cret@127.0.0.1:3128", "127.0.0.1:3128", "socks5h://127.0.0.1:3128/"]
 )
