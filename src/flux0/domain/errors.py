@@ -95,7 +95,7 @@ def fresh(error: E) -> E:
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield `error`, its cause, the cause of its cause, and so on.
+    """Yield `error`, its cause or context, the cause or context of that error, and so on.
 
     Each error is yielded once: after `raise error from error`, an error is its own cause.
     """

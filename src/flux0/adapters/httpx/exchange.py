@@ -28,6 +28,7 @@ from flux0.domain.errors import (
     TransportError,
     TransportTimeout,
     WriteTimeout,
+    chain,
 )
 from flux0.domain.http import framing_problem, version_problem
 from flux0.ports import Request
@@ -274,11 +275,8 @@ def _proxy_failure(message: str) -> ConnectError:
     return refused_by_proxy(reason.rstrip(".").lower() if of_socks else message)
 
 
-def _is_tls_failure(error: BaseException | None) -> bool:
-    while error is not None:
-        # If a TLS handshake fails, Python raises `SSLError` itself or `SSLCertVerificationError`.
-        # The other subclasses of `SSLError` mean that the connection was closed.
-        if type(error) in (ssl.SSLError, ssl.SSLCertVerificationError):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _is_tls_failure(error: BaseException) -> bool:
+    # If a TLS handshake fails, Python raises `SSLError` itself or `SSLCertVerificationError`. The
+    # other subclasses of `SSLError` mean that the connection was closed.
+    kinds = ssl.SSLError, ssl.SSLCertVerificationError
+    return any(type(each) in kinds for each in chain(error))
