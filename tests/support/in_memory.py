@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
+from flux0 import AsyncEventStream, Flux0, RetryConfig
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.headers import Headers
@@ -18,7 +19,7 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.flows import CallRequest, Flow, Send
 from flux0.ports import Request, Response
 from flux0.turns.turn import Turn
-from support.modes import run, run_in_simulated_time
+from support.modes import in_mode, run, run_in_simulated_time
 from support.transports import ASYNC, SYNC, Mode
 
 JSON = {"content-type": "application/json"}
@@ -215,6 +216,48 @@ def events_of(data: bytes) -> list[StreamEvent]:
     events = [codec.decode_event(event) for event in parser.feed(data)]
     assert not parser.pending
     return events
+
+
+def close_delimited(*pieces: bytes) -> Response[Any]:
+    return evolve(scripted_response(*pieces, headers=SSE), close_delimited=True)
+
+
+def stored(*texts: str) -> Response[Any]:
+    """Return a response that lists these messages as the turn's stored events."""
+    events: list[dict[str, Any]] = [
+        {
+            "id": f"id{offset}",
+            "correlation_id": CORRELATION_ID,
+            "type": "message",
+            "source": "ai_agent",
+            "offset": offset,
+            "data": {
+                "type": "message",
+                "parts": [{"type": "content", "content": text}],
+                "participant": {"id": "a", "name": "Drizzle"},
+            },
+            "deleted": False,
+            "created_at": "2026-01-01T00:00:00Z",
+            "metadata": {},
+        }
+        for offset, text in enumerate(texts)
+    ]
+    return scripted_response(json.dumps({"data": events}).encode())
+
+
+SESSION = {
+    "id": "abcdefghij",
+    "agent_id": "agent12345",
+    "user_id": "anonymous",
+    "title": None,
+    "consumption_offsets": {"client": 0},
+    "created_at": "2026-01-01T00:00:00Z",
+}
+
+
+async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
+    flux0 = in_mode(mode, Flux0(transport=transport, retry_config=RetryConfig("none")))
+    return await flux0.sessions.create_event_async(session_id="s", content="Hi")
 
 
 # --- decorators for async tests

@@ -130,6 +130,11 @@ async def at_once(mode: Mode, *tests: Test) -> None:
                 tasks.start_soon(test)
 
 
+async def result_of(value: Any) -> Any:
+    """Return the result of a sync or an async method."""
+    return await value if hasattr(value, "__await__") else value
+
+
 def in_mode(mode: Mode, real: F) -> F:
     """Return `real`; in the mode "sync", a wrapper whose `_async` methods call sync methods."""
     return cast("F", _SyncWrapper(real)) if mode == "sync" else real

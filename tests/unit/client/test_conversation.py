@@ -30,9 +30,8 @@ from flux0.testing import (
 )
 from flux0.usecases.options import CallOptions
 from support.in_memory import in_every_mode, script, scripted_response as json_answer
-from support.modes import in_mode, unwrapped
+from support.modes import in_mode, result_of, unwrapped
 from support.transports import Mode
-from unit.turns.test_streams import result_of
 
 WEATHER = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [

@@ -14,7 +14,7 @@ from flux0 import Flux0, HttpxTransport, StreamIdleTimeout
 from flux0.client.default_transport import DefaultTransport, default_transport, real_transports
 from flux0.domain.headers import Headers
 from flux0.models import ClientClosed, ReadTimeout, ServerError
-from flux0.ports import Request, Response
+from flux0.ports import Request
 from flux0.testing import (
     Delay,
     FakeClock,
@@ -27,10 +27,10 @@ from flux0.testing import (
     Say,
 )
 from support.driving import Time
-from support.in_memory import in_both_loops, in_every_mode, scripted_response
+from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
+from support.named_transports import Both
 from support.transports import Mode
-from unit.client.test_transports import Both
 
 
 @contextmanager
@@ -114,14 +114,20 @@ def test_client_of_a_block_uses_a_later_fake_and_never_a_real_server() -> None:
         flux0.agents.list()
         with FakeTransport().installed() as inner:
             flux0.agents.list()
+    flux0.agents.list()
+    with FakeTransport().installed() as later:
+        flux0.agents.list()
+    assert [len(each.calls) for each in (fake, inner, later, real)] == [2, 1, 1, 0]
+
+
+def test_client_of_a_block_waits_on_the_clock_of_its_fake_after_the_block() -> None:
+    with FakeTransport().installed() as fake:
+        flux0 = Flux0()
     before = fake.clock.now()
     fake.inject(Respond(503, retry_after=20), times=2)
     with pytest.raises(ServerError):  # The second wait would end after the deadline.
         flux0.agents.list(timeout_ms=30_000)
     assert fake.clock.now() - before == 20
-    with FakeTransport().installed() as later:
-        flux0.agents.list()
-    assert [len(each.calls) for each in (fake, inner, later, real)] == [3, 1, 1, 0]
 
 
 def test_an_installed_fake_leaves_other_transports_alone() -> None:
@@ -157,13 +163,6 @@ async def test_closing_a_client_interrupts_its_streams_of_an_installed_fake(mode
         fake.assert_no_open_streams()
 
 
-@in_both_loops
-async def test_close_async_closes_the_async_connections_of_the_own_transport(mode: Mode) -> None:
-    own = Both("own", [])
-    await DefaultTransport(lambda: own).close_async()
-    assert own.closes == 1
-
-
 def test_stream_of_an_installed_fake_is_read_after_its_block() -> None:
     with served() as (_, url), Flux0(url) as flux0:
         with FakeTransport([Say("One"), Pause(5), Say("Two")]).installed() as fake:
@@ -172,37 +171,21 @@ def test_stream_of_an_installed_fake_is_read_after_its_block() -> None:
         assert "".join(stream.text()) == "Two"
 
 
-class Closes:
-    """A transport that records the number of its closes."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def send(self, _: Request) -> Response[Any]:
-        return scripted_response(b"{}")
-
-    def close(self) -> None:
-        self.number += 1
-
-    async def close_async(self) -> None:
-        self.number += 1
-
-
 @in_every_mode
 async def test_closing_a_client_closes_its_own_and_the_installed_transport_once(mode: Mode) -> None:
     class Installable:
         time = Time()
 
-        def for_client(self) -> Closes:
+        def for_client(self) -> Both:
             return installed
 
-    own, installed = Closes(), Closes()
+    own, installed = Both("own", []), Both("installed", [])
     transport = DefaultTransport(lambda: own)
     with default_transport(Installable()):
         transport.send(Request("GET", "http://h", Headers()))
     for closes in (1, 2):
         await transport.close_async() if mode != "sync" else transport.close()
-        assert (own.number, installed.number) == (closes, closes)
+        assert (own.closes, installed.closes) == (closes, closes)
 
 
 def test_repr_of_a_default_transport_shows_the_transport_in_use() -> None:

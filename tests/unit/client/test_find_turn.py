@@ -36,9 +36,8 @@ from flux0.testing import (
     Truncate,
 )
 from support.in_memory import in_every_mode, script, scripted_response
-from support.modes import in_mode
+from support.modes import in_mode, result_of
 from support.transports import Mode
-from unit.turns.test_streams import result_of
 
 POST = "sessions.create_event"
 LIST = "sessions.list_events"

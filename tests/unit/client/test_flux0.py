@@ -29,6 +29,7 @@ from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Respond
 from support.driving import Slow, Time
 from support.in_memory import (
+    SESSION,
     SSE,
     Script,
     Step,
@@ -41,9 +42,8 @@ from support.in_memory import (
     tape,
 )
 from support.modes import in_mode, unwrapped
+from support.named_transports import Async, Both, Sync
 from support.transports import Mode
-from unit.client.test_transports import Async, Both, Sync
-from unit.turns.test_endings import SESSION
 
 NO_AGENTS = b'{"data": []}'
 DEFAULT_URL = "http://127.0.0.1:8080/api/agents"

@@ -13,9 +13,8 @@ from flux0.domain.errors import InvalidArgument
 from flux0.observers import AttemptEnd, Call, Observer
 from flux0.testing import FakeTransport
 from support.in_memory import in_both_loops, in_every_mode
-from support.modes import in_mode
+from support.modes import in_mode, result_of
 from support.transports import Mode
-from unit.turns.test_streams import result_of
 
 ANN, BOB = {"authorization": "Bearer ann-1"}, {"authorization": "Bearer bob-1"}
 

@@ -30,7 +30,7 @@ from flux0.ports import Response
 from flux0.testing import FakeTransport
 from flux0.usecases.options import CallOptions, TurnOptions, UserOptions
 from support.in_memory import in_every_mode, script
-from support.modes import in_mode
+from support.modes import in_mode, result_of
 from support.transports import Mode
 
 KINDS: tuple[type[Any], ...] = (
@@ -136,18 +136,14 @@ def is_post(name: str) -> bool:
     return name.startswith(("create", "send", "ask", "start", "conversation"))
 
 
-async def awaited(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
-
-
 async def target(kind: type[Any], name: str, client: Flux0, agent_id: str) -> tuple[Any, Any]:
     """Return an object with the method, and a conversation for it."""
     is_async = name.endswith("_async") or kind in (AsyncConversation, AsyncEventStream)
     open_conversation = client.conversation_async if is_async else client.conversation
-    conversation = await awaited(open_conversation(agent=agent_id))
+    conversation = await result_of(open_conversation(agent=agent_id))
     if kind in (EventStream, AsyncEventStream):
-        stream = await awaited(conversation.send("Hi"))
-        await awaited(stream.final_messages())
+        stream = await result_of(conversation.send("Hi"))
+        await result_of(stream.final_messages())
         return stream, conversation
     targets: dict[type[Any], Any] = {
         AgentsResource: client.agents,
@@ -193,16 +189,16 @@ def test_option_reaches_the_requests_of_the_call(kind: type[Any], name: str, opt
         arguments[option] = VALUES[option]
         if option == "extra_body" and not is_post(name):
             with pytest.raises(InvalidArgument, match="extra_body"):
-                await awaited(method(**arguments))
+                await result_of(method(**arguments))
             assert recorder.requests == []
             return
-        result = await awaited(method(**arguments))
+        result = await result_of(method(**arguments))
         if hasattr(result, "final_messages"):
-            await awaited(result.final_messages())
+            await result_of(result.final_messages())
         elif hasattr(result, "wait"):
             await result.wait_async()
         elif kind is Flux0:
-            await awaited(result.next_offset())
+            await result_of(result.next_offset())
         requests = recorder.requests[:1] if option in FIRST else recorder.requests
         assert requests
         if option == "stream_idle_timeout_ms":

@@ -35,9 +35,8 @@ from support.in_memory import (
     scripted_response,
     tape,
 )
-from support.modes import in_mode
+from support.modes import in_mode, result_of
 from support.transports import Mode
-from unit.turns.test_streams import result_of
 
 # For each annotation of a sync method, the async version's annotation.
 ASYNC_NAMES = {

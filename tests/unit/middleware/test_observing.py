@@ -51,10 +51,16 @@ from flux0.testing import (
 from flux0.usecases.call import ApiCall
 from support.driving import LoopTime, Slow, Time
 from support.forking import in_child
-from support.in_memory import Script, in_every_mode, in_simulated_time, script, status
+from support.in_memory import (
+    Script,
+    close_delimited,
+    in_every_mode,
+    in_simulated_time,
+    script,
+    status,
+)
 from support.modes import in_mode
 from support.transports import Mode
-from unit.turns.test_endings import close_delimited
 
 AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0))
 URL = "http://127.0.0.1:8080/api/agents"

@@ -3,70 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
-from attrs import evolve
 
-from flux0 import AsyncEventStream, Flux0, RetryConfig
+from flux0 import Flux0
 from flux0.domain.errors import Flux0Error
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_framed
-from flux0.ports import Response
 from support.in_memory import (
-    CORRELATION_ID,
+    SESSION,
     SSE,
-    Script,
+    begin,
     chunk,
+    close_delimited,
     in_every_mode,
     script,
     scripted_response,
+    stored,
 )
-from support.modes import in_mode
+from support.modes import in_mode, result_of
 from support.transports import Mode
-from unit.turns.test_streams import result_of
-
-
-def close_delimited(*pieces: bytes) -> Response[Any]:
-    return evolve(scripted_response(*pieces, headers=SSE), close_delimited=True)
-
-
-def stored(*texts: str) -> Response[Any]:
-    """Return a response that lists these messages as the turn's stored events."""
-    events: list[dict[str, Any]] = [
-        {
-            "id": f"id{offset}",
-            "correlation_id": CORRELATION_ID,
-            "type": "message",
-            "source": "ai_agent",
-            "offset": offset,
-            "data": {
-                "type": "message",
-                "parts": [{"type": "content", "content": text}],
-                "participant": {"id": "a", "name": "Drizzle"},
-            },
-            "deleted": False,
-            "created_at": "2026-01-01T00:00:00Z",
-            "metadata": {},
-        }
-        for offset, text in enumerate(texts)
-    ]
-    return scripted_response(json.dumps({"data": events}).encode())
-
-
-SESSION = {
-    "id": "abcdefghij",
-    "agent_id": "agent12345",
-    "user_id": "anonymous",
-    "title": None,
-    "consumption_offsets": {"client": 0},
-    "created_at": "2026-01-01T00:00:00Z",
-}
-
-
-async def begin(mode: Mode, transport: Script) -> AsyncEventStream:
-    flux0 = in_mode(mode, Flux0(transport=transport, retry_config=RetryConfig("none")))
-    return await flux0.sessions.create_event_async(session_id="s", content="Hi")
 
 
 @in_every_mode

@@ -30,24 +30,19 @@ from flux0.testing import FakeTransport, Gate, Say
 from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
     SSE,
+    begin,
     chunk,
+    close_delimited,
     in_every_mode,
     script,
     scripted_response,
     status,
+    stored,
     tape,
 )
-from support.modes import run
+from support.modes import result_of, run
 from support.transports import ASYNC, SYNC, Mode
-from unit.turns.test_endings import begin, close_delimited, stored
-from unit.turns.test_streams import (
-    NO_EVENTS,
-    open_async,
-    open_sync,
-    opened as opened_in,
-    result_of,
-    value_of,
-)
+from unit.turns.test_streams import NO_EVENTS, open_async, open_sync, opened as opened_in, value_of
 
 TOOL: dict[str, Any] = {
     "type": "tool_call",

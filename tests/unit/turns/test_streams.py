@@ -51,7 +51,7 @@ from support.in_memory import (
     tape,
 )
 from support.logged import logged_errors
-from support.modes import in_mode, run, unwrapped
+from support.modes import in_mode, result_of, run, unwrapped
 from support.transports import ASYNC, SYNC, Mode
 
 E = TypeVar("E", bound=Exception)
@@ -112,11 +112,6 @@ def opened(
         stream: Any = open_sync(recorded, asked, *observers, headers=headers)
         return cast("AsyncEventStream", in_mode(mode, stream))
     return open_async(recorded, asked, *observers, headers=headers)
-
-
-async def result_of(value: Any) -> Any:
-    """Return the result of a sync or an async method."""
-    return await value if hasattr(value, "__await__") else value
 
 
 async def each(values: Any) -> AsyncIterator[Any]:

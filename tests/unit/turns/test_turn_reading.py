@@ -44,11 +44,13 @@ from support.in_memory import (
     Hang,
     Script,
     chunk,
+    close_delimited,
     in_every_mode,
     in_simulated_time,
     response_from,
     script,
     scripted_response,
+    stored,
     tape,
 )
 from support.interrupting import interrupt, raises
@@ -57,7 +59,6 @@ from support.modes import in_mode, run, unwrapped
 from support.sending import over
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 from unit.client.test_background_turns import Server, error_in, gathered, pause
-from unit.turns.test_endings import close_delimited, stored
 from unit.turns.test_streams import opened
 
 
