@@ -41,3 +41,11 @@ def collected_garbage() -> Iterator[None]:
 def little_garbage() -> None:
     """Make garbage collection fast: it ignores all objects that exist before the test."""
     gc.freeze()
+
+
+@pytest.fixture
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the environment's proxy settings, which can differ on each machine."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)

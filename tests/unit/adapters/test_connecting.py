@@ -120,6 +120,7 @@ async def test_cancelled_tls_handshake_closes_its_connection(way: Way) -> None:
 
 
 @over_sync
+@pytest.mark.usefixtures("no_proxies")
 def test_closing_a_client_ends_the_wait_for_a_silent_socks_proxy(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -19,6 +15,7 @@ from flux0.testing.contract.responses import (
     to_bytes,
 )
 from support import sending
+from support.early_server import early_server
 from support.modes import in_mode
 from support.secured import Secured
 from support.sending import OK, fetch, over
@@ -28,42 +25,6 @@ LARGE = 16_000_000
 TOO_LARGE = to_bytes(http_response(b'{"detail": "too large"}', status="413 Content Too Large"))
 # aiohttp loads its trusted certificates when it is imported, so the environment has no effect.
 OVER_TLS = tuple(way for way in LIBRARIES if way.transport != "aiohttp")
-
-
-@contextmanager
-def early_server(
-    response: bytes,
-    connections: list[socket.socket],
-    *,
-    closes: bool = False,
-    tls: ssl.SSLContext | None = None,
-) -> Generator[str, None, None]:
-    """Yield the URL of a server that responds to the first bytes of a request.
-
-    The server does not read the remaining bytes. Therefore closing the connection resets it, and
-    the client cannot send the whole request.
-    """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            with suppress(OSError):  # The listener was shut down.
-                while True:
-                    connection, _ = listener.accept()
-                    if tls is not None:
-                        connection = tls.wrap_socket(connection, server_side=True)
-                    connections.append(connection)
-                    connection.recv(1)
-                    connection.sendall(response)
-                    if closes:
-                        connection.close()
-
-        serving = threading.Thread(target=serve, daemon=True)
-        serving.start()
-        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-        serving.join()
-        for connection in connections:
-            connection.close()
 
 
 async def send_message(way: Way, url: str, size: int, *, times: int = 1) -> None:

@@ -23,6 +23,8 @@ from support.sending import AGENTS, as_async, over
 from support.socks_proxy import SocksProxy
 from support.transports import LIBRARIES, Way
 
+pytestmark = pytest.mark.usefixtures("no_proxies")
+
 # aiohttp has no support for SOCKS. Its error is tested with the other unusable proxies.
 WAYS = [way for way in LIBRARIES if way.transport != "aiohttp"]
 EAGER = RetryConfig("backoff", BackoffStrategy(1, 1, 1, 60_000), max_attempts=3)
@@ -34,13 +36,6 @@ async def list_agents(way: Way, url: str) -> None:
     async with in_mode(way.mode, flux0) as either:
         for _ in range(2):
             await either.agents.list_async()
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 def in_environment(

@@ -55,6 +55,8 @@ from support.sending import AGENTS, OK, Pieces, fetch_sync, over
 from support.socks_proxy import SocksProxy
 from support.unreachable import unreachable_address
 
+pytestmark = pytest.mark.usefixtures("no_proxies")
+
 SHORT_TIMEOUT = 0.3
 BACKEND = AsyncBackend(None, httpcore, is_plain=True)
 T = TypeVar("T")
@@ -96,13 +98,6 @@ def run_in(exchange: HttpxExchange, work: Coroutine[Any, Any, T]) -> T:
     context = copy_context()
     context.run(current_exchange.set, lambda: exchange)
     return context.run(asyncio.run, work)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 async def list_agents(way: OverHttpx, url: str, client: Any = None) -> None:
@@ -338,6 +333,7 @@ async def test_users_client_may_use_a_unix_socket(way: OverHttpx, tmp_path: Any)
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
         listener.bind(path)
         listener.listen()
+        listener.settimeout(DEFAULT_TIMEOUT)
 
         def serve() -> None:
             connection, _ = listener.accept()

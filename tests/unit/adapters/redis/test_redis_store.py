@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -84,6 +84,19 @@ class Interrupted(Redis):
         if self.actions:
             self.actions.pop(0)()
         return super().pipeline(transaction, shard_hint)
+
+
+@contextmanager
+def interrupted_store(
+    server: RedisServer,
+) -> Generator[tuple[Interrupted, RedisTurnStore, Redis], None, None]:
+    """Yield an `Interrupted` client, a store that uses it, and another client."""
+    with (
+        Interrupted(port=server.port) as client,
+        closing(RedisTurnStore(client)) as store,
+        server.client() as admin,
+    ):
+        yield client, store, admin
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +186,9 @@ def followers(client: Redis) -> list[str]:
 
 
 def wait_for_events(log: TurnLog, count: int) -> None:
-    while log.last < count:
+    while log.last < count and not log.is_ended:
         assert LogReader(log, log.last).wait(TIMEOUT)
-        assert log.last >= count or not log.is_ended
+    assert log.last >= count
 
 
 def threads() -> set[threading.Thread]:
@@ -271,11 +284,7 @@ def test_claim_whose_caller_was_cancelled_leaves_no_turn(
     server: RedisServer, other: RedisTurnStore
 ) -> None:
     log = new_log()
-    with (
-        Interrupted(port=server.port) as client,
-        closing(RedisTurnStore(client)) as store,
-        server.client() as admin,
-    ):
+    with interrupted_store(server) as (client, store, admin):
 
         def cancel() -> None:
             log.finish(LogEnd())
@@ -775,11 +784,7 @@ def test_copy_that_is_unreferenced_while_it_is_read_is_no_longer_followed(
     server: RedisServer, store: RedisTurnStore
 ) -> None:
     log = claimed(store)
-    with (
-        Interrupted(port=server.port) as client,
-        closing(RedisTurnStore(client)) as other,
-        server.client() as admin,
-    ):
+    with interrupted_store(server) as (client, other, admin):
         copies = [other.find("session")]
         assert len(followers(admin)) == 1
         client.actions = [copies.clear]
@@ -792,11 +797,7 @@ def test_newer_copy_is_followed_after_the_older_copy_became_unreferenced(
     server: RedisServer, store: RedisTurnStore
 ) -> None:
     log = claimed(store)
-    with (
-        Interrupted(port=server.port) as client,
-        closing(RedisTurnStore(client)) as other,
-        server.client() as admin,
-    ):
+    with interrupted_store(server) as (client, other, admin):
         copies = [other.find("session")]
         wait_until(lambda: bool(admin.exists(copied_by(admin))))
         client.actions = [copies.clear]
@@ -1513,23 +1514,30 @@ def test_stop_that_waits_for_redis_does_not_block_the_store(
     store: RedisTurnStore, other: RedisTurnStore
 ) -> None:
     found: SimpleQueue[TurnLog | None] = SimpleQueue()
-    reasons: list[str] = []
-
-    def stop(reason: str) -> None:
-        reasons.append(reason)
-        found.put(store.find("another session"))
-
-    log = TurnLog("turn", 1000, stop)
+    log = TurnLog("turn", 1000, lambda _: found.put(store.find("another session")))
     store.claim("session", log, refuse=True)
     copy = other.find("session")
     assert copy is not None
     copy.stop("the reason")
     with ends_soon():
         assert found.get(timeout=TIMEOUT) is None
+    log.finish(LogEnd())
+
+
+def test_turn_is_stopped_once_although_events_follow(
+    store: RedisTurnStore, other: RedisTurnStore
+) -> None:
+    reasons: SimpleQueue[str] = SimpleQueue()
+    log = TurnLog("turn", 1000, reasons.put)
+    store.claim("session", log, refuse=True)
+    copy = other.find("session")
+    assert copy is not None
+    copy.stop("the reason")
+    assert reasons.get(timeout=TIMEOUT) == "the reason"
     for number in (1, 2, 3):
         log.append(event("turn", number))
         wait_for_events(copy, number)
-    assert reasons == ["the reason"]  # The store does not repeat the request for each event.
+    assert reasons.empty()
     log.finish(LogEnd())
 
 
@@ -1546,8 +1554,19 @@ def test_keys_of_an_idle_turn_do_not_expire(server: RedisServer) -> None:
 
         wait_until(is_renewed)
         log.finish(LogEnd())
+
+
+def test_keys_of_an_ended_turn_expire_after_keep_seconds(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    """The keys of a running turn expire later, by the time of the lease."""
+    log = claimed(store)
+    log.append(event("turn", 1))
+    log.finish(LogEnd())
+    with server.client() as client:
         wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
-        assert int(client.pttl("flux0:{session}:turn")) <= 1000
+        for key in ("flux0:{session}", "flux0:{session}:turn", "flux0:{session}:turn:log"):
+            assert 200_000 < int(client.pttl(key)) <= 300_000
 
 
 def test_lost_process_is_noticed_within_the_lease() -> None:

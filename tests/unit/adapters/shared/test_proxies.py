@@ -33,14 +33,7 @@ from support.secured import Secured
 from support.sending import AGENTS, OK, fetch, fetch_sync, over
 from support.transports import LIBRARIES, Way
 
-pytestmark = pytest.mark.usefixtures("little_garbage")
-
-
-@pytest.fixture(autouse=True)
-def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+pytestmark = pytest.mark.usefixtures("little_garbage", "no_proxies")
 
 
 async def list_agents(way: Way, url: str) -> None:

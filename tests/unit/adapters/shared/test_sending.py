@@ -47,7 +47,7 @@ def test_wait_ends_when_the_socket_is_readable_or_writable(timeout: float | None
         assert wait(sock, timeout, read=True, write=True) == (True, True)
 
 
-def test_wait_for_a_socket_whose_descriptor_is_over_1023() -> None:
+def test_socket_whose_descriptor_is_over_1023_is_awaited() -> None:
     """`select.select` raises ValueError for this descriptor, as for a closed socket."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 4096), limits[1]))

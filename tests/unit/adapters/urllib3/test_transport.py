@@ -6,6 +6,7 @@ The transport over requests reads responses with the same code.
 from __future__ import annotations
 
 import signal
+import socket
 
 import pytest
 import urllib3
@@ -24,7 +25,9 @@ from flux0.testing.contract.responses import (
     Write,
     head,
     http_response,
+    to_bytes,
 )
+from support.early_server import early_server
 from support.sending import HALF, OK, Pieces, fetch_sync
 from support.transports import WithoutLongWaits
 
@@ -88,6 +91,7 @@ def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:
         assert request.headers.get_all("accept") == ("application/json",)
 
 
+@pytest.mark.usefixtures("no_proxies")
 @pytest.mark.parametrize(
     ("scheme", "replies", "reason"),
     [
@@ -172,13 +176,13 @@ def test_invalid_http_is_a_protocol_error(steps: ServerSteps) -> None:
 
 def test_connection_of_a_request_that_was_rejected_early_is_not_reused() -> None:
     rejection = http_response(b"too large", status="413 Content Too Large")
-    transport = Urllib3Transport()
-    with ByteServer(OK, on_connect=rejection) as server:
+    transport, connections = Urllib3Transport(), list[socket.socket]()
+    with early_server(to_bytes(rejection), connections) as url:
         for _ in range(2):
-            response = transport.send(post(server.url, bytes(16_000_000)))
+            response = transport.send(post(url, bytes(16_000_000)))
             assert response.status_code == 413
             assert list(Pieces(response.body)) == [b"too large"]
-        assert server.connections == 2
+        assert len(connections) == 2
 
 
 def test_incomplete_chunk_is_yielded_when_its_bytes_arrive() -> None:
