@@ -213,9 +213,9 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
         (None, ConnectionInterrupted, "closed while it was read"),
         (OSError("reset"), ConnectionInterrupted, "closed while it was read"),
         (ValueError("closed file"), ConnectionInterrupted, "closed while it was read"),
-        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+        (asyncio.CancelledError("stop"), asyncio.CancelledError, "stop"),
     ],
-    ids=["end", "reset", "unknown error", "interrupt"],
+    ids=["end", "reset", "unknown error", "cancelled"],
 )
 def test_end_of_a_body_that_was_closed_meanwhile_is_an_interruption(
     end: BaseException | None, raised: type[BaseException], message: str, *, is_async: bool
@@ -239,7 +239,10 @@ def test_end_of_a_body_that_was_closed_meanwhile_is_an_interruption(
 @both
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(OSError("reset"), ConnectionInterrupted), (KeyboardInterrupt("stop"), KeyboardInterrupt)],
+    [
+        (OSError("reset"), ConnectionInterrupted),
+        (asyncio.CancelledError("stop"), asyncio.CancelledError),
+    ],
 )
 def test_failed_body_releases_its_connection_once(
     error: BaseException, raised: type[BaseException], *, is_async: bool
