@@ -104,7 +104,7 @@ class FakeTransport(SharedTransport):
         self._lock = RLock()
         self._agent = as_agent(reply)
         self._first_agent = agent_name, types[0]
-        self._path_prefix = path_prefix and f"/{path_prefix.strip('/')}"
+        self._path_prefix = f"/{path_prefix.strip('/')}".rstrip("/")
         is_newer = newer_server or tokens is not None
         server = types, self.clock, self._lock, is_newer, tokens, self._path_prefix
         self._new_server = partial(FakeServer, *server)

@@ -143,10 +143,12 @@ def test_only_paths_below_the_path_prefix_are_served(declared: str) -> None:
         assert ask(fake, "GET", path).status_code == 404
 
 
-def test_path_prefixes_that_are_not_declared_get_404() -> None:
-    fake = FakeTransport()
+@pytest.mark.parametrize("declared", ["", "/"])
+def test_path_prefixes_that_are_not_declared_get_404(declared: str) -> None:
+    fake = FakeTransport(path_prefix=declared)
+    assert ask(fake, "GET", "/api/agents").status_code == 200
     assert ask(fake, "GET", "/wrong/api/agents").status_code == 404
-    assert [call.name for call in fake.calls] == ["GET /wrong/api/agents"]
+    assert [call.name for call in fake.calls] == ["agents.list", "GET /wrong/api/agents"]
     with fake.serve() as url, Flux0(f"{url}/wrong") as flux0, pytest.raises(NotFoundError):
         flux0.agents.list()
 
@@ -209,8 +211,9 @@ def test_newer_server_sends_the_time_of_each_status() -> None:
 
 
 def test_fake_with_tokens_requires_one_of_them_and_takes_the_user_from_it() -> None:
-    tokens = {"of-ann": "ann"}
+    tokens: dict[str, str] = {}
     fake = FakeTransport(tokens=tokens)
+    tokens["of-ann"] = "ann"
 
     def status(method: str, path: str, authorization: str, body: Any = None) -> int:
         headers = {**JSON, "cookie": "flux0_user_sub=ann", "authorization": authorization}

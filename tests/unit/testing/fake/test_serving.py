@@ -550,8 +550,10 @@ def test_process_exits_while_its_fake_is_served(enter: str) -> None:
 
 
 def test_closing_a_closed_server_does_nothing() -> None:
-    server = FakeTransport().serve(reserved_port())  # No other program gets this port later.
+    port = reserved_port()  # No other program gets this port later.
+    server = FakeTransport().serve(port)
     url = server.__enter__()
+    assert url == f"http://127.0.0.1:{port}"
     for _ in range(2):
         server.__exit__(None, None, None)
     with pytest.raises(httpx.ConnectError):

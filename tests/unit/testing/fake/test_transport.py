@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from typing import Any, cast
 from unittest.mock import ANY
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from flux0 import BackoffStrategy, ClientClosed, EventType, Flux0, RetryConfig
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error, ReadTimeout
 from flux0.domain.headers import Headers
-from flux0.models import ChunkEvent
+from flux0.models import ChunkEvent, ConflictError
 from flux0.ports import Request, Timeout
 from flux0.testing import (
     CallResponse,
@@ -37,7 +38,7 @@ from flux0.testing import (
     Stall,
     Truncate,
 )
-from support.fakes import JSON, message_to, new_session, post, request
+from support.fakes import JSON, kinds, message_to, new_session, post, request
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
@@ -204,6 +205,7 @@ def test_closing_a_client_interrupts_only_its_streams() -> None:
     with pytest.raises(ClientClosed):
         next(streams[0])
     assert len(list(streams[1])) == 4
+    assert [kinds(fake, f"s00000000{n}") for n in (1, 2)] == [["message"], ["message"] * 2]
     with pytest.raises(AssertionError, match="left open") as caught:
         fake.assert_no_open_streams()
     assert str(caught.value).count("create_event") == 1
@@ -316,12 +318,19 @@ def test_calls_are_recorded_with_time_and_response() -> None:
 
 def test_reset_deletes_all_but_the_first_agent() -> None:
     fake = FakeTransport([Say("Hello", pieces=2, pause=1)])
+    fake.script("used", lambda _: cast("Any", 5))
+    for _ in range(2):
+        post(fake, new_session(fake)).close()
     body = post(fake, new_session(fake))
     fake.send(request("GET", "/api/agents"))
     fake.script("One")
-    fake.inject(Refuse())
     fake.expect("agents.list")
+    with pytest.raises(AssertionError, match="unexpected: sessions.list"):
+        fake.send(request("GET", "/api/sessions"))
+    fake.inject(Refuse())
     agent_id = fake.agent_id
+    with pytest.raises(AssertionError, match="an agent raised TypeError"):
+        fake.assert_nothing_unexpected()
     fake.reset()
     with pytest.raises(ConnectionInterrupted):
         list(body)
@@ -332,7 +341,10 @@ def test_reset_deletes_all_but_the_first_agent() -> None:
     with Flux0(transport=fake) as flux0:
         assert len(flux0.agents.list()) == 1
         assert flux0.sessions.list().data == ()
-        assert ask_for_text(flux0, flux0.sessions.create(agent_id=agent_id).id) == "Hello"
+        session_id = flux0.sessions.create(agent_id=agent_id).id
+        assert ask_for_text(flux0, session_id) == "Hello"
+        fake.script("first")
+        assert ask_for_text(flux0, session_id) == "first"
 
 
 def test_assert_called_returns_the_last_matching_call() -> None:
@@ -394,9 +406,11 @@ def test_unexpected_call_shows_the_nearest_expected_call() -> None:
             "  name: expected 'Drizzle', got 'Dazzle'",
             "  description: expected 'D', got nothing",
         ]
+        fake.inject(Respond(409))
         with pytest.raises(AssertionError, match=r"expected agents.list, got sessions.list"):
             flux0.sessions.list()
-        flux0.agents.create(name="Drizzle", type_="fake", description="D")
+        with pytest.raises(ConflictError):  # An unexpected call does not use up the fault.
+            flux0.agents.create(name="Drizzle", type_="fake", description="D")
         flux0.agents.list()
         with pytest.raises(AssertionError, match="no more calls are expected"):
             flux0.agents.list()

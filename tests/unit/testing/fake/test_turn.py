@@ -430,6 +430,7 @@ async def test_delayed_call_can_be_cancelled(mode: Mode) -> None:
         await fake.send_async(turn)
     released.set()
     assert scope.cancelled_caught
+    assert fake.calls[-1].response is None
     fake.assert_no_open_streams()
 
 
