@@ -15,6 +15,7 @@ from threading import Barrier
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from attrs import evolve
 
@@ -75,13 +76,13 @@ def recorded_pieces(path: Path, position: int = -1) -> Any:
 
 def test_times_of_a_body_are_seconds_after_the_response_head(path: Path) -> None:
     fake = FakeTransport([Report("typing"), Pause(2), Say("Hi"), Pause(4)])
-    fake.inject(Delay(1), operation="sessions.create_event")
+    fake.inject(Delay(1 / 3), operation="sessions.create_event")
     turn = message_to(new_session(fake))
     list(Pieces(RecordingTransport(fake, path).send(turn).body))
     (exchange,) = read_cassette(path)
     assert exchange.response is not None
     times = exchange.response.after, [piece.after for piece in exchange.response.pieces]
-    assert (*times, exchange.after) == (1, [0, 1], 5)
+    assert (*times, exchange.after) == (0.333333, [0, 1.666667], 5.666667)
 
 
 def awaitable(function: Callable[[], None]) -> Callable[[], Awaitable[None]]:
@@ -234,7 +235,7 @@ def test_scrub_replaces_strings_in_bodies_and_queries(path: Path, sizes: tuple[i
 
     def program(transport: Any, secret: str) -> Any:
         with Flux0(transport=transport) as flux0:
-            session = flux0.sessions.create(agent_id=fake.agent_id, title=f"About {secret}")
+            session = flux0.sessions.create(agent_id=fake.agent_id, title=f"Über {secret}")
             stream = flux0.sessions.create_event(session_id=session.id, content=f"My {secret}")
             flux0.sessions.list_events(session_id=session.id, correlation_id=secret)
             return session.title, "".join(stream.text())
@@ -242,7 +243,7 @@ def test_scrub_replaces_strings_in_bodies_and_queries(path: Path, sizes: tuple[i
     fake = FakeTransport(lambda message: [Say(f"You said: {message.content}")])
     fake.inject(Split(sizes), times=3)
     recording = RecordingTransport(fake, path, scrub=scrub)
-    assert program(recording, "sécret-1") == ("About sécret-1", "You said: My sécret-1")
+    assert program(recording, "sécret-1") == ("Über sécret-1", "You said: My sécret-1")
     for body in ("I know sécret-1\nwell".encode(), b"\xff", "data: sécret-1".encode()):
         fake.inject(Respond(418, body=body))
     for _ in range(3):
@@ -250,8 +251,9 @@ def test_scrub_replaces_strings_in_bodies_and_queries(path: Path, sizes: tuple[i
     text = path.read_text("utf-8")
     assert "cret-1" not in text
     assert "I know ***" in text
+    assert text.count('"title": "Über ***"') == 2  # Both bodies are stored as JSON.
     replay = ReplayTransport(path, scrub=scrub)
-    assert program(replay, "sécret-2") == ("About ***", "You said: My ***")
+    assert program(replay, "sécret-2") == ("Über ***", "You said: My ***")
 
 
 def test_scrub_replaces_secrets_in_paths(path: Path) -> None:
@@ -413,7 +415,12 @@ def can(transport: object) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    "kind", [HttpxTransport, AiohttpTransport, RequestsTransport, FakeTransport]
+    "kind",
+    [
+        *(HttpxTransport, AiohttpTransport, RequestsTransport, FakeTransport),
+        lambda: HttpxTransport(httpx.Client()),
+        lambda: HttpxTransport(async_client=httpx.AsyncClient()),
+    ],
 )
 def test_recording_transport_serves_the_same_calls_as_the_other(
     path: Path, kind: Callable[[], Any]
@@ -521,6 +528,9 @@ def test_each_open_exchange_is_recorded_when_the_recording_is_closed(path: Path)
     bodies = [transport.send(request("GET", "/api/agents")).body for _ in range(3)]
     transport.close()
     assert ends(path) == [CLOSED] * len(bodies)
+    for body in bodies:
+        with pytest.raises(ConnectionInterrupted):
+            body.read(None)
 
 
 def test_close_replaces_the_old_cassette(path: Path) -> None:
@@ -627,8 +637,9 @@ def test_exception_during_a_call_keeps_the_cassette(path: Path, error: type[Base
     list(Pieces(transport.send(sent).body))
     with pytest.raises(error):
         transport.send(request("GET", "/"))
-    with pytest.warns(UserWarning, match=rf"failed \({error.__name__}\)"):
+    with pytest.warns(UserWarning, match=rf"failed \({error.__name__}\)") as warned:
         transport.close()
+    assert warned[0].filename == __file__
     assert recorded_pieces(path) == [b"old"]
 
 

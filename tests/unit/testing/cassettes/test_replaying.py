@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -223,7 +224,8 @@ def test_strict_matching_requires_the_recorded_order(path: Path) -> None:
 
 
 def test_loose_matching_allows_any_order(path: Path) -> None:
-    replay = ReplayTransport(write_cassette(path, *AGENTS[:3]), "loose")
+    replay = cassette(write_cassette(path, *AGENTS[:3]), mode="none", matching="loose")
+    assert isinstance(replay, ReplayTransport)
     for position in (2, 0, 1):
         replay.send(request_of(AGENTS[position]))
     assert explanation(replay, AGENTS[3]) == [
@@ -311,6 +313,22 @@ def test_match_applies_in_each_mode_that_replays(mode: CassetteMode, path: Path)
     transport = cassette(path, lambda: script(), mode=mode, match=lambda call: call.path)  # noqa: PLW0108 - typed
     with Flux0(transport=transport) as flux0:
         assert list(flux0.agents.list(extra_query={"page": "2"})) == []
+
+
+@pytest.mark.parametrize("mode", ["none", "once", "new_episodes"])
+def test_scrub_applies_in_each_mode(mode: CassetteMode, path: Path) -> None:
+    def create(title: str, mode: CassetteMode) -> None:
+        scrub = partial(re.sub, r"key-\d", "***")
+        with Flux0(transport=cassette(path, lambda: fake, mode=mode, scrub=scrub)) as flux0:
+            flux0.sessions.create(agent_id=fake.agent_id, title=title)
+
+    fake = FakeTransport()
+    create("key-1", "all")
+    create("key-2", mode)
+    assert len(fake.calls) == 1
+    create("Another key-3", "new_episodes")
+    assert len(fake.calls) == 2
+    assert "key-" not in path.read_text("utf-8")
 
 
 @modes

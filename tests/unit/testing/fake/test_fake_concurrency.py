@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -16,7 +16,8 @@ import pytest
 import trio
 
 from flux0 import Flux0, StreamIdleTimeout
-from flux0.domain.errors import ReadTimeout
+from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
+from flux0.ports import AsyncByteStream
 from flux0.testing import (
     AgentStep,
     Delay,
@@ -223,6 +224,34 @@ def test_closing_a_stream_at_a_gate_cancels_the_turn() -> None:
     body.close()
     gate.open()
     assert kinds(fake, session_id) == ["message"]
+
+
+@in_both_loops
+async def test_waiting_read_ends_with_its_agent_or_its_body(mode: Mode) -> None:
+    event = anyio.Event()
+    outcomes: list[bytes | None] = []
+
+    async def agent(_: UserMessage) -> None:
+        await event.wait()
+
+    async def read(body: AsyncByteStream) -> None:
+        with suppress(ConnectionInterrupted):
+            outcomes.append(await body.read_async(None))
+
+    fake = FakeTransport(agent)
+    closed, ended = [
+        (await fake.send_async(message_to(new_session(fake)))).body for _ in range(2)
+    ]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read, closed)
+        await anyio.wait_all_tasks_blocked()
+        await closed.close_async()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(read, ended)
+        await anyio.wait_all_tasks_blocked()
+        assert outcomes == []
+        event.set()
+    assert outcomes == [None]
 
 
 def test_blocking_agent_does_not_block_other_sessions() -> None:

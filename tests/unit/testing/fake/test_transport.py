@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from threading import Thread, current_thread
 from typing import Any, cast
 from unittest.mock import ANY
 
 import pytest
+from attrs import evolve
 
 from flux0 import BackoffStrategy, ClientClosed, EventType, Flux0, RetryConfig
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error, ReadTimeout
@@ -253,7 +255,8 @@ def test_calls_are_recorded_with_their_arguments() -> None:
     with Flux0(transport=fake, headers={"x-mine": "yes"}) as flux0:
         ask_for_text(flux0, session_id, "How are you?")
         flux0.sessions.list_events(session_id=session_id, min_offset=1, types=["message"])
-    created, message, listed = fake.calls
+        flux0.sessions.list_events(session_id=session_id)
+    created, message, listed, listed_all = fake.calls
     assert (created.operation, created.method, created.path) == (
         "sessions.create",
         "POST",
@@ -269,6 +272,9 @@ def test_calls_are_recorded_with_their_arguments() -> None:
     assert listed.query == {"min_offset": "1", "types": "message"}
     assert listed.body == ["message"]
     assert listed.arguments == {"session_id": session_id, "min_offset": "1", "types": ["message"]}
+    assert listed_all.arguments == {"session_id": session_id}
+    # Equal calls may have different times and responses.
+    assert message == evolve(message, time=0.0, response=None)
 
 
 def test_user_of_a_call_is_percent_decoded() -> None:
@@ -351,11 +357,13 @@ def test_assert_called_returns_the_last_matching_call() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
     with Flux0(transport=fake) as flux0:
-        ask_for_text(flux0, session_id, "first")
+        ask_for_text(flux0, session_id, "1")
         ask_for_text(flux0, session_id, "second")
         flux0.sessions.list_events(session_id=session_id, min_offset=3, types=["tool", "message"])
     assert fake.assert_called("sessions.create_event").body["content"] == "second"
-    assert fake.assert_called("sessions.create_event", content="first") == fake.calls[1]
+    assert fake.assert_called("sessions.create_event", content="1") == fake.calls[1]
+    with pytest.raises(AssertionError, match="content: expected 1, got '1'"):
+        fake.assert_called("sessions.create_event", content=1)
     fake.assert_called("sessions.create_event", content=ANY, type=EventType.MESSAGE)
     fake.assert_called("sessions.list_events", min_offset=3, types=("tool", "message"))
     fake.assert_called("sessions.list_events", min_offset="3")
@@ -430,8 +438,10 @@ def test_unexpected_call_shows_the_nearest_expected_call() -> None:
 
 @in_both_loops
 async def test_clients_can_sleep_on_the_clock_of_the_fake(mode: Mode) -> None:
-    fake = FakeTransport()
+    threads: list[Thread] = []
+    fake = FakeTransport(clock=FakeClock(sleep=lambda _: threads.append(current_thread())))
     began = fake.time.monotonic()
     fake.time.sleep(1.5)
     await fake.time.sleep_async(2.5)
     assert fake.time.monotonic() - began == 4.0
+    assert [thread is current_thread() for thread in threads] == [True, False]

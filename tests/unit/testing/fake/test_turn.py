@@ -175,13 +175,16 @@ def test_completed_unread_turn_stays_readable_and_closing_it_cancels_nothing() -
 
 def test_turns_of_several_sessions_continue_in_order_of_time() -> None:
     fake = FakeTransport(lambda message: [Pause(float(message.content)), Say(message.content)])
-    sessions = {seconds: new_session(fake) for seconds in "312"}
+    pauses = ["3", "1", "2", "2.000"]
+    sessions = {seconds: new_session(fake) for seconds in pauses}
     bodies = [post(fake, session_id, seconds) for seconds, session_id in sessions.items()]
     fake.clock.advance(10)
-    for seconds, session_id in sessions.items():
+    moments: list[str] = []
+    for session_id in sessions.values():
         events = ask(fake, "GET", f"/api/sessions/{session_id}/events").json["data"]
-        assert events[-1]["created_at"] == f"2026-01-01T00:00:0{seconds}Z"
-    assert [len(list(body)) for body in bodies] == [1, 1, 1]
+        moments.append(events[-1]["created_at"].removeprefix("2026-01-01T00:00:0"))
+    assert moments == ["3Z", "1Z", "2Z", "2.000001Z"]
+    assert [len(list(body)) for body in bodies] == [1, 1, 1, 1]
 
 
 def test_agent_continues_after_it_has_completed_its_turn() -> None:
@@ -197,6 +200,7 @@ def test_agent_continues_after_it_has_completed_its_turn() -> None:
 
     fake, session_id, body = begin(agent)
     assert len(list(body)) == 1
+    assert done == []
     fake.clock.advance(1)
     assert done == ["paused"]
     assert kinds(fake, session_id) == ["message", "message"]
