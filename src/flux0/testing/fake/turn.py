@@ -126,7 +126,6 @@ class FakeTurn:
             return
         run, start_task = partial(self._run, result), self._starter.start_task
         if start_task is not None and isinstance(result, (Awaitable, AsyncIterable)):
-            self._running = True
             self._cancel_task = start_task(run)
             if self._cancelled:  # Another message can have cancelled this turn already.
                 self._cancel_task()

@@ -212,7 +212,8 @@ def test_body_of_any_depth_can_be_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("body", [b'{ "a" : "\\u00e9" }', b'{"a":"\xc3\xa9"}'])
 def test_request_body_is_stored_as_json_in_any_formatting(tmp_path: Path, body: bytes) -> None:
-    path = write_cassette(tmp_path / "c", posting("/api/agents", body))
+    request = recorded_request(Request("POST", "http://h/", Headers(()), body), None)
+    path = write_cassette(tmp_path / "c", evolve(LIST_AGENTS, request=request))
     assert '"a": "é"' in path.read_text("utf-8")
     (exchange,) = read_cassette(path)
     assert exchange.request.body is not None
@@ -292,6 +293,10 @@ def test_warning_names_only_failures_that_the_old_cassette_does_not_have(tmp_pat
     assert "failed (ConnectionInterrupted, status 400): see " in str(file.finish())
     assert read_cassette(path) == (REFUSED,)
     assert len(read_cassette(tmp_path / "c.json.new")) == 4
+    path.write_bytes(b"{")
+    damaged = CassetteFile(path)
+    damaged.append(REFUSED)
+    assert "was not replaced, because the new recording failed (Con" in str(damaged.finish())
 
 
 def test_file_is_recorded_once_at_a_time_also_under_another_path(tmp_path: Path) -> None:

@@ -508,6 +508,12 @@ def test_recording_continues_the_numbers_of_the_exchanges_that_it_keeps(path: Pa
     assert [each.number for each in read_cassette(path)] == [7, 8]
 
 
+def test_empty_json_body_is_recorded(path: Path) -> None:
+    body = RecordingTransport(script(scripted_response()), path).send(request("GET", "/")).body
+    assert list(Pieces(body)) == []
+    assert (ends(path), recorded_pieces(path)) == ([WHOLE], [])
+
+
 def test_ended_exchange_is_freed_and_written_only_once(path: Path) -> None:
     transport = RecordingTransport(script(scripted_response(b"of this test")), path)
     body = transport.send(request("GET", "/")).body
@@ -775,7 +781,9 @@ def test_error_ends_the_exchange_and_a_later_close_changes_nothing(
 @loops
 def test_cancelled_call_is_recorded_as_closed(mode: Mode, path: Path) -> None:
     """After a cancellation, the recording still replaces the old cassette."""
-    RecordingTransport(FakeTransport(), path).send(request("GET", "/api/agents")).body.close()
+    old = RecordingTransport(FakeTransport(), path)
+    list(Pieces(old.send(request("GET", "/api/agents")).body))
+    old.close()
 
     async def test() -> None:
         transport = RecordingTransport(

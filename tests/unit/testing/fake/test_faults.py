@@ -313,7 +313,7 @@ def test_truncated_and_stalled_lists_raise() -> None:
 def test_truncate_after_the_end_of_the_body_raises() -> None:
     fake = FakeTransport()
     session_id = new_session(fake)
-    fake.inject(Truncate(after_events=2))
+    fake.inject(Truncate(after_events=3))
     applied = (
         r"was not applied: the response body of sessions\.create_event\(.*\) has only 1 events"
     )
@@ -351,7 +351,7 @@ def inject(*faults: Any, **options: Any) -> None:
     ("make", "problem"),
     [
         (lambda: Truncate(after_events=1, after_bytes=1), "after_bytes cannot be combined with"),
-        (lambda: Stall(after_events=1, after_bytes=1), "after_bytes cannot be combined with"),
+        (lambda: Stall(after_events=0, after_bytes=1), "after_bytes cannot be combined with"),
         (lambda: Truncate(after_bytes=-1), "after_bytes must be an int of at least 0, not -1"),
         (lambda: Stall(after_events=cast("int", "2")), "after_events must be an int of at least"),
         (lambda: Split(0), "sizes must be an int of at least 1, not 0"),
