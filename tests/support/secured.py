@@ -8,21 +8,28 @@ from pathlib import Path
 import trustme
 
 
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    """Return a TLS context for servers, with a certificate from `authority`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
+    return context
+
+
 class Secured:
     """A certificate authority, and a certificate for 127.0.0.1.
 
     Attributes:
+        authority: The certificate authority.
         server: The TLS context for servers.
         ca_file: The path of the authority's certificate.
     """
 
     def __init__(self, folder: Path) -> None:
-        authority = trustme.CA()
+        self.authority = trustme.CA()
         self.ca_file = str(folder / "ca.pem")
-        authority.cert_pem.write_to_path(self.ca_file)
-        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate = authority.issue_cert("127.0.0.1")
-        certificate.configure_cert(self.server)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
+        self.authority.cert_pem.write_to_path(self.ca_file)
+        self.server = server_context(self.authority)
 
     def trusting(self) -> ssl.SSLContext:
         """Return a TLS context for clients that trust the authority."""
