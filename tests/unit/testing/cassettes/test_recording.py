@@ -397,6 +397,22 @@ def test_scrub_replaces_split_secrets_in_events_that_also_have_patches_without_a
     assert (b'"***"' in first, b'"-1"' in second) == (True, False)
 
 
+def test_scrub_joins_only_the_texts_at_one_path_of_one_message() -> None:
+    texts = [("m1", "/-", "ke"), ("m2", "/-", "x"), ("m1", "/a/-", "x"), ("m1", "/-", "y-1")]
+    pieces: list[bytes] = []
+    for event_id, path, text in texts:
+        patch = {"op": "add", "path": path, "value": text}
+        event = {"event_id": event_id, "patches": [patch]}
+        pieces.append(f"data: {json.dumps(event)}\n\n".encode())
+    scrubbed = scrub_body(pieces, lambda text: text.replace("key-1", "***"))
+    values = [json.loads(piece.split(b"data: ")[1])["patches"][0]["value"] for piece in scrubbed]
+    assert values == ["***", "x", "x", ""]
+
+
+def test_names_of_members_are_not_scrubbed() -> None:
+    assert scrub_body([b'{"key" : "a", "b":["c"]}'], str.upper) == [b'{"key" : "A", "b":["C"]}']
+
+
 @pytest.mark.parametrize("data", ['{"patches": ["key-1', '{"patches": "key-1"}', '"patches key-1"'])
 def test_scrub_replaces_secrets_in_chunks_of_an_unknown_form(data: str) -> None:
     event = f"event: chunk\ndata: {data}\n\n".encode()

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Barrier
@@ -33,6 +34,7 @@ from flux0.testing import (
     FakeTransport,
     FallSilent,
     Fault,
+    NotRecorded,
     Pause,
     RecordingTransport,
     Refuse,
@@ -266,6 +268,15 @@ def test_match_selects_the_compared_parts(path: Path, matching: Matching) -> Non
     assert explanation(replay, AGENTS[0])
 
 
+def test_match_may_compare_header_fields(path: Path) -> None:
+    cassette = write_cassette(path, LIST_AGENTS)
+    replay = ReplayTransport(cassette, "loose", match=lambda call: call.headers["accept"])
+    for accept in ("application/json", "text/html"):
+        sent = request("GET", "/api/other", headers={"accept": accept})
+        with pytest.raises(NotRecorded) if accept == "text/html" else nullcontext():
+            replay.send(sent)
+
+
 # --- modes
 
 
@@ -476,6 +487,7 @@ def test_error_lists_only_some_of_many_differences(path: Path) -> None:
     lines = explanation(replay, posting("/a", many[1]))
     assert lines[-2:] == ["  body 4: recorded 4, got 5", "  95 more differences"]
     assert len(lines) == 8
+    assert len(lines[0]) < 400 + len(str(path))
 
 
 @pytest.mark.parametrize("matching", ["strict", "loose"])

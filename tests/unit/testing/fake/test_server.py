@@ -72,6 +72,10 @@ def test_head_response_has_headers_but_no_body() -> None:
     assert response.headers["content-length"] == "31"
 
 
+def test_line_break_at_the_end_of_a_path_is_ignored() -> None:
+    assert ask(FakeTransport(), "GET", "/api/agents%0A").status_code == 200
+
+
 def test_trailing_slash_redirects_to_the_absolute_url() -> None:
     response = ask(FakeTransport(), "POST", "/api/agents/a%20b/?c=d%20e")
     assert (response.status_code, response.body) == (307, b"")
@@ -156,13 +160,13 @@ def test_path_prefixes_that_are_not_declared_get_404(declared: str) -> None:
 def test_created_sessions_are_listed_and_retrieved() -> None:
     fake = FakeTransport()
     with Flux0(transport=fake) as flux0:
-        titled = flux0.sessions.create(agent_id=fake.agent_id, title="T" * 200, id="my-session")
+        titled = flux0.sessions.create(agent_id=fake.agent_id, title="T" * 200, id="my séssion")
         duplicate = flux0.sessions.create(
-            agent_id=fake.agent_id, id="my-session", allow_greeting=True
+            agent_id=fake.agent_id, id="my séssion", allow_greeting=True
         )
         assert list(flux0.sessions.list()) == [titled, duplicate]
         # If sessions share an id, the first session is returned.
-        assert flux0.sessions.retrieve(session_id="my-session") == titled
+        assert flux0.sessions.retrieve(session_id="my séssion") == titled
         assert titled.consumption_offsets.client == 0
         assert not flux0.sessions.list_events(session_id=duplicate.id)
 
@@ -279,8 +283,11 @@ def test_unknown_ids_get_error_responses() -> None:
 
 
 def test_user_message_is_stored_at_once() -> None:
+    """The user is the user of the session, even if the message has another cookie."""
     fake = FakeTransport([Pause(1)])
-    session_id = new_session(fake)
+    cookie = {**JSON, "cookie": "flux0_user_sub=ann"}
+    created = ask(fake, "POST", "/api/sessions", {"agent_id": fake.agent_id}, cookie)
+    session_id = created.json["id"]
     response = fake.send(message_to(session_id, "What is up?"))
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
