@@ -522,8 +522,7 @@ BUGS: list[tuple[Bug, str]] = [
     (close_without_the_connection, "body_closed_early_closes_its_connection"),
     (
         forget_to_close,
-        "closing_the_transport_closes_idle_connections "
-        "close_ends_a_read_in_another_thread_or_task",
+        "closing_the_transport_closes_idle_connections close_ends_a_read_in_another_thread_or_task",
     ),
     (one_at_a_time(), "concurrent_requests_do_not_block_each_other"),
     (one_read_at_a_time(), "waiting_reads_do_not_block_other_calls"),

@@ -239,9 +239,7 @@ async def test_waiting_read_ends_with_its_agent_or_its_body(mode: Mode) -> None:
             outcomes.append(await body.read_async(None))
 
     fake = FakeTransport(agent)
-    closed, ended = [
-        (await fake.send_async(message_to(new_session(fake)))).body for _ in range(2)
-    ]
+    closed, ended = [(await fake.send_async(message_to(new_session(fake)))).body for _ in range(2)]
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read, closed)
         await anyio.wait_all_tasks_blocked()

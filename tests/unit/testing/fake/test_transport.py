@@ -331,7 +331,7 @@ def test_reset_deletes_all_but_the_first_agent() -> None:
     fake.send(request("GET", "/api/agents"))
     fake.script("One")
     fake.expect("agents.list")
-    with pytest.raises(AssertionError, match="unexpected: sessions.list"):
+    with pytest.raises(AssertionError, match="unexpected: sessions"):
         fake.send(request("GET", "/api/sessions"))
     fake.inject(Refuse())
     agent_id = fake.agent_id
