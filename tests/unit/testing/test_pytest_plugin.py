@@ -263,7 +263,9 @@ def test_only_a_skipped_or_xfailed_test_with_the_fake_switches_checks_off(
 
 
 @pytest.mark.parametrize("arguments", ["", "flux0_fake"])
-@pytest.mark.parametrize("marker", ["skip", "xfail(run=False)", "xfail(strict=True)"])
+@pytest.mark.parametrize(
+    "marker", ["skip", "xfail(run=False)", "xfail(strict=True)", "usefixtures('missing')"]
+)
 def test_checks_if_a_test_is_not_run_or_fails_because_it_passes(
     pytester: pytest.Pytester, arguments: str, marker: str
 ) -> None:
@@ -286,9 +288,17 @@ def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
 
         def test_it(flux0_fake):
             pass
+
+        class TestWithoutFake:
+            @pytest.fixture
+            def flux0_fake(self):
+                raise ValueError
+
+            def test_it(self, flux0_fake):
+                pass
         """
     )
-    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1, errors=1)
 
 
 WRONG_MARKERS = {

@@ -85,7 +85,7 @@ class FakeTurn:
     # has ended, so that no thread runs the agent again.
     _running: bool = field(default=False, init=False)
     # The agent's current wait for a moment or a gate; None while the agent runs. After the agent
-    # was cancelled or has failed, the wait is infinite.
+    # was cancelled, the wait is infinite.
     _wait: Wait | None = field(default=None, init=False)
     _cancelled: bool = field(default=False, init=False)
 
@@ -228,7 +228,6 @@ class FakeTurn:
             self.error = error
             self._output.append(error)
             self._used_up = self._cancelled = True
-            self._wait = Wait(inf)
         self._clock.notify()
 
     def _apply_step(self, step: steps.PlainStep) -> None:

@@ -278,6 +278,9 @@ def test_deferred_recording_has_its_own_file_until_it_is_kept(
     settle(keep)
     assert [*tmp_path.iterdir()] == [path] * (exists or keep)
     assert not path.exists() or read_cassette(path) == ((TURN,) if keep else (REFUSED,))
+    file.append(REFUSED)
+    if exists:  # A call that ends later does not change the old cassette.
+        assert read_cassette(path) == ((TURN, REFUSED) if keep else (REFUSED,))
 
 
 def test_warning_names_only_failures_that_the_old_cassette_does_not_have(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Barrier
@@ -271,10 +270,9 @@ def test_match_selects_the_compared_parts(path: Path, matching: Matching) -> Non
 def test_match_may_compare_header_fields(path: Path) -> None:
     cassette = write_cassette(path, LIST_AGENTS)
     replay = ReplayTransport(cassette, "loose", match=lambda call: call.headers["accept"])
-    for accept in ("application/json", "text/html"):
-        sent = request("GET", "/api/other", headers={"accept": accept})
-        with pytest.raises(NotRecorded) if accept == "text/html" else nullcontext():
-            replay.send(sent)
+    replay.send(request("GET", "/api/other", headers={"accept": "application/json"}))
+    with pytest.raises(NotRecorded):
+        replay.send(request("GET", "/api/agents", headers={"accept": "text/html"}))
 
 
 # --- modes
@@ -338,7 +336,7 @@ def test_scrub_applies_in_each_mode(mode: CassetteMode, path: Path) -> None:
     create("key-2", mode)
     assert len(fake.calls) == 1
     create("Another key-3", "new_episodes")
-    assert len(fake.calls) == 2
+    assert [call.body["title"] for call in fake.calls] == ["key-1", "Another key-3"]
     assert "key-" not in path.read_text("utf-8")
 
 
@@ -431,6 +429,7 @@ def test_empty_cassette_matches_no_request(path: Path, matching: Matching) -> No
             ["body: recorded nothing, got {'a': 1}"],
         ),
         (posting("/a", b"null"), posting("/a"), ["body: recorded None, got nothing"]),
+        (posting("/a", b'{"a":1}'), posting("/a"), ["body: recorded {'a': 1}, got nothing"]),
     ],
 )
 @pytest.mark.parametrize("matching", ["strict", "loose"])

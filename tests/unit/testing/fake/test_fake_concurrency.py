@@ -231,21 +231,26 @@ async def test_waiting_read_ends_with_its_agent_or_its_body(mode: Mode) -> None:
     event = anyio.Event()
     outcomes: list[bytes | None] = []
 
-    async def agent(_: UserMessage) -> None:
+    async def agent(message: UserMessage) -> None:
         await event.wait()
+        if message.content == "failed":
+            raise LookupError
 
     async def read(body: AsyncByteStream) -> None:
-        with suppress(ConnectionInterrupted):
+        with suppress(ConnectionInterrupted, LookupError):
             outcomes.append(await body.read_async(None))
 
     fake = FakeTransport(agent)
-    closed, ended = [(await fake.send_async(message_to(new_session(fake)))).body for _ in range(2)]
+    contents = ("closed", "failed", "ended")
+    responses = [await fake.send_async(message_to(new_session(fake), each)) for each in contents]
+    closed, *others = (response.body for response in responses)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(read, closed)
         await anyio.wait_all_tasks_blocked()
         await closed.close_async()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(read, ended)
+        for body in others:
+            tasks.start_soon(read, body)
         await anyio.wait_all_tasks_blocked()
         assert outcomes == []
         event.set()

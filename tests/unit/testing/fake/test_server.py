@@ -171,6 +171,15 @@ def test_created_sessions_are_listed_and_retrieved() -> None:
         assert not flux0.sessions.list_events(session_id=duplicate.id)
 
 
+def test_only_the_list_of_sessions_has_members_that_are_null() -> None:
+    fake = FakeTransport()
+    created = ask(fake, "POST", "/api/sessions", {"agent_id": fake.agent_id}).json
+    retrieved = ask(fake, "GET", f"/api/sessions/{created['id']}").json
+    listed = ask(fake, "GET", "/api/sessions").json["data"]
+    assert retrieved == created
+    assert listed == [{**created, "title": None}]
+
+
 def test_newer_server_rejects_an_existing_session_id() -> None:
     fake = FakeTransport(newer_server=True)
     with Flux0(transport=fake) as flux0:
@@ -234,6 +243,9 @@ def test_fake_with_tokens_requires_one_of_them_and_takes_the_user_from_it() -> N
     with Flux0(transport=fake, headers={"authorization": "Bearer of-ann"}) as flux0:
         session = flux0.sessions.create(agent_id=fake.agent_id, user="bob", metadata={"a": 1})
         assert flux0.sessions.list(user="eve").data == (session,)
+        tokens["also-of-ann"] = "ann"
+        other = {"authorization": "Bearer also-of-ann"}
+        assert flux0.sessions.list(http_headers=other).data == (session,)
         fake.reset()
         assert flux0.sessions.list().data == ()
         del tokens["of-ann"]

@@ -217,12 +217,16 @@ def test_agent_gets_the_user_message_with_its_ids() -> None:
         seen.append(message)
         return message.content.upper()
 
-    fake = FakeTransport(agent, agent_name="Echo", agent_types=["echo"])
-    (event,), (stored,) = turn(fake, "hi")
+    fake = FakeTransport(agent, agent_name="First", agent_types=["first", "echo"])
+    with Flux0(transport=fake) as flux0:
+        echo = flux0.agents.create(name="Echo", type_="echo")
+        session = flux0.sessions.create(agent_id=echo.id)
+        (event,) = flux0.sessions.create_event(session_id=session.id, content="hi")
+        _, stored = flux0.sessions.list_events(session_id=session.id)
     (message,) = seen
     assert isinstance(stored.data, MessageData)
     assert stored.data.parts == (ContentPart("HI"),)
-    assert (message.agent_id, message.agent_name) == (fake.agent_id, "Echo")
+    assert (message.agent_id, message.agent_name) == (echo.id, "Echo")
     assert (message.agent_type, message.user_id) == ("echo", "u000000001")
     assert isinstance(event, ChunkEvent)
     assert (message.session_id, message.correlation_id) == ("s000000001", event.correlation_id)
