@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -273,29 +273,30 @@ class BackgroundTurns(Uncopyable):
         Args:
             drain_seconds: The longest time in seconds to wait until the turns have ended.
         """
-        ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
         for reading in self._own.get().running():
             check_loop(reading.log)
-        readings = self._begin_close()
-        for reading in readings:
-            wait_for_end(reading.log, ends - monotonic())
-        _stop_all(readings)
-        ends = monotonic() + _MAX_STOP_SECONDS
-        for reading in readings:
-            wait_for_end(reading.log, ends - monotonic())
+        for log, seconds in self._closing(drain_seconds):
+            wait_for_end(log, seconds)
         self._store.close()
 
     async def close_async(self, *, drain_seconds: float = 0.0) -> None:
         """The async version of `close`."""
+        for log, seconds in self._closing(drain_seconds):
+            await wait_for_end_async(log, seconds)
+        await self._run(self._store.close)
+
+    def _closing(self, drain_seconds: float) -> Iterator[tuple[TurnLog, float]]:
+        """Close, and yield each log for whose end the caller must wait, with the longest wait."""
         ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
-        readings = self._begin_close()
+        self._is_closed = True
+        readings = self._own.get().running()
         for reading in readings:
-            await wait_for_end_async(reading.log, ends - monotonic())
-        _stop_all(readings)
+            yield reading.log, ends - monotonic()
+        for reading in readings:
+            reading.stop(ClientClosed(_CLOSED))
         ends = monotonic() + _MAX_STOP_SECONDS
         for reading in readings:
-            await wait_for_end_async(reading.log, ends - monotonic())
-        await self._run(self._store.close)
+            yield reading.log, ends - monotonic()
 
     def _prepare(self, kind: type[R], session_id: str, running: str) -> tuple[R, _Claim]:
         if running not in {"stop", "refuse"}:
@@ -323,10 +324,6 @@ class BackgroundTurns(Uncopyable):
             await wait_for_end_async(log, _MAX_STOP_SECONDS)
             _check_ended(log)
         return log is not None
-
-    def _begin_close(self) -> tuple[TurnReading[Any], ...]:
-        self._is_closed = True
-        return self._own.get().running()
 
     async def _run(self, function: Callable[[], T]) -> T:
         if not self._store.blocking:
@@ -365,11 +362,6 @@ def _stop(log: TurnLog | None, reason: str) -> bool:
         wait_for_end(log, _MAX_STOP_SECONDS)
         _check_ended(log)
     return log is not None
-
-
-def _stop_all(readings: Iterable[TurnReading[Any]]) -> None:
-    for reading in readings:
-        reading.stop(ClientClosed(_CLOSED))
 
 
 def _check_ended(log: TurnLog) -> None:
