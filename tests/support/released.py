@@ -3,9 +3,6 @@
 Event loops have sockets, so an event loop that was not closed is noticed, too.
 """
 
-# The moment at which a turn begins has no public name.
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import gc
@@ -15,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import pytest
 
-from flux0.client.background_turns import _Claim
 from flux0.runtime.turn_log import TurnLog
+from flux0.turns.turn_reading import TurnReading
 
 # The longest time in seconds to wait. Threads end within milliseconds on an idle machine.
 _LIMIT = 20.0
@@ -56,15 +53,15 @@ def everything_is_released() -> Iterator[None]:
     Threads and sockets may be released by the garbage collector, but each turn has an end.
     """
     begun: WeakSet[TurnLog] = WeakSet()
-    create = _Claim.__init__
+    create = cast("Any", TurnReading).__init__
 
-    def record(claim: _Claim, store: Any, session_id: str, log: TurnLog, refuse: bool) -> None:
-        begun.add(log)
-        create(claim, store, session_id, log, refuse)
+    def record(reading: TurnReading[Any], *args: Any) -> None:
+        create(reading, *args)
+        begun.add(reading.log)
 
     before = _threads() | _sockets()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_Claim, "__init__", record)
+        patch.setattr(TurnReading, "__init__", record)
         yield
     turns = [*begun]
     begin, pause = monotonic(), 0.0005

@@ -78,42 +78,11 @@ class _OwnTurns:
     def _check_loops(self) -> None:
         self._is_watching = False
         readings = [each for each in self.running() if isinstance(each, TaskReading)]
-        ended = {loop for loop in {each.loop for each in readings} if has_ended(loop)}
         for reading in readings:
-            if reading.loop in ended:
+            if has_ended(reading.loop):
                 reading.lose()
         if readings:
             self._watch()
-
-
-class _Claim:
-    """Claims a session in a store: makes a new turn the session's only running turn.
-
-    If an async caller of `take` is cancelled, `take` continues in its thread, and calls `undo`.
-    """
-
-    def __init__(self, store: TurnStore, session_id: str, log: TurnLog, refuse: bool) -> None:
-        self._store = store
-        self._session_id = session_id
-        self._log = log
-        self._refuse = refuse
-        self._previous: TurnLog | None = None
-
-    def take(self) -> TurnLog | None:
-        """Claim the session. Return the log of a running turn that the caller must stop, or None.
-
-        The result is None if the session has no running turn, or if the new turn has already ended.
-        """
-        previous = self._store.claim(self._session_id, self._log, refuse=self._refuse)
-        self._previous = previous
-        if self._log.is_ended:
-            self.undo()
-        elif previous is not None and not previous.is_ended:
-            return previous
-        return None
-
-    def undo(self) -> None:
-        self._store.release(self._session_id, self._log, self._previous)
 
 
 @final
@@ -189,9 +158,8 @@ class BackgroundTurns(Uncopyable):
         # Create the message first, which checks the options: an invalid option must not stop the
         # session's running turn.
         message = Message(conversation.sessions, conversation.session_id, content, options)
-        reading, claim = self._prepare(ThreadReading, conversation.session_id, running)
-        with _undone_on_error(reading, claim):
-            _stop(claim.take(), _ANOTHER_MESSAGE)
+        with self._starting(ThreadReading, conversation.session_id, running) as (reading, claim):
+            _stop(claim(), _ANOTHER_MESSAGE)
             reading.start(message.send())
         return self._turn(conversation.session_id, reading.log)
 
@@ -207,9 +175,8 @@ class BackgroundTurns(Uncopyable):
         _check_conversation(AsyncConversation, conversation, Conversation, "start")
         session_id = conversation.session_id
         message = Message(conversation.sessions, session_id, content, options, is_async=True)
-        reading, claim = self._prepare(TaskReading, session_id, running)
-        with _undone_on_error(reading, claim):
-            await self._stop_async(await self._run(claim.take), _ANOTHER_MESSAGE)
+        with self._starting(TaskReading, session_id, running) as (reading, claim):
+            await self._stop_async(await self._run(claim), _ANOTHER_MESSAGE)
             reading.start(await message.send_async())
         return self._turn(session_id, reading.log)
 
@@ -298,7 +265,15 @@ class BackgroundTurns(Uncopyable):
         for reading in readings:
             yield reading.log, ends - monotonic()
 
-    def _prepare(self, kind: type[R], session_id: str, running: str) -> tuple[R, _Claim]:
+    @contextmanager
+    def _starting(
+        self, kind: type[R], session_id: str, running: str
+    ) -> Generator[tuple[R, Callable[[], TurnLog | None]], None, None]:
+        """Yield the reading of a new turn, and a function that claims the session for the turn.
+
+        The function returns the log of a running turn that the caller must stop, or None. If the
+        `with` block raises an error, the new turn ends with this error, and the claim is undone.
+        """
         if running not in {"stop", "refuse"}:
             raise InvalidArgument("running", f'must be "stop" or "refuse", not {running!r}')
         own = self._own.get()
@@ -307,16 +282,33 @@ class BackgroundTurns(Uncopyable):
         # `close` in another thread sets `_is_closed` before it lists the turns to stop. If `close`
         # has not found the turn that `own.add` has added, `_is_closed` is True here.
         if self._is_closed:
-            own.remove(reading)
+            reading.end()
             raise ClientClosed(_CLOSED)
-        return reading, _Claim(self._store, session_id, reading.log, running == "refuse")
+        previous: TurnLog | None = None
+
+        def claim() -> TurnLog | None:
+            nonlocal previous
+            previous = self._store.claim(session_id, reading.log, refuse=running == "refuse")
+            if not reading.log.is_ended:
+                return _running(previous)
+            # An async caller was cancelled, but this function has continued in its thread.
+            self._store.release(session_id, reading.log, previous)
+            return None
+
+        try:
+            yield reading, claim
+        except BaseException as error:
+            problem = f"the message could not be sent: {type(error).__name__}"
+            reading.stop(fresh(error) if isinstance(error, Flux0Error) else Flux0Error(problem))
+            reading.end()
+            self._store.release(session_id, reading.log, previous)
+            raise
 
     def _turn(self, session_id: str, log: TurnLog) -> BackgroundTurn:
         return BackgroundTurn(session_id, log, self._own.get().relays)
 
     def _find_running(self, session_id: str) -> TurnLog | None:
-        log = self._store.find(arguments.identifier("session_id", session_id))
-        return None if log is None or log.is_ended else log
+        return _running(self._store.find(arguments.identifier("session_id", session_id)))
 
     async def _stop_async(self, log: TurnLog | None, reason: str) -> bool:
         if log is not None:
@@ -333,26 +325,15 @@ class BackgroundTurns(Uncopyable):
         return await run_in_thread(function, TurnStoreError)
 
 
-@contextmanager
-def _undone_on_error(reading: TurnReading[Any], claim: _Claim) -> Generator[None, None, None]:
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Flux0Error):
-            reading.stop(fresh(error))
-        else:
-            problem = f"the message could not be sent: {type(error).__name__}"
-            reading.stop(Flux0Error(problem))
-        reading.end()
-        claim.undo()
-        raise
-
-
 def _check_conversation(kind: type[Any], value: object, other: type[Any], method: str) -> None:
     if isinstance(value, other):
         problem = f"must be of type {kind.__name__}, not {other.__name__}: pass it to {method}"
         raise InvalidArgument("conversation", problem)
     arguments.instance("conversation", kind, value)
+
+
+def _running(log: TurnLog | None) -> TurnLog | None:
+    return None if log is None or log.is_ended else log
 
 
 def _stop(log: TurnLog | None, reason: str) -> bool:
