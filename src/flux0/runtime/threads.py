@@ -55,11 +55,25 @@ class ThreadedTransport:
         self._transport = transport
 
     async def send_async(self, request: Request) -> Response[AsyncByteStream]:
-        call = _SendCall(self._transport, request)
+        request = evolve(request, interrupt=Interrupt())
+        responses: list[Response[ByteStream]] = []
+
+        def send() -> Response[ByteStream]:
+            response = self._transport.send(request)
+            responses.append(response)
+            # If the call was cancelled before `append`, close the response here.
+            if request.interrupt.fired:
+                response.body.close()
+            return response
+
         try:
-            response = await run_in_thread(call)
+            response = await run_in_thread(send)
         except BaseException:
-            call.abandon()
+            # The garbage collector can end the wait, so no lock is used. `fire` sets `fired` before
+            # the loop reads `responses`, so `send` or the loop closes the response.
+            request.interrupt.fire()
+            for response in responses:
+                response.body.close()
             raise
         # `received` has the type Any: type checkers do not let `evolve` change the type of `body`.
         received: Any = response
@@ -70,32 +84,6 @@ class ThreadedTransport:
             await run_in_thread(self._transport.close)
         except ConnectError:
             self._transport.close()
-
-
-class _SendCall:
-    def __init__(self, transport: Transport, request: Request) -> None:
-        self._transport = transport
-        self._request = evolve(request, interrupt=Interrupt())
-        self._abandoned = False
-        self._response: Response[ByteStream] | None = None
-
-    def __call__(self) -> Response[ByteStream]:
-        # The garbage collector can call `abandon`, so no lock is used. Instead, `__call__` stores
-        # the response before it checks `_abandoned`, and `abandon` sets `_abandoned` before it
-        # reads the response. Therefore, `__call__` or `abandon` closes the response.
-        response = self._response = self._transport.send(self._request)
-        if self._abandoned:
-            response.body.close()
-        return response
-
-    def abandon(self) -> None:
-        """Interrupt the call if it is still running; close its response now, or when it arrives."""
-        self._abandoned = True
-        response = self._response
-        if response is None:
-            self._request.interrupt.fire()
-        else:
-            response.body.close()
 
 
 class _ThreadedBody:

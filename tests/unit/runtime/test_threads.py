@@ -17,7 +17,7 @@ from flux0 import Flux0
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ReadTimeout
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Response
-from flux0.runtime.threads import ThreadedTransport, _SendCall, run_in_thread  # pyright: ignore[reportPrivateUsage] - its two race outcomes can only be produced directly
+from flux0.runtime.threads import ThreadedTransport, run_in_thread
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import JSON, SSE, Body, Step, in_both_loops, tape
@@ -217,18 +217,21 @@ async def test_cancelled_call_returns_at_once_and_closes_its_response(mode: Mode
     await wait_in_thread(library.body.closed)
 
 
-@pytest.mark.parametrize("first", ["response", "abandon"])
-def test_response_of_an_abandoned_call_is_closed_once(first: str) -> None:
-    library = Library()
-    call = _SendCall(library, REQUEST)
-
-    if first == "response":
-        call()
-        assert not library.body.tape.releases
-        call.abandon()
-    else:
-        call.abandon()
-        call()
+@in_both_loops
+async def test_response_is_closed_if_the_call_is_cancelled_before_it_gets_the_response(
+    mode: Mode,
+) -> None:
+    door = Door()
+    library = Library(sending=door)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ThreadedTransport(library).send_async, REQUEST)
+        await wait_in_thread(door.reached)
+        door.opened.set()
+        for thread in threading.enumerate():
+            if thread.name == "flux0-call":
+                thread.join(TOO_LONG)  # Meanwhile, the event loop is blocked.
+        assert not library.body.closed.is_set()
+        tasks.cancel_scope.cancel()
 
     assert library.body.tape.releases == 1
 
