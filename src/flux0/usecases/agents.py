@@ -40,8 +40,7 @@ def create_agent(call: ApiCall, name: str, type_: str, description: str | None) 
 
 
 def retrieve_agent(call: ApiCall, agent_id: str) -> Flow[Agent]:
-    ids = {"agent_id": arguments.identifier("agent_id", agent_id)}
-    request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", ids=ids)
+    request = call.request("agents.retrieve", "GET", f"{_ROUTE}/{{agent_id}}", agent_id=agent_id)
     return with_name_hint(call.fetch(Agent, request), agent_id)
 
 

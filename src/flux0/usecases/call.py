@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 from attrs import field, frozen
 
+from flux0.domain import arguments
 from flux0.domain.errors import DecodeError, InvalidArgument
 from flux0.domain.headers import Headers
 from flux0.domain.retrying import RetryConfig
@@ -82,19 +83,20 @@ class ApiCall:
         method: str,
         route: str,
         *,
-        ids: Mapping[str, str] | None = None,
-        query: tuple[tuple[str, str], ...] = (),
+        query: Sequence[tuple[str, str]] = (),
         body: Any = None,
-        stream: bool = False,
         content: str | None = None,
+        **ids: str,
     ) -> CallRequest:
         """Return a request of this call; the placeholders in `route` are replaced by `ids`.
 
-        `content` is the user's message, if the call starts a turn.
+        `content` is the user's message, if the call starts a turn. The response of such a call is a
+        stream.
 
         Raises:
-            InvalidArgument: `extra_query` or `extra_body` contains a name that the request already
-                has, or `extra_body` was passed and the request has no JSON object in its body.
+            InvalidArgument: An id is not valid, `extra_query` or `extra_body` contains a name that
+                the request already has, or `extra_body` was passed and the request has no JSON
+                object in its body.
         """
         if self.extra_query is not None:
             _check_new("extra_query", self.extra_query, dict(query))
@@ -106,16 +108,17 @@ class ApiCall:
             members = cast("dict[str, Any]", body)
             _check_new("extra_body", self.extra_body, members)
             body = {**members, **self.extra_body}
-        url = f"{self.server_url}{route if ids is None else _fill(route, ids)}"
+        url = f"{self.server_url}{_fill(route, ids)}"
         if query:
             from urllib.parse import urlencode  # noqa: PLC0415 - not needed to import this package
 
             url = f"{url}?{urlencode(query)}"
         call = None
         if self._observe is not None:
-            session_id, agent = None if ids is None else ids.get("session_id"), self.agent
+            session_id, agent = ids.get("session_id"), self.agent
             shown = shown_url(url)
             call = Call(operation, method, shown, route, session_id, agent.id, agent.name, content)
+        stream = content is not None
         defaults = _STREAM if stream else _JSON if body is None else _JSON_BODY
         headers = defaults.merge(self.login).merge(self.headers).merge(self.cookie)
         if functions := self.header_functions:
@@ -161,4 +164,5 @@ def _check_new(argument: str, extra: Iterable[str], own: Container[str]) -> None
 def _fill(route: str, ids: Mapping[str, str]) -> str:
     from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
 
-    return route.format_map({name: quote(id_, safe="") for name, id_ in ids.items()})
+    checked = {name: arguments.identifier(name, id_) for name, id_ in ids.items()}
+    return route.format_map({name: quote(id_, safe="") for name, id_ in checked.items()})

@@ -60,8 +60,7 @@ def list_sessions(call: ApiCall, agent_id: str | None) -> Flow[Sessions]:
 
 
 def retrieve_session(call: ApiCall, session_id: str) -> Flow[Session]:
-    ids = {"session_id": arguments.identifier("session_id", session_id)}
-    request = call.request("sessions.retrieve", "GET", _SESSION, ids=ids)
+    request = call.request("sessions.retrieve", "GET", _SESSION, session_id=session_id)
     return call.perform(request, partial(_decode_session, call))
 
 
@@ -88,7 +87,6 @@ def list_events(
     query. Therefore, `types` is sent in the body and in the query. The returned events are filtered
     by type again, in case the server ignores `types`.
     """
-    ids = {"session_id": arguments.identifier("session_id", session_id)}
     query: list[tuple[str, str]] = []
     if min_offset is not None:
         smallest = arguments.integer("min_offset", min_offset, smallest=0)
@@ -100,7 +98,7 @@ def list_events(
     type_names = None if types is None else arguments.names("types", types)
     query.extend(("types", name) for name in type_names or ())
     request = call.request(
-        "sessions.list_events", "GET", _EVENTS, ids=ids, query=tuple(query), body=type_names
+        "sessions.list_events", "GET", _EVENTS, session_id=session_id, query=query, body=type_names
     )
     flow = call.fetch(Events, request)
     return flow if type_names is None else _filtered(flow, type_names)
@@ -115,7 +113,6 @@ def create_event(
     call: ApiCall, session_id: str, type_: EventType | str, source: EventSource | str, content: str
 ) -> CallRequest:
     """Return the request that creates a message event. Pass the request to `open_stream`."""
-    ids = {"session_id": arguments.identifier("session_id", session_id)}
     body = {
         "type": arguments.name("type_", type_),
         "source": arguments.name("source", source),
@@ -123,7 +120,7 @@ def create_event(
     }
     operation, route = "sessions.create_event", f"{_EVENTS}/stream"
     return call.request(
-        operation, "POST", route, ids=ids, body=body, stream=True, content=body["content"]
+        operation, "POST", route, session_id=session_id, body=body, content=body["content"]
     )
 
 

@@ -275,7 +275,7 @@ def test_session_with_an_id_that_no_url_can_contain_is_a_decode_error(
 
 
 def test_response_without_content_is_not_decoded() -> None:
-    request = CALL.request("sessions.delete", "DELETE", "/api/sessions/{id}", ids={"id": "s 1"})
+    request = CALL.request("sessions.delete", "DELETE", "/api/sessions/{id}", id="s 1")
 
     flow = CALL.perform(request, lambda response: response.status_code)
     effects, status = play(flow, Response(204, Headers(), b""))
