@@ -30,9 +30,10 @@ class _ConversationBase(Uncopyable):
         session: The new session, or the `Session` that you passed; None if you passed a session id.
     """
 
-    def __init__(self, caller: Caller, session: Session | str, user: str | None) -> None:
-        self._caller = caller
-        self.sessions: SessionsResource = SessionsResource(caller)
+    def __init__(
+        self, sessions: SessionsResource, session: Session | str, user: str | None
+    ) -> None:
+        self.sessions: SessionsResource = sessions
         self._user = user
         self.session: Session | None = session if isinstance(session, Session) else None
         session_id = session.id if isinstance(session, Session) else session
@@ -91,7 +92,7 @@ class Conversation(_ConversationBase):
         you send a message, and keep the result: it is the argument `since` of `find_turn`. The
         method requests all stored events of the session.
         """
-        return self._caller.run(next_offset, options, self.session_id)
+        return self.sessions.caller.run(next_offset, options, self.session_id)
 
     def find_turn(
         self,
@@ -124,7 +125,7 @@ class Conversation(_ConversationBase):
         Raises the errors of `client.sessions.list_events`, such as `BadRequestError` if the server
         does not know the session. A server that stores sessions in memory loses them in a restart.
         """
-        return self._caller.run(
+        return self.sessions.caller.run(
             find_turn, options, self.session_id, content, since, correlation_id, wait_ms
         )
 
@@ -170,7 +171,7 @@ class AsyncConversation(_ConversationBase):
 
     async def next_offset(self, **options: Unpack[CallOptions]) -> int:
         """The async version of `Conversation.next_offset`."""
-        return await self._caller.run_async(next_offset, options, self.session_id)
+        return await self.sessions.caller.run_async(next_offset, options, self.session_id)
 
     async def find_turn(
         self,
@@ -182,7 +183,7 @@ class AsyncConversation(_ConversationBase):
         **options: Unpack[CallOptions],
     ) -> StoredTurn | None:
         """The async version of `Conversation.find_turn`."""
-        return await self._caller.run_async(
+        return await self.sessions.caller.run_async(
             find_turn, options, self.session_id, content, since, correlation_id, wait_ms
         )
 
@@ -200,18 +201,18 @@ class UnawaitedConversation(Unawaited[AsyncConversation]):
     )
 
 
-def conversation_caller(
+def sessions_of_user(
     caller: Caller,
     agent: Any,
     session: Any,
     user: str | None,
     new: Mapping[str, object],
     options: CallOptions,
-) -> tuple[Caller, Participant]:
-    """Check the arguments of `Flux0.conversation`, and return its caller and its agent.
+) -> tuple[SessionsResource, Participant]:
+    """Check the arguments of `Flux0.conversation`, and return its sessions and its agent.
 
-    The caller sends the user's cookie, and reports the agent to the observers. The agent's id is
-    None if `session` is a session id. `new` has the fields of a new session.
+    The calls of the sessions send the user's cookie, and report the agent to the observers. The
+    agent's id is None if `session` is a session id. `new` has the fields of a new session.
     """
     check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
     if (agent is None) is (session is None):
@@ -229,4 +230,4 @@ def conversation_caller(
         known = Participant(agent.id, agent.name)
     else:
         known = Participant(session.agent_id if isinstance(session, Session) else agent)
-    return caller.for_conversation(known, user=user, **whole), known
+    return SessionsResource(caller.for_conversation(known, user=user, **whole)), known

@@ -14,7 +14,7 @@ from flux0.client.conversation import (
     AsyncConversation,
     Conversation,
     UnawaitedConversation,
-    conversation_caller,
+    sessions_of_user,
 )
 from flux0.client.default_transport import guarded
 from flux0.client.layers import build_chain
@@ -235,11 +235,10 @@ class Flux0(Uncopyable):
                 first message raises this error.
         """
         new: dict[str, Any] = {"title": title, "metadata": metadata, "mode": mode}
-        caller, known = conversation_caller(self._caller, agent, session, user, new, options)
+        sessions, known = sessions_of_user(self._caller, agent, session, user, new, options)
         if session is None:
-            sessions = SessionsResource(caller)
             session = sessions.create(agent_id=str(known.id), **new, **options)
-        return Conversation(caller, session, user)
+        return Conversation(sessions, session, user)
 
     @UnawaitedConversation.returned_by
     async def conversation_async(
@@ -255,11 +254,10 @@ class Flux0(Uncopyable):
     ) -> AsyncConversation:
         """The async version of `conversation`. The returned conversation has async methods."""
         new: dict[str, Any] = {"title": title, "metadata": metadata, "mode": mode}
-        caller, known = conversation_caller(self._caller, agent, session, user, new, options)
+        sessions, known = sessions_of_user(self._caller, agent, session, user, new, options)
         if session is None:
-            sessions = SessionsResource(caller)
             session = await sessions.create_async(agent_id=str(known.id), **new, **options)
-        return AsyncConversation(caller, session, user)
+        return AsyncConversation(sessions, session, user)
 
     def close(self) -> None:
         """Close the connections of sync calls and all streams. Later calls raise `ClientClosed`.
