@@ -100,19 +100,15 @@ class Caller:
         deadline = Deadline(self._clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
-    def with_options(self, **options: Any) -> Caller:
+    def with_options(self, agent: Participant | None = None, /, **options: Any) -> Caller:
         """Return a caller with different default options. Closing the new caller has no effect.
 
-        Both callers share transports, open turns and observers.
+        Both callers share transports, open turns and observers. `agent` is the agent of a
+        conversation, which observers get; None means the agent of this caller.
         """
-        return self._view(self._settings(**options))
-
-    def for_conversation(self, agent: Participant, **options: Any) -> Caller:
-        return self._view(evolve(self._settings(**options), agent=agent))
-
-    def _view(self, default_call: ApiCall) -> Caller:
+        call = evolve(self._settings(**options), agent=agent or self._default_call.agent)
         view = copy(self)
-        vars(view).update(_default_call=default_call, _is_view=True)
+        vars(view).update(_default_call=call, _is_view=True)
         return view
 
     def _settings(self, **options: Any) -> ApiCall:

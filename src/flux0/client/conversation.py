@@ -230,4 +230,4 @@ def sessions_of_user(
         known = Participant(agent.id, agent.name)
     else:
         known = Participant(session.agent_id if isinstance(session, Session) else agent)
-    return SessionsResource(caller.for_conversation(known, user=user, **whole)), known
+    return SessionsResource(caller.with_options(known, user=user, **whole)), known
