@@ -133,8 +133,9 @@ def _apply(
         case "remove":
             if len(segments) == 1:
                 raise PatchError("the whole document cannot be removed")
-            parent, key = _existing(root, segments)
-            budget.remaining += measure(parent.pop(key))[0] + _key_size(parent, key)
+            parent, key = _place(root, segments)
+            budget.remaining += measure(_item(parent, key))[0] + _key_size(parent, key)
+            del parent[key]
         case "move":
             _move(root, segments, _segments(operation.from_), budget)
         case "copy":
@@ -264,20 +265,20 @@ def _add(root: _Root, segments: list[str], value: JSON, size: int, budget: Memor
 def _replace(
     root: _Root, segments: list[str], value: JSON, size: int, budget: MemoryBudget
 ) -> None:
-    parent, key = _existing(root, segments)
-    budget.charge(size - measure(parent[key])[0])
+    parent, key = _place(root, segments)
+    budget.charge(size - measure(_item(parent, key))[0])
     parent[key] = value
 
 
 def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBudget) -> None:
-    value = _value(root, source)
+    parent, key = _place(root, source)
+    value = _item(parent, key)
     if segments == source:
         return
     if segments[: len(source)] == source:
         raise PatchError("a value cannot be moved into itself")
     if len(segments) > len(source):
         _check_depth(segments, budget.charge_copy(value)[1])
-    parent, key = _existing(root, source)
     del parent[key]
     try:
         # Pass the size 0 to `_add`, because the memory budget already includes the moved value.
@@ -292,16 +293,7 @@ def _move(root: _Root, segments: list[str], source: list[str], budget: MemoryBud
 
 
 def _value(root: _Root, segments: list[str]) -> JSON:
-    parent, key = _existing(root, segments)
-    value: JSON = parent[key]
-    return value
-
-
-def _existing(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
-    parent, key = _place(root, segments)
-    if key >= len(parent) if isinstance(parent, list) else key not in parent:
-        raise PatchError(f"{key!r} does not exist")
-    return parent, key
+    return _item(*_place(root, segments))
 
 
 def _place(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSON], Any]:
@@ -309,23 +301,16 @@ def _place(root: _Root, segments: list[str]) -> tuple[list[JSON] | dict[str, JSO
 
     The value need not exist, but its parent must. The index of `-` is the length of the list.
     """
-    node: JSON = root
-    for segment in segments[:-1]:
-        if isinstance(node, dict):
-            if segment not in node:
-                raise PatchError(f"{segment!r} does not exist")
-            node = node[segment]
-        else:
-            items, index = _index(node, segment)
-            if index >= len(items):
-                raise PatchError(f"{segment!r} does not exist")
-            node = items[index]
+    parent: list[JSON] | dict[str, JSON] = root
+    key: Any = segments[0]
+    for segment in segments[1:]:
+        parent, key = _key(_item(parent, key), segment)
+    return parent, key
+
+
+def _key(node: JSON, segment: str) -> tuple[list[JSON] | dict[str, JSON], Any]:
     if isinstance(node, dict):
-        return node, segments[-1]
-    return _index(node, segments[-1])
-
-
-def _index(node: JSON, segment: str) -> tuple[list[JSON], int]:
+        return node, segment
     if not isinstance(node, list):
         raise PatchError(f"the parent of {segment!r} is not a list or an object")
     if segment == "-":
@@ -333,6 +318,14 @@ def _index(node: JSON, segment: str) -> tuple[list[JSON], int]:
     if not (segment.isascii() and segment.isdigit()) or (segment[0] == "0" and segment != "0"):
         raise PatchError(f"{segment!r} is not an index")
     return node, _integer(segment)
+
+
+def _item(parent: list[JSON] | dict[str, JSON], key: Any) -> JSON:
+    try:
+        item: JSON = parent[key]
+    except LookupError:
+        raise PatchError(f"{key!r} does not exist") from None
+    return item
 
 
 def _integer(digits: str) -> int:
