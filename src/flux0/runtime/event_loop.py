@@ -32,13 +32,7 @@ Loop: TypeAlias = Any
 
 
 async def sleep(seconds: float) -> None:
-    trio = _running_trio()
-    if trio is None:
-        import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
-
-        await asyncio.sleep(seconds)
-    else:
-        await trio.sleep(seconds)
+    await load_anyio().sleep(seconds)
 
 
 class StartLimit:
@@ -327,10 +321,9 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
             schedule_close(loop, partial(self._close_later, loop))
 
     def close_ended_loops(self) -> None:
-        """Close the resources of asyncio loops that ended without closing async generators."""
+        """Close the resources of event loops that ended without closing async generators."""
         for loop in self.copy():
-            is_closed = hasattr(loop, "is_closed") and loop.is_closed()
-            if is_closed and (entry := self.pop(loop, None)) is not None:
+            if has_ended(loop) and (entry := self.pop(loop, None)) is not None:
                 # The garbage collector closes sockets that `_close_resource` leaves open.
                 run_without_loop(self._close_resource(entry[0]))
 
