@@ -13,7 +13,7 @@ from functools import partial
 from inspect import iscoroutine
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from attrs import evolve, field, frozen
+from attrs import astuple, evolve, field, frozen
 
 from flux0.domain.errors import InvalidArgument, ReadTimeout, ResponseTooLarge, Sent
 from flux0.domain.timeouts import Deadline
@@ -202,9 +202,7 @@ def _limited(request: CallRequest, deadline: Deadline | None, time: Time) -> Cal
     left = _limit(None, deadline, time, "no")
     if left is None:
         return request
-    timeout = request.timeout
-    timeouts = (timeout.connect, timeout.read, timeout.write, timeout.pool)
-    limited = (left if each is None else min(each, left) for each in timeouts)
+    limited = (left if each is None else min(each, left) for each in astuple(request.timeout))
     return evolve(request, timeout=Timeout(*limited))
 
 
