@@ -63,15 +63,11 @@ def identifier(argument: str, value: object) -> str:
     return checked
 
 
-def name(argument: str, value: object) -> str:
-    return str(text(argument, value))
-
-
 def names(argument: str, values: object) -> tuple[str, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InvalidArgument(argument, f"must be a list of names, not {values!r}")
     items = cast("Iterable[object]", values)
-    checked = tuple(dict.fromkeys(name(argument, item) for item in items))
+    checked = tuple(dict.fromkeys(text(argument, item) for item in items))
     if not checked:
         raise InvalidArgument(argument, "must not be empty: omit the argument for no filter")
     return checked

@@ -47,7 +47,7 @@ def create_session(
         # Encode `metadata` separately, so that the error for an invalid value names `metadata`.
         call.codec.encode(body["metadata"], "metadata")
     if mode is not None:
-        body["mode"] = arguments.name("mode", mode)
+        body["mode"] = arguments.text("mode", mode)
     greeting = arguments.instance("allow_greeting", bool, allow_greeting)
     query = (("allow_greeting", "true"),) if greeting else ()
     request = call.request("sessions.create", "POST", _ROUTE, query=query, body=body)
@@ -92,7 +92,7 @@ def list_events(
         smallest = arguments.integer("min_offset", min_offset, smallest=0)
         query.append(("min_offset", str(smallest)))
     if source is not None:
-        query.append(("source", arguments.name("source", source)))
+        query.append(("source", arguments.text("source", source)))
     if correlation_id is not None:
         query.append(("correlation_id", arguments.text("correlation_id", correlation_id)))
     type_names = None if types is None else arguments.names("types", types)
@@ -114,8 +114,8 @@ def create_event(
 ) -> CallRequest:
     """Return the request that creates a message event. Pass the request to `open_stream`."""
     body = {
-        "type": arguments.name("type_", type_),
-        "source": arguments.name("source", source),
+        "type": arguments.text("type_", type_),
+        "source": arguments.text("source", source),
         "content": arguments.text("content", content),
     }
     operation, route = "sessions.create_event", f"{_EVENTS}/stream"

@@ -37,8 +37,7 @@ def rejection(check: Callable[..., object], value: Any, **options: Any) -> str:
         (arguments.optional_text, "", ""),
         (arguments.optional_text, "abc", "abc"),
         *((arguments.identifier, id_, id_) for id_ in ("zv3h4j5Fjv", "a-b_c~d.e", "a;b=c", "a +é")),
-        (arguments.name, EventSource.USER, "user"),
-        (arguments.name, "satellite", "satellite"),
+        (arguments.text, EventSource.USER, EventSource.USER),
         (arguments.names, ["message", EventType.TOOL], ("message", "tool")),
         (arguments.names, {"message": 1, "tool": 2}, ("message", "tool")),
         (arguments.names, iter(["message", "tool", EventType.MESSAGE]), ("message", "tool")),
@@ -76,7 +75,7 @@ def test_mappings_with_wrong_keys_or_values_are_rejected() -> None:
         ("\udc80 from a file name", "thing has lone surrogates, which UTF-8 cannot encode"),
     ],
 )
-@pytest.mark.parametrize("check", [arguments.text, arguments.identifier, arguments.name])
+@pytest.mark.parametrize("check", [arguments.text, arguments.identifier])
 def test_invalid_text_is_rejected(
     check: Callable[..., object], value: object, problem: str
 ) -> None:
