@@ -8,6 +8,8 @@ from threading import Lock
 from typing import Any, TypeVar, final
 from weakref import ref
 
+from attrs import define, field, frozen
+
 from flux0.domain.errors import StreamInUse
 from flux0.runtime.processes import NO_WAIT
 from flux0.turns.turn import Turn
@@ -16,6 +18,7 @@ V = TypeVar("V", bound=Iterator[Any])
 
 
 @final
+@frozen(eq=False)
 class Reader:
     """Represents one loop that reads a stream.
 
@@ -24,11 +27,8 @@ class Reader:
         generators: The frame ids of all generators in which the loop runs.
     """
 
-    __slots__ = ("__weakref__", "generators", "owner")
-
-    def __init__(self, owner: object, generators: frozenset[int]) -> None:
-        self.owner: object = owner
-        self.generators: frozenset[int] = generators
+    owner: object
+    generators: frozenset[int]
 
 
 @final
@@ -121,6 +121,7 @@ def started(values: V) -> V:
 
 
 @final
+@define(eq=False)
 class AsyncLoop:
     """The iterator of one `async for` loop. When the iterator is freed, the loop has ended.
 
@@ -134,20 +135,11 @@ class AsyncLoop:
             first step.
     """
 
-    def __init__(
-        self,
-        step: Callable[[AsyncLoop], Coroutine[Any, Any, Any]],
-        leave: Callable[[], None],
-        take: Callable[[], Any],
-        *,
-        reader: Reader | None = None,
-        is_pending: bool = False,
-    ) -> None:
-        self._step = step
-        self._leave = leave
-        self.take: Callable[[], Any] = take
-        self.reader: Reader | None = reader
-        self.is_pending: bool = is_pending
+    _step: Callable[[AsyncLoop], Coroutine[Any, Any, Any]]
+    _leave: Callable[[], None]
+    take: Callable[[], Any]
+    reader: Reader | None = field(default=None, kw_only=True)
+    is_pending: bool = field(default=False, kw_only=True)
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self

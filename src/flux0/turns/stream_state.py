@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
@@ -73,9 +73,7 @@ class StreamState(Uncopyable):
         self._report = report
         self._bind(response.body)
 
-    @staticmethod
-    @abstractmethod
-    def _running() -> object: ...
+    _running: ClassVar[staticmethod[[], object]]  # Returns the running thread or task.
 
     @abstractmethod
     def _bind(self, body: Any) -> None: ...
