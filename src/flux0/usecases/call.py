@@ -22,8 +22,6 @@ T = TypeVar("T")
 
 _Observe: TypeAlias = Callable[[CallRequest, Flow[Any]], Flow[Any]]
 
-_UNKNOWN = Participant()
-_NOTHING = Headers()
 _JSON = Headers((("accept", "application/json"),))
 _JSON_BODY = Headers((*_JSON.pairs, ("content-type", "application/json")))
 _STREAM = Headers((("accept", "text/event-stream"), ("content-type", "application/json")))
@@ -74,8 +72,8 @@ class ApiCall:
     _observe: _Observe | None = field(default=None, alias="observe")
     extra_query: Mapping[str, str] | None = None
     extra_body: Mapping[str, Any] | None = None
-    agent: Participant = _UNKNOWN
-    cookie: Headers = _NOTHING
+    agent: Participant = field(factory=Participant)
+    cookie: Headers = field(factory=Headers)
 
     def request(
         self,
