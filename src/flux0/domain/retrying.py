@@ -8,14 +8,8 @@ from datetime import datetime, timezone
 from attrs import field, frozen
 
 from flux0.domain import arguments
-from flux0.domain.api_errors import APIError, AuthenticationError
-from flux0.domain.errors import (
-    ConnectError,
-    ConnectionInterrupted,
-    Flux0Error,
-    InvalidArgument,
-    TransportError,
-)
+from flux0.domain.api_errors import APIError, AuthenticationError, RateLimitError
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error, InvalidArgument
 
 
 @frozen
@@ -92,8 +86,7 @@ class RetryConfig:
 
 DEFAULT_RETRIES = RetryConfig(max_attempts=3)
 
-_TOO_MANY_REQUESTS = 429
-_RETRIED_STATUSES = frozenset({401, 408, _TOO_MANY_REQUESTS, 500, 502, 503, 504})
+_RETRIED_STATUSES = frozenset({401, 408, 429, 500, 502, 503, 504})
 
 
 @frozen
@@ -161,12 +154,11 @@ def _is_retryable(config: RetryConfig, error: Flux0Error, *, repeatable: bool) -
     if error.from_user_code:
         return False
     if isinstance(error, APIError):
-        if error.status_code == _TOO_MANY_REQUESTS:
-            # A server that responds with status 429 has not acted on the request, so every request
-            # can be repeated.
-            return True
+        # A server that responds with status 429 has not acted on the request, so every request can
+        # be repeated.
+        repeatable = repeatable or isinstance(error, RateLimitError)
         return repeatable and error.status_code in _RETRIED_STATUSES
-    if not isinstance(error, TransportError) or not config.retry_connection_errors:
+    if not config.retry_connection_errors:
         return False
     if isinstance(error, ConnectError):
         return not error.permanent
