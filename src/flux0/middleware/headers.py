@@ -20,10 +20,6 @@ def compute_headers(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]
     only in async calls. Exceptions from the functions are re-raised, and the call is not retried.
     An invalid header value raises `InvalidArgument`.
     """
-    return _send_computed(request, send) if request.header_functions else send(request)
-
-
-def _send_computed(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
     computed: dict[str, object] = {}
     try:
         for name, function in request.header_functions.items():
@@ -34,5 +30,7 @@ def _send_computed(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]:
     except Flux0Error as error:
         mark_user_error(error)
         raise
-    headers = arguments.headers("headers", computed).merge(request.headers)
-    return (yield from send(evolve(request, headers=headers)))
+    if computed:
+        headers = arguments.headers("headers", computed).merge(request.headers)
+        request = evolve(request, headers=headers)
+    return (yield from send(request))
