@@ -86,31 +86,22 @@ _NAMES = {
     "turns.memory_store": ["MemoryTurnStore"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
-# `_EXTRAS` maps each transport that needs an optional HTTP library to this library's name. The
-# extra that installs the library has the same name.
-_EXTRAS = {
-    "AiohttpTransport": "aiohttp",
-    "RequestsTransport": "requests",
-    "Urllib3Transport": "urllib3",
-}
 
 
 def __getattr__(name: str) -> Any:
     # The first access to any public name imports all errors, so that `except flux0.APIError` never
     # imports a module while Python handles an exception.
     models = import_module("flux0.models")
-    if name in _EXTRAS:
-        try:
-            return getattr(import_module(f"flux0.{_MODULES[name]}"), name)
-        except ModuleNotFoundError as error:
-            return _placeholder(name, error)
     if name == "models":
         value: Any = models
     elif name == "__all__":
         public = (each for each in vars(models) if not each.startswith("_"))
         value = sorted(("__version__", "models", *_MODULES, *public))
     elif name in _MODULES:
-        value = getattr(import_module(f"flux0.{_MODULES[name]}"), name)
+        try:
+            value = getattr(import_module(f"flux0.{_MODULES[name]}"), name)
+        except ModuleNotFoundError as error:  # The HTTP library of a transport is not installed.
+            return _placeholder(name, error)
     elif hasattr(models, name):
         value = getattr(models, name)
     else:
@@ -125,10 +116,15 @@ def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
     `inspect` and `from flux0 import *` access all public names. Therefore, accessing a transport
     must not raise, even if its HTTP library is not installed.
     """
-    from flux0.adapters.shared.misplaced import not_installed  # noqa: PLC0415 - imports the errors
+    from flux0.adapters.shared.misplaced import (  # noqa: PLC0415 - imports the errors
+        TRANSPORTS,
+        not_installed,
+    )
+
+    library = next(each for each, transport in TRANSPORTS.items() if transport == name)
 
     def fail(*_: object, **__: object) -> None:
-        raise not_installed(_EXTRAS[name]) from cause
+        raise not_installed(library) from cause
 
     return type(name, (), {"__module__": __name__, "__init__": fail})
 
