@@ -48,6 +48,7 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease
 from support.ending import ends_soon
 from support.fake_over_http import FakeOverHTTP
+from support.in_memory import CORRELATION_ID, status
 from support.time_zone import local_time_zone
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
@@ -170,6 +171,11 @@ def test_help_mentions_subcommands_and_options(run: Run, command: str, mentions:
     assert run(*command.split(), "-h").stdout == result.stdout
 
 
+@pytest.mark.parametrize("group", ["", "agents", "sessions"])
+def test_group_without_subcommand_shows_its_help(run: Run, group: str) -> None:
+    assert run(*group.split()).output == run(*group.split(), "--help").output
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("command", ["", "chat", "events", "mcp", "agents create"])
 def test_help_fits_the_terminal_and_shows_the_complete_names_of_options(
@@ -261,7 +267,7 @@ def test_completion_shows_descriptions_without_characters_that_a_shell_interpret
     shell: str,
     line: str,
 ) -> None:
-    client.agents.create(name="$(reboot)", type_="echo")
+    client.agents.create(name="run-$(reboot)", type_="echo")
     assert line.format(ann) in "\n".join(completed(environment, "events -u ann ", shell))
     assert "$" not in "".join(completed(environment, "chat --agent ", shell))
 
@@ -322,6 +328,15 @@ def test_agents_are_listed_as_a_table(run: Run, client: Flux0, agent_id: str) ->
     for command in ("agents list --json", "--json agents list", "agents --json list"):
         listed = json.loads(run(*command.split()).stdout)["data"]
         assert [agent["id"] for agent in listed] == [agent_id, echo.id]
+
+
+def test_missing_description_and_title_are_empty(run: Run, agent_id: str, session_id: str) -> None:
+    created = "2026-01-01 00:00"
+    with local_time_zone("UTC0"):
+        _, agent = run("agents", "list").stdout.splitlines()
+        _, session = run("sessions", "list").stdout.splitlines()
+    assert agent == f"{agent_id}  weather  Drizzle  {created}"
+    assert session == f"{session_id}  {agent_id}  {created}"
 
 
 def test_times_are_in_the_local_time_zone(run: Run) -> None:
@@ -452,16 +467,28 @@ def test_json_option_prints_one_line_per_event(
     fake.script([Report("typing", {"at": float("nan"), "é": "\udc80"}), Say("Hi")], "Bye")
     result = run("chat", "--json", "-s", session_id, "one")
     bye_result = run("chat", "--json", "--session", session_id, input="two\n")
-    status, said = (json.loads(line) for line in result.stdout.splitlines())
+    typing, said = (json.loads(line) for line in result.stdout.splitlines())
     bye = json.loads(bye_result.stdout)
-    events = (status, said, bye)
+    events = (typing, said, bye)
     assert [event["event"] for event in events] == ["status", "chunk", "chunk"]
     # JSON has no NaN, so null is printed.
-    assert status["data"]["data"] == {"at": None, "é": "\udc80"}
+    assert typing["data"]["data"] == {"at": None, "é": "\udc80"}
     assert bye["patches"][0]["op"] == "add"
+    assert result.stdout.isascii()
     assert {event["session_id"] for event in events} == {session_id}
-    assert status["correlation_id"] == said["correlation_id"] != bye["correlation_id"]
+    assert typing["correlation_id"] == said["correlation_id"] != bye["correlation_id"]
     assert result.stderr.startswith(f"Session {session_id} with ")
+
+
+def test_json_of_an_unknown_event_names_the_turn(
+    run: Run, fake: FakeTransport, session_id: str
+) -> None:
+    body = status("typing") + b"event: note\nid: 7\ndata: half\n\n"
+    headers = {"content-type": "text/event-stream"}
+    fake.inject(Respond(200, body=body, headers=headers), operation="sessions.create_event")
+    *_, line = run("chat", "--json", "-s", session_id, "Hi").stdout.splitlines()
+    turn = {"session_id": session_id, "correlation_id": CORRELATION_ID}
+    assert json.loads(line) == {"event": "note", "id": "7", "data": "half", **turn}
 
 
 @pytest.mark.parametrize(
@@ -504,7 +531,7 @@ def test_piped_answer_ends_with_one_line_break(run: Run, fake: FakeTransport, te
     ("arguments", "input", "sent"),
     [
         (("one",), "", "one"),
-        ((), "one\ntwo\n", "one\ntwo"),
+        ((), "  one\ntwo\n", "  one\ntwo"),
         (("Summarize this:",), "one\ntwo\n", "Summarize this:\n\none\ntwo"),
         ((), "\ufeffcaf\u00e9".encode(), "caf\u00e9"),
         (("--lines",), "one\n\n  two \n", "one|two"),
@@ -675,6 +702,8 @@ def test_unknown_agent_and_name_of_several_agents_are_rejected_with_a_list(
             listed = f"{agent_id} Drizzle (weather)\n{second.id} Drizzle (echo)\n"
             assert (result.exit_code, result.stdout) == (2, "")
             assert result.stderr.endswith(f"{problem}\n{listed}")
+    client.agents.create(name="a\n\x1b[2J", type_="echo")
+    assert r" a \x1b[2J (echo)" in run("chat", "Hi").stderr
 
 
 @pytest.mark.parametrize("option", ["--continue", "-c"])
@@ -830,6 +859,7 @@ def test_unusable_session_id_of_the_server_is_not_reported_as_a_wrong_option(
         (["agents", "list", "--server-url", "example.com"], "--server-url must be like http://"),
         (["agents", "create", "", "echo"], "NAME must not be empty"),
         (["agents", "create", "Echo", ""], "TYPE must not be empty"),
+        (["events", "x" * 10, "--correlation-id", ""], "--correlation-id must not be empty"),
         (["chat", "Hi", "--idle-timeout", "0"], "--idle-timeout"),
         (["events", "x", "--min-offset", "-1"], "--min-offset"),
         (["events", "x", "--type", "nonsense"], "--type"),
@@ -899,6 +929,8 @@ def test_json_of_lines_is_one_object_for_each_line_with_its_number(
     fake.script([*TURN, Report("idle"), Say("Take\n\na jacket.")], [Fail("boom")], "fine")
     options = ("--lines", "--json", "--keep-going", "--session", session_id)
     result = run("chat", *options, input=b"one\n\ntwo\nthree\ncaf\xe9\n")
+    # Scripts search for this end of a line.
+    assert result.stdout.splitlines()[0].endswith('"error": null}')
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(line["line"], line["text"]) for line in lines] == [
         (1, "It is foggy.\nTake\n\na jacket."),
@@ -1338,6 +1370,13 @@ def test_styles_depend_on_the_terminal(
     assert terminal.close() == shown
 
 
+def test_piped_output_has_styles_if_they_are_forced(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[2m· typing\x1b[0m\n" in run("chat", "weather").stderr
+
+
 @pytest.mark.parametrize("columns", [40, 12])
 def test_table_fits_the_width_of_the_terminal(
     terminal: Terminal,
@@ -1351,7 +1390,9 @@ def test_table_fits_the_width_of_the_terminal(
     assert terminal.run("agents", "list") == 0
     assert terminal.run("sessions", "get", used_session_id) == 0
     assert terminal.run("events", used_session_id) == 0
-    plain = re.sub(r"~[\d;]*m", "", terminal.close())
+    shown = terminal.close()
+    assert shown.startswith("~1mID")
+    plain = re.sub(r"~[\d;]*m", "", shown)
     lines = plain.splitlines()
     assert max(map(len, lines)) <= columns
     assert [line.split()[0] for line in lines].count(echo.id) == 1
@@ -1375,7 +1416,7 @@ def test_conversation_in_a_terminal_prompts_on_standard_output(
 def test_conversation_with_piped_output_prompts_on_standard_error(
     terminal: Terminal, capsys: pytest.CaptureFixture[str], used_session_id: str
 ) -> None:
-    terminal.type("one\nexit\n")
+    terminal.type("one\n\x04")
     assert terminal.run("chat", "--session", used_session_id, piped=True) == 0
     shown = capsys.readouterr()
     assert shown.out == "You said one.\n\n"
@@ -1395,7 +1436,7 @@ def test_json_option_in_a_terminal_needs_a_message(
 def test_continued_session_shows_its_history_first(
     terminal: Terminal, used_session_id: str
 ) -> None:
-    terminal.type("again\nexit\n")
+    terminal.type("again\nquit\n")
     assert terminal.run("chat", "--session", used_session_id) == 0
     assert re.sub(r"~[\d;]*m", "", terminal.close()) == (
         "> weather\nLet me see.\n\n"
@@ -1424,7 +1465,10 @@ def test_ctrl_c_at_the_prompt_exits(environment: Mapping[str, str]) -> None:
 
 
 def test_ctrl_c_in_a_turn_returns_to_the_prompt(
-    terminal: Terminal, fake: FakeTransport, server: FakeOverHTTP
+    terminal: Terminal,
+    fake: FakeTransport,
+    server: FakeOverHTTP,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake.script([Say("Once upon"), FallSilent()], "fine")
 
@@ -1440,3 +1484,4 @@ def test_ctrl_c_in_a_turn_returns_to_the_prompt(
     assert terminal.run("chat") == 0
     user.join()
     assert terminal.close() == "> Once upon\n\n> fine\n\n> "
+    assert "\nTurn cancelled.\n" in capsys.readouterr().err

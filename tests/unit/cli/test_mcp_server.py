@@ -112,6 +112,15 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
         async with connect(environment) as client:
             (tool,) = (await client.list_tools()).tools
             assert (tool.name, tool.title) == ("Weather_in_SF", "Weather in SF")
+            schemas = tool.input_schema, tool.output_schema
+            assert [[*schema["properties"]] for schema in schemas] == [
+                ["message", "session_id"],
+                ["text", "session_id"],
+            ]
+            assert [schema["required"] for schema in schemas] == [
+                ["message"],
+                ["text", "session_id"],
+            ]
             first = await client.call_tool(
                 tool.name, {"message": "Hi"}, progress_callback=on_progress
             )
@@ -363,6 +372,7 @@ def test_wrong_arguments_of_the_assistant_are_explained(fake: FakeTransport) -> 
             session = flux0.sessions.create(agent_id=other.id)
         async with in_memory(fake) as client:
             for given, problem in [
+                (None, "message must be a str, not NoneType"),
                 ({}, "message must be a str, not NoneType"),
                 *(
                     (
@@ -426,6 +436,19 @@ def test_ctrl_c_ends_the_command_that_waits_for_its_input(environment: Mapping[s
             assert process.wait(_SECONDS) == -signal.SIGINT
         finally:
             process.kill()
+
+
+def test_option_shows_the_errors_of_the_agent_to_the_assistant(
+    environment: Mapping[str, str], fake: FakeTransport
+) -> None:
+    fake.script([Fail("boom")])
+
+    async def main() -> None:
+        async with over_stdio(environment, "--show-errors") as client:
+            result = await client.call_tool("Weather_in_SF", {"message": "Hi"})
+            assert texts(result)[0] == f"the agent reported an error: boom. {WAS_SENT}"
+
+    anyio.run(main)
 
 
 def test_command_exits_if_only_its_output_is_closed(environment: Mapping[str, str]) -> None:

@@ -169,6 +169,12 @@ def test_least_important_columns_are_left_out_on_a_narrow_terminal(
     assert all(cell_len(line) <= width for line in screen.lines)
 
 
+def test_columns_are_aligned_below_wide_characters_and_without_spaces_at_the_end() -> None:
+    with terminal(40) as (screen, output):
+        output.table({"NAME": 1, "TEXT": 2}, [("日本語", "fog"), ("ab", "")])
+    assert screen.lines == ["NAME    TEXT", "日本語  fog", "ab", ""]
+
+
 def test_each_text_is_in_a_redirected_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "output"
     with path.open("w") as file, contextlib.redirect_stdout(file):

@@ -164,6 +164,17 @@ def test_replacement_that_extends_the_text_is_written_when_it_arrives(
     assert view(end=True) == "\n"
 
 
+def test_message_of_the_next_turn_may_have_the_same_id(capsys: pytest.CaptureFixture[str]) -> None:
+    turn = new_view()
+    for word in ("Rain", "Sun"):
+        accumulator, event = MessageAccumulator(), text(word)
+        accumulator.feed(event)
+        turn.show(event, accumulator)
+        assert capsys.readouterr().out == word
+        turn.finish(accumulator)
+        assert capsys.readouterr().out == "\n"
+
+
 # --- tools
 
 
@@ -226,10 +237,15 @@ def test_null_result_is_written_when_the_message_is_complete(view: View) -> None
     assert view(end=True) == "\n  null\n"
 
 
-def test_error_of_a_tool_is_written_as_its_result(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_of_a_tool_is_written_in_red_as_its_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     failed = models.ToolCall("call-0", "get_weather", {}, error="no such place")
     new_view().message(models.ToolData((failed,)), "r")
-    assert capsys.readouterr().out == "  get_weather: no such place"
+    assert capsys.readouterr().out == "\x1b[1;31m  get_weather: no such place\x1b[0m"
 
 
 # --- statuses and stored messages
