@@ -17,7 +17,6 @@ from attrs import define, field
 
 from flux0 import (
     Conversation,
-    Event,
     EventSource,
     Flux0,
     Flux0Error,
@@ -168,7 +167,7 @@ class Chat:
     def _show_history(self) -> None:
         history = self._conversation.history()
         for number, event in enumerate(history):
-            if isinstance(event, Event) and event.source == EventSource.USER:
+            if event.source == EventSource.USER:
                 self._view.user(describe_data(event.data))
             else:
                 self._view.message(event.data, str(number))

@@ -44,7 +44,7 @@ class Output:
     """
 
     def __init__(self, *, stderr: bool = False) -> None:
-        self._console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+        self._console = Console(stderr=stderr)
         self.is_terminal: bool = self._console.file.isatty()
         has_controls = not (self._console.is_dumb_terminal or self._console.legacy_windows)
         self._wraps = has_controls and self.is_terminal

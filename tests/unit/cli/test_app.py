@@ -351,6 +351,7 @@ def test_agent_is_created_with_name_type_and_description(run: Run, client: Flux0
     shown = run("agents", "get", agent.id).stdout
     assert shown.splitlines()[1].startswith(f"{agent.id}  echo  Echo")
     assert run("agents", "get", agent.id, "--json").stdout == made.stdout
+    assert made.stdout.startswith('{\n  "')
 
 
 def test_sessions_are_created_and_listed_for_a_user(run: Run, agent_id: str) -> None:
@@ -791,10 +792,13 @@ def test_timeout_option_limits_each_request(run: Run, command: str) -> None:
         result = run("--server-url", url, *command.split())
     assert (result.exit_code, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    message = r"Error: no data received within (0\.\d+) s \(read timeout; set --timeout\)"
-    waited = re.fullmatch(message, line)
+    # The time to connect is subtracted from the timeout. On a busy computer, no time may be left.
+    no_data = r"no data received within (0\.\d+) s \(read timeout; set --timeout\)"
+    waited = re.fullmatch(
+        rf"Error: (?:{no_data}|the call took longer than 0.1 s \(--timeout\))", line
+    )
     assert waited is not None
-    assert float(waited[1]) <= 0.1  # The time to connect is subtracted from the timeout.
+    assert float(waited[1] or 0.1) <= 0.1
 
 
 @pytest.mark.parametrize(
@@ -825,12 +829,12 @@ def test_error_response_is_reported_on_one_line(
         (line,) = run(*command).stderr.splitlines()
         assert line.startswith("Error: ")
         assert line.endswith(r"one\ntwo \x1b[31m")
-    fake.inject(Respond(200, body=b"<html>"))
-    result = run("agents", "list")
-    assert result.exit_code == 1
-    assert result.stderr.startswith(
-        f"Error: The server at {server.url}/api/agents is not a flux0 server: "
-    )
+    other_server = rf"Error: The server at {server.url}/api/agents\S* is not a flux0 server: "
+    for command, body in (("list", "<html>"), ("get xxxxxxxxxx", '{"id": "xxxxxxxxxx"}')):
+        fake.inject(Respond(200, body=body.encode()))
+        result = run("agents", *command.split())
+        assert result.exit_code == 1
+        assert re.match(other_server, result.stderr)
 
 
 def test_unusable_session_id_of_the_server_is_not_reported_as_a_wrong_option(
@@ -1403,19 +1407,28 @@ def test_table_fits_the_width_of_the_terminal(
 
 
 def test_conversation_in_a_terminal_prompts_on_standard_output(
-    terminal: Terminal, fake: FakeTransport, capsys: pytest.CaptureFixture[str]
+    terminal: Terminal,
+    fake: FakeTransport,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.delitem(sys.modules, "readline", raising=False)
     fake.script([Fail("boom")], "fine")
     terminal.type("one\n\ntwo\n\x04")
     # The exit code is 0 although a turn failed, because the user has seen the error.
     assert terminal.run("chat") == 0
+    assert "readline" in sys.modules  # It adds editing and a history of lines to the prompt.
     assert terminal.close() == "> ~1;31m· error: boom~0m\n\n> > fine\n\n> \n"
     assert "Ctrl-D" in capsys.readouterr().err
 
 
 def test_conversation_with_piped_output_prompts_on_standard_error(
-    terminal: Terminal, capsys: pytest.CaptureFixture[str], used_session_id: str
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    used_session_id: str,
 ) -> None:
+    monkeypatch.setitem(sys.modules, "readline", None)  # The module is missing on Windows.
     terminal.type("one\n\x04")
     assert terminal.run("chat", "--session", used_session_id, piped=True) == 0
     shown = capsys.readouterr()

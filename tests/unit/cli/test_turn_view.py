@@ -218,9 +218,9 @@ def test_tool_calls_of_a_message_are_written_separately(view: View) -> None:
 
 
 def test_result_is_written_below_its_call(view: View) -> None:
-    shown = view(call({"days": [1], "where": None, "odd": math.inf}))
-    assert shown == "• get_weather(days=[1], where=null, odd=null)"
-    assert view(result({"sky": "foggy"})) == '\n  {"sky": "foggy"}'
+    shown = view(call({"days": [1], "where": None, "odd": math.inf, "city": "Zürich"}))
+    assert shown == '• get_weather(days=[1], where=null, odd=null, city="Zürich")'
+    assert view(result({"sky": "trüb"})) == '\n  {"sky": "trüb"}'
     assert view(text("Foggy")) == "\n\nFoggy"
     assert view(call({}, "c2"), result("x" * 2000, "r2")).endswith("x… (800 more characters)")
 

@@ -443,6 +443,7 @@ def test_extra_members_and_parameters_are_added_to_the_request() -> None:
         ({"extra_body": {"agent_id": "x"}}, "extra_body must not contain 'agent_id'"),
         ({"extra_body": {"new": object()}}, "JSON: it contains an object of type object"),
         ({"extra_body": {"new": [{SURROGATE: 1}]}}, "extra_body has lone surrogates, which UTF-8"),
+        ({"extra_body": {"new": "\udc80"}}, "extra_body has lone surrogates, which UTF-8"),
         ({"extra_body": {"new": nan}}, "cannot be represented in JSON: Out of range float"),
         ({"extra_body": {"new": 10**5000}}, "cannot be represented in JSON: Exceeds"),
         ({"extra_body": {"new": {1: 2}}}, "JSON: it contains a mapping with the key 1;"),

@@ -88,7 +88,7 @@ def results(*calls: dict[str, Any]) -> dict[str, Any]:
     ("model", "data", "field", "problem"),
     [
         (Agents, [], "", "expected a dict, got list"),
-        (Agents, None, "", "expected a dict, got None"),
+        (Agents, None, "", "expected a dict, got None in"),
         (Agents, {}, "data", "is missing"),
         (Agents, {"data": None}, "data", "expected a list, got None"),
         (Agents, {"data": [agent(), 1]}, "data[1]", "expected a dict, got int"),
@@ -113,6 +113,7 @@ def results(*calls: dict[str, Any]) -> dict[str, Any]:
             "is missing",
         ),
         (Event, event(data={**MESSAGE, "tags": ["a", 1]}), "data.tags[1]", "a str, got int"),
+        (Event, event(data={**MESSAGE, "tags": {"a": 1}}), "data.tags", "a list, got dict"),
         (Event, event(data={**MESSAGE, "flagged": "no"}), "data.flagged", "a bool, got str"),
         (Event, event(data={**MESSAGE, "participant": "me"}), "data.participant", "got str"),
         (Event, event(data={"type": "status"}), "data.status", "is missing"),
@@ -342,12 +343,19 @@ class Shouting(str):
         return self.upper()
 
 
-def test_subclasses_of_plain_types_are_encoded_as_plain_types() -> None:
-    encoded = to_dict(ContentPart(MappingProxyType({Shouting("key"): (Shouting("text"),)})))
+class Celsius(float): ...
 
-    assert encoded == {"type": "content", "content": {"key": ["text"]}}
-    (key,), (text,) = encoded["content"], encoded["content"]["key"]
-    assert type(key) is type(text) is str
+
+class Offset(int): ...
+
+
+def test_subclasses_of_plain_types_are_encoded_as_plain_types() -> None:
+    values = Shouting("text"), Celsius(1.5), Offset(7)
+    encoded = to_dict(ContentPart(MappingProxyType({Shouting("key"): values})))
+
+    assert encoded == {"type": "content", "content": {"key": ["text", 1.5, 7]}}
+    (key,), items = encoded["content"], encoded["content"]["key"]
+    assert [type(item) for item in (key, *items)] == [str, str, float, int]
 
 
 @pytest.mark.parametrize("odd", [{1, 2}, b"bytes", object(), {1: "one"}, [{None: 1}]])
@@ -476,6 +484,7 @@ def nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 500, 900])
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": 1, "b": ', "}")])
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
@@ -486,10 +495,10 @@ def nested(depth: int) -> Any:
     ],
 )
 def test_event_that_is_nested_too_deeply_raises_decode_error(
-    name: str, changed: dict[str, Any], levels: int
+    name: str, changed: dict[str, Any], opening: str, closing: str, levels: int
 ) -> None:
     sent = json.dumps(chunk(**changed) if name == "chunk" else status(**changed))
-    deep = sent.replace(': "deep"', f": {'[' * levels}{']' * levels}")
+    deep = sent.replace(': "deep"', f": {opening * levels}1{closing * levels}")
 
     with pytest.raises(DecodeError, match=f"more than {MAX_DEPTH} levels deep|not JSON"):
         CODEC.decode_event(ServerSentEvent(name, deep))

@@ -10,8 +10,17 @@ from attrs import evolve
 
 from flux0 import Flux0, InvalidArgument
 from flux0.adapters.ui import ag_ui_messages, ui_messages, user_text
+from flux0.domain.enums import EventType
 from flux0.domain.messages.finalizing import TurnMessage
-from flux0.domain.stored_models import ContentPart, Event, MessageData
+from flux0.domain.stored_models import (
+    ContentPart,
+    Event,
+    MessageData,
+    ReasoningPart,
+    ToolCall,
+    ToolCallPart,
+    ToolData,
+)
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -175,6 +184,31 @@ def test_messages_of_a_running_turn_are_left_out() -> None:
     running = messages_of(*turns, is_running=True)
     assert [message["role"] for message in running] == ["user", "assistant", "user"]
     assert ui_messages([], is_running=True) == []
+
+
+def test_json_reasoning_is_json_content_and_ids_become_strings() -> None:
+    number: Any = 7  # Agents may send any JSON as an id.
+    called, pending = ToolCallPart(number, "weather", {}), ToolCall(number, "weather", {})
+    turn = (
+        TurnMessage("m", "t", EventType.MESSAGE, MessageData((ReasoningPart([1]), called))),
+        TurnMessage("r", "t", EventType.TOOL, ToolData((pending,))),
+    )
+    tool: dict[str, Any] = {"type": "dynamic-tool", "toolCallId": "7", "toolName": "weather"}
+    (assistant,) = ui_messages(turn)
+    assert assistant["parts"] == [
+        {"type": "data-content", "id": "m", "data": [1]},
+        {**tool, "input": {}, "state": "output-available", "output": None},
+    ]
+    function = {"name": "weather", "arguments": "{}"}
+    assert [{**message, "id": ""} for message in ag_ui_messages(turn)] == [
+        {"id": "", "role": "activity", "activityType": "content", "content": {"content": [1]}},
+        {
+            "id": "",
+            "role": "assistant",
+            "toolCalls": [{"id": "7", "type": "function", "function": function}],
+        },
+        {"id": "", "role": "tool", "toolCallId": "7", "content": "null"},
+    ]
 
 
 def test_parts_of_unknown_types_are_left_out() -> None:
