@@ -694,17 +694,17 @@ def test_unknown_agent_and_name_of_several_agents_are_rejected_with_a_list(
     run: Run, client: Flux0, agent_id: str
 ) -> None:
     second = client.agents.create(name="Drizzle", type_="echo")
-    for wanted, problem in (
-        ("Drizzle", "The server has several agents. Select one with --agent ID:"),
-        ("nope", "No agent has the id or the name 'nope'. The server has these agents:"),
+    third = client.agents.create(name="a\n\x1b[2J", type_="echo")
+    two = f"{agent_id} Drizzle (weather)\n{second.id} Drizzle (echo)\n"
+    three = rf"{two}{third.id} a \x1b[2J (echo)" + "\n"
+    for wanted, problem, listed in (
+        ("Drizzle", "The server has several agents. Select one with --agent ID:", two),
+        ("nope", "No agent has the id or the name 'nope'. The server has these agents:", three),
     ):
         for command in (("chat", "Hi"), ("sessions", "list")):
             result = run(*command, "--agent", wanted)
-            listed = f"{agent_id} Drizzle (weather)\n{second.id} Drizzle (echo)\n"
             assert (result.exit_code, result.stdout) == (2, "")
             assert result.stderr.endswith(f"{problem}\n{listed}")
-    client.agents.create(name="a\n\x1b[2J", type_="echo")
-    assert r" a \x1b[2J (echo)" in run("chat", "Hi").stderr
 
 
 @pytest.mark.parametrize("option", ["--continue", "-c"])
