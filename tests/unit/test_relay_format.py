@@ -99,10 +99,15 @@ def test_error_is_an_event_with_the_number_of_the_error() -> None:
     assert b'"message": "gone"' in shown.error(error)
     hint = b'event: reconnect\nretry: 1000\ndata: {"type": "RelayEnded", "message": "restart"}\n\n'
     assert FLUX0.error(ended, 7) == hint
+    # A browser must not connect again to an application that has closed its client.
+    assert FLUX0.error(errors.ClientClosed("closed")).startswith(b"event: error\ndata: ")
 
 
 def test_only_the_data_of_a_status_error_are_replaced() -> None:
-    secret, other = (decoded(status(name, "secret"))[0] for name in ("error", "typing"))
+    secret, other = (
+        decoded(status(name, "secret").replace(b'"secret"', b'"secret", "new": 1'))[0]
+        for name in ("error", "typing")
+    )
     assert b'"data": "The agent reported an error"' in FLUX0.event(secret)
     assert FLUX0.event(secret).replace(b"The agent reported an error", b"secret") == (
         secret.to_sse()
