@@ -228,7 +228,7 @@ def test_stored_turn_has_the_reply_without_the_message_of_the_user() -> None:
     greeting, *events = [
         *of_turn("t0", reply("Hi")),
         *of_turn("t1", "Hi", reply("a")),
-        *of_turn("t2", "Hi", reply("b"), reply("c")),
+        *of_turn("t2", "Hi", reply("b"), MessageData((ReasoningPart("?"),)), reply("c")),
     ]
 
     first, second = stored_turn([greeting, *events], "Hi"), stored_turn(events[2:], None)
