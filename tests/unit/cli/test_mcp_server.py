@@ -284,7 +284,7 @@ def test_result_has_all_content_also_if_it_is_not_text(fake: FakeTransport) -> N
     ("names", "expected"),
     [
         (["Weather"], ["Weather"]),
-        (["a b/c.d", "  Ünï  "], ["a_b_c_d", "Uni"]),
+        (["a b: c/d", "  Ünï  "], ["a_b_c_d", "Uni"]),
         (["天气", "weather", "雨"], ["agent_id-0", "weather", "agent_id-2"]),
         (["A", "a", "A", "A_id-2"], ["A", "a", "A_id-2", "A_id-2_id-3"]),
         (["A_id-2", "A", "A"], ["A_id-2", "A", "A_id-2_id-2"]),

@@ -258,6 +258,7 @@ def test_error_of_a_tool_is_written_in_red_as_its_result(
         ("thinking", ": thinking"),
         ({"detail": "thinking"}, ": thinking"),
         ({"detail": 1}, ': {"detail": 1}'),
+        ({"detail": "thinking", "step": 1}, ': {"detail": "thinking", "step": 1}'),
         ({"step": 1, "of": 2}, ': {"step": 1, "of": 2}'),
     ],
 )
