@@ -263,7 +263,7 @@ def test_steps_of_a_turn_are_typed_values() -> None:
 
 def test_ids_and_names_of_tools_become_strings() -> None:
     """Agents may send any JSON as an id or a name."""
-    item = {"type": "tool_call", "tool_call_id": 7, "tool_name": 8, "args": {}}
+    item: Any = {"type": "tool_call", "tool_call_id": 7, "tool_name": 8, "args": {}}
     _, started, *_ = TurnSteps().event(chunk("/tool_calls", [item]))
     assert started == Step("call-start", "7", "8")
 

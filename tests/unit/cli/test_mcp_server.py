@@ -112,7 +112,7 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
         async with connect(environment) as client:
             (tool,) = (await client.list_tools()).tools
             assert (tool.name, tool.title) == ("Weather_in_SF", "Weather in SF")
-            schemas = tool.input_schema, tool.output_schema
+            schemas = tool.input_schema, tool.output_schema or {}
             assert [[*schema["properties"]] for schema in schemas] == [
                 ["message", "session_id"],
                 ["text", "session_id"],
