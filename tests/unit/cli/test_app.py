@@ -140,10 +140,6 @@ def session_id(client: Flux0, agent_id: str) -> str:
     return client.sessions.create(agent_id=agent_id).id
 
 
-def no_sleep(_: float) -> None:
-    """A replacement of `time.sleep` that does not wait."""
-
-
 def words(text: str) -> str:
     """Return the words of a help text, without styles, line breaks and borders."""
     return " ".join(re.sub("[─│╭╮╰╯]", " ", re.sub("\x1b\\[[0-9;]*m", "", text)).split())
@@ -160,7 +156,7 @@ def words(text: str) -> str:
         ("events", "--type --source --correlation-id --min-offset --user"),
         ("serve-demo", "--port Ctrl-C"),
         ("agents", "list get create"),
-        ("agents create", "NAME TYPE --description --server-url --timeout --json"),
+        ("agents create", "NAME TYPE --description --server-url --timeout --json Examples:"),
         ("sessions list", "--agent --user"),
     ],
 )
@@ -257,19 +253,21 @@ def test_completion_ends_if_the_server_does_not_respond() -> None:
         assert completed({}, f"agents get --server-url {server.url} ") == []
 
 
-@pytest.mark.parametrize(
-    ("shell", "line"), [("zsh", '"{}":"Rain rm -rf"'), ("fish", "{}\tRain rm -rf")]
-)
+@pytest.mark.parametrize(("shell", "line"), [("zsh", '"{}":"{}"'), ("fish", "{}\t{}")])
 def test_completion_shows_descriptions_without_characters_that_a_shell_interprets(
     environment: Mapping[str, str],
     client: Flux0,
+    agent_id: str,
     ann: str,
     shell: str,
     line: str,
 ) -> None:
     client.agents.create(name="run-$(reboot)", type_="echo")
-    assert line.format(ann) in "\n".join(completed(environment, "events -u ann ", shell))
-    assert "$" not in "".join(completed(environment, "chat --agent ", shell))
+    sessions = "\n".join(completed(environment, "events -u ann ", shell))
+    assert line.format(ann, "Rain rm -rf") in sessions
+    agents = "\n".join(completed(environment, "chat --agent ", shell))
+    assert line.format("Drizzle", agent_id) in agents
+    assert "$" not in agents
 
 
 def test_help_loads_no_http_library(environment: Mapping[str, str]) -> None:
@@ -831,9 +829,9 @@ def test_error_response_is_reported_on_one_line(
         assert line.startswith("Error: ")
         assert line.endswith(r"one\ntwo \x1b[31m")
     other_server = rf"Error: The server at {server.url}/api/agents\S* is not a flux0 server: "
-    for command, body in (("list", "<html>"), ("get xxxxxxxxxx", '{"id": "xxxxxxxxxx"}')):
+    for listed, body in (("list", "<html>"), ("get xxxxxxxxxx", '{"id": "xxxxxxxxxx"}')):
         fake.inject(Respond(200, body=body.encode()))
-        result = run("agents", *command.split())
+        result = run("agents", *listed.split())
         assert result.exit_code == 1
         assert re.match(other_server, result.stderr)
 
@@ -957,8 +955,10 @@ def test_json_of_lines_is_one_object_for_each_line_with_its_number(
 
 
 def test_demo_needs_no_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.sleep", no_sleep)  # The demo agent sleeps between pieces of text.
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
     result = run("demo")
+    assert 1 < sum(slept) < 5  # The demo agent sleeps between pieces of text.
     assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
     assert result.stdout.startswith("It is 16 °C and foggy in San Francisco")
     question, *_ = blocks = result.stderr.split("\n")

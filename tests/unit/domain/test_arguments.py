@@ -61,7 +61,8 @@ def test_mappings_with_wrong_keys_or_values_are_rejected() -> None:
     assert rejection(arguments.members, {1: "a"}) == "thing must have keys of type str, not int"
     expected = "thing must have a str for 'a', not int"
     assert rejection(arguments.parameters, {"a": 1}) == expected
-    assert "lone surrogates" in rejection(arguments.parameters, {"a": "\ud800"})
+    for values in ({"a": "\ud800"}, {"\ud800": "a"}):
+        assert "lone surrogates" in rejection(arguments.parameters, values)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +275,15 @@ def test_invalid_and_reserved_header_names_are_rejected(fields: Any, problem: st
         arguments.headers("headers", fields)
 
     assert caught.value.argument == "headers"
+
+
+@pytest.mark.parametrize(
+    ("user", "value"),
+    [
+        ("ann@example.org", "ann@example.org"),
+        ("ann; admin=1", "ann%3B%20admin=1"),
+        ('"Zo\u00eb", 100%\\\r\n', "%22Zo%C3%AB%22%2C%20100%25%5C%0D%0A"),
+    ],
+)
+def test_name_of_a_user_is_the_value_of_one_cookie(user: str, value: str) -> None:
+    assert arguments.user("user", user) == Headers((("cookie", f"flux0_user_sub={value}"),))
