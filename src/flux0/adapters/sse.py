@@ -25,13 +25,11 @@ _MAX_DIGITS: Final = 640
 # `tuple.__new__` creates a `ServerSentEvent`, a named tuple, in half the time of its constructor.
 _new: Final[Callable[..., ServerSentEvent]] = cast("Any", tuple).__new__
 
-# The parser's states. Each state describes the bytes that were received last.
+# The parser's states.
 _START: Final = 0  # No bytes, or only a part of a byte order mark (BOM), were received.
-_BETWEEN_BLOCKS: Final = 1  # The last received line was blank, and no new block has begun.
-_IN_LINE: Final = 2  # The last received line is incomplete.
-_AFTER_LINE: Final = 3  # The last received line is complete, and was not blank.
-_AFTER_CR: Final = 4  # The last received byte was a CR. A following LF is a part of its line end.
-_FAILED: Final = 5  # An event was too large. The parser raises the same error from now on.
+_WITHIN: Final = 1  # The BOM was skipped, if there was one.
+_AFTER_CR: Final = 2  # The last received byte was a CR. A following LF is a part of its line end.
+_FAILED: Final = 3  # An event was too large. The parser raises the same error from now on.
 
 
 class SSEParser:
@@ -60,11 +58,11 @@ class SSEParser:
         self._limit = sys.maxsize if max_event_bytes is None else max_event_bytes
         self._decoder = _EventDecoder()
         self._state = _START
-        self._bom = b""  # Received bytes that may be the start of a BOM.
-        # `_block` contains the received lines of the incomplete block, separated by LF. `_state`
-        # shows whether the last line is complete. `_block` is a bytearray, because appending to a
-        # bytearray does not copy its content.
+        # `_block` contains the received lines of the incomplete block, or a part of a BOM. Line
+        # ends are LF. If the last line is complete, its LF is in `_line_end`, because a blank line
+        # begins there. `_block` is a bytearray: appending to it does not copy its content.
         self._block = bytearray()
+        self._line_end = b""
 
     @property
     def pending(self) -> bool:
@@ -75,7 +73,7 @@ class SSEParser:
         """
         *lines, rest = self._unfinished_block().split(b"\n")
         has_fields = any(not line.startswith(b":") for line in lines)
-        return has_fields or bool(rest or self._bom) or self._state == _FAILED
+        return has_fields or bool(rest) or self._state == _FAILED
 
     @property
     def retry(self) -> int | None:
@@ -85,112 +83,80 @@ class SSEParser:
         return next((value for value in reversed(values) if value is not None), self._decoder.retry)
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        block = self._block
-        state = self._state
-        if state == _IN_LINE:
-            # This fast branch handles the most frequent data within a line: bytes without a line
-            # end.
-            if _LF not in data and _CR not in data:
-                block += data
-                if len(block) <= self._limit:
-                    return []
-                data = b""
-        elif state == _BETWEEN_BLOCKS:
-            # This fast branch handles the most frequent data after a complete event: further events
-            # that are complete.
-            if data.endswith(b"\n\n") and _CR not in data and len(data) <= self._limit:
-                return self._decoder.decode(data)
-        elif state != _AFTER_LINE:
+        if self._state != _WITHIN:
             data = self._skip_bom_or_lf(data)
-            if not data:
-                return []
+        if not data:
+            return []
         if _CR in data:
-            return self._feed_crs(data)
-        if len(block) + len(data) < self._limit:
-            return self._feed_lines(data)
-        return self._feed_up_to_limit(data)
-
-    def _skip_bom_or_lf(self, data: bytes) -> bytes:
-        if self._state == _FAILED:
-            raise EventTooLarge(self._limit)
-        if self._state == _START:
-            data = self._bom + data
-            if len(data) < len(_BOM) and _BOM.startswith(data):
-                self._bom = data
-                return b""
-            self._bom = b""
-            self._state = _BETWEEN_BLOCKS
-            return data.removeprefix(_BOM)
-        if data:
-            self._state = _AFTER_LINE if self._block else _BETWEEN_BLOCKS
-        return data.removeprefix(b"\n")
-
-    def _feed_crs(self, data: bytes) -> list[ServerSentEvent]:
-        events = self.feed(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
-        if data[-1] == _CR and self._state != _FAILED:
-            self._state = _AFTER_CR
-        return events
-
-    def _feed_lines(self, data: bytes) -> list[ServerSentEvent]:
+            if data[-1] == _CR:
+                self._state = _AFTER_CR
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         block = self._block
-        if block and self._state != _IN_LINE:
-            data = b"\n" + data
+        if not block:
+            # This fast branch handles the most frequent data: complete events.
+            if data.endswith(b"\n\n") and len(data) <= self._limit:
+                return self._decoder.decode(data)
+            data = data.lstrip(b"\n")
+        elif _LF not in data and len(block) + len(data) < self._limit:
+            # This fast branch handles a part of a line.
+            block += self._line_end + data
+            self._line_end = b""
+            return []
+        data = self._line_end + data
+        size = len(block) + len(data)
         # Find the last blank line in `data`: the last LF that follows an LF. A search for a single
         # LF is faster than a search for two bytes.
         end = data.rfind(b"\n")
         while end > 0 and data[end - 1] != _LF:
             end = data.rfind(b"\n", 0, end)
-        # If each small `data` causes a copy of `_block`, the total cost is quadratic. Therefore,
-        # copy `_block` only if `data` completes it, or if `data` is longer than `_block`.
-        if block and (end > 0 or len(data) > len(block)):
-            if end > 0:
-                end += len(block)
-            data = b"".join((block, data))
-            block.clear()
-        events: list[ServerSentEvent] = []
+        complete = b""
         if end > 0:
-            events = self._decoder.decode(data[: end + 1])
-            data = data[end + 1 :]
-        elif not block:
-            data = data.removeprefix(b"\n")
-        if not data:
-            self._state = _BETWEEN_BLOCKS
-        elif data[-1] == _LF:
-            self._state = _AFTER_LINE
-            block += data[:-1]
-        else:
-            self._state = _IN_LINE
-            block += data
-        return events
-
-    def _feed_up_to_limit(self, data: bytes) -> list[ServerSentEvent]:
-        data = self._unfinished_block() + data
-        self._block.clear()
-        excess = self._find_excess(data)
-        if excess < 0:
-            return self._feed_lines(data)
-        events = self._feed_lines(data[:excess])
-        self._block.clear()
-        self._state = _FAILED
-        if not events:
+            complete, data = b"".join((block, data[: end + 1])), data[end + 1 :]
+            block.clear()
+        self._line_end = b"\n" if data.endswith(b"\n") else b""
+        block += data.removesuffix(b"\n")
+        if size > self._limit:
+            complete = self._before_excess(complete)
+        events = self._decoder.decode(complete)
+        if self._state == _FAILED and not events:
             raise EventTooLarge(self._limit)
         return events
 
-    def _find_excess(self, data: bytes) -> int:
+    def _skip_bom_or_lf(self, data: bytes) -> bytes:
+        if self._state == _FAILED:
+            raise EventTooLarge(self._limit)
+        if self._state == _START:
+            data = bytes(self._block) + data
+            self._block.clear()
+            if len(data) < len(_BOM) and _BOM.startswith(data):
+                self._block += data
+                return b""
+            self._state = _WITHIN
+            return data.removeprefix(_BOM)
+        if data:
+            self._state = _WITHIN
+        return data.removeprefix(b"\n")
+
+    def _before_excess(self, complete: bytes) -> bytes:
+        """Return the blocks in `complete` before the first block that is too large.
+
+        If this block or the incomplete block is too large, the parser has failed.
+        """
         start = 0
-        for lines in data.split(b"\n\n"):
-            block = lines.lstrip(b"\n")
-            start += len(lines) - len(block)
-            end = start + len(block)
-            # The size of a block includes the LF after its last line, if this LF was received.
-            if len(block) + (end < len(data)) > self._limit:
-                return start + self._limit
-            start = end + 2
-        return -1
+        for lines in complete.split(b"\n\n")[:-1]:
+            # The size of a block includes the LF after its last line, which `lines` does not have.
+            if len(lines.lstrip(b"\n")) >= self._limit:
+                break
+            start += len(lines) + 2
+        else:
+            if len(self._block) + len(self._line_end) <= self._limit:
+                return complete
+        self._state = _FAILED
+        self._block.clear()
+        return complete[:start]
 
     def _unfinished_block(self) -> bytes:
-        has_line_end = self._block and self._state != _IN_LINE
-        return bytes(self._block) + (b"\n" if has_line_end else b"")
+        return bytes(self._block) + self._line_end
 
 
 class _EventDecoder:
