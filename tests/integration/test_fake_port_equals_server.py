@@ -108,31 +108,13 @@ def test_request_bodies(ports: Ports, fields: str, body: str, status: str) -> No
     assert response.startswith(f"HTTP/1.1 {status} ")
 
 
-HOSTS = [
-    "x:5",
-    "a b",
-    "[::1",
-    "[::1]:5",
-    "[zz]",
-    "x:y",
-    "",
-    "\xe9",
-    "x:9999999",
-    "a/b",
-    "u@b",
-    "x:",
-]
+HOSTS = ["x", "x:5", "127.0.0.1:5", "[::1]:5"]
 
 
 @pytest.mark.parametrize("target", ["/api/agents", "/api/agents/"])
 @pytest.mark.parametrize("fields", ["", *(f"host: {h}\r\n" for h in HOSTS), HOST + HOST])
 def test_hosts(ports: Ports, fields: str, target: str) -> None:
     same(ports, request(target=target, fields=f"connection: close\r\n{fields}"))
-
-
-@pytest.mark.parametrize("scheme", ["https", "http", "ws", "HTTPS", "x", " https ", "http, https"])
-def test_redirects_with_x_forwarded_proto(ports: Ports, scheme: str) -> None:
-    same(ports, request(target="/api/agents/", fields=f"{CLOSE}x-forwarded-proto: {scheme}\r\n"))
 
 
 @pytest.mark.parametrize(

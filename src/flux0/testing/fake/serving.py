@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import re
 from asyncio import AbstractEventLoop, StreamReader, StreamWriter
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
@@ -39,7 +38,6 @@ _MAX_JOIN_SECONDS = 5.0
 _BLOCK_BYTES = 65536  # The fake reads at most this number of bytes at once.
 # The parser h11 needs a limit for the size of a request head. The real server has no fixed limit.
 _MAX_HEAD_BYTES = 2**20
-_HOST = re.compile(r"([\w.~%!$&'()*+,;=-]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?", re.ASCII)
 # The real server runs on Python 3.13. Older versions of Python have another phrase for the status
 # 422.
 _REASONS = {**{each.value: each.phrase for each in HTTPStatus}, 422: "Unprocessable Content"}
@@ -135,7 +133,7 @@ class _Connection:
         try:
             while await self._respond(await self._read_request()):
                 self._http.start_next_cycle()
-        except h11.RemoteProtocolError:
+        except (h11.RemoteProtocolError, ValueError):  # `urlsplit` raises ValueError.
             fields = ("content-type", _PLAIN_TEXT), ("Connection", "close")
             await self._send(_head(400, fields), _data(b"Invalid HTTP request received."), _END)
         finally:
@@ -153,17 +151,15 @@ class _Connection:
         await asyncio.sleep(0)
         pairs = ((key.decode(), value.decode("latin-1")) for key, value in head.headers)
         headers = Headers(tuple(pairs))
-        scheme, host = headers.get("x-forwarded-proto"), headers.get("host", "")
-        scheme = scheme if scheme in {"https", "ws", "wss"} else "http"
-        host = host if _HOST.fullmatch(host) else self._server.address
         target = head.target.decode().replace("#", "%23")
         # A target without a leading slash, such as an absolute URL, matches no route of the real
         # server. Add slashes, so that the target matches no route of the fake, either.
         if not target.startswith("/"):
             target = f"//{target}"
-        url, content = f"{scheme}://{host}{target}", bytes(body) or None
+        host, content = headers.get("host", self._server.address), bytes(body) or None
         limits = Timeout(read=None)
-        return Request(head.method.decode(), url, headers, content, stream=True, timeout=limits)
+        url, method = f"http://{host}{target}", head.method.decode()
+        return Request(method, url, headers, content, stream=True, timeout=limits)
 
     async def _receive(self) -> Any:
         while (event := self._http.next_event()) is h11.NEED_DATA:

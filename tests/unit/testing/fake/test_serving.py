@@ -344,7 +344,7 @@ _AGENT = '{"name":"n","type":"fake"}'
         ("TRACE /api/agents", _CLOSE, "405 Method Not Allowed"),
         ("GET /api/agents", _CLOSE + "a: b\r\n" * 200, "200 OK"),
         ("GET /api/agents", f"{_CLOSE}a: {'b' * 100_000}\r\n", "200 OK"),
-        ("GET /api/agents", "connection: close\r\nhost: [::1\r\n", "200 OK"),
+        ("GET /api/agents", "connection: close\r\nhost: [::1\r\n", "400 Bad Request"),
         ("GET /api/agents", "", "400 Bad Request"),
         ("GET /api/agents", f"{_CLOSE}content-length: +2\r\n", "400 Bad Request"),
         ("GET /api/agents", f"{_CLOSE}content-length: x\r\n", "400 Bad Request"),
@@ -361,17 +361,13 @@ def test_raw_requests_get_the_responses_of_the_server(
             b"\r\n\r\n"
         )
     assert head.startswith(f"HTTP/1.1 {response}\r\n".encode())
-    assert body == b"Invalid HTTP request received." or json.loads(body)
+    assert b"Invalid HTTP request received." in body or json.loads(body)
 
 
-def test_redirect_uses_the_scheme_of_the_proxy_and_a_valid_host() -> None:
+def test_redirect_has_the_host_of_the_request() -> None:
     with FakeTransport().serve() as url:
-        for fields, location in (
-            ("host: x\r\nx-forwarded-proto: https\r\n", "https://x"),
-            ("host: x\r\nx-forwarded-proto: y\r\n", "http://x"),
-            ("host: a b\r\n", url),
-        ):
-            request = f"GET /api/agents/ HTTP/1.1\r\nconnection: close\r\n{fields}\r\n"
+        for fields, location in (("host: x\r\n", "http://x"), ("", url)):
+            request = f"GET /api/agents/ HTTP/1.0\r\n{fields}\r\n"
             assert f"location: {location}/api/agents\r\n".encode() in exchange(url, request)
 
 
