@@ -10,19 +10,14 @@ from __future__ import annotations
 
 import re
 import socket
-import ssl
 from collections.abc import Callable, Iterator
-from functools import partial
 from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
 from typing import Any, Final
 
-from urllib3.util.ssltransport import SSLTransport
-
 from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES, READ_BYTES
-from flux0.adapters.shared.sending import wait
 from flux0.domain.http import framing_problem, version_problem
 
 _NAME: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -58,8 +53,7 @@ class TrackedResponse(HTTPResponse):
     def __init__(self, raw_socket: socket.socket, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.raw_socket = raw_socket
-        nested = isinstance(sock, SSLTransport)
-        self._receive: Callable[[int], bytes] = partial(_receive, sock) if nested else sock.recv
+        self._receive: Callable[[int], bytes] = sock.recv
         # `_may_be_buffered` is True if the buffer of `fp` can contain a part of the body. `fp`
         # fills its buffer while it reads the response head.
         self._may_be_buffered = True
@@ -145,29 +139,6 @@ class TrackedResponse(HTTPResponse):
         if not data:
             raise IncompleteRead(b"")
         return data
-
-
-def _receive(sock: Any, size: int) -> bytes:
-    """Return the next bytes of an `SSLTransport`, the socket for TLS inside TLS.
-
-    The timeout limits the whole wait. `SSLTransport.recv` applies it to each part of a TLS record
-    separately.
-    """
-    timeout = sock.gettimeout()
-    end = None if timeout is None else monotonic() + timeout
-    sock.settimeout(0)
-    try:
-        while True:
-            try:
-                data: bytes = sock.recv(size)
-            except ssl.SSLWantReadError:
-                left = None if end is None else max(0.0, end - monotonic())
-                if wait(sock.socket, left, read=True) == (False, False):
-                    raise TimeoutError("timed out") from None
-            else:
-                return data
-    finally:
-        sock.settimeout(timeout)
 
 
 class _HeadFile:

@@ -22,7 +22,6 @@ from flux0.testing.contract.harness import LONG_TIMEOUT, Harness, ReceivedRespon
 from flux0.testing.contract.responses import (
     FRAMINGS,
     Disconnect,
-    ServerSteps,
     Sleep,
     WaitForRelease,
     Write,
@@ -81,18 +80,6 @@ class ConnectContract(Contract):
         check(harness.fetch(get(server.url)), b"ok", "the body")
         host = server.requests[0].headers["host"]
         assert host == f"[::1]:{server.port}", "the host header must have the URL's host"
-
-
-def slow_tls_record(timeout: float) -> ServerSteps:
-    """Return the steps of a response that ends with an invalid TLS record in two parts.
-
-    The server sends the response head and `first`, the body's first chunk. Then the server waits
-    for `ByteServer.release`. After the release, the record's first part arrives before `timeout`
-    seconds, and the second part after `timeout` seconds.
-    """
-    parts = b"\x17\x03\x03\x00\x20", bytes(32)
-    late = (step for part in parts for step in (Sleep(0.8 * timeout), Write(part, below_tls=True)))
-    return (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], *late)
 
 
 class TLSContract(Contract):
@@ -184,7 +171,10 @@ class TLSContract(Contract):
         self, trusting: Harness, tls: ssl.SSLContext
     ) -> None:
         """A TLS record arrives in two parts. The timeout expires before the second part arrives."""
-        server, response = trusting.read_first(slow_tls_record(2 * SHORT), tls=tls)
+        parts, pause = (b"\x17\x03\x03\x00\x20", bytes(32)), Sleep(1.6 * SHORT)
+        late = (step for part in parts for step in (pause, Write(part, below_tls=True)))
+        steps = (*http_response(b"first", WaitForRelease(), framing="chunked")[:-1], *late)
+        server, response = trusting.read_first(steps, tls=tls)
         reading = response.start_read(timeout=2 * SHORT)
         server.release()
         fails(reading.outcome, errors.ReadTimeout)

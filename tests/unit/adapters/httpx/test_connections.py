@@ -32,11 +32,9 @@ from flux0.domain.errors import (
     ConnectTimeout,
     Flux0Error,
     ProtocolError,
-    ReadTimeout,
 )
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
-from flux0.testing.contract.connecting import slow_tls_record
-from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, get, post
+from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -46,7 +44,7 @@ from flux0.testing.contract.responses import (
     http_response,
     to_bytes,
 )
-from support import modes, sending
+from support import modes
 from support.ending import ends_soon
 from support.over_httpx import FAMILY, FAMILY_SYNC, FAST, VERSIONS, OverHttpx
 from support.proxy import Proxy
@@ -430,23 +428,6 @@ def test_surplus_bytes_through_a_proxy_with_tls_are_not_the_next_response(
             sleep(0.001)
         assert fetch_sync(transport, get(server.url)) == b"ok"
         assert server.connections == 2
-
-
-@over(*VERSIONS)
-async def test_part_of_a_tls_record_through_a_proxy_with_tls_does_not_extend_the_timeout(
-    way: OverHttpx, secured: Secured
-) -> None:
-    with (
-        Proxy(tls=secured.server) as proxy,
-        ByteServer(slow_tls_record(SHORT_TIMEOUT), tls=secured.server) as server,
-    ):
-        async with way.closing(client_of(way, proxy, secured)) as transport:
-            either = sending.as_async(way.mode, transport)
-            body = (await either.send_async(get(server.url))).body
-            assert await body.read_async(LONG) == b"first"
-            server.release()
-            with pytest.raises(ReadTimeout):
-                await body.read_async(SHORT_TIMEOUT)
 
 
 @over(*FAMILY)

@@ -33,8 +33,7 @@ from flux0.domain.errors import (
 )
 from flux0.ports import Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
-from flux0.testing.contract.connecting import slow_tls_record
-from flux0.testing.contract.harness import LONG, get
+from flux0.testing.contract.harness import get
 from flux0.testing.contract.responses import (
     Disconnect,
     Reset,
@@ -125,21 +124,6 @@ def test_close_wakes_a_reader_of_tls_in_tls(library: Library, secured: Secured) 
         reading.join(DEFAULT_TIMEOUT)
         assert [type(failure) for failure in failures] == [ConnectionInterrupted]
         server.wait_until_closed()
-
-
-@over_both
-def test_part_of_a_tls_record_in_tls_does_not_extend_the_timeout(
-    library: Library, secured: Secured
-) -> None:
-    steps = (*HALF[:-1], *slow_tls_record(SHORT_TIMEOUT)[3:])
-    with Proxy(tls=secured.server) as proxy, ByteServer(steps, tls=secured.server) as server:
-        transport = library.make(ca_file=secured.ca_file, proxy=proxy.url)
-        body = transport.send(get(server.url)).body
-        assert body.read(LONG) == b"first"
-        server.release()
-        assert body.read(LONG) == b"second"
-        with pytest.raises(ReadTimeout):
-            body.read(SHORT_TIMEOUT)
 
 
 # --- options of the user's manager
