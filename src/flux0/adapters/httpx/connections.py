@@ -49,6 +49,10 @@ class Backend:
     httpcore_module: Any
     is_plain: bool
 
+    def sleep(self, seconds: float) -> Any:
+        """Sleep before httpcore connects again. For an async client, return a coroutine."""
+        return self.backend.sleep(seconds)
+
 
 class HttpxConnection(ABC):
     """A network stream of httpcore that detects surplus bytes after the end of a response.
@@ -316,6 +320,3 @@ class AsyncBackend(Backend):
     async def connect_unix_socket(self, **options: Any) -> AsyncConnection:
         stream = await self.backend.connect_unix_socket(**options)
         return AsyncConnection(stream, self)
-
-    async def sleep(self, seconds: float) -> None:
-        await self.backend.sleep(seconds)

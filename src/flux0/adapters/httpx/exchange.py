@@ -248,11 +248,9 @@ class HttpxExchange(Exchange):
         if self.connection is not None:
             ended = self.multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
-        # flux0 has neither opened nor wrapped this connection, so the cause of `error` can only be
-        # guessed. If h11 (httpcore's parser) raised the error before the response head was
-        # received, the head is probably invalid. In other cases, an interruption is more likely.
-        from_h11 = error.__cause__ is not None and error.__cause__.__context__ is not None
-        return self._traced and (self.head_received or not from_h11)
+        # flux0 has neither opened nor wrapped this connection, so the cause of `error` is unknown.
+        # If httpcore has opened the connection, an interruption is the most likely cause.
+        return self._traced
 
 
 def package_of(value: object) -> str:

@@ -164,9 +164,6 @@ class SyncBackend(Backend):
         stream = self.backend.connect_unix_socket(**options)
         return SyncConnection(stream.get_extra_info("socket"), self)
 
-    def sleep(self, seconds: float) -> None:
-        self.backend.sleep(seconds)
-
 
 @contextmanager
 def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, None, None]:

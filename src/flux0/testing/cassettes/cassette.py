@@ -179,7 +179,10 @@ class CassetteFile:
     _deferred: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        _check_no_folder(self._path)
+        # Use `os.path.isdir`, because `Path.is_dir` can raise PermissionError.
+        if os.path.isdir(self._path):
+            problem = f"{self._path} is a folder: the path of a cassette must be a file"
+            raise CassetteError(problem)
         with self._writing():
             self._path.parent.mkdir(parents=True, exist_ok=True)
         if _recordings.setdefault(self._key, self) is not self:
@@ -294,7 +297,6 @@ def _members(value: Any) -> dict[str, Any]:
 def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
     from flux0.adapters.json import JsonCodec  # noqa: PLC0415 - loads cattrs
 
-    _check_no_folder(path)
     try:
         # Ignore a byte order mark at the start of the file, because some editors add it.
         body = path.read_bytes().removeprefix(BOM_UTF8)
@@ -314,8 +316,3 @@ def read_cassette(path: Path) -> tuple[RecordedExchange, ...]:
         problem = f"{path} is not a cassette, or it is damaged: {error}\nTo record it again, "
         raise CassetteError(f"{problem}{how_to_record(path)}.") from error
     return tuple(sorted(cassette.exchanges, key=lambda exchange: exchange.number))
-
-
-def _check_no_folder(path: Path) -> None:
-    if os.path.isdir(path):  # Use `os.path.isdir`, because `Path.is_dir` can raise PermissionError.
-        raise CassetteError(f"{path} is a folder: the path of a cassette must be a file")

@@ -320,6 +320,7 @@ def test_cassette_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "loop.json").symlink_to("loop.json")
     unreadable = {
         path / "c.json": "Not a directory",
+        path.parent: "Is a directory",
         tmp_path / "loop.json": "Too many levels of symbolic links",
         tmp_path / f"{'a' * 300}.json": "File name too long",
     }
