@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from json import JSONDecoder, JSONEncoder
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args
 
 from cattrs import transform_error
 
@@ -74,15 +74,7 @@ class JsonCodec:
         if not is_model(model):
             expected = "must be a class in flux0.models, or a list or tuple of such a class"
             raise InvalidArgument("model", f"{expected}, not {model!r}")
-        kind: Any = model
-        # `from_dict` converts a list to a tuple first: flux0's hook for tuples accepts only JSON
-        # lists, while cattrs' hook for lists accepts any iterable, such as a string.
-        if get_origin(kind) is list:
-            kind = tuple.__class_getitem__((*get_args(kind), ...))
-        result: Any = self._structure(kind, data, "")
-        if kind is not model:
-            result = list(result)
-        return cast("T", result)
+        return cast("T", self._structure(model, data, ""))
 
     def to_dict(self, value: Any) -> Any:
         return _convert(plain, value, "value")

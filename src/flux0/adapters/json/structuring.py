@@ -14,6 +14,7 @@ from typing import Any, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
+from cattrs.cols import list_structure_factory
 from cattrs.gen import make_dict_structure_fn, override
 
 from flux0 import models
@@ -71,7 +72,8 @@ def converter(*, explaining: bool) -> Converter:
     made.register_structure_hook_func(lambda kind: kind is Any, _any)
     made.register_structure_hook_func(_has_origin(Mapping), _mapping)
     made.register_structure_hook_func(lambda kind: kind == Mapping[str, str], _text_mapping)
-    made.register_structure_hook_factory(_has_origin(tuple), partial(_tuple, made))
+    for origin in (list, tuple):
+        made.register_structure_hook_factory(_has_origin(origin), partial(_sequence, made, origin))
     made.register_structure_hook_factory(attrs.has, partial(_model, made))
     for union, kinds in _BY_TYPE.items():
         made.register_structure_hook(union, _by_type(made, union, kinds))
@@ -172,16 +174,16 @@ def _enum(kind: type[OpenEnum], *, is_open: bool) -> Hook:
     return structure
 
 
-def _tuple(made: Converter, kind: Any) -> Hook:
-    # `_tuple` uses cattrs' hook for lists, because its errors contain the index of the wrong item.
-    # cattrs' hook accepts any iterable, so `structure` checks the type.
+def _sequence(made: Converter, origin: Callable[[Any], Any], kind: Any) -> Hook:
+    # cattrs' hook for lists is used for tuples, too, because its errors contain the index of the
+    # wrong item. cattrs' hook accepts any iterable, so `structure` checks the type.
     list_kind: Any = list.__class_getitem__(get_args(kind)[0])
-    as_list = made.get_structure_hook(list_kind)
+    as_list = list_structure_factory(list_kind, made)
 
-    def structure(value: Any, _: Any) -> tuple[Any, ...]:
+    def structure(value: Any, _: Any) -> Any:
         if type(value) is not list:
             raise TypeMismatch("a list", value)
-        return tuple(as_list(value, list_kind))
+        return origin(as_list(value, list_kind))
 
     return structure
 
