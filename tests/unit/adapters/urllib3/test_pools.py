@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty, LifoQueue
+from queue import Empty
 from threading import Event
 from types import CodeType, FrameType
+from typing import Any
 
 import pytest
 import requests
@@ -18,9 +19,9 @@ from attrs import evolve
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from flux0.adapters.urllib3 import pools, transport as transport_module
+from flux0.adapters.urllib3 import transport as transport_module
 from flux0.adapters.urllib3.connection import Urllib3Exchange
-from flux0.adapters.urllib3.pools import Slots, close_pools
+from flux0.adapters.urllib3.pools import Slots, close_pools, track
 from flux0.adapters.urllib3.requests_transport import RequestsTransport
 from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import ConnectError, PoolTimeout
@@ -31,10 +32,7 @@ from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from support.ending import ends_soon
 from support.sending import HALF, OK, Pieces, fetch_sync
 
-GETS: tuple[CodeType, ...] = tuple(
-    kind.get.__code__
-    for kind in (Slots, pools._UserSlots)  # pyright: ignore[reportPrivateUsage] - only its code
-)
+GETS: tuple[CodeType, ...] = (Slots.get.__code__,)
 WAITS: tuple[CodeType, ...] = (Waker.wait.__code__,)
 
 
@@ -165,11 +163,10 @@ def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -
 
 def test_waiting_thread_is_woken_although_another_thread_waited_until_its_timeout() -> None:
     slots = used_slots(1)
-    with Urllib3Exchange(get("http://h")):
-        with pytest.raises(Empty):
-            slots.get(timeout=0.0)
-        with before(WAITS, lambda: slots.put("slot")):
-            assert slots.get(timeout=DEFAULT_TIMEOUT) == "slot"
+    with pytest.raises(Empty):
+        slots.get(timeout=0.0)
+    with before(WAITS, lambda: slots.put("slot")):
+        assert slots.get(timeout=DEFAULT_TIMEOUT) == "slot"
 
 
 def test_surplus_free_slot_is_dropped() -> None:
@@ -186,7 +183,7 @@ def test_surplus_free_slot_is_dropped() -> None:
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
 def test_wait_for_a_slot_of_a_user_pool_ends(*, is_interrupted: bool) -> None:
-    slots = pools._UserSlots(LifoQueue(1))  # pyright: ignore[reportPrivateUsage] - as in a pool
+    slots = used_slots(1)
     seconds = 1000.0 if is_interrupted else 0.01
     request = get("http://h", timeout=evolve(LONG_TIMEOUT, pool=seconds))
     with Urllib3Exchange(request) as exchange, ends_soon():
@@ -206,6 +203,14 @@ def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None
         bodies = [transport.send(get(server.url)).body for _ in range(2)]
         assert [b"".join(Pieces(body)) for body in bodies] == [b"firstsecond"] * 2
         assert server.connections == 3
+
+
+def test_thread_that_waits_for_the_queue_of_a_user_pool_gets_a_slot() -> None:
+    pool = urllib3.PoolManager(maxsize=2, block=True).connection_from_url("http://127.0.0.1:1")
+    queue: Any = pool.pool
+    assert [queue.get(), queue.get()] == [None, None]
+    track(pool)
+    assert queue.get(timeout=DEFAULT_TIMEOUT) is None
 
 
 def test_pool_closed_by_the_user_is_a_connect_error() -> None:
