@@ -27,7 +27,7 @@ from flux0.adapters.aiohttp import exchange
 from flux0.adapters.shared.bodies import AsyncBody
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
-from flux0.adapters.shared.misplaced import refuse_misplaced, transport_repr
+from flux0.adapters.shared.misplaced import check_type, transport_repr
 from flux0.adapters.shared.proxies import EnvironmentProxies
 from flux0.domain import errors
 from flux0.domain.headers import Headers
@@ -46,11 +46,7 @@ class AiohttpTransport:
     """
 
     def __init__(self, session: aiohttp.ClientSession | None = None) -> None:
-        if session is not None:
-            refuse_misplaced("session", session, "aiohttp")
-            if not isinstance(cast("object", session), aiohttp.ClientSession):
-                problem = f"is {session!r}: pass an aiohttp.ClientSession, not a wrapper of it"
-                raise errors.InvalidArgument("session", problem)
+        check_type("session", session, aiohttp.ClientSession)
         self._session = session
         self._own_sessions = PerLoop(_make_session, aiohttp.ClientSession.close)
         self._proxies = EnvironmentProxies("aiohttp")

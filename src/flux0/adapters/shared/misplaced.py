@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspect import isclass, iscoroutinefunction
-from typing import Final
+from typing import Any, Final
 
 from flux0.domain.errors import InvalidArgument, MissingDependency
 
@@ -53,6 +53,14 @@ def refuse_misplaced(argument: str, value: object, library: str = "") -> None:
         way = f"{it} as {name}=, or " if other.startswith("httpx") else ""
         problem = f"is an object of {other}: pass {way}transport=flux0.{TRANSPORTS[other]}({it})"
         raise InvalidArgument(argument, problem)
+
+
+def check_type(argument: str, value: object, expected: type[Any]) -> None:
+    """Raise `InvalidArgument` if `value` is neither None nor an instance of `expected`."""
+    refuse_misplaced(argument, value, expected.__module__.partition(".")[0])
+    if value is not None and not isinstance(value, expected):
+        actual = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+        raise InvalidArgument(argument, f"must be a {expected.__name__}, not a {actual}")
 
 
 def transport_repr(transport: object, **clients: object) -> str:

@@ -24,10 +24,9 @@ from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange, shut_down
 from flux0.adapters.shared.failures import causes
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
-from flux0.adapters.shared.misplaced import refuse_misplaced
 from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_all
 from flux0.adapters.urllib3.http_response import TrackedResponse
-from flux0.domain.errors import InvalidArgument, MissingDependency
+from flux0.domain.errors import MissingDependency
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
@@ -241,10 +240,3 @@ def check_urllib3() -> None:
         problem = "replaces urllib3, and does not report whether a request was sent"
         advice = "reinstall urllib3, or use HttpxTransport"
         raise MissingDependency(f"urllib3-future {problem}: {advice}")
-
-
-def check_type(argument: str, value: object, expected: type[Any]) -> None:
-    refuse_misplaced(argument, value, expected.__module__.partition(".")[0])
-    if value is not None and not isinstance(value, expected):
-        actual = f"{type(value).__module__.partition('.')[0]}.{type(value).__name__}"
-        raise InvalidArgument(argument, f"must be a {expected.__name__}, not a {actual}")

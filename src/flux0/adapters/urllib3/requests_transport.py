@@ -34,10 +34,10 @@ from urllib3.exceptions import HTTPError
 from flux0.adapters.shared.bodies import OpenBodies, SyncBody
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import ACCEPT_ENCODING, MAX_IDLE_CONNECTIONS
-from flux0.adapters.shared.misplaced import transport_repr
+from flux0.adapters.shared.misplaced import check_type, transport_repr
 from flux0.adapters.shared.proxies import PYSOCKS_SCHEMES, EnvironmentProxies
 from flux0.adapters.urllib3.body import Urllib3Source, request_body, translate_error
-from flux0.adapters.urllib3.connection import Urllib3Exchange, check_type, check_urllib3
+from flux0.adapters.urllib3.connection import Urllib3Exchange, check_urllib3
 from flux0.adapters.urllib3.pools import close_pools, track
 from flux0.domain.errors import (
     ConnectError,

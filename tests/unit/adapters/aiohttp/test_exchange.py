@@ -216,9 +216,16 @@ class Wrapper:
     """An object that contains a session, such as `aiohttp_retry.RetryClient`."""
 
 
-@pytest.mark.parametrize("wrong", [Wrapper(), aiohttp.ClientSession, "http://127.0.0.1"])
-def test_wrapper_of_a_session_is_rejected(wrong: Any) -> None:
-    with pytest.raises(InvalidArgument, match="pass "):
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        (Wrapper(), r"must be a ClientSession, not a \w+.Wrapper"),
+        (aiohttp.ClientSession, r"is the class ClientSession: pass ClientSession\(\)"),
+        ("http://127.0.0.1", "must be a ClientSession, not a builtins.str"),
+    ],
+)
+def test_wrapper_of_a_session_is_rejected(wrong: Any, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
         AiohttpTransport(wrong)
 
 
