@@ -63,6 +63,7 @@ class FollowedTurn:
         self._worker = worker
         self._turns = turns
         self._is_lost = False
+        self._is_asked = False
         self._missing_since: float | None = None
 
     @property
@@ -84,8 +85,12 @@ class FollowedTurn:
                 last = log.last if (log := self.log()) else 0
                 del log
                 if not self.update((yield read(name, settings.process, last + 1))):
-                    if self._missing_since is not None:
-                        yield "PUBLISH", self.process, name.info
+                    # Ask the process that reads the turn to check the turn. If this process no
+                    # longer knows the turn, it ends the turn in Redis (`_end_lost`). Repeat the
+                    # question until the process listens: the reply is the number of listeners.
+                    if not self._is_asked:
+                        worker.set_timer(self.steps, settings.renew)
+                        self._is_asked = bool((yield "PUBLISH", self.process, name.info))
                     return
             # Remove this `FollowedTurn` only if no newer copy of the same turn has replaced it.
             if self.log() is None and turns.get(name.info, self) is self:
@@ -139,7 +144,7 @@ class FollowedTurn:
 
     def _wait_for_events(self) -> bool:
         settings, now = self._worker.settings, monotonic()
-        self._missing_since = self._missing_since or now
+        self._missing_since, self._is_asked = self._missing_since or now, False
         if now - self._missing_since < settings.expiry:
             self._worker.set_timer(self.steps, settings.renew)
         else:

@@ -188,10 +188,6 @@ class StoreProcess:
                 turn.update(reply)
                 self._followed[name.info] = turn
                 self._submit(turn)
-                # Ask the process that reads the turn to check the turn. If this process no longer
-                # knows the turn, it ends the turn in Redis (`_end_lost`).
-                if turn.is_running:
-                    yield "PUBLISH", turn.process, name.info
         return log
 
     def _submit(self, turn: PublishedTurn | FollowedTurn) -> None:

@@ -474,6 +474,82 @@ def test_ended_turn_that_is_running_in_an_older_snapshot_ends_again(
         assert other.claim("session", new_log("next"), refuse=True) is None
 
 
+class Late(Redis):
+    """A client whose listener connects when `connects` is set."""
+
+    connects: threading.Event
+
+    def pubsub(self, **options: Any) -> Any:
+        assert self.connects.wait(TIMEOUT)
+        return super().pubsub(**options)  # type: ignore[no-untyped-call]
+
+
+def publishes(client: Redis) -> int:
+    """Return the number of messages that were published since the start of the server."""
+    commands: Any = client.info("commandstats")
+    return cast("int", commands.get("cmdstat_publish", {"calls": 0})["calls"])
+
+
+def test_ended_turn_in_an_older_snapshot_ends_again_if_its_process_listens_too_late(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first question whether the turn is running gets lost."""
+    monkeypatch.setattr(store_module, "Settings", quick)
+    with (
+        Late(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=60.0)) as store,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as other,
+    ):
+        client.connects = threading.Event()
+        log = claimed(store)
+        wait_until(lambda: bool(client.exists("flux0:{session}:turn")))
+        load = save(client)
+        log.finish(LogEnd())
+        wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
+        load()
+        claimed(store, "another session")  # So the lease of the process is renewed.
+        assert other.find("unknown session") is None
+        published = publishes(client)
+        copy = other.find("session")
+        assert copy is not None
+        wait_until(lambda: publishes(client) > published)
+        assert not copy.is_ended
+        client.connects.set()
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end is not None
+        assert isinstance(copy.end.error, ReaderLost)
+
+
+def test_evicted_data_of_an_idle_turn_is_restored_when_its_follower_notices_the_loss(
+    server: RedisServer,
+) -> None:
+    """The lease is long, so that the process itself notices the loss later."""
+    with (
+        server.client() as client,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as other,
+    ):
+        log = claimed(store)
+        wait_for_listeners(client, 1)
+        (listener,) = client.client_list(_type="pubsub")
+        published = publishes(client)
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_listeners(client, 2)
+        wait_until(lambda: publishes(client) > published + 1)
+        client.delete("flux0:{session}:turn")
+        (follower,) = (
+            each["id"]
+            for each in client.client_list(_type="pubsub")
+            if each["id"] != listener["id"]
+        )
+        client.client_kill_filter(_id=follower)
+        wait_until(lambda: bool(client.exists("flux0:{session}:turn")))
+        log.append(event("turn", 1))
+        wait_for_events(copy, 1)
+        log.finish(LogEnd())
+
+
 def test_copy_that_is_unknown_in_an_older_snapshot_is_followed_again(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -758,25 +834,19 @@ def test_two_calls_at_once_get_the_same_copy(server: RedisServer, store: RedisTu
 def test_event_that_was_added_before_the_listener_has_connected_arrives(
     server: RedisServer, store: RedisTurnStore
 ) -> None:
-    connects = threading.Event()
-
-    class Late(Redis):
-        def pubsub(self, **options: Any) -> Any:
-            assert connects.wait(TIMEOUT)
-            return super().pubsub(**options)  # type: ignore[no-untyped-call]
-
     log = claimed(store)
     with (
         Late(port=server.port) as client,
         closing(RedisTurnStore(client)) as other,
         server.client() as admin,
     ):
+        client.connects = threading.Event()
         copy = other.find("session")
         assert copy is not None
         wait_until(lambda: bool(admin.exists(copied_by(admin))))  # The copy has been read again.
         log.append(event("turn", 1))
         wait_until(lambda: admin.hget("flux0:{session}:turn", "last") == b"1")
-        connects.set()
+        client.connects.set()
         wait_for_events(copy, 1)
 
 
