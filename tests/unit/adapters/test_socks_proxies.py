@@ -150,3 +150,15 @@ def test_proxy_of_the_users_client_is_used(make: Callable[[str], Transport]) -> 
         ):
             flux0.agents.list()
         assert proxy.accepted == 2
+
+
+@pytest.mark.parametrize(("scheme", "host"), [("socks5", "127.0.0.1"), ("socks5h", "localhost")])
+@pytest.mark.parametrize("make", [over_requests, over_urllib3])
+def test_host_name_is_looked_up_by_the_proxy_only_with_socks5h(
+    make: Callable[[str], Transport], scheme: str, host: str
+) -> None:
+    with ByteServer(AGENTS) as server, SocksProxy() as proxy:
+        url = server.url.replace(server.host, "localhost")
+        with Flux0(url, transport=make(f"{scheme}://{proxy.address}")) as flux0:
+            flux0.agents.list()
+        assert proxy.targets == ((host, server.port),)

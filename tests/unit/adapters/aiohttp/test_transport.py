@@ -493,6 +493,39 @@ def test_bytes_before_a_failure_are_yielded_even_if_they_are_read_late(
         asyncio.run(run(server))
 
 
+def test_overhead_between_two_pieces_is_limited_but_not_the_overhead_of_a_long_stream() -> None:
+    """A segment can contain only a chunk size, without content."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            response = await begun(transport, server.url)
+            pieces, connection = Pieces(response.body), response.raw_response.connection.protocol
+            for number in range(1, 4):
+                for _ in range(2):
+                    connection.data_received(b"1;" + b"x" * 50_000)
+                    connection.data_received(b"\r\n")
+                    connection.data_received(b"%d\r\n" % number)
+                assert await anext(pieces) == b"%d" % number * 2
+            connection.data_received(b"0\r\n\r\n")
+            with pytest.raises(StopAsyncIteration):
+                await anext(pieces)
+
+    with ByteServer(HALF) as server:
+        asyncio.run(run(server))
+
+
+def test_size_of_the_heads_of_one_connection_is_limited_separately() -> None:
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            for _ in range(4):
+                assert await fetch(transport, get(server.url)) == b""
+
+    large = [(name, "x" * 50_000) for name in ("a", "b")]
+    with ByteServer(http_response(b"", headers=large)) as server:
+        asyncio.run(run(server))
+        assert (len(server.requests), server.connections) == (4, 1)
+
+
 def test_slow_reader_does_not_cause_a_read_timeout() -> None:
     """aiohttp's own timeout would also expire while no task reads."""
 

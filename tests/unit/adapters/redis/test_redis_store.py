@@ -1098,20 +1098,35 @@ def test_end_of_a_turn_is_published_once() -> None:
     assert list(job.steps()) == []
 
 
-def test_end_of_a_turn_is_published_again_with_the_events_that_redis_did_not_add() -> None:
-    """Redis has added the first event in a batch whose reply was lost."""
-    log, worker = new_log(), Worker(Redis(), Settings("flux0:", 1.0, LEASE_SECONDS))
-    turns: dict[str, PublishedTurn] = {}
-    job = PublishedTurn(TurnName("session", "turn"), 1, log, worker, turns)
-    turns["session:turn"] = job
-    log.append(event("turn", 1), event("turn", 2))
-    log.finish(LogEnd(finished=True))
-    steps = job.steps()
-    assert next(steps)[-2] == turn_bytes("turn", 2)
-    assert steps.send([1, b""])[-2:] == (event("turn", 2), b'end {"finished": true}\n')
-    with pytest.raises(StopIteration):
-        steps.send([2, b""])
-    assert turns == {}
+def test_end_of_a_turn_is_stored_after_all_events_although_a_reply_was_lost(
+    server: RedisServer, other: RedisTurnStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis has added the first event, and then gets a batch with both events and the end."""
+    monkeypatch.setattr(store_module, "Settings", quick)
+
+    def lose_reply_of_first_event(send: Callable[[], list[Any]], **_: bool) -> list[Any]:
+        replies = send()
+        if admin.hget("flux0:{session}:turn", "last") != b"1":
+            client.left = 1
+            return replies
+        log.append(event("turn", 2))
+        log.finish(LogEnd(finished=True))
+        raise redis.ConnectionError("the connection was reset")
+
+    with (
+        Acting(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=60.0)) as store,
+        server.client() as admin,
+    ):
+        log = claimed(store)
+        client.act, client.left = lose_reply_of_first_event, 1
+        log.append(event("turn", 1))
+        assert wait_for_end(log, TIMEOUT)
+        copy = other.find("session")
+        assert copy is not None
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end == LogEnd(finished=True)
+        assert b"".join(copy.read(0)) == turn_bytes("turn", 2)
 
 
 @pytest.mark.parametrize("closes", [True, False])
@@ -1626,6 +1641,22 @@ def test_keys_of_an_idle_turn_do_not_expire(server: RedisServer) -> None:
         log.finish(LogEnd())
 
 
+def test_check_of_an_idle_turn_renews_all_its_keys(
+    server: RedisServer, store: RedisTurnStore
+) -> None:
+    log = claimed(store)
+    log.append(event("turn", 1))
+    keys = ("flux0:{session}", "flux0:{session}:turn", "flux0:{session}:turn:log")
+    with server.client() as client:
+        wait_until(lambda: client.hget("flux0:{session}:turn", "last") == b"1")
+        wait_for_listeners(client, 1)
+        for key in keys:
+            client.pexpire(key, 100_000)
+        client.publish(as_text(client.hget("flux0:{session}", "process")), keys[1])
+        wait_until(lambda: all(int(client.pttl(key)) > 200_000 for key in keys))
+    log.finish(LogEnd())
+
+
 def test_keys_of_an_ended_turn_expire_after_keep_seconds(
     server: RedisServer, store: RedisTurnStore
 ) -> None:
@@ -1806,6 +1837,15 @@ def lose_reply(send: Callable[[], list[Any]], **__: bool) -> list[Any]:
     raise redis.ConnectionError("the connection was reset")
 
 
+def send_twice(send: Any, **__: bool) -> list[Any]:
+    """Send the batch again, as a client that has lost the reply."""
+    pipeline: Pipeline = send.func.__self__
+    commands = pipeline.command_stack.copy()
+    send()
+    pipeline.command_stack = commands
+    return cast("list[Any]", send())
+
+
 def reject(send: Callable[[], list[Any]], **__: bool) -> list[Any]:
     return [redis.ResponseError("OOM command not allowed") for _ in send()]
 
@@ -1897,7 +1937,7 @@ def quick(prefix: str, keep: float, lease: float) -> Settings:
     return settings
 
 
-@pytest.mark.parametrize("fault", [lose_request, lose_reply, reject])
+@pytest.mark.parametrize("fault", [lose_request, lose_reply, send_twice, reject])
 @pytest.mark.parametrize("use", [read_near, follow_near, replace_near])
 def test_calls_and_turns_continue_after_one_failure_at_any_command(
     server: RedisServer,
