@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -29,8 +30,10 @@ from flux0 import (
     Flux0Error,
     Participant,
     RetryConfig,
+    StoreState,
     StreamIdleTimeout,
     TransportError,
+    TurnStats,
 )
 from flux0.adapters.opentelemetry import OpenTelemetry, link_turn, observe_background_turns
 from flux0.domain.errors import MissingDependency
@@ -588,17 +591,29 @@ def test_metrics_have_a_limited_number_of_agents() -> None:
     assert (counts["Agent 98"], counts["Agent 99"], counts["_OTHER"]) == (1, 2, 3)
 
 
+def values_of_turns(telemetry: Telemetry) -> list[int]:
+    names = ["background_turns.running", "background_turns.followed", "relays.open"]
+    names += "turn_store.available", "turn_store.failures"
+    points = [telemetry.points(f"flux0.{name}") for name in names]
+    return [point.value for (point,) in points]  # type: ignore[attr-defined]
+
+
+def test_each_number_of_background_turns_has_its_own_metric() -> None:
+    class Busy:
+        def stats(self) -> TurnStats:
+            store = StoreState(is_available=False, failures=3, followed_turns=2)
+            return TurnStats(running_turns=1, open_relays=4, is_draining=False, store=store)
+
+    telemetry = Telemetry()
+    observe_background_turns(Busy(), MeterProvider([telemetry.reader]))
+    assert values_of_turns(telemetry) == [1, 2, 4, 0, 3]
+
+
 def test_background_turns_have_metrics() -> None:
     telemetry, gate = Telemetry(), Gate()
     fake, turns = FakeTransport([Say("Hello"), gate]), BackgroundTurns()
     observe_background_turns(turns, MeterProvider([telemetry.reader]))
-
-    def values() -> list[int]:
-        names = ["background_turns.running", "background_turns.followed", "relays.open"]
-        names += "turn_store.available", "turn_store.failures"
-        points = [telemetry.points(f"flux0.{name}") for name in names]
-        return [point.value for (point,) in points]  # type: ignore[attr-defined]
-
+    values = partial(values_of_turns, telemetry)
     with Flux0(transport=fake) as flux0:
         turn = turns.start(flux0.conversation(agent=fake.agent_id), "Hi")
         relay = turn.relay()

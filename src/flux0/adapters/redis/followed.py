@@ -62,8 +62,7 @@ class FollowedTurn:
         self._name = name
         self._worker = worker
         self._turns = turns
-        self._is_lost = False
-        self._is_asked = False
+        self._is_lost = self._is_asked = False
         self._missing_since: float | None = None
 
     @property
@@ -89,8 +88,9 @@ class FollowedTurn:
                     # longer knows the turn, it ends the turn in Redis (`_end_lost`). Repeat the
                     # question until the process listens: the reply is the number of listeners.
                     if not self._is_asked:
-                        worker.set_timer(self.steps, settings.renew)
                         self._is_asked = bool((yield "PUBLISH", self.process, name.info))
+                        if not self._is_asked:
+                            worker.set_timer(self.steps, settings.renew)
                     return
             # Remove this `FollowedTurn` only if no newer copy of the same turn has replaced it.
             if self.log() is None and turns.get(name.info, self) is self:

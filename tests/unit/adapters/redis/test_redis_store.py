@@ -9,6 +9,7 @@ import gc
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -837,7 +838,7 @@ def test_event_that_was_added_before_the_listener_has_connected_arrives(
     log = claimed(store)
     with (
         Late(port=server.port) as client,
-        closing(RedisTurnStore(client)) as other,
+        closing(RedisTurnStore(client, lease_seconds=200.0)) as other,
         server.client() as admin,
     ):
         client.connects = threading.Event()
@@ -918,10 +919,12 @@ def test_unreferenced_copy_is_no_longer_followed_after_redis_could_not_be_reache
     ):
         copies = [other.find("session")]
         attempts: list[None] = []
+        running: list[int] = []
 
         def drop_copy() -> None:
             copies.clear()
             attempts.append(None)
+            running.append(other.state().followed_turns)
 
         client.on_cut_off = drop_copy
         client.is_cut_off = True
@@ -929,6 +932,7 @@ def test_unreferenced_copy_is_no_longer_followed_after_redis_could_not_be_reache
         assert len(followers(admin)) == 1
         client.is_cut_off = False
         wait_until(lambda: not followers(admin))
+        assert running == [0] * len(attempts)
 
 
 @with_short_lease
@@ -1275,6 +1279,8 @@ def test_turn_of_the_process_is_found_while_redis_cannot_be_reached(tmp_path: Pa
             store.find("another session")
         log.finish(LogEnd())
         assert store.find("session") is log
+        with pytest.raises(TurnStoreError):  # It is not a `TurnRunning`.
+            store.claim("session", new_log("next"), refuse=True)
 
 
 def test_turn_that_ended_while_redis_could_not_be_reached_expires(
@@ -1323,14 +1329,17 @@ def test_threads_of_a_closed_and_collected_store_end_when_redis_responds(
 ) -> None:
     before = threads()
     with redis_server(tmp_path) as server, without_timeout(server) as client:
-        store = RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
+        store = RedisTurnStore(client, lease_seconds=60.0)
         log = claimed(store)
         started = threads() - before
         monkeypatch.setattr(worker, "_MAX_CALL_SECONDS", 0.1)
         server.pause()
         with pytest.raises(TurnStoreError):  # Now, the thread waits for Redis.
             store.find("another session")
-        store.close()
+        # Redis has not responded for the time of the lease, so `close` does not wait for it.
+        monkeypatch.setattr(worker, "monotonic", lambda: time.monotonic() + 60)
+        with ends_soon():
+            store.close()
         assert any(thread.is_alive() for thread in started)
         del store
         gc.collect()
@@ -1557,8 +1566,11 @@ def test_process_is_lost_if_its_lease_does_not_change_while_redis_responds(
 def test_turn_is_stopped_although_its_process_receives_no_messages(
     server: RedisServer, other: RedisTurnStore
 ) -> None:
+    attempts: list[None] = []
+
     class Deaf(Redis):
         def pubsub(self, **options: Any) -> Any:
+            attempts.append(None)
             raise redis.ConnectionError(f"no route to host {options}")
 
     turn = Turn("turn")
@@ -1571,6 +1583,41 @@ def test_turn_is_stopped_although_its_process_receives_no_messages(
         copy.stop("the reason")
         assert wait_for_end(turn.log, TIMEOUT)
     assert turn.reasons == ["the reason"]
+    assert len(attempts) < 100  # The thread waits between two attempts.
+
+
+def test_idle_listener_waits_for_messages_and_keeps_its_connection(server: RedisServer) -> None:
+    calls: list[str] = []
+
+    class Counting(Redis):
+        def pubsub(self, **options: Any) -> Any:
+            calls.append("pubsub")
+            subscriber = super().pubsub(**options)  # type: ignore[no-untyped-call]
+            get_message = subscriber.get_message
+
+            def count(*args: Any, **arguments: Any) -> Any:
+                calls.append("get_message")
+                return get_message(*args, **arguments)
+
+            subscriber.get_message = count
+            return subscriber
+
+    with (
+        Counting(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=60.0)) as store,
+    ):
+        for _ in range(300):
+            assert store.find("session") is None
+        wait_until(lambda: len(calls) > 3)
+        assert len(calls) < 30
+    with (
+        Counting(port=server.port) as client,
+        closing(RedisTurnStore(client, lease_seconds=0.1)) as store,
+    ):
+        calls.clear()
+        assert store.find("session") is None
+        wait_until(lambda: len(calls) > 10)  # Most waits have ended without a message.
+        assert calls.count("pubsub") == 1
 
 
 def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
@@ -1997,6 +2044,7 @@ def close_at(number: int, client: Acting, far: RedisTurnStore) -> list[bool]:
         if acted:
             wait_until(lambda: closer.ident is not None)
             closer.join()
+            assert not any(thread.is_alive() for thread in near._process.get()._threads)
         for copy in copies:
             assert copy is not None
             assert wait_for_end(copy, TIMEOUT)
