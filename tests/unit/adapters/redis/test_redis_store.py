@@ -1592,7 +1592,7 @@ def test_idle_listener_waits_for_messages_and_keeps_its_connection(server: Redis
     class Counting(Redis):
         def pubsub(self, **options: Any) -> Any:
             calls.append("pubsub")
-            subscriber = super().pubsub(**options)  # type: ignore[no-untyped-call]
+            subscriber: Any = super().pubsub(**options)  # type: ignore[no-untyped-call]
             get_message = subscriber.get_message
 
             def count(*args: Any, **arguments: Any) -> Any:
@@ -1887,7 +1887,7 @@ def lose_reply(send: Callable[[], list[Any]], **__: bool) -> list[Any]:
 def send_twice(send: Any, **__: bool) -> list[Any]:
     """Send the batch again, as a client that has lost the reply."""
     pipeline: Pipeline = send.func.__self__
-    commands = pipeline.command_stack.copy()
+    commands: list[Any] = pipeline.command_stack.copy()
     send()
     pipeline.command_stack = commands
     return cast("list[Any]", send())
