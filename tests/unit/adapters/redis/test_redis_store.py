@@ -1886,8 +1886,8 @@ def lose_reply(send: Callable[[], list[Any]], **__: bool) -> list[Any]:
 
 def send_twice(send: Any, **__: bool) -> list[Any]:
     """Send the batch again, as a client that has lost the reply."""
-    pipeline: Pipeline = send.func.__self__
-    commands: list[Any] = pipeline.command_stack.copy()
+    pipeline = send.func.__self__
+    commands = pipeline.command_stack.copy()
     send()
     pipeline.command_stack = commands
     return cast("list[Any]", send())
