@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -37,7 +38,7 @@ from flux0 import (
 )
 from flux0.adapters.opentelemetry import OpenTelemetry, link_turn, observe_background_turns
 from flux0.domain.errors import MissingDependency
-from flux0.observers import Observer
+from flux0.observers import Call, Observer
 from flux0.ports import Request
 from flux0.testing import (
     AgentReply,
@@ -380,6 +381,15 @@ async def check_tool_span(mode: Mode, server_time: float) -> None:
     assert tool.end_time <= whole.end_time
 
 
+@in_every_mode
+async def test_tool_call_starts_at_the_time_of_the_server(mode: Mode) -> None:
+    telemetry, server_time = Telemetry(), time.time()
+    steps: list[AgentStep] = [Pause(100), TOOL, Pause(2), GiveResult(TOOL, "rain"), Pause(100)]
+    await turn(mode, telemetry, steps, server_time=server_time)
+    tool = telemetry.span("execute_tool weather")
+    assert tool.start_time == pytest.approx((server_time + 100) * 1e9, rel=0, abs=1e6)
+
+
 def test_tool_call_is_not_longer_than_its_turn() -> None:
     """The server's clock may be faster. Here, the pauses of the agent take no real time."""
     telemetry, fake = Telemetry(), FakeTransport(TURN, agent_name="Drizzle")
@@ -434,7 +444,7 @@ async def test_contents_that_are_not_text_have_the_form_of_the_conventions(mode:
     }
     steps: list[AgentStep] = [
         SendChunk("e1", [{"op": "add", "path": "", "value": {"tool_calls": [call]}}]),
-        SendChunk("e2", [{"op": "add", "path": "", "value": {"card": "rain"}}]),
+        SendChunk("e2", [{"op": "add", "path": "", "value": {"card": "Graupelböen"}}]),
     ]
     telemetry = Telemetry()
     await turn(mode, telemetry, steps, contents=True)
@@ -445,7 +455,7 @@ async def test_contents_that_are_not_text_have_the_form_of_the_conventions(mode:
     )
     assert answer["parts"] == [
         {"type": "tool_call", "id": None, "name": "weather", "arguments": {}},
-        {"type": "text", "content": '{"card": "rain"}'},
+        {"type": "text", "content": '{"card": "Graupelböen"}'},
     ]
 
 
@@ -487,14 +497,16 @@ async def test_interrupted_turn_is_an_error(mode: Mode) -> None:
 @in_every_mode
 async def test_silent_turn_is_an_error(mode: Mode) -> None:
     telemetry = Telemetry()
-    await turn(mode, telemetry, [FallSilent()], stream_idle_timeout_ms=5_000)
+    await turn(mode, telemetry, [FallSilent()], contents=True, stream_idle_timeout_ms=5_000)
 
     span = telemetry.span("invoke_agent")
+    assert attributes(span)["gen_ai.output.messages"] == "[]"
     assert attributes(span)["error.type"] == "StreamIdleTimeout"
     assert span.status.status_code is StatusCode.ERROR
     assert seconds(span) == pytest.approx(5)
     (point,) = telemetry.points("gen_ai.client.operation.duration")
     assert (point.attributes or {})["error.type"] == "StreamIdleTimeout"
+    assert "gen_ai.agent.name" not in (point.attributes or {})
 
 
 @in_every_mode
@@ -671,10 +683,17 @@ def test_turn_is_a_child_of_the_span_of_the_user() -> None:
 
 
 def test_nothing_is_kept_after_the_end() -> None:
+    calls: list[Call] = []
+
+    class Recorder(Observer):
+        def on_call_start(self, call: Call) -> None:
+            calls.append(call)
+
     observer, fake = Telemetry().observer(), FakeTransport("Hello")
-    with Flux0(transport=fake, observers=[observer]) as flux0:
+    with Flux0(transport=fake, observers=[Recorder(), observer]) as flux0:
         flux0.conversation(agent=fake.agent_id).ask("Hi")
     assert vars(observer)["_calls"] == {}
+    assert observer.trace_parent(calls[-1]) is None
 
 
 def test_missing_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
