@@ -91,9 +91,21 @@ class _JumpingSelector(SelectSelector):
 
 
 class _SimulatedLoop(asyncio.SelectorEventLoop):
+    """Keeps all its tasks, so that tasks that wait forever are cancelled, and not freed before."""
+
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    def create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
+        task = super().create_task(*args, **options)
+        self._tasks.append(task)
+        return task
+
+    async def cancel_tasks(self) -> None:
+        others = [task for task in self._tasks if task is not asyncio.current_task()]
+        await asyncio.gather(*filter(asyncio.Task.cancel, others), return_exceptions=True)
 
     def time(self) -> float:
         return self._jumping.now
@@ -108,7 +120,10 @@ def run_in_simulated_time(mode: Mode, test: Test) -> None:
         trio.run(test, clock=MockClock(autojump_threshold=0))
     else:
         with closing(_SimulatedLoop()) as loop:
-            loop.run_until_complete(test())
+            try:
+                loop.run_until_complete(test())
+            finally:
+                loop.run_until_complete(loop.cancel_tasks())
 
 
 async def call_blocking(mode: Mode, function: Callable[..., T], *args: object) -> T:

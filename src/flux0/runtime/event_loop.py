@@ -26,6 +26,9 @@ _CLOSE_DELAY = 0.1
 # At most this number of API calls start in one iteration of an event loop. Each start takes about a
 # millisecond, in which the loop runs no other task.
 _STARTED_PER_ITERATION = 50
+# When an async generator is closed, it is resumed at most this number of times. The bytes that
+# httpcore receives at once contain fewer chunks.
+_MAX_RESUMED = 16 * 1024
 
 # A `Loop` is an event loop: an asyncio.AbstractEventLoop, or the TrioToken of a trio run.
 Loop: TypeAlias = Any
@@ -236,14 +239,16 @@ async def close_nested_generators(generator: AsyncGenerator[Any, None]) -> None:
 
     `generator.aclose()` leaves the inner generators to the garbage collector, and trio warns about
     them. Therefore, this function resumes `generator` in a cancelled scope: the innermost generator
-    raises the cancellation, which ends all generators.
+    raises the cancellation, which ends all generators. A generator of the user that never waits
+    does not raise the cancellation, and is closed by `aclose` after `_MAX_RESUMED` values.
     """
     from anyio import CancelScope  # noqa: PLC0415 - needed only for bodies that are closed early
 
-    with CancelScope() as scope:
+    with CancelScope() as scope, suppress(StopAsyncIteration):
         scope.cancel()
-        async for _ in generator:
-            pass
+        for _ in range(_MAX_RESUMED):
+            await anext(generator)
+    await generator.aclose()
 
 
 class PerLoop(Generic[T]):

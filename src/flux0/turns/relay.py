@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Generic, TypeVar, final
 
 from flux0.domain.errors import Flux0Error, drop_tracebacks
@@ -144,7 +145,9 @@ def relay_async(
                 reading.end(error)
             finally:
                 reading.end()
-                await close()
+                # An error of the user's transport must not end the task: trio would end, too.
+                with suppress(Exception):
+                    await close()
 
         # The task has no task group: a task group must be closed by the task that opened it, but
         # the web server can close the relay in another task.

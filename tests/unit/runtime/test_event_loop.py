@@ -529,3 +529,21 @@ async def test_nested_generators_are_closed_and_not_read_on(mode: Mode) -> None:
     await anext(generator)
     await close_nested_generators(generator)
     assert (mode, steps) == (mode, ["first", "inner", "outer"])
+
+
+@in_both_loops
+async def test_generator_that_never_waits_is_closed(mode: Mode) -> None:
+    steps: list[str] = []
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        try:
+            for _ in range(1_000_000):
+                yield b"piece"
+            steps.append("read to its end")
+        finally:
+            steps.append("closed")
+
+    generator = pieces()
+    await anext(generator)
+    await close_nested_generators(generator)
+    assert (mode, steps) == (mode, ["closed"])

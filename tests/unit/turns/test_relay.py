@@ -15,6 +15,8 @@ import pytest
 
 from flux0 import Flux0, StatusEvent, UnknownEvent
 from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, StreamInterrupted
+from flux0.domain.headers import Headers
+from flux0.ports import Response
 from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat
 from flux0.testing import (
     AgentStep,
@@ -30,12 +32,16 @@ from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
     CORRELATION_ID,
+    SSE,
+    Body,
     Hang,
+    begin,
     chunk,
     events_of,
     frame,
     in_both_loops,
     in_every_mode,
+    script,
     status,
     tape,
 )
@@ -531,3 +537,19 @@ def test_relay_raises_exceptions_that_exit_the_process_to_its_reader() -> None:
     """`pytest.fail` raises such an exception, too."""
     with pytest.raises(SystemExit):
         list(open_sync(tape(chunk("a"), SystemExit())).relay())
+
+
+class FailingBody(Body):
+    """A body whose `close_async` fails, because the user's transport has a bug."""
+
+    async def close_async(self) -> None:
+        raise OSError("the connection cannot be closed")
+
+
+@in_both_loops
+async def test_error_of_closing_the_stream_is_raised_to_the_reader_of_the_relay(mode: Mode) -> None:
+    body = FailingBody(tape(chunk("a")))
+    response = Response(200, Headers(tuple(SSE.items())), body, raw_response=object())
+    stream = await begin(mode, script(response))
+    with pytest.raises(OSError, match="cannot be closed"):
+        await gathered(stream.relay())

@@ -40,7 +40,6 @@ from flux0.turns.turn_reading import TaskReading, ThreadReading
 from support.ending import ends_soon
 from support.in_memory import (
     SSE,
-    Body,
     Hang,
     Script,
     chunk,
@@ -59,6 +58,7 @@ from support.modes import in_mode, run, unwrapped
 from support.sending import over
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 from unit.client.test_background_turns import Server, error_in, gathered, pause
+from unit.turns.test_relay import FailingBody
 from unit.turns.test_streams import opened
 
 
@@ -239,11 +239,6 @@ def test_thread_that_cannot_be_started_closes_the_stream(monkeypatch: pytest.Mon
         fake.assert_no_open_streams()
         assert turns.join(conversation.session_id) is None
         assert turns.start(conversation, "Hi", running="refuse").wait().text == "Hello"
-
-
-class FailingBody(Body):
-    async def close_async(self) -> None:
-        raise OSError("the connection cannot be closed")
 
 
 @in_simulated_time
