@@ -1002,6 +1002,13 @@ class BlockingStore(TurnStore):
 
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
         self._check()
+        stop = log.stop
+
+        def stop_turn(reason: str) -> None:
+            self._check()
+            stop(reason)
+
+        log.stop = stop_turn
         return self._store.claim(session_id, log, refuse=refuse)
 
     def release(self, session_id: str, log: TurnLog, previous: TurnLog | None) -> None:
@@ -1219,6 +1226,9 @@ async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: 
     for method in (server.turns.join_async, server.turns.stop_async):
         with pytest.raises(InvalidArgument, match="session_id"):
             await method(wrong)
+    with pytest.raises(InvalidArgument, match="drain_seconds"):
+        await server.turns.close_async(drain_seconds=-1)
+    assert not server.real.stats().is_draining
     assert len(server.fake.calls) == sent
 
 
