@@ -624,12 +624,14 @@ async def test_limits_of_closing_apply_to_all_turns_together(mode: Mode) -> None
 
 
 @in_every_mode
-async def test_stats_count_running_turns_and_open_relays(mode: Mode) -> None:
+async def test_stats_count_running_turns_and_open_relays_and_show_the_state_of_the_store(
+    mode: Mode,
+) -> None:
     def numbers(turns: int, relays: int, *, is_draining: bool) -> TurnStats:
-        return TurnStats(turns, relays, is_draining, StoreState())
+        return TurnStats(turns, relays, is_draining, BlockingStore.STATE)
 
     gate = Gate()
-    server = Server(mode, [Say("a"), gate, Say("b")])
+    server = Server(mode, [Say("a"), gate, Say("b")], BlockingStore())
     assert server.real.stats() == numbers(0, 0, is_draining=False)
     turn = await server.turns.start_async(await server.conversation(), "Hi")
     first, second, unread = relays(turn, 3)
@@ -994,6 +996,8 @@ async def test_unreferenced_turns_are_read_to_their_end(mode: Mode) -> None:
 class BlockingStore(TurnStore):
     """A store whose methods must not be called in the event loop, because they may block."""
 
+    STATE = StoreState(is_available=False, failures=3, followed_turns=2)
+
     def __init__(self) -> None:
         self._store = MemoryTurnStore()
         self.entered = threading.Event()
@@ -1017,6 +1021,9 @@ class BlockingStore(TurnStore):
     def find(self, session_id: str) -> TurnLog | None:
         self._check()
         return self._store.find(session_id)
+
+    def state(self) -> StoreState:
+        return self.STATE
 
     def close(self) -> None:
         self._check()
