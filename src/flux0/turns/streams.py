@@ -330,9 +330,11 @@ class AsyncEventStream(StreamState):
     async def close_async(self, reason: str = CLOSED_EARLY) -> None:
         """The async version of `EventStream.close`."""
         self.mark_closed(reason)
-        await self._close_body()
-        self._mark_released()
-        self._report_end()
+        try:
+            await self._close_body()
+        finally:  # If the task is cancelled, `_close_body` still releases the connection.
+            self._mark_released()
+            self._report_end()
 
     def close_soon(self, reason: str = CLOSED_EARLY) -> None:
         """Close the stream without awaiting. The event loop releases the connection soon.

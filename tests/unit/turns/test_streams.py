@@ -259,21 +259,32 @@ async def test_cancelled_read_closes_the_stream(mode: Mode) -> None:
             await anext(stream)
 
 
-@in_both_loops
-async def test_turn_is_finished_although_its_task_is_cancelled_at_its_end(mode: Mode) -> None:
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("mode", ASYNC)
+def test_turn_has_ended_although_its_task_is_cancelled_while_it_closes_the_body(
+    mode: Mode, *, reads: bool
+) -> None:
     class CancelledBody(Body):
         async def close_async(self) -> None:
-            scope.cancel()
+            scopes[0].cancel()
             await anyio.lowlevel.checkpoint()
 
-    response = evolve(scripted_response(headers=SSE), body=CancelledBody(tape(chunk("a"))))
-    async with Flux0(async_transport=script(response)) as client:
-        stream = await client.sessions.create_event_async(session_id="s", content="Hi")
-        await anext(stream)
-        with anyio.CancelScope() as scope:
+    async def read_or_close() -> None:
+        endings = Endings()
+        response = evolve(scripted_response(headers=SSE), body=CancelledBody(tape(chunk("a"))))
+        async with Flux0(async_transport=script(response), observers=[endings]) as client:
+            stream = await client.sessions.create_event_async(session_id="s", content="Hi")
             await anext(stream)
-        assert scope.cancelled_caught
-        assert stream.finished
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await (anext(stream) if reads else stream.close_async())
+            assert scope.cancelled_caught
+            assert not stream.is_open
+            assert stream.finished is reads
+            assert endings.seen == ["confirmed" if reads else "closed"]
+
+    scopes: list[anyio.CancelScope] = []
+    run(mode, read_or_close)
 
 
 # --- closing
