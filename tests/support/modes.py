@@ -105,7 +105,8 @@ class _SimulatedLoop(asyncio.SelectorEventLoop):
 
     async def cancel_tasks(self) -> None:
         others = [task for task in self._tasks if task is not asyncio.current_task()]
-        await asyncio.gather(*filter(asyncio.Task.cancel, others), return_exceptions=True)
+        cancelled = [task for task in others if task.cancel()]
+        await asyncio.gather(*cancelled, return_exceptions=True)
 
     def time(self) -> float:
         return self._jumping.now
