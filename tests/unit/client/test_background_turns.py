@@ -975,6 +975,7 @@ def test_stop_ends_the_turn_of_a_loop_that_does_not_run() -> None:
     turn = loop.run_until_complete(start())
     assert server.real.stop(turn.session_id)
     assert error_in(list(turn.relay())[-1])[0] == "TurnStopped"
+    server.fake.assert_no_open_streams()
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
 

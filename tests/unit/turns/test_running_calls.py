@@ -155,13 +155,27 @@ def test_failure_of_a_cancelled_call_says_why_it_was_cancelled() -> None:
         assert call.ended().sent == "maybe"
 
 
-@pytest.mark.parametrize(("kind", "sent"), [(ConnectError, "no"), (ConnectionInterrupted, "maybe")])
+@pytest.mark.parametrize("cause", [None, OSError("reset")], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [(ConnectError, "no"), (ConnectionInterrupted, "maybe"), (PoolTimeout, "no")],
+)
 def test_failure_after_closing_the_client_says_whether_the_request_was_sent(
-    kind: type[TransportError], sent: str
+    kind: type[TransportError], sent: str, cause: OSError | None
 ) -> None:
     calls, failure = RunningCalls(), kind("the socket was shut down")
+    failure.__cause__ = cause
     with calls.start() as call:
         calls.close()
         error = call.failed(SEND, failure)
     assert isinstance(error, ClientClosed)
-    assert (error.sent, error.__cause__, call.ended().sent) == (sent, failure, sent)
+    expected = sent, cause or failure, sent
+    assert (error.sent, error.__cause__, call.ended().sent) == expected
+
+
+def test_exception_of_user_code_is_kept_after_closing_the_client() -> None:
+    calls, bug = RunningCalls(), ZeroDivisionError("a bug")
+    with calls.start() as call:
+        calls.close()
+        assert call.failed(SEND, bug) is bug
+        assert call.ended().sent == "maybe"
