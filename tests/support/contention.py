@@ -1,15 +1,15 @@
-"""Reports when a thread is about to wait for a lock that another thread holds."""
+"""Calls a function when this thread is about to acquire a lock, or to wait for it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from threading import RLock
+from threading import Lock, RLock
 from types import FrameType
 from typing import Any
 
-_RLOCK = type(RLock())
+_LOCK, _RLOCK = type(Lock()), type(RLock())
 
 
 @contextmanager
@@ -23,6 +23,26 @@ def before_wait(act: Callable[[], object]) -> Generator[None, None, None]:
             tries += type(function.__self__) is _RLOCK
             if tries == 2:
                 act()
+
+    sys.setprofile(on_event)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
+@contextmanager
+def before_lock(act: Callable[[], object]) -> Generator[None, None, None]:
+    """Call `act` before this thread acquires a `Lock` for the first time.
+
+    The effect is the same as if another thread were faster.
+    """
+
+    def on_event(_: FrameType, event: str, function: Any) -> None:
+        is_acquire = event == "c_call" and function.__name__ == "acquire"
+        if is_acquire and type(function.__self__) is _LOCK:
+            sys.setprofile(None)
+            act()
 
     sys.setprofile(on_event)
     try:

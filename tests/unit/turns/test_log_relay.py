@@ -451,7 +451,7 @@ def test_wait_for_end_continues_after_an_event() -> None:
 @in_both_loops
 async def test_cancelled_async_relay_closes_its_pieces(mode: Mode) -> None:
     """So closing the relay of a stream stops its agent."""
-    closed: list[bool] = []
+    closed, received = list[bool](), list[bytes]()
 
     def pieces() -> Pieces:
         try:
@@ -460,11 +460,15 @@ async def test_cancelled_async_relay_closes_its_pieces(mode: Mode) -> None:
             closed.append(True)
 
     relay = AsyncRelay(pieces(), None)
+
+    async def read() -> None:
+        received.append(await anext(relay))
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(relay.__anext__)
+        tasks.start_soon(read)
         await anyio.wait_all_tasks_blocked()
         tasks.cancel_scope.cancel()
-    assert closed == [True]
+    assert (closed, received) == ([True], [])
 
 
 def test_sync_relay_that_is_interrupted_while_it_waits_closes_its_pieces() -> None:

@@ -22,6 +22,7 @@ from flux0.domain.errors import ConnectionInterrupted, StreamInterrupted, Stream
 from flux0.testing import FakeTransport, Say
 from flux0.turns.reader import ReaderRole
 from support.back_ends import serve
+from support.contention import before_lock
 from support.in_memory import Tape, chunk, in_both_loops, new_turn, tape
 from support.transports import Mode
 from unit.turns.test_streams import open_async, open_sync, value_of
@@ -66,6 +67,20 @@ def test_reader_with_another_owner_does_not_belong_to_the_generator_that_has_cla
             with pytest.raises(StreamInUse):
                 next(pieces(owner))
     role.check()
+
+
+def test_reader_that_is_slower_than_another_reader_is_refused() -> None:
+    role, first = ReaderRole(get_ident, new_turn()), list[object]()
+    with before_lock(lambda: first.append(role.claim(object()))), pytest.raises(StreamInUse):
+        role.claim(object())
+
+
+def test_events_that_another_thread_has_received_meanwhile_are_not_lost() -> None:
+    stream, first = open_sync(letters()), list[object]()
+    assert value_of(next(stream)) == "a"
+    with before_lock(lambda: first.append(value_of(next(stream)))):
+        second = value_of(next(stream))
+    assert [*first, second, *map(value_of, stream)] == ["b", "c", "d", "e"]
 
 
 # --- errors that are kept

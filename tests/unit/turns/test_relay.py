@@ -18,6 +18,7 @@ from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, StreamIn
 from flux0.domain.headers import Headers
 from flux0.ports import Response
 from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat
+from flux0.runtime.event_loop import do_nothing
 from flux0.testing import (
     AgentStep,
     CallTool,
@@ -167,6 +168,22 @@ def test_relay_whose_reader_is_cancelled_before_it_starts_closes_the_stream() ->
 
     serving: list[asyncio.Task[None]] = []
     asyncio.run(main())
+
+
+def test_relay_whose_loop_is_closed_closes_the_stream() -> None:
+    recorded = tape(chunk("a"), Hang())
+
+    async def begin_relay() -> AsyncIterator[bytes]:
+        relay = open_async(recorded).relay()
+        assert await anext(relay) == chunk("a")
+        return relay
+
+    loop = asyncio.new_event_loop()
+    relays = [loop.run_until_complete(begin_relay())]
+    loop.set_exception_handler(do_nothing)  # The exception handler gets the relay's open task.
+    loop.close()
+    relays.clear()
+    assert recorded.releases
 
 
 def test_closing_the_relay_does_not_wait_for_its_reader() -> None:

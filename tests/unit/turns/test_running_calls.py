@@ -17,12 +17,11 @@ from flux0.domain.errors import (
     PoolTimeout,
     ReadTimeout,
     Sent,
-    TransportError,
 )
 from flux0.domain.headers import Headers
 from flux0.domain.timeouts import Deadline
 from flux0.flows import CallRequest, Send
-from flux0.turns.running_calls import RunningCalls
+from flux0.turns.running_calls import CLIENT_CLOSED, RunningCalls
 from support.driving import Time
 from support.in_memory import scripted_response
 
@@ -60,7 +59,8 @@ def test_error_says_whether_any_attempt_may_have_been_accepted(
 def test_error_of_a_cancelled_task_says_whether_its_request_was_sent() -> None:
     with RunningCalls().start(Deadline(5.0, 5.0)) as call:
         assert call.ended().sent == "no"
-        call.succeeded(Send(evolve(SEND.request, attempt=3)), scripted_response())
+        for attempt in (2, 3):
+            call.succeeded(Send(evolve(SEND.request, attempt=attempt)), scripted_response())
         error = call.ended()
     assert (error.sent, error.attempts, error.operation) == ("maybe", 3, "sessions.create")
 
@@ -158,17 +158,23 @@ def test_failure_of_a_cancelled_call_says_why_it_was_cancelled() -> None:
 @pytest.mark.parametrize("cause", [None, OSError("reset")], ids=str)
 @pytest.mark.parametrize(
     ("kind", "sent"),
-    [(ConnectError, "no"), (ConnectionInterrupted, "maybe"), (PoolTimeout, "no")],
+    [
+        (ConnectError, "no"),
+        (ConnectionInterrupted, "maybe"),
+        (PoolTimeout, "no"),
+        (ClientClosed, "maybe"),
+    ],
 )
 def test_failure_after_closing_the_client_says_whether_the_request_was_sent(
-    kind: type[TransportError], sent: str, cause: OSError | None
+    kind: type[Flux0Error], sent: Sent, cause: OSError | None
 ) -> None:
     calls, failure = RunningCalls(), kind("the socket was shut down")
-    failure.__cause__ = cause
+    failure.__cause__, failure.sent = cause, sent
     with calls.start() as call:
         calls.close()
         error = call.failed(SEND, failure)
     assert isinstance(error, ClientClosed)
+    assert error.problem == CLIENT_CLOSED
     expected = sent, cause or failure, sent
     assert (error.sent, error.__cause__, call.ended().sent) == expected
 

@@ -657,6 +657,9 @@ def test_end_of_a_closed_generator_is_reported_later() -> None:
         loop.close()
         assert not stream.is_open
         assert endings.seen == []
+    unread: Any = open_sync(tape(chunk("a")), None, endings).text()
+    unread.close()
+    assert endings.seen == []
 
 
 def test_repr_shows_state_and_number_of_events() -> None:
