@@ -110,7 +110,7 @@ class LogReader:
 
 def check_loop(log: TurnLog) -> None:
     """Raise a `Flux0Error` if the caller runs in the event loop that reads the turn."""
-    if log.loop is not None and is_current(log.loop):
+    if is_current(log.loop):
         raise Flux0Error(_OWN_LOOP)
 
 
