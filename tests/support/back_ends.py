@@ -59,7 +59,8 @@ def asgi(client: Flux0, on_piece: OnPiece | None = None) -> Generator[str, None,
 @contextmanager
 def serve(app: Any) -> Generator[str, None, None]:
     """Serve an ASGI application with uvicorn in a thread; yield the URL."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    # By default, old versions of uvicorn install uvloop for all event loops of the process.
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", loop="asyncio"))
     started = threading.Event()
     startup = server.startup
 
