@@ -136,6 +136,8 @@ def count_locks(url: str, transport: str) -> int:
     locks, was_called = 0, True
     while was_called:
         locks += 1
+        if action == "call":
+            faulthandler.dump_traceback_later(_LIMIT, exit=True)
         client = flux0.Flux0(url, transport=getattr(flux0, transport)(), retry_config=retries)
         watch.start(locks, partial(act, client))
         with suppress(flux0.ClientClosed):
@@ -147,7 +149,5 @@ def count_locks(url: str, transport: str) -> int:
 
 logging.getLogger("flux0").addHandler(logging.NullHandler())  # Do not print the retries.
 action, url, *transports = sys.argv[1:]
-if action == "call":
-    faulthandler.dump_traceback_later(6 * _LIMIT, exit=True)
 for transport in transports:
     print(count_locks(url, transport))
