@@ -8,10 +8,11 @@ from math import inf
 from threading import RLock
 from time import monotonic
 from typing import final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from flux0.domain import arguments
 from flux0.domain.errors import TurnRunning
+from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
@@ -78,8 +79,14 @@ class MemoryTurnStore(TurnStore):
 
     def _clean_later(self) -> None:
         # A process can have many turns, so the store looks for expired turns only ten times in
-        # `keep_seconds`.
-        self._time.alarm(monotonic() + self._keep_seconds / 10, self._remove_expired)
+        # `keep_seconds`. The function `clean` has only a weak reference to the store, so that the
+        # store can be freed before `clean` is called.
+        method = WeakMethod(self._remove_expired)
+
+        def clean() -> None:
+            (method() or do_nothing)()
+
+        self._time.alarm(monotonic() + self._keep_seconds / 10, clean)
 
     def _remove_expired(self) -> None:
         turns = self._turns.get()
