@@ -100,7 +100,7 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES:
         try:
             value = getattr(import_module(f"flux0.{_MODULES[name]}"), name)
-        except ModuleNotFoundError as error:  # The HTTP library of a transport is not installed.
+        except ModuleNotFoundError as error:
             return _placeholder(name, error)
     elif hasattr(models, name):
         value = getattr(models, name)
@@ -111,7 +111,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
-    """Return a class that raises `MissingDependency` when it is instantiated.
+    """Return a class that stands for a transport whose HTTP library is not installed.
+
+    The class raises `MissingDependency` when it is instantiated.
 
     `inspect` and `from flux0 import *` access all public names. Therefore, accessing a transport
     must not raise, even if its HTTP library is not installed.
@@ -121,10 +123,12 @@ def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
         not_installed,
     )
 
-    library = next(each for each, transport in TRANSPORTS.items() if transport == name)
+    libraries = {transport: library for library, transport in TRANSPORTS.items()}
+    if name not in libraries:
+        raise cause
 
     def fail(*_: object, **__: object) -> None:
-        raise not_installed(library) from cause
+        raise not_installed(libraries[name]) from cause
 
     return type(name, (), {"__module__": __name__, "__init__": fail})
 

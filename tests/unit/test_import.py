@@ -118,6 +118,12 @@ def test_transports_without_their_libraries_say_what_to_install() -> None:
     ]
 
 
+def test_missing_module_of_another_name_is_an_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flux0.client.json_form", None)
+    with pytest.raises(ModuleNotFoundError, match="json_form"):
+        flux0.__getattr__("from_dict")
+
+
 def test_flux0_has_all_names_of_flux0_models() -> None:
     # pytest adds names such as "@pytest_ar" to modules of installed plugins.
     names = {name for name in dir(models) if name.isidentifier() and name[0] != "_"}

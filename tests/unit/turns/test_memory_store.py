@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import tracemalloc
 import weakref
@@ -62,6 +63,16 @@ def test_expired_turns_are_removed_without_a_call() -> None:
     wait_until(lambda: reference() is None)
     # No thread looks for expired turns in an empty store.
     wait_until(lambda: alarm_threads() <= threads)
+
+
+def test_store_without_references_is_freed_before_its_turns_expire() -> None:
+    store, log = MemoryTurnStore(), new_log()
+    store.claim("session", log, refuse=True)
+    log.finish(LogEnd())
+    reference = weakref.ref(store)
+    del store, log
+    gc.collect()
+    assert reference() is None
 
 
 class ClaimedTwice(TurnLog):
