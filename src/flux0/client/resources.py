@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from flux0.adapters.sse import SSEParser
 from flux0.client.caller import Caller
@@ -13,6 +13,7 @@ from flux0.domain.enums import EventSource, EventType
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stored_models import Agent, Agents, Events, Session, Sessions
 from flux0.domain.uncopyable import Uncopyable
+from flux0.flows import Flow
 from flux0.turns.running_calls import CLIENT_CLOSED
 from flux0.turns.streams import AsyncEventStream, EventStream
 from flux0.turns.turn import Turn
@@ -22,6 +23,8 @@ from flux0.usecases.options import CallOptions, TurnOptions, UserOptions, kept, 
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+S = TypeVar("S", EventStream, AsyncEventStream)
 
 
 class _Resource(Uncopyable):
@@ -304,11 +307,7 @@ class Message:
     def send(self) -> EventStream:
         caller, call = self._caller, self._call
         with caller.open_turns.exclusive(self._session, call.deadline):
-            report = self._report()
-            flow = sessions.open_stream(call, self._request)
-            response = caller.sync_driver().run(flow, call.deadline)
-            stream = EventStream(response, *self._turn(), self._list_stored, report)
-            caller.open_turns.add(self._session, stream)
+            stream = caller.sync_driver().run(self._open(EventStream), call.deadline)
         # If another thread called `Flux0.close` before `open_turns.add`, `Flux0.close` has not
         # closed `stream`.
         if caller.is_closed:
@@ -318,23 +317,20 @@ class Message:
     async def send_async(self) -> AsyncEventStream:
         caller, call = self._caller, self._call
         async with caller.open_turns.exclusive_async(self._session, call.deadline):
-            report = self._report()
-            flow = sessions.open_stream(call, self._request)
-            response = await caller.async_driver.run(flow, call.deadline)
-            stream = AsyncEventStream(response, *self._turn(), self._list_stored, report)
-            caller.open_turns.add(self._session, stream)
+            stream = await caller.async_driver.run(self._open(AsyncEventStream), call.deadline)
         # If another thread called `Flux0.close` before `open_turns.add`, `Flux0.close` has not
         # closed `stream`.
         if caller.is_closed:
             await stream.close_async(CLIENT_CLOSED)
         return stream
 
-    def _report(self) -> TurnReport:
-        _, session_id = self._session
-        return TurnReport(self._caller.observers, self._request, session_id, self._call.agent)
-
-    def _turn(self) -> tuple[Turn, MessageAccumulator]:
-        call = self._call
+    def _open(self, kind: type[S]) -> Flow[S]:
+        caller, call, request = self._caller, self._call, self._request
+        report = TurnReport(caller.observers, request, self._session[1], call.agent)
+        response = yield from sessions.open_stream(call, request)
         parser = SSEParser(max_event_bytes=call.max_event_bytes)
+        turn = Turn(parser, call.codec, request, call.idle_timeout)
         accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
-        return Turn(parser, call.codec, self._request, call.idle_timeout), accumulator
+        stream = kind(response, turn, accumulator, self._list_stored, report)
+        caller.open_turns.add(self._session, stream)
+        return stream
