@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Final, cast, final
+from typing import ClassVar, Final, final
 
 from attrs import evolve
 
@@ -186,5 +186,4 @@ def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) 
 
 
 def checked_format(format: object) -> RelayFormat:
-    kind: type[Any] = RelayFormat
-    return cast("RelayFormat", arguments.instance("format", kind, format))
+    return arguments.instance("format", RelayFormat, format)  # type: ignore[type-abstract]

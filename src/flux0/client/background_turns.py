@@ -120,10 +120,8 @@ class BackgroundTurns(Uncopyable):
     def __init__(
         self, store: TurnStore | None = None, *, max_turn_bytes: int = 16 * 1024 * 1024
     ) -> None:
-        kind: type[Any] = TurnStore
-        self._store: TurnStore = (
-            MemoryTurnStore() if store is None else arguments.instance("store", kind, store)
-        )
+        store = MemoryTurnStore() if store is None else store
+        self._store = arguments.instance("store", TurnStore, store)  # type: ignore[type-abstract]
         self._max_bytes = arguments.integer("max_turn_bytes", max_turn_bytes, smallest=1)
         self._own = PerProcess(_OwnTurns)
         self._is_closed = False
