@@ -174,11 +174,8 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
         with suppress(RuntimeError):
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
 
-    def spawn_in_asyncio() -> None:
-        # No variable stores the task: while the task waits for I/O, the loop refers to the task.
-        _gather(close)
-
-    spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else spawn_in_asyncio
+    # No variable stores a task of asyncio: while the task waits for I/O, the loop refers to it.
+    spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else partial(_gather, close)
     if is_current(loop):
         # `spawn` creates the task now and not in a callback: a loop that is about to end cancels
         # all existing tasks, but can drop callbacks.
