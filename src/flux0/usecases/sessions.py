@@ -112,7 +112,7 @@ def _filtered(flow: Flow[Events], type_names: tuple[str, ...]) -> Flow[Events]:
 def create_event(
     call: ApiCall, session_id: str, type_: EventType | str, source: EventSource | str, content: str
 ) -> CallRequest:
-    """Return the request that creates a message event. Pass the request to `open_stream`."""
+    """Return the request that creates a message event. Its response is an `event_stream`."""
     body = {
         "type": arguments.text("type_", type_),
         "source": arguments.text("source", source),
@@ -124,11 +124,7 @@ def create_event(
     )
 
 
-def open_stream(call: ApiCall, request: CallRequest) -> Flow[Response[Any]]:
-    return call.perform(request, _event_stream)
-
-
-def _event_stream(response: Response[Any]) -> Response[Any]:
+def event_stream(response: Response[Any]) -> Response[Any]:
     if is_event_stream(response.headers):
         return response
     content_type = response.headers.get("content-type", "no content type")

@@ -96,7 +96,8 @@ def list_events(**changes: Any) -> Flow[Any]:
 
 def create_event(call: ApiCall = CALL, **changes: Any) -> Flow[Any]:
     given = {"session_id": "s 1", "type_": "message", "source": "user", "content": "How is it?"}
-    return sessions.open_stream(call, sessions.create_event(call, **{**given, **changes}))
+    request = sessions.create_event(call, **{**given, **changes})
+    return call.perform(request, sessions.event_stream)
 
 
 def stored(*types: str) -> dict[str, Any]:
@@ -245,7 +246,7 @@ def test_observers_get_each_fact_of_a_call() -> None:
     call = evolve(CALL, extra_query={"token": "secret"}, **changes)
     request = sessions.create_event(call, "s 1", "message", "user", "Hi")
 
-    sessions.open_stream(call, request)
+    call.perform(request, sessions.event_stream)
     assert [each is request for each in observed] == [True]
     assert request.call is not None
     assert asdict(request.call) == {
