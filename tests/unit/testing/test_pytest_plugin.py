@@ -348,8 +348,9 @@ FORBIDDEN_CALLS = """
         return Flux0(url)
 
     @pytest.mark.flux0_real
-    def test_with_marker():
-        assert client().agents.first().name == clients[0].agents.first().name == "Fake"
+    class TestReal:
+        def test_with_marker(self):
+            assert client().agents.first().name == clients[0].agents.first().name == "Fake"
 
     @pytest.mark.parametrize("client", [client(), *clients])
     def test_calls(client):
@@ -460,7 +461,7 @@ COLLIDING_TESTS = """
     class TestA:
         title = "a"
 
-        @pytest.mark.parametrize("question", ["How?", "How!", "x" * 300])
+        @pytest.mark.parametrize("question", ["How?", "How!", pytest.param("x", id="x" * 300)])
         def test_it(self, flux0_cassette, question):
             with Flux0(transport=flux0_cassette) as flux0:
                 flux0.sessions.create(
@@ -469,6 +470,9 @@ COLLIDING_TESTS = """
 
     class TestB(TestA):
         title = "b"
+
+        class TestA(TestA):
+            title = "nested"
 """
 
 
@@ -479,9 +483,9 @@ def test_each_test_has_its_own_cassette(
     pytester.makepyfile(test_cassette=COLLIDING_TESTS)
     for mode in ("once", "none"):
         result = pytester.runpytest_inprocess(f"--flux0-cassettes={mode}")
-        result.assert_outcomes(passed=6)
+        result.assert_outcomes(passed=9)
     files = sorted(file.name for file in (pytester.path / "cassettes" / "test_cassette").iterdir())
-    assert len(files) == 6
+    assert len(files) == 9
     assert files[0].startswith("TestA.test_it[How_]-")
 
 

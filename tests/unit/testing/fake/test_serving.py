@@ -212,6 +212,12 @@ def test_unexpected_call_gets_a_500_with_the_problem(caplog: pytest.LogCaptureFi
             flux0.agents.list()
         assert "nearest expected: sessions.list()" in str(caught.value.body)
         assert len(flux0.sessions.list()) == 0
+        connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        for _ in range(2):  # The connection stays open.
+            connection.request("GET", "/api/agents")
+            with connection.getresponse() as response:
+                assert response.read().startswith(b"unexpected: agents.list()")
+        connection.close()
     assert "unexpected: agents.list()" in caplog.text
 
 
@@ -369,6 +375,15 @@ def test_redirect_has_the_host_of_the_request() -> None:
         for fields, location in (("host: x\r\n", "http://x"), ("", url)):
             request = f"GET /api/agents/ HTTP/1.0\r\n{fields}\r\n"
             assert f"location: {location}/api/agents\r\n".encode() in exchange(url, request)
+
+
+def test_header_values_are_latin_1() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(503, headers={"x-b": "\xe9"}))
+    with fake.serve() as url:
+        response = exchange(url, f"GET /api/agents HTTP/1.1\r\n{_CLOSE}x-a: \xe8\r\n\r\n")
+    assert b"\r\nx-b: \xe9\r\n" in response
+    assert fake.calls[0].headers["x-a"] == "\xe8"
 
 
 def test_expect_100_continue_gets_an_interim_response() -> None:

@@ -35,7 +35,7 @@ from flux0.testing import (
     SendChunk,
     UserMessage,
 )
-from support.fakes import begin, kinds, post, turn
+from support.fakes import begin, kinds, new_session, post, turn
 
 START = 1767225600.0
 
@@ -63,9 +63,11 @@ def test_say_and_reason_stream_pieces_with_pauses(step: Any, part: Any) -> None:
 
 
 def test_tool_call_and_result_are_stored() -> None:
-    call = CallTool("get_weather", {"location": "San Francisco"}, id="c1")
+    call = CallTool("get_weather", {"location": "Málaga"}, id="c1")
     events, (asked, given) = turn(FakeTransport([call, GiveResult(call, {"celsius": 16})]))
     assert len(events) == 4  # The arguments are sent in two pieces.
+    arguments: list[Any] = [event for event in events[1:3] if isinstance(event, ChunkEvent)]
+    assert "".join(event.patches[0].value for event in arguments) == '{"location": "M\\u00e1laga"}'
     assert isinstance(asked.data, MessageData)
     assert asked.data.parts == (ToolCallPart("c1", "get_weather", call.args),)
     assert isinstance(given.data, ToolData)
@@ -128,6 +130,7 @@ def test_langchain_step_equals_the_recorded_adapter() -> None:
         lambda: SendChunk("e1", [{"op": "add", "value": 1}]),
         lambda: SendChunk("e1", [{"path": "/-", "value": 1}]),
         lambda: SendChunk("e1", [{"op": "add", "path": "/-"}]),
+        lambda: SendChunk("e1", [{"op": "test", "path": "/-"}]),
         lambda: Say(cast("str", 5)),
         lambda: Reason("abc", pieces=cast("int", "2")),
         lambda: Pause(cast("float", "1")),
@@ -160,6 +163,14 @@ def test_gate_says_whether_an_agent_has_reached_it(is_open: bool) -> None:
     assert not gate.reached
     begin([gate])[2].close()
     assert gate.reached
+
+
+def test_several_agents_may_wait_at_one_gate() -> None:
+    gate = Gate()
+    fake = FakeTransport([gate, Say("Hello")])
+    bodies = [post(fake, new_session(fake)) for _ in range(2)]
+    gate.open()
+    assert [len(list(body)) for body in bodies] == [1, 1]
 
 
 @pytest.mark.parametrize("wait", [Pause(5), Gate()])

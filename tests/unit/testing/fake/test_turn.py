@@ -65,10 +65,15 @@ def test_streamed_bytes_are_the_same_as_from_the_server() -> None:
 
 
 def test_statuses_are_streamed_and_stored() -> None:
-    events, stored = turn(FakeTransport([Report("typing", [1], acknowledged_offset=3), Fail("x")]))
+    steps = [Report("typing", [1], acknowledged_offset=3), Fail("x"), Fail()]
+    events, stored = turn(FakeTransport(steps))
     said = [event.data for event in events if isinstance(event, StatusEvent)]
     assert [event.data for event in stored] == said
-    assert [(data.status, data.data) for data in said] == [("typing", [1]), ("error", "x")]
+    assert [(data.status, data.data) for data in said] == [
+        ("typing", [1]),
+        ("error", "x"),
+        ("error", None),
+    ]
 
 
 def failing(_: UserMessage) -> Iterator[AgentStep]:
