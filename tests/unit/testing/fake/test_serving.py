@@ -7,12 +7,13 @@ import http.client
 import json
 import logging
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from itertools import islice, repeat
 from typing import Any
@@ -247,6 +248,7 @@ def test_delay_lasts_until_a_test_moves_the_clock() -> None:
         while not fake.calls:
             time.sleep(0.001)
         clock.advance(4)
+        assert not wait([listed], 0.05).done
         clock.advance(1)
         assert len(listed.result(10)) == 1
 
@@ -436,6 +438,15 @@ def test_half_closed_connection_gets_no_response_and_its_request_is_ignored() ->
     assert kinds(fake, session_id) == []
 
 
+def test_connection_that_the_client_resets_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with FakeTransport().serve() as url, Flux0(url) as flux0:
+        with connect(url) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"GET")
+        assert len(flux0.agents.list()) == 1
+    assert [each for each in caplog.records if each.levelno > logging.WARNING] == []
+
+
 # --- CORS
 
 
@@ -456,6 +467,7 @@ def test_allowed_origins_can_use_the_fake(allowed: Any) -> None:
         response = httpx.get(f"{url}/api/agents", headers=origin)
         fake.expect("sessions.list")
         unexpected = httpx.get(f"{url}/api/agents", headers=origin)
+        without_origin = httpx.get(f"{url}/api/sessions")
     expected = {
         "access-control-allow-origin": "http://a.example",
         "access-control-allow-credentials": "true",
@@ -464,10 +476,14 @@ def test_allowed_origins_can_use_the_fake(allowed: Any) -> None:
     for each, status in ((response, 200), (unexpected, 500)):
         assert each.status_code == status
         assert expected.items() <= dict(each.headers).items()
+        assert "access-control-allow-methods" not in each.headers
+    assert without_origin.status_code == 200
+    assert "access-control-allow-origin" not in without_origin.headers
     more = {"access-control-allow-methods": "POST", "access-control-allow-headers": "x-a"}
     assert dict(preflight.headers) == {**expected, **more}
     assert preflight.status_code == 204
-    assert [call.operation for call in fake.calls] == ["agents.list"] * 2
+    operations = [call.operation for call in fake.calls]
+    assert operations == ["agents.list", "agents.list", "sessions.list"]
 
 
 @pytest.mark.parametrize("origin", [{}, {"origin": "http://b.example"}])
