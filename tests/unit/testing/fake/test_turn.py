@@ -49,12 +49,18 @@ START = 1767225600.0
 
 
 def test_streamed_bytes_are_the_same_as_from_the_server() -> None:
-    _, _, body = begin([Report("typing", {"x": "é"}, event_id="e1"), Say("é")])
+    statuses = Report("typing", {"x": "é"}, event_id="e1"), Report("new", acknowledged_offset=2)
+    _, _, body = begin([*statuses, Say("é")])
     assert list(body) == [
         b"event: status\nid: e1\ndata: "
         b'{"id": "e1", "source": "ai_agent", "type": "status", '
         b'"correlation_id": "RID(r000000001)::t000000001", '
         b'"data": {"type": "status", "status": "typing", "data": {"x": "\\u00e9"}}, '
+        b'"metadata": null}\n\n',
+        b"event: status\nid: \ndata: "
+        b'{"id": "", "source": "ai_agent", "type": "status", '
+        b'"correlation_id": "RID(r000000001)::t000000001", '
+        b'"data": {"type": "status", "status": "new", "acknowledged_offset": 2}, '
         b'"metadata": null}\n\n',
         b"event: chunk\ndata: "
         b'{"correlation_id": "RID(r000000001)::t000000001", "event_id": "m000000001", "seq": 0, '
@@ -413,6 +419,17 @@ def test_clock_that_only_advance_moves_rejects_waits() -> None:
     # The agent sends no more events. The wait for the read timeout always moves the clock.
     with pytest.raises(ReadTimeout):
         next(body)
+
+
+@in_both_loops
+async def test_async_read_on_a_clock_that_only_advance_moves_does_not_wait(mode: Mode) -> None:
+    fake = FakeTransport([Pause(5), Say("Hello")], clock=FakeClock(moves_by_itself=False))
+    body = (await fake.send_async(message_to(new_session(fake)))).body
+    with pytest.raises(ClockStandsStill):
+        await body.read_async(60)
+    fake.clock.advance(5)
+    assert b"Hello" in (await body.read_async(60) or b"")
+    await body.close_async()
 
 
 def test_sleep_of_the_clock_is_called_for_each_wait() -> None:
