@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import gc
+from asyncio import shield
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent import futures
 from contextlib import ExitStack, suppress
 from functools import cache, partial
@@ -18,11 +19,12 @@ from typing import Any, ClassVar
 
 import pytest
 import trustme
+from anyio.lowlevel import checkpoint
 from attrs import evolve, field, frozen
 from urllib3 import PoolManager
 
 import flux0.testing.contract
-from flux0 import Urllib3Transport
+from flux0 import HttpxTransport, Urllib3Transport
 from flux0.domain.errors import (
     ConnectionInterrupted,
     ProtocolError,
@@ -39,6 +41,7 @@ from flux0.testing.contract import (
     TurnStoreContract,
 )
 from flux0.testing.contract.base import THREADS
+from flux0.testing.contract.connections import CancellationContract
 from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, run_in_thread
 from support.secured import Secured, server_context
 
@@ -662,3 +665,98 @@ def test_each_test_of_the_contract_detects_a_bug() -> None:
         "garbage_collection_at_any_moment_does_not_deadlock",
         "part_of_a_tls_record_does_not_extend_the_timeout",
     }
+
+
+# --- the contract detects bugs of async transports
+
+AsyncSend = Callable[[Request], Awaitable[Response[Any]]]
+AsyncBug = Callable[[Request, AsyncSend], Awaitable[Response[Any]]]
+
+
+@frozen
+class AsyncBody:
+    """A response body with these methods."""
+
+    read_async: Callable[[float | None], Awaitable[bytes | None]]
+    close_async: Callable[[], Awaitable[object]]
+
+
+@frozen
+class WrongAsyncTransport:
+    """An async transport with a bug, over real connections."""
+
+    _bug: AsyncBug
+    _transport: HttpxTransport = field(factory=HttpxTransport)
+
+    async def send_async(self, request: Request) -> Response[Any]:
+        return await self._bug(request, self._transport.send_async)
+
+    async def close_async(self) -> None:
+        await self._transport.close_async()
+
+
+async def send_without_a_bug(request: Request, send: AsyncSend) -> Response[Any]:
+    return await send(request)
+
+
+async def keep_connections_open(request: Request, send: AsyncSend) -> Response[Any]:
+    response = await shield(send(request))
+
+    async def read(timeout: float | None) -> bytes | None:
+        piece: bytes | None = await shield(response.body.read_async(timeout))
+        return piece
+
+    return evolve(response, body=AsyncBody(read, checkpoint))
+
+
+async def end_after_a_cancelled_read(request: Request, send: AsyncSend) -> Response[Any]:
+    response = await send(request)
+    ended = False
+
+    async def read(timeout: float | None) -> bytes | None:
+        nonlocal ended
+        was_ended, ended = ended, True
+        piece: bytes | None = None if was_ended else await response.body.read_async(timeout)
+        ended = was_ended
+        return piece
+
+    return evolve(response, body=AsyncBody(read, response.body.close_async))
+
+
+ASYNC_BUGS: list[tuple[AsyncBug, str]] = [
+    (keep_connections_open, "cancelled_send_closes_its_connection"),
+    (keep_connections_open, "body_closed_on_cancellation_closes_its_connection"),
+    (end_after_a_cancelled_read, "cancelled_read_does_not_end_the_body"),
+]
+
+
+class QuickAsyncContract(AsyncTransportContract):
+    timeout: ClassVar[float] = 10.0
+    bug: AsyncBug
+
+    def make_transport(self) -> WrongAsyncTransport:
+        return WrongAsyncTransport(self.bug)
+
+
+def run_in_asyncio(test: str, bug: AsyncBug) -> None:
+    contract, function = QuickAsyncContract(), getattr(QuickAsyncContract, f"test_{test}")
+    contract.bug = bug
+    for arguments in arguments_of(function):
+        with ExitStack() as ending:
+            harness = contract.make_harness(contract.make_transport(), "asyncio", ending)
+            function(contract, harness, **arguments)
+
+
+@pytest.mark.parametrize(("bug", "test"), ASYNC_BUGS)
+def test_contract_detects_a_bug_of_an_async_transport(
+    bug: AsyncBug, test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_in_asyncio(test, send_without_a_bug)
+    monkeypatch.setattr(QuickAsyncContract, "timeout", 0.1)
+    with pytest.raises(AssertionError):
+        run_in_asyncio(test, bug)
+
+
+def test_each_test_of_cancellation_detects_a_bug() -> None:
+    names = {name.removeprefix("test_") for name in vars(CancellationContract) if "test_" in name}
+    assert names == {test for _, test in ASYNC_BUGS}

@@ -71,7 +71,7 @@ def test_streamed_bytes_are_the_same_as_from_the_server() -> None:
 
 
 def test_statuses_are_streamed_and_stored() -> None:
-    steps = [Report("typing", [1], acknowledged_offset=3), Fail("x"), Fail()]
+    steps: list[AgentStep] = [Report("typing", [1], acknowledged_offset=3), Fail("x"), Fail()]
     events, stored = turn(FakeTransport(steps))
     said = [event.data for event in events if isinstance(event, StatusEvent)]
     assert [event.data for event in stored] == said
