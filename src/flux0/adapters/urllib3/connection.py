@@ -25,7 +25,7 @@ from flux0.adapters.shared.exchange import Exchange, shut_down
 from flux0.adapters.shared.failures import causes
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_all
-from flux0.adapters.urllib3.http_response import TrackedResponse
+from flux0.adapters.urllib3.http_response import TrackedResponse, raw_socket_of
 from flux0.domain.errors import MissingDependency
 
 if TYPE_CHECKING:
@@ -94,24 +94,12 @@ class Urllib3Connection(HTTPConnection):
 
     last_response: TrackedResponse | None = None
     timeout: float | None
-    _sock: Any = None
-    _raw_socket: Any = None
+    sock: Any
     _duplicate: socket.socket | None = None
     _body_is_large = False
     # If a response began before its request was sent completely, the response is read from
     # `_early_file`. For all other responses, `_early_file` is None.
     _early_file: Any = None
-
-    @property
-    def sock(self) -> Any:
-        """The connection's socket. For TLS inside TLS, it is an `SSLTransport` of urllib3."""
-        return self._sock
-
-    @sock.setter
-    def sock(self, sock: Any) -> None:
-        self._sock = sock
-        if isinstance(sock, socket.socket):
-            self._raw_socket = sock
 
     @property
     def is_connected(self) -> bool:
@@ -173,7 +161,7 @@ class Urllib3Connection(HTTPConnection):
             if self.is_closed:
                 self.connect()
             exchange.sent = True
-            exchange.shut_down_on_interrupt(self._raw_socket)
+            exchange.shut_down_on_interrupt(raw_socket_of(self.sock))
             # urllib3 applies `self.timeout` to each wait while it sends the request. The attribute
             # still has the connect timeout, so replace it with the write timeout.
             self.timeout = exchange.timeout.write
@@ -207,7 +195,7 @@ class Urllib3Connection(HTTPConnection):
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> TrackedResponse:  # type: ignore[override]
         """Create the object that reads the response. http.client calls this for each request."""
-        self.last_response = TrackedResponse(self._raw_socket, sock, *args, **options)
+        self.last_response = TrackedResponse(sock, *args, **options)
         if self._early_file is not None:
             self.last_response.read_early_file(self._early_file)
             self._early_file = None

@@ -37,10 +37,10 @@ class TrackedResponse(HTTPResponse):
     """The response to one request.
 
     Args:
-        raw_socket: The connection's socket. For TLS inside TLS, it is the TLS socket to the proxy.
         sock: The object that http.client reads the response from.
 
     Attributes:
+        raw_socket: The connection's socket: see `raw_socket_of`.
         idle_since: The value of `time.monotonic()` when the body ended. Before, it is the value
             from the creation of this object.
     """
@@ -50,9 +50,9 @@ class TrackedResponse(HTTPResponse):
     msg: HTTPMessage
     length: int | None
 
-    def __init__(self, raw_socket: socket.socket, sock: Any, *args: Any, **options: Any) -> None:
+    def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.raw_socket = raw_socket
+        self.raw_socket = raw_socket_of(sock)
         self._receive: Callable[[int], bytes] = sock.recv
         # `_may_be_buffered` is True if the buffer of `fp` can contain a part of the body. `fp`
         # fills its buffer while it reads the response head.
@@ -139,6 +139,16 @@ class TrackedResponse(HTTPResponse):
         if not data:
             raise IncompleteRead(b"")
         return data
+
+
+def raw_socket_of(sock: Any) -> socket.socket | None:
+    """Return the socket that a connection shuts down; None if the connection has no socket.
+
+    For TLS inside TLS, `sock` is an `SSLTransport` of urllib3, which contains the TLS socket to the
+    proxy. A user's connection class may use an object that is not a socket.
+    """
+    raw = getattr(sock, "socket", sock)
+    return raw if isinstance(raw, socket.socket) else None
 
 
 class _HeadFile:
