@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import select
 import socket
 from contextlib import suppress
 from typing import Any, Final
@@ -14,6 +13,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
+from flux0.adapters.shared.sending import wait
 from flux0.domain.http import START_BYTES, framing_problem, version_problem
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
@@ -38,19 +38,13 @@ class AiohttpConnection(ResponseHandler):
     # `_head_start` and `_head_end` contain the first and the last received bytes of the response
     # head. `_receive_head` needs both if the head arrives in several parts.
     _head_start = _head_end = b""
-    _poll: Any = None
 
     def is_stale(self) -> bool:
         """Return whether the idle connection was closed, or has received surplus bytes."""
         transport = self.transport
         if transport is None or transport.is_closing() or self.should_close:
             return True
-        # Windows has no `select.poll`. On Windows, the event loop reads surplus bytes, and
-        # `data_received` detects the surplus bytes.
-        if self._poll is None and hasattr(select, "poll"):
-            self._poll = select.poll()
-            self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
-        return self._poll is not None and bool(self._poll.poll(0))
+        return wait(transport.get_extra_info("socket"), 0, read=True)[0]
 
     def await_head(self, limit: float | None) -> None:
         """Start to wait for a response head, at most `limit` seconds without progress.
