@@ -153,15 +153,13 @@ class Pools:
 
     @contextmanager
     def _queued(self, place: Place, timeout: float | None) -> Generator[None, None, None]:
-        entered = False
         try:
             yield
-            entered = place.pool is not None
-        finally:
-            if not entered:
-                self.leave(place)
-        if not entered:
-            raise timed_out(PoolTimeout, timeout)
+            if place.pool is None:
+                raise timed_out(PoolTimeout, timeout)  # noqa: TRY301
+        except BaseException:
+            self.leave(place)
+            raise
 
 
 def _close_idle(transport: Any) -> None:
