@@ -50,12 +50,10 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the decompressed content of `data`, in pieces of at most 1 MiB.
 
-        Yield one empty piece if no content can be decompressed from `data` yet.
-
         Raises:
             ProtocolError: The data is invalid. The content before the error is yielded first.
         """
-        piece, empty = b"", True
+        piece = b""
         # If the last piece had the maximum size, zlib can have more output without further input.
         while data or (len(piece) == _MAX_PIECE_BYTES and not self._member.eof):
             if self._member is None or self._member.eof:
@@ -72,11 +70,8 @@ class Decoder:
                 yield _content_before_error(self._copy, *self._inputs)
                 raise ProtocolError(f"the {self._coding} data is invalid: {error}") from error
             if piece:
-                empty = False
                 yield piece
             data = self._member.unused_data or self._member.unconsumed_tail
-        if empty:
-            yield b""
 
     def end(self) -> None:
         """Check that the compressed data is complete. Call this method when the body has ended.
