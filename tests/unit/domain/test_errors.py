@@ -119,6 +119,8 @@ def test_tracebacks_of_an_error_and_of_all_earlier_errors_are_dropped() -> None:
     context = raised(KeyError("the context"), cause)
     error = raised(errors.StreamInterrupted("reset"))
     error.__context__ = context
+    # An error with a cause does not need its context, which tracebacks do not show.
+    context.__context__ = raised(ValueError("hidden"))
     assert all(each.__traceback__ for each in (cause, context, error))
 
     errors.drop_tracebacks(error)
@@ -196,6 +198,10 @@ def test_base_classes_catch_their_errors() -> None:
 BODY_TOO_LARGE = "the response body is larger than 65,536 bytes (max_body_bytes)"
 EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event_bytes)"
 LONG_BODY = '{"token": "secret", "id": "' + 200 * "x" + '"}'
+NO_AGENT = (
+    "the server has no agent; existing agents: none; create one with "
+    "agents.create(name=..., type_=...)"
+)
 SHOWN_BODY = '{"token": "***", "id": "' + 176 * "x"
 
 
@@ -210,6 +216,7 @@ SHOWN_BODY = '{"token": "***", "id": "' + 176 * "x"
         (errors.ResponseTooLarge(65536), BODY_TOO_LARGE),
         (errors.EventTooLarge(65536), EVENT_TOO_LARGE),
         (errors.StreamInterrupted("problem"), "problem"),
+        (errors.AgentNotFound("", ()), NO_AGENT),
     ],
 )
 def test_error_has_its_message(error: errors.Flux0Error, text: str) -> None:

@@ -59,7 +59,7 @@ def test_merge_replaces_all_fields_with_the_same_name() -> None:
 
 
 def test_merge_replaces_only_the_cookies_with_the_same_name() -> None:
-    own = Headers((("Cookie", "a=1; b=2"), ("accept", "*/*")))
+    own = Headers((("Cookie", "a=1; b=2;"), ("accept", "*/*")))
     merged = ("accept", "*/*"), ("x", "y"), ("cookie", "a=1; b=3; c=4")
 
     for name in ("cookie", "Cookie"):
