@@ -384,7 +384,8 @@ def used_session_id(client: Flux0, session_id: str) -> str:
 def test_events_are_listed_grouped_by_turn(run: Run, client: Flux0, used_session_id: str) -> None:
     stored = client.sessions.list_events(session_id=used_session_id)
     lines = [line.strip() for line in run("events", used_session_id).stdout.splitlines()]
-    assert lines[0].startswith(stored[0].correlation_id)
+    created = f"{stored[0].created_at.astimezone():%Y-%m-%d %H:%M}"
+    assert lines[0] == f"{stored[0].correlation_id} {created}"
     assert lines[1:8] == [
         "0  user      message  weather",
         "1  ai_agent  status   processing: Thinking",

@@ -278,6 +278,19 @@ def test_invalid_and_reserved_header_names_are_rejected(fields: Any, problem: st
 
 
 @pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"a b": str}, "not a valid header name"),
+        ({"Content-Length": str}, "must not have 'Content-Length': the transport sets it"),
+        ({"Cookie": "a=1", "cookie": str}, "must have only one of 'Cookie' and 'cookie'"),
+    ],
+)
+def test_invalid_name_of_a_computed_header_is_rejected(fields: Any, problem: str) -> None:
+    with pytest.raises(InvalidArgument, match=problem):
+        arguments.split_headers("headers", fields)
+
+
+@pytest.mark.parametrize(
     ("user", "value"),
     [
         ("ann@example.org", "ann@example.org"),

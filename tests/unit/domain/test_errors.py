@@ -212,6 +212,7 @@ SHOWN_BODY = '{"token": "***", "id": "' + 176 * "x"
         (make(errors.InvalidArgument), "agent_id must not be empty"),
         (make(errors.DecodeError), "data[0].id: problem in '{'"),
         (errors.DecodeError("problem"), "problem"),
+        (errors.DecodeError("problem", body='{"id": "\\u00e9"}'), """problem in '{"id": "é"}'"""),
         (errors.DecodeError("problem", body=LONG_BODY), f"problem in {SHOWN_BODY!r}"),
         (errors.ResponseTooLarge(65536), BODY_TOO_LARGE),
         (errors.EventTooLarge(65536), EVENT_TOO_LARGE),

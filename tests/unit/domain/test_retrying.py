@@ -41,6 +41,7 @@ from flux0.domain.retrying import (
     retry_after,
     wait_before_retry,
 )
+from support.time_zone import local_time_zone
 
 NOW = datetime(2026, 1, 1, tzinfo=timezone.utc)
 ENDLESS = RetryConfig(backoff=BackoffStrategy(max_elapsed_time=10**12))
@@ -236,7 +237,8 @@ def test_wait_until_the_deadline_itself_is_not_allowed() -> None:
     ],
 )
 def test_retry_after_is_a_number_of_seconds_or_a_date(value: str, seconds: float) -> None:
-    assert retry_after(status_error(503, value), NOW) == seconds
+    with local_time_zone("XYZ-9"):  # A date without a time zone is in UTC.
+        assert retry_after(status_error(503, value), NOW) == seconds
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ AT_ONCE = RetryConfig(backoff=BackoffStrategy(initial_interval=0), max_attempts=
         ("a\r\nERROR b\tc", r"a\r\nERROR b\tc"),
         ("\x1b[2J\a\x7f\x9b\0", r"\x1b[2J\x07\x7f\x9b\x00"),
         ("a\u2028b\u2029c\x85d", r"a\u2028b\u2029c\x85d"),
+        ("a\u202eb\u2066c", r"a\u202eb\u2066c"),
         ("\ud800", r"\ud800"),
         ("a\\nb", r"a\nb"),
     ],
