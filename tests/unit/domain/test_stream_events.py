@@ -16,12 +16,12 @@ from support.in_memory import chunk, events_of, frame, status
 from unit.domain.messages.test_accumulator import CASES
 
 CHUNK: dict[str, Any] = json.loads(chunk("a").split(b"data: ")[1])
-OFFSET = {
+OFFSET: dict[str, Any] = {
     "id": "x",
     "source": "ai_agent",
     "type": "status",
     "correlation_id": "c",
-    "data": {"type": "status", "status": "ok", "acknowledged_offset": 3, "data": None},
+    "data": {"type": "status", "status": "ok", "acknowledged_offset": 0, "data": {}},
     "metadata": {"a": 1},
 }
 
