@@ -67,6 +67,7 @@ def as_text(document: Any) -> str:
         ({"a": 1}, Op("add", "/a/b", 2), None),
         # replace
         ("text", Op("replace", "", [1]), [1]),
+        ("text", Op("replace", "", None), None),
         (["a"], Op("replace", "/0", "b"), ["b"]),
         (["a"], Op("replace", "/-", "b"), None),
         ({"a": 1}, Op("replace", "/a", None), {"a": None}),
@@ -85,6 +86,7 @@ def as_text(document: Any) -> str:
         ({"a": {"b": 1}}, Op("move", "/c", from_="/a/b"), {"a": {}, "c": 1}),
         ({"a": {"b": 1}}, Op("move", "", from_="/a"), {"b": 1}),
         ({"a": {"b": 1}}, Op("move", "/a/c", from_="/a"), None),
+        ([{"a": 1}, {"b": 2}], Op("move", "/0/c", from_="/0"), None),
         ({"a": 1}, Op("move", "/a", from_="/a"), {"a": 1}),
         ({"a": 1}, Op("move", "/b", from_="/b"), None),
         ({"a": 1}, Op("move", "/b", from_=""), None),
@@ -100,6 +102,7 @@ def as_text(document: Any) -> str:
         ({"a": False}, Op("test", "/a", 0), None),
         ({"a": [1]}, Op("test", "/a", [1, 2]), None),
         ({"a": {"b": 1, "c": 1}}, Op("test", "/a", {"b": 1}), None),
+        ({"a": {"b": None}}, Op("test", "/a", {"c": None}), None),
         ({"a": "b"}, Op("test", "/a", ["b"]), None),
         ({"a": 1}, Op("test", "", {"a": 1}), {"a": 1}),
         # `~1` is unescaped before `~0`, so `~01` means `~1`.
@@ -136,6 +139,7 @@ def test_operation_is_applied_or_changes_nothing(
         ({"rows": []}, "/rows/2/name", {"rows": [{}, {}, {"name": 1}]}),
         ({"rows": []}, "/rows/1/0", {"rows": [[], [1]]}),
         ({"a": {"k": 1}}, "/a/0", {"a": [1]}),
+        ({"a": "text"}, "/a/0", {"a": [1]}),
         # The server creates the parent `a~1b` without unescaping its name, and does not remove it.
         ({"a/b": {}}, "/a~1b/c", {"a/b": {"c": 1}, "a~1b": {}}),
         # When the server creates parents, it ignores slashes at the pointer's start and end.
