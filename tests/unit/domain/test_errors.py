@@ -260,3 +260,9 @@ def test_stored_events_cannot_be_listed_after_unpickling() -> None:
     assert copied.correlation_id == "c"
     with pytest.raises(errors.Flux0Error, match="cannot list the stored events"):
         copied.stored_events()
+
+
+def test_status_shows_whether_the_server_accepted_the_request() -> None:
+    for status, sent in ((400, "no"), (429, "no"), (408, "maybe"), (500, "maybe")):
+        kind = api_errors.api_error_class(status)
+        assert kind("problem", status_code=status, body="", headers=Headers()).sent == sent
