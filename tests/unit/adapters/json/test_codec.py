@@ -19,6 +19,7 @@ from flux0.adapters.json import JsonCodec
 from flux0.domain.errors import AgentError, DecodeError, Flux0Error, InvalidArgument
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.accumulator import MessageAccumulator
+from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.messages.json_patch import MAX_DEPTH
 from flux0.domain.stored_models import (
     Agent,
@@ -77,6 +78,7 @@ def event(**changes: Any) -> dict[str, Any]:
 # --- bodies
 
 MESSAGE: dict[str, Any] = {"type": "message", "parts": []}
+TURN_MESSAGE = {"event_id": "m", "correlation_id": "c", "type": "message", "data": MESSAGE}
 CALL: dict[str, Any] = {"tool_call_id": "1", "tool_name": "n", "args": {}}
 
 
@@ -120,6 +122,18 @@ def results(*calls: dict[str, Any]) -> dict[str, Any]:
         (Event, event(data={"type": "status", "status": ["x"]}), "data.status", "got list"),
         (Event, results(without(CALL, "args")), "data.tool_calls[0].args", "is missing"),
         (Event, results(CALL, {**CALL, "args": 1}), "data.tool_calls[1].args", "got int"),
+        (
+            TurnMessage,
+            {**TURN_MESSAGE, "type": "new"},
+            "type",
+            "one of 'message', 'tool', 'status'",
+        ),
+        (
+            TurnMessage,
+            {**TURN_MESSAGE, "data": {"type": "status", "status": "ok"}},
+            "data",
+            "must have the type 'message' or 'tool_call_result'",
+        ),
         (
             HTTPValidationErrorData,
             {"detail": [{"loc": ["body", True], "msg": "m", "type": "t"}]},

@@ -231,13 +231,15 @@ def test_stored_turn_has_the_reply_without_the_message_of_the_user() -> None:
         *of_turn("t2", "Hi", reply("b"), MessageData((ReasoningPart("?"),)), reply("c")),
     ]
 
+    events[2] = evolve(events[2], offset=3)
+
     first, second = stored_turn([greeting, *events], "Hi"), stored_turn(events[2:], None)
 
     assert first is not None
     assert (first.correlation_id, first.message, first.text) == ("t1", events[0], "a")
     assert first.messages == (events[1],)
     assert second is not None
-    assert (second.text, second.messages) == ("b\nc", tuple(events[3:]))
+    assert (second.offset, second.text, second.messages) == (3, "b\nc", tuple(events[3:]))
     assert stored_turn([greeting], None) is None
     assert stored_turn(events, "Bye") is None
 
