@@ -178,12 +178,10 @@ class OpenTurns:
             self._close_in_its_loop(stream, limit)
 
     async def _close_async(self, stream: EventStream | AsyncEventStream, limit: _Limit) -> None:
-        if isinstance(stream, EventStream):
-            stream.close(_ANOTHER_MESSAGE)
+        if isinstance(stream, EventStream) or _is_suspended(stream):
+            self._close(stream, limit)
         elif stream.loop is running_loop():
             await stream.close_async(_ANOTHER_MESSAGE)
-        elif _is_suspended(stream):
-            _close_now(stream)
         else:
             from flux0.runtime.threads import run_in_thread  # noqa: PLC0415 - loads anyio
 
