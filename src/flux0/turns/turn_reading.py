@@ -150,10 +150,9 @@ class TaskReading(TurnReading[AsyncEventStream]):
 
     def lose(self) -> None:
         """End the turn: the event loop that read the turn has ended without ending its tasks."""
-        self._stopped = self._stopped or ReaderLost(_LOST)
-        if (stream := self._stream) is not None:
-            log_lost_reader(_LOST, stream.session_id)
-            stream.close_soon(_LOST)
+        if self._stream is not None:
+            log_lost_reader(_LOST, self._stream.session_id)
+        self.stop(ReaderLost(_LOST))
         self.end()
 
     def _start(self, stream: AsyncEventStream) -> None:
