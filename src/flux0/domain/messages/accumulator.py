@@ -229,10 +229,8 @@ class _MessageBuilder:
 
     def _append_text(self, text: str) -> None:
         root = self._root
-        if isinstance(root, TextList):
-            self._budget.charge(len(text))
-        else:
-            self._budget.charge(len(text) + (VALUE_SIZE if root is None else 0))
+        self._budget.charge(len(text) + (VALUE_SIZE if root is None else 0))
+        if not isinstance(root, TextList):
             self._root = root = TextList()
         root.append(text)
 
