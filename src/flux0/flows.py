@@ -11,6 +11,7 @@ times, always with `yield from`, and returns a response or raises.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from attrs import field, frozen
@@ -137,15 +138,12 @@ def send_once(request: CallRequest) -> Flow[Response[Any]]:
 def chain(middleware: Iterable[Middleware], send: SendFlow = send_once) -> SendFlow:
     """Return a function that sends a request through each middleware in order, then `send`."""
     for layer in reversed(tuple(middleware)):
-        send = _around(layer, send)
+        send = partial(_send_through, layer, send)
     return send
 
 
-def _around(layer: Middleware, inner: SendFlow) -> SendFlow:
-    def send(request: CallRequest) -> Flow[Response[Any]]:
-        return layer(request, inner)
-
-    return send
+def _send_through(layer: Middleware, inner: SendFlow, request: CallRequest) -> Flow[Response[Any]]:
+    return layer(request, inner)
 
 
 __all__ = [
