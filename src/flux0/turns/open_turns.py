@@ -173,7 +173,9 @@ class OpenTurns:
         if isinstance(stream, EventStream):
             stream.close(_ANOTHER_MESSAGE)
         elif stream.thread == get_ident():
-            _close_now(stream)
+            if stream.is_being_read:
+                raise Flux0Error(_DEADLOCK.format("reading the open stream of"))
+            stream.close_soon(_ANOTHER_MESSAGE)
         else:
             self._close_in_its_loop(stream, limit)
 
@@ -220,12 +222,6 @@ def _reject_deadlock(sender: Sender, ahead: tuple[Sender, ...]) -> None:
 
 def _is_suspended(stream: AsyncEventStream) -> bool:
     return stream.thread == get_ident() and is_stopped(stream.loop)
-
-
-def _close_now(stream: AsyncEventStream) -> None:
-    if stream.is_being_read:
-        raise Flux0Error(_DEADLOCK.format("reading the open stream of"))
-    stream.close_soon(_ANOTHER_MESSAGE)
 
 
 def _queue_limit(ahead: int, deadline: Deadline | None, now: float) -> _Limit:
