@@ -310,7 +310,6 @@ class StreamState(Uncopyable):
 
     def _finish(self, last: Transition) -> None:
         self._life.move(last)
-        self._content.fold()
         self._report_end()
 
     def _is_left(self) -> bool:

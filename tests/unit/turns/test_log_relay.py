@@ -185,14 +185,15 @@ def test_task_is_woken_by_events_from_another_thread(mode: Mode) -> None:
         writing.result(TIMEOUT)
 
 
-def test_relay_that_is_too_slow_gets_an_error_without_a_number() -> None:
+@pytest.mark.parametrize("end", [LogEnd(), LogEnd(Flux0Error(""))], ids=["ended", "failed"])
+def test_relay_that_is_too_slow_gets_an_error_without_a_number(end: LogEnd) -> None:
     """With a number, a browser would continue after an event that it has not received."""
     log = new_log(b"12345", b"12345", max_bytes=10)
     pieces = relayed(log)
     assert next(pieces) == b"1234512345"
     for _ in range(10):
         log.append(b"12345")
-    log.finish(LogEnd())
+    log.finish(end)
     (error,) = pieces
     assert error.startswith(b"event: error\ndata: ")
     assert json.loads(error.split(b"data: ")[1])["type"] == "TurnTooLarge"

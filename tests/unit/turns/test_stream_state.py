@@ -205,6 +205,19 @@ async def test_observers_and_errors_have_the_facts_of_the_stream(mode: Mode) -> 
         assert await result_of(error.stored_events()) is NO_EVENTS
 
 
+@in_every_mode
+async def test_observers_get_the_incomplete_tool_call_of_a_turn_that_is_closed_early(
+    mode: Mode,
+) -> None:
+    recorder = Recorder()
+    begun = CALL.replace(b'"args": {}', b'"args": ["{\\"city"]')
+    async with opened_in(mode, tape(begun), None, recorder) as stream:
+        await anext(stream)
+    (end,) = recorder.ends
+    assert [each.call.args for each in end.tool_calls] == ['{"city']
+    assert end.messages == stream.messages
+
+
 def test_ended_stream_is_freed_without_the_garbage_collector() -> None:
     stream = open_sync(tape(chunk("a")), None, Observer())
     list(stream)

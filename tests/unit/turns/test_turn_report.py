@@ -10,7 +10,13 @@ import pytest
 from attrs import define, field
 
 from flux0 import ConnectionInterrupted, EventStream, Flux0, StreamInterrupted
+from flux0.domain.headers import Headers
+from flux0.domain.stored_models import Participant
+from flux0.flows import CallRequest
+from flux0.middleware.observing import Observers
 from flux0.observers import Call, Observer, TurnEnd
+from flux0.turns.turn_report import TurnReport
+from support.driving import Time
 from support.forking import in_child
 from support.in_memory import SSE, chunk, script, scripted_response, status, tape
 from unit.turns.test_streams import open_sync, report_to
@@ -69,6 +75,16 @@ def test_end_is_reported_once_with_the_time_of_the_first_end() -> None:
 
     assert stream.seconds == seconds is not None
     assert recorder.names == ["first event", "turn end"]
+
+
+def test_times_are_measured_from_the_sending_of_the_message() -> None:
+    time = Time()
+    report = TurnReport(Observers([], time), CallRequest("POST", "", Headers()), "s", Participant())
+    time.now += 2
+    report.first_event()
+    time.now += 3
+    report.mark_ended()
+    assert (report.seconds_to_first_event, report.seconds) == (2.0, 5.0)
 
 
 def test_failed_turn_is_logged_although_no_observer_and_no_logger_needs_its_end(
