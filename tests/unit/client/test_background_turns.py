@@ -759,10 +759,25 @@ async def start_after_a_turn_that_does_not_end(mode: Mode) -> None:
     stuck.finish(LogEnd())
 
 
-@in_every_mode
-async def test_readers_see_only_the_class_of_an_exception_that_prevents_sending(
-    mode: Mode,
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (
+            ZeroDivisionError("a secret"),
+            Flux0Error("the message could not be sent: ZeroDivisionError"),
+        ),
+        (ConnectError("refused"), ConnectError("refused")),
+    ],
+    ids=["ZeroDivisionError", "ConnectError"],
+)
+@pytest.mark.parametrize("mode", SYNC + ASYNC)
+def test_readers_see_only_the_class_of_an_exception_that_prevents_sending_unless_it_is_of_flux0(
+    mode: Mode, error: Exception, shown: Flux0Error
 ) -> None:
+    run(mode, partial(fail_to_send, mode, error, shown))
+
+
+async def fail_to_send(mode: Mode, error: Exception, shown: Flux0Error) -> None:
     store = MemoryTurnStore()
     server = Server(mode, store=store)
     conversation = await server.conversation()
@@ -771,16 +786,17 @@ async def test_readers_see_only_the_class_of_an_exception_that_prevents_sending(
     def fail(request: CallRequest, _: SendFlow) -> Flow[Response[Any]]:
         yield Sleep(0)
         joined.append(store.find(conversation.session_id))
-        raise ZeroDivisionError("a secret")
+        raise error
 
     client = in_mode(mode, Flux0(transport=server.transport, middleware=[fail]))
     failing = await client.conversation_async(session=conversation.session_id)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         await server.turns.start_async(failing, "Hi")
     (log,) = joined
     assert log is not None
     assert log.end is not None
-    assert str(log.end.error) == "the message could not be sent: ZeroDivisionError"
+    assert type(log.end.error) is type(shown)
+    assert shown.problem in str(log.end.error)
 
 
 @in_every_mode
@@ -1273,6 +1289,8 @@ def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> N
         assert (await joined_turn(server, conversation)).id == turn.id
         gate.open()
         assert (await turn.wait_async()).text == "a\nb"
+        assert not server.real.stop(turn.session_id)
+        assert server.real.start(sync, "Hi").wait().text == "a\nb"
         await server.turns.close_async()
 
     run(mode, call_sync_methods)
