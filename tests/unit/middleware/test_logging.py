@@ -98,6 +98,11 @@ def test_failure_cannot_forge_a_line(kind: type[Exception]) -> None:
     assert failed.endswith(f"{kind.__name__}: refused\\nGET http://h returned 200")
 
 
+def test_body_cannot_forge_a_line() -> None:
+    _, response_line = log_of(REQUEST, scripted_response(b"ok\nGET http://h returned 200"))
+    assert response_line.endswith("body=ok\\nGET http://h returned 200")
+
+
 @pytest.mark.parametrize(("line", "sent"), [(1, "no"), (2, "maybe")])
 def test_error_of_the_logger_is_an_error_of_user_code(line: int, sent: str) -> None:
     class Broken(RecordingLogger):
