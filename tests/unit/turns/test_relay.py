@@ -14,7 +14,12 @@ import anyio
 import pytest
 
 from flux0 import Flux0, StatusEvent, UnknownEvent
-from flux0.domain.errors import ConnectionInterrupted, InvalidArgument, StreamInterrupted
+from flux0.domain.errors import (
+    ConnectionInterrupted,
+    InvalidArgument,
+    StreamInterrupted,
+    StreamInUse,
+)
 from flux0.domain.headers import Headers
 from flux0.ports import Response
 from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat
@@ -168,6 +173,17 @@ def test_relay_whose_reader_is_cancelled_before_it_starts_closes_the_stream() ->
 
     serving: list[asyncio.Task[None]] = []
     asyncio.run(main())
+
+
+def test_relay_reads_the_stream_although_another_task_runs_before_the_task_of_the_relay() -> None:
+    async def read() -> None:
+        stream = open_async(tape(chunk("a")))
+        steps = anext(stream.relay()), anext(stream)
+        piece, error = await asyncio.gather(*steps, return_exceptions=True)
+        assert piece == chunk("a")
+        assert isinstance(error, StreamInUse)
+
+    asyncio.run(read())
 
 
 def test_relay_whose_loop_is_closed_closes_the_stream() -> None:
