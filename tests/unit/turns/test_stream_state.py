@@ -214,7 +214,8 @@ async def test_observers_get_the_incomplete_tool_call_of_a_turn_that_is_closed_e
     async with opened_in(mode, tape(begun), None, recorder) as stream:
         await anext(stream)
     (end,) = recorder.ends
-    assert [each.call.args for each in end.tool_calls] == ['{"city']
+    arguments: list[Any] = [each.call.args for each in end.tool_calls]
+    assert arguments == ['{"city']
     assert end.messages == stream.messages
 
 
