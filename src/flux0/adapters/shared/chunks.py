@@ -48,8 +48,7 @@ class Chunks:
             size = len(data) - end - 4
             if size > 0 and data.startswith(b"%x\r\n" % size) and data.endswith(b"\r\n"):
                 return data[end + 2 : -2]
-        if self._partial_line:
-            data, self._partial_line = self._partial_line + data, b""
+        data, self._partial_line = self._partial_line + data, b""
         content: list[bytes] = []
         at, size = 0, len(data)
         while at < size and not self.ended and self.failure is None:
@@ -69,10 +68,9 @@ class Chunks:
                     break
                 content.append(data[start:end])
                 at = end + 2
-            if at < size:
-                line = data[at : data.find(b"\n", at) + 1 or size]
-                at += len(line)
-                self.failure = self._parse_line(line)
+            line = data[at : data.find(b"\n", at) + 1 or size]
+            at += len(line)
+            self.failure = self._parse_line(line)
         self.surplus = data[at:]
         return b"".join(content)
 
