@@ -147,8 +147,6 @@ class FakeTurn:
     def cancel(self) -> None:
         """Cancel the agent. The reader still receives the events that were already produced."""
         with self._lock:
-            if self._cancelled:
-                return
             self._cancelled = True
             self._wait = Wait(inf)
             # If another thread is running the agent, the other thread closes the agent.
