@@ -269,9 +269,8 @@ class CassetteFile:
 
     def _new_failures(self) -> str:
         known: set[str] = set()
-        if self._failures:
-            with suppress(CassetteError):
-                known = _failures(read_cassette(self._path))
+        with suppress(CassetteError):
+            known = _failures(read_cassette(self._path))
         return ", ".join(sorted(self._failures - known))
 
 
