@@ -68,6 +68,7 @@ def test_injected_status_applies_to_the_next_calls() -> None:
     ("fault", "body", "headers"),
     [
         (Respond(500), b"Internal Server Error", {"content-type": "text/plain; charset=utf-8"}),
+        (Respond(500, "why"), b'{"detail": "why"}', {"content-type": "application/json"}),
         (Respond(503, {"why": 1}), b'{"detail": {"why": 1}}', {"content-type": "application/json"}),
         (
             Respond(502, body=b"<p>", headers={"Via": "proxy"}, retry_after="Fri"),
@@ -94,6 +95,7 @@ def test_injected_response_is_returned(
     response = ask(fake, "GET", "/api/agents")
     assert (response.status_code, response.body) == (fault.status_code, body)
     assert dict(response.headers).items() >= headers.items()
+    assert ("retry-after" in response.headers) is (fault.retry_after is not None)
 
 
 def test_faults_apply_to_matching_calls_only() -> None:
@@ -319,6 +321,9 @@ def test_truncate_after_the_end_of_the_body_raises() -> None:
     )
     with pytest.raises(AssertionError, match=rf"Truncate\(.*\) {applied}"):
         list(post(fake, session_id))
+    fake.inject(Stall(after_bytes=10_000))
+    with pytest.raises(AssertionError, match=r"agents\.list\(\) has only \d{3} bytes"):
+        ask(fake, "GET", "/api/agents")
 
 
 @settings(max_examples=25)
@@ -329,6 +334,7 @@ def test_split_changes_pieces_but_not_content(sizes: list[int]) -> None:
     fake.inject(Split(sizes))
     pieces = list(post(fake, session_id))
     assert b"".join(pieces) == complete_body()
+    assert all(pieces)
     expected = (sizes * len(pieces))[: len(pieces)]
     assert [*map(len, pieces)][:-1] == expected[:-1]
     assert len(pieces[-1]) <= expected[-1]

@@ -88,6 +88,7 @@ def test_trailing_slash_redirects_to_the_absolute_url() -> None:
 def test_created_agents_are_listed_and_retrieved() -> None:
     with Flux0(transport=FakeTransport(agent_name="First", agent_types=["a", "b"])) as flux0:
         second = flux0.agents.create(name="Second", type_="b", description="The second")
+        assert second.description == "The second"
         first, listed = flux0.agents.list()
         assert (first.name, first.type, first.description) == ("First", "a", None)
         assert listed == second == flux0.agents.retrieve(agent_id=second.id)

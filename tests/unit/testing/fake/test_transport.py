@@ -221,8 +221,10 @@ async def test_closing_an_async_client_interrupts_only_its_streams(mode: Mode) -
         conversation = await other.conversation_async(agent=fake.agent_id)
         async with await conversation.send("Hi") as stream:
             async with Flux0(transport=fake) as flux0:
-                await flux0.agents.list_async()
+                closed = await flux0.conversation_async(agent=fake.agent_id)
+                await anext(await closed.send("Hi"))
             assert len([event async for event in stream]) == 5
+    assert [kinds(fake, f"s00000000{n}") for n in (1, 2)] == [["message"] * 2, ["message"]]
 
 
 def test_read_timeout_expires_on_a_clock_that_only_the_test_moves() -> None:
