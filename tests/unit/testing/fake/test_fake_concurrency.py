@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any
@@ -228,8 +228,7 @@ def test_closing_a_stream_at_a_gate_cancels_the_turn() -> None:
 
 @in_both_loops
 async def test_waiting_read_ends_with_its_agent_or_its_body(mode: Mode) -> None:
-    event = anyio.Event()
-    outcomes: list[bytes | None] = []
+    outcomes: list[object] = []
 
     async def agent(message: UserMessage) -> None:
         await event.wait()
@@ -237,24 +236,22 @@ async def test_waiting_read_ends_with_its_agent_or_its_body(mode: Mode) -> None:
             raise LookupError
 
     async def read(body: AsyncByteStream) -> None:
-        with suppress(ConnectionInterrupted, LookupError):
+        try:
             outcomes.append(await body.read_async(None))
+        except (ConnectionInterrupted, LookupError) as error:
+            outcomes.append(type(error))
 
-    fake = FakeTransport(agent)
-    contents = ("closed", "failed", "ended")
-    responses = [await fake.send_async(message_to(new_session(fake), each)) for each in contents]
-    closed, *others = (response.body for response in responses)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(read, closed)
-        await anyio.wait_all_tasks_blocked()
-        await closed.close_async()
-    async with anyio.create_task_group() as tasks:
-        for body in others:
+    for content in ("closed", "failed", "ended"):
+        event, fake = anyio.Event(), FakeTransport(agent)
+        body = (await fake.send_async(message_to(new_session(fake), content))).body
+        async with anyio.create_task_group() as tasks:
             tasks.start_soon(read, body)
-        await anyio.wait_all_tasks_blocked()
-        assert outcomes == []
-        event.set()
-    assert outcomes == [None]
+            await anyio.wait_all_tasks_blocked()
+            if content == "closed":
+                await body.close_async()
+            else:
+                event.set()
+    assert outcomes == [ConnectionInterrupted, LookupError, None]
 
 
 def test_blocking_agent_does_not_block_other_sessions() -> None:
