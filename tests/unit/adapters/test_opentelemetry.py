@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 from attrs import evolve, field, frozen
-from opentelemetry import context, trace
+from opentelemetry import context, propagate, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -27,6 +27,7 @@ from flux0 import (
     APIError,
     BackgroundTurns,
     BackoffStrategy,
+    ConnectError,
     Flux0,
     Flux0Error,
     Participant,
@@ -38,7 +39,7 @@ from flux0 import (
 )
 from flux0.adapters.opentelemetry import OpenTelemetry, link_turn, observe_background_turns
 from flux0.domain.errors import MissingDependency
-from flux0.observers import Call, Observer
+from flux0.observers import AttemptEnd, Call, CallEnd, Observer
 from flux0.ports import Request
 from flux0.testing import (
     AgentReply,
@@ -582,8 +583,42 @@ async def test_turns_have_metrics(mode: Mode) -> None:
     assert duration.explicit_bounds[:2] == (0.01, 0.02)
     assert duration.explicit_bounds[-1] == 81.92
     (first,) = telemetry.points("gen_ai.client.operation.time_to_first_chunk")
-    assert (first.count, dict(first.attributes or {})) == (1, whole)
+    assert (first.count, first.sum, dict(first.attributes or {})) == (1, 1, whole)
     assert len(telemetry.points(HTTP_SECONDS)) == 2
+
+
+def test_metrics_have_the_durations_in_seconds() -> None:
+    telemetry = Telemetry()
+    observer = telemetry.observer()
+    error = ConnectError("connection refused")
+    for failed in (False, True):
+        call = Call("sessions.create_event", "POST", "http://127.0.0.1:8080", "/", content="Hi")
+        observer.on_call_start(call)
+        observer.on_attempt_start(call, 1)
+        observer.on_attempt_end(call, AttemptEnd(1, 0.5, None, error if failed else None))
+        observer.on_call_end(call, CallEnd(2.5, error if failed else None))
+    assert [point.sum for point in telemetry.points(HTTP_SECONDS)] == [0.5, 0.5]
+    (failed_turns,) = telemetry.points("gen_ai.client.operation.duration")
+    assert failed_turns.sum == 2.5
+
+
+def test_span_of_a_turn_has_the_same_format_with_another_propagator_of_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def inject(fields: dict[str, str], _: object) -> None:
+        fields["b3"] = "1-2"
+
+    telemetry, call = Telemetry(), Call("sessions.create_event", "POST", "http://a", "/")
+    observer = telemetry.observer()
+    monkeypatch.setattr(propagate, "inject", inject)
+    observer.on_call_start(call)
+    assert observer.on_attempt_start(call, 1) == {"b3": "1-2"}
+    trace_parent = observer.trace_parent(call)
+    observer.on_attempt_end(call, AttemptEnd(1, 0.5, 200, None))
+    observer.on_call_end(call, CallEnd(2.5, None))
+    span = telemetry.span("sessions.create_event").get_span_context()
+    assert span is not None
+    assert str(trace_parent).startswith(f"00-{span.trace_id:032x}-{span.span_id:016x}-")
 
 
 def test_metrics_have_a_limited_number_of_agents() -> None:

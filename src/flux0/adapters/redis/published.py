@@ -61,7 +61,6 @@ class PublishedTurn:
             last, is_end, command = self._next_batch()
             reply = yield command
             if not reply:
-                self._sent = 0
                 values = self._generation, settings.process, self.log.max_bytes, settings.ttl_ms
                 yield run_script(scripts.RESTORE, self.name.keys, *values, settings.everyone)
                 continue

@@ -319,6 +319,8 @@ def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
 ) -> None:
     log = claimed(store)
     with server.client() as client:
+        process = as_text(client.hget("flux0:{session}", "process"))
+        wait_until(lambda: client.get(process) == b"2")  # The process has published the turn.
         client.flushall()
     with pytest.raises(TurnRunning):
         store.claim("session", new_log("turn-2"), refuse=True)
@@ -1088,6 +1090,54 @@ def test_thread_waits_for_jobs_that_start_later_only_if_the_store_was_not_closed
     assert started == (["now", "later"] if when_idle else ["now"])
 
 
+@pytest.mark.parametrize("now", [True, False])
+def test_job_that_is_submitted_while_it_runs_starts_again_before_its_timer(
+    server: RedisServer, now: bool
+) -> None:
+    """For example, a message about a turn arrives while its job runs."""
+    started: list[None] = []
+
+    def job() -> Steps[None]:
+        started.append(None)
+        yield "GET", "flux0:text"
+        if len(started) == 1:
+            jobs.submit(job, now=now)
+            yield "GET", "flux0:text"
+            jobs.set_timer(job, 60.0)
+
+    with server.client() as client, ends_soon():
+        jobs = Worker(client, Settings("flux0:", 300.0, LEASE_SECONDS))
+        jobs.submit(job)
+        jobs.stop(when_idle=True)
+        jobs.run()
+    assert len(started) == 2
+
+
+def test_jobs_wait_after_a_failure_until_the_failed_job_is_repeated(server: RedisServer) -> None:
+    """Otherwise, each event would cause another attempt to reach Redis."""
+    started: list[str] = []
+
+    def fail() -> None:
+        jobs.submit(second)
+        raise redis.ConnectionError("no route to host")
+
+    def first() -> Steps[None]:
+        started.append("first")
+        yield "GET", "flux0:text"
+
+    def second() -> Steps[None]:
+        started.append("second")
+        yield "GET", "flux0:text"
+
+    with Interrupted(port=server.port) as client:
+        client.actions = [fail]
+        jobs = Worker(client, quick("flux0:", 300.0, LEASE_SECONDS))
+        jobs.submit(first)
+        jobs.stop(when_idle=True)
+        jobs.run()
+    assert started == ["first", "first", "second"]
+
+
 def test_end_of_a_turn_is_published_once() -> None:
     """A message about the turn, which arrives while its end is published, starts the job again."""
     log, worker = new_log(), Worker(Redis(), Settings("flux0:", 1.0, LEASE_SECONDS))
@@ -1635,6 +1685,22 @@ def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
             server.resume()
 
 
+def test_idle_connection_of_the_listener_is_checked(server: RedisServer) -> None:
+    """So the listener notices that its connection has failed."""
+
+    def pings() -> int:
+        commands: Any = client.info("commandstats")
+        return cast("int", commands.get("cmdstat_ping", {"calls": 0})["calls"])
+
+    with (
+        server.client() as client,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=0.1)) as store,
+    ):
+        assert store.find("session") is None
+        before = pings()
+        wait_until(lambda: pings() > before)
+
+
 def test_unreachable_redis_is_reported_after_the_timeouts_of_the_built_in_client() -> None:
     with unreachable_address() as (host, port):
         url, error = f"redis://{host}:{port}", pytest.raises(TurnStoreError, match="TimeoutError")
@@ -1817,6 +1883,7 @@ def test_events_are_shared_over_tls_and_sentinel(
         assert wait_for_end(copy, TIMEOUT)
         assert copy.end == LogEnd(finished=True)
         assert list(copy.read(0)) == [event("turn", 1)]
+        assert copy.trace_parent is None
 
 
 @pytest.mark.parametrize("refuse", [True, False])

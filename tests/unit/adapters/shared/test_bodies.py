@@ -415,3 +415,12 @@ def test_async_body_releases_its_connection_once(release: str) -> None:
     asyncio.run(read())
     gc.collect()
     assert source.calls == ["finalizer" if release == "close elsewhere" else release]
+
+
+def test_garbage_collected_bodies_are_not_kept() -> None:
+    open_bodies = OpenBodies()
+    body = SyncBody(Source(lambda: None))
+    open_bodies.add(body)
+    assert len(vars(open_bodies)["_references"]) == 1
+    del body
+    assert vars(open_bodies) == {"_references": {}}

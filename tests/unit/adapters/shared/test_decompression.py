@@ -128,14 +128,15 @@ def test_content_before_an_error_is_yielded_after_many_pieces(count: int) -> Non
     """The compressed data of 300 pieces is larger than the data that the decoder stores."""
     random = Random(count)  # noqa: S311 - data that cannot be compressed
     events = [random.randbytes(300) for _ in range(count)]
-    compressor, made, content = zlib.compressobj(wbits=31), decoder(), list[bytes]()
+    compressor, made = zlib.compressobj(wbits=31), decoder()
+    content = list(made.feed(gzip.compress(b"data: first\n\n")))  # The first of two members.
     for event in events:
         data = compressor.compress(event) + compressor.flush(zlib.Z_SYNC_FLUSH)
         content.extend(made.feed(data))
     last = compressor.compress(b"data: last\n\n") + compressor.flush(zlib.Z_SYNC_FLUSH)
     with pytest.raises(ProtocolError):
         content.extend(made.feed(last + b"\xff" * 9))
-    assert b"".join(content) == b"".join(events) + b"data: last\n\n"
+    assert b"".join(content) == b"".join((b"data: first\n\n", *events, b"data: last\n\n"))
 
 
 def test_content_before_an_error_is_yielded_once_after_full_pieces() -> None:

@@ -25,6 +25,7 @@ from flux0.domain.errors import (
     ReadTimeout,
     TransportError,
 )
+from flux0.ports import Request
 from flux0.testing.contract import TransportContract
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get, post
@@ -138,6 +139,22 @@ def test_hook_may_read_the_body() -> None:
             assert b"".join(Pieces(response.body)) == b"ok"
             assert response.headers["x-a"] == "b"
         assert seen == ["ok", "ok"]
+        assert server.connections == 1
+
+
+def test_interrupt_after_a_hook_has_read_the_body_does_not_end_the_pooled_connection() -> None:
+    """The connection may already serve another request."""
+
+    def read_and_fire(response: requests.Response) -> None:
+        assert response.content == b"ok"
+        requests_sent[-1].interrupt.fire()
+
+    requests_sent: list[Request] = []
+    transport = hooked(read_and_fire)
+    with ByteServer(OK) as server:
+        for _ in range(2):
+            requests_sent.append(get(server.url))
+            assert fetch_sync(transport, requests_sent[-1]) == b"ok"
         assert server.connections == 1
 
 

@@ -10,12 +10,14 @@ import socket
 
 import pytest
 import urllib3
+from attrs import evolve
 
 from flux0.adapters.urllib3.transport import Urllib3Transport
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
+from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError, WriteTimeout
 from flux0.testing.contract import LimitedPoolContract, TransportContract
+from flux0.testing.contract.base import EXPIRY
 from flux0.testing.contract.byte_server import ByteServer
-from flux0.testing.contract.harness import get, post
+from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Receive,
@@ -78,6 +80,20 @@ def test_repeated_number_in_a_content_length_is_accepted() -> None:
     steps = (head("200 OK", [("Content-Length", "2, 2")]), Write(b"ok"), WaitForRelease())
     with ByteServer(steps) as server:
         assert fetch_sync(Urllib3Transport(), get(server.url)) == b"ok"
+
+
+def test_write_timeout_limits_sending_a_small_request() -> None:
+    """The buffers of the system are smaller than the request."""
+    small = (socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    transport = Urllib3Transport(urllib3.PoolManager(socket_options=[small]))
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        request = post(url, bytes(60_000), timeout=evolve(LONG_TIMEOUT, write=EXPIRY))
+        with pytest.raises(WriteTimeout):
+            transport.send(request)
 
 
 def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:
