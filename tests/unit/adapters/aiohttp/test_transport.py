@@ -609,15 +609,35 @@ def test_read_timeout_for_the_head_starts_again_after_each_progress(progress: st
 
 
 def test_write_timeout_does_not_limit_the_wait_for_the_response() -> None:
-    """The request has no read timeout."""
+    """The request has no read timeout, also if the response head arrives in two parts."""
 
     async def run(url: str) -> None:
         async with own() as transport:
             request = get(url, timeout=Timeout(read=None, write=SHORT))
             assert await fetch(transport, request) == b"ok"
 
-    with ByteServer((Sleep(3 * SHORT), *OK)) as server:
+    whole = to_bytes(OK)
+    parts = Write(whole[:20]), Sleep(SHORT), Write(whole[20:])
+    with ByteServer((Sleep(3 * SHORT), *parts)) as server:
         asyncio.run(run(server.url))
+
+
+def test_read_timeout_does_not_expire_after_the_head_while_no_task_reads() -> None:
+    async def run(server: ByteServer) -> None:
+        loop = asyncio.get_running_loop()
+        async with own() as transport:
+            response = await transport.send_async(get(server.url, stream=True))
+            late = loop.time() + 2 * (LONG_TIMEOUT.read or 0)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loop, "time", lambda: late)
+                for _ in range(3):  # The timers run.
+                    await asyncio.sleep(0)
+            server.release()
+            assert await read(response.body) == b"ok"
+
+    steps = (head("200 OK", []), WaitForRelease(), Write(b"ok"), Disconnect())
+    with ByteServer(steps) as server:
+        asyncio.run(run(server))
 
 
 def test_blocked_event_loop_does_not_cause_a_read_timeout() -> None:
