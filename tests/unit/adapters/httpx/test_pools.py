@@ -289,6 +289,25 @@ def test_cancellation_during_a_cleanup_is_not_lost(error: Exception | None) -> N
     assert cleaned == [True]
 
 
+def test_cancelled_scope_of_anyio_ends_without_an_error() -> None:
+    """The scope is cancelled during a checkpoint."""
+
+    async def run() -> None:
+        with anyio.CancelScope() as scope:
+
+            async def work() -> None:
+                scope.cancel()
+                await asyncio.sleep(0)
+                ended.append(True)
+
+            await Uninterrupted(work())
+        assert scope.cancelled_caught
+
+    ended: list[bool] = []
+    asyncio.run(run())
+    assert ended == []
+
+
 def test_cancellation_during_a_cleanup_is_delivered_once() -> None:
     async def work() -> str:
         loop = asyncio.get_running_loop()
