@@ -143,8 +143,8 @@ def test_structured_content_is_written_as_json_when_the_message_is_complete(
 
 
 def test_control_characters_are_escaped(view: View) -> None:
-    shown = "a\\x1b[31m\\x9b\\x07b\nc\td\\u202ee\\u2066\n"
-    assert view(text("a\x1b[31m\x9b\x07b\r\nc\td\u202ee\u2066"), end=True) == shown
+    shown = "a\\x1b[31m\\x9b\\x07b\nc\td\\u202ee\\u2066f\u2028g\n"
+    assert view(text("a\x1b[31m\x9b\x07b\r\nc\td\u202ee\u2066f\u2028g"), end=True) == shown
 
 
 @pytest.mark.parametrize("kind", ["", "reasoning"])
