@@ -15,7 +15,20 @@ import anyio
 import httpx
 import pytest
 
-from flux0 import ChunkEvent, Flux0, HttpxTransport, RetryConfig, __version__
+from flux0 import (
+    AsyncConversation,
+    AsyncEventStream,
+    BackgroundTurn,
+    BackgroundTurns,
+    ChunkEvent,
+    Conversation,
+    EventStream,
+    Flux0,
+    HttpxTransport,
+    MemoryTurnStore,
+    RetryConfig,
+    __version__,
+)
 from flux0.domain.errors import (
     ClientClosed,
     ConnectError,
@@ -226,6 +239,31 @@ def test_call_without_options_uses_the_defaults() -> None:
     assert request.retries.max_attempts == 3
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert request.headers["user-agent"] == f"flux0-client/{__version__} Python/{python}"
+
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("function", "parameter", "default"),
+    [
+        (Flux0, "max_event_bytes", 16 * MIB),
+        (Flux0, "max_turn_bytes", 64 * MIB),
+        (Flux0, "max_body_bytes", 64 * MIB),
+        (BackgroundTurns, "max_turn_bytes", 16 * MIB),
+        (MemoryTurnStore, "keep_seconds", 300),
+        (Conversation.find_turn, "wait_ms", 1_000),
+        (AsyncConversation.find_turn, "wait_ms", 1_000),
+        (EventStream.relay, "heartbeat_ms", 15_000),
+        (AsyncEventStream.relay, "heartbeat_ms", 15_000),
+        (BackgroundTurn.relay, "heartbeat_ms", 15_000),
+        (BackgroundTurn.relay_async, "heartbeat_ms", 15_000),
+    ],
+)
+def test_default_of_a_limit_is_the_documented_default(
+    function: Callable[..., object], parameter: str, default: int
+) -> None:
+    assert inspect.signature(function).parameters[parameter].default == default
 
 
 @in_every_mode
