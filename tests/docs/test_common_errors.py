@@ -193,6 +193,7 @@ def pass_timeout() -> str:
 @under("A package is missing")
 def use_a_transport_without_its_library() -> str:
     with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(vars(flux0), "AiohttpTransport", raising=False)
         patch.setitem(sys.modules, "aiohttp", None)
         patch.delattr("flux0.adapters.aiohttp", raising=False)
         for module in [name for name in sys.modules if name.startswith("flux0.adapters.aiohttp")]:
