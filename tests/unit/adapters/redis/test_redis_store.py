@@ -1421,6 +1421,8 @@ def test_copy_ends_while_redis_does_not_respond_and_the_client_has_no_timeout(
         assert "could not be reached" in copy.end.error.problem
         if fail is RedisServer.pause:
             server.resume()
+            for each in (store, other):  # When Redis has responded, `close` waits for the threads.
+                assert each.find("another session") is None
         log.finish(LogEnd())
 
 
