@@ -305,7 +305,10 @@ def observe_background_turns(
     gauge, counter = meter.create_observable_up_down_counter, meter.create_observable_counter
 
     def observe(number: Callable[[TurnStats], int]) -> list[Any]:
-        return [lambda _: [metrics.Observation(number(turns.stats()))]]
+        def callback(_: object) -> list[metrics.Observation]:
+            return [metrics.Observation(number(turns.stats()))]
+
+        return [callback]
 
     gauge("flux0.background_turns.running", observe(lambda stats: stats.running_turns), "{turn}")
     gauge(

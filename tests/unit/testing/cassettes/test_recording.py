@@ -537,7 +537,7 @@ def test_ended_exchange_is_freed_and_written_only_once(path: Path) -> None:
     # The garbage collector does not track tuples of numbers and bytes, but the lists with them.
     things: list[Any] = gc.get_objects()
     lists: list[list[Any]] = [thing for thing in things if type(thing) is list and thing]
-    pieces = [each[-1] for each in lists if type(each[-1]) is tuple]
+    pieces: list[tuple[Any, ...]] = [each[-1] for each in lists if type(each[-1]) is tuple]
     assert [piece for piece in pieces if piece[1:] == (b"of this test",)] == []
     path.unlink()
     body.close()
