@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import signal
@@ -518,6 +519,17 @@ def test_command_fails_if_the_port_is_used(fake: FakeTransport) -> None:
         port = used.getsockname()[1]
         code, problem = failure(fake, "--http", "--port", str(port))
     assert (code, problem.startswith(f"--port cannot be {port}: Address already in use")) == (2, 1)
+
+
+def test_command_fails_if_the_port_needs_a_permission(
+    fake: FakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)  # An administrator has the permission.
+    code, problem = failure(fake, "--http", "--port", "80")
+    assert (code, problem) == (2, "--port cannot be 80: Permission denied\n")
 
 
 @pytest.mark.parametrize(

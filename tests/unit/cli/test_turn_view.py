@@ -255,6 +255,9 @@ def test_error_of_a_tool_is_written_in_red_as_its_result(
     ("data", "words"),
     [
         (None, ""),
+        ("", ""),
+        ({}, ""),
+        ({"detail": ""}, ""),
         ("thinking", ": thinking"),
         ({"detail": "thinking"}, ": thinking"),
         ({"detail": 1}, ': {"detail": 1}'),

@@ -888,7 +888,7 @@ def ignore_open_tasks(_: object, __: object) -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(
+def test_turns_of_a_loop_that_is_closed_with_open_tasks_end(
     reads: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Event loops are checked until their turns have ended, not only once."""
@@ -909,12 +909,14 @@ def test_turn_of_a_loop_that_is_closed_with_open_tasks_ends(
             await anext(turn.relay_async())
         return turn
 
-    turn = loop.run_until_complete(start())
+    turns = [loop.run_until_complete(start()) for _ in range(2)]
     assert checked.wait(TIMEOUT)
     loop.set_exception_handler(ignore_open_tasks)
     loop.close()
-    assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
-    assert [line.rpartition("=")[2] for line in caplog.messages] == [turn.session_id]
+    for turn in turns:
+        assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
+    lost = {line.rpartition("=")[2] for line in caplog.messages}
+    assert lost == {turn.session_id for turn in turns}
     gate.open()
     gc.collect()
 

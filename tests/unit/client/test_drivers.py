@@ -26,7 +26,7 @@ from flux0.domain.timeouts import Deadline
 from flux0.flows import Await, CallRequest, Flow, ReadBody, Send, Sleep, send_once
 from flux0.ports import Request, Response, Timeout
 from support import driving
-from support.driving import Slow, Time, after
+from support.driving import LoopTime, Slow, Time, after
 from support.in_memory import (
     Hang,
     Script,
@@ -297,14 +297,14 @@ def test_closing_the_client_interrupts_the_wait_for_a_response() -> None:
 
 @in_simulated_time
 async def test_async_read_is_cancelled_at_the_deadline(mode: Mode) -> None:
-    hanging = tape(b"a", Hang())
-    transport = script(response_from(hanging))
-    deadline = Deadline(5.0, 5.0)
-    driver = AsyncDriver(transport, Clock([0.0]))
+    hanging, time = tape(b"a", Hang()), LoopTime()
+    begin = time.monotonic()
+    deadline = Deadline(begin + 5, 30.0)  # The call has waited for 25 s before it is driven.
 
     with pytest.raises(ReadTimeout, match="timeout_ms"):
-        await driver.run(fetch(REQUEST), deadline)
+        await AsyncDriver(script(response_from(hanging)), time).run(fetch(REQUEST), deadline)
 
+    assert 5 <= time.monotonic() - begin < 6
     assert hanging.releases
 
 

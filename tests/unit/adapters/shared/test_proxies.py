@@ -207,6 +207,20 @@ async def test_no_proxy_excludes_servers(way: Way, monkeypatch: pytest.MonkeyPat
         assert proxy.requests == ()
 
 
+@over(*LIBRARIES)
+async def test_closing_a_client_closes_its_connection_to_a_proxy(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = Flux0("http://flux0.invalid", transport=way.make_transport())
+    with ByteServer(AGENTS) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        async with in_mode(way.mode, client) as flux0:
+            await flux0.agents.list_async()
+            assert proxy.open_connections == 1
+        proxy.wait_until_closed()
+    assert client.is_closed
+
+
 BEGUN = Write(b"HTTP/1.1 200 OK\r\n")
 
 

@@ -247,8 +247,18 @@ def without_tls(request: Request, send: Send) -> Response[Any]:
 
 
 @cache
+def httpx_transport() -> HttpxTransport:
+    return HttpxTransport()
+
+
+@cache
 def urllib3_transport(**options: Any) -> Urllib3Transport:
     return Urllib3Transport(PoolManager(**options))
+
+
+def send_a_field_in_two_cases(request: Request, _: Send) -> Response[Any]:
+    headers = Headers((*request.headers.pairs, ("X-Field", "1"), ("x-field", "1")))
+    return httpx_transport().send(evolve(request, headers=headers))
 
 
 def trust_any_server(request: Request, _: Send) -> Response[Any]:
@@ -413,6 +423,7 @@ BUGS: list[tuple[Bug, str]] = [
         "request_without_a_body_announces_none default_headers_are_sent_once "
         "request_headers_are_sent_unchanged",
     ),
+    (send_a_field_in_two_cases, "default_headers_are_sent_once"),
     (sending(headers=Headers(())), "header_values_are_latin_1"),
     (store_cookies(), "cookies_are_not_stored"),
     (
