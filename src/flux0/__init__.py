@@ -111,9 +111,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _placeholder(name: str, cause: ModuleNotFoundError) -> type[Any]:
-    """Return a class that stands for a transport whose HTTP library is not installed.
+    """Return a placeholder for the class of a transport whose HTTP library is not installed.
 
-    The class raises `MissingDependency` when it is instantiated.
+    The placeholder raises `MissingDependency` when it is instantiated.
 
     `inspect` and `from flux0 import *` access all public names. Therefore, accessing a transport
     must not raise, even if its HTTP library is not installed.

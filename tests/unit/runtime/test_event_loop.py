@@ -150,7 +150,7 @@ async def test_at_most_fifty_calls_start_in_one_iteration(mode: Mode) -> None:
         while started < 400:
             await sleep(0)
             counts.append(started)
-    # trio runs the tasks of an iteration in any order, so two counts are up to two groups apart.
+    # trio runs the tasks of an iteration in any order, so two counts can differ by two groups.
     most = 50 if mode == "asyncio" else 100
     assert max(after - before for before, after in pairwise([0, *counts])) <= most
     # Later calls start at once, also in a program that has made many calls.

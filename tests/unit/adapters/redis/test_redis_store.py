@@ -1070,7 +1070,7 @@ def test_closing_writes_an_end_that_could_not_be_written_before(
 def test_thread_waits_for_jobs_that_start_later_only_if_the_store_was_not_closed(
     when_idle: bool,
 ) -> None:
-    """When a store is garbage-collected, the job that reads its turn may be in the inbox."""
+    """The garbage collector can free a store while the job that reads its turn is in the inbox."""
     started: list[str] = []
 
     def now() -> Steps[None]:

@@ -162,7 +162,7 @@ def test_calls_and_results_need_no_partner() -> None:
 
 
 def test_result_without_a_call_gets_a_call_in_ag_ui() -> None:
-    """The relay of the turn adds this call, too. A call of another turn does not count."""
+    """The relay of the turn adds this call, too. A call of another turn is ignored."""
     _, called, _, added, result = ag_ui_messages(history_of([TOOL], [GiveResult(TOOL, "fog")]))
     assert added["toolCalls"] == called["toolCalls"]
     assert added["id"] != result["id"]
