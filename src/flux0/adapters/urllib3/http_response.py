@@ -52,7 +52,7 @@ class TrackedResponse(HTTPResponse):
 
     def __init__(self, sock: Any, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self.raw_socket = raw_socket_of(sock)
+        self.raw_socket: socket.socket | None = raw_socket_of(sock)
         self._receive: Callable[[int], bytes] = sock.recv
         # `_may_be_buffered` is True if the buffer of `fp` can contain a part of the body. `fp`
         # fills its buffer while it reads the response head.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 import socket
+from typing import Any
 
 import pytest
 import urllib3
 from attrs import evolve
 
+from flux0.adapters.shared import sending
 from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError, WriteTimeout
 from flux0.testing.contract import LimitedPoolContract, TransportContract
@@ -199,6 +201,24 @@ def test_connection_of_a_request_that_was_rejected_early_is_not_reused() -> None
             assert response.status_code == 413
             assert list(Pieces(response.body)) == [b"too large"]
         assert len(connections) == 2
+
+
+def test_interim_response_that_arrives_during_a_large_request_is_skipped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server reads the request only after the client waits until it can send more bytes."""
+    wait = sending.wait
+
+    def release_and_wait(*args: Any, **options: Any) -> tuple[bool, bool]:
+        server.release()
+        return wait(*args, **options)
+
+    monkeypatch.setattr(sending, "wait", release_and_wait)
+    body, interim = bytes(16_000_000), Write(b"HTTP/1.1 102 Processing\r\n\r\n")
+    with ByteServer(OK, on_connect=(interim, WaitForRelease())) as server:
+        assert fetch_sync(Urllib3Transport(), post(server.url, body)) == b"ok"
+        is_complete = server.requests[0].body == body
+    assert is_complete
 
 
 def test_incomplete_chunk_is_yielded_when_its_bytes_arrive() -> None:
