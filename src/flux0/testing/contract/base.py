@@ -82,7 +82,10 @@ class Contract(ABC):
 def check(value: object, required: object, subject: str) -> None:
     __tracebackhide__ = True
     texts = [repr(each)[:_MAX_SHOWN] for each in (required, value)]
-    assert value == required, f"{subject} must be {texts[0]}, not {texts[1]}"
+    # In CI, pytest shows all differences between the operands of a failed assertion. For large
+    # bodies, this takes minutes, so assert a variable.
+    is_equal = value == required
+    assert is_equal, f"{subject} must be {texts[0]}, not {texts[1]}"
 
 
 def fails(

@@ -40,7 +40,7 @@ from flux0.testing.contract import (
     TransportContract,
     TurnStoreContract,
 )
-from flux0.testing.contract.base import THREADS
+from flux0.testing.contract.base import THREADS, check
 from flux0.testing.contract.connections import CancellationContract
 from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, run_in_thread
 from support.secured import Secured, server_context
@@ -660,10 +660,19 @@ def test_contract_detects_a_bug(
 ) -> None:
     if test in WAITING:
         monkeypatch.setattr(QuickContract, "timeout", 1.0)
-    with pytest.raises((AssertionError, TransportError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, TransportError, pytest.fail.Exception)) as caught:
         run_each(test, bug, monkeypatch, secured)
+    assert "from pytest-timeout" not in str(caught.value)
     KEPT.clear()
     gc.collect()
+
+
+def test_message_for_a_wrong_large_body_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In CI, pytest shows all differences of two compared values."""
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(AssertionError, match="the body must be b'b") as caught:
+        check(b"a" * 2000, b"b" * 2000, "the body")
+    assert len(str(caught.value)) < 1000
 
 
 def test_each_test_of_the_contract_detects_a_bug() -> None:
