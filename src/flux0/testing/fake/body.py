@@ -87,6 +87,7 @@ class FakeBody:
                 return
             self._end = how
             self.closes_connection = self._on_end(self._pieces, how)
+        self._clock.notify()
 
     def _next(self) -> bytes | Wait | None:
         if self._end is None:

@@ -16,6 +16,7 @@ from socket import create_server, socket
 from threading import Thread
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import h11
@@ -133,7 +134,7 @@ class _Connection:
         try:
             while await self._respond(await self._read_request()):
                 self._http.start_next_cycle()
-        except (h11.RemoteProtocolError, ValueError):  # `urlsplit` raises ValueError.
+        except h11.RemoteProtocolError:
             fields = ("content-type", _PLAIN_TEXT), ("Connection", "close")
             await self._send(_head(400, fields), _data(b"Invalid HTTP request received."), _END)
         finally:
@@ -159,6 +160,10 @@ class _Connection:
         host, content = headers.get("host", self._server.address), bytes(body) or None
         limits = Timeout(read=None)
         url, method = f"http://{host}{target}", head.method.decode()
+        try:
+            urlsplit(url)
+        except ValueError as error:
+            raise h11.RemoteProtocolError(f"invalid host {host}") from error
         return Request(method, url, headers, content, stream=True, timeout=limits)
 
     async def _receive(self) -> Any:

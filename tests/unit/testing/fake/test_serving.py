@@ -239,6 +239,18 @@ def test_stall_ends_when_the_client_disconnects(moves_by_itself: bool) -> None:
                 connection.recv(1)
 
 
+def test_reset_ends_a_response_that_stalls() -> None:
+    fake = FakeTransport()
+    fake.inject(Stall(after_bytes=3))
+    with fake.serve() as url, connect(url) as connection:
+        connection.sendall(f"GET /api/agents HTTP/1.1\r\n{_CLOSE}\r\n".encode())
+        received = b""
+        while b'{"d' not in received:
+            received += connection.recv(65536)
+        fake.reset()
+        assert b"ata" not in read_all(connection)
+
+
 def test_delay_lasts_until_a_test_moves_the_clock() -> None:
     clock = FakeClock(moves_by_itself=False)
     fake = FakeTransport(clock=clock)
@@ -445,6 +457,13 @@ def test_connection_that_the_client_resets_is_not_logged(caplog: pytest.LogCaptu
             connection.sendall(b"GET")
         assert len(flux0.agents.list()) == 1
     assert [each for each in caplog.records if each.levelno > logging.WARNING] == []
+
+
+def test_request_is_not_invalid_if_a_function_of_the_test_raises_an_error() -> None:
+    fake = FakeTransport()
+    fake.inject(Respond(503), when=lambda call: int(call.path))
+    with fake.serve() as url:
+        assert exchange(url, f"GET /api/agents HTTP/1.1\r\n{_CLOSE}\r\n") == b""
 
 
 # --- CORS
