@@ -315,9 +315,8 @@ async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
 async def test_socks_proxy_without_its_extra_is_a_connect_error(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "httpx" in way.transport:
-        # If httpcore is imported while socksio is missing, it never supports SOCKS in this process.
-        import_module(way.transport.replace("httpx", "httpcore"))
+    # If httpcore or requests is imported without its package, it never supports SOCKS in this process.
+    import_module(way.transport.replace("httpx", "httpcore"))
     for module in ("socksio", "socks"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setenv("all_proxy", "socks5://ada:secret@127.0.0.1:1")
