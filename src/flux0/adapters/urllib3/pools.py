@@ -9,7 +9,7 @@ from math import inf
 from queue import Empty, Full
 from threading import TIMEOUT_MAX
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Final, cast
 from weakref import finalize
 
 import urllib3
@@ -20,30 +20,32 @@ from flux0.adapters.urllib3.connection import (
     is_unmodified,
     tracked_class,
 )
-from flux0.ports import Interrupt
 from flux0.runtime.processes import call_with_lock
 from flux0.runtime.waker import Waker
+
+# Seconds between two checks of `interrupt.fired` by a thread that waits for a connection of a
+# user's full pool.
+_INTERRUPT_CHECK_SECONDS: Final = 0.1
 
 
 def track(pool: Any, size: int | None = None) -> None:
     """Make `pool` use only tracked connections, which record whether a request was sent.
 
-    The pool's queue is replaced by `Slots`, and its idle untracked connections are closed. If a
-    recorder such as vcrpy has replaced the pool's connection class, its connections are not
-    tracked, because the recorder may replay a response without sending the request. With such a
-    pool, flux0 does not know whether a request was sent.
+    Its idle untracked connections are closed. If a recorder such as vcrpy has replaced the pool's
+    connection class, its connections are not tracked, because the recorder may replay a response
+    without sending the request. With such a pool, flux0 does not know whether a request was sent.
 
     Args:
         pool: A pool of urllib3.
-        size: The number of slots of a built-in pool; None to keep the number of a user's pool.
-            Create a built-in pool with `maxsize=1`, because urllib3 adds the slots to its queue one
-            by one, which takes longer than a call for 1,000 slots.
+        size: The number of slots of a built-in pool; None for a user's pool. Create a built-in pool
+            with `maxsize=1`, because urllib3 adds the slots to its queue one by one, which takes
+            longer than a call for 1,000 slots.
     """
-    # Read `pool.pool` once, because another thread can replace it. After the user has closed the
-    # pool, it is None.
-    queue = pool.pool
-    if isinstance(queue, pool.QueueCls):
-        _replace_queue(pool, queue, size)
+    if size is not None and isinstance(pool.pool, pool.QueueCls):
+        slots = pool.pool = Slots(size)
+        # When the garbage collector frees the pool, close the pool's idle connections. urllib3
+        # closes idle connections only in a queue that urllib3 has created itself.
+        finalize(pool, slots.close)
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
@@ -54,23 +56,16 @@ def track(pool: Any, size: int | None = None) -> None:
         del pool.ConnectionCls
     elif is_unmodified(connection_class):
         pool.ConnectionCls = tracked_class(connection_class)
-        if pool.num_connections and pool.pool is not None:
-            _close_idle(pool.pool)
+        # Read `pool.pool` once, because another thread can replace it. After the user has closed
+        # the pool, it is None.
+        queue = pool.pool
+        if isinstance(queue, pool.QueueCls):
+            queue = pool.pool = _UserSlots(queue)
+        if pool.num_connections and queue is not None:
+            _close_idle(queue)
 
 
-def _replace_queue(pool: Any, queue: Any, size: int | None) -> None:
-    slots = pool.pool = Slots(queue.maxsize if size is None else size)
-    # When the garbage collector frees the pool, close the pool's idle connections. urllib3 closes
-    # idle connections only in a queue that urllib3 has created itself.
-    finalize(pool, slots.close)
-    _close_idle(queue)
-    # Other threads of the user can be waiting for the old queue. Give each of them a free slot.
-    with suppress(Full):
-        for _ in range(queue.maxsize):
-            queue.put(None, block=False)
-
-
-def _close_idle(slots: Any) -> None:
+def _close_idle(slots: Slots | _UserSlots) -> None:
     connections: list[Any] = []
     with suppress(Empty):
         while True:
@@ -82,11 +77,11 @@ def _close_idle(slots: Any) -> None:
 
 
 class Slots:
-    """The slots of a pool: idle connections, and None for each free slot.
+    """The slots of a built-in pool: idle connections, and None for each free slot.
 
     Like `queue.LifoQueue`, which urllib3 uses, it returns the last slot first. It has no lock, so a
     signal handler or a finalizer can close it. It also works if gevent has replaced `LifoQueue`.
-    `Interrupt.fire` and the request's pool timeout end the wait for a slot.
+    `Interrupt.fire` ends the wait for a slot.
 
     Args:
         size: The number of slots.
@@ -103,21 +98,19 @@ class Slots:
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
         """Return an idle connection, or None if the pool has a free slot for a new connection.
 
-        Raises `Empty` if no slot became free within the pool timeout, or before `Interrupt.fire`
-        was called. `timeout` replaces the pool timeout in calls without flux0.
+        Raises `Empty` if no slot became free within `timeout` seconds, or before `Interrupt.fire`
+        was called.
         """
         try:
             return self._slots.pop()
         except IndexError:
             if not block:
                 raise Empty from None
-        return self._wait(timeout)
+        return self._wait(inf if timeout is None else monotonic() + timeout)
 
-    def _wait(self, timeout: float | None) -> Any:
-        interrupt, waker, exchange = Interrupt(), Waker(), current_exchange.get()
-        if exchange is not None:
-            interrupt, timeout = exchange.interrupt, exchange.timeout.pool
-        end = inf if timeout is None else monotonic() + timeout
+    def _wait(self, end: float) -> Any:
+        interrupt = cast("Any", current_exchange.get()).interrupt
+        waker = Waker()
         interrupt.on_fire(waker.wake)
         try:
             while True:
@@ -165,6 +158,45 @@ class Slots:
     def _wake_next(self) -> None:
         with suppress(IndexError):
             self._waiting.popleft().wake()
+
+
+class _UserSlots:
+    """Wraps the queue of a pool that the user has created.
+
+    `Interrupt.fire` ends a call's wait for a connection from the queue.
+
+    Args:
+        queue: The pool's queue. Other threads may be waiting for this queue, so it stays in use.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.qsize = queue.qsize
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Return an idle connection, or None if the caller may open a new connection.
+
+        The wait is limited by the request's pool timeout.
+        """
+        exchange = current_exchange.get()
+        if not block or exchange is None:
+            return self._queue.get(block, timeout)
+        left = inf if exchange.timeout.pool is None else exchange.timeout.pool
+        end = monotonic() + left
+        while True:
+            try:
+                return self._queue.get(timeout=max(0.0, min(left, _INTERRUPT_CHECK_SECONDS)))
+            except Empty:
+                left = end - monotonic()
+                if left <= 0 or exchange.interrupt.fired:
+                    raise
+
+    def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
+        try:
+            self._queue.put(slot, block=False)
+        except Full:
+            if slot is not None:
+                slot.close()
 
 
 def close_pools(manager: urllib3.PoolManager) -> None:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty
-from threading import Event
+from queue import Empty, LifoQueue
+from threading import Event, Semaphore
 from types import CodeType, FrameType
 from typing import Any
 
@@ -19,7 +19,7 @@ from attrs import evolve
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
-from flux0.adapters.urllib3 import transport as transport_module
+from flux0.adapters.urllib3 import pools, transport as transport_module
 from flux0.adapters.urllib3.connection import Urllib3Exchange
 from flux0.adapters.urllib3.pools import Slots, close_pools, track
 from flux0.adapters.urllib3.requests_transport import RequestsTransport
@@ -32,7 +32,10 @@ from flux0.testing.contract.harness import LONG_TIMEOUT, get
 from support.ending import ends_soon
 from support.sending import HALF, OK, Pieces, fetch_sync
 
-GETS: tuple[CodeType, ...] = (Slots.get.__code__,)
+GETS: tuple[CodeType, ...] = tuple(
+    kind.get.__code__
+    for kind in (Slots, pools._UserSlots)  # pyright: ignore[reportPrivateUsage] - only its code
+)
 WAITS: tuple[CodeType, ...] = (Waker.wait.__code__,)
 
 
@@ -163,10 +166,11 @@ def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -
 
 def test_waiting_thread_is_woken_although_another_thread_waited_until_its_timeout() -> None:
     slots = used_slots(1)
-    with pytest.raises(Empty):
-        slots.get(timeout=0.0)
-    with before(WAITS, lambda: slots.put("slot")):
-        assert slots.get(timeout=DEFAULT_TIMEOUT) == "slot"
+    with Urllib3Exchange(get("http://h")):
+        with pytest.raises(Empty):
+            slots.get(timeout=0.0)
+        with before(WAITS, lambda: slots.put("slot")):
+            assert slots.get(timeout=DEFAULT_TIMEOUT) == "slot"
 
 
 def test_surplus_free_slot_is_dropped() -> None:
@@ -183,7 +187,7 @@ def test_surplus_free_slot_is_dropped() -> None:
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
 def test_wait_for_a_slot_of_a_user_pool_ends(*, is_interrupted: bool) -> None:
-    slots = used_slots(1)
+    slots = pools._UserSlots(LifoQueue(1))  # pyright: ignore[reportPrivateUsage] - as in a pool
     seconds = 1000.0 if is_interrupted else 0.01
     request = get("http://h", timeout=evolve(LONG_TIMEOUT, pool=seconds))
     with Urllib3Exchange(request) as exchange, ends_soon():
@@ -205,12 +209,34 @@ def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None
         assert server.connections == 3
 
 
-def test_thread_that_waits_for_the_queue_of_a_user_pool_gets_a_slot() -> None:
-    pool = urllib3.PoolManager(maxsize=2, block=True).connection_from_url("http://127.0.0.1:1")
-    queue: Any = pool.pool
-    assert [queue.get(), queue.get()] == [None, None]
-    track(pool)
-    assert queue.get(timeout=DEFAULT_TIMEOUT) is None
+def test_threads_that_wait_for_a_user_pool_share_its_connection_with_flux0() -> None:
+    """The threads wait before flux0 uses the pool for the first time."""
+    pool: Any = urllib3.HTTPConnectionPool("127.0.0.1", maxsize=1, block=True)
+    queue, waiting = pool.pool, Semaphore(0)
+    connection = queue.get()
+
+    def use() -> None:
+        waiting.release()
+        pool.pool.put(queue.get(timeout=DEFAULT_TIMEOUT))
+
+    with ThreadPoolExecutor() as threads:
+        users = [threads.submit(use) for _ in range(3)]
+        for _ in users:
+            assert waiting.acquire(timeout=DEFAULT_TIMEOUT)
+        track(pool)
+        with pytest.raises(Empty):
+            pool.pool.get(block=False)
+        pool.pool.put(connection)
+        for user in users:
+            user.result()
+
+
+def test_user_pool_without_a_limit_keeps_its_connections() -> None:
+    transport = Urllib3Transport(urllib3.PoolManager(maxsize=0))
+    with ByteServer(OK) as server:
+        for _ in range(2):
+            assert fetch_sync(transport, get(server.url)) == b"ok"
+        assert server.connections == 1
 
 
 def test_pool_closed_by_the_user_is_a_connect_error() -> None:
