@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import trio
 
-from support.transports import Mode
+from support.modes import run
+from support.transports import ASYNC, Mode
 
 _DONE = object()
 
@@ -47,13 +49,35 @@ class Interrupted:
                 awaited = _DONE
 
 
-def raises(error: BaseException) -> Callable[[], None]:
-    """Return a function that raises `error`. Only coroutines of asyncio can be interrupted so."""
+def with_modes(actions: Iterable[str]) -> list[tuple[Mode, str]]:
+    """Return each action with each mode. Only a coroutine of asyncio can get any error."""
+    return [way for way in product(ASYNC, actions) if way != ("trio", "error")]
 
-    def act() -> None:
-        raise error
 
-    return act
+def act_of(action: str, start: Callable[[], object]) -> Callable[[], object] | None:
+    """Return `act` for `interrupt`: to cancel, to raise an error, or to `start` another action."""
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    acts: Mapping[str, Callable[[], object] | None] = {"cancel": None, "error": fail}
+    return acts.get(action, start)
+
+
+def at_each_await(mode: Mode, attempt: Callable[[int], Coroutine[Any, Any, bool]]) -> None:
+    """Call `attempt(1)`, `attempt(2)` and so on, until a call returns False.
+
+    `attempt(number)` interrupts a coroutine when it is suspended for the nth time, and returns
+    whether it was suspended n times.
+    """
+
+    async def interrupt_at_each_await() -> None:
+        number = 1
+        while await attempt(number):
+            number += 1
+        assert number > 1
+
+    run(mode, interrupt_at_each_await)
 
 
 async def interrupt(

@@ -82,7 +82,7 @@ from support.in_memory import (
     script,
     scripted_response,
 )
-from support.interrupting import interrupt, raises
+from support.interrupting import act_of, at_each_await, interrupt, with_modes
 from support.logged import logged_errors
 from support.modes import at_once, in_mode, run, unwrapped
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
@@ -1154,10 +1154,9 @@ async def interrupted_call(mode: Mode, name: str, action: str, number: int) -> b
             await ACTIONS[action](server, conversation, gate)
 
     async with anyio.create_task_group() as tasks:
-        acts: dict[str, Any] = {"cancel": None, "error": raises(ZeroDivisionError())}
         with contextlib.suppress(Flux0Error, ZeroDivisionError), ends_soon():
-            start_action = acts.get(action, partial(tasks.start_soon, act))
-            has_acted = await interrupt(mode, call(), number, start_action)
+            interruption = act_of(action, partial(tasks.start_soon, act))
+            has_acted = await interrupt(mode, call(), number, interruption)
     # The thread of a cancelled call continues.
     while any(each.name == "flux0-call" for each in threading.enumerate()):
         await pause(mode)
@@ -1185,26 +1184,12 @@ async def interrupted_call(mode: Mode, name: str, action: str, number: int) -> b
     return has_acted
 
 
-INTERRUPTIONS: Mapping[Mode, tuple[str, ...]] = {
-    "asyncio": ("cancel", "error", *ACTIONS),
-    "trio": ("cancel", *ACTIONS),
-}
-
-
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize(
-    ("mode", "action"), [(mode, action) for mode in ASYNC for action in INTERRUPTIONS[mode]]
-)
+@pytest.mark.parametrize(("mode", "action"), with_modes(("cancel", "error", *ACTIONS)))
 def test_all_calls_work_after_one_was_interrupted_at_any_await(
     mode: Mode, name: str, action: str
 ) -> None:
-    async def interrupt_at_each_await() -> None:
-        number = 1
-        while await interrupted_call(mode, name, action, number):
-            number += 1
-        assert number > 1
-
-    run(mode, interrupt_at_each_await)
+    at_each_await(mode, partial(interrupted_call, mode, name, action))
 
 
 async def claimed_and_released(server: Server, conversation: AsyncConversation) -> bool:

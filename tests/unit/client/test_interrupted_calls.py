@@ -20,9 +20,8 @@ from flux0.observers import AttemptEnd, Call, CallEnd, Observer, TurnEnd
 from flux0.ports import AsyncByteStream, Request, Response
 from flux0.testing import FakeTransport
 from support.ending import ends_soon
-from support.interrupting import interrupt, raises
-from support.modes import run
-from support.transports import ASYNC, Mode
+from support.interrupting import act_of, at_each_await, interrupt, with_modes
+from support.transports import Mode
 
 
 @frozen(eq=False)
@@ -102,10 +101,6 @@ ACTIONS: Mapping[str, Callable[[Flux0, AsyncConversation], Coroutine[Any, Any, N
     "close the client": lambda client, _: client.close_async(),
     "send a message": lambda _, conversation: ask(conversation),
 }
-INTERRUPTIONS: Mapping[Mode, tuple[str, ...]] = {
-    "asyncio": ("cancel", "error", *ACTIONS),
-    "trio": ("cancel", *ACTIONS),
-}
 
 
 async def interrupted(
@@ -127,10 +122,9 @@ async def interrupted(
             await ACTIONS[action](client, conversation)
 
     async with anyio.create_task_group() as tasks:
-        acts: dict[str, Any] = {"cancel": None, "error": raises(ZeroDivisionError())}
         with suppress(Flux0Error, ZeroDivisionError), ends_soon():
-            start_action = acts.get(action, partial(tasks.start_soon, act))
-            has_acted = await interrupt(mode, call(conversation), number, start_action)
+            interruption = act_of(action, partial(tasks.start_soon, act))
+            has_acted = await interrupt(mode, call(conversation), number, interruption)
     await anyio.wait_all_tasks_blocked()
     assert set(counts.open.values()) == {0}
     with ends_soon():
@@ -146,18 +140,10 @@ async def interrupted(
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize(
-    ("mode", "action"), [(mode, action) for mode in ASYNC for action in INTERRUPTIONS[mode]]
-)
+@pytest.mark.parametrize(("mode", "action"), with_modes(("cancel", "error", *ACTIONS)))
 def test_client_works_and_reports_each_end_after_a_call_was_interrupted_at_any_await(
     mode: Mode,
     call: Callable[[AsyncConversation], Coroutine[Any, Any, None]],
     action: str,
 ) -> None:
-    async def interrupt_at_each_await() -> None:
-        number = 1
-        while await interrupted(mode, call, action, number):
-            number += 1
-        assert number > 1
-
-    run(mode, interrupt_at_each_await)
+    at_each_await(mode, partial(interrupted, mode, call, action))

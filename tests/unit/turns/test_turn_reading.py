@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from functools import partial
-from itertools import product
 from threading import Event, Thread
 from typing import Any
 
@@ -52,7 +51,7 @@ from support.in_memory import (
     stored,
     tape,
 )
-from support.interrupting import interrupt, raises
+from support.interrupting import act_of, at_each_await, interrupt, with_modes
 from support.logged import logged_errors
 from support.modes import in_mode, run, unwrapped
 from support.sending import over
@@ -290,10 +289,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("mode", "action"),
-    [way for way in product(ASYNC, EXPECTED) if way != ("trio", "error")],
-)
+@pytest.mark.parametrize(("mode", "action"), with_modes(EXPECTED))
 def test_turn_has_an_end_although_its_reading_is_interrupted_at_any_await(
     mode: Mode, action: str
 ) -> None:
@@ -312,11 +308,8 @@ def test_turn_has_an_end_although_its_reading_is_interrupted_at_any_await(
             acting.append(True)
             start_task(act)
 
-        actions: dict[str, Any] = {"cancel": None, "error": raises(ZeroDivisionError())}
-
         async def read(run: Callable[[], Coroutine[Any, Any, None]]) -> None:
-            interruption = actions.get(action, start_action)
-            has_acted.append(await interrupt(mode, run(), number, interruption))
+            has_acted.append(await interrupt(mode, run(), number, act_of(action, start_action)))
 
         def start_reading(run: Callable[[], Coroutine[Any, Any, None]]) -> object:
             return start_task(partial(read, run))
@@ -339,10 +332,4 @@ def test_turn_has_an_end_although_its_reading_is_interrupted_at_any_await(
         server.fake.assert_no_open_streams()
         return has_acted[0]
 
-    async def interrupt_at_each_await() -> None:
-        number = 1
-        while await interrupt_reading(number):
-            number += 1
-        assert number > 1
-
-    run(mode, interrupt_at_each_await)
+    at_each_await(mode, interrupt_reading)
