@@ -58,15 +58,16 @@ async def test_rejection_over_tls_is_an_api_error_and_ends_the_connection(
         assert len(connections) == 2
 
 
-# For httpx, the test is in httpx/test_connections.py.
-@over(*(way for way in LIBRARIES if "httpx" not in way.transport))
+# For httpx and urllib3, the tests are in httpx/test_connections.py and urllib3/test_transport.py.
+@over(*(way for way in LIBRARIES if way.transport in ("aiohttp", "requests")))
 async def test_interim_response_does_not_stop_a_large_request(way: Way) -> None:
     interim = (Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)
     transport, body = sending.as_async(way.mode, way.make_transport()), b"x" * LARGE
     with ByteServer(OK, on_connect=interim) as server:
         assert await fetch(transport, post(server.url, body)) == b"ok"
-        assert server.requests[0].body == body
+        is_complete = server.requests[0].body == body
     await transport.close_async()
+    assert is_complete
 
 
 @over(*OVER_TLS)
@@ -78,5 +79,6 @@ async def test_tls_messages_do_not_stop_a_large_request(
     transport, body = sending.as_async(way.mode, way.make_transport()), b"x" * LARGE
     with ByteServer(OK, tls=secured.server) as server:
         assert await fetch(transport, post(server.url, body)) == b"ok"
-        assert server.requests[0].body == body
+        is_complete = server.requests[0].body == body
     await transport.close_async()
+    assert is_complete

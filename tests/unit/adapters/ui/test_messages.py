@@ -186,29 +186,30 @@ def test_messages_of_a_running_turn_are_left_out() -> None:
     assert ui_messages([], is_running=True) == []
 
 
-def test_json_reasoning_is_json_content_and_ids_become_strings() -> None:
+def test_json_reasoning_is_json_content() -> None:
+    turn = [TurnMessage("m", "t", EventType.MESSAGE, MessageData((ReasoningPart([1]),)))]
+    (assistant,), (activity,) = ui_messages(turn), ag_ui_messages(turn)
+    assert assistant["parts"] == [{"type": "data-content", "id": "m", "data": [1]}]
+    content = {"activityType": "content", "content": {"content": [1]}}
+    assert activity == {"id": activity["id"], "role": "activity", **content}
+
+
+def test_ids_of_tool_calls_become_strings() -> None:
     number: Any = 7  # Agents may send any JSON as an id.
-    called, pending = ToolCallPart(number, "weather", {}), ToolCall(number, "weather", {})
+    called, ended = ToolCallPart(number, "weather", {}), ToolCall(number, "weather", {})
     turn = (
-        TurnMessage("m", "t", EventType.MESSAGE, MessageData((ReasoningPart([1]), called))),
-        TurnMessage("r", "t", EventType.TOOL, ToolData((pending,))),
+        TurnMessage("m", "t", EventType.MESSAGE, MessageData((called,))),
+        TurnMessage("r", "t", EventType.TOOL, ToolData((ended,))),
     )
+    (assistant,), (message, result) = ui_messages(turn), ag_ui_messages(turn)
     tool: dict[str, Any] = {"type": "dynamic-tool", "toolCallId": "7", "toolName": "weather"}
-    (assistant,) = ui_messages(turn)
-    assert assistant["parts"] == [
-        {"type": "data-content", "id": "m", "data": [1]},
-        {**tool, "input": {}, "state": "output-available", "output": None},
-    ]
+    output: dict[str, Any] = {"input": {}, "state": "output-available", "output": None}
+    assert assistant["parts"] == [{**tool, **output}]
     function = {"name": "weather", "arguments": "{}"}
-    assert [{**message, "id": ""} for message in ag_ui_messages(turn)] == [
-        {"id": "", "role": "activity", "activityType": "content", "content": {"content": [1]}},
-        {
-            "id": "",
-            "role": "assistant",
-            "toolCalls": [{"id": "7", "type": "function", "function": function}],
-        },
-        {"id": "", "role": "tool", "toolCallId": "7", "content": "null"},
-    ]
+    calls = [{"id": "7", "type": "function", "function": function}]
+    assert message == {"id": message["id"], "role": "assistant", "toolCalls": calls}
+    content = {"toolCallId": "7", "content": "null"}
+    assert result == {"id": result["id"], "role": "tool", **content}
 
 
 def test_parts_of_unknown_types_are_left_out() -> None:
