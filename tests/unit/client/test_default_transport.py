@@ -172,6 +172,16 @@ def test_stream_of_an_installed_fake_is_read_after_its_block() -> None:
 
 
 @in_every_mode
+async def test_closing_a_client_without_an_installed_transport_closes_its_own_once(
+    mode: Mode,
+) -> None:
+    own = Both("own", [])
+    transport = DefaultTransport(lambda: own)
+    await transport.close_async() if mode != "sync" else transport.close()
+    assert own.closes == 1
+
+
+@in_every_mode
 async def test_closing_a_client_closes_its_own_and_the_installed_transport_once(mode: Mode) -> None:
     class Installable:
         time = Time()
