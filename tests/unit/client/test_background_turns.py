@@ -876,9 +876,10 @@ async def test_turn_has_ended_when_close_returns(mode: Mode) -> None:
 
 
 def test_thread_that_reads_a_turn_does_not_keep_the_process_running() -> None:
-    server = Server("sync", ["a", Gate()])
+    server, before = Server("sync", ["a", Gate()]), {*threading.enumerate()}
     turn = server.real.start(server.fake_conversation(), "Hi")
-    (reading,) = (each for each in threading.enumerate() if "background-turn" in each.name)
+    started = {*threading.enumerate()} - before
+    (reading,) = (each for each in started if "background-turn" in each.name)
     assert reading.daemon
     server.real.stop(turn.session_id)
 
