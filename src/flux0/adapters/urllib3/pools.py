@@ -41,11 +41,15 @@ def track(pool: Any, size: int | None = None) -> None:
             with `maxsize=1`, because urllib3 adds the slots to its queue one by one, which takes
             longer than a call for 1,000 slots.
     """
-    if size is not None and isinstance(pool.pool, pool.QueueCls):
-        slots = pool.pool = Slots(size)
+    slots = pool.pool
+    if slots is None:  # The user has closed the pool.
+        return
+    if not isinstance(slots, (Slots, _UserSlots)):
+        slots = pool.pool = _UserSlots(slots) if size is None else Slots(size)
         # When the garbage collector frees the pool, close the pool's idle connections. urllib3
         # closes idle connections only in a queue that urllib3 has created itself.
-        finalize(pool, slots.close)
+        if isinstance(slots, Slots):
+            finalize(pool, slots.close)
     connection_class: Any = pool.ConnectionCls
     if issubclass(connection_class, Urllib3Connection):
         if is_unmodified(cast("Any", type(pool)).ConnectionCls):
@@ -56,13 +60,8 @@ def track(pool: Any, size: int | None = None) -> None:
         del pool.ConnectionCls
     elif is_unmodified(connection_class):
         pool.ConnectionCls = tracked_class(connection_class)
-        # Read `pool.pool` once, because another thread can replace it. After the user has closed
-        # the pool, it is None.
-        queue = pool.pool
-        if isinstance(queue, pool.QueueCls):
-            queue = pool.pool = _UserSlots(queue)
-        if pool.num_connections and queue is not None:
-            _close_idle(queue)
+        if pool.num_connections:
+            _close_idle(slots)
 
 
 def _close_idle(slots: Slots | _UserSlots) -> None:

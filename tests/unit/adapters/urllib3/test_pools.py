@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from queue import Empty, LifoQueue
+from queue import Empty
 from threading import Event, Semaphore
 from types import CodeType, FrameType
 from typing import Any
@@ -103,9 +104,12 @@ def test_ctrl_c_before_a_call_gets_a_slot_does_not_affect_another_response(
         assert fetch_sync(transport, get(server.url)) == b"ok"
 
 
+@pytest.mark.parametrize("queue_class", [queue.LifoQueue, queue.Queue])
 def test_built_in_pool_has_as_many_connections_as_its_limit(
-    monkeypatch: pytest.MonkeyPatch,
+    queue_class: type[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """gevent may replace `queue.LifoQueue` after urllib3 was imported."""
+    monkeypatch.setattr(queue, "LifoQueue", queue_class)
     monkeypatch.setattr(transport_module, "MAX_CONNECTIONS", 3)
     with ByteServer(HALF) as server:
         transport = Urllib3Transport()
@@ -187,7 +191,7 @@ def test_surplus_free_slot_is_dropped() -> None:
 
 @pytest.mark.parametrize("is_interrupted", [True, False])
 def test_wait_for_a_slot_of_a_user_pool_ends(*, is_interrupted: bool) -> None:
-    slots = pools._UserSlots(LifoQueue(1))  # pyright: ignore[reportPrivateUsage] - as in a pool
+    slots = pools._UserSlots(queue.LifoQueue(1))  # pyright: ignore[reportPrivateUsage] - as in a pool
     seconds = 1000.0 if is_interrupted else 0.01
     request = get("http://h", timeout=evolve(LONG_TIMEOUT, pool=seconds))
     with Urllib3Exchange(request) as exchange, ends_soon():
@@ -212,12 +216,12 @@ def test_slots_of_untracked_connections_stay_in_the_pool(*, block: bool) -> None
 def test_threads_that_wait_for_a_user_pool_share_its_connection_with_flux0() -> None:
     """The threads wait before flux0 uses the pool for the first time."""
     pool: Any = urllib3.HTTPConnectionPool("127.0.0.1", maxsize=1, block=True)
-    queue, waiting = pool.pool, Semaphore(0)
-    connection = queue.get()
+    own, waiting = pool.pool, Semaphore(0)
+    connection = own.get()
 
     def use() -> None:
         waiting.release()
-        pool.pool.put(queue.get(timeout=DEFAULT_TIMEOUT))
+        pool.pool.put(own.get(timeout=DEFAULT_TIMEOUT))
 
     with ThreadPoolExecutor() as threads:
         users = [threads.submit(use) for _ in range(3)]
