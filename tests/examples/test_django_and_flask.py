@@ -66,9 +66,9 @@ def django_server() -> Generator[str, None, None]:
         ROOT_URLCONF=(route,),
         SECRET_KEY=USER,
     )
-    server = uvicorn.Server(
-        uvicorn.Config(asgi.get_asgi_application(), log_level="critical", lifespan="off")
-    )
+    # By default, old versions of uvicorn install uvloop for all event loops of the process.
+    options: dict[str, Any] = {"log_level": "critical", "lifespan": "off", "loop": "asyncio"}
+    server = uvicorn.Server(uvicorn.Config(asgi.get_asgi_application(), **options))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

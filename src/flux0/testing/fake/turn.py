@@ -81,8 +81,8 @@ class FakeTurn:
     # The coroutine of an agent that runs without an event loop. Any other agent runs in a task.
     _agent: Coroutine[object, None, None] | None = field(default=None, init=False)
     _cancel_task: Callable[[], object] | None = field(default=None, init=False)
-    # `_running` is True if a thread runs `_agent`. The value stays True after the agent has ended, so
-    # that no thread runs the agent again.
+    # `_running` is True if a thread runs `_agent`. The value stays True after the agent has ended,
+    # so that no thread runs the agent again.
     _running: bool = field(default=False, init=False)
     # The agent's current wait for a moment or a gate; None while the agent runs. After the agent
     # was cancelled, the wait is infinite.

@@ -315,7 +315,7 @@ async def test_proxy_failure_before_the_tunnel_is_a_connect_error(
 async def test_socks_proxy_without_its_extra_is_a_connect_error(
     way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # If httpcore or requests is imported without its package, it never supports SOCKS in this process.
+    # If httpcore or requests is imported without the package, it never supports SOCKS again.
     import_module(way.transport.replace("httpx", "httpcore"))
     for module in ("socksio", "socks"):
         monkeypatch.setitem(sys.modules, module, None)
