@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from flux0.adapters.httpx.connections import Backend, HttpxConnection
 from flux0.adapters.httpx.exchange import current_exchange
-from flux0.adapters.shared.connecting import Connector
+from flux0.adapters.shared.connecting import MIN_SECONDS, Connector
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES
 from flux0.adapters.shared.sending import WOULD_BLOCK, send_all, wait
@@ -133,7 +133,13 @@ class _NestedTLS:
             unsent = unsent[self._perform(partial(self.tls.write, unsent)) :]
 
     def _perform(self, operation: Callable[[], T]) -> T:
-        """Call `operation` until it succeeds. Send and receive the bytes that TLS needs."""
+        """Call `operation` until it succeeds. Send and receive the bytes that TLS needs.
+
+        The socket's timeout limits all reads together: a handshake needs several reads, and a TLS
+        record may arrive in several parts.
+        """
+        timeout = self.sock.gettimeout()
+        end = None if timeout is None else time.monotonic() + timeout
         while True:
             try:
                 result = operation()
@@ -141,6 +147,8 @@ class _NestedTLS:
                 self.sock.sendall(self._outgoing.read())
                 data = self.sock.recv(READ_BYTES)
                 self.incoming.write(data) if data else self.incoming.write_eof()
+                left = None if end is None else max(end - time.monotonic(), MIN_SECONDS)
+                self.sock.settimeout(left)
             else:
                 self.sock.sendall(self._outgoing.read())
                 return result

@@ -36,8 +36,10 @@ from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
+    Receive,
     Reset,
     ServerSteps,
+    Sleep,
     WaitForRelease,
     Write,
     http_response,
@@ -405,6 +407,21 @@ async def test_connect_timeout_limits_the_wait_for_a_proxy_with_tls(
         through = way.library.Proxy(proxy.url, ssl_context=secured.trusting())
         with ends_soon(), pytest.raises(ConnectTimeout):
             await way.fetch_once(get("https://127.0.0.1:9", timeout=timeout), proxy=through)
+
+
+@over(*VERSIONS)
+async def test_connect_timeout_limits_all_reads_of_a_handshake_through_a_proxy_with_tls(
+    way: OverHttpx, secured: Secured
+) -> None:
+    """The server sends a part of its first TLS record, and then further bytes, one by one."""
+    start = Receive(), Write(b"\x16\x03\x03\x3f\xff")
+    slow = (*start, *(Sleep(SHORT_TIMEOUT / 3), Write(b"x")) * 30, Disconnect())
+    with Proxy(tls=secured.server) as proxy, ByteServer(OK, on_connect=slow) as server:
+        async with way.closing(client_of(way, proxy, secured)) as transport:
+            url = server.url.replace("http:", "https:")
+            timeout = evolve(LONG_TIMEOUT, connect=SHORT_TIMEOUT)
+            with pytest.raises(ConnectTimeout):
+                await way.fetch(transport, get(url, timeout=timeout))
 
 
 @pytest.mark.parametrize("way", FAMILY_SYNC, ids=str)
