@@ -16,6 +16,14 @@ from flux0.domain.api_errors import (
     ServerError as ServerError,
     ValidationError as ValidationError,
 )
+from flux0.domain.background_errors import (
+    ReaderLost as ReaderLost,
+    RelayEnded as RelayEnded,
+    TurnRunning as TurnRunning,
+    TurnStopped as TurnStopped,
+    TurnStoreError as TurnStoreError,
+    TurnTooLarge as TurnTooLarge,
+)
 from flux0.domain.enums import (
     EventSource as EventSource,
     EventType as EventType,
@@ -35,9 +43,7 @@ from flux0.domain.errors import (
     MissingDependency as MissingDependency,
     PoolTimeout as PoolTimeout,
     ProtocolError as ProtocolError,
-    ReaderLost as ReaderLost,
     ReadTimeout as ReadTimeout,
-    RelayEnded as RelayEnded,
     ResponseTooLarge as ResponseTooLarge,
     Sent as Sent,
     StreamError as StreamError,
@@ -47,10 +53,6 @@ from flux0.domain.errors import (
     TLSError as TLSError,
     TransportError as TransportError,
     TransportTimeout as TransportTimeout,
-    TurnRunning as TurnRunning,
-    TurnStopped as TurnStopped,
-    TurnStoreError as TurnStoreError,
-    TurnTooLarge as TurnTooLarge,
     WriteTimeout as WriteTimeout,
 )
 from flux0.domain.messages.finalizing import TurnMessage as TurnMessage

@@ -10,17 +10,9 @@ from typing import ClassVar, Final, final
 from attrs import evolve
 
 from flux0.domain import arguments
+from flux0.domain.background_errors import ReaderLost, RelayEnded, TurnStopped, TurnTooLarge
 from flux0.domain.enums import SessionStatus
-from flux0.domain.errors import (
-    AgentError,
-    ClientClosed,
-    Flux0Error,
-    ReaderLost,
-    RelayEnded,
-    StreamIdleTimeout,
-    TurnStopped,
-    TurnTooLarge,
-)
+from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamIdleTimeout
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.ports import ServerSentEvent
 

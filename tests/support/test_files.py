@@ -47,7 +47,7 @@ ELSEWHERE: Mapping[str, str] = {
         cli/options cli/queries""",
     # Users notice these modules only in the objects of others.
     "middleware/test_observing.py": "observers",
-    "domain/test_errors.py": "domain/api_errors domain/uncopyable",
+    "domain/test_errors.py": "domain/api_errors domain/background_errors domain/uncopyable",
     "client/test_find_turn.py": "usecases/stored_turns",
     "client/test_layers.py": "flows middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",

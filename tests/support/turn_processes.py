@@ -14,7 +14,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, final
 import anyio
 
 from flux0 import BackgroundTurns, RedisTurnStore
-from flux0.domain.errors import TurnStopped
+from flux0.domain.background_errors import TurnStopped
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.log_relay import LogReader, wait_for_end
 from support.forking import save_coverage

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from flux0 import models
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
-from flux0.domain import errors
+from flux0.domain.errors import Flux0Error, StreamInterrupted, restore
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import ServerSentEvent
 from flux0.relay_format import FLUX0, HEARTBEAT, Flux0Format, encoded, general_text
@@ -80,18 +81,18 @@ FAILED = "The exchange with the flux0 server failed"
     "name",
     sorted(
         name
-        for name, kind in vars(errors).items()
-        if isinstance(kind, type) and issubclass(kind, errors.Flux0Error)
+        for name, kind in vars(models).items()
+        if isinstance(kind, type) and issubclass(kind, Flux0Error)
     ),
 )
 def test_readers_see_only_the_errors_whose_text_flux0_wrote(name: str) -> None:
-    error = errors.restore(getattr(errors, name), ("http://10.0.0.1",), {})
+    error = restore(getattr(models, name), ("http://10.0.0.1",), {})
     general = "The agent reported an error" if name == "AgentError" else FAILED
     assert general_text(error) == (error.problem if name in PUBLIC else general)
 
 
 def test_error_is_an_event_with_the_number_of_the_error() -> None:
-    error, ended = errors.StreamInterrupted("gone"), errors.RelayEnded("restart")
+    error, ended = StreamInterrupted("gone"), models.RelayEnded("restart")
     data = f'data: {{"type": "StreamInterrupted", "message": "{FAILED}"}}\n\n'
     assert FLUX0.error(error) == f"event: error\n{data}".encode()
     assert FLUX0.error(error, 7) == f"event: error\nid: 7\n{data}".encode()
@@ -100,7 +101,7 @@ def test_error_is_an_event_with_the_number_of_the_error() -> None:
     hint = b'event: reconnect\nretry: 1000\ndata: {"type": "RelayEnded", "message": "restart"}\n\n'
     assert FLUX0.error(ended, 7) == hint
     # A browser must not connect again to an application that has closed its client.
-    assert FLUX0.error(errors.ClientClosed("closed")).startswith(b"event: error\ndata: ")
+    assert FLUX0.error(models.ClientClosed("closed")).startswith(b"event: error\ndata: ")
 
 
 def test_only_the_data_of_a_status_error_are_replaced() -> None:

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.resources import Message
 from flux0.domain import arguments
-from flux0.domain.errors import (
-    ClientClosed,
-    Flux0Error,
-    InvalidArgument,
-    TurnRunning,
-    TurnStoreError,
-    fresh,
-)
+from flux0.domain.background_errors import TurnRunning, TurnStoreError
+from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument, fresh
 from flux0.domain.timeouts import duration
 from flux0.domain.uncopyable import Uncopyable
 from flux0.runtime.event_loop import has_ended

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from flux0.domain import errors
-from flux0.domain.errors import Flux0Error, ReaderLost, TurnTooLarge
+from flux0.domain import background_errors, errors
+from flux0.domain.background_errors import ReaderLost, TurnTooLarge
+from flux0.domain.errors import Flux0Error
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import OwnerProcess
 
@@ -60,7 +61,7 @@ class LogEnd:
         end: dict[str, Any] = json.loads(data)
         if (shown := end.get("error")) is None:
             return cls(finished=end["finished"])
-        kind = vars(errors).get(shown["type"])
+        kind = {**vars(errors), **vars(background_errors)}.get(shown["type"])
         if not (isinstance(kind, type) and issubclass(kind, Flux0Error)):
             kind = Flux0Error
         return cls(errors.restore(kind, (shown["problem"],), shown["state"]), end["finished"])

@@ -9,7 +9,8 @@ from typing import Final, TypeAlias
 
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
-from flux0.domain.errors import Flux0Error, RelayEnded
+from flux0.domain.background_errors import RelayEnded
+from flux0.domain.errors import Flux0Error
 from flux0.relay_format import AGENT_ERROR, Flux0Format, RelayEncoder
 from flux0.runtime.event_loop import is_current, load_anyio
 from flux0.runtime.turn_log import TurnLog

@@ -11,7 +11,7 @@ from typing import final
 from weakref import WeakKeyDictionary, WeakMethod
 
 from flux0.domain import arguments
-from flux0.domain.errors import TurnRunning
+from flux0.domain.background_errors import TurnRunning
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime

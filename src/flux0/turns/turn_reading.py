@@ -9,13 +9,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from flux0.domain.errors import (
-    ConnectionInterrupted,
-    Flux0Error,
-    ReaderLost,
-    TurnStopped,
-    drop_tracebacks,
-)
+from flux0.domain.background_errors import ReaderLost, TurnStopped
+from flux0.domain.errors import ConnectionInterrupted, Flux0Error, drop_tracebacks
 from flux0.middleware.logging import log_failed_background_turn, log_lost_reader
 from flux0.relay_format import encoded
 from flux0.runtime.event_loop import Loop, is_stopped, running_loop, schedule_close, start_task

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from flux0 import models
-from flux0.domain import api_errors, errors
+from flux0.domain import api_errors, background_errors, errors
 from flux0.domain.headers import Headers
 
 E = TypeVar("E", bound=BaseException)
@@ -57,7 +57,7 @@ FACTORIES: dict[type[errors.Flux0Error], Callable[[Any], Any]] = {
     api_errors.HTTPValidationError: lambda _: validation_error(),
     errors.StreamError: lambda kind: kind("problem"),
     errors.EventTooLarge: lambda kind: kind(16),
-    errors.TurnTooLarge: lambda kind: kind(16),
+    background_errors.TurnTooLarge: lambda kind: kind(16),
     errors.DecodeError: lambda kind: kind("problem", field="data[0].id", body="{"),
     errors.ResponseTooLarge: lambda kind: kind(16),
     errors.InvalidArgument: lambda kind: kind("agent_id", "must not be empty"),

@@ -12,14 +12,8 @@ from typing import Any
 
 import pytest
 
-from flux0.domain.errors import (
-    DecodeError,
-    EventTooLarge,
-    Flux0Error,
-    ReaderLost,
-    StreamInterrupted,
-    TurnTooLarge,
-)
+from flux0.domain.background_errors import ReaderLost, TurnTooLarge
+from flux0.domain.errors import DecodeError, EventTooLarge, Flux0Error, StreamInterrupted
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from support.forking import in_child
 

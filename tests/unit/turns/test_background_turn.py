@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 
 from flux0 import BackgroundTurn, InvalidArgument
-from flux0.domain.errors import (
-    AgentError,
-    ClientClosed,
-    StreamInterrupted,
-    TurnStopped,
-    TurnTooLarge,
-)
+from flux0.domain.background_errors import TurnStopped, TurnTooLarge
+from flux0.domain.errors import AgentError, ClientClosed, StreamInterrupted
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.log_relay import OpenRelays

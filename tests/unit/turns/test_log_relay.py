@@ -16,7 +16,8 @@ from typing import Any
 import anyio
 import pytest
 
-from flux0.domain.errors import Flux0Error, StreamIdleTimeout, TurnStoreError
+from flux0.domain.background_errors import TurnStoreError
+from flux0.domain.errors import Flux0Error, StreamIdleTimeout
 from flux0.relay_format import FLUX0, HEARTBEAT
 from flux0.runtime.event_loop import running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog

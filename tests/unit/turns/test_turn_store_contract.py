@@ -17,7 +17,8 @@ from attrs import frozen
 from redis import Redis, RedisCluster
 
 from flux0.adapters.redis.store import RedisTurnStore
-from flux0.domain.errors import StreamIdleTimeout, TurnRunning, TurnTooLarge
+from flux0.domain.background_errors import TurnRunning, TurnTooLarge
+from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract import LocalTurnStoreContract, TurnStoreContract
 from flux0.turns.memory_store import MemoryTurnStore

@@ -11,7 +11,8 @@ from weakref import ref
 from flux0.adapters.redis import scripts
 from flux0.adapters.redis.commands import Command, Settings, TurnName, as_bytes, as_text, run_script
 from flux0.adapters.redis.worker import Steps, Worker
-from flux0.domain.errors import Flux0Error, ReaderLost, TurnStoreError
+from flux0.domain.background_errors import ReaderLost, TurnStoreError
+from flux0.domain.errors import Flux0Error
 from flux0.runtime.turn_log import LogEnd, TurnLog
 
 # Each server-sent event ends with a blank line, and contains no other blank line.

@@ -20,7 +20,8 @@ from flux0.adapters.redis.followed import FollowedTurn, lose, read
 from flux0.adapters.redis.lease import Lease
 from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import CLOSED, RedisClient, Steps, T, Worker
-from flux0.domain.errors import ClientClosed, Flux0Error, TurnRunning, TurnStoreError
+from flux0.domain.background_errors import TurnRunning, TurnStoreError
+from flux0.domain.errors import ClientClosed, Flux0Error
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import StoreState
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
 from flux0.adapters.redis.commands import Command, Settings
-from flux0.domain.errors import TurnStoreError
+from flux0.domain.background_errors import TurnStoreError
 
 T = TypeVar("T")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, final
 
-from flux0.domain.errors import Flux0Error, RelayEnded
+from flux0.domain.background_errors import RelayEnded
+from flux0.domain.errors import Flux0Error
 from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 

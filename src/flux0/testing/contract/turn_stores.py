@@ -18,7 +18,8 @@ from typing import ClassVar, Final, TypeAlias, TypeVar
 
 import pytest
 
-from flux0.domain.errors import ReaderLost, StreamIdleTimeout, TurnRunning, TurnTooLarge
+from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnTooLarge
+from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract.base import check
 from flux0.testing.contract.connections import child_exit_code

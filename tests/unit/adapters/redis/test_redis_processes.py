@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from flux0.domain.errors import TurnRunning, TurnStoreError
+from flux0.domain.background_errors import TurnRunning, TurnStoreError
 from support.redis_server import RedisServer, redis_server, wait_until
 from support.turn_processes import TurnProcess, Turns, turn_bytes, turn_processes
 

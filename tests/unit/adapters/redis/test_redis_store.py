@@ -35,16 +35,14 @@ from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.worker import Steps, Worker
-from flux0.domain.errors import (
-    ClientClosed,
-    InvalidArgument,
-    MissingDependency,
+from flux0.domain.background_errors import (
     ReaderLost,
     TurnRunning,
     TurnStopped,
     TurnStoreError,
     TurnTooLarge,
 )
+from flux0.domain.errors import ClientClosed, InvalidArgument, MissingDependency
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
 from flux0.turns.log_relay import LogReader, wait_for_end

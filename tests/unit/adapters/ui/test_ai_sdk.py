@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flux0.adapters.ui import AiSdkFormat
-from flux0.domain.errors import RelayEnded, StreamInterrupted
+from flux0.domain.background_errors import RelayEnded
+from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.relay_format import general_text
 from support.in_memory import CORRELATION_ID
