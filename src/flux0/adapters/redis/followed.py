@@ -53,6 +53,8 @@ class FollowedTurn:
     Attributes:
         log: A function that returns the copy, or None if the copy is unreferenced.
         process: The name of the process that reads the turn.
+        is_asked: Whether the process that reads the turn was asked to check the turn. Set it to
+            False if the question may have been lost.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class FollowedTurn:
         self._name = name
         self._worker = worker
         self._turns = turns
-        self._is_lost = self._is_asked = False
+        self.is_asked: bool = False
+        self._is_lost = False
         self._missing_since: float | None = None
 
     @property
@@ -88,9 +91,9 @@ class FollowedTurn:
                     # Ask the process that reads the turn to check the turn. If this process no
                     # longer knows the turn, it ends the turn in Redis (`_end_lost`). Repeat the
                     # question until the process listens: the reply is the number of listeners.
-                    if not self._is_asked:
-                        self._is_asked = bool((yield "PUBLISH", self.process, name.info))
-                        if not self._is_asked:
+                    if not self.is_asked:
+                        self.is_asked = bool((yield "PUBLISH", self.process, name.info))
+                        if not self.is_asked:
                             worker.set_timer(self.steps, settings.renew)
                     return
             # Remove this `FollowedTurn` only if no newer copy of the same turn has replaced it.
@@ -145,7 +148,7 @@ class FollowedTurn:
 
     def _wait_for_events(self) -> bool:
         settings, now = self._worker.settings, monotonic()
-        self._missing_since, self._is_asked = self._missing_since or now, False
+        self._missing_since, self.is_asked = self._missing_since or now, False
         if now - self._missing_since < settings.expiry:
             self._worker.set_timer(self.steps, settings.renew)
         else:

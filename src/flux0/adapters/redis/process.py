@@ -260,7 +260,11 @@ class StoreProcess:
 
         All turns are checked if the connection failed, because messages may have been lost.
         """
-        for turns in (self._published.copy(), self._followed.copy()):
+        published, followed = self._published.copy(), self._followed.copy()
+        if key is None:
+            for turn in followed.values():
+                turn.is_asked = False
+        for turns in (published, followed):
             for info in turns if key is None else turns.keys() & {key}:
                 self._worker.submit(turns[info].steps)
 

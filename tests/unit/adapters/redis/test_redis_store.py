@@ -521,6 +521,13 @@ def test_ended_turn_in_an_older_snapshot_ends_again_if_its_process_listens_too_l
         assert isinstance(copy.end.error, ReaderLost)
 
 
+def other_than(client: Redis, listener: dict[str, str]) -> str:
+    """Return the id of the connection of the second process's listener."""
+    ids = {each["id"] for each in client.client_list(_type="pubsub")}
+    (follower,) = ids - {listener["id"]}
+    return follower
+
+
 def test_evicted_data_of_an_idle_turn_is_restored_when_its_follower_notices_the_loss(
     server: RedisServer,
 ) -> None:
@@ -539,12 +546,7 @@ def test_evicted_data_of_an_idle_turn_is_restored_when_its_follower_notices_the_
         wait_for_listeners(client, 2)
         wait_until(lambda: publishes(client) > published + 1)
         client.delete("flux0:{session}:turn")
-        (follower,) = (
-            each["id"]
-            for each in client.client_list(_type="pubsub")
-            if each["id"] != listener["id"]
-        )
-        client.client_kill_filter(_id=follower)
+        client.client_kill_filter(_id=other_than(client, listener))
         wait_until(lambda: bool(client.exists("flux0:{session}:turn")))
         log.append(event("turn", 1))
         wait_for_events(copy, 1)
@@ -2056,6 +2058,43 @@ def quick(prefix: str, keep: float, lease: float) -> Settings:
     settings = Settings(prefix, keep, lease)
     settings.renew = 0.01
     return settings
+
+
+def test_ended_turn_in_an_older_snapshot_ends_again_although_its_follower_has_asked_before(
+    server: RedisServer,
+) -> None:
+    """The follower has not seen the end, and its connection breaks, as in a failover."""
+    loaded = threading.Event()
+
+    def send_later(send: Callable[[], list[Any]], **_: bool) -> list[Any]:
+        assert loaded.wait(TIMEOUT)
+        return send()
+
+    with (
+        server.client() as client,
+        Acting(port=server.port) as second,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+        closing(RedisTurnStore(second, lease_seconds=60.0)) as other,
+    ):
+        log = claimed(store)
+        wait_for_listeners(client, 1)
+        (listener,) = client.client_list(_type="pubsub")
+        published = publishes(client)
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_listeners(client, 2)
+        wait_until(lambda: publishes(client) > published + 1)
+        second.act, second.left = send_later, 1
+        load = save(client)
+        log.finish(LogEnd())
+        wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
+        claimed(store, "another session")  # So the process has forgotten the turn.
+        load()
+        client.client_kill_filter(_id=other_than(client, listener))
+        loaded.set()
+        assert wait_for_end(copy, TIMEOUT)
+        assert copy.end is not None
+        assert isinstance(copy.end.error, ReaderLost)
 
 
 @pytest.mark.parametrize("fault", [lose_request, lose_reply, send_twice, reject])
