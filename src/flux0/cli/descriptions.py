@@ -32,6 +32,12 @@ _OPTIONS = {
     "type_": "TYPE",
 }
 
+# The errors for an id that the server does not know: the response has the status 400, 404 or 422.
+_ERRORS_OF_IDS = (
+    *(models.InvalidArgument, models.BadRequestError),
+    *(models.NotFoundError, models.HTTPValidationError),
+)
+
 
 def to_text(value: Any, *, indent: int | None = None) -> str:
     return value if isinstance(value, str) else json_text(value, indent=indent, ascii=False)
@@ -72,8 +78,7 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
 
     `ids` contains the ids from the command line, with the keys "agent" and "session".
     """
-    is_rejected = isinstance(error, (models.InvalidArgument, models.APIError))
-    for kind in ("agent", "session") if is_rejected else ():
+    for kind in ("agent", "session") if isinstance(error, _ERRORS_OF_IDS) else ():
         id_ = (ids or {}).get(kind)
         # If the server does not know the id, the error message names the argument or contains the
         # id. If the server does not know the route, its 404 response contains neither.

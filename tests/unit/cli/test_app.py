@@ -821,6 +821,16 @@ def test_error_for_an_unknown_id_names_the_id(run: Run, command: str, id: str) -
     assert result.exit_code in {1, 2}
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_error_for_a_known_id_is_the_text_of_the_response(
+    run: Run, fake: FakeTransport, status: int
+) -> None:
+    id = "x" * 10
+    fake.inject(Respond(status, f"you may not use {id}"))
+    (line,) = run("agents", "get", id).stderr.splitlines()
+    assert line.endswith(f": you may not use {id}")
+
+
 def test_error_response_is_reported_on_one_line(
     run: Run, fake: FakeTransport, server: FakeOverHTTP
 ) -> None:
