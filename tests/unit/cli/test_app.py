@@ -825,10 +825,10 @@ def test_error_for_an_unknown_id_names_the_id(run: Run, command: str, id: str) -
 def test_error_for_a_known_id_is_the_text_of_the_response(
     run: Run, fake: FakeTransport, status: int
 ) -> None:
-    id = "x" * 10
-    fake.inject(Respond(status, f"you may not use {id}"))
-    (line,) = run("agents", "get", id).stderr.splitlines()
-    assert line.endswith(f": you may not use {id}")
+    agent_id = "x" * 10
+    fake.inject(Respond(status, f"you may not use {agent_id}"))
+    (line,) = run("agents", "get", agent_id).stderr.splitlines()
+    assert line.endswith(f": you may not use {agent_id}")
 
 
 def test_error_response_is_reported_on_one_line(
