@@ -32,12 +32,6 @@ _OPTIONS = {
     "type_": "TYPE",
 }
 
-# The errors for an id that the server does not know: the response has the status 400, 404 or 422.
-_ERRORS_OF_IDS = (
-    *(models.InvalidArgument, models.BadRequestError),
-    *(models.NotFoundError, models.HTTPValidationError),
-)
-
 
 def to_text(value: Any, *, indent: int | None = None) -> str:
     return value if isinstance(value, str) else json_text(value, indent=indent, ascii=False)
@@ -78,7 +72,9 @@ def describe_error(error: models.Flux0Error, ids: Mapping[str, Any] | None = Non
 
     `ids` contains the ids from the command line, with the keys "agent" and "session".
     """
-    for kind in ("agent", "session") if isinstance(error, _ERRORS_OF_IDS) else ():
+    is_of_server = isinstance(error, models.APIError) and error.status_code in {400, 404, 422}
+    may_be_unknown = is_of_server or isinstance(error, models.InvalidArgument)
+    for kind in ("agent", "session") if may_be_unknown else ():
         id_ = (ids or {}).get(kind)
         # If the server does not know the id, the error message names the argument or contains the
         # id. If the server does not know the route, its 404 response contains neither.
