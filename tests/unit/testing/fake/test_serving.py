@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Generator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import islice, repeat
 from typing import Any
@@ -256,23 +256,27 @@ def test_reset_ends_a_response_that_stalls() -> None:
     fake.inject(Stall(after_bytes=3))
     with fake.serve() as url, connect(url) as connection:
         connection.sendall(f"GET /api/agents HTTP/1.1\r\n{_CLOSE}\r\n".encode())
-        received = b""
-        while b'{"d' not in received:
-            received += connection.recv(65536)
+        read_until(connection, b'{"d')
         fake.reset()
         assert b"ata" not in read_all(connection)
 
 
 def test_delay_lasts_until_a_test_moves_the_clock() -> None:
-    clock = FakeClock(moves_by_itself=False)
+    waits = threading.Semaphore(0)
+
+    class WatchedClock(FakeClock):
+        def reaches(self, moment: float | None) -> bool:
+            waits.release()
+            return super().reaches(moment)
+
+    clock = WatchedClock(moves_by_itself=False)
     fake = FakeTransport(clock=clock)
     with fake.serve() as url, Flux0(url) as flux0, ThreadPoolExecutor(1) as threads:
         fake.inject(Delay(5))
         listed = threads.submit(flux0.agents.list)
-        while not fake.calls:
-            time.sleep(0.001)
+        assert waits.acquire(timeout=10)
         clock.advance(4)
-        assert not wait([listed], 0.05).done
+        assert waits.acquire(timeout=10)  # The call waits again.
         clock.advance(1)
         assert len(listed.result(10)) == 1
 
@@ -333,6 +337,15 @@ def connect(url: str) -> socket.socket:
 def read_all(connection: socket.socket) -> bytes:
     """Return all bytes that the server sends until it closes the connection."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def read_until(connection: socket.socket, text: bytes) -> None:
+    """Read until the data ends with `text`. Fail if the server closes the connection before."""
+    received = b""
+    while not received.endswith(text):
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
 
 
 def exchange(url: str, text: str) -> bytes:
@@ -443,9 +456,7 @@ def test_half_closed_connection_is_closed_and_cancels_the_agent() -> None:
     session_id = new_session(fake)
     with fake.serve() as url, connect(url) as connection:
         connection.sendall(message(session_id, "HTTP/1.1").encode())
-        received = b""
-        while not received.endswith(b"}\n\n\r\n"):
-            received += connection.recv(65536)
+        read_until(connection, b"}\n\n\r\n")
         connection.shutdown(socket.SHUT_WR)
         assert read_all(connection) == b""  # The server sends no last chunk.
         assert kinds(fake, session_id) == ["message", "typing"]
