@@ -125,9 +125,9 @@ class Turns:
     def wait_for_events(self, turn_id: str, count: int) -> None:
         """Wait until this process has the events of a turn."""
         log = self.logs[turn_id]
-        while log.last < count:
+        while log.last < count and not log.is_ended:
             assert LogReader(log, log.last).wait(TIMEOUT), "no event was received"
-            assert not log.is_ended
+        assert log.last >= count
 
     def relayed(self, session_id: str) -> Counter[bytes]:
         """Wait for the end of all relays, and return how often each content was relayed."""

@@ -155,8 +155,15 @@ def test_proxy_of_the_users_client_is_used(make: Callable[[str], Transport]) -> 
 @pytest.mark.parametrize(("scheme", "host"), [("socks5", "127.0.0.1"), ("socks5h", "localhost")])
 @pytest.mark.parametrize("make", [over_requests, over_urllib3])
 def test_host_name_is_looked_up_by_the_proxy_only_with_socks5h(
-    make: Callable[[str], Transport], scheme: str, host: str
+    make: Callable[[str], Transport], scheme: str, host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    resolve = socket.getaddrinfo
+
+    def resolve_to_ipv4(name: Any, *args: Any, **options: Any) -> list[Any]:
+        return resolve("127.0.0.1" if name == "localhost" else name, *args, **options)
+
+    # On many machines, the first address of "localhost" is the IPv6 address.
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_to_ipv4)
     with ByteServer(AGENTS) as server, SocksProxy() as proxy:
         url = server.url.replace(server.host, "localhost")
         with Flux0(url, transport=make(f"{scheme}://{proxy.address}")) as flux0:

@@ -74,7 +74,9 @@ def test_response_is_received_while_a_request_is_sent_until_receive_returns_true
         assert is_complete.wait(TOO_LONG)
         size = 0
         while size < SIZE:
-            size += len(server.recv(100_000))
+            piece = server.recv(100_000)
+            assert piece
+            size += len(piece)
         return size
 
     with server, ThreadPoolExecutor(1) as threads:

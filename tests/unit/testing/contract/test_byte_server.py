@@ -53,7 +53,9 @@ def after_get(*responses: ServerSteps) -> Generator[tuple[ByteServer, socket.soc
 def receive(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
-        data += connection.recv(count - len(data))
+        piece = connection.recv(count - len(data))
+        assert piece, data
+        data += piece
     return data
 
 
