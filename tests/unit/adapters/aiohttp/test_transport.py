@@ -506,6 +506,7 @@ def test_overhead_between_two_pieces_is_limited_but_not_the_overhead_of_a_long_s
                     connection.data_received(b"\r\n")
                     connection.data_received(b"%d\r\n" % number)
                 assert await anext(pieces) == b"%d" % number * 2
+            assert response.raw_response.content.exception() is None
             connection.data_received(b"0\r\n")
             for _ in range(6):
                 connection.data_received(b"X: " + b"x" * 50_000 + b"\r\n")
