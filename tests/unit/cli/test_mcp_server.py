@@ -113,15 +113,6 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
         async with connect(environment) as client:
             (tool,) = (await client.list_tools()).tools
             assert (tool.name, tool.title) == ("Weather_in_SF", "Weather in SF")
-            schemas = tool.input_schema, tool.output_schema or {}
-            assert [[*schema["properties"]] for schema in schemas] == [
-                ["message", "session_id"],
-                ["text", "session_id"],
-            ]
-            assert [schema["required"] for schema in schemas] == [
-                ["message"],
-                ["text", "session_id"],
-            ]
             first = await client.call_tool(
                 tool.name, {"message": "Hi"}, progress_callback=on_progress
             )
@@ -251,6 +242,25 @@ def test_lone_surrogates_of_an_agent_are_replaced(fake: FakeTransport) -> None:
 
     anyio.run(main)
     assert received == ["typing: \ufffd", "message 1", "message 2"]
+
+
+def test_session_id_is_an_optional_argument_and_a_required_part_of_the_result(
+    fake: FakeTransport,
+) -> None:
+    async def main() -> None:
+        async with in_memory(fake) as client:
+            (tool,) = (await client.list_tools()).tools
+            schemas = tool.input_schema, tool.output_schema or {}
+            assert [[*schema["properties"]] for schema in schemas] == [
+                ["message", "session_id"],
+                ["text", "session_id"],
+            ]
+            assert [schema["required"] for schema in schemas] == [
+                ["message"],
+                ["text", "session_id"],
+            ]
+
+    anyio.run(main)
 
 
 def test_agent_that_is_created_later_is_a_tool(fake: FakeTransport) -> None:

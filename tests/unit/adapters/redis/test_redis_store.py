@@ -485,10 +485,13 @@ class Late(Redis):
         return super().pubsub(**options)  # type: ignore[no-untyped-call]
 
 
-def publishes(client: Redis) -> int:
-    """Return the number of messages that were published since the start of the server."""
+def calls_of(client: Redis, command: str) -> int:
+    """Return the number of calls of a command since the start of the server."""
     commands: Any = client.info("commandstats")
-    return cast("int", commands.get("cmdstat_publish", {"calls": 0})["calls"])
+    return cast("int", commands.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+publishes = partial(calls_of, command="publish")
 
 
 def test_ended_turn_in_an_older_snapshot_ends_again_if_its_process_listens_too_late(
@@ -1645,38 +1648,43 @@ def test_turn_is_stopped_although_its_process_receives_no_messages(
     assert len(attempts) < 100  # The thread waits between two attempts.
 
 
-def test_idle_listener_waits_for_messages_and_keeps_its_connection(server: RedisServer) -> None:
-    calls: list[str] = []
+class Counting(Redis):
+    """Counts the subscriptions, and the calls of `get_message` of all subscriptions."""
 
-    class Counting(Redis):
-        def pubsub(self, **options: Any) -> Any:
-            calls.append("pubsub")
-            subscriber: Any = super().pubsub(**options)  # type: ignore[no-untyped-call]
-            get_message = subscriber.get_message
+    subscriptions = waits = 0
 
-            def count(*args: Any, **arguments: Any) -> Any:
-                calls.append("get_message")
-                return get_message(*args, **arguments)
+    def pubsub(self, **options: Any) -> Any:
+        self.subscriptions += 1
+        subscriber: Any = super().pubsub(**options)  # type: ignore[no-untyped-call]
+        get_message = subscriber.get_message
 
-            subscriber.get_message = count
-            return subscriber
+        def count(*args: Any, **arguments: Any) -> Any:
+            self.waits += 1
+            return get_message(*args, **arguments)
 
+        subscriber.get_message = count
+        return subscriber
+
+
+def test_idle_listener_waits_for_messages(server: RedisServer) -> None:
     with (
         Counting(port=server.port) as client,
         closing(RedisTurnStore(client, lease_seconds=60.0)) as store,
     ):
         for _ in range(300):
             assert store.find("session") is None
-        wait_until(lambda: len(calls) > 3)
-        assert len(calls) < 30
+        wait_until(lambda: client.waits > 2)
+        assert client.waits < 25
+
+
+def test_idle_listener_keeps_its_connection(server: RedisServer) -> None:
     with (
         Counting(port=server.port) as client,
         closing(RedisTurnStore(client, lease_seconds=0.1)) as store,
     ):
-        calls.clear()
         assert store.find("session") is None
-        wait_until(lambda: len(calls) > 10)  # Most waits have ended without a message.
-        assert calls.count("pubsub") == 1
+        wait_until(lambda: client.waits > 9)  # Most waits have ended without a message.
+        assert client.subscriptions == 1
 
 
 def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
@@ -1696,18 +1704,13 @@ def test_paused_redis_is_reported_after_the_timeouts_of_the_built_in_client(
 
 def test_idle_connection_of_the_listener_is_checked(server: RedisServer) -> None:
     """So the listener notices that its connection has failed."""
-
-    def pings() -> int:
-        commands: Any = client.info("commandstats")
-        return cast("int", commands.get("cmdstat_ping", {"calls": 0})["calls"])
-
     with (
         server.client() as client,
         closing(RedisTurnStore.from_url(server.url, lease_seconds=0.1)) as store,
     ):
         assert store.find("session") is None
-        before = pings()
-        wait_until(lambda: pings() > before)
+        before = calls_of(client, "ping")
+        wait_until(lambda: calls_of(client, "ping") > before)
 
 
 def test_unreachable_redis_is_reported_after_the_timeouts_of_the_built_in_client() -> None:
