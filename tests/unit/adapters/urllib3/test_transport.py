@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ from flux0.adapters.urllib3.transport import Urllib3Transport
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError, WriteTimeout
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.base import EXPIRY
-from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Receive,
     Reset,
     ServerSteps,
+    Signal,
     WaitForRelease,
     Write,
     head,
@@ -207,15 +209,19 @@ def test_interim_response_that_arrives_during_a_large_request_is_skipped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server reads the request only after the client waits until it can send more bytes."""
-    wait = sending.wait
+    wait, has_waited = sending.wait, Event()
 
-    def release_and_wait(*args: Any, **options: Any) -> tuple[bool, bool]:
-        server.release()
+    def tell_and_wait(*args: Any, **options: Any) -> tuple[bool, bool]:
+        has_waited.set()
         return wait(*args, **options)
 
-    monkeypatch.setattr(sending, "wait", release_and_wait)
+    class UntilTheClientWaits(Event):
+        def set(self) -> None:
+            assert has_waited.wait(DEFAULT_TIMEOUT)
+
+    monkeypatch.setattr(sending, "wait", tell_and_wait)
     body, interim = bytes(16_000_000), Write(b"HTTP/1.1 102 Processing\r\n\r\n")
-    with ByteServer(OK, on_connect=(interim, WaitForRelease())) as server:
+    with ByteServer(OK, on_connect=(interim, Signal(UntilTheClientWaits()))) as server:
         assert fetch_sync(Urllib3Transport(), post(server.url, body)) == b"ok"
         is_complete = server.requests[0].body == body
     assert is_complete

@@ -473,6 +473,7 @@ def test_half_closed_connection_gets_no_response_and_its_request_is_ignored() ->
     assert kinds(fake, session_id) == []
 
 
+@pytest.mark.usefixtures("little_garbage")  # Garbage of earlier tests could be logged.
 def test_connection_that_the_client_resets_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with FakeTransport().serve() as url, Flux0(url) as flux0:
         with connect(url) as connection:
