@@ -760,24 +760,22 @@ async def start_after_a_turn_that_does_not_end(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "shown"),
+    ("error", "kind", "problem"),
     [
-        (
-            ZeroDivisionError("a secret"),
-            Flux0Error("the message could not be sent: ZeroDivisionError"),
-        ),
-        (ConnectError("refused"), ConnectError("refused")),
+        (ZeroDivisionError, Flux0Error, "the message could not be sent: ZeroDivisionError"),
+        (ConnectError, ConnectError, "a secret"),
     ],
-    ids=["ZeroDivisionError", "ConnectError"],
 )
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
 def test_readers_see_only_the_class_of_an_exception_that_prevents_sending_unless_it_is_of_flux0(
-    mode: Mode, error: Exception, shown: Flux0Error
+    mode: Mode, error: type[Exception], kind: type[Flux0Error], problem: str
 ) -> None:
-    run(mode, partial(fail_to_send, mode, error, shown))
+    run(mode, partial(fail_to_send, mode, error, kind, problem))
 
 
-async def fail_to_send(mode: Mode, error: Exception, shown: Flux0Error) -> None:
+async def fail_to_send(
+    mode: Mode, error: type[Exception], kind: type[Flux0Error], problem: str
+) -> None:
     store = MemoryTurnStore()
     server = Server(mode, store=store)
     conversation = await server.conversation()
@@ -786,17 +784,18 @@ async def fail_to_send(mode: Mode, error: Exception, shown: Flux0Error) -> None:
     def fail(request: CallRequest, _: SendFlow) -> Flow[Response[Any]]:
         yield Sleep(0)
         joined.append(store.find(conversation.session_id))
-        raise error
+        raise error("a secret")
 
     client = in_mode(mode, Flux0(transport=server.transport, middleware=[fail]))
     failing = await client.conversation_async(session=conversation.session_id)
-    with pytest.raises(type(error)):
+    with pytest.raises(error):
         await server.turns.start_async(failing, "Hi")
     (log,) = joined
     assert log is not None
     assert log.end is not None
-    assert type(log.end.error) is type(shown)
-    assert shown.problem in str(log.end.error)
+    shown = log.end.error
+    assert shown is not None
+    assert (type(shown), shown.problem) == (kind, problem)
 
 
 @in_every_mode
