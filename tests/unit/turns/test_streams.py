@@ -259,32 +259,27 @@ async def test_cancelled_read_closes_the_stream(mode: Mode) -> None:
             await anext(stream)
 
 
-@pytest.mark.parametrize("reads", [True, False])
-@pytest.mark.parametrize("mode", ASYNC)
-def test_turn_has_ended_although_its_task_is_cancelled_while_it_closes_the_body(
-    mode: Mode, *, reads: bool
+@in_both_loops
+async def test_turn_has_ended_although_its_task_is_cancelled_while_it_closes_the_body(
+    mode: Mode,
 ) -> None:
     class CancelledBody(Body):
         async def close_async(self) -> None:
-            scopes[0].cancel()
+            scope.cancel()
             await anyio.lowlevel.checkpoint()
 
-    async def read_or_close() -> None:
+    for reads, ending in ((True, "confirmed"), (False, "closed")):
         endings = Endings()
         response = evolve(scripted_response(headers=SSE), body=CancelledBody(tape(chunk("a"))))
         async with Flux0(async_transport=script(response), observers=[endings]) as client:
             stream = await client.sessions.create_event_async(session_id="s", content="Hi")
             await anext(stream)
             with anyio.CancelScope() as scope:
-                scopes.append(scope)
                 await (anext(stream) if reads else stream.close_async())
             assert scope.cancelled_caught
             assert not stream.is_open
             assert stream.finished is reads
-            assert endings.seen == ["confirmed" if reads else "closed"]
-
-    scopes: list[anyio.CancelScope] = []
-    run(mode, read_or_close)
+            assert endings.seen == [ending]
 
 
 # --- closing
@@ -649,17 +644,19 @@ async def test_end_of_a_with_block_is_reported_at_once(mode: Mode) -> None:
 
 def test_end_of_a_closed_generator_is_reported_later() -> None:
     """The garbage collector may close it, and an observer may wait for a lock."""
-    for method in (EventStream.__iter__, EventStream.text):
+    for method, reads in (
+        (EventStream.__iter__, True),
+        (EventStream.text, True),
+        (EventStream.text, False),
+    ):
         endings = Endings()
         stream = open_sync(tape(chunk("a")), None, endings)
         loop: Any = method(stream)
-        next(loop)
+        if reads:
+            next(loop)
         loop.close()
         assert not stream.is_open
         assert endings.seen == []
-    unread: Any = open_sync(tape(chunk("a")), None, endings).text()
-    unread.close()
-    assert endings.seen == []
 
 
 def test_repr_shows_state_and_number_of_events() -> None:
