@@ -95,6 +95,13 @@ class Body:
         self._tape.releases += 1
 
 
+class FailingBody(Body):
+    """A body whose `close_async` fails, because the user's transport has a bug."""
+
+    async def close_async(self) -> None:
+        raise OSError("the connection cannot be closed")
+
+
 def scripted_response(
     *steps: Step, status: int = 200, headers: Mapping[str, str] = JSON
 ) -> Response[Any]:

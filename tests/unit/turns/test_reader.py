@@ -24,8 +24,8 @@ from flux0.turns.reader import ReaderRole
 from support.back_ends import serve
 from support.contention import before_lock
 from support.in_memory import Tape, chunk, in_both_loops, new_turn, tape
+from support.streams import open_async, open_sync, value_of
 from support.transports import Mode
-from unit.turns.test_streams import open_async, open_sync, value_of
 
 TOO_LONG = 20.0
 

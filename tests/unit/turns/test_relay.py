@@ -39,7 +39,7 @@ from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
     CORRELATION_ID,
     SSE,
-    Body,
+    FailingBody,
     Hang,
     begin,
     chunk,
@@ -54,9 +54,9 @@ from support.in_memory import (
 from support.logged import logged_errors
 from support.modes import in_mode
 from support.plain_format import PlainFormat
+from support.streams import open_async, open_sync
 from support.transports import Mode
 from unit.turns.test_background_turn import background_turn
-from unit.turns.test_streams import open_async, open_sync
 
 HEARTBEAT = b": heartbeat\n"
 TOOL = CallTool("weather", {"city": "SF"})
@@ -570,13 +570,6 @@ def test_relay_raises_exceptions_that_exit_the_process_to_its_reader() -> None:
     """`pytest.fail` raises such an exception, too."""
     with pytest.raises(SystemExit):
         list(open_sync(tape(chunk("a"), SystemExit())).relay())
-
-
-class FailingBody(Body):
-    """A body whose `close_async` fails, because the user's transport has a bug."""
-
-    async def close_async(self) -> None:
-        raise OSError("the connection cannot be closed")
 
 
 @in_both_loops

@@ -29,9 +29,9 @@ from flux0.domain.stored_models import ToolCall
 from flux0.testing import AgentStep, CallTool, FakeTransport, Reason, Say
 from support.in_memory import CORRELATION_ID, Step, chunk, in_every_mode, status, tape
 from support.modes import in_mode, result_of, run
+from support.streams import NO_EVENTS, open_sync, opened
 from support.transports import ASYNC, SYNC, Mode
 from unit.domain.messages.test_accumulator import CASES
-from unit.turns.test_streams import NO_EVENTS, open_sync, opened
 
 Case = dict[str, Any]
 

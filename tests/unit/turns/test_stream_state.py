@@ -41,8 +41,8 @@ from support.in_memory import (
     tape,
 )
 from support.modes import result_of, run
+from support.streams import NO_EVENTS, open_async, open_sync, opened as opened_in, value_of
 from support.transports import ASYNC, SYNC, Mode
-from unit.turns.test_streams import NO_EVENTS, open_async, open_sync, opened as opened_in, value_of
 
 TOOL: dict[str, Any] = {
     "type": "tool_call",

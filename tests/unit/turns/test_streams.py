@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Event
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -18,20 +18,12 @@ from flux0 import Flux0
 from flux0.client.unawaited import UnawaitedTurn
 from flux0.domain import errors
 from flux0.domain.errors import StreamInUse
-from flux0.domain.headers import Headers
-from flux0.domain.messages.accumulator import MessageAccumulator
-from flux0.domain.stored_models import Events, Participant
-from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
-from flux0.flows import CallRequest
-from flux0.middleware.observing import Observers
+from flux0.domain.stream_events import StatusEvent
 from flux0.models import SessionStatus
 from flux0.observers import Call, Observer, TurnEnd
-from flux0.runtime.time import SystemTime
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns.streams import AsyncEventStream, EventStream
-from flux0.turns.turn import Turn
-from flux0.turns.turn_report import TurnReport
 from support.driving import Slow, Time
 from support.ending import ends_soon
 from support.in_memory import (
@@ -43,7 +35,6 @@ from support.in_memory import (
     chunk,
     in_both_loops,
     in_every_mode,
-    new_turn,
     response_from,
     script,
     scripted_response,
@@ -52,66 +43,11 @@ from support.in_memory import (
 )
 from support.logged import logged_errors
 from support.modes import in_mode, result_of, run, unwrapped
+from support.streams import NO_EVENTS, open_async, open_sync, opened, value_of
 from support.transports import ASYNC, SYNC, Mode
 
 E = TypeVar("E", bound=Exception)
-NO_EVENTS = Events(())
 BROKEN = b"event: chunk\ndata: {no JSON}\n\n"
-
-
-def report_to(*observers: Observer) -> TurnReport:
-    """Return the report of a turn to these observers."""
-    call = Call("sessions.create_event", "POST", "", "")
-    request = CallRequest("POST", "", Headers(), call=call)
-    return TurnReport(Observers(observers, SystemTime()), request, "s", Participant())
-
-
-def open_sync(
-    recorded: Tape,
-    asked: list[str] | None = None,
-    *observers: Observer,
-    turn: Turn | None = None,
-    headers: Mapping[str, str] = SSE,
-) -> EventStream:
-    def list_stored(correlation_id: str) -> Events:
-        if asked is not None:
-            asked.append(correlation_id)
-        return NO_EVENTS
-
-    response = response_from(recorded, headers=headers)
-    return EventStream(
-        response, turn or new_turn(), MessageAccumulator(), list_stored, report_to(*observers)
-    )
-
-
-def open_async(
-    recorded: Tape,
-    asked: list[str] | None = None,
-    *observers: Observer,
-    headers: Mapping[str, str] = SSE,
-) -> AsyncEventStream:
-    async def list_stored(correlation_id: str) -> Events:
-        if asked is not None:
-            asked.append(correlation_id)
-        return NO_EVENTS
-
-    response = response_from(recorded, headers=headers)
-    report = report_to(*observers)
-    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, report)
-
-
-def opened(
-    mode: Mode,
-    recorded: Tape,
-    asked: list[str] | None = None,
-    *observers: Observer,
-    headers: Mapping[str, str] = SSE,
-) -> AsyncEventStream:
-    """Return a stream for this mode. A sync stream is wrapped, so that async tests can use it."""
-    if mode == "sync":
-        stream: Any = open_sync(recorded, asked, *observers, headers=headers)
-        return cast("AsyncEventStream", in_mode(mode, stream))
-    return open_async(recorded, asked, *observers, headers=headers)
 
 
 async def each(values: Any) -> AsyncIterator[Any]:
@@ -122,11 +58,6 @@ async def each(values: Any) -> AsyncIterator[Any]:
     else:
         for value in values:
             yield value
-
-
-def value_of(event: StreamEvent) -> object:
-    assert isinstance(event, ChunkEvent)
-    return event.patches[0].value
 
 
 async def values(stream: AsyncEventStream) -> list[object]:

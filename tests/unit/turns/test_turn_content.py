@@ -26,7 +26,7 @@ from flux0.turns.turn_content import TurnContent
 from support.contention import before_wait
 from support.forking import in_child
 from support.in_memory import chunk, frame, status, tape
-from unit.turns.test_streams import open_sync
+from support.streams import open_sync
 
 TOO_LONG = 20.0
 

@@ -39,6 +39,7 @@ from flux0.turns.turn_reading import TaskReading, ThreadReading
 from support.ending import ends_soon
 from support.in_memory import (
     SSE,
+    FailingBody,
     Hang,
     Script,
     chunk,
@@ -55,10 +56,9 @@ from support.interrupting import act_of, at_each_await, interrupt, with_modes
 from support.logged import logged_errors
 from support.modes import in_mode, run, unwrapped
 from support.sending import over
+from support.streams import opened
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 from unit.client.test_background_turns import Server, error_in, gathered, pause
-from unit.turns.test_relay import FailingBody
-from unit.turns.test_streams import opened
 
 
 async def begun(mode: Mode, transport: Script) -> tuple[BackgroundTurn, BackgroundTurns]:

@@ -19,7 +19,7 @@ from flux0.turns.turn_report import TurnReport
 from support.driving import Time
 from support.forking import in_child
 from support.in_memory import SSE, chunk, script, scripted_response, status, tape
-from unit.turns.test_streams import open_sync, report_to
+from support.streams import open_sync, report_to
 
 
 @define(eq=False)
