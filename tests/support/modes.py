@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -132,6 +133,14 @@ async def call_blocking(mode: Mode, function: Callable[..., T], *args: object) -
     if mode == "sync":
         return function(*args)
     return await anyio.to_thread.run_sync(function, *args)
+
+
+async def pause(mode: Mode) -> None:
+    """Wait shortly, so that other threads or tasks can run."""
+    if mode == "sync":
+        threading.Event().wait(0.001)
+    else:
+        await anyio.sleep(0.001)
 
 
 async def at_once(mode: Mode, *tests: Test) -> None:

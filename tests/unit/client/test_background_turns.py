@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import re
 import threading
@@ -30,7 +29,6 @@ from flux0 import (
     BackgroundTurns,
     ClientClosed,
     ConnectError,
-    Conversation,
     EventStream,
     Flux0,
     Flux0Error,
@@ -50,11 +48,10 @@ from flux0 import (
 from flux0.adapters.ui import AiSdkFormat
 from flux0.client import background_turns
 from flux0.flows import CallRequest, Flow, SendFlow, Sleep
-from flux0.ports import Request, Response
+from flux0.ports import Response
 from flux0.runtime.event_loop import Loop, do_nothing, has_ended, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import (
-    AgentReply,
     AgentStep,
     CallTool,
     Fail,
@@ -70,6 +67,7 @@ from flux0.testing import (
 )
 from flux0.turns import turn_reading
 from flux0.turns.log_relay import wait_for_end
+from support.background import TIMEOUT, Server, error_in, gathered, reached, taken
 from support.cost import calls_made
 from support.ending import ends_soon
 from support.forking import in_child
@@ -84,10 +82,9 @@ from support.in_memory import (
 )
 from support.interrupting import act_of, at_each_await, interrupt, with_modes
 from support.logged import logged_errors
-from support.modes import at_once, in_mode, run, unwrapped
+from support.modes import at_once, in_mode, pause, run, unwrapped
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 
-TIMEOUT = 20.0
 ANOTHER_MESSAGE = "stopped by another message on its session"
 TOOL = CallTool("weather", {"city": "SF"})
 TURN: list[AgentStep] = [
@@ -97,75 +94,6 @@ TURN: list[AgentStep] = [
     GiveResult(TOOL, "é"),
     Say("Sunny.", pieces=3),
 ]
-
-
-class Server:
-    """A fake, its client, and background turns. Everything has async methods in every mode."""
-
-    def __init__(
-        self, mode: Mode, reply: AgentReply = "Hi", store: TurnStore | None = None, **options: Any
-    ) -> None:
-        self.mode: Mode = mode
-        self.fake = FakeTransport(reply)
-        self.transport = Held(self.fake)
-        self.client = in_mode(mode, Flux0(transport=self.transport))
-        self.real = BackgroundTurns(store, **options)
-        self.turns = in_mode(mode, self.real)
-
-    async def conversation(self) -> AsyncConversation:
-        return await self.client.conversation_async(agent=self.fake.agent_id)
-
-    def fake_conversation(self) -> Conversation:
-        client: Flux0 = unwrapped(self.client)
-        return client.conversation(agent=self.fake.agent_id)
-
-    def stored_by(self, conversation: AsyncConversation) -> list[str]:
-        """Return the text of each agent message that the fake has stored."""
-        with Flux0(transport=self.fake) as client:
-            history = client.conversation(session=conversation.session_id).history()
-        return [event.text for event in history if event.source == "ai_agent"]
-
-
-class Held:
-    """A transport that holds messages while `is_open` is not set."""
-
-    def __init__(self, fake: FakeTransport) -> None:
-        self._fake = fake
-        self.time = fake.clock
-        self.is_open = threading.Event()
-        self.is_open.set()
-        self.holds = False
-
-    def send(self, request: Request) -> Response[Any]:
-        if request.stream:
-            self.holds = not self.is_open.is_set()
-            assert self.is_open.wait(TIMEOUT)
-        return self._fake.send(request)
-
-    async def send_async(self, request: Request) -> Response[Any]:
-        while request.stream and not self.is_open.is_set():
-            self.holds = True
-            await anyio.sleep(0.001)
-        return await self._fake.send_async(request)
-
-    def close(self) -> None:
-        self._fake.close()
-
-    async def close_async(self) -> None:
-        await self._fake.close_async()
-
-
-async def pause(mode: Mode) -> None:
-    """Wait shortly, so that other threads or tasks can run."""
-    if mode == "sync":
-        threading.Event().wait(0.001)
-    else:
-        await anyio.sleep(0.001)
-
-
-async def reached(mode: Mode, gate: Gate) -> None:
-    while not gate.reached:
-        await pause(mode)
 
 
 def relays(turn: BackgroundTurn, number: int) -> list[AsyncIterator[bytes]]:
@@ -191,32 +119,11 @@ def error_free(piece: bytes) -> bool:
     return not piece.startswith(b"event: error\n")
 
 
-async def gathered(pieces: AsyncIterator[bytes]) -> list[bytes]:
-    """Return the events in the pieces. A piece may have several events."""
-    data = b"".join([piece async for piece in pieces])
-    return [event + b"\n\n" for event in data.split(b"\n\n")[:-1]]
-
-
-async def taken(pieces: AsyncIterator[bytes], number: int) -> bytes:
-    """Take pieces until they have `number` events."""
-    data = b""
-    while data.count(b"\n\n") < number:
-        data += await anext(pieces)
-    return data
-
-
 def without_numbers(pieces: Iterable[bytes]) -> list[bytes]:
     """Return the events without their field `id`, after checking that the ids count from 1."""
     for number, piece in enumerate(pieces, 1):
         assert re.findall(rb"^id: (.*)$", piece, re.MULTILINE) == [str(number).encode()]
     return [re.sub(rb"^id:.*\n", b"", piece, flags=re.MULTILINE) for piece in pieces]
-
-
-def error_in(piece: bytes) -> tuple[str, str]:
-    """Return the type and the message of an event named `error`."""
-    assert piece.startswith(b"event: error\n")
-    data = json.loads(piece.split(b"data: ")[1])
-    return data["type"], data["message"]
 
 
 @in_every_mode

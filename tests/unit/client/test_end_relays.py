@@ -15,11 +15,11 @@ from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import Gate, Say
 from flux0.turns.background_turn import BackgroundTurn
 from flux0.turns.log_relay import OpenRelays
+from support.background import Server, gathered, reached, taken
 from support.forking import in_child
 from support.in_memory import in_every_mode
-from support.modes import run
+from support.modes import pause, run
 from support.transports import ASYNC, SYNC, Mode
-from unit.client.test_background_turns import Server, gathered, pause, reached, taken
 
 MESSAGE = "the application is being restarted: connect again to continue the turn"
 FORMATS: dict[str, Callable[[], RelayFormat]] = {

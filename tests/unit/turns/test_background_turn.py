@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -14,22 +13,12 @@ from flux0.domain.errors import AgentError, ClientClosed, StreamInterrupted
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import CallTool, FakeTransport, GiveResult, Reason, Say
 from flux0.turns.log_relay import OpenRelays
+from support.background import background_turn
 from support.fakes import turn as fake_turn
 from support.in_memory import CORRELATION_ID, chunk, frame, in_every_mode, status
 from support.modes import in_mode, run
 from support.plain_format import PlainFormat
 from support.transports import ASYNC, SYNC, Mode
-
-
-def background_turn(
-    events: Iterable[bytes], end: LogEnd | None = None, max_bytes: int = 10_000
-) -> BackgroundTurn:
-    log = TurnLog("turn-1", max_bytes, lambda _: None)
-    for event in events:
-        log.append(event)
-    if end is not None:
-        log.finish(end)
-    return BackgroundTurn("session-1", log, OpenRelays())
 
 
 @in_every_mode

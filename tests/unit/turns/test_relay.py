@@ -34,6 +34,7 @@ from flux0.testing import (
     Report,
     Say,
 )
+from support.background import background_turn
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
@@ -52,11 +53,10 @@ from support.in_memory import (
     tape,
 )
 from support.logged import logged_errors
-from support.modes import in_mode
+from support.modes import in_mode, pause
 from support.plain_format import PlainFormat
 from support.streams import open_async, open_sync
 from support.transports import Mode
-from unit.turns.test_background_turn import background_turn
 
 HEARTBEAT = b": heartbeat\n"
 TOOL = CallTool("weather", {"city": "SF"})
@@ -302,7 +302,7 @@ async def test_second_relay_gets_an_error_and_the_first_continues(mode: Mode) ->
         first, second = stream.relay(), stream.relay()
         begin = await anext(first)
         while not (gate.reached and stream.is_being_read):
-            await yield_to_others(mode)
+            await pause(mode)
         (error,) = await gathered(getattr(second, "_real", second))
         gate.open()
         rest = await gathered(getattr(first, "_real", first))
@@ -312,13 +312,6 @@ async def test_second_relay_gets_an_error_and_the_first_continues(mode: Mode) ->
     assert isinstance(event, UnknownEvent)
     assert json.loads(event.data)["type"] == "StreamInUse"
     assert len(events_of(begin + b"".join(rest))) == stream.event_count
-
-
-async def yield_to_others(mode: Mode) -> None:
-    if mode == "sync":
-        threading.Event().wait(0.001)
-    else:
-        await anyio.sleep(0.001)
 
 
 BIG = chunk("x" * 700)
@@ -375,7 +368,7 @@ async def test_slow_browser_gets_all_events_in_pieces_of_limited_size(mode: Mode
     pieces = [await anext(relay)]
     full = reads_ahead(pieces[0])
     while recorded.reads < full:
-        await yield_to_others(mode)
+        await pause(mode)
     pieces += [piece async for piece in relay]
 
     assert b"".join(pieces) == BIG * 300
@@ -410,7 +403,7 @@ async def test_stream_of_a_failed_relay_is_freed_without_the_garbage_collector(m
         assert len(await gathered(stream.relay(heartbeat_ms=None))) == 2
         del stream
         while freed() is not None:
-            await yield_to_others(mode)
+            await pause(mode)
 
 
 @in_every_mode

@@ -36,6 +36,7 @@ from flux0.testing.contract.responses import WaitForRelease, http_response
 from flux0.turns import turn_reading
 from flux0.turns.log_relay import wait_for_end_async
 from flux0.turns.turn_reading import TaskReading, ThreadReading
+from support.background import Server, error_in, gathered
 from support.ending import ends_soon
 from support.in_memory import (
     SSE,
@@ -54,11 +55,10 @@ from support.in_memory import (
 )
 from support.interrupting import act_of, at_each_await, interrupt, with_modes
 from support.logged import logged_errors
-from support.modes import in_mode, run, unwrapped
+from support.modes import in_mode, pause, run, unwrapped
 from support.sending import over
 from support.streams import opened
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
-from unit.client.test_background_turns import Server, error_in, gathered, pause
 
 
 async def begun(mode: Mode, transport: Script) -> tuple[BackgroundTurn, BackgroundTurns]:
