@@ -96,10 +96,13 @@ class Body:
 
 
 class FailingBody(Body):
-    """A body whose `close_async` fails, because the user's transport has a bug."""
+    """A body that cannot be closed, because the user's transport has a bug."""
+
+    def close(self) -> None:
+        raise OSError("the connection cannot be closed")
 
     async def close_async(self) -> None:
-        raise OSError("the connection cannot be closed")
+        self.close()
 
 
 def scripted_response(

@@ -790,10 +790,6 @@ def test_thread_that_reads_a_turn_does_not_keep_the_process_running() -> None:
     server.real.stop(turn.session_id)
 
 
-def ignore_open_tasks(_: object, __: object) -> None:
-    """An exception handler of asyncio, which reports open tasks of closed loops."""
-
-
 @pytest.mark.parametrize("reads", [True, False])
 def test_turns_of_a_loop_that_is_closed_with_open_tasks_end(
     reads: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -818,7 +814,7 @@ def test_turns_of_a_loop_that_is_closed_with_open_tasks_end(
 
     turns = [loop.run_until_complete(start()) for _ in range(2)]
     assert checked.wait(TIMEOUT)
-    loop.set_exception_handler(ignore_open_tasks)
+    loop.set_exception_handler(do_nothing)
     loop.close()
     for turn in turns:
         assert error_in(list(turn.relay(heartbeat_ms=None))[-1])[0] == "ReaderLost"
@@ -843,7 +839,7 @@ def test_message_that_a_closed_loop_was_sending_leaves_no_running_turn() -> None
         return conversation.session_id, sending
 
     session_id, sending = loop.run_until_complete(begin())
-    loop.set_exception_handler(ignore_open_tasks)
+    loop.set_exception_handler(do_nothing)
     loop.close()
     server.transport.is_open.set()
 
@@ -880,7 +876,7 @@ def test_message_that_was_stopped_before_its_loop_was_closed_keeps_the_reason(
     log, sending = loop.run_until_complete(begin())
     assert log is not None
     log.stop("the reason")
-    loop.set_exception_handler(ignore_open_tasks)
+    loop.set_exception_handler(do_nothing)
     loop.close()
     assert wait_for_end(log, TIMEOUT)
     assert log.end is not None
@@ -1124,7 +1120,7 @@ def test_forked_child_does_not_inherit_turns() -> None:
 
 
 @in_every_mode
-async def test_arguments_of_a_wrong_type_are_rejected_and_nothing_is_sent(mode: Mode) -> None:
+async def test_invalid_arguments_are_rejected_and_nothing_is_sent(mode: Mode) -> None:
     server = Server(mode)
     conversation = await server.conversation()
     sent = len(server.fake.calls)
@@ -1160,7 +1156,7 @@ def test_invalid_options_are_rejected(options: Any, match: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ASYNC)
-def test_sync_call_in_the_event_loop_of_the_turn_raises_at_once(mode: Mode) -> None:
+def test_sync_call_in_the_event_loop_of_a_running_turn_raises_at_once(mode: Mode) -> None:
     gate = Gate()
     server = Server(mode, ["a", gate, "b"])
 

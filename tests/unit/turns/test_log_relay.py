@@ -19,7 +19,7 @@ import pytest
 from flux0.domain.background_errors import TurnStoreError
 from flux0.domain.errors import Flux0Error, StreamIdleTimeout
 from flux0.relay_format import FLUX0, HEARTBEAT
-from flux0.runtime.event_loop import running_loop
+from flux0.runtime.event_loop import do_nothing, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.turns.log_relay import (
     AsyncRelay,
@@ -420,14 +420,10 @@ def test_relay_can_be_read_in_a_second_event_loop(mode: Mode) -> None:
         run(mode, read)
 
 
-def ignore_open_tasks(_: object, __: object) -> None:
-    """An exception handler of asyncio, which reports open tasks of closed loops."""
-
-
 def test_waiting_relay_of_a_closed_loop_does_not_disturb_the_turn() -> None:
     log = new_log()
     loop = asyncio.new_event_loop()
-    loop.set_exception_handler(ignore_open_tasks)
+    loop.set_exception_handler(do_nothing)  # It gets the loop's open tasks.
     task = loop.create_task(gathered(relayed_async(log)))
     while not log.waiting:
         loop.run_until_complete(asyncio.sleep(0))

@@ -565,7 +565,7 @@ def test_relay_raises_exceptions_that_exit_the_process_to_its_reader() -> None:
         list(open_sync(tape(chunk("a"), SystemExit())).relay())
 
 
-@in_both_loops
+@in_every_mode
 async def test_error_of_closing_the_stream_is_raised_to_the_reader_of_the_relay(mode: Mode) -> None:
     body = FailingBody(tape(chunk("a")))
     response = Response(200, Headers(tuple(SSE.items())), body, raw_response=object())

@@ -230,7 +230,6 @@ def test_stored_turn_has_the_reply_without_the_message_of_the_user() -> None:
         *of_turn("t1", "Hi", reply("a")),
         *of_turn("t2", "Hi", reply("b"), MessageData((ReasoningPart("?"),)), reply("c")),
     ]
-
     events[2] = evolve(events[2], offset=3)
 
     first, second = stored_turn([greeting, *events], "Hi"), stored_turn(events[2:], None)
