@@ -170,6 +170,12 @@ def unwrapped(value: Any) -> Any:
     return getattr(value, "_real", value)
 
 
+async def close_iterator(iterator: Any) -> None:
+    """Close a sync or an async iterator, as a web server does."""
+    real = unwrapped(iterator)
+    await real.aclose() if hasattr(real, "aclose") else real.close()
+
+
 class _SyncWrapper:
     """Wraps a client or one of its objects: the async methods call the sync methods."""
 

@@ -82,7 +82,7 @@ from support.in_memory import (
 )
 from support.interrupting import act_of, at_each_await, interrupt, with_modes
 from support.logged import logged_errors
-from support.modes import at_once, in_mode, pause, run, unwrapped
+from support.modes import at_once, close_iterator, in_mode, pause, run, unwrapped
 from support.transports import ASYNC, SYNC, WAYS, Mode, Way
 
 ANOTHER_MESSAGE = "stopped by another message on its session"
@@ -98,15 +98,6 @@ TURN: list[AgentStep] = [
 
 def relays(turn: BackgroundTurn, number: int) -> list[AsyncIterator[bytes]]:
     return [turn.relay_async() for _ in range(number)]
-
-
-async def close(relay: Any) -> None:
-    """Close a relay as a web server does."""
-    real = unwrapped(relay)
-    if hasattr(real, "aclose"):
-        await real.aclose()
-    else:
-        real.close()
 
 
 async def joined_turn(server: Server, conversation: AsyncConversation) -> BackgroundTurn:
@@ -183,9 +174,9 @@ async def test_closing_a_relay_does_not_end_the_turn(mode: Mode) -> None:
     server = Server(mode, [Say("It is"), gate, Say("sunny.")])
     turn = await server.turns.start_async(await server.conversation(), "Hi")
     unread, first = relays(turn, 2)
-    await close(unread)
+    await close_iterator(unread)
     assert error_free(await anext(first))
-    await close(first)
+    await close_iterator(first)
     assert turn.is_running
     gate.open()
     assert (await turn.wait_async()).text == "It is\nsunny."
@@ -546,8 +537,8 @@ async def test_stats_count_running_turns_and_open_relays_and_show_the_state_of_t
     for relay in (first, second):
         await anext(relay)
     assert server.real.stats() == numbers(1, 2, is_draining=False)
-    await close(first)
-    await close(unread)
+    await close_iterator(first)
+    await close_iterator(unread)
     assert server.real.stats() == numbers(1, 1, is_draining=False)
     gate.open()
     await gathered(second)

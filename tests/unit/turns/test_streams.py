@@ -23,7 +23,7 @@ from flux0.models import SessionStatus
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
-from flux0.turns.streams import AsyncEventStream, EventStream
+from flux0.turns.streams import AsyncEventStream
 from support.driving import Slow, Time
 from support.ending import ends_soon
 from support.in_memory import (
@@ -42,7 +42,7 @@ from support.in_memory import (
     tape,
 )
 from support.logged import logged_errors
-from support.modes import in_mode, result_of, run, unwrapped
+from support.modes import close_iterator, in_mode, result_of, run, unwrapped
 from support.streams import NO_EVENTS, open_async, open_sync, opened, value_of
 from support.transports import ASYNC, SYNC, Mode
 
@@ -371,8 +371,7 @@ def test_iterator_that_is_closed_before_its_first_piece_closes_the_stream_except
         stream = opened(mode, tape(chunk("a")))
         if in_with_block:
             await stream.__aenter__()
-        iterator: Any = unwrapped(getattr(stream, method)())
-        await iterator.aclose() if hasattr(iterator, "aclose") else iterator.close()
+        await close_iterator(getattr(stream, method)())
         assert stream.is_open is in_with_block
 
     run(mode, close)
@@ -573,19 +572,16 @@ async def test_end_of_a_with_block_is_reported_at_once(mode: Mode) -> None:
         assert endings.seen == ["closed"]
 
 
-def test_end_of_a_closed_generator_is_reported_later() -> None:
+@in_every_mode
+async def test_end_of_a_closed_iterator_is_reported_later(mode: Mode) -> None:
     """The garbage collector may close it, and an observer may wait for a lock."""
-    for method, reads in (
-        (EventStream.__iter__, True),
-        (EventStream.text, True),
-        (EventStream.text, False),
-    ):
+    for reads_text, reads in ((False, True), (True, True), (True, False)):
         endings = Endings()
-        stream = open_sync(tape(chunk("a")), None, endings)
-        loop: Any = method(stream)
+        stream = opened(mode, tape(chunk("a")), None, endings)
+        iterator = stream.text() if reads_text else aiter(stream)
         if reads:
-            next(loop)
-        loop.close()
+            await anext(iterator)
+        await close_iterator(iterator)
         assert not stream.is_open
         assert endings.seen == []
 
