@@ -108,25 +108,27 @@ def test_existing_clients_of_other_threads_use_an_installed_fake() -> None:
     assert [len(each.calls) for each in (fake, real)] == [80, 1]
 
 
-def test_client_of_a_block_uses_a_later_fake_and_never_a_real_server() -> None:
+@in_every_mode
+async def test_client_of_a_block_uses_a_later_fake_and_never_a_real_server(mode: Mode) -> None:
     with served() as (real, url), FakeTransport().installed() as fake:
-        flux0 = Flux0(url)
-        flux0.agents.list()
+        flux0 = in_mode(mode, Flux0(url))
+        await flux0.agents.list_async()
         with FakeTransport().installed() as inner:
-            flux0.agents.list()
-    flux0.agents.list()
+            await flux0.agents.list_async()
+    await flux0.agents.list_async()
     with FakeTransport().installed() as later:
-        flux0.agents.list()
+        await flux0.agents.list_async()
     assert [len(each.calls) for each in (fake, inner, later, real)] == [2, 1, 1, 0]
 
 
-def test_client_of_a_block_waits_on_the_clock_of_its_fake_after_the_block() -> None:
+@in_every_mode
+async def test_client_of_a_block_waits_on_the_clock_of_its_fake_after_the_block(mode: Mode) -> None:
     with FakeTransport().installed() as fake:
-        flux0 = Flux0()
+        flux0 = in_mode(mode, Flux0())
     before = fake.clock.now()
     fake.inject(Respond(503, retry_after=20), times=2)
     with pytest.raises(ServerError):  # The second wait would end after the deadline.
-        flux0.agents.list(timeout_ms=30_000)
+        await flux0.agents.list_async(timeout_ms=30_000)
     assert fake.clock.now() - before == 20
 
 
