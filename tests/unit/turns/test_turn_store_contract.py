@@ -281,7 +281,7 @@ class QuickContract(LocalTurnStoreContract):
     timeout: ClassVar[float] = 0.1
 
     def make_store(self, *, keep_seconds: float, lease_seconds: float) -> MemoryTurnStore:
-        return MemoryTurnStore(keep_seconds=keep_seconds / 100)
+        return MemoryTurnStore(keep_seconds=keep_seconds / 20)
 
 
 def run_each(test: str) -> None:
