@@ -144,3 +144,19 @@ def chain(middleware: Iterable[Middleware], send: SendFlow = send_once) -> SendF
 
 def _send_through(layer: Middleware, inner: SendFlow, request: CallRequest) -> Flow[Response[Any]]:
     return layer(request, inner)
+
+
+__all__ = [
+    "Await",
+    "CallRequest",
+    "Effect",
+    "Flow",
+    "HeaderFunction",
+    "Middleware",
+    "ReadBody",
+    "Send",
+    "SendFlow",
+    "Sleep",
+    "chain",
+    "send_once",
+]

@@ -346,3 +346,20 @@ class Codec(Protocol):
     def from_dict(self, model: type[T], data: Any) -> T:
         """Convert plain JSON into `model`."""
         ...
+
+
+__all__ = [
+    "AsyncByteStream",
+    "AsyncTransport",
+    "ByteStream",
+    "Codec",
+    "EventStreamParser",
+    "Interrupt",
+    "Request",
+    "Response",
+    "ServerSentEvent",
+    "Shared",
+    "Time",
+    "Timeout",
+    "Transport",
+]
