@@ -1,4 +1,4 @@
-"""Background turns of a fake, and what their relays yield."""
+"""Background turns of a fake, and functions that read their relays."""
 
 from __future__ import annotations
 

@@ -2091,7 +2091,7 @@ def test_ended_turn_in_an_older_snapshot_ends_again_although_its_follower_has_as
         load = save(client)
         log.finish(LogEnd())
         wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
-        claimed(store, "another session")  # So the process has forgotten the turn.
+        claimed(store, "another session")  # So the process has removed the turn.
         load()
         client.client_kill_filter(_id=other_than(client, listener))
         loaded.set()
