@@ -524,36 +524,29 @@ def test_ended_turn_in_an_older_snapshot_ends_again_if_its_process_listens_too_l
         assert isinstance(copy.end.error, ReaderLost)
 
 
-def other_than(client: Redis, listener: dict[str, str]) -> str:
-    """Return the id of the connection of the second process's listener."""
-    ids = {each["id"] for each in client.client_list(_type="pubsub")}
-    (follower,) = ids - {listener["id"]}
-    return follower
-
-
 def test_evicted_data_of_an_idle_turn_is_restored_when_its_follower_notices_the_loss(
-    server: RedisServer,
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease is long, so that the process itself notices the loss later."""
+    """The reading process itself would notice the loss later: it renews its lease each 20 s."""
     with (
         server.client() as client,
         closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
-        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as other,
     ):
         log = claimed(store)
         wait_for_listeners(client, 1)
-        (listener,) = client.client_list(_type="pubsub")
-        published = publishes(client)
-        copy = other.find("session")
-        assert copy is not None
-        wait_for_listeners(client, 2)
-        wait_until(lambda: publishes(client) > published + 1)
-        client.delete("flux0:{session}:turn")
-        client.client_kill_filter(_id=other_than(client, listener))
-        wait_until(lambda: bool(client.exists("flux0:{session}:turn")))
-        log.append(event("turn", 1))
-        wait_for_events(copy, 1)
-        log.finish(LogEnd())
+        monkeypatch.setattr(store_module, "Settings", quick)
+        with closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as other:
+            published = publishes(client)
+            copy = other.find("session")
+            assert copy is not None
+            wait_for_listeners(client, 2)
+            wait_until(lambda: publishes(client) > published + 1)
+            # If the lease of the follower is evicted, too, the follower notices the loss.
+            client.delete("flux0:{session}:turn", copied_by(client))
+            wait_until(lambda: bool(client.exists("flux0:{session}:turn")))
+            log.append(event("turn", 1))
+            wait_for_events(copy, 1)
+            log.finish(LogEnd())
 
 
 def test_copy_that_is_unknown_in_an_older_snapshot_is_followed_again(
@@ -2093,7 +2086,10 @@ def test_ended_turn_in_an_older_snapshot_ends_again_although_its_follower_has_as
         wait_until(lambda: bool(client.hexists("flux0:{session}:turn", "end")))
         claimed(store, "another session")  # So the process has removed the turn.
         load()
-        client.client_kill_filter(_id=other_than(client, listener))
+        (own,) = (
+            each for each in client.client_list(_type="pubsub") if each["id"] != listener["id"]
+        )
+        client.client_kill_filter(_id=own["id"])
         loaded.set()
         assert wait_for_end(copy, TIMEOUT)
         assert copy.end is not None
