@@ -156,8 +156,9 @@ class InterruptContract(Contract):
         interrupt = Interrupt()
         response = harness.send(evolve(get(server.url), interrupt=interrupt))
         interrupt.fire()
+        check(response.read(len(b"first")), b"first", "the first piece of the body")
         server.release()
-        check(response.read(), b"firstsecond", "the body")
+        check(response.read(), b"second", "the second piece of the body")
         check(harness.fetch(get(server.url)), b"firstsecond", "the body")
 
 

@@ -277,6 +277,7 @@ def test_delay_lasts_until_a_test_moves_the_clock() -> None:
         assert waits.acquire(timeout=10)
         clock.advance(4)
         assert waits.acquire(timeout=10)  # The call waits again.
+        assert not listed.done()
         clock.advance(1)
         assert len(listed.result(10)) == 1
 
