@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 import flux0
-from support.browser import Browser, Page, find_browser
-from support.npm import is_npm_installed, npm_install
+from support.browser import Browser, Page
+from support.npm import npm_install
+from support.programs import skip_without
 
 SITE = Path(__file__).parents[1] / "site"
 REFERENCE = "".join(
@@ -367,8 +368,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    if find_browser() is None:
-        pytest.skip("Chromium is not installed")
+    skip_without("chromium")
     with Browser(tmp_path_factory.mktemp("browser")) as browser, browser.page() as page:
         yield page
 
@@ -456,8 +456,7 @@ def test_search_finds_an_entry_first(query: str, found: str, page: Page, url: st
 
 @pytest.fixture(scope="module")
 def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    if not is_npm_installed():
-        pytest.skip("npm is not installed")
+    skip_without("npm")
     folder = tmp_path_factory.mktemp("axe")
     npm_install("axe-core@4", folder=folder)
     return (folder / "node_modules/axe-core/axe.min.js").read_text("utf-8")

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from flux0.testing import FakeTransport, Gate, Report, SendChunk
-from support.browser import Page, find_browser
-from support.npm import is_npm_installed, npm_install
+from support.browser import Page
+from support.npm import npm_install
+from support.programs import needs
 from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, new_chat
 
 pytestmark = [
-    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
-    pytest.mark.skipif(not is_npm_installed(), reason="npm is not installed"),
+    needs("chromium"),
+    needs("npm"),
 ]
 
 ROOT = Path(__file__).parents[2]

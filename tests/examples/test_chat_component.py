@@ -21,8 +21,9 @@ from flux0.testing import (
     Respond,
     Say,
 )
-from support.browser import Browser, Page, find_browser
-from support.npm import is_npm_installed, npm_install
+from support.browser import Browser, Page
+from support.npm import npm_install
+from support.programs import needs
 from support.relay import Relay
 from support.samples import (
     CHAT_COMPONENTS,
@@ -33,8 +34,8 @@ from support.samples import (
 )
 
 pytestmark = [
-    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
-    pytest.mark.skipif(not is_npm_installed(), reason="npm is not installed"),
+    needs("chromium"),
+    needs("npm"),
 ]
 
 PACKAGES = ("esbuild@0.28.2", "react@19.3.1", "react-dom@19.3.1")

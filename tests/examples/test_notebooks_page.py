@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from flux0.testing import Fail, FakeTransport, Gate, Say
-from support.browser import Browser, Page, find_browser
+from support.browser import Browser, Page
 from support.fake_over_http import FakeOverHTTP
+from support.programs import needs
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/notebooks.md").read_text("utf-8")
 TIMEOUT = 30.0
@@ -105,7 +106,7 @@ def test_streamlit_shows_the_history_the_reply_and_errors(server: FakeOverHTTP) 
     assert not app.exception
 
 
-@pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed")
+@needs("chromium")
 def test_gradio_streams_the_reply_and_shows_errors(
     server: FakeOverHTTP, browser: Browser, tmp_path: Path
 ) -> None:

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from flux0.testing import Fail, FakeTransport, Gate, Say, SendChunk
-from support.browser import Browser, Page, find_browser
+from support.browser import Browser, Page
 from support.fake_over_http import FakeOverHTTP
-from support.npm import is_npm_installed, npm_install
-from support.redis_server import is_installed
+from support.npm import npm_install
+from support.programs import REDIS, needs, skip_without
 from support.web_example import restarted_example
 
 pytestmark = [
-    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
-    pytest.mark.skipif(not is_npm_installed(), reason="npm is not installed"),
+    needs("chromium"),
+    needs("npm"),
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -102,8 +102,7 @@ def test_component_shows_the_reply_and_the_stop_button_cancels_the_agent(
 def test_component_continues_the_reply_in_another_process(
     browser: Browser, fake: FakeTransport, server: FakeOverHTTP, script: str, tmp_path: Path
 ) -> None:
-    if not is_installed():
-        pytest.skip("redis-server is not installed")
+    skip_without(REDIS)
     piece, gate = SendChunk("m1", [{"op": "add", "path": "/-", "value": "Hé"}]), Gate()
     fake.script([piece, gate, piece])
     with restarted_example(server.url, tmp_path) as (url, restart), browser.page() as page:

@@ -27,7 +27,7 @@ from flux0.testing import (
     SendChunk,
     Truncate,
 )
-from support.browser import Browser, Page, find_browser
+from support.browser import Browser, Page
 from support.chat_page import (
     ERROR,
     IS_IDLE,
@@ -40,13 +40,14 @@ from support.chat_page import (
     wait_for_text,
 )
 from support.fake_over_http import FakeOverHTTP
-from support.npm import is_npm_installed, npm_install
-from support.redis_server import is_installed, redis_server
+from support.npm import npm_install
+from support.programs import REDIS, needs, skip_without
+from support.redis_server import redis_server
 from support.relay import Relay
 from support.web_example import restarted_example, web_example
 
 pytestmark = [
-    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
+    needs("chromium"),
 ]
 
 MARKDOWN = [
@@ -386,8 +387,8 @@ def test_two_tabs_show_the_same_turn_and_stop_ends_both(
     browser: Browser,
     tmp_path: Path,
 ) -> None:
-    if processes == 2 and not is_installed():
-        pytest.skip("redis-server is not installed")
+    if processes == 2:
+        skip_without(REDIS)
     fake.script([piece("Once upon"), Gate()])
     with ExitStack() as stack:
         redis = stack.enter_context(redis_server(tmp_path)).url if processes == 2 else None
@@ -433,8 +434,7 @@ def test_page_continues_the_reply_after_a_lost_connection(
 def test_page_continues_the_reply_in_another_process_if_its_process_gets_sigterm(
     browser: Browser, fake: FakeTransport, server: FakeOverHTTP, tmp_path: Path
 ) -> None:
-    if not is_installed():
-        pytest.skip("redis-server is not installed")
+    skip_without(REDIS)
     gate = Gate()
     fake.script([piece("Once"), gate, piece(" upon"), Report("ready", event_id="m1")])
     with restarted_example(server.url, tmp_path) as (url, restart), browser.page() as page:
@@ -600,7 +600,7 @@ def test_screen_readers_announce_each_finished_piece_once(page: Page, fake: Fake
     assert page.evaluate(announced)[2:] == ["Fake: Once uponOnce upon"]
 
 
-@pytest.mark.skipif(not is_npm_installed(), reason="Node.js is not installed")
+@needs("npm")
 @pytest.mark.parametrize(("color_scheme", "width"), [("light", 800), ("dark", 390)])
 def test_axe_finds_no_barrier(
     color_scheme: str, width: int, page: Page, fake: FakeTransport, tmp_path: Path

@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 import pytest
 
 from flux0.testing import CallTool, FakeTransport, Gate, GiveResult, Reason, Say
-from support.browser import Page, find_browser
+from support.browser import Page
 from support.chat_page import ask, piece, reload, send, wait_for_text
-from support.npm import is_npm_installed, npm_install
+from support.npm import npm_install
+from support.programs import needs
 
 pytestmark = [
-    pytest.mark.skipif(find_browser() is None, reason="Chromium is not installed"),
+    needs("chromium"),
 ]
 
 VENDOR = Path(__file__).parents[2] / "examples/web/static/vendor"
@@ -227,7 +228,7 @@ def test_messages_have_the_name_of_their_author_and_a_time(page: Page, fake: Fak
     assert page.evaluate(headings)[0].startswith("You · 1/1/26, ")
 
 
-@pytest.mark.skipif(not is_npm_installed(), reason="Node.js is not installed")
+@needs("npm")
 def test_vendored_files_are_the_files_of_their_packages(tmp_path: Path) -> None:
     npm_install("marked@18.2.1", "dompurify@3.5.0", folder=tmp_path)
     packages = tmp_path / "node_modules"

@@ -12,32 +12,13 @@ import pytest
 
 from flux0 import Flux0
 from support.modes import MakeClient, in_mode, run
-from support.npm import is_npm_installed
 from support.ports import reserved_port
 from support.relay import Relay
-from support.reverse_proxies import is_installed
 from support.server import Flux0Server
 from support.transports import LIBRARIES, Way
 
-# The test modules that need programs, and the programs that are not installed.
-_MISSING = {
-    "test_proxies.py": [name for name in ("nginx", "haproxy") if not is_installed(name)],
-    "test_javascript_readers.py": [] if is_npm_installed() else ["npm"],
-    "test_web_workers.py": [] if is_installed("redis-server") else ["redis-server"],
-    "test_chat_components.py": [] if is_npm_installed() else ["npm"],
-}
-collect_ignore = [module for module, programs in _MISSING.items() if programs]
-
 _VARIABLE = "FLUX0_TEST_SERVER_PYTHON"
 _TIMEOUT_MS = 20_000
-
-
-def pytest_report_collectionfinish() -> list[str]:
-    """Report the skipped test modules."""
-    return [
-        f"skipped, because {' and '.join(_MISSING[name])} is not installed: {name}"
-        for name in collect_ignore
-    ]
 
 
 @pytest.fixture(scope="session")

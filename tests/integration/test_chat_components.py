@@ -34,6 +34,7 @@ from flux0.testing import (
 from support.back_ends import serve
 from support.in_memory import events_of
 from support.npm import npm_install, run_in
+from support.programs import needs
 from support.samples import (
     CHAT_COMPONENTS,
     WRITE_A_RELAY_FORMAT,
@@ -45,6 +46,8 @@ from support.samples import (
 )
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
+
+pytestmark = needs("npm")
 
 SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
 AG_UI = "@ag-ui/client@1.0.0"

@@ -15,6 +15,9 @@ from flux0.relay_format import HEARTBEAT
 from flux0.testing import FakeTransport, Gate, Report, Say, Truncate
 from support.back_ends import asgi, wsgi
 from support.npm import npm_install, run_in
+from support.programs import needs
+
+pytestmark = needs("npm")
 
 # The server's React hook uses the first reader. The second reader follows the WHATWG standard.
 READERS = {

@@ -20,9 +20,12 @@ from typing import Any
 import httpx
 import pytest
 
+from support.programs import REDIS, needs
 from support.redis_server import RedisServer, redis_server
 from support.server import Flux0Server
 from support.web_workers import Kind, Server, Site, events_of, fake_server, site
+
+pytestmark = needs(REDIS)
 
 # An outage of Redis must be shorter, also on a busy machine.
 LONG_LEASE = 15.0

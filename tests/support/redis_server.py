@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import time
@@ -22,17 +20,10 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.sentinel import Sentinel
 
 from support.ports import reserved_port
+from support.programs import REDIS, REDIS_WITH_TLS, find, skip_without
 
-# To test another version or Valkey, set the variable to its program.
-PROGRAM: Final = os.environ.get("FLUX0_TEST_REDIS_SERVER", "redis-server")
-NOT_INSTALLED: Final = f"{PROGRAM} is not installed: background turns in Redis are not tested"
 _TIMEOUT_SECONDS: Final = 20.0
 _SLOTS: Final = 16384
-
-
-def is_installed() -> bool:
-    """Return whether the program is installed."""
-    return shutil.which(PROGRAM) is not None
 
 
 @define
@@ -42,6 +33,7 @@ class RedisServer:
     port: int
     folder: Path
     options: tuple[str, ...]
+    program: str
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
 
     @property
@@ -54,7 +46,7 @@ class RedisServer:
     def start(self) -> None:
         address = ("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder))
         files = ("--save", "", "--appendonly", "no")
-        command = (PROGRAM, *self.options, *address, *files)
+        command = (self.program, *self.options, *address, *files)
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         with self.client() as client:
             wait_until(lambda: self._is_ready(client))
@@ -88,7 +80,7 @@ class RedisServer:
 
     def _is_ready(self, client: Redis) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, f"{PROGRAM} has ended"
+        assert self._process.poll() is None, f"{self.program} has ended"
         try:
             return bool(client.ping())
         except NotConnected:
@@ -96,9 +88,13 @@ class RedisServer:
 
 
 @contextmanager
-def redis_server(folder: Path, *options: str) -> Generator[RedisServer, None, None]:
+def redis_server(
+    folder: Path, *options: str, program: str = REDIS
+) -> Generator[RedisServer, None, None]:
     """Run a Redis server on a free port. At the end, each key must expire."""
-    server = RedisServer(reserved_port(), folder, options)
+    path = find(program)
+    assert path is not None, f"{program} is not installed"
+    server = RedisServer(reserved_port(), folder, options, path)
     server.start()
     try:
         yield server
@@ -110,6 +106,7 @@ def redis_server(folder: Path, *options: str) -> Generator[RedisServer, None, No
 @contextmanager
 def redis_with_tls(folder: Path) -> Generator[Redis, None, None]:
     """Run a Redis server with TLS; yield a client that checks its certificate."""
+    skip_without(REDIS_WITH_TLS)
     authority, names = trustme.CA(), ("ca.pem", "cert.pem", "key.pem")
     authority_file, certificate_file, key_file = (folder / name for name in names)
     certificate = authority.issue_cert("127.0.0.1")
@@ -120,7 +117,7 @@ def redis_with_tls(folder: Path) -> Generator[Redis, None, None]:
     files = ("--tls-cert-file", str(certificate_file), "--tls-key-file", str(key_file))
     options = ("--tls-port", str(port), *files, "--tls-auth-clients", "no")
     with (
-        redis_server(folder, *options),
+        redis_server(folder, *options, program=REDIS_WITH_TLS),
         Redis(port=port, host="127.0.0.1", ssl=True, ssl_ca_certs=str(authority_file)) as client,
     ):
         yield client

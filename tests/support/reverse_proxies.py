@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from support.ports import reserved_port
+from support.programs import skip_without
 
 _NGINX = """\
 daemon off;
@@ -48,18 +48,15 @@ listen flux0
 _TIMEOUT_SECONDS = 10.0
 
 
-def is_installed(program: str) -> bool:
-    """Return whether the program is installed."""
-    return _path(program) is not None
-
-
 @contextmanager
 def reverse_proxy(
     program: str, settings: str, upstream: int, folder: Path
 ) -> Generator[str, None, None]:
-    """Run the program as a reverse proxy for the port `upstream`; yield its URL."""
-    path = _path(program)
-    assert path is not None
+    """Run the program as a reverse proxy for the port `upstream`; yield its URL.
+
+    Skip the test if the program is not on the PATH, which needs /usr/sbin on some systems.
+    """
+    skip_without(program)
     port = reserved_port()
     template = _NGINX if program == "nginx" else _HAPROXY
     file = folder / f"{program}.conf"
@@ -67,18 +64,13 @@ def reverse_proxy(
         template.format(folder=folder, port=port, upstream=upstream, settings=settings), "utf-8"
     )
     options = ["-e", "stderr", "-c"] if program == "nginx" else ["-f"]
-    running = subprocess.Popen([path, *options, str(file)], stderr=subprocess.PIPE)
+    running = subprocess.Popen([program, *options, str(file)], stderr=subprocess.PIPE)
     try:
         _wait_for(port, running)
         yield f"http://127.0.0.1:{port}"
     finally:
         running.kill()
         running.communicate()
-
-
-def _path(program: str) -> str | None:
-    # On some systems, /usr/sbin is not on the PATH of users.
-    return shutil.which(program) or shutil.which(program, path="/usr/sbin")
 
 
 def _wait_for(port: int, running: subprocess.Popen[bytes]) -> None:

@@ -70,7 +70,9 @@ def arguments(given: str, served: list[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[HTTPServer]:
     """A server on a socket. All tests share it, because closing it takes half a second."""
-    with HTTPServer() as server:
+    server = HTTPServer()
+    # pytest-httpserver imports the type of `__enter__` from Python 3.11.
+    with server:
         server.expect_request("/api/agents").respond_with_json({"data": []})
         yield server
 

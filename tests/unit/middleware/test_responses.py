@@ -243,7 +243,9 @@ def test_middleware_of_the_user_sees_the_response_of_a_server() -> None:
         seen.append((response.status_code, response.headers.get("x-served-by")))
         return response
 
-    with HTTPServer() as server:
+    server = HTTPServer()
+    # pytest-httpserver imports the type of `__enter__` from Python 3.11.
+    with server:
         wanted = server.expect_request("/api/agents", headers={"x-team": "weather"})
         wanted.respond_with_json({"data": []}, headers={"x-served-by": "node-1"})
         with Flux0(server.url_for("/"), middleware=[record]) as client:

@@ -22,16 +22,11 @@ from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract import LocalTurnStoreContract, TurnStoreContract
 from flux0.turns.memory_store import MemoryTurnStore
-from support.redis_server import (
-    NOT_INSTALLED,
-    RedisServer,
-    is_installed,
-    redis_cluster,
-    redis_server,
-)
+from support.programs import REDIS, needs
+from support.redis_server import RedisServer, redis_cluster, redis_server
 from unit.testing.contract.test_base import arguments_of
 
-needs_redis = pytest.mark.skipif(not is_installed(), reason=NOT_INSTALLED)
+needs_redis = needs(REDIS)
 
 
 @frozen(slots=False)  # for cached_property

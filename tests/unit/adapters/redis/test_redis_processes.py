@@ -12,8 +12,11 @@ import pytest
 from redis import Redis
 
 from flux0.domain.background_errors import TurnRunning, TurnStoreError
+from support.programs import REDIS, needs
 from support.redis_server import RedisServer, redis_server, wait_until
 from support.turn_processes import TurnProcess, Turns, turn_bytes, turn_processes
+
+pytestmark = needs(REDIS)
 
 SHORT_LEASE = 1.0
 # Tests of outages that are shorter than the lease must not fail on a busy machine.

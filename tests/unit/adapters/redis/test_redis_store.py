@@ -50,6 +50,7 @@ from support.ending import ends_soon
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.modes import run
+from support.programs import REDIS, needs
 from support.redis_server import (
     RedisServer,
     redis_server,
@@ -60,6 +61,8 @@ from support.redis_server import (
 from support.transports import ASYNC, Mode
 from support.turn_processes import event, turn_bytes
 from support.unreachable import unreachable_address
+
+pytestmark = needs(REDIS)
 
 T = TypeVar("T")
 
