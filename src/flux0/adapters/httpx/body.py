@@ -13,7 +13,7 @@ from flux0.adapters.httpx.connections import HttpxConnection
 from flux0.adapters.httpx.exchange import HttpxExchange, package_of
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES
-from flux0.domain.errors import Flux0Error, TransportError
+from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request, Timeout
 from flux0.runtime.event_loop import Loop, close_nested_generators, schedule_close, shielded
@@ -87,7 +87,7 @@ class _HttpxSource:
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
         if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
-            known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
+            known = exchange.is_known(error)
         # Remove the stored exception from the exchange. The traceback of the exception refers to
         # the body, and the user's `raw_response` refers to the exchange, so the stored exception
         # keeps the body in memory.
@@ -112,15 +112,16 @@ class SyncHttpxSource(_HttpxSource):
         return next(self._raw, None) if self._has_body else None
 
     def finish(self) -> None:
-        with self._exchange:
-            self._response.close()
-            self._exchange.end()
+        self._response.close()
 
     def release(self) -> None:
-        # Closing the response can raise an error if its connection was already shut down. Ignore
-        # the error, because no code reads the body any more.
+        # Closing can raise an error if the connection was already shut down. Ignore the error,
+        # because no code reads the body any more.
+        for connection in self._exchange.abandon():
+            with suppress(Exception):
+                connection.close()
         with suppress(Exception):
-            self.finish()
+            self._response.close()
 
 
 class AsyncHttpxSource(_HttpxSource):
@@ -140,10 +141,7 @@ class AsyncHttpxSource(_HttpxSource):
         return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
     async def finish(self) -> None:
-        try:
-            await Uninterrupted(self._response.aclose())
-        finally:
-            self._exchange.end()
+        await Uninterrupted(self._response.aclose())
 
     async def close(self) -> None:
         # If another task closes the response just after the reader received the last piece, the
@@ -157,6 +155,9 @@ class AsyncHttpxSource(_HttpxSource):
             # `finish` closes the response, and the reader's wait ends with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
+        for connection in self._exchange.abandon():
+            with suppress(Exception):
+                await connection.aclose()
         with suppress(Exception):
             await self.finish()
 

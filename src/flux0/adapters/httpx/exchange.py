@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from threading import get_ident
 from typing import Any, Final
 from weakref import ref
 
@@ -40,6 +39,8 @@ _TERMINATED = "ConnectionTerminated"
 # If a SOCKS proxy rejects the login, or demands another login method, the error message of httpcore
 # starts with a string of `_LOGIN_REJECTED`.
 _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
+# The packages that httpcore uses, and whose exceptions can pass through httpcore.
+_PACKAGES = ("h11", "h2", "socksio", "anyio", "trio")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
@@ -54,17 +55,15 @@ current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = Contex
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
 
-    Inside its `with` block, the exchange is `current_exchange`. An exception in the block ends the
-    exchange.
+    Inside its `with` block, the exchange is `current_exchange`.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
     not refer to the request, because a reference cycle delays garbage collection.
 
     Attributes:
         library: The HTTP library that sends the request: httpx or httpx2.
-        caller: The built-in clients (None for the user's client), and the id of the calling thread.
-        leave: A function that frees the exchange's place in a pool of a built-in client. A second
-            call does nothing.
+        is_built_in: Whether the client is built-in, and not the user's client.
+        lease: The exchange's place in the pool of a built-in client, and its connection; or None.
         head_received: Whether the response head was received.
         head_bytes: The number of bytes in interim responses and the response head so far.
         head_start: The response's first received bytes, for an error message.
@@ -73,12 +72,12 @@ class HttpxExchange(Exchange):
     """
 
     def __init__(
-        self, library: Library, built: Any, request: Request, built_in: object = None
+        self, library: Library, built: Any, request: Request, *, is_built_in: bool = False
     ) -> None:
         super().__init__(request)
         self.library = library
-        self.caller: tuple[object, int] = built_in, get_ident()
-        self.leave: Callable[[], object] = lambda: None
+        self.is_built_in: bool = is_built_in
+        self.lease: Any = None
         self.head_received: bool = False
         self.head_bytes: int = 0
         self.head_start: bytes = b""
@@ -93,16 +92,9 @@ class HttpxExchange(Exchange):
     def __enter__(self) -> None:
         self._token = current_exchange.set(ref(self))
 
-    def __exit__(self, _: object, error: object, __: object) -> None:
-        try:
-            self.interrupt.clear()
-            if error is not None:
-                # Call `end` while this exchange is still `current_exchange`. `end` acquires a lock:
-                # if a signal handler makes a call during `end`, `send` rejects this call instead of
-                # waiting for the lock forever.
-                self.end()
-        finally:
-            current_exchange.reset(self._token)
+    def __exit__(self, *_: object) -> None:
+        current_exchange.reset(self._token)
+        self.interrupt.clear()
 
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now belong to this response's head.
@@ -166,15 +158,18 @@ class HttpxExchange(Exchange):
         if not self.multiplexed:
             self.shut_down_on_interrupt(sock)
 
-    @property
-    def unfinished_connection(self) -> Any:
-        """The connection to a proxy that has not connected to the server yet, or None.
+    def abandon(self) -> Iterator[Any]:
+        """Remove the connections of a failed exchange from the exchange, and yield them.
 
-        If the call fails, httpcore does not close this connection. Therefore the transport closes
-        it.
+        The caller must close them. Drop `failure`, whose traceback keeps the body in memory.
         """
-        connection = self.connection
-        return connection if connection is not None and connection.connecting else None
+        self.failure = None
+        # If an exchange fails during the handshake with a proxy, httpcore does not close the
+        # connection.
+        if self.connection is not None and self.connection.connecting:
+            yield self.connection
+        if self.lease is not None and (unused := self.lease.release(reusable=False)):
+            yield unused
 
     def translate(self, error: Any, built: Any) -> TransportError | None:
         """Return the flux0 error for an exception that `client.send` raised.
@@ -184,7 +179,7 @@ class HttpxExchange(Exchange):
         httpx, httpcore = self.library
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
-            if self.caller[0] is not None:
+            if self.is_built_in:
                 # Set `error.request`, as `httpx.Client` does, because user code can read this
                 # attribute.
                 error.request = built
@@ -207,12 +202,15 @@ class HttpxExchange(Exchange):
         return self.to_transport_error(error, sent=self.sent or not traced)
 
     def raised_by_httpcore(self, error: BaseException) -> bool:
-        return error is self.failure and isinstance(error, Exception)
+        return error is self.failure and self.is_known(error)
 
-    def end(self) -> None:
-        """Free the place in the pool. Drop `failure`, whose traceback keeps the body in memory."""
-        self.failure = None
-        self.leave()
+    def is_known(self, error: BaseException) -> bool:
+        """Return whether the class of `error` belongs to the HTTP library or to the system.
+
+        An exception of a signal handler passes through httpcore, too, and has another class.
+        """
+        packages = self.library.httpx.__name__, self.library.httpcore.__name__, *_PACKAGES
+        return isinstance(error, OSError) or package_of(error) in packages
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
         httpx, httpcore = self.library

@@ -26,12 +26,12 @@ import weakref
 from collections.abc import AsyncIterator
 from functools import cache, partial
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.httpx.body import AsyncHttpxSource, SyncHttpxSource
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.clients import BuiltInClients, track_client
-from flux0.adapters.httpx.exchange import HttpxExchange, current_exchange
+from flux0.adapters.httpx.exchange import HttpxExchange
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.bodies import AsyncBody, SyncBody
 from flux0.adapters.shared.failures import failure
@@ -52,11 +52,6 @@ from flux0.runtime.event_loop import PerLoop, shielded
 from flux0.runtime.processes import PerProcess
 
 Body = TypeVar("Body")
-
-_NESTED: Final = (
-    "a signal handler or a finalizer interrupts a call, and would wait for its locks: "
-    "make the call in a new thread, or use RequestsTransport"
-)
 
 
 class _BuildsRequests(Protocol):
@@ -132,23 +127,26 @@ class HttpxFamilyTransport:
         built_in = None if self._client is not None else self._built_in_clients.get()
         client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace
-        interrupted = current_exchange.get()()
-        if built_in is not None and interrupted and interrupted.caller == exchange.caller:
-            raise Flux0Error(_NESTED)
-        with exchange:
-            try:
-                response = client.send(built, stream=True, follow_redirects=False)
-            except Exception as error:
-                response = self._handle_error(error, client, built, exchange)
-                if response is None:
-                    raise
-            finally:
-                if exchange.unfinished_connection is not None:
-                    exchange.unfinished_connection.close()
-        body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
+        try:
+            with exchange:
+                response = self._send(client, built, exchange)
+            body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
+        except BaseException:
+            for connection in exchange.abandon():
+                connection.close()
+            raise
         if built_in is not None:
             built_in.bodies.add(body)
         return _to_response(response, body)
+
+    def _send(self, client: Any, built: Any, exchange: HttpxExchange) -> Any:
+        try:
+            return client.send(built, stream=True, follow_redirects=False)
+        except Exception as error:
+            response = self._handle_error(error, client, built, exchange)
+            if response is None:
+                raise
+            return response
 
     def close(self) -> None:
         """Close the built-in sync clients and their open bodies. The user's client stays open."""
@@ -171,17 +169,19 @@ class HttpxFamilyTransport:
     async def _send_async(
         self, client: Any, built: Any, exchange: HttpxExchange, request: Request
     ) -> Response[AsyncByteStream]:
-        with exchange:
-            try:
-                response = await client.send(built, stream=True, follow_redirects=False)
-            except Exception as error:
-                response = self._handle_error(error, client, built, exchange)
-                if response is None:
-                    raise
-            finally:
-                if exchange.unfinished_connection is not None:
-                    await shielded(exchange.unfinished_connection.aclose)
-        body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
+        try:
+            with exchange:
+                try:
+                    response = await client.send(built, stream=True, follow_redirects=False)
+                except Exception as error:
+                    response = self._handle_error(error, client, built, exchange)
+                    if response is None:
+                        raise
+            body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
+        except BaseException:
+            for connection in exchange.abandon():
+                await shielded(connection.aclose)
+            raise
         return _to_response(response, body)
 
     async def close_async(self) -> None:
@@ -213,7 +213,11 @@ class HttpxFamilyTransport:
         if cookies:
             merged = _to_headers(built.headers).merge(Headers((("cookie", "; ".join(cookies)),)))
             built.headers = httpx.Headers(merged.pairs, encoding="latin-1")
-        return client, built, HttpxExchange(self._library, built, request, built_in)
+        return (
+            client,
+            built,
+            HttpxExchange(self._library, built, request, is_built_in=built_in is not None),
+        )
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
         """Raise the flux0 error for an error that `client.send` raised.
