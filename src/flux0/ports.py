@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime
-from threading import Lock
+from threading import RLock
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 from attrs import field, frozen
@@ -54,7 +54,8 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        # A signal handler may call `fire` in a thread that holds the lock.
+        self._lock = RLock()
         self._wake: Callable[[], object] | None = None
         self.fired: bool = False
 
@@ -78,18 +79,13 @@ class Interrupt:
         """Stop a call's wait for the response head.
 
         `fire` calls the function that was passed to `on_fire`. If `on_fire` is called later, it
-        calls its function at once. Safe in signal handlers and finalizers, because this method does
-        not wait for a lock.
+        calls its function at once. Safe in signal handlers and finalizers: another thread holds the
+        lock only while it sets or calls the function.
         """
         self.fired = True
-        # If another thread holds `_lock`, do not call `_wake` here. A thread in `on_fire` or `fire`
-        # calls `_wake` itself. A thread in `clear` does not wait for the response head any more.
-        if self._lock.acquire(blocking=False):
-            try:
-                if self._wake is not None:
-                    self._wake()
-            finally:
-                self._lock.release()
+        with self._lock:
+            if self._wake is not None:
+                self._wake()
 
 
 @frozen

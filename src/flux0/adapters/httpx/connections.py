@@ -314,7 +314,10 @@ class AsyncConnection(HttpxConnection):
 class AsyncBackend(Backend):
     async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
         connect_by = None if timeout is None else monotonic() + timeout
-        stream = await self.backend.connect_tcp(timeout=timeout, **options)
+        try:
+            stream = await self.backend.connect_tcp(timeout=timeout, **options)
+        except UnicodeError as error:  # The host name is not valid.
+            raise self.httpcore_module.ConnectError(error) from error
         return AsyncConnection(stream, self, connect_by)
 
     async def connect_unix_socket(self, **options: Any) -> AsyncConnection:

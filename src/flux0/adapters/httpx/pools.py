@@ -48,7 +48,8 @@ class Lease:
         # The connection; empty before the exchange has a connection, and after its release. Only
         # the caller that removes the connection may close it or return it to the pool.
         self._held: list[Any] = []
-        self.place: ref[Lease] = ref(self, pool.free)
+        # A key of `_Pool._open`, or None if the exchange has no place yet.
+        self.place: ref[Lease] | None = None
 
     @property
     def connection(self) -> Any:
@@ -67,7 +68,8 @@ class Lease:
         with suppress(IndexError):
             connection = self._held.pop()
             unused = self._pool.keep(connection) if reusable else connection
-        self._pool.free(self.place)
+        if self.place is not None:
+            self._pool.free(self.place)
         return unused
 
 
@@ -120,21 +122,22 @@ class _Pool:
 
     def keep(self, connection: Any) -> Any:
         """Keep a connection if it is idle. Return a connection to close, or None."""
-        if self.is_closed or not connection.is_idle():
+        if not connection.is_idle():
             return connection
         self._idle[connection] = connection
-        if self.is_closed:  # Another thread has closed the pool meanwhile.
+        # Look at `is_closed` afterwards: another thread may be closing the pool.
+        if self.is_closed:
             return self._idle.pop(connection, None)
-        if len(self._idle) > 1:
-            oldest = next(iter(self._idle.copy()), None)
-            if len(self._idle) > MAX_IDLE_CONNECTIONS or (oldest and oldest.has_expired()):
-                return self._idle.pop(oldest, None)
+        idle = list(self._idle)
+        if len(idle) > MAX_IDLE_CONNECTIONS or (len(idle) > 1 and idle[0].has_expired()):
+            return self._idle.pop(idle[0], None)
         return None
 
     def _enter(self, lease: Lease) -> bool:
         with self._lock:
             if len(self._open) >= self._limit:
                 return False
+            lease.place = ref(lease, self.free)
             self._open[lease.place] = None
             return True
 
@@ -186,7 +189,7 @@ class SyncPool(_Pool):
     def handle_request(self, request: Any) -> Any:
         exchange: Any = current_exchange.get()()
         lease = exchange.lease = Lease(self)
-        self._reserve(lease, request.extensions["timeout"]["pool"], exchange.interrupt)
+        self.reserve(lease, request.extensions["timeout"]["pool"], exchange.interrupt)
         origin = request.url.origin
         while (connection := self._pop_idle(origin)) and connection.has_expired():
             connection.close()
@@ -205,7 +208,7 @@ class SyncPool(_Pool):
         for connection in self._pop_all_idle():
             connection.close()
 
-    def _reserve(self, lease: Lease, timeout: float | None, interrupt: Interrupt) -> None:
+    def reserve(self, lease: Lease, timeout: float | None, interrupt: Interrupt) -> None:
         if self._enter(lease):
             return
         waker = Waker()
@@ -225,7 +228,7 @@ class AsyncPool(_Pool):
 
     async def handle_async_request(self, request: Any) -> Any:
         lease = cast("Any", current_exchange.get()()).lease = Lease(self)
-        await self._reserve(lease, request.extensions["timeout"]["pool"])
+        await self.reserve(lease, request.extensions["timeout"]["pool"])
         origin = request.url.origin
         while (connection := self._pop_idle(origin)) and connection.has_expired():
             await shielded(connection.aclose)
@@ -242,7 +245,7 @@ class AsyncPool(_Pool):
         for connection in (*self._pop_all_idle(), *in_use):
             await connection.aclose()
 
-    async def _reserve(self, lease: Lease, timeout: float | None) -> None:
+    async def reserve(self, lease: Lease, timeout: float | None) -> None:
         if self._enter(lease):
             return
         waker = AsyncWaker()

@@ -179,7 +179,7 @@ def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, 
         yield
     except TimeoutError as error:
         raise timeout_error(error) from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: the host name is not valid.
         raise other_error(error) from error
 
 
