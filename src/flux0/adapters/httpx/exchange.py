@@ -5,8 +5,10 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from enum import IntEnum
 from typing import Any, Final
-from weakref import ref
+
+from attrs import frozen
 
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.exchange import Exchange
@@ -52,49 +54,65 @@ current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = Contex
 )
 
 
+class Step(IntEnum):
+    """The last step of an exchange that httpcore has reported. An exchange never goes back."""
+
+    NONE = 0
+    CONNECTING = 1
+    SENDING = 2
+    HEAD_RECEIVED = 3
+
+
+@frozen
+class Progress:
+    """How far an exchange has progressed.
+
+    Attributes:
+        step: The last step.
+        connecting_to: The host and port to which httpcore is connecting; None if it is connected.
+        is_multiplexed: Whether other exchanges share the connection, as in HTTP/2.
+    """
+
+    step: Step = Step.NONE
+    connecting_to: tuple[str, int] | None = None
+    is_multiplexed: bool = False
+
+
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
-
-    Inside its `with` block, the exchange is `current_exchange`.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
     not refer to the request, because a reference cycle delays garbage collection.
 
     Attributes:
         library: The HTTP library that sends the request: httpx or httpx2.
-        is_built_in: Whether the client is built-in, and not the user's client.
-        lease: The exchange's place in the pool of a built-in client, and its connection; or None.
-        head_received: Whether the response head was received.
-        head_bytes: The number of bytes in interim responses and the response head so far.
-        head_start: The response's first received bytes, for an error message.
+        lease: The exchange's place in the pool of a built-in client, and its connection; None over
+            the user's client.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
-        multiplexed: Whether other exchanges share the connection, as in HTTP/2.
+        progress: How far the exchange has progressed. One assignment changes it.
     """
 
-    def __init__(
-        self, library: Library, built: Any, request: Request, *, is_built_in: bool = False
-    ) -> None:
+    def __init__(self, library: Library, request: Request, user_trace: Any = None) -> None:
         super().__init__(request)
         self.library = library
-        self.is_built_in: bool = is_built_in
         self.lease: Any = None
-        self.head_received: bool = False
-        self.head_bytes: int = 0
-        self.head_start: bytes = b""
         self.connection: Any = None
-        self.multiplexed: bool = False
-        self._url = built.url
-        self._user_trace = built.extensions.get("trace")
-        # `_traced` is True if httpcore has reported a trace event for this exchange.
-        self._traced = False
-        self._connecting_to: tuple[str, int] | None = None
+        self.progress: Progress = Progress()
+        self._user_trace = user_trace
 
-    def __enter__(self) -> None:
-        self._token = current_exchange.set(ref(self))
+    @property
+    def sent(self) -> bool:
+        """Whether a part of the request may have been sent."""
+        return self.progress.step >= Step.SENDING
 
-    def __exit__(self, *_: object) -> None:
-        current_exchange.reset(self._token)
-        self.interrupt.clear()
+    @property
+    def is_traced(self) -> bool:
+        """Whether httpcore has reported an event. A user's custom transport reports none."""
+        return self.progress.step > Step.NONE
+
+    @property
+    def is_multiplexed(self) -> bool:
+        return self.progress.is_multiplexed
 
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now belong to this response's head.
@@ -102,7 +120,9 @@ class HttpxExchange(Exchange):
         `connection` can belong to another exchange, because a thread with a copy of the context can
         send another request while `current_exchange` is this exchange.
         """
-        return self.sent and not self.head_received and self.connection in (connection, None)
+        progress = self.progress
+        is_mine = self.connection in (connection, None)
+        return progress.step == Step.SENDING and is_mine and not progress.is_multiplexed
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         self._record_step(event, info)
@@ -115,26 +135,37 @@ class HttpxExchange(Exchange):
             await self._user_trace(event, info)
 
     def _record_step(self, event: str, info: dict[str, Any]) -> None:
-        self._traced = True
         protocol, _, step = event.partition(".")
+        if not self.is_traced:
+            self._advance(Step.CONNECTING)
         if step == "send_request_headers.started":
             # httpcore sends CONNECT requests to a proxy. Do not record a CONNECT request as the
             # user's request.
-            self.sent: bool = self.sent or info["request"].method != b"CONNECT"
+            if info["request"].method != b"CONNECT":
+                self._advance(Step.SENDING, is_multiplexed=protocol == "http2")
             if protocol == "http2":
-                self.multiplexed = True
                 self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
-            self.head_received = True
-            if not self.multiplexed:
+            self._advance(Step.HEAD_RECEIVED, is_multiplexed=self.is_multiplexed)
+            if not self.is_multiplexed:
                 self._check_head(*info["return_value"])
         elif step == "connect_tcp.started":
-            self._connecting_to = info["host"], info["port"]
+            self._advance(Step.CONNECTING, connecting_to=(info["host"], info["port"]))
         elif step in _CONNECTED:
-            self._connecting_to = None
+            self._advance(Step.CONNECTING)
             self.bind_socket(info["return_value"].get_extra_info("socket"))
         elif step.endswith(".failed"):
             self.failure: BaseException | None = info["exception"]
+
+    def _advance(
+        self,
+        step: Step,
+        *,
+        connecting_to: tuple[str, int] | None = None,
+        is_multiplexed: bool = False,
+    ) -> None:
+        step = max(step, self.progress.step)
+        self.progress = Progress(step, connecting_to, is_multiplexed or self.is_multiplexed)
 
     def _check_head(
         self, version: bytes, _status: int, _reason: bytes, fields: list[tuple[bytes, bytes]]
@@ -155,7 +186,7 @@ class HttpxExchange(Exchange):
             raise self.library.httpcore.RemoteProtocolError(problem)
 
     def bind_socket(self, sock: Any) -> None:
-        if not self.multiplexed:
+        if not self.is_multiplexed:
             self.shut_down_on_interrupt(sock)
 
     def abandon(self) -> Iterator[Any]:
@@ -179,7 +210,7 @@ class HttpxExchange(Exchange):
         httpx, httpcore = self.library
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
-            if self.is_built_in:
+            if self.lease is not None:
                 # Set `error.request`, as `httpx.Client` does, because user code can read this
                 # attribute.
                 error.request = built
@@ -190,7 +221,7 @@ class HttpxExchange(Exchange):
             # the error.
             from_httpcore = package_of(cause) == httpcore.__name__
             known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
-            if _request_of(error) is not built or (self._traced and not known):
+            if _request_of(error) is not built or (self.is_traced and not known):
                 return None
         elif not self.raised_by_httpcore(error):
             return None
@@ -198,8 +229,12 @@ class HttpxExchange(Exchange):
         # byte. If another error is raised without a trace event, a custom transport can have sent
         # the request, so treat the request as sent.
         before_events = (httpcore.PoolTimeout, httpcore.UnsupportedProtocol)
-        traced = self._traced or isinstance(cause, before_events)
-        return self.to_transport_error(error, sent=self.sent or not traced)
+        traced = self.is_traced or isinstance(cause, before_events)
+        translated = self.to_transport_error(error, sent=self.sent or not traced)
+        connecting_to = self.progress.connecting_to
+        if connecting_to not in (None, _server_address(built.url)):
+            return proxy_unreachable(translated, "{}:{}".format(*connecting_to))
+        return translated
 
     def raised_by_httpcore(self, error: BaseException) -> bool:
         return error is self.failure and self.is_known(error)
@@ -225,18 +260,11 @@ class HttpxExchange(Exchange):
             kind = TLSError if _is_tls_failure(error) else ConnectError
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
-        if not self._traced and error.__cause__ is None and str(error):
+        if not self.is_traced and error.__cause__ is None and str(error):
             # The user's custom transport raised `error`, so keep the message of `error`.
             return kind(str(error))
-        translated = failure(kind, error, self.timeout, head_received=self.head_received)
-        if self._connecting_to not in (None, self._server_address()):
-            return proxy_unreachable(translated, "{}:{}".format(*self._connecting_to))
-        return translated
-
-    def _server_address(self) -> tuple[str, int]:
-        url = self._url
-        port: int = url.port or (443 if url.scheme == "https" else 80)
-        return url.raw_host.decode("ascii").strip("[]"), port
+        head_received = self.progress.step == Step.HEAD_RECEIVED
+        return failure(kind, error, self.timeout, head_received=head_received)
 
     def _is_interruption(self, error: BaseException) -> bool:
         httpx, httpcore = self.library
@@ -244,11 +272,16 @@ class HttpxExchange(Exchange):
         if isinstance(error, network_errors):
             return True
         if self.connection is not None:
-            ended = self.multiplexed and _TERMINATED in str(error)
+            ended = self.is_multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
         # flux0 has neither opened nor wrapped this connection, so the cause of `error` is unknown.
         # If httpcore has opened the connection, an interruption is the most likely cause.
-        return self._traced
+        return self.is_traced
+
+
+def _server_address(url: Any) -> tuple[str, int]:
+    port: int = url.port or (443 if url.scheme == "https" else 80)
+    return url.raw_host.decode("ascii").strip("[]"), port
 
 
 def package_of(value: object) -> str:

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 from flux0.adapters.httpx.body import AsyncHttpxSource, SyncHttpxSource
 from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.clients import BuiltInClients, track_client
-from flux0.adapters.httpx.exchange import HttpxExchange
+from flux0.adapters.httpx.exchange import HttpxExchange, current_exchange
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.bodies import AsyncBody, SyncBody
 from flux0.adapters.shared.failures import failure
@@ -128,8 +128,7 @@ class HttpxFamilyTransport:
         client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace
         try:
-            with exchange:
-                response = self._send(client, built, exchange)
+            response = self._send(client, built, exchange)
             body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
         except BaseException:
             for connection in exchange.abandon():
@@ -140,6 +139,7 @@ class HttpxFamilyTransport:
         return _to_response(response, body)
 
     def _send(self, client: Any, built: Any, exchange: HttpxExchange) -> Any:
+        token = current_exchange.set(weakref.ref(exchange))
         try:
             return client.send(built, stream=True, follow_redirects=False)
         except Exception as error:
@@ -147,6 +147,9 @@ class HttpxFamilyTransport:
             if response is None:
                 raise
             return response
+        finally:
+            current_exchange.reset(token)
+            exchange.interrupt.clear()
 
     def close(self) -> None:
         """Close the built-in sync clients and their open bodies. The user's client stays open."""
@@ -164,24 +167,28 @@ class HttpxFamilyTransport:
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._request_body(request.body)
-        return await Uninterrupted(self._send_async(client, built, exchange, request))
+        work = self._send_async(client, built, exchange, request)
+        return await Uninterrupted(work)
 
     async def _send_async(
         self, client: Any, built: Any, exchange: HttpxExchange, request: Request
     ) -> Response[AsyncByteStream]:
+        token = current_exchange.set(weakref.ref(exchange))
         try:
-            with exchange:
-                try:
-                    response = await client.send(built, stream=True, follow_redirects=False)
-                except Exception as error:
-                    response = self._handle_error(error, client, built, exchange)
-                    if response is None:
-                        raise
+            try:
+                response = await client.send(built, stream=True, follow_redirects=False)
+            except Exception as error:
+                response = self._handle_error(error, client, built, exchange)
+                if response is None:
+                    raise
             body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
         except BaseException:
             for connection in exchange.abandon():
                 await shielded(connection.aclose)
             raise
+        finally:
+            current_exchange.reset(token)
+            exchange.interrupt.clear()
         return _to_response(response, body)
 
     async def close_async(self) -> None:
@@ -216,7 +223,7 @@ class HttpxFamilyTransport:
         return (
             client,
             built,
-            HttpxExchange(self._library, built, request, is_built_in=built_in is not None),
+            HttpxExchange(self._library, request, built.extensions.get("trace")),
         )
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:

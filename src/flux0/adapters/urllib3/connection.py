@@ -42,10 +42,12 @@ class Urllib3Exchange(Exchange):
     """The progress of one request. Inside its `with` block, the connection records the progress.
 
     Attributes:
+        sent: True if a part of the request may have been sent.
         failure: The exception from the last failed attempt to connect, or None.
         failed_proxy: The URL of a proxy that could not be reached, or None.
     """
 
+    sent: bool = False
     failed_proxy: str | None = None
 
     def __enter__(self) -> Urllib3Exchange:
