@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
-from threading import RLock
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 from attrs import field, frozen
 
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_success
+from flux0.domain.locks import Busy, TryLock
 from flux0.domain.stream_events import StreamEvent
 
 T = TypeVar("T")
@@ -54,8 +55,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        # A signal handler may call `fire` in a thread that holds the lock.
-        self._lock = RLock()
+        self._lock = TryLock()
         self._wake: Callable[[], object] | None = None
         self.fired: bool = False
 
@@ -65,25 +65,28 @@ class Interrupt:
         If `fire` was already called, `wake` is called at once. `wake` must return quickly and must
         not raise.
         """
-        with self._lock:
+        with self._lock.waiting:
             self._wake = wake
         if self.fired:
             self.fire()
 
     def clear(self) -> None:
         """Remove the function that `on_fire` set."""
-        with self._lock:
+        with self._lock.waiting:
             self._wake = None
 
     def fire(self) -> None:
         """Stop a call's wait for the response head.
 
         `fire` calls the function that was passed to `on_fire`. If `on_fire` is called later, it
-        calls its function at once. Safe in signal handlers and finalizers: another thread holds the
-        lock only while it sets or calls the function.
+        calls its function at once. Safe in signal handlers and finalizers, because this method does
+        not wait for a lock.
         """
         self.fired = True
-        with self._lock:
+        # If another thread holds the lock, do not call `_wake` here. A thread in `on_fire` or
+        # `fire` calls `_wake` itself. A thread in `clear` does not wait for the response head any
+        # more.
+        with suppress(Busy), self._lock:
             if self._wake is not None:
                 self._wake()
 

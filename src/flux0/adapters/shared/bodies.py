@@ -9,8 +9,8 @@ from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError, mark_user_error
+from flux0.domain.locks import Busy, TryLock
 from flux0.runtime.event_loop import Loop, is_current, running_loop
-from flux0.runtime.locks import Busy, TryLock
 from flux0.runtime.processes import OwnerProcess, run_in_new_thread
 
 _HAS_READER: Final = "another thread or task is reading this body"
