@@ -175,10 +175,16 @@ def test_group_without_subcommand_shows_its_help(run: Run, group: str) -> None:
 @pytest.mark.parametrize("columns", [40, 80])
 @pytest.mark.parametrize("command", ["", "chat", "events", "mcp", "agents create"])
 def test_help_fits_the_terminal_and_shows_the_complete_names_of_options(
-    environment: Mapping[str, str], command: str, columns: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, columns: int
 ) -> None:
-    variables = {**environment, "COLUMNS": str(columns)}
-    shown = finished(variables, "-m", "flux0", *command.split(), "--help").stdout
+    # The width is read when the module is imported, as in a new process.
+    monkeypatch.delattr("flux0.cli.app")
+    monkeypatch.delitem(sys.modules, "flux0.cli.app")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "argv", ["flux0-client", *command.split(), "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main()
+    shown = capsys.readouterr().out
     text, _, examples = shown.partition("Examples:")  # Examples are not wrapped.
     assert [line for line in text.splitlines() if len(line) > columns] == []
     for name in ("--server-url URL", "--header 'NAME: VALUE'", "-h, --help"):
