@@ -152,18 +152,20 @@ class Served:
         self._capsys = capsys
         self._server_url = server_url
 
-    def run(self, use: Callable[[Client], Awaitable[None]], *options: str) -> None:
-        """Run `mcp` with these options, and call `use` once with a client of the MCP server."""
-        calls: list[str] = []
+    def run(self, use: Callable[[Client], Awaitable[None]], *options: str) -> str:
+        """Run `mcp` with these options, and call `use` once with a client of the MCP server.
+
+        Return the URL that the command prints, or an empty string without the option `--http`.
+        """
+        urls: list[str] = []
 
         async def serve_stdio(server: Server) -> None:
-            calls.append("stdio")
+            urls.append("")
             async with Client(server) as client:
                 await use(client)
 
         def run_http(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
-            calls.append("http")
-            url = self._capsys.readouterr().out.strip()
+            urls.append(url := self._capsys.readouterr().out.strip())
 
             async def main() -> None:
                 async with anyio.create_task_group() as tasks:
@@ -178,8 +180,9 @@ class Served:
         self._monkeypatch.setattr(uvicorn.Server, "run", run_http)
         with pytest.raises(SystemExit) as caught:
             app(["mcp", "--server-url", self._server_url, *options])
-        assert caught.value.code == 0
-        assert calls == ["http" if "--http" in options else "stdio"]
+        (url,) = urls
+        assert (caught.value.code, url != "") == (0, "--http" in options)
+        return url
 
 
 @pytest.fixture
@@ -608,7 +611,8 @@ def test_http_server_listens_on_an_address_of_ipv6(served: Served, fake: FakeTra
         shown = f"--host cannot be ::1: {error.strerror}"
         assert failure(fake, "--http", "--host", "::1") == (2, f"{shown}\n")
     else:
-        served.run(check, *OVER_HTTP, "--host", "::1")
+        url = served.run(check, *OVER_HTTP, "--host", "::1")
+        assert url.startswith("http://[::1]:")
 
 
 def test_lone_surrogates_in_the_name_and_description_of_an_agent_are_replaced() -> None:
