@@ -26,11 +26,11 @@ FOLDERS = ("tests/unit/", "tests/docs/")
 RENEW = "python -m pytest -n auto tests/unit tests/docs --renew-slow-tests"
 # A function is slow if its cases take this number of seconds on average, or if the slowest case
 # takes `WORST` times this number.
-LIMIT = 0.3
+LIMIT = 0.15
 WORST = 3
 # A complete run fails if one case without the mark takes more than this part of the time of all
-# cases without the mark. The part of a case of `LIMIT` seconds is about a tenth.
-MAX_PART = 1 / 40
+# cases without the mark. The part of a case of `LIMIT` seconds is a tenth or less.
+MAX_PART = 1 / 50
 # Runs with fewer cases are not complete: the part of each case is large.
 COMPLETE = 5000
 
