@@ -22,6 +22,7 @@ from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract import LocalTurnStoreContract, TurnStoreContract
 from flux0.turns.memory_store import MemoryTurnStore
+from support.contract_checks import arguments_of
 from support.redis_server import (
     NOT_INSTALLED,
     RedisServer,
@@ -29,7 +30,6 @@ from support.redis_server import (
     redis_cluster,
     redis_server,
 )
-from unit.testing.contract.test_base import arguments_of
 
 needs_redis = pytest.mark.skipif(not is_installed(), reason=NOT_INSTALLED)
 

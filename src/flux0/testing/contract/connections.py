@@ -118,9 +118,11 @@ class SendOnceContract(Contract):
         check(harness.fetch(get(server.url)), b"ok", "the body")
         server.release()
         call = harness.start_fetch(post(server.url))
-        with suppress(errors.ConnectError, errors.ConnectionInterrupted):
-            check(call.outcome(), b"ok", "the body")
-        error = call.future.exception()
+        error = call.error()
+        if error is None:
+            check(call.outcome(), b"ok", "the body of the response to the POST request")
+        is_allowed = isinstance(error, errors.ConnectError | errors.ConnectionInterrupted)
+        assert error is None or is_allowed, f"{error!r} must be a ConnectionInterrupted"
         least, most = error is None, not isinstance(error, errors.ConnectError)
         assert least <= _posts(server) <= most, (
             "the server must get one request, or none after a ConnectError"
@@ -272,7 +274,10 @@ class ReleaseContract(Contract):
                     check(harness.fetch(get(server.url)), b"firstsecond", "the body")
 
         code = child_exit_code(work, self.timeout)
-        assert code == 0, "the transport failed in a child process: see the captured standard error"
+        assert code == 0, (
+            f"the transport {'hangs' if code == -signal.SIGALRM else 'failed'} in a child process: "
+            "see the captured standard error"
+        )
 
     def test_closing_the_transport_closes_idle_connections(self, harness: Harness) -> None:
         """A second `close` has no effect. A later request succeeds or raises `ClientClosed`."""
@@ -348,11 +353,11 @@ def _posts(server: ByteServer) -> int:
 
 
 def child_exit_code(work: Callable[[], object], timeout: float) -> int:
-    """Call `work` in a forked child, and return the child's exit code: 1 if `work` raised an error.
+    """Call `work` in a forked child, and return the child's exit code.
 
-    `work` runs in a child, because a deadlock in a finalizer also blocks each later garbage
-    collection of the process. A timer kills the child after `timeout` seconds; `work` can restart
-    the timer.
+    The exit code is 1 if `work` raised an error, and `-signal.SIGALRM` if `work` hangs. `work` runs
+    in a child, because a deadlock in a finalizer also blocks each later garbage collection of the
+    process. A timer kills the child after `timeout` seconds; `work` can restart the timer.
     """
     with warnings.catch_warnings():
         # If a process with running threads is forked, Python 3.12 emits a DeprecationWarning.
@@ -371,6 +376,4 @@ def child_exit_code(work: Callable[[], object], timeout: float) -> int:
             os._exit(1)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code != -signal.SIGALRM, f"the call hangs: it did not end within {timeout:.1f} s"
-    return code
+    return os.waitstatus_to_exitcode(status)
