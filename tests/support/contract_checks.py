@@ -7,7 +7,7 @@ import ast
 import inspect
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cache
 from importlib import import_module
@@ -55,7 +55,7 @@ def _label(node: ast.stmt) -> str | None:
             return _text(message)
         case ast.With(items=[ast.withitem(context_expr=ast.Call() as call)]):
             kind = "raises" if ast.unparse(call.func) == "pytest.raises" else ""
-        case ast.Expr(value=ast.Call() as call) | ast.Assign(value=ast.Call() as call):
+        case ast.Expr(value=ast.Call() as call):
             kind = _called(call)
             if kind not in _CALLS:
                 return None
@@ -196,3 +196,17 @@ def arguments_of(test: Any) -> Iterator[dict[str, Any]]:
         for name, value in zip(names, values, strict=True):
             given |= {name: value} if isinstance(name, str) else zip(name, value, strict=True)
         yield given
+
+
+def rows_of(table: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """Return the parameters of tests: a contract's test, a check's label and a bug."""
+    bugs_of: dict[tuple[str, str], tuple[Any, ...]] = {
+        (test, label): bugs if isinstance(bugs, tuple) else (bugs,)
+        for test, labels in table.items()
+        for label, bugs in labels.items()
+    }
+    return [
+        pytest.param(*check, bug, id=f"{'-'.join(check)}-{number}")
+        for check, bugs in bugs_of.items()
+        for number, bug in enumerate(bugs)
+    ]

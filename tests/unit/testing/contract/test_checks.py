@@ -30,7 +30,7 @@ from support.broken_transports import (
     send_without_a_bug,
     send_without_a_bug_async,
 )
-from support.contract_checks import arguments_of, names_of_checks, recorded
+from support.contract_checks import arguments_of, names_of_checks, recorded, rows_of
 from support.secured import Secured, server_context
 from support.transport_bugs import (
     ASYNC_BUGS,
@@ -131,20 +131,7 @@ def failures_in(
     return failures.labels
 
 
-def rows(table: Mapping[str, Mapping[str, Any]]) -> list[Any]:
-    bugs_of: dict[tuple[str, str], tuple[Any, ...]] = {
-        (test, label): bugs if isinstance(bugs, tuple) else (bugs,)
-        for test, labels in table.items()
-        for label, bugs in labels.items()
-    }
-    return [
-        pytest.param(*check, bug, id=f"{'-'.join(check)}-{number}")
-        for check, bugs in bugs_of.items()
-        for number, bug in enumerate(bugs)
-    ]
-
-
-@pytest.mark.parametrize(("test", "label", "bug"), rows(TRANSPORT_BUGS))
+@pytest.mark.parametrize(("test", "label", "bug"), rows_of(TRANSPORT_BUGS))
 def test_only_this_check_detects_the_bug(
     test: str, label: str, bug: AnyBug, secured: Secured
 ) -> None:
@@ -203,7 +190,7 @@ def run_in_asyncio(test: str, bug: AsyncBug) -> None:
             function(contract, harness, **parameters)
 
 
-@pytest.mark.parametrize(("test", "label", "bug"), rows(ASYNC_BUGS))
+@pytest.mark.parametrize(("test", "label", "bug"), rows_of(ASYNC_BUGS))
 def test_only_this_check_detects_the_bug_of_an_async_transport(
     test: str, label: str, bug: AsyncBug
 ) -> None:
