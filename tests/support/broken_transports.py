@@ -436,7 +436,7 @@ def nth(number: int, bug: Bug) -> Bug:
 
 
 def freshly(bug: Bug) -> Bug:
-    """Let a bug send each request over another connection."""
+    """Return a bug that sends each request over another connection."""
     return lambda request, _: bug(request, Urllib3Transport().send)
 
 

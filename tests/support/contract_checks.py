@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-# The parts of a contract that are checks besides `assert`: each raises an error if it fails.
+# These calls are checks, as `assert` statements are: each raises an error if it fails.
 _CALLS = {
     "check",
     "fails",

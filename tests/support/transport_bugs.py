@@ -138,12 +138,22 @@ _RESETS_STATE = {
     "self._state.start_next_cycle()": "self._state = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)"
 }
 _NEVER_REUSES = Example({"        if not finished or": "        if True or not finished or"})
-_DROPS_SURPLUS_OF_THE_RESPONSE = Example(
-    {
-        'if not finished or self._state.trailing_data != (b"", False):': "if not finished:",
-        **_RESETS_STATE,
-    }
-)
+
+
+def _drops_surplus(field: str) -> Example:
+    """Return an example that reuses a connection after a response with this field and surplus."""
+    finished = 'self._state.trailing_data != (b"", False)'
+    return Example(
+        {
+            "                return event\n": (
+                "                self.fields = dict(event.headers)\n                return event\n"
+            ),
+            f"or {finished}": f"or ({finished} and {field.encode()} not in self.fields)",
+            **_RESETS_STATE,
+        }
+    )
+
+
 _DROPS_LATER_SURPLUS = Example(
     {
         "            self.socket.recv(1)  #": (
@@ -486,7 +496,8 @@ create_connection(
         "the server did not send the surplus bytes in time": _NEVER_REUSES,
         "the body (2)": nth(_SECOND, _other),
         "the number of connections after surplus bytes": (
-            only(_DROPS_SURPLUS_OF_THE_RESPONSE, surplus="with-it"),
+            only(_drops_surplus("content-length"), surplus="with-it"),
+            only(_drops_surplus("transfer-encoding"), surplus="with-last-chunk"),
             only(_DROPS_LATER_SURPLUS, surplus="after-it"),
         ),
     },
@@ -501,9 +512,25 @@ create_connection(
         "the bodies (2)": _other_later_piece,
     },
     "closing_the_transport_closes_idle_connections": {
-        "the body": nth(_FIRST, _other),
-        "wait_until_closed": broken.forget_to_close,
-        "the body (2)": nth(_SECOND, _other),
+        "the bodies": nth(_FIRST, _other),
+        "wait_until_closed": (
+            broken.forget_to_close,
+            Example(
+                {
+                    "            for connection in connections:": (
+                        "            for connection in connections[1:]:"
+                    )
+                }
+            ),
+        ),
+        "the body": nth(_THIRD, _other),
+    },
+    "closing_the_transport_closes_connections_of_bodies": {
+        "the body": _other,
+        "wait_until_closed": Example(
+            {"            body.close()\n": "            body._closed = True\n"}
+        ),
+        "raises errors.TransportError": _no_errors,
     },
     "closing_the_transport_during_a_send_returns": {
         "the request ended without a response": sending(timeout=Timeout(0.01, 0.01, 0.01, 0.01)),

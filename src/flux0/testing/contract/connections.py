@@ -59,6 +59,7 @@ _BREAKS: dict[str, tuple[ServerSteps, type[errors.TransportError]]] = {
 # 408 response for an idle connection.
 _SURPLUS: dict[str, ServerSteps] = {
     "with-it": (Write(to_bytes(_OK) * 2),),
+    "with-last-chunk": (Write(to_bytes((*http_response(b"ok", framing="chunked"), *_OK))),),
     "after-it": (*_OK, WaitForRelease(), *http_response(b"slow", status="408 Request Timeout")),
 }
 _LOCATIONS = (
@@ -282,12 +283,24 @@ class ReleaseContract(Contract):
     def test_closing_the_transport_closes_idle_connections(self, harness: Harness) -> None:
         """A second `close` has no effect. A later request succeeds or raises `ClientClosed`."""
         server = harness.serve(_OK)
-        check(harness.fetch(get(server.url)), b"ok", "the body")
+        responses = [harness.send(get(server.url, stream=True)) for _ in range(2)]
+        check([response.read() for response in responses], [b"ok", b"ok"], "the bodies")
         harness.close()
         server.wait_until_closed()
         harness.close()
         with suppress(errors.ClientClosed):
             check(harness.fetch(get(server.url)), b"ok", "the body")
+
+    @_half_read
+    def test_closing_the_transport_closes_connections_of_bodies(
+        self, harness: Harness, read: bytes
+    ) -> None:
+        server, response = harness.exchange(_SILENT, stream=True)
+        check(response.read(len(read)), read, "the body")
+        harness.close()
+        server.wait_until_closed()
+        with pytest.raises(errors.TransportError):
+            response.read()
 
     @pytest.mark.parametrize("size", [2, 16_000_000], ids=["waiting", "writing"])
     def test_closing_the_transport_during_a_send_returns(self, harness: Harness, size: int) -> None:
