@@ -140,7 +140,7 @@ _RESETS_STATE = {
 _NEVER_REUSES = Example({"        if not finished or": "        if True or not finished or"})
 
 
-def _drops_surplus(field: str) -> Example:
+def _drops_surplus(field: bytes) -> Example:
     """Return an example that reuses a connection after a response with this field and surplus."""
     finished = 'self._state.trailing_data != (b"", False)'
     return Example(
@@ -148,7 +148,7 @@ def _drops_surplus(field: str) -> Example:
             "                return event\n": (
                 "                self.fields = dict(event.headers)\n                return event\n"
             ),
-            f"or {finished}": f"or ({finished} and {field.encode()} not in self.fields)",
+            f"or {finished}": f"or ({finished} and {field!r} not in self.fields)",
             **_RESETS_STATE,
         }
     )
@@ -496,8 +496,8 @@ create_connection(
         "the server did not send the surplus bytes in time": _NEVER_REUSES,
         "the body (2)": nth(_SECOND, _other),
         "the number of connections after surplus bytes": (
-            only(_drops_surplus("content-length"), surplus="with-it"),
-            only(_drops_surplus("transfer-encoding"), surplus="with-last-chunk"),
+            only(_drops_surplus(b"content-length"), surplus="with-it"),
+            only(_drops_surplus(b"transfer-encoding"), surplus="with-last-chunk"),
             only(_DROPS_LATER_SURPLUS, surplus="after-it"),
         ),
     },
