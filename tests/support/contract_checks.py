@@ -66,7 +66,9 @@ def _label(node: ast.stmt) -> str | None:
     if kind in ("wait_until_closed", "wait_for_requests", "check_expired"):
         return kind
     shown = {"raises": 0, "fails": 1, "poll": 0}
-    return f"{kind} {ast.unparse(call.args[shown[kind]])}" if kind else None
+    # `ast.unparse` of Python 3.10 puts a space after `lambda`.
+    argument = ast.unparse(call.args[shown[kind]]).replace("lambda :", "lambda:") if kind else ""
+    return f"{kind} {argument}" if kind else None
 
 
 class _Instrumenter(ast.NodeTransformer):
