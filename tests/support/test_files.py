@@ -23,8 +23,8 @@ ELSEWHERE: Mapping[str, str] = {
     "adapters/httpx/test_clients.py": "adapters/httpx/library",
     "adapters/httpx/test_pools.py": "adapters/httpx/cancellation",
     "adapters/urllib3/test_transport.py": "adapters/urllib3/body adapters/urllib3/http_response",
-    # The contract is tested with each transport, and with wrong transports in `tests/slow`.
-    "testing/contract/test_base.py": """
+    # The contract is tested with each transport, and with broken transports.
+    "testing/contract/test_checks.py": """
         testing/contract/bodies testing/contract/connecting testing/contract/connections
         testing/contract/harness testing/contract/heads testing/contract/responses
         testing/contract/waiting""",
