@@ -351,19 +351,20 @@ def test_forks_wait_while_the_first_async_call_imports_modules(transport: str) -
     assert all(line.endswith("while forks wait") for line in imports)
 
 
-def test_child_works_if_it_was_forked_while_a_call_held_a_lock() -> None:
+@over_every_transport
+def test_child_works_if_it_was_forked_while_a_call_held_a_lock(way: Way) -> None:
     """The lock is never released in the child."""
     turn = http_response(chunk("a"), headers=SSE.items(), framing="chunked")
+    name, _ = TRANSPORTS[way.transport]
     with ByteServer(turn) as server:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", str(AT_LOCKS), "fork", server.url, *NAMES],
+            [sys.executable, "-W", "ignore", str(AT_LOCKS), "fork", server.url, name],
             capture_output=True,
             text=True,
             check=False,
         )
     assert done.stderr == ""
-    assert len(numbers := done.stdout.split()) == len(NAMES)
-    assert min(map(int, numbers)) > 0
+    assert int(done.stdout) > 0
 
 
 # --- threads
