@@ -52,11 +52,11 @@ ELSEWHERE: Mapping[str, str] = {
         cli/options cli/queries""",
     # Users notice these modules only in the objects of others.
     "middleware/test_observing.py": "observers",
-    "domain/test_errors.py": "domain/api_errors domain/background_errors domain/uncopyable",
+    "domain/test_errors.py": "domain/api_errors domain/background_errors",
     "client/test_find_turn.py": "usecases/stored_turns",
     "client/test_layers.py": "flows middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",
-    "client/test_flux0.py": "client/caller",
+    "client/test_flux0.py": "client/caller domain/uncopyable",
     "client/test_options_of_calls.py": "usecases/options",
     "testing/cassettes/test_recording.py": "testing/cassettes/scrubbing",
     "testing/cassettes/test_replaying.py": "testing/cassettes/differences",
