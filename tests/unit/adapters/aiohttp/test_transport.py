@@ -562,7 +562,7 @@ def test_events_before_a_broken_chunk_in_the_read_that_ends_the_head_are_yielded
     steps = (each for part in parts for each in (Write(part), WaitForRelease()))
     with ByteServer(tuple(steps)) as server:
         asyncio.run(run(server))
-    assert reads == parts
+    assert [data for data in reads if data] == parts
 
 
 def test_slow_reader_does_not_cause_a_read_timeout() -> None:
