@@ -1245,7 +1245,7 @@ def test_ctrl_c_while_the_process_ends_does_not_change_its_exit_code(
 def test_ctrl_c_stays_disabled_during_an_import(environment: Mapping[str, str]) -> None:
     """A shell disables Ctrl-C for background jobs."""
     code = f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{_INTERRUPTED_IMPORT}"
-    done = finished(environment, "-c", code, "flux0.cli.output", "agents", "--help")
+    done = finished(environment, "-c", code, "typer", "agents", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "list" in done.stdout
 

@@ -64,6 +64,11 @@ class MemoryContract(TurnStoreContract):
         return MemoryTurnStore(keep_seconds=keep_seconds)
 
 
+def test_store_without_a_state_of_its_own_is_available() -> None:
+    state = MemoryTurnStore().state()
+    assert (state.is_available, state.failures, state.followed_turns) == (True, 0, 0)
+
+
 def test_store_that_waits_for_no_program_needs_no_paused() -> None:
     contract = MemoryContract()
     with contract.paused():
