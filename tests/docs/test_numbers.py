@@ -37,6 +37,7 @@ from flux0.ports import Timeout
 from flux0.runtime.turn_log import READ_BYTES
 from flux0.testing.contract import TransportContract
 from flux0.turns import open_turns
+from slow.planted_bugs import bugs
 
 ROOT = Path(__file__).parents[2]
 UNITS = (
@@ -77,6 +78,7 @@ BODY = in_units(default(Flux0, "max_body_bytes"))
 MESSAGES = in_units(default(Flux0, "max_turn_bytes"))
 KEPT = in_units(default(BackgroundTurns, "max_turn_bytes"))
 WAITING = in_units(READ_BYTES)
+BUGS = (len(list(bugs())) - 1) // 50 * 50  # Rounded down: "more than 700".
 
 STATEMENTS: list[tuple[str, str, object]] = [
     (RELIABILITY, "with TLS | {} s |", TIMEOUT.connect),
@@ -131,6 +133,7 @@ STATEMENTS: list[tuple[str, str, object]] = [
     (TRANSPORTS, "tests wait for {} seconds", TransportContract.idle_test_seconds),
     (TRANSPORTS, "for at most {} seconds", WORDS[int(limits.MAX_IDLE_SECONDS)]),
     (TRANSPORTS, "hangs for {} seconds", TransportContract.timeout),
+    ("CONTRIBUTING.md", "with each of more than {} bugs", BUGS),
     ("docs/common-errors.md", "needs more than {} minutes", DEFAULT_IDLE_TIMEOUT / 60),
     ("docs/common-errors.md", "An id has {} characters", ID_LENGTH),
     ("docs/command-line.md", "{} s", DEFAULT_IDLE_TIMEOUT),

@@ -50,7 +50,8 @@ def test_all_pages_install_flux0_with_the_same_line() -> None:
 
 
 def test_front_pages_name_the_server_version_that_the_tests_use() -> None:
-    (version,) = re.findall(r"flux0-server==(\S+)", (ROOT / "tox.ini").read_text("utf-8"))
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    (version,) = re.findall(r"flux0-server==([^\s;]+)", project)
     for page in ("README.md", "docs/index.md"):
         assert f"`flux0-server` {version}, which is a beta" in (ROOT / page).read_text("utf-8")
 

@@ -10,6 +10,9 @@ import pytest
 
 from support.transports_page import CONTRACT, PAGE, TRANSPORT
 
+# The first test of the long waits waits for all others, and the order is random.
+pytestmark = pytest.mark.slow
+
 
 def loaded(name: str, source: str) -> ModuleType:
     """Return the sample as a module, as if a reader had saved it."""

@@ -24,6 +24,12 @@ from flux0.domain.stream_events import StreamEvent
 from flux0.ports import ServerSentEvent
 from flux0.testing.cassettes.cassette import CassetteError, read_cassette
 from support.cassettes import LIST_AGENTS, write_cassette
+from unit.adapters.test_sse import (
+    LIMITS,
+    SPLIT_STREAMS,
+    check_limit,
+    check_outcome_after_each_piece,
+)
 
 long = settings(max_examples=5_000)
 
@@ -64,6 +70,20 @@ def test_events_do_not_depend_on_how_the_stream_is_split(
     cuts = sorted(data.draw(st.sets(st.integers(0, len(stream)))))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     assert outcome(pieces, limit) == outcome([stream], limit)
+
+
+@long
+@given(SPLIT_STREAMS)
+def test_outcome_after_each_piece_is_the_outcome_of_a_simple_parser(pieces: list[bytes]) -> None:
+    check_outcome_after_each_piece(pieces)
+
+
+@long
+@given(SPLIT_STREAMS, LIMITS)
+def test_limit_applies_to_the_same_event_as_in_a_simple_parser(
+    pieces: list[bytes], limit: int
+) -> None:
+    check_limit(pieces, limit)
 
 
 # --- the codec

@@ -2,7 +2,8 @@
 
 With each bug, it runs tests on a copy of `src`: first the nearest test file, then its folder, then
 all unit tests and the test of documented numbers, until a test fails. It prints the bugs that the
-nearest file does not detect. Arguments select modules, such as `domain/retrying`.
+nearest file does not detect. Arguments select modules, such as `domain/retrying` or
+`flux0_pytest/__init__`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from support.test_files import SRC, TESTS, nearest
+from support.test_files import SRC, TESTS, modules_with_code, name_of, nearest, path_of
 
 BUGS = Path(__file__).with_suffix(".txt")
 NUMBERS = TESTS.parent / "docs/test_numbers.py"
@@ -35,18 +36,27 @@ def bugs() -> Iterator[tuple[str, str, str]]:
         yield module, "\n".join(correct), "\n".join(wrong)
 
 
+def problems() -> list[str]:
+    """Return a line for each module without a bug, and for each bug that cannot be planted."""
+    planted = {module for module, _, _ in bugs()}
+    lines = [f"{each}: no bug" for each in map(name_of, modules_with_code()) if each not in planted]
+    for module, correct, wrong in bugs():
+        path = path_of(module)
+        count = path.read_text("utf-8").count(correct) if path.exists() else 0
+        if count != 1 or correct == wrong:
+            lines.append(f"{module}: the code exists {count} times, not once:\n{correct}")
+    return lines
+
+
 def plant(copy: Path, module: str, correct: str, wrong: str) -> None:
     """Replace the correct code in the module's copy."""
-    path = copy / "flux0" / f"{module}.py"
-    source = path.read_text("utf-8")
-    if source.count(correct) != 1:
-        sys.exit(f"{module}: the code exists {source.count(correct)} times:\n{correct}")
-    path.write_text(source.replace(correct, wrong), "utf-8")
+    path = copy / path_of(module).relative_to(SRC.parent)
+    path.write_text(path.read_text("utf-8").replace(correct, wrong), "utf-8")
 
 
 def detected_by(copy: Path, module: str) -> str | None:
     """Return the step in which a test fails with the code in `copy`."""
-    file = nearest(SRC / f"{module}.py")
+    file = nearest(path_of(module))
     for step, targets in zip(STEPS, ((file,), (file.parent,), (TESTS, NUMBERS)), strict=True):
         processes = "0" if targets == (file,) else "2"
         # After a timeout, end the process: the test's threads may wait forever.
@@ -64,6 +74,8 @@ def detected_by(copy: Path, module: str) -> str | None:
 
 
 def main(*modules: str) -> None:
+    if lines := problems():
+        sys.exit("\n".join(lines))
     counts: Counter[str] = Counter()
     for module, correct, wrong in bugs():
         if modules and module not in modules:

@@ -1,6 +1,7 @@
 """The contract detects bugs that these tests insert into the example of docs/transports.md.
 
-`tests/unit/testing/contract/test_base.py` has bugs that need no change of a transport's code.
+`tests/unit/testing/contract/test_checks.py` has the bugs that exactly one check detects. These bugs
+take longer, or more than one check or an exception detects them.
 """
 
 from __future__ import annotations
@@ -47,28 +48,6 @@ class Bug:
         return source
 
 
-SENDING = """\
-            with translated(READING):
-                head = connection.read_head(request.timeout.read)
-"""
-
-
-def sending_again(*errors: str, condition: str = "True") -> dict[str, str]:
-    """Return changes that send a request again if reading the response head fails."""
-    return {
-        SENDING: f"""\
-            try:
-                with translated(READING):
-                    head = connection.read_head(request.timeout.read)
-            except ({", ".join(errors)},):
-                if {condition}:
-                    connection.close()
-                    return self.send(request)
-                raise
-"""
-    }
-
-
 BUGS = {
     # --- requests
     "parses the location of a redirect": Bug(
@@ -79,64 +58,9 @@ BUGS = {
         },
         ("test_redirects_are_not_followed",),
     ),
-    "sends UTF-8": Bug(
-        {'value.encode("latin-1")': "value.encode()"}, ("test_header_values_are_latin_1",)
-    ),
-    "reads UTF-8": Bug(
-        {'value.decode("latin-1")': 'value.decode("utf-8", "replace")'},
-        ("test_header_values_are_latin_1",),
-    ),
     "returns an interim response": Bug(
         {"isinstance(event, h11.Response)": "event.status_code != 100"},
         ("test_interim_responses_are_skipped",),
-    ),
-    "sends accept-encoding twice": Bug(
-        {"(request.headers).pairs": '(request.headers).pairs + (("accept-encoding", "gzip"),)'},
-        ("test_default_headers_are_sent_once",),
-    ),
-    "sends an IPv6 host without brackets": Bug(
-        {'("host", url.netloc)': '("host", f"{url.hostname}:{url.port}")'},
-        ("test_ipv6_host_has_brackets",),
-    ),
-    "connects only to the first address": Bug(
-        {
-            "create_connection(address, timeout)": """\
-create_connection(
-            socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0][4], timeout
-        )"""
-        },
-        ("test_each_address_of_a_host_is_tried",),
-    ),
-    # --- requests are sent once
-    "sends again after a reset": Bug(
-        sending_again("ConnectionInterrupted"), ("test_request_is_sent_once_if_its_response_fails",)
-    ),
-    "sends again over another connection": Bug(
-        sending_again("ConnectionInterrupted", condition="pooled")
-        | {
-            "        if connection is None:\n": """\
-        pooled = connection is not None
-        if connection is None:
-"""
-        },
-        ("test_request_is_sent_once_if_its_response_fails",),
-    ),
-    "sends again after an incomplete write": Bug(
-        {
-            "                connection.write(url, request)\n": """\
-                try:
-                    connection.write(url, request)
-                except OSError:
-                    connection.close()
-                    connection = Connection(url, request.timeout.connect, self._context)
-                    connection.write(url, request)
-"""
-        },
-        ("test_request_is_sent_once_if_writing_fails",),
-    ),
-    "raises ConnectError for a reset while writing": Bug(
-        {"ConnectionInterrupted),\n)\nREADING": "ConnectError),\n)\nREADING"},
-        ("test_request_is_sent_once_if_writing_fails",),
     ),
     "raises ConnectError for every error": Bug(
         {"raise error_class(": "raise ConnectError("},
@@ -169,29 +93,9 @@ create_connection(
         },
         ("test_whole_body_may_take_longer_than_the_timeout_of_each_read",),
     ),
-    "restarts the timeout when bytes are received": Bug(
-        {"left = None if end is None else end - monotonic()": "left = self.timeout"},
-        ("test_bytes_without_content_do_not_extend_the_timeout",),
-    ),
-    "uses a short default for a timeout of None": Bug(
-        {
-            "create_connection(address, timeout)": "create_connection(address, timeout or 0.2)",
-            "settimeout(request.timeout.write)": "settimeout(request.timeout.write or 0.2)",
-            "settimeout(left)": "settimeout(left or 0.2)",
-        },
-        ("test_timeout_none_waits_without_limit",),
-    ),
     "cannot be interrupted": Bug(
         {"interrupt.on_fire(connection.shut_down)": "interrupt.on_fire(Lock)"},
         ("test_interrupt_ends_the_wait_for_headers",),
-    ),
-    "yields no empty pieces": Bug(
-        {"            yield piece  #": "            if piece: yield piece  #"},
-        ("test_bytes_without_content_do_not_extend_the_timeout",),
-    ),
-    "uses the read timeout for writing": Bug(
-        {"settimeout(request.timeout.write)": "settimeout(request.timeout.read)"},
-        ("test_write_timeout_expires",),
     ),
     "cannot be interrupted over a pooled connection": Bug(
         {
@@ -212,10 +116,6 @@ create_connection(
         },
         ("test_bytes_before_an_error_are_yielded",),
     ),
-    "accepts truncated bodies": Bug(
-        {"raise EOFError(str(error)) from error": "return h11.EndOfMessage()"},
-        ("test_truncated_body_is_an_interruption", "test_bytes_before_an_error_are_yielded"),
-    ),
     "has bodies without the method read": Bug(
         {"def read(self, timeout": "def read_piece(self, timeout"},
         ("test_body_is_returned_unchanged",),
@@ -224,10 +124,6 @@ create_connection(
         {"MAX_HEAD_BYTES = 65536": "MAX_HEAD_BYTES = 10**9"},
         ("test_size_of_the_head_is_limited", "test_chunk_overhead_is_limited"),
     ),
-    "does not limit interim responses": Bug(
-        {"MAX_INTERIM_RESPONSES = 20": "MAX_INTERIM_RESPONSES = 10**9"},
-        ("test_size_of_interim_responses_is_limited",),
-    ),
     # --- connections
     "does not close connections": Bug(
         {"        self._closed = True\n        self._finalizer()": "        self._closed = True"},
@@ -235,10 +131,6 @@ create_connection(
             "test_body_closed_early_closes_its_connection",
             "test_close_ends_a_read_in_another_thread_or_task",
         ),
-    ),
-    "keeps references to bodies": Bug(
-        {"WeakSet[Body] = WeakSet()": "set[Body] = set()"},
-        ("test_garbage_collected_body_closes_its_connection",),
     ),
     "takes a lock in a finalizer": Bug(
         {
@@ -260,38 +152,12 @@ create_connection(
         {"        self.socket.settimeout(0)\n": "        return True\n"},
         ("test_connection_with_surplus_bytes_is_not_reused",),
     ),
-    "reuses connections with surplus bytes": Bug(
-        {'or self._state.trailing_data != (b"", False)': ""},
-        ("test_connection_with_surplus_bytes_is_not_reused",),
-    ),
-    "reuses connections to another port": Bug(
-        {
-            "self.origin = (url.scheme, url.netloc)": "self.origin = (url.scheme, url.hostname)",
-            "self._idle.get((url.scheme, url.netloc))": (
-                "self._idle.get((url.scheme, url.hostname))"
-            ),
-        },
-        ("test_connection_is_not_reused_for_another_port",),
-    ),
     "reuses connections for another scheme": Bug(
         {
             "self.origin = (url.scheme, url.netloc)": "self.origin = url.netloc",
             "self._idle.get((url.scheme, url.netloc))": "self._idle.get(url.netloc)",
         },
         ("test_connection_is_not_reused_for_another_scheme",),
-    ),
-    "reuses connections after connection: close": Bug(
-        {
-            "finished = set(self._state.states.values()) == {h11.DONE}": "finished = True",
-            "self._state.start_next_cycle()": (
-                "self._state = h11.Connection(h11.CLIENT, MAX_HEAD_BYTES)"
-            ),
-        },
-        ("test_connection_is_not_reused_after_connection_close",),
-    ),
-    "reuses old connections": Bug(
-        {"MAX_IDLE_SECONDS = 0.5": "MAX_IDLE_SECONDS = 4e9"},
-        ("test_connection_idle_for_long_is_not_reused",),
     ),
 }
 

@@ -1,9 +1,13 @@
 """A script that closes a client, forks, or makes a call while calls hold a lock.
 
-It makes the same calls with many clients. When the calls of the first client acquire their first
-lock, another thread acts: it closes the client, or it forks a child that makes the calls, too. With
-the second client, the thread acts at the second lock, and so on. If the thread or the child does
-not finish, it waits for the lock. Then the script prints where the lock was acquired.
+The actions `close` and `call` need many clients, which all make the same calls. When the calls of
+the first client acquire their first lock, the script acts. With the second client, it acts at the
+second lock, and so on. The action `fork` does not change the client, so one client is enough: the
+script acts at each of its locks.
+
+The action `close` closes the client in another thread, and the action `fork` forks a child that
+makes the calls, too. If the thread or the child does not finish, it waits for the lock. Then the
+script prints where the lock was acquired, and exits.
 
 A signal handler or the garbage collector could call `close` in the thread that holds the lock. Then
 `close` would never return. In a forked child, the lock is never released. The action `call` makes a
@@ -26,40 +30,53 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from typing import Any
 
-_LIMIT = 10  # Seconds that the calls and `close` may take. They take some milliseconds.
+# The seconds that the calls and `close` may take. They take some milliseconds, but the first call
+# imports an HTTP library, which takes some seconds on a busy machine.
+_LIMIT = 40
 
 
 class Watch:
-    """Calls a function in another thread when this thread has acquired a number of locks."""
+    """Calls a function when this thread has acquired a number of locks.
+
+    Attributes:
+        acquired: The number of locks that this thread has acquired since `start`.
+    """
 
     def __init__(self) -> None:
-        self._left = 0
-        self._act: Callable[[], object] = int
+        self.acquired = 0
+        self._number: int | None = None
+        self._act: Callable[[], object] | None = None
         self._thread = threading.get_ident()
 
-    def start(self, number: int, act: Callable[[], object]) -> None:
-        self._left, self._act = number, act
+    def start(self, number: int | None, act: Callable[[], object]) -> None:
+        """Call `act` after `number` locks; if `number` is None, after each lock."""
+        self.acquired, self._number, self._act = 0, number, act
 
-    def stop(self) -> bool:
-        """Return whether the function was called."""
-        left, self._left = self._left, 0
-        return left <= 0
+    def stop(self) -> None:
+        self._act = None
 
     def on_acquired(self) -> None:
-        if threading.get_ident() != self._thread:
+        act = self._act
+        if act is None or threading.get_ident() != self._thread:
             return
-        self._left -= 1
+        self.acquired += 1
+        if self._number not in (None, self.acquired):
+            return
+        self._act = None  # The locks that this thread acquires while it acts are not counted.
+        if action == "call":
+            act()
         # While a thread holds `fork_lock`, no other thread can fork.
-        if self._left == 0 and action == "call":
-            self._act()
-        elif self._left == 0 and not fork_lock._is_owned():  # type: ignore[attr-defined]
-            thread = threading.Thread(target=self._act, daemon=True)
+        elif not fork_lock._is_owned():  # type: ignore[attr-defined]
+            thread = threading.Thread(target=act, daemon=True)
             thread.start()
             thread.join(_LIMIT)
             if thread.is_alive():
                 traceback.print_stack()
+                os._exit(1)
+        self._act = act
 
 
 def watched(make: Callable[[], Any]) -> type[Any]:
@@ -133,18 +150,18 @@ def call(client: flux0.Flux0) -> None:
 def count_locks(url: str, transport: str) -> int:
     retries = flux0.RetryConfig(backoff=flux0.BackoffStrategy(0), max_attempts=2)
     act = {"close": close, "fork": fork, "call": call}[action]
-    locks, was_called = 0, True
-    while was_called:
-        locks += 1
+    for number in [None] if action == "fork" else count(1):
         if action == "call":
             faulthandler.dump_traceback_later(_LIMIT, exit=True)
         client = flux0.Flux0(url, transport=getattr(flux0, transport)(), retry_config=retries)
-        watch.start(locks, partial(act, client))
+        watch.start(number, partial(act, client))
         with suppress(flux0.ClientClosed):
             make_calls(client)
-        was_called = watch.stop()
+        watch.stop()
         client.close()
-    return locks - 1
+        if number is None or watch.acquired < number:
+            break
+    return watch.acquired
 
 
 logging.getLogger("flux0").addHandler(logging.NullHandler())  # Do not print the retries.

@@ -1,4 +1,4 @@
-"""Runs a function in a forked child process."""
+"""Runs a function in a forked child process; the transports and a turn for tests of forks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,27 @@ import traceback
 from collections.abc import Callable
 
 import coverage
+import pytest
+
+from flux0.testing.contract.responses import WaitForRelease, http_response
+from support.in_memory import SSE, chunk, status
+from support.transports import SYNC_WAYS, TRANSPORTS
 
 _TIMEOUT_SECONDS = 20
+
+# httpx2 shares this code with httpx.
+WAYS = tuple(way for way in SYNC_WAYS if way.transport != "httpx2")
+NAMES = tuple(TRANSPORTS[way.transport][0] for way in WAYS)
+over_every_transport = pytest.mark.parametrize("way", WAYS, ids=str)
+
+TURN = http_response(
+    status("typing"),
+    WaitForRelease(),
+    chunk("a"),
+    chunk("b"),
+    headers=SSE.items(),
+    framing="chunked",
+)
 
 
 def in_child(act: Callable[[], object]) -> None:

@@ -63,12 +63,14 @@ def skip_without(program: str) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print how many tests were skipped for each set of missing programs."""
+    if hasattr(terminalreporter.config, "workerinput"):
+        return  # Only the main process of pytest-xdist has all reports.
     skipped: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", []):
         if found := re.search(f"{_REASON}(.*)", str(report.longrepr[2])):
             skipped[found[1]] += 1
     lines = [
-        f"{count} tests were skipped, because these programs are missing: {names}"
+        f"skipped tests: {count}, because of a missing program: {names}"
         for names, count in sorted(skipped.items())
     ]
     for line in lines:

@@ -22,6 +22,7 @@ class Secured:
     Attributes:
         authority: The certificate authority.
         server: The TLS context for servers.
+        client: The TLS context for clients that trust the authority.
         ca_file: The path of the authority's certificate.
     """
 
@@ -30,6 +31,7 @@ class Secured:
         self.ca_file = str(folder / "ca.pem")
         self.authority.cert_pem.write_to_path(self.ca_file)
         self.server = server_context(self.authority)
+        self.client = self.trusting()
 
     def trusting(self) -> ssl.SSLContext:
         """Return a TLS context for clients that trust the authority."""

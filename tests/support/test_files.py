@@ -5,17 +5,22 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 SRC, TESTS = (Path(__file__).parents[2] / name for name in ("src/flux0", "tests/unit"))
 
-# Modules without a test file of their own, by the file that tests them. All names are relative to
-# `tests/unit` or `src/flux0`.
+# Modules without a test file of their own, by the file that tests them. The names of files are
+# relative to `tests/unit`, and the names of modules are relative to `src/flux0` or to `src`.
 ELSEWHERE: Mapping[str, str] = {
     # These modules only declare constants and names.
-    "test_import.py": "_version models",
+    "test_import.py": "__init__ _version models",
+    "test_old_import_name.py": """
+        flux0_client/__init__ flux0_client/httpclient flux0_client/models/__init__
+        flux0_client/utils""",
+    "testing/test_pytest_plugin.py": "flux0_pytest/__init__",
     # The contract of transports runs over these modules.
     "adapters/aiohttp/test_transport.py": "adapters/aiohttp/connection adapters/shared/limits",
     "adapters/httpx/test_transport.py": "adapters/httpx/body adapters/httpx/exchange",
@@ -23,8 +28,8 @@ ELSEWHERE: Mapping[str, str] = {
     "adapters/httpx/test_clients.py": "adapters/httpx/library",
     "adapters/httpx/test_pools.py": "adapters/httpx/cancellation",
     "adapters/urllib3/test_transport.py": "adapters/urllib3/body adapters/urllib3/http_response",
-    # The contract is tested with each transport, and with wrong transports in `tests/slow`.
-    "testing/contract/test_base.py": """
+    # The contract is tested with each transport, and with broken transports.
+    "testing/contract/test_checks.py": """
         testing/contract/bodies testing/contract/connecting testing/contract/connections
         testing/contract/harness testing/contract/heads testing/contract/responses
         testing/contract/waiting""",
@@ -47,11 +52,11 @@ ELSEWHERE: Mapping[str, str] = {
         cli/options cli/queries""",
     # Users notice these modules only in the objects of others.
     "middleware/test_observing.py": "observers",
-    "domain/test_errors.py": "domain/api_errors domain/background_errors domain/uncopyable",
+    "domain/test_errors.py": "domain/api_errors domain/background_errors",
     "client/test_find_turn.py": "usecases/stored_turns",
     "client/test_layers.py": "flows middleware/checked",
     "client/test_transports.py": "adapters/shared/misplaced",
-    "client/test_flux0.py": "client/caller",
+    "client/test_flux0.py": "client/caller domain/uncopyable",
     "client/test_options_of_calls.py": "usecases/options",
     "testing/cassettes/test_recording.py": "testing/cassettes/scrubbing",
     "testing/cassettes/test_replaying.py": "testing/cassettes/differences",
@@ -61,23 +66,52 @@ ELSEWHERE: Mapping[str, str] = {
 }
 
 
+def path_of(name: str) -> Path:
+    """Return the path of a module, from its name relative to `src/flux0` or to `src`."""
+    folder = SRC.parent if name.startswith(("flux0_client/", "flux0_pytest/")) else SRC
+    return folder / f"{name}.py"
+
+
+def name_of(module: Path) -> str:
+    folder = SRC if module.is_relative_to(SRC) else SRC.parent
+    return module.relative_to(folder).with_suffix("").as_posix()
+
+
 def nearest(module: Path) -> Path:
-    """Return the path of the test file for a module in `SRC`."""
-    name = module.relative_to(SRC).with_suffix("")
-    files = [file for file, names in ELSEWHERE.items() if name.as_posix() in names.split()]
-    return TESTS / (files[0] if files else name.with_name(f"test_{name.name}.py"))
+    """Return the path of the test file for a module in `src`."""
+    name = name_of(module)
+    files = [file for file, names in ELSEWHERE.items() if name in names.split()]
+    own = Path(name).with_name(f"test_{module.stem}.py")
+    return TESTS / (files[0] if files else own)
+
+
+def modules_with_code() -> list[Path]:
+    """Return the modules in `src` with a function that is neither abstract nor empty."""
+    return [
+        path
+        for path in sorted(SRC.parent.rglob("*.py"))
+        if any(map(_has_code, ast.walk(ast.parse(path.read_bytes()))))
+    ]
+
+
+def _has_code(node: ast.AST) -> bool:
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return False
+    # An abstract or empty function has only a docstring or `...`.
+    return not all(
+        isinstance(each, ast.Expr) and isinstance(each.value, ast.Constant) for each in node.body
+    )
 
 
 def problems() -> list[str]:
     """Return a line for each module without a test file, and for each wrong line of `ELSEWHERE`."""
-    modules = [path for path in SRC.rglob("*.py") if path.name != "__init__.py"]
+    modules = {path for path in SRC.rglob("*.py") if path.name != "__init__.py"}
+    modules.update(modules_with_code())
     missing = [f"{path}: no {nearest(path)}" for path in modules if not nearest(path).exists()]
-    listed = [SRC / f"{name}.py" for names in ELSEWHERE.values() for name in names.split()]
+    listed = [path_of(name) for names in ELSEWHERE.values() for name in names.split()]
     gone = [f"ELSEWHERE: no {path}" for path in listed if not path.exists()]
     own = [
-        path
-        for path in listed
-        if (TESTS / path.relative_to(SRC).with_name(f"test_{path.name}")).exists()
+        path for path in listed if (TESTS / name_of(path)).with_name(f"test_{path.name}").exists()
     ]
     return sorted([*missing, *gone, *(f"ELSEWHERE: {path} has its own test file" for path in own)])
 

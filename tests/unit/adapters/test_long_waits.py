@@ -5,10 +5,15 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
+import pytest
+
 from flux0.testing.contract.base import THREADS
 from flux0.testing.contract.harness import Harness
 from flux0.testing.contract.waiting import IdleContract
 from support.transports import WAYS
+
+# The first test waits for all others, and the order is random.
+pytestmark = pytest.mark.slow
 
 # httpx2 has the same adapter as httpx. Async calls over requests and urllib3 use the sync code.
 TESTED = {

@@ -113,6 +113,7 @@ EVENTS = [
     b"data: d\n\n",
 ]
 SEVERAL = st.lists(st.sampled_from([*EVENTS, *EVENTS, *EDGES]), min_size=1, max_size=4)
+LIMITS = st.integers(1, 40)
 SPLIT_STREAMS = st.one_of(STREAMS.flatmap(splits), st.lists(SEVERAL.map(b"".join), max_size=6))
 
 
@@ -136,10 +137,7 @@ def test_known_case_has_the_same_events_however_it_is_split(
         check_case(case, map(b64decode, case["chunks_b64"]))
 
 
-@settings(deadline=None, max_examples=500)
-@example(pieces=in_pieces(BOM + b"data: a\r\rdata: b\r\n\r\nid: 1\r\n: c\n\n\r\n"))
-@given(pieces=SPLIT_STREAMS)
-def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: list[bytes]) -> None:
+def check_outcome_after_each_piece(pieces: Iterable[bytes]) -> None:
     parser = SSEParser()
     events: list[ServerSentEvent] = []
     read = b""
@@ -147,6 +145,20 @@ def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: l
         read += piece
         events += parser.feed(piece)
         assert Outcome(events, parser.pending, parser.retry) == parse_all_at_once(read)
+
+
+# `tests/fuzz` runs this test and the test of the limit with many more examples.
+@settings(deadline=None, max_examples=100)
+@example(pieces=in_pieces(BOM + b"data: a\r\rdata: b\r\n\r\nid: 1\r\n: c\n\n\r\n"))
+@example(pieces=[b"data: a\rx", b"\n\n"])
+@example(pieces=[b"event: \ndata: a\n\n", b"event: \ndata: b\n\n"])
+@example(pieces=[b"event: e\ndata: a\nevent: f\n\n", b"event: e\ndata: b\n\n"])
+@example(pieces=[b": c\n", b"data: a\n"])
+@example(pieces=[b"retry: 5\ndata: a\n\n"])
+@example(pieces=[b"event: e\ndata: a\n\nevent: e\ndata: \xff\n\n"])
+@given(pieces=SPLIT_STREAMS)
+def test_after_each_piece_the_outcome_depends_only_on_the_bytes_so_far(pieces: list[bytes]) -> None:
+    check_outcome_after_each_piece(pieces)
 
 
 def test_event_has_its_name_and_retry_and_the_last_event_id() -> None:
@@ -224,11 +236,7 @@ def bytes_accepted(stream: bytes, limit: int) -> int:
     return len(stream)
 
 
-@settings(deadline=None, max_examples=500)
-@given(pieces=SPLIT_STREAMS, limit=st.integers(1, 40))
-def test_limit_applies_to_the_same_event_however_the_stream_is_split(
-    pieces: list[bytes], limit: int
-) -> None:
+def check_limit(pieces: list[bytes], limit: int) -> None:
     stream = b"".join(pieces)
     expected = parse_all_at_once(stream[: bytes_accepted(stream, limit)])
     too_large = bytes_accepted(stream, limit) < len(stream)
@@ -245,6 +253,17 @@ def test_limit_applies_to_the_same_event_however_the_stream_is_split(
     assert raised is too_large
     assert events == expected.events
     assert parser.pending is (expected.pending or too_large)
+
+
+@settings(deadline=None, max_examples=100)
+@example(pieces=[b"data: ", b"a", b"b", b"c"], limit=8)
+@example(pieces=[b"data: ab", b"\n"], limit=8)
+@example(pieces=[b"data: ab\n\ndata: x\n\n"], limit=8)
+@given(pieces=SPLIT_STREAMS, limit=LIMITS)
+def test_limit_applies_to_the_same_event_however_the_stream_is_split(
+    pieces: list[bytes], limit: int
+) -> None:
+    check_limit(pieces, limit)
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])

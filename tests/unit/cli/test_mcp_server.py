@@ -41,7 +41,7 @@ from flux0.testing.contract.responses import http_response
 from support.fake_over_http import FakeOverHTTP
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     Connect = Callable[..., AbstractAsyncContextManager["Client"]]
@@ -50,11 +50,13 @@ pytest.importorskip("mcp")
 
 import uvicorn
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
+from mcp.server import Server
 
 from flux0.cli.mcp_server import create_server, serve_http, tool_names
 
 _SECONDS = 60.0  # The limit of all waits. A test that reaches the limit fails.
 COMMAND = ("-m", "flux0", "mcp")
+OVER_HTTP = ("--http", "--port", "0")
 PAGE = Path(__file__).parents[3] / "docs/how-to/mcp.md"
 
 
@@ -64,18 +66,16 @@ def fake() -> FakeTransport:
 
 
 @asynccontextmanager
-async def over_stdio(environment: Mapping[str, str], *options: str) -> AsyncGenerator[Client, None]:
-    command = StdioServerParameters(
-        command=sys.executable, args=[*COMMAND, *options], env={**environment}
-    )
+async def over_stdio(environment: Mapping[str, str]) -> AsyncGenerator[Client, None]:
+    command = StdioServerParameters(command=sys.executable, args=[*COMMAND], env={**environment})
     async with Client(stdio_client(command)) as client:
         yield client
 
 
 @asynccontextmanager
-async def over_http(environment: Mapping[str, str], *options: str) -> AsyncGenerator[Client, None]:
+async def over_http(environment: Mapping[str, str]) -> AsyncGenerator[Client, None]:
     with subprocess.Popen(
-        [sys.executable, *COMMAND, *options, "--http", "--port", "0"],
+        [sys.executable, *COMMAND, *OVER_HTTP],
         env=environment,
         stdout=subprocess.PIPE,
         encoding="utf-8",
@@ -89,14 +89,11 @@ async def over_http(environment: Mapping[str, str], *options: str) -> AsyncGener
             assert process.wait(_SECONDS) == 130
 
 
-over_each_transport = pytest.mark.parametrize("connect", [over_stdio, over_http])
-
-
 def texts(result: Any) -> list[str]:
     return [block.text for block in result.content]
 
 
-@over_each_transport
+@pytest.mark.parametrize("connect", [over_stdio, over_http])
 def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued(
     connect: Connect, environment: Mapping[str, str], server: FakeOverHTTP
 ) -> None:
@@ -145,13 +142,60 @@ def test_turn_has_progress_and_can_be_cancelled_and_its_session_can_be_continued
     assert [call.body["content"] for call in calls] == ["Hi", "And now?", "And now?"]
 
 
-@over_each_transport
+class Served:
+    """Runs the command in this process, with a client instead of waiting for Ctrl-C."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server_url: str
+    ) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        self._server_url = server_url
+
+    def run(self, use: Callable[[Client], Awaitable[None]], *options: str) -> str:
+        """Run `mcp` with these options, and call `use` once with a client of the MCP server.
+
+        Return the URL that the command prints, or an empty string without the option `--http`.
+        """
+        urls: list[str] = []
+
+        async def serve_stdio(server: Server) -> None:
+            urls.append("")
+            async with Client(server) as client:
+                await use(client)
+
+        def run_http(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+            urls.append(url := self._capsys.readouterr().out.strip())
+
+            async def main() -> None:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(server.serve, sockets)
+                    async with Client(url) as client:
+                        await use(client)
+                    server.should_exit = True
+
+            anyio.run(main)
+
+        self._monkeypatch.setattr("flux0.cli.mcp_server.serve_stdio", serve_stdio)
+        self._monkeypatch.setattr(uvicorn.Server, "run", run_http)
+        with pytest.raises(SystemExit) as caught:
+            app(["mcp", "--server-url", self._server_url, *options])
+        (url,) = urls
+        assert (caught.value.code, url != "") == (0, "--http" in options)
+        return url
+
+
+@pytest.fixture
+def served(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], server: FakeOverHTTP
+) -> Served:
+    return Served(monkeypatch, capsys, server.url)
+
+
+@pytest.mark.parametrize("transport", [(), OVER_HTTP], ids=["stdio", "http"])
 @pytest.mark.parametrize("options", [("--user", "ann lee"), ()], ids=["user", "anonymous"])
 def test_only_sessions_of_the_user_are_continued(
-    connect: Connect,
-    environment: Mapping[str, str],
-    server: FakeOverHTTP,
-    options: tuple[str, ...],
+    served: Served, server: FakeOverHTTP, options: tuple[str, ...], transport: tuple[str, ...]
 ) -> None:
     user = options[-1] if options else None
     with Flux0(server.url) as flux0:
@@ -159,14 +203,13 @@ def test_only_sessions_of_the_user_are_continued(
             flux0.conversation(agent=server.fake.agent_id, user=owner) for owner in (user, "bob")
         )
 
-        async def main() -> None:
-            async with connect(environment, *options) as client:
-                for conversation, is_error in ((foreign, True), (own, False)):
-                    given = {"message": "Hi", "session_id": conversation.session_id}
-                    result = await client.call_tool("Weather_in_SF", given)
-                    assert result.is_error is is_error, texts(result)
+        async def check(client: Client) -> None:
+            for conversation, is_error in ((foreign, True), (own, False)):
+                given = {"message": "Hi", "session_id": conversation.session_id}
+                result = await client.call_tool("Weather_in_SF", given)
+                assert result.is_error is is_error, texts(result)
 
-        anyio.run(main)
+        served.run(check, *options, *transport)
         assert foreign.history() == ()
         assert [event.text for event in own.history()] == ["Hi", "Sunny."]
 
@@ -450,16 +493,15 @@ def test_ctrl_c_ends_the_command_that_waits_for_its_input(environment: Mapping[s
 
 
 def test_option_shows_the_errors_of_the_agent_to_the_assistant(
-    environment: Mapping[str, str], fake: FakeTransport
+    served: Served, fake: FakeTransport
 ) -> None:
     fake.script([Fail("boom")])
 
-    async def main() -> None:
-        async with over_stdio(environment, "--show-errors") as client:
-            result = await client.call_tool("Weather_in_SF", {"message": "Hi"})
-            assert texts(result)[0] == f"the agent reported an error: boom. {WAS_SENT}"
+    async def check(client: Client) -> None:
+        result = await client.call_tool("Weather_in_SF", {"message": "Hi"})
+        assert texts(result)[0] == f"the agent reported an error: boom. {WAS_SENT}"
 
-    anyio.run(main)
+    served.run(check, "--show-errors")
 
 
 def test_command_exits_if_only_its_output_is_closed(environment: Mapping[str, str]) -> None:
@@ -559,12 +601,9 @@ def test_host_and_port_that_cannot_be_used_are_named(
     assert (code, shown[: len(problem)]) == (2, problem)
 
 
-def test_http_server_listens_on_an_address_of_ipv6(
-    environment: Mapping[str, str], fake: FakeTransport
-) -> None:
-    async def main() -> None:
-        async with over_http(environment, "--host", "::1") as client:
-            assert len((await client.list_tools()).tools) == 1
+def test_http_server_listens_on_an_address_of_ipv6(served: Served, fake: FakeTransport) -> None:
+    async def check(client: Client) -> None:
+        assert len((await client.list_tools()).tools) == 1
 
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -572,7 +611,8 @@ def test_http_server_listens_on_an_address_of_ipv6(
         shown = f"--host cannot be ::1: {error.strerror}"
         assert failure(fake, "--http", "--host", "::1") == (2, f"{shown}\n")
     else:
-        anyio.run(main)
+        url = served.run(check, *OVER_HTTP, "--host", "::1")
+        assert url.startswith("http://[::1]:")
 
 
 def test_lone_surrogates_in_the_name_and_description_of_an_agent_are_replaced() -> None:

@@ -24,6 +24,7 @@ from flux0.client.resources import AgentsResource, SessionsResource
 from flux0.domain.errors import ClientClosed, EventTooLarge, Flux0Error, InvalidArgument
 from flux0.ports import Request, Response
 from flux0.testing import FakeTransport
+from support.driving import Slow
 from support.in_memory import (
     SSE,
     Script,
@@ -201,6 +202,15 @@ async def test_size_limits_of_the_client_apply_to_a_turn(mode: Mode) -> None:
         assert [message.text for message in stream.messages] == ["a"]
         with pytest.raises(EventTooLarge):
             await anext(stream)
+
+
+@in_every_mode
+async def test_seconds_of_a_stream_include_the_wait_for_the_response(mode: Mode) -> None:
+    transport = Slow([scripted_response(chunk("a"), headers=SSE)], seconds=2.0)
+    async with in_mode(mode, Flux0(transport=transport)) as flux0:
+        stream = await flux0.sessions.create_event_async(session_id="s", content="Hi")
+        assert len([event async for event in stream]) == 1
+    assert stream.seconds == 2.0
 
 
 @in_every_mode

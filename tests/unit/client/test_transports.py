@@ -14,7 +14,6 @@ import httpx
 import pytest
 import requests
 import urllib3
-from pytest_httpserver import HTTPServer
 
 from flux0 import (
     AiohttpTransport,
@@ -27,9 +26,11 @@ from flux0 import (
 from flux0.domain.errors import Flux0Error, InvalidArgument, ReadTimeout
 from flux0.ports import Shared
 from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
+from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import in_every_mode
 from support.modes import in_mode, run
 from support.named_transports import NO_AGENTS, Async, Both, Sync
+from support.sending import AGENTS
 from support.transports import ASYNC, SYNC, Mode
 
 
@@ -67,21 +68,11 @@ def arguments(given: str, served: list[str]) -> dict[str, Any]:
     return made
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[HTTPServer]:
-    """A server on a socket. All tests share it, because closing it takes half a second."""
-    server = HTTPServer()
-    # pytest-httpserver imports the type of `__enter__` from Python 3.11.
-    with server:
-        server.expect_request("/api/agents").respond_with_json({"data": []})
-        yield server
-
-
 @pytest.fixture
-def network(server: HTTPServer) -> HTTPServer:
-    """The server without the log of earlier tests. Only the built-in transport sends requests."""
-    server.clear_log()
-    return server
+def network() -> Iterator[ByteServer]:
+    """A server on a socket. Only the built-in transport sends requests to it."""
+    with ByteServer(AGENTS) as server:
+        yield server
 
 
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
@@ -106,14 +97,14 @@ def network(server: HTTPServer) -> HTTPServer:
     ],
 )
 def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
-    mode: Mode, given: str, sync_by: str, async_by: str, network: HTTPServer
+    mode: Mode, given: str, sync_by: str, async_by: str, network: ByteServer
 ) -> None:
     served: list[str] = []
     expected = sync_by if mode == "sync" else async_by
 
     async def test() -> None:
         made = arguments(given, served)
-        async with in_mode(mode, Flux0(network.url_for("/"), **made)) as either:
+        async with in_mode(mode, Flux0(network.url, **made)) as either:
             if expected == "nothing":
                 with pytest.raises(Flux0Error, match=r"only an async transport: .* end in _async"):
                     await either.agents.list_async()
@@ -125,7 +116,7 @@ def test_sync_and_async_calls_use_the_transport_or_client_passed_for_them(
     run(mode, test)
 
     assert served == [name for name in (expected,) if name not in ("network", "nothing")]
-    assert len(network.log) == (expected == "network")
+    assert len(network.requests) == (expected == "network")
 
 
 @in_every_mode

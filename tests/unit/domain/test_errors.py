@@ -198,6 +198,10 @@ def test_base_classes_catch_their_errors() -> None:
 
 BODY_TOO_LARGE = "the response body is larger than 65,536 bytes (max_body_bytes)"
 EVENT_TOO_LARGE = "an event of the stream is larger than 65,536 bytes (max_event_bytes)"
+TURN_TOO_LARGE = (
+    "the first events of the turn were dropped: the turn is larger than 65,536 bytes "
+    "(max_turn_bytes)"
+)
 LONG_BODY = '{"token": "secret", "id": "' + 200 * "x" + '"}'
 NO_AGENT = (
     "the server has no agent; existing agents: none; create one with "
@@ -217,6 +221,7 @@ SHOWN_BODY = '{"token": "***", "id": "' + 176 * "x"
         (errors.DecodeError("problem", body=LONG_BODY), f"problem in {SHOWN_BODY!r}"),
         (errors.ResponseTooLarge(65536), BODY_TOO_LARGE),
         (errors.EventTooLarge(65536), EVENT_TOO_LARGE),
+        (background_errors.TurnTooLarge(65536), TURN_TOO_LARGE),
         (errors.StreamInterrupted("problem"), "problem"),
         (errors.AgentNotFound("", ()), NO_AGENT),
     ],

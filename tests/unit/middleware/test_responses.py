@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from pytest_httpserver import HTTPServer
 
 from flux0 import Flux0
 from flux0.adapters.json import JsonCodec
@@ -18,6 +17,8 @@ from flux0.domain.headers import Headers
 from flux0.flows import CallRequest, Flow, SendFlow, chain
 from flux0.middleware.responses import ResponsePolicy
 from flux0.ports import Response
+from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.responses import http_response
 from support.driving import Time
 from support.in_memory import JSON, SSE, Step, response_from, script, tape
 
@@ -243,12 +244,9 @@ def test_middleware_of_the_user_sees_the_response_of_a_server() -> None:
         seen.append((response.status_code, response.headers.get("x-served-by")))
         return response
 
-    server = HTTPServer()
-    # pytest-httpserver imports the type of `__enter__` from Python 3.11.
-    with server:
-        wanted = server.expect_request("/api/agents", headers={"x-team": "weather"})
-        wanted.respond_with_json({"data": []}, headers={"x-served-by": "node-1"})
-        with Flux0(server.url_for("/"), middleware=[record]) as client:
-            assert list(client.agents.list()) == []
-        server.check_assertions()
+    agents = http_response(b'{"data": []}', headers=[*JSON.items(), ("x-served-by", "node-1")])
+    with ByteServer(agents) as server, Flux0(server.url, middleware=[record]) as client:
+        assert list(client.agents.list()) == []
+    assert [each.target for each in server.requests] == ["/api/agents"]
+    assert server.requests[0].headers["x-team"] == "weather"
     assert seen == [(200, "node-1")]

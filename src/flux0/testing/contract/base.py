@@ -89,19 +89,24 @@ def check(value: object, required: object, subject: str) -> None:
 
 
 def fails(
-    call: Callable[[], object], kind: type[TransportError], *, caused: bool = True
-) -> TransportError:
-    with pytest.raises(TransportError) as caught:
+    call: Callable[[], object],
+    kind: type[TransportError],
+    *,
+    caused: bool = True,
+    subject: str = "the call",
+) -> None:
+    error: TransportError | None = None
+    try:
         call()
-    error, cause = caught.value, caught.value.__cause__
-    assert type(error) is kind, f"raised {error!r}, expected {kind.__name__}"
+    except TransportError as raised:
+        error = raised
+    assert type(error) is kind, f"{subject} must raise {kind.__name__}, not {error!r}"
     assert str(error), f"{kind.__name__} has no message"
+    cause = getattr(error, "__cause__", None)
     has_cause = isinstance(cause, Exception) and not isinstance(cause, TransportError)
     assert has_cause or not caused, "the error's `__cause__` must be the HTTP library's exception"
-    return error
 
 
 def check_expired(reads: Mapping[str, Pending[bytes]]) -> None:
     for name, read in reads.items():
-        check(type(read.error()), ReadTimeout, f"the error of the read {name!r}")
-        fails(read.outcome, ReadTimeout)
+        fails(read.outcome, ReadTimeout, subject=f"the read {name!r}")

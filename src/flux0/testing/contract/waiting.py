@@ -78,7 +78,7 @@ class TimeoutContract(Contract):
         pieces = b"first", WaitForRelease(), b"second"
         respond = partial(http_response, *pieces, status=status)
         steps: dict[str, ServerSteps] = {each: respond(framing=each) for each in FRAMINGS}
-        server, reads = _start_second_reads(harness, steps, EXPIRY, stream=stream)
+        server, reads = start_second_reads(harness, steps, EXPIRY, stream=stream)
         check_expired(reads)
         server.wait_until_closed()
 
@@ -90,12 +90,12 @@ class TimeoutContract(Contract):
 
     def test_bytes_without_content_do_not_extend_the_timeout(self, harness: Harness) -> None:
         """Chunk sizes arrive in time, but the content arrives after the timeout."""
-        server, reads = _start_second_reads(harness, _WITHOUT_CONTENT, 2 * SHORT, stream=True)
+        server, reads = start_second_reads(harness, _WITHOUT_CONTENT, 2 * SHORT, stream=True)
         server.release()
         check_expired(reads)
 
 
-def _start_second_reads(
+def start_second_reads(
     harness: Harness, responses: Mapping[str, ServerSteps], timeout: float, *, stream: bool
 ) -> tuple[ByteServer, dict[str, Pending[bytes]]]:
     server = harness.serve(*responses.values())

@@ -364,28 +364,20 @@ def test_slow_resolver_is_a_connect_timeout() -> None:
     over_a_session(run, connector=lambda: aiohttp.TCPConnector(resolver=Slow()))
 
 
-# --- invalid responses
+def test_cookies_of_the_session_and_of_the_request_are_sent_together() -> None:
+    """A cookie of the request replaces only the session's cookie with the same name."""
 
-
-HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
-
-
-@pytest.mark.parametrize("before", [b"", INTERIM], ids=["alone", "after-interim"])
-@pytest.mark.parametrize("cut", [-4, -3, -2, -1, 0])
-def test_events_before_a_broken_chunk_in_one_segment_are_yielded(before: bytes, cut: int) -> None:
     async def run(transport: AiohttpTransport) -> None:
-        response = await transport.send_async(get(server.url, stream=True))
-        pieces = Pieces(response.body)
-        assert await anext(pieces) == b"first"
-        with pytest.raises(ProtocolError):
-            await anext(pieces)
+        # A cookie jar of aiohttp has no cookies for IP addresses.
+        url = server.url.replace("127.0.0.1", "localhost")
+        assert await fetch(transport, get(url, ("cookie", "both=2; own=4"))) == b"ok"
 
-    split = len(before) + len(HEAD) + cut
-    wire = before + HEAD + b"5\r\nfirst\r\nxyz\r\n"
-    steps = (Write(wire),) if not cut else (Write(wire[:split]), Write(wire[split:]))
-    with ByteServer((*steps, WaitForRelease())) as server:
-        over_a_session(run)
+    with ByteServer(OK) as server:
+        over_a_session(run, cookies={"both": "1", "session": "3"})
+        assert server.requests[0].headers["cookie"] == "both=2; session=3; own=4"
+
+
+# --- invalid responses
 
 
 @pytest.mark.parametrize("coding", ["xchunked", "chunked, x", "gzip"])

@@ -529,6 +529,42 @@ def test_size_of_the_heads_of_one_connection_is_limited_separately() -> None:
         assert (len(server.requests), server.connections) == (4, 1)
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+
+
+@pytest.mark.parametrize("before", [b"", INTERIM], ids=["alone", "after-interim"])
+@pytest.mark.parametrize("cut", [-4, -3, -2, -1, 0])
+def test_events_before_a_broken_chunk_in_the_read_that_ends_the_head_are_yielded(
+    before: bytes, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head ends in the first or in the second read. aiohttp would discard the head."""
+
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            response = await transport.send_async(get(server.url, stream=True))
+            pieces = Pieces(response.body)
+            assert await anext(pieces) == b"first"
+            with pytest.raises(ProtocolError):
+                await anext(pieces)
+
+    def receive(connection: AiohttpConnection, data: bytes) -> None:
+        reads.append(data)
+        data_received(connection, data)
+        server.release()
+
+    reads: list[bytes] = []
+    data_received = AiohttpConnection.data_received
+    monkeypatch.setattr(AiohttpConnection, "data_received", receive)
+    wire = before + HEAD + b"5\r\nfirst\r\nxyz\r\n"
+    split = len(before) + len(HEAD) + cut if cut else len(wire)
+    parts = [part for part in (wire[:split], wire[split:]) if part]
+    steps = (each for part in parts for each in (Write(part), WaitForRelease()))
+    with ByteServer(tuple(steps)) as server:
+        asyncio.run(run(server))
+    assert [data for data in reads if data] == parts
+
+
 def test_slow_reader_does_not_cause_a_read_timeout() -> None:
     """aiohttp's own timeout would also expire while no task reads."""
 

@@ -16,11 +16,17 @@ from attrs import evolve
 
 from flux0.adapters.shared import sending
 from flux0.adapters.urllib3.transport import Urllib3Transport
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError, WriteTimeout
+from flux0.domain.errors import (
+    ConnectError,
+    ConnectionInterrupted,
+    ProtocolError,
+    ReadTimeout,
+    WriteTimeout,
+)
 from flux0.testing.contract import LimitedPoolContract, TransportContract
 from flux0.testing.contract.base import EXPIRY
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
-from flux0.testing.contract.harness import LONG_TIMEOUT, get, post
+from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
     Receive,
@@ -98,6 +104,15 @@ def test_write_timeout_limits_sending_a_small_request() -> None:
         request = post(url, bytes(60_000), timeout=evolve(LONG_TIMEOUT, write=EXPIRY))
         with pytest.raises(WriteTimeout):
             transport.send(request)
+
+
+def test_error_shows_the_timeout_of_the_read_that_has_expired() -> None:
+    """The request's own read timeout is longer, and limits only the wait for the headers."""
+    with ByteServer(HALF) as server:
+        body = Urllib3Transport().send(get(server.url, stream=True)).body
+        assert body.read(LONG) == b"first"
+        with pytest.raises(ReadTimeout, match=rf"within {EXPIRY} s \(read timeout"):
+            body.read(EXPIRY)
 
 
 def test_requests_go_through_the_proxy_of_a_proxy_manager() -> None:

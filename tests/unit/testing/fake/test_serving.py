@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import logging
@@ -18,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice, repeat
 from typing import Any
 from urllib.parse import urlsplit
+from weakref import ref
 
 import anyio
 import httpx
@@ -622,6 +624,16 @@ def test_closing_a_closed_server_does_nothing() -> None:
         server.__exit__(None, None, None)
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
+
+
+def test_fake_is_freed_after_the_block() -> None:
+    fake = FakeTransport("Hi")
+    with fake.serve() as url, Flux0(url) as flux0:
+        assert len(flux0.agents.list()) == 1
+    freed = ref(fake)
+    del fake
+    gc.collect()
+    assert freed() is None
 
 
 def test_cleanup_of_agents_has_run_after_the_block() -> None:
