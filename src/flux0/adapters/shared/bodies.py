@@ -132,11 +132,11 @@ class AsyncBody(_BodyState):
         self._check_open()
         try:
             with self._reading:
-                return await self._read(timeout)
+                return await self._read_piece(timeout)
         except Busy:
             raise Flux0Error(_HAS_READER) from None
 
-    async def _read(self, timeout: float | None) -> bytes | None:
+    async def _read_piece(self, timeout: float | None) -> bytes | None:
         try:
             piece = next(self._decoded, None)
             if piece is None and not self.finished:
@@ -201,7 +201,7 @@ class SyncBodyState(_BodyState):
         self._check_open()
         try:
             with self._reading:
-                return self._read(timeout)
+                return self._read_piece(timeout)
         except Busy:
             raise Flux0Error(_HAS_READER) from None
         finally:
@@ -210,7 +210,7 @@ class SyncBodyState(_BodyState):
             if self.closed:
                 self.close()
 
-    def _read(self, timeout: float | None) -> bytes | None:
+    def _read_piece(self, timeout: float | None) -> bytes | None:
         try:
             piece = next(self._decoded, None)
             if piece is None and not self.finished:
