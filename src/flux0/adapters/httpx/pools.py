@@ -44,7 +44,7 @@ class Lease:
     """
 
     def __init__(self, pool: _Pool) -> None:
-        self._pool = pool
+        self._owner = pool
         # The connection; empty before the exchange has a connection, and after its release. Only
         # the caller that removes the connection may close it or return it to the pool.
         self._held: list[Any] = []
@@ -67,9 +67,9 @@ class Lease:
         unused = None
         with suppress(IndexError):
             connection = self._held.pop()
-            unused = self._pool.keep(connection) if reusable else connection
+            unused = self._owner.keep(connection) if reusable else connection
         if self.place is not None:
-            self._pool.free(self.place)
+            self._owner.free(self.place)
         return unused
 
 
