@@ -109,8 +109,8 @@ class _Pool:
         # The idle connections, in the order in which they became idle. Single operations of a dict
         # are atomic, and so are copies of it.
         self._idle: dict[Any, Any] = {}
-        # The places of open exchanges. `discard` of C removes the place of a garbage-collected lease:
-        # Python ignores an exception that a signal handler raises in a callback of Python code.
+        # `discard`, a function of C, removes the place of a garbage-collected lease: if a signal
+        # handler raised an exception in a callback of Python code, Python would ignore it.
         self._open: set[ref[Lease]] = set()
         # A lock of C, because an exception cannot interrupt its `with` statement. A signal handler
         # may make a call while its thread holds the lock.
