@@ -495,7 +495,8 @@ def test_bytes_before_a_failure_are_yielded_even_if_they_are_read_late(
         asyncio.run(run(server))
 
 
-def test_broken_framing_is_a_protocol_error_of_a_task_that_waits_for_the_next_piece() -> None:
+@pytest.mark.parametrize("framing", [b"xyz\r\n", b"0\r\n: 1\r\n\r\n"], ids=["size", "trailer"])
+def test_broken_framing_is_a_protocol_error_while_a_task_waits_for_data(framing: bytes) -> None:
     async def run(server: ByteServer) -> None:
         async with own() as transport:
             response = await transport.send_async(get(server.url, stream=True))
@@ -507,7 +508,7 @@ def test_broken_framing_is_a_protocol_error_of_a_task_that_waits_for_the_next_pi
             with pytest.raises(ProtocolError):
                 await reading
 
-    with ByteServer((*HALF[:3], Write(b"xyz\r\n"), WaitForRelease())) as server:
+    with ByteServer((*HALF[:3], Write(framing), WaitForRelease())) as server:
         asyncio.run(run(server))
 
 
