@@ -117,7 +117,8 @@ class AiohttpConnection(ResponseHandler):
             # The response is already complete, so `data` contains surplus bytes. A connection with
             # surplus bytes must not be reused.
             self.force_close()
-        super().data_received(rest)
+        if rest or not data:  # `resume_reading` of aiohttp passes no data.
+            super().data_received(rest)
         content = state.content
         if content.total_bytes != state.content_bytes:
             state.content_bytes, state.overhead, self.deadline = content.total_bytes, 0, None
