@@ -178,6 +178,7 @@ class FakeTurn:
         else:
             threaded = _ThreadedAgent(self._run(result, _pause_agent), starter.call)
             if self._set_agent(threaded):
+                self._output.time = self._clock.now()
                 self._run_until_wait(threaded)
             else:
                 threaded.coroutine.close()
@@ -234,7 +235,7 @@ class FakeTurn:
         result: steps.AgentSteps | Awaitable[steps.AgentSteps],
         wait: Callable[[Wait], Awaitable[None]],
     ) -> None:
-        self._output.time = self._progress.continued_at = self._clock.now()
+        self._progress.continued_at = self._clock.now()
         try:
             if isinstance(result, Awaitable):
                 result = await result
