@@ -32,7 +32,6 @@ from flux0.testing import (
     Pause,
     Report,
     Say,
-    SendChunk,
     UserMessage,
 )
 from flux0.testing.fake.clock import Wait
@@ -509,10 +508,3 @@ def test_read_without_a_limit_waits_until_a_test_moves_the_clock() -> None:
     pieces: list[bytes | None] = []
     anyio.run(main)
     assert b"Hi" in (pieces[0] or b"")
-
-
-def test_chunk_has_no_metadata_whose_value_is_none() -> None:
-    patch = {"op": "add", "path": "/-", "value": "x"}
-    _, _, body = begin([SendChunk("e", [patch], metadata={"agent_id": None, "mood": "good"})])
-    sent = json.loads(next(body).split(b"data: ")[1])
-    assert sent["metadata"] == {"agent_name": "Fake", "mood": "good"}

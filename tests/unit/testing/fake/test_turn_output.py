@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from flux0.models import StatusEvent
-from flux0.testing import AgentStep, Fail, FakeTransport, Report, Say
+from flux0.testing import AgentStep, Fail, FakeTransport, Report, Say, SendChunk
 from support.fakes import begin, kinds, turn
 
 
@@ -46,3 +48,10 @@ def test_status_with_a_lone_surrogate_in_its_id_ends_the_stream() -> None:
     assert list(body) == []
     assert kinds(fake, session_id) == ["message", "typing"]
     fake.assert_nothing_unexpected()
+
+
+def test_chunk_has_no_metadata_whose_value_is_none() -> None:
+    patch = {"op": "add", "path": "/-", "value": "x"}
+    _, _, body = begin([SendChunk("e", [patch], metadata={"agent_id": None, "mood": "good"})])
+    sent = json.loads(next(body).split(b"data: ")[1])
+    assert sent["metadata"] == {"agent_name": "Fake", "mood": "good"}
