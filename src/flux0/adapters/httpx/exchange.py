@@ -90,7 +90,11 @@ class HttpxExchange(Exchange):
             the user's client.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
         progress: How far the exchange has progressed. One assignment changes it.
+        response_closed: Whether the response is closed. If so, its connection can already belong to
+            another exchange.
     """
+
+    response_closed: bool = False
 
     def __init__(self, library: Library, request: Request, user_trace: Any = None) -> None:
         super().__init__(request)
@@ -147,6 +151,8 @@ class HttpxExchange(Exchange):
                 self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
             self._advance(Step.HEAD_RECEIVED, is_multiplexed=self.is_multiplexed)
+            # The authentication of a user's client can send a second request.
+            self.response_closed = False
             if not self.is_multiplexed:
                 self._check_head(*info["return_value"])
         elif step == "connect_tcp.started":
@@ -154,6 +160,8 @@ class HttpxExchange(Exchange):
         elif step in _CONNECTED:
             self._advance(Step.CONNECTING)
             self.bind_socket(info["return_value"].get_extra_info("socket"))
+        elif step == "response_closed.started":
+            self.response_closed = True
         elif step.endswith(".failed"):
             self.failure: BaseException | None = info["exception"]
 
