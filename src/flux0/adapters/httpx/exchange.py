@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from enum import IntEnum
+from inspect import CO_GENERATOR
 from typing import Any, Final
 
 from attrs import frozen
@@ -256,6 +257,7 @@ class HttpxExchange(Exchange):
         return isinstance(error, OSError) or package_of(error) in packages
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
+        _break_cycles(error)
         httpx, httpcore = self.library
         if not sent and (isinstance(error, httpx.ProxyError) or package_of(error) == "socksio"):
             return _proxy_failure(str(error))
@@ -285,6 +287,20 @@ class HttpxExchange(Exchange):
         # flux0 has neither opened nor wrapped this connection, so the cause of `error` is unknown.
         # If httpcore has opened the connection, an interruption is the most likely cause.
         return self.is_traced
+
+
+def _break_cycles(error: BaseException) -> None:
+    """Break the reference cycles of `error` and its causes, so that they are freed at once.
+
+    httpx and httpcore translate errors in generators with `contextlib.contextmanager`. The
+    traceback of such an error begins with the generator's frame. That frame refers to the frame of
+    its caller in `contextlib`, which refers to the error.
+    """
+    for each in chain(error):
+        entry = each.__traceback__
+        while entry is not None and entry.tb_frame.f_code.co_flags & CO_GENERATOR:
+            entry = entry.tb_next
+        each.__traceback__ = entry
 
 
 def _server_address(url: Any) -> tuple[str, int]:
