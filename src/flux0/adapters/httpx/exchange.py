@@ -251,10 +251,12 @@ class HttpxExchange(Exchange):
     def is_known(self, error: BaseException) -> bool:
         """Return whether the class of `error` belongs to the HTTP library or to the system.
 
-        An exception of a signal handler passes through httpcore, too, and has another class.
+        An exception of a signal handler passes through httpcore, too, and has another class. A
+        cancellation of trio is no `Exception`.
         """
         packages = self.library.httpx.__name__, self.library.httpcore.__name__, *_PACKAGES
-        return isinstance(error, OSError) or package_of(error) in packages
+        known = isinstance(error, OSError) or package_of(error) in packages
+        return known and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
         _break_cycles(error)
