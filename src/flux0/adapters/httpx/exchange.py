@@ -252,7 +252,7 @@ class HttpxExchange(Exchange):
         """Return whether the class of `error` belongs to the HTTP library or to the system.
 
         An exception of a signal handler passes through httpcore, too, and has another class. A
-        cancellation of trio is no `Exception`.
+        cancellation of trio does not inherit from `Exception`.
         """
         packages = self.library.httpx.__name__, self.library.httpcore.__name__, *_PACKAGES
         known = isinstance(error, OSError) or package_of(error) in packages
