@@ -156,4 +156,6 @@ class AsyncLoop:
         self.end()
 
     def __del__(self) -> None:
-        self.end()
+        # If a signal handler has interrupted `__init__`, the last attribute is missing.
+        if hasattr(self, "is_pending"):
+            self.end()

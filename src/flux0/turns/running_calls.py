@@ -10,7 +10,7 @@ from attrs import define, field
 from flux0.domain.errors import ClientClosed, Flux0Error, Sent, TransportError, TransportTimeout
 from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
-from flux0.flows import CallRequest, Effect, Send
+from flux0.flows import Await, CallRequest, Effect, Send
 from flux0.ports import Response, Time
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
@@ -135,6 +135,8 @@ class RunningCall:
             error = reason
         if isinstance(effect, Send):
             self._record(effect, rejected=isinstance(error, Flux0Error) and error.sent == "no")
+        elif isinstance(effect, Await):
+            self._request = effect.request or self._request
         return error
 
     def ended(self) -> Flux0Error:

@@ -82,7 +82,9 @@ class StreamState(Uncopyable):
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any: ...
 
     def __del__(self) -> None:
-        if self._report.seconds is None:
+        # If a signal handler has interrupted `__init__`, there is no report yet.
+        report = getattr(self, "_report", None)
+        if report is not None and report.seconds is None:
             self._close_from_finalizer(CLOSED_EARLY)
 
     def __repr__(self) -> str:

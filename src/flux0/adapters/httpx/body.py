@@ -51,9 +51,11 @@ class _HttpxSource:
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
-        # `shut_down` shuts down `_connection`. `_connection` is None over HTTP/2, because other
-        # exchanges share an HTTP/2 connection.
-        self._connection: Any = None if http2 else response.extensions.get("network_stream")
+        # `shut_down` shuts down `_connection`. `_connection` is None if other exchanges can use the
+        # connection: over HTTP/2, and if a recorder such as vcrpy has read and closed the original
+        # response, and copied its extensions.
+        shared = http2 or exchange.response_closed
+        self._connection: Any = None if shared else response.extensions.get("network_stream")
         # Read the content directly from the connection only if the response still has httpx's own
         # stream, unread: a user's hook can replace or read the stream.
         is_own = package_of(response.stream) == exchange.library.httpx.__name__

@@ -67,12 +67,19 @@ class _BuiltInClient:
     def __init__(self, library: Library, transport: Any) -> None:
         self._request_class, self._sender = library.httpx.Request, transport
         # Cache parsed URLs, because parsing a URL takes a tenth of a call's time.
-        self._parse_url = lru_cache(128)(library.httpx.URL)
+        self._parse_url = lru_cache(128)(partial(_parse_url, library.httpx))
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
         limits = dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))
         url = self._parse_url(url)
         return self._request_class(method, url, extensions={"timeout": limits}, **options)
+
+
+def _parse_url(httpx_module: Any, text: str) -> Any:
+    url = httpx_module.URL(text)
+    if url.scheme not in ("http", "https"):
+        raise httpx_module.InvalidURL("it must begin with http:// or https://")
+    return url
 
 
 class SyncBuiltInClient(_BuiltInClient):

@@ -32,6 +32,7 @@ from flux0.runtime.event_loop import shielded
 # 6.4.1).
 _HEAD: Final = re.compile(rb"HTTP/1\.1 (?!204|304)[2-5](?:[^\r\n]*\r\n)+?\r\n")
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked[ \t]*\r\n", re.IGNORECASE)
+_MAX_PORT: Final = 65_535
 # A message to a proxy starts with one of these byte strings: the version byte of SOCKS5 or of its
 # login protocol, or the method of a CONNECT request.
 _TO_PROXY: Final = (b"\x05", b"\x01", b"CONNECT ")
@@ -393,6 +394,9 @@ class AsyncConnection(HttpxConnection):
 class AsyncBackend(Backend):
     async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
         connect_by = None if timeout is None else monotonic() + timeout
+        # anyio raises an exception group for such a port.
+        if options["port"] > _MAX_PORT:
+            raise self.httpcore_module.ConnectError(f"the port must be at most {_MAX_PORT}")
         try:
             stream = await self.backend.connect_tcp(timeout=timeout, **options)
         except UnicodeError as error:  # The host name is not valid.

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from enum import IntEnum
+from inspect import CO_GENERATOR
 from typing import Any, Final
 
 from attrs import frozen
@@ -90,7 +91,11 @@ class HttpxExchange(Exchange):
             the user's client.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
         progress: How far the exchange has progressed. One assignment changes it.
+        response_closed: Whether the response is closed. If so, its connection can already belong to
+            another exchange.
     """
+
+    response_closed: bool = False
 
     def __init__(self, library: Library, request: Request, user_trace: Any = None) -> None:
         super().__init__(request)
@@ -147,6 +152,8 @@ class HttpxExchange(Exchange):
                 self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
             self._advance(Step.HEAD_RECEIVED, is_multiplexed=self.is_multiplexed)
+            # The authentication of a user's client can send a second request.
+            self.response_closed = False
             if not self.is_multiplexed:
                 self._check_head(*info["return_value"])
         elif step == "connect_tcp.started":
@@ -154,6 +161,8 @@ class HttpxExchange(Exchange):
         elif step in _CONNECTED:
             self._advance(Step.CONNECTING)
             self.bind_socket(info["return_value"].get_extra_info("socket"))
+        elif step == "response_closed.started":
+            self.response_closed = True
         elif step.endswith(".failed"):
             self.failure: BaseException | None = info["exception"]
 
@@ -242,12 +251,15 @@ class HttpxExchange(Exchange):
     def is_known(self, error: BaseException) -> bool:
         """Return whether the class of `error` belongs to the HTTP library or to the system.
 
-        An exception of a signal handler passes through httpcore, too, and has another class.
+        An exception of a signal handler passes through httpcore, too, and has another class. A
+        cancellation of trio does not inherit from `Exception`.
         """
         packages = self.library.httpx.__name__, self.library.httpcore.__name__, *_PACKAGES
-        return isinstance(error, OSError) or package_of(error) in packages
+        known = isinstance(error, OSError) or package_of(error) in packages
+        return known and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
+        _break_cycles(error)
         httpx, httpcore = self.library
         if not sent and (isinstance(error, httpx.ProxyError) or package_of(error) == "socksio"):
             return _proxy_failure(str(error))
@@ -277,6 +289,20 @@ class HttpxExchange(Exchange):
         # flux0 has neither opened nor wrapped this connection, so the cause of `error` is unknown.
         # If httpcore has opened the connection, an interruption is the most likely cause.
         return self.is_traced
+
+
+def _break_cycles(error: BaseException) -> None:
+    """Break the reference cycles of `error` and its causes, so that they are freed at once.
+
+    httpx and httpcore translate errors in generators with `contextlib.contextmanager`. The
+    traceback of such an error begins with the generator's frame. That frame refers to the frame of
+    its caller in `contextlib`, which refers to the error.
+    """
+    for each in chain(error):
+        entry = each.__traceback__
+        while entry is not None and entry.tb_frame.f_code.co_flags & CO_GENERATOR:
+            entry = entry.tb_next
+        each.__traceback__ = entry
 
 
 def _server_address(url: Any) -> tuple[str, int]:

@@ -240,18 +240,22 @@ class HttpxFamilyTransport:
             TransportError: The HTTP library failed to send the request.
             ClientClosed: The client, or its event loop, is closed.
         """
+        translated: Flux0Error | None = None
         if isinstance(error, self._library.httpx.HTTPStatusError):
             if error.request is built and not is_success(error.response.status_code):
                 return error.response
         elif isinstance(error, RuntimeError):
             if getattr(client, "is_closed", False) or "loop is closed" in str(error):
-                closed = self._client_closed()
-                closed.sent = "maybe" if exchange.sent else "no"
-                raise closed from error
+                translated = self._client_closed()
+                translated.sent = "maybe" if exchange.sent else "no"
         else:
             translated = exchange.translate(error, built)
+        try:
             if translated is not None:
                 raise translated from error
+        finally:
+            # Break a reference cycle: the error's traceback refers to this frame.
+            translated = None
         # Only a user's client calls user code, such as hooks. The user code can have raised
         # `error`.
         if client in (self._client, self._async_client):
