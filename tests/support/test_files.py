@@ -24,7 +24,7 @@ ELSEWHERE: Mapping[str, str] = {
     # The contract of transports runs over these modules.
     "adapters/aiohttp/test_transport.py": "adapters/aiohttp/connection adapters/shared/limits",
     "adapters/httpx/test_transport.py": "adapters/httpx/body",
-    "adapters/httpx/test_connections.py": "adapters/httpx/sockets",
+    "adapters/httpx/test_connections.py": "adapters/httpx/async_streams adapters/httpx/sockets",
     "adapters/httpx/test_clients.py": "adapters/httpx/library",
     "adapters/httpx/test_pools.py": "adapters/httpx/cancellation",
     "adapters/urllib3/test_transport.py": "adapters/urllib3/body adapters/urllib3/http_response",

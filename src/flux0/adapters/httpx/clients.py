@@ -13,7 +13,7 @@ import ssl
 from functools import cache, lru_cache, partial
 from typing import Any, Final
 
-from flux0.adapters.httpx.connections import AsyncBackend
+from flux0.adapters.httpx.async_streams import AsyncBackend
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.httpx.pools import MAX_EXCHANGES, AsyncPool, SyncPool
 from flux0.adapters.httpx.sockets import SyncBackend

@@ -23,7 +23,7 @@ from attrs import evolve
 from hypothesis import given, strategies as st
 
 from flux0 import Flux0
-from flux0.adapters.httpx.connections import AsyncBackend, AsyncConnection
+from flux0.adapters.httpx.async_streams import AsyncBackend, AsyncConnection
 from flux0.adapters.httpx.exchange import HttpxExchange, Progress, Step, current_exchange
 from flux0.adapters.httpx.library import Library
 from flux0.domain.errors import (
