@@ -242,10 +242,12 @@ class HttpxExchange(Exchange):
     def is_known(self, error: BaseException) -> bool:
         """Return whether the class of `error` belongs to the HTTP library or to the system.
 
-        An exception of a signal handler passes through httpcore, too, and has another class.
+        An exception of a signal handler passes through httpcore, too, and has another class. So
+        does the cancellation of trio, which is no `Exception`.
         """
         packages = self.library.httpx.__name__, self.library.httpcore.__name__, *_PACKAGES
-        return isinstance(error, OSError) or package_of(error) in packages
+        known = isinstance(error, OSError) or package_of(error) in packages
+        return known and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
         httpx, httpcore = self.library
