@@ -29,6 +29,7 @@ import random
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -53,7 +54,7 @@ class Interruption(BaseException):
     """An exception such as KeyboardInterrupt."""
 
 
-class SoftTimeLimit(Exception):  # noqa: N818 - named as the exception of Celery
+class SoftTimeLimit(Exception):
     """An exception such as SoftTimeLimitExceeded."""
 
 
@@ -192,6 +193,9 @@ class Sweep:
     def call(self) -> None:
         assert len(self.client.agents.list()) == 1
 
+    def limited(self) -> None:
+        assert len(self.client.agents.list(timeout_ms=_LIMIT_MS)) == 1
+
     def turn(self) -> None:
         stream = self.client.sessions.create_event(session_id="s", content="Hi")
         texts = [event for event in stream]
@@ -225,15 +229,26 @@ class Sweep:
         assert data.count(b"event: chunk") == len(TEXTS)
         turns.close()
 
+    def next_calls(self) -> None:
+        """Make a call and two turns on the sessions of the scenarios."""
+        sessions, options = self.client.sessions, {"timeout_ms": _LIMIT_MS}
+        assert len(self.client.agents.list(**options)) == 1
+        assert len(list(sessions.create_event(session_id="s", content="Hi", **options))) == 3
+        with sessions.create_event(session_id=OPEN_SESSION, content="Hi", **options) as stream:
+            next(stream)
+
     def problems_at(self, place: Place) -> list[str] | None:
         """Interrupt the scenario at a place. Return the problems; None if it was not reached."""
         error: BaseException | None = self.kind("interrupted")
         problems: list[str] = []
         was_reached = False
+        where: list[str] = []
 
         def act() -> None:
             nonlocal was_reached
             was_reached = True
+            frames = traceback.extract_stack(limit=12)[:-2]
+            where[:] = [" < ".join(f"{each.name}:{each.lineno}" for each in reversed(frames))]
             if self.scenario != "close":
                 self.other.start()
             raise error
@@ -245,8 +260,12 @@ class Sweep:
                 problems.append(f"raised {raised!r}")
             raised.__traceback__ = None
         else:
-            if was_reached:
+            # A stream that is neither closed nor read to its end is closed by a finalizer. Python
+            # prints an exception in a finalizer, and continues.
+            if was_reached and not (self.lost and self.scenario == "drop"):
                 problems.append("lost in a finalizer" if self.lost else "lost")
+        if problems and "lost" in problems[0]:
+            problems.append(where[0])
         self.lost.clear()
         error.__traceback__ = error.__context__ = None
         del error
@@ -256,8 +275,7 @@ class Sweep:
             self.client.close()
         else:
             try:
-                if len(self.client.agents.list(timeout_ms=_LIMIT_MS)) != 1:
-                    problems.append("next call: incomplete")
+                self.next_calls()
             except BaseException as raised:  # noqa: BLE001 - reported
                 problems.append(f"next call: {raised!r}")
             if problem := self.other.finish():

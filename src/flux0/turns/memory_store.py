@@ -8,11 +8,10 @@ from math import inf
 from threading import RLock
 from time import monotonic
 from typing import final
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary, ref
 
 from flux0.domain import arguments
 from flux0.domain.background_errors import TurnRunning
-from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
@@ -81,10 +80,11 @@ class MemoryTurnStore(TurnStore):
         # A process can have many turns, so the store looks for expired turns only ten times in
         # `keep_seconds`. The function `clean` has only a weak reference to the store, so that the
         # store can be freed before `clean` is called.
-        method = WeakMethod(self._remove_expired)
+        store_or_none = ref(self)
 
         def clean() -> None:
-            (method() or do_nothing)()
+            if (store := store_or_none()) is not None:
+                store._remove_expired()
 
         self._time.alarm(monotonic() + self._keep_seconds / 10, clean)
 

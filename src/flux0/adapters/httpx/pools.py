@@ -87,6 +87,7 @@ class Lease:
             unused = self._held.pop()
         if self.place is not None:
             self._pool.free(self.place)
+            self.place = None
         return unused
 
 

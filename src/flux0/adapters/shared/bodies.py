@@ -286,7 +286,12 @@ class SyncBody:
         self._open[self._key] = ref(self, lambda _: state.close())
 
     def read(self, timeout: float | None) -> bytes | None:
-        piece = self._state.read(timeout)
+        try:
+            piece = self._state.read(timeout)
+        except BaseException:
+            if self._state.closed:
+                self._detach()
+            raise
         if piece is None:
             self._detach()
         return piece
