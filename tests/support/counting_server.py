@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flux0.testing.contract.responses import http_response, to_bytes
 from support.in_memory import JSON, SESSION, SSE, chunk
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 AGENT = {
     "id": "agent12345",
@@ -41,7 +44,7 @@ class CountingServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
-    def __enter__(self) -> CountingServer:
+    def __enter__(self) -> Self:
         serve = self._loop.create_server(lambda: _Connection(self), "127.0.0.1", 0)
         self._server = self._loop.run_until_complete(serve)
         port = self._server.sockets[0].getsockname()[1]

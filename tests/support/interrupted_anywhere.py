@@ -1,6 +1,6 @@
 """A sweep that raises an exception at each place of a sync call, once at each place.
 
-    python -m support.interrupted_anywhere <transport> <scenario> <BaseException|Exception> [options]
+    python -m support.interrupted_anywhere <transport> <scenario> <kind> [options]
 
 An exception of a signal handler can arrive where Python looks for signals: at the start of a
 function, after a call of a function of C, and at a jump back. A first run of the scenario records
@@ -8,12 +8,13 @@ these places. Then the scenario runs once for each place, and `sys.monitoring` r
 there. Before that, another thread starts a call over the same client, and its response is held, so
 this call uses a connection of the pool at the moment of the interruption.
 
-There is no place between the `with` statement of a lock of C and the block, nor between the block
-and the release of the lock: Python does not look for signals there. The event `LINE` has places
-there, which no signal can reach. Therefore this module does not use `LINE`.
+Between the entry of a `with` statement with a lock of C and its block, Python does not look for
+signals, nor between the end of the block and the release of the lock. The event `LINE` has places
+there (the line of the `with` statement again), which no signal can reach. Therefore this module
+does not use `LINE`.
 
-It prints one JSON object: the number of places, and the problems that were found. If a call hangs,
-it also prints the stacks of all threads, and exits.
+It prints one JSON object: the number of places, and the problems that were found. It prints each
+place to stderr. If a call hangs, it prints the stacks of all threads, and exits.
 """
 
 # ruff: noqa: S311 - the random numbers are not secrets
@@ -31,14 +32,12 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from attrs import define, field
 
 import flux0
-from flux0.testing.contract.byte_server import ByteServer  # noqa: F401 - imports before the sweep
 from support.counting_server import HOLD, OPEN_SESSION, TEXTS, CountingServer
 from support.transports import make_transport
 
@@ -198,8 +197,7 @@ class Sweep:
 
     def turn(self) -> None:
         stream = self.client.sessions.create_event(session_id="s", content="Hi")
-        texts = [event for event in stream]
-        assert len(texts) == len(TEXTS)
+        assert len(list(stream)) == len(TEXTS)
 
     def leave(self) -> None:
         with self.client.sessions.create_event(session_id=OPEN_SESSION, content="Hi") as stream:
@@ -239,7 +237,7 @@ class Sweep:
 
     def problems_at(self, place: Place) -> list[str] | None:
         """Interrupt the scenario at a place. Return the problems; None if it was not reached."""
-        error: BaseException | None = self.kind("interrupted")
+        errors = [self.kind("interrupted")]
         problems: list[str] = []
         was_reached = False
         where: list[str] = []
@@ -251,12 +249,12 @@ class Sweep:
             where[:] = [" < ".join(f"{each.name}:{each.lineno}" for each in reversed(frames))]
             if self.scenario != "close":
                 self.other.start()
-            raise error
+            raise errors[0]
 
         try:
             self.places.interrupt(getattr(self, self.scenario), place, act)
         except BaseException as raised:  # noqa: BLE001 - compared
-            if raised is not error:
+            if raised is not errors[0]:
                 problems.append(f"raised {raised!r}")
             raised.__traceback__ = None
         else:
@@ -267,8 +265,7 @@ class Sweep:
         if problems and "lost" in problems[0]:
             problems.append(where[0])
         self.lost.clear()
-        error.__traceback__ = error.__context__ = None
-        del error
+        errors.pop().__traceback__ = None
         if not was_reached:
             return problems or None
         if self.scenario == "close":
@@ -364,14 +361,13 @@ def run(sweep: Sweep, options: argparse.Namespace) -> dict[str, Any]:
         if time.monotonic() > ends:
             break
         faulthandler.dump_traceback_later(_LIMIT_MS / 1000 * 2, exit=True)
-        with suppress(OSError):
-            Path(f"/tmp/sweep-{os.getpid()}").write_text(f"{number} {name_of(place)}\n")
+        # If the interpreter crashes or hangs, this line is the last one.
+        print(f"{number} {name_of(place)}", file=sys.stderr)
         found = sweep.problems_at(place)
         faulthandler.cancel_dump_traceback_later()
         reached += found is not None
         if found:
             problems[name_of(place)] = found
-            print(name_of(place), found, file=sys.stderr)
         if found or is_close:
             sweep.reset()
     return {"places": len(places), "reached": reached, "problems": problems}

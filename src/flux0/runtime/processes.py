@@ -93,13 +93,13 @@ def start_thread(
     run in the main thread only. If `interruptible`, the main thread lets another thread call
     `Thread.start`, which takes 0.1 ms longer.
     """
-    thread = Thread(target=act, name=name, daemon=True)
     errors: list[RuntimeError] = []
     started = allocate_lock()
 
     def start() -> None:
+        # Create the `Thread` here: the module threading calls Python code when it is freed.
         try:
-            thread.start()
+            Thread(target=act, name=name, daemon=True).start()
         except RuntimeError as error:
             errors.append(error)
         finally:

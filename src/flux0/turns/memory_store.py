@@ -80,15 +80,11 @@ class MemoryTurnStore(TurnStore):
         # A process can have many turns, so the store looks for expired turns only ten times in
         # `keep_seconds`. The function `clean` has only a weak reference to the store, so that the
         # store can be freed before `clean` is called.
-        store_or_none = ref(self)
+        # The reference has no callback, unlike a `WeakMethod`: an exception of a signal handler
+        # could be lost in the callback.
+        self._time.alarm(monotonic() + self._keep_seconds / 10, partial(_remove_expired, ref(self)))
 
-        def clean() -> None:
-            if (store := store_or_none()) is not None:
-                store._remove_expired()
-
-        self._time.alarm(monotonic() + self._keep_seconds / 10, clean)
-
-    def _remove_expired(self) -> None:
+    def remove_expired(self) -> None:
         turns = self._turns.get()
         with turns.changing:
             for session_id, log in turns.logs.copy().items():
@@ -100,6 +96,11 @@ class MemoryTurnStore(TurnStore):
 
     def _is_expired(self, log: TurnLog) -> bool:
         return self._clock() > self._ended_at.get(log, inf) + self._keep_seconds
+
+
+def _remove_expired(reference: ref[MemoryTurnStore]) -> None:
+    if (store := reference()) is not None:
+        store.remove_expired()
 
 
 class _Turns:
