@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
+from traceback import walk_tb
 from typing import Any, Final
 
 from urllib3 import BaseHTTPResponse, exceptions
@@ -105,6 +106,7 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
 
 def translate_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
     errors = causes(error)
+    _clear_frames(errors)
 
     def wraps(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in errors)
@@ -145,6 +147,17 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         kind = WriteTimeout
     translated = failure(kind, error, exchange.timeout)
     return translated if failed_proxy is None else proxy_unreachable(translated, failed_proxy)
+
+
+def _clear_frames(errors: Iterable[BaseException]) -> None:
+    """Break the reference cycles of urllib3, whose local variables refer to the raised error.
+
+    The tracebacks keep their lines.
+    """
+    for error in errors:
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_globals.get("__name__", "").startswith("urllib3."):
+                frame.clear()
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "
