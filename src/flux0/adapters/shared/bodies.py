@@ -276,14 +276,21 @@ class SyncBody:
         self._state = SyncBodyState(source)
         # Use a finalizer instead of __del__. Before __del__, the garbage collector can close the
         # HTTP library's generators, and closing a generator acquires locks of the connection pool.
-        finalize(self, self._state.close).atexit = False
+        self._finalizer = finalize(self, self._state.close)
+        self._finalizer.atexit = False
 
     def read(self, timeout: float | None) -> bytes | None:
-        return self._state.read(timeout)
+        piece = self._state.read(timeout)
+        # A finished body needs no finalizer. Python ignores an exception that a signal handler
+        # raises in a finalizer.
+        if piece is None:
+            self._finalizer.detach()
+        return piece
 
     def close(self) -> None:
         """Release the connection. If a thread is waiting for bytes of the body, its wait fails."""
         self._state.close()
+        self._finalizer.detach()
 
 
 class OpenBodies:

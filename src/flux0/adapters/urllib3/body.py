@@ -10,7 +10,7 @@ from io import BytesIO
 from traceback import walk_tb
 from typing import Any, Final
 
-from urllib3 import BaseHTTPResponse, exceptions
+from urllib3 import BaseHTTPResponse, HTTPResponse, exceptions
 
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.failures import (
@@ -77,6 +77,7 @@ class Urllib3Source:
 
     def finish(self) -> None:
         self._response.release_conn()
+        _remove_finalizer(self._response)
 
     def shut_down(self) -> None:
         shut_down(self._raw_socket)
@@ -85,6 +86,7 @@ class Urllib3Source:
         with suppress(OSError, exceptions.HTTPError):
             self._response.close()
             self._response.release_conn()
+        _remove_finalizer(self._response)
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
@@ -92,6 +94,21 @@ class Urllib3Source:
         kind = _kind_after_sending(causes(error)[-1])
         limit = self._read_timeout if self._raw_socket is None else timeout
         return failure(kind, error, Timeout(read=limit), head_received=True)
+
+
+class _ReleasedResponse(HTTPResponse):
+    """A response that does nothing when it is freed, because its connection was released.
+
+    The finalizer of `HTTPResponse` reads the property `closed`, which is a function of Python.
+    Python ignores an exception that a signal handler raises in a finalizer.
+    """
+
+    __del__ = staticmethod(bool)  # A function of C, which signal handlers cannot interrupt.
+
+
+def _remove_finalizer(response: Any) -> None:
+    if type(response) is HTTPResponse:
+        response.__class__ = _ReleasedResponse
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:

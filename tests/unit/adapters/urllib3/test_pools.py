@@ -5,9 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import sys
-from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from queue import Empty
 from threading import Event, Semaphore
@@ -32,6 +30,7 @@ from flux0.ports import Transport
 from flux0.runtime.waker import Waker
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
+from support.calls import before, press_ctrl_c
 from support.ending import ends_soon
 from support.sending import HALF, OK, Pieces, fetch_sync
 
@@ -44,27 +43,6 @@ PUTS: tuple[CodeType, ...] = tuple(
     for kind in (Slots, pools._UserSlots)  # pyright: ignore[reportPrivateUsage] - only its code
 )
 WAITS: tuple[CodeType, ...] = (Waker.wait.__code__,)
-
-
-@contextmanager
-def before(functions: tuple[CodeType, ...], *acts: Callable[[], object]) -> Generator[None]:
-    """In the `with` block, call the next of `acts` when this thread calls one of `functions`."""
-    left = list(acts)
-
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code in functions and left:
-            left.pop(0)()
-
-    sys.setprofile(profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-    assert left == []
-
-
-def press_ctrl_c() -> None:
-    raise KeyboardInterrupt
 
 
 def built_in() -> Transport:
