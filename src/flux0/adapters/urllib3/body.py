@@ -103,7 +103,8 @@ class _ReleasedResponse(HTTPResponse):
     Python ignores an exception that a signal handler raises in a finalizer.
     """
 
-    __del__ = staticmethod(bool)  # A function of C, which signal handlers cannot interrupt.
+    # `bool` is a function of C, which signal handlers cannot interrupt.
+    __del__: Any = staticmethod(bool)
 
 
 def _remove_finalizer(response: Any) -> None:

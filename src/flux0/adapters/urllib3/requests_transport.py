@@ -126,7 +126,7 @@ class _NoCookies(RequestsCookieJar):
     exception between the two, the lock stays held, and all later calls wait forever.
     """
 
-    def extract_cookies(self, *_: Any) -> None:
+    def extract_cookies(self, response: Any, request: Any) -> None:
         """Do nothing. `requests` calls this method for each response."""
 
 

@@ -25,7 +25,7 @@ from flux0 import RequestsTransport, Urllib3Transport
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.urllib3.connection import Urllib3Exchange
 from flux0.adapters.urllib3.http_response import TrackedResponse
-from flux0.domain.errors import ConnectTimeout, ReadTimeout, TransportError
+from flux0.domain.errors import TransportError
 from flux0.ports import Transport
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
@@ -35,7 +35,7 @@ from flux0.testing.contract.responses import (
     ServerSteps,
     WaitForRelease,
     Write,
-    http_response,
+    head,
 )
 from support.calls import before, press_ctrl_c
 from support.garbage_collection import no_garbage_collection
@@ -52,12 +52,12 @@ class SoftTimeLimitExceeded(Exception):
 # The functions in which a signal arrives, and the URL scheme of the request.
 PHASES: dict[str, tuple[CodeType, str]] = {
     "resolving": (Connector.connect.__code__, "http"),
-    "connecting": (Connector._connect.__code__, "http"),  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - only its code
+    "connecting": (Connector._connect.__code__, "http"),  # pyright: ignore[reportPrivateUsage] - only its code
     "TLS": (ssl.SSLSocket.do_handshake.__code__, "https"),
     "SOCKS": (socks.socksocket.connect.__code__, "socks5"),
     "sending": (http.client.HTTPConnection.send.__code__, "http"),
     "head": (TrackedResponse.begin.__code__, "http"),
-    "body": (TrackedResponse._read.__code__, "http"),  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - only its code
+    "body": (TrackedResponse._read.__code__, "http"),  # pyright: ignore[reportPrivateUsage] - only its code
 }
 
 
@@ -149,13 +149,13 @@ def test_freed_response_calls_no_function_of_python(make: Make) -> None:
 
 def test_interrupted_exchange_does_not_affect_the_requests_of_the_user() -> None:
     """A signal arrives before `Urllib3Exchange.__exit__` has reset the current exchange."""
-    manager = urllib3.PoolManager(maxsize=1, timeout=urllib3.Timeout(LONG_TIMEOUT.read))
+    manager = urllib3.PoolManager()
     transport = Urllib3Transport(manager)
-    short = evolve(LONG_TIMEOUT, connect=0.0)
     with ByteServer(OK) as server:
-        end = Urllib3Exchange.__exit__.__code__
+        request, end = get(server.url), Urllib3Exchange.__exit__.__code__
         with before((end,), press_ctrl_c), pytest.raises(KeyboardInterrupt):
-            transport.send(get(server.url, timeout=short))
+            transport.send(request)
+        request.interrupt.fire()
         assert manager.request("GET", server.url).data == b"ok"
 
 
@@ -164,7 +164,7 @@ FAILURES: dict[str, ServerSteps | None] = {
     "reset": (Reset(),),
     "silent": (Receive(), WaitForRelease()),
     "invalid": (Receive(), Write(b"no HTTP\r\n\r\n")),
-    "reset in the body": http_response(b"first", Reset(), framing="chunked"),
+    "reset in the body": (head("200 OK", [("Content-Length", "9")]), Reset()),
     "silent in the body": HALF,
 }
 
