@@ -119,7 +119,7 @@ class Urllib3Connection(HTTPConnection):
     Attributes:
         last_response: The response to the last request; None if no request was sent yet.
         lease: The place in a built-in pool of the exchange that uses the connection, or None.
-        is_returned: Whether `detach` was called.
+        is_returned: Whether a user's pool has the connection again. Then this object is unused.
     """
 
     last_response: TrackedResponse | None = None
@@ -146,12 +146,11 @@ class Urllib3Connection(HTTPConnection):
         urllib3 still refers to this object when another thread may already use the connection.
         Without a socket, closing this object has no effect.
         """
-        detached, state = None, vars(self)
-        if not self.is_closed:
-            detached = type(self).__new__(type(self))
-            vars(detached).update(state, lease=None)
-        # One call of C, because an exception of a signal handler cannot interrupt it.
-        state.update(sock=None, is_returned=True)
+        if self.is_closed:
+            return None
+        detached = type(self).__new__(type(self))
+        vars(detached).update(vars(self), lease=None)
+        self.sock = None
         return detached
 
     def connect(self) -> None:

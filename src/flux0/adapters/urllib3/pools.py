@@ -213,15 +213,21 @@ class _UserSlots:
                     raise
 
     def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
+        connection = slot
         if isinstance(slot, Urllib3Connection):
             if slot.is_returned:
                 return
-            slot = slot.detach()
+            connection = slot.detach()
         try:
-            self._queue.put(slot, block=False)
+            self._queue.put(connection, block=False)
         except Full:
-            if slot is not None:
-                slot.close()
+            if connection is not None:
+                connection.close()
+        # If an exception interrupts this method, urllib3 calls it again. If it already has put the
+        # connection into the queue, the next call adds a slot, but otherwise the pool would lose
+        # one.
+        if isinstance(slot, Urllib3Connection):
+            slot.is_returned = True
 
     def close_idle(self) -> None:
         connections: list[Any] = []
