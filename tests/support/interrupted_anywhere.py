@@ -68,7 +68,7 @@ class Places:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._act: Callable[[Place], object] | None = None
-        monitoring: Any = sys.monitoring
+        monitoring: Any = vars(sys)["monitoring"]  # new in Python 3.12
         self._monitoring = monitoring
         self._tool = monitoring.DEBUGGER_ID
         events = monitoring.events

@@ -8,7 +8,7 @@ the calls, and are killed or get a `Timeout`. It prints one JSON object: the num
 and the problems that were found. A call that hangs prints the stacks of all threads, and exits.
 """
 
-# ruff: noqa: S311 - the random numbers are not secrets
+# ruff: noqa: S311, E402 - random numbers are not secrets; gevent is imported first
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import sys
 
 _GEVENT = "gevent" in sys.argv[2:3]
 if _GEVENT:
-    from gevent import monkey
+    from gevent import monkey  # type: ignore[import-untyped]
 
     monkey.patch_all()
 
@@ -135,8 +135,10 @@ def with_gevent(client: flux0.Flux0, rng: random.Random, number: int) -> tuple[i
     problems: list[str] = []
     interrupted = 0
 
-    def run() -> str:
+    def run(timeout: Any) -> str:
         try:
+            if timeout is not None:
+                timeout.start()
             while True:
                 use(client, "s", rng)
         except gevent.GreenletExit:
@@ -148,13 +150,8 @@ def with_gevent(client: flux0.Flux0, rng: random.Random, number: int) -> tuple[i
 
     for each in range(number):
         kills = each % 2 == 0
-        timeout = gevent.Timeout(rng.uniform(1e-5, 1e-2))
-
-        def with_timeout() -> str:
-            timeout.start()
-            return run()
-
-        greenlet = gevent.spawn(run if kills else with_timeout)
+        timeout = None if kills else gevent.Timeout(rng.uniform(1e-5, 1e-2))
+        greenlet = gevent.spawn(run, timeout)
         gevent.sleep(rng.uniform(0, 1e-2))
         if kills:
             greenlet.kill(block=False)
@@ -184,7 +181,7 @@ def main() -> None:
     with CountingServer() as server:
         client = flux0.Flux0(
             server.url,
-            transport=make_transport(transport),  # type: ignore[arg-type]
+            transport=make_transport(transport),
             retry_config=flux0.RetryConfig("none"),
         )
         for each in range(20):

@@ -65,7 +65,7 @@ class _BuiltInClient:
     """
 
     def __init__(self, library: Library, transport: Any) -> None:
-        self._request_class, self._transport = library.httpx.Request, transport
+        self._request_class, self._sender = library.httpx.Request, transport
         # Cache parsed URLs, because parsing a URL takes a tenth of a call's time.
         self._parse_url = lru_cache(128)(library.httpx.URL)
 
@@ -77,24 +77,24 @@ class _BuiltInClient:
 
 class SyncBuiltInClient(_BuiltInClient):
     def send(self, request: Any, **_: object) -> Any:
-        response = self._transport.handle_request(request)
+        response = self._sender.handle_request(request)
         # Set the attribute `request` of the response, as `httpx.Client` does, because hooks and
         # errors use the attribute.
         response.request = request
         return response
 
     def close(self) -> None:
-        self._transport.close()
+        self._sender.close()
 
 
 class AsyncBuiltInClient(_BuiltInClient):
     async def send(self, request: Any, **_: object) -> Any:
-        response = await self._transport.handle_async_request(request)
+        response = await self._sender.handle_async_request(request)
         response.request = request
         return response
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        await self._sender.aclose()
 
 
 class BuiltInClients:

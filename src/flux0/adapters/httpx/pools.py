@@ -33,8 +33,9 @@ from flux0.runtime.waker import AsyncWaker, Waker
 
 # A busy process needs many connections: each turn uses one until its agent has finished.
 MAX_EXCHANGES: Final = 4000
-# If an exception interrupts a thread that has just been woken, no other thread is woken. Therefore
-# a waiting exchange looks for a free place after this number of seconds, too.
+# If an exchange is garbage-collected, or if an exception interrupts a thread that has just been
+# woken, no exchange is woken. Therefore a waiting exchange looks for a free place after this number
+# of seconds, too.
 _CHECK_SECONDS: Final = 1.0
 
 
@@ -45,7 +46,7 @@ class Lease:
     """
 
     def __init__(self, pool: _Pool) -> None:
-        self._pool = pool
+        self._owner = pool
         # The connection; empty before the exchange has a connection, and after its release. Only
         # the caller that removes the connection may close it or return it to the pool.
         self._held: list[Any] = []
@@ -82,12 +83,11 @@ class Lease:
         If `reusable`, the pool keeps the connection. Return a connection that the caller must
         close, or None.
         """
-        unused = self._pool.keep(self) if reusable else None
+        unused = self._owner.keep(self) if reusable else None
         with suppress(IndexError):
             unused = self._held.pop()
         if self.place is not None:
-            self._pool.free(self.place)
-            self.place = None
+            self._owner.free(self.place)
         return unused
 
 
@@ -126,7 +126,9 @@ class _Pool:
         # The idle connections, in the order in which they became idle. Single operations of a dict
         # are atomic, and so are copies of it.
         self._idle: dict[Any, bool] = {}
-        self._open: dict[ref[Lease], None] = {}
+        # `discard`, a function of C, removes the place of a garbage-collected lease: if a signal
+        # handler raised an exception in a callback of Python code, Python would ignore it.
+        self._open: set[ref[Lease]] = set()
         # A lock of C, because an exception cannot interrupt its `with` statement. A signal handler
         # may make a call while its thread holds the lock.
         self._lock = RLock()
@@ -135,7 +137,7 @@ class _Pool:
 
     def free(self, place: ref[Lease]) -> None:
         """Remove an exchange, and wake an exchange that waits for a place. Needs no lock."""
-        self._open.pop(place, None)
+        self._open.discard(place)
         self._wake_next()
 
     def keep(self, lease: Lease) -> Any:
@@ -159,8 +161,8 @@ class _Pool:
         with self._lock:
             if len(self._open) >= self._limit:
                 return False
-            lease.place = ref(lease, self.free)
-            self._open[lease.place] = None
+            lease.place = ref(lease, self._open.discard)
+            self._open.add(lease.place)
             return True
 
     def _wake_next(self) -> None:

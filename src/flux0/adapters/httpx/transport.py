@@ -4,18 +4,22 @@ A call passes these steps:
 
 1. `send` chooses the client: the user's client, or a built-in client for the URL's proxy.
 2. The client builds a request of httpx or httpx2. flux0 adds a trace function to this request. The
-   trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`). During steps 3 to 6,
-   `current_exchange` is this exchange.
+   trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`), as its `Progress`.
+   During steps 3 to 6, `current_exchange` is this exchange.
 3. The client sends the request. The user's hooks and authentication run in this step.
-4. httpcore takes an idle connection from its pool, or opens a connection (`connections.py`).
-5. httpcore starts to send the request: `sent` is True. If an error is raised after this step, the
-   error indicates that the server may have received the request.
-6. httpcore receives the response head: `head_received` is True. `send` returns the response.
-7. The caller pulls the body piece by piece, and flux0 decompresses each piece (`body.py`).
-8. At the end, the connection returns to the pool. If surplus bytes were received, the pool closes
-   the connection.
-9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the connection
-   down. Over HTTP/2, it does not, because other exchanges share the connection.
+4. The exchange gets a connection (`connections.py`): from the pool of httpcore, or from the pool of
+   a built-in client (`pools.py`), as a `Lease`. A new connection connects: `Step.CONNECTING`.
+5. httpcore starts to send the request: `Step.SENDING`. If an error is raised after this step, the
+   error indicates that the server may have received the request. The phase of the connection is
+   `_Sending`, and then `_ReadingHead`.
+6. httpcore receives the response head: `Step.HEAD_RECEIVED`. `send` returns the response. If the
+   head announces a chunked body, the phase of the connection is `_ChunkedHead`.
+7. The caller pulls the body piece by piece, and flux0 decompresses each piece (`body.py`). The
+   phase is `_ReadingContent` if flux0 decodes the chunks, or else `_ReadingBody`.
+8. At the end, the lease returns the connection to the pool. If surplus bytes were received, the
+   pool closes the connection.
+9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the
+   connection down. Over HTTP/2, it does not, because other exchanges share the connection.
 
 The exchange translates exceptions from the HTTP library into flux0 errors.
 """

@@ -330,6 +330,13 @@ def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
     assert store.find("session") is newer
 
 
+def test_ended_turn_of_the_process_is_found_with_its_own_log(store: RedisTurnStore) -> None:
+    """Redis names the session's last turn, and the process needs no copy of its own turn."""
+    log = claimed(store)
+    log.finish(LogEnd())
+    assert store.find("session") is log
+
+
 class Turn:
     """A turn, and the reasons for which it was asked to stop. It ends at the first reason."""
 
