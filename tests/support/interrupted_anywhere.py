@@ -172,6 +172,7 @@ class Sweep:
     places: Places = field(factory=Places)
     lost: list[object] = field(factory=list[object])
     client: Any = None
+    stream: Any = None
     baseline: int = 0
     threads: int = 0
 
@@ -202,6 +203,12 @@ class Sweep:
     def leave(self) -> None:
         with self.client.sessions.create_event(session_id=OPEN_SESSION, content="Hi") as stream:
             next(stream)
+
+    def keep(self) -> None:
+        """Refer to the stream after an interruption."""
+        self.stream = self.client.sessions.create_event(session_id=OPEN_SESSION, content="Hi")
+        next(self.stream)
+        self.stream.close()
 
     def drop(self) -> None:
         stream = self.client.sessions.create_event(session_id=OPEN_SESSION, content="Hi")
@@ -268,6 +275,11 @@ class Sweep:
         errors.pop().__traceback__ = None
         if not was_reached:
             return problems or None
+        if self.stream is not None:
+            if self.stream.is_being_read:
+                problems.append("the stream is still being read")
+            self.stream.close()
+            self.stream = None
         if self.scenario == "close":
             self.client.close()
         else:

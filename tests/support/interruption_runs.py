@@ -11,8 +11,18 @@ from typing import Any
 
 import pytest
 
-# A stream that is dropped in the scenario "drop" is closed by a finalizer.
-SCENARIOS = ("call", "limited", "turn", "end", "leave", "drop", "relay", "background", "close")
+SCENARIOS = (
+    "call",
+    "limited",
+    "turn",
+    "end",
+    "leave",
+    "keep",
+    "drop",
+    "relay",
+    "background",
+    "close",
+)
 
 needs_monitoring = pytest.mark.skipif(
     sys.version_info < (3, 12), reason="sys.monitoring is new in Python 3.12"
