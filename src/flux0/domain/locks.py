@@ -33,6 +33,7 @@ class TryLock(_Guard):
 
     Attributes:
         take: A function that takes the lock forever, or raises `Busy`.
+        locked: A function that returns whether the lock is held.
         waiting: The same lock for `with`, but it waits while the lock is held.
     """
 
@@ -43,4 +44,5 @@ class TryLock(_Guard):
         tokens.put(None)
         super().__init__(tokens.get_nowait, tokens.put)
         self.take: Callable[[], object] = tokens.get_nowait
+        self.locked: Callable[[], bool] = tokens.empty
         self.waiting: _Guard = _Guard(tokens.get, tokens.put)

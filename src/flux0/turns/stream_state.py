@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
@@ -31,6 +32,8 @@ from flux0.turns.turn_report import TurnReport
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
 CLOSED_EARLY: Final = "the stream was closed before its end"
+# A function of C that has no effect.
+_DO_NOTHING: Final = int
 _CONNECTED: Final = (*READABLE, State.CLOSING)
 
 
@@ -81,7 +84,12 @@ class StreamState(Uncopyable):
     @abstractmethod
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any: ...
 
-    def __del__(self) -> None:
+    # `__del__` calls `_on_freed`, or the function of C that replaces it at the end of the stream.
+    # If Python code ran when an ended stream is freed, an exception of a signal handler could be
+    # lost there.
+    __del__ = property(attrgetter("_on_freed"))
+
+    def _on_freed(self) -> None:
         # If a signal handler has interrupted `__init__`, there is no report yet.
         report = getattr(self, "_report", None)
         if report is not None and report.seconds is None:
@@ -240,6 +248,7 @@ class StreamState(Uncopyable):
         the client's next call, because an observer may wait for a lock.
         """
         self._report.mark_ended()
+        self.__dict__["_on_freed"] = _DO_NOTHING
         if later or self._content.is_interrupted:
             self._report.postpone(self._report_end)
         else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from itertools import compress
 from math import inf
 from threading import RLock
 from time import monotonic
@@ -59,16 +60,32 @@ class Lease:
     def hold(self, connection: Any) -> None:
         self._held.append(connection)
 
+    def drop(self) -> None:
+        """Forget a closed connection, before another connection is taken."""
+        self._held.clear()
+
+    # A signal handler can raise an exception after each call of a function of C, but not within
+    # such a call. Therefore `extend` and `update` move a connection in one call: after two calls,
+    # `pop` and `append`, an exception between them would leave the connection open.
+    def take(self, connection: Any, idle: dict[Any, bool]) -> bool:
+        """Move `connection` from `idle` to this lease. Return False if it is not in `idle`."""
+        self._held.extend(compress((connection,), map(idle.pop, (connection,), (False,))))
+        return bool(self._held)
+
+    def give(self, idle: dict[Any, bool]) -> None:
+        """Move the connection to `idle`, if there is one."""
+        with suppress(IndexError):
+            idle.update(zip(map(list[Any].pop, (self._held,)), (True,), strict=False))
+
     def release(self, *, reusable: bool) -> Any:
         """Release the connection and the place. Further calls do nothing.
 
         If `reusable`, the pool keeps the connection. Return a connection that the caller must
         close, or None.
         """
-        unused = None
+        unused = self._owner.keep(self) if reusable else None
         with suppress(IndexError):
-            connection = self._held.pop()
-            unused = self._owner.keep(connection) if reusable else connection
+            unused = self._held.pop()
         if self.place is not None:
             self._owner.free(self.place)
         return unused
@@ -108,7 +125,7 @@ class _Pool:
         self._limit = limit
         # The idle connections, in the order in which they became idle. Single operations of a dict
         # are atomic, and so are copies of it.
-        self._idle: dict[Any, Any] = {}
+        self._idle: dict[Any, bool] = {}
         # `discard`, a function of C, removes the place of a garbage-collected lease: if a signal
         # handler raised an exception in a callback of Python code, Python would ignore it.
         self._open: set[ref[Lease]] = set()
@@ -123,18 +140,22 @@ class _Pool:
         self._open.discard(place)
         self._wake_next()
 
-    def keep(self, connection: Any) -> Any:
-        """Keep a connection if it is idle. Return a connection to close, or None."""
-        if not connection.is_idle():
-            return connection
-        self._idle[connection] = connection
+    def keep(self, lease: Lease) -> Any:
+        """Keep the connection of a lease if it is idle. Return a connection to close, or None."""
+        connection = lease.connection
+        if connection is None or not connection.is_idle():
+            return None
+        lease.give(self._idle)
         # Look at `is_closed` afterwards: another thread may be closing the pool.
         if self.is_closed:
-            return self._idle.pop(connection, None)
+            return self._remove(connection)
         idle = list(self._idle)
         if len(idle) > MAX_IDLE_CONNECTIONS or (len(idle) > 1 and idle[0].has_expired()):
-            return self._idle.pop(idle[0], None)
+            return self._remove(idle[0])
         return None
+
+    def _remove(self, connection: Any) -> Any:
+        return connection if self._idle.pop(connection, False) else None
 
     def _enter(self, lease: Lease) -> bool:
         with self._lock:
@@ -150,10 +171,13 @@ class _Pool:
             waiting.is_queued = False
             waiting.wake()
 
-    def _pop_idle(self, origin: Any) -> Any:
-        """Remove the connection to `origin` that was used last. Return None if there is none."""
+    def _take_idle(self, lease: Lease, origin: Any) -> Any:
+        """Move the connection to `origin` that was used last to `lease`. Return the connection.
+
+        Return None if there is none.
+        """
         for connection in reversed(self._idle.copy()):
-            if connection.can_handle_request(origin) and self._idle.pop(connection, None):
+            if connection.can_handle_request(origin) and lease.take(connection, self._idle):
                 return connection
         return None
 
@@ -194,9 +218,11 @@ class SyncPool(_Pool):
         lease = exchange.lease = Lease(self)
         self.reserve(lease, request.extensions["timeout"]["pool"], exchange.interrupt)
         origin = request.url.origin
-        while (connection := self._pop_idle(origin)) and connection.has_expired():
+        while (connection := self._take_idle(lease, origin)) and connection.has_expired():
             connection.close()
-        lease.hold(connection or self._create(origin))
+            lease.drop()
+        if connection is None:
+            lease.hold(self._create(origin))
         response = lease.connection.handle_request(request)
         response.stream = _PooledStream(response.stream, lease)
         return response
@@ -233,9 +259,11 @@ class AsyncPool(_Pool):
         lease = cast("Any", current_exchange.get()()).lease = Lease(self)
         await self.reserve(lease, request.extensions["timeout"]["pool"])
         origin = request.url.origin
-        while (connection := self._pop_idle(origin)) and connection.has_expired():
+        while (connection := self._take_idle(lease, origin)) and connection.has_expired():
             await shielded(connection.aclose)
-        lease.hold(connection or self._create(origin))
+            lease.drop()
+        if connection is None:
+            lease.hold(self._create(origin))
         response = await lease.connection.handle_async_request(request)
         response.stream = _PooledAsyncStream(response.stream, lease)
         return response

@@ -272,18 +272,39 @@ class SyncBodyState(_BodyState):
 
 
 class SyncBody:
+    # The values of `_open` are weak references that close the body when it is freed. If a signal
+    # handler interrupts the closing, the reference in the key, whose callback is a function of C
+    # and is called last, still frees the source with its connection.
+    # A weak reference is used instead of __del__: before __del__, the garbage collector can close
+    # the HTTP library's generators, and closing a generator acquires locks of the connection pool.
+    # The dict is a class attribute, because the interpreter clears module globals while it exits.
+    _open: ClassVar[dict[ref[SyncBody], ref[SyncBody] | None]] = {}
+
     def __init__(self, source: Source) -> None:
-        self._state = SyncBodyState(source)
-        # Use a finalizer instead of __del__. Before __del__, the garbage collector can close the
-        # HTTP library's generators, and closing a generator acquires locks of the connection pool.
-        finalize(self, self._state.close).atexit = False
+        state = self._state = SyncBodyState(source)
+        self._key = ref(self, self._open.__delitem__)
+        self._open[self._key] = ref(self, lambda _: state.close())
 
     def read(self, timeout: float | None) -> bytes | None:
-        return self._state.read(timeout)
+        try:
+            piece = self._state.read(timeout)
+        except BaseException:
+            if self._state.closed:
+                self._detach()
+            raise
+        if piece is None:
+            self._detach()
+        return piece
 
     def close(self) -> None:
         """Release the connection. If a thread is waiting for bytes of the body, its wait fails."""
         self._state.close()
+        self._detach()
+
+    def _detach(self) -> None:
+        # No Python code runs when a closed body is freed: an exception of a signal handler would be
+        # lost there.
+        self._open[self._key] = None
 
 
 class OpenBodies:
