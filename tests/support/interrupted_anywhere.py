@@ -266,7 +266,7 @@ class Sweep:
             raised.__traceback__ = None
         else:
             # Python prints an exception in a finalizer, and continues. A finalizer closes a stream
-            # that is neither closed nor read to its end, and urllib3 closes its pools in finalizers.
+            # that is neither closed nor read to its end. urllib3 closes its pools in finalizers.
             in_finalizers = self.scenario == "drop" or (
                 self.scenario == "close" and self.transport in ("requests", "urllib3")
             )
