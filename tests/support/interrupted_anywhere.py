@@ -299,13 +299,14 @@ class Sweep:
         gc.collect()
         allowed = 0 if self.scenario == "close" else 2
         ends = time.monotonic() + _SECONDS_TO_SETTLE
-        while time.monotonic() < ends:
+        while True:
             connections = len(self.server.connections) - self.baseline
             turns, threads = len(self.server.turns), running_threads() - self.threads
             if connections <= allowed and not turns and threads <= 0:
                 return []
+            if time.monotonic() > ends:
+                return [f"leaked: {connections} connections, {turns} turns, {threads} threads"]
             time.sleep(0.001)
-        return [f"leaked: {connections} connections, {turns} turns, {threads} threads"]
 
     def reset(self) -> None:
         """Replace the client after a problem."""
