@@ -81,7 +81,8 @@ class RunningCall:
     _request: CallRequest | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        self._running[ref(self, self._running.__delitem__)] = None
+        call: RunningCall = self
+        self._running[ref(call, self._running.__delitem__)] = None
         # `RunningCalls.close` in another thread does not cancel calls that are added after it. Such
         # a call raises `ClientClosed` here.
         self._calls.check()

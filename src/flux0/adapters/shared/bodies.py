@@ -282,8 +282,9 @@ class SyncBody:
 
     def __init__(self, source: Source) -> None:
         state = self._state = SyncBodyState(source)
-        self._key = ref(self, self._open.__delitem__)
-        self._open[self._key] = ref(self, lambda _: state.close())
+        body: SyncBody = self
+        self._key = ref(body, self._open.__delitem__)
+        self._open[self._key] = ref(body, lambda _: state.close())
 
     def read(self, timeout: float | None) -> bytes | None:
         try:
