@@ -72,7 +72,7 @@ class RunningCall:
     """
 
     _calls: RunningCalls
-    _running: dict[ref[RunningCall], None]
+    _running: dict[Any, None]  # The keys are weak references to calls.
     deadline: Deadline | None
     _wake: Callable[[], object] = do_nothing
     _stop_alarm: Callable[[], object] = field(default=do_nothing, init=False)
@@ -81,8 +81,7 @@ class RunningCall:
     _request: CallRequest | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        call: RunningCall = self
-        self._running[ref(call, self._running.__delitem__)] = None
+        self._running[ref(self, self._running.__delitem__)] = None
         # `RunningCalls.close` in another thread does not cancel calls that are added after it. Such
         # a call raises `ClientClosed` here.
         self._calls.check()
