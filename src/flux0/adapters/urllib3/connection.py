@@ -156,9 +156,13 @@ class Urllib3Connection(HTTPConnection):
     def connect(self) -> None:
         try:
             super().connect()
-        except _CONNECT_ERRORS as error:
-            if exchange := current_exchange.get()():
+        except BaseException as error:
+            exchange = current_exchange.get()()
+            if exchange is not None and isinstance(error, _CONNECT_ERRORS):
                 exchange.failure = error
+            # Python 3.10 does not close the socket if an exception of a signal handler interrupts
+            # the TLS handshake.
+            shut_down(self._duplicate)
             raise
         finally:
             if self._duplicate is not None:
