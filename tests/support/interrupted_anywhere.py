@@ -193,6 +193,12 @@ class Sweep:
     def call(self) -> None:
         assert len(self.client.agents.list()) == 1
 
+    def connect(self) -> None:
+        """Make the first call of a client, which opens a connection."""
+        client = flux0.Flux0(self.server.url, transport=make_transport(self.transport))
+        client.agents.list(retries=flux0.RetryConfig("none"))
+        client.close()
+
     def limited(self) -> None:
         assert len(self.client.agents.list(timeout_ms=_LIMIT_MS)) == 1
 
