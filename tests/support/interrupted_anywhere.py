@@ -274,7 +274,7 @@ class Sweep:
             # Python prints an exception in a finalizer, and continues. A finalizer closes a stream
             # that is neither closed nor read to its end. urllib3 closes its pools in finalizers.
             in_finalizers = self.scenario == "drop" or (
-                self.scenario == "close" and self.transport in ("requests", "urllib3")
+                self.scenario in ("close", "connect") and self.transport in ("requests", "urllib3")
             )
             if was_reached and not (self.lost and in_finalizers):
                 problems.append("lost in a finalizer" if self.lost else "lost")
