@@ -271,10 +271,11 @@ class Sweep:
                 problems.append(f"raised {raised!r}")
             raised.__traceback__ = None
         else:
-            # Python prints an exception in a finalizer, and continues. A finalizer closes a stream
-            # that is neither closed nor read to its end. urllib3 closes its pools in finalizers.
-            in_finalizers = self.scenario == "drop" or (
-                self.scenario in ("close", "connect") and self.transport in ("requests", "urllib3")
+            # Python prints an exception in a finalizer, and continues. Finalizers close a stream
+            # that is neither closed nor read to its end, and release an unreferenced client.
+            # urllib3 closes its pools in finalizers.
+            in_finalizers = self.scenario in ("drop", "connect") or (
+                self.scenario == "close" and self.transport in ("requests", "urllib3")
             )
             if was_reached and not (self.lost and in_finalizers):
                 problems.append("lost in a finalizer" if self.lost else "lost")
