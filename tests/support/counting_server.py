@@ -1,4 +1,4 @@
-"""A server that counts its open connections and open turns, and can hold a response."""
+"""A server that knows its open connections and open turns, and can hold a response."""
 
 from __future__ import annotations
 

@@ -265,9 +265,12 @@ class Sweep:
                 problems.append(f"raised {raised!r}")
             raised.__traceback__ = None
         else:
-            # A stream that is neither closed nor read to its end is closed by a finalizer. Python
-            # prints an exception in a finalizer, and continues.
-            if was_reached and not (self.lost and self.scenario == "drop"):
+            # Python prints an exception in a finalizer, and continues. A finalizer closes a stream
+            # that is neither closed nor read to its end, and urllib3 closes its pools in finalizers.
+            in_finalizers = self.scenario == "drop" or (
+                self.scenario == "close" and self.transport in ("requests", "urllib3")
+            )
+            if was_reached and not (self.lost and in_finalizers):
                 problems.append("lost in a finalizer" if self.lost else "lost")
         if problems and "lost" in problems[0]:
             problems.append(where[0])

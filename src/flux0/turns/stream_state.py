@@ -32,8 +32,7 @@ from flux0.turns.turn_report import TurnReport
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
 CLOSED_EARLY: Final = "the stream was closed before its end"
-# A function of C that has no effect.
-_DO_NOTHING: Final = int
+_DO_NOTHING: Final = int  # a function of C that has no effect
 _CONNECTED: Final = (*READABLE, State.CLOSING)
 
 

@@ -77,8 +77,7 @@ class EventStream(StreamState):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A GeneratorExit means that the user's generator around this `with` block is being closed,
-        # perhaps by the garbage collector. In this case, the observers are called later, because an
-        # observer can wait for a lock.
+        # perhaps by the garbage collector. Then an observer, which can wait for a lock, must wait.
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -89,17 +88,15 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                # An inner loop over the same stream can receive new events, which replace
-                # `_content.unread`. `_advance` notices the new events by a comparison with the
-                # variable `unread`.
+                # If an inner loop over the same stream receives new events, they replace
+                # `_content.unread`. `_advance` compares it with the variable `unread`.
                 unread = self._content.unread
                 while value := take():
                     yield value
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            # The garbage collector may have closed the generator, so call the observers only during
-            # the client's next call.
+            # The garbage collector may have closed the generator: call the observers later.
             later = True
             raise
         finally:
@@ -231,8 +228,7 @@ class EventStream(StreamState):
     def _advance(self, unread: object) -> bool:
         try:
             with self._lock:
-                # If another loop or thread has received events, the caller takes these events
-                # first.
+                # If another loop or thread has received events, the caller takes them first.
                 return self._content.unread is not unread or self._read_events()
         except Busy:
             raise self._role.in_use() from None

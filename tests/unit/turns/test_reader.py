@@ -71,10 +71,8 @@ def test_reader_with_another_owner_does_not_belong_to_the_generator_that_has_cla
 
 def test_reader_that_is_slower_than_another_reader_is_refused() -> None:
     role, first = ReaderRole(get_ident, new_turn()), list[object]()
-    with (
-        before_lock(role.lock, lambda: first.append(role.claim(object()))),
-        pytest.raises(StreamInUse),
-    ):
+    before_lock(role.lock, lambda: first.append(role.claim(object())))
+    with pytest.raises(StreamInUse):
         role.claim(object())
 
 

@@ -61,7 +61,7 @@ class Lease:
         self._held.append(connection)
 
     def drop(self) -> None:
-        """Forget a closed connection, before another connection is taken."""
+        """Remove a closed connection, before another connection is taken."""
         self._held.clear()
 
     # A signal handler can raise an exception after each call of a function of C, but not within
