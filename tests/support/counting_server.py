@@ -77,9 +77,8 @@ _SESSION = to_bytes(
     http_response(json.dumps(SESSION).encode(), status="201 Created", headers=JSON.items())
 )
 _TURN = to_bytes(http_response(*map(chunk, TEXTS), headers=SSE.items(), framing="chunked"))
-_OPEN_TURN = to_bytes(http_response(chunk("a"), headers=SSE.items(), framing="chunked"))
-# The open turn has no last chunk.
-_OPEN_TURN = _OPEN_TURN.removesuffix(b"0\r\n\r\n")
+_OPEN = to_bytes(http_response(chunk("a"), headers=SSE.items(), framing="chunked"))
+_OPEN_TURN = _OPEN.removesuffix(b"0\r\n\r\n")  # without the last chunk
 
 
 class _Connection(asyncio.Protocol):
@@ -91,7 +90,7 @@ class _Connection(asyncio.Protocol):
         self.transport = transport
         self._server.connections.add(self)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         self._server.turns.discard(self)
 

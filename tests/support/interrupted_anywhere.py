@@ -266,7 +266,7 @@ class Sweep:
             raised.__traceback__ = None
         else:
             # Python prints an exception in a finalizer, and continues. A finalizer closes a stream
-            # that is neither closed nor read to its end, and urllib3 closes its pools in finalizers.
+            # that is neither closed nor read to its end. urllib3 closes its pools in finalizers.
             in_finalizers = self.scenario == "drop" or (
                 self.scenario == "close" and self.transport in ("requests", "urllib3")
             )
@@ -299,13 +299,14 @@ class Sweep:
         gc.collect()
         allowed = 0 if self.scenario == "close" else 2
         ends = time.monotonic() + _SECONDS_TO_SETTLE
-        while time.monotonic() < ends:
+        while True:
             connections = len(self.server.connections) - self.baseline
             turns, threads = len(self.server.turns), running_threads() - self.threads
             if connections <= allowed and not turns and threads <= 0:
                 return []
+            if time.monotonic() > ends:
+                return [f"leaked: {connections} connections, {turns} turns, {threads} threads"]
             time.sleep(0.001)
-        return [f"leaked: {connections} connections, {turns} turns, {threads} threads"]
 
     def reset(self) -> None:
         """Replace the client after a problem."""

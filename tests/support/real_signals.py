@@ -29,7 +29,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flux0
 from support.counting_server import OPEN_SESSION, TEXTS, CountingServer
@@ -151,7 +151,7 @@ def with_gevent(client: flux0.Flux0, rng: random.Random, number: int) -> tuple[i
     for each in range(number):
         kills = each % 2 == 0
         timeout = None if kills else gevent.Timeout(rng.uniform(1e-5, 1e-2))
-        greenlet = gevent.spawn(run, timeout)
+        greenlet = cast("Any", gevent).spawn(run, timeout)
         gevent.sleep(rng.uniform(0, 1e-2))
         if kills:
             greenlet.kill(block=False)

@@ -72,7 +72,7 @@ class RunningCall:
     """
 
     _calls: RunningCalls
-    _running: dict[ref[RunningCall], None]
+    _running: dict[Any, None]  # The keys are weak references to calls.
     deadline: Deadline | None
     _wake: Callable[[], object] = do_nothing
     _stop_alarm: Callable[[], object] = field(default=do_nothing, init=False)

@@ -95,8 +95,7 @@ class EventStream(StreamState):
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            # The garbage collector may have closed the generator: call the observers later.
-            later = True
+            later = True  # The garbage collector may have closed the generator.
             raise
         finally:
             del reader

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
@@ -63,6 +64,7 @@ def test_setdefault_replaces_a_freed_value() -> None:
 
 
 def test_keys_of_freed_values_are_removed() -> None:
+    """A client that talks on millions of sessions needs memory only for its current streams."""
     values, keys = WeakValues[CountedKey, Value](), list[ref[CountedKey]]()
     most = 0
     for _ in range(1_000):
@@ -128,3 +130,16 @@ def test_create_can_use_the_mapping() -> None:
 
     value = values.setdefault("a", create)
     assert (values.get("a"), values.get("b")) == (value, inner[0])
+
+
+def test_no_function_of_python_is_called_when_a_value_is_freed() -> None:
+    """If a signal handler raised an exception in such a function, Python would ignore it."""
+    values, value = WeakValues[str, Value](), [Value()]
+    values.set("a", value[0])
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
+    try:
+        value.clear()
+    finally:
+        sys.setprofile(None)
+    assert not [each for each in called if each.startswith("call ")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
@@ -278,7 +278,7 @@ class SyncBody:
     # A weak reference is used instead of __del__: before __del__, the garbage collector can close
     # the HTTP library's generators, and closing a generator acquires locks of the connection pool.
     # The dict is a class attribute, because the interpreter clears module globals while it exits.
-    _open: ClassVar[dict[ref[SyncBody], ref[SyncBody] | None]] = {}
+    _open: ClassVar[dict[Any, ref[Any] | None]] = {}
 
     def __init__(self, source: Source) -> None:
         state = self._state = SyncBodyState(source)
