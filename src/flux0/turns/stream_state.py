@@ -362,9 +362,7 @@ class StreamState(Uncopyable):
         If the end is unconfirmed, log a warning. If the stream has not ended, raise an error.
         """
         if self._is_readable():
-            problem = (
-                "the stream has not been read to its end yet: read all events before confirm()"
-            )
+            problem = "the stream has not been read to its end: read all events before confirm()"
             raise self._turn.attach_request(Flux0Error(problem))
         if self.ending != "unconfirmed":
             return False

@@ -88,8 +88,7 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                # If an inner loop over the same stream receives new events, they replace
-                # `_content.unread`. `_advance` compares it with the variable `unread`.
+                # An inner loop over this stream replaces `_content.unread` if it receives events.
                 unread = self._content.unread
                 while value := take():
                     yield value

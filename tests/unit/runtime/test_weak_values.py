@@ -1,45 +1,135 @@
-"""A mapping that does not keep its values in memory."""
+"""`WeakValues`: values are freed as usual, the keys of freed values are removed later."""
 
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Barrier, BrokenBarrierError
+from weakref import ref
 
 from flux0.runtime.weak_values import WeakValues
 
+TOO_LONG = 20.0  # The limit of all waits, in seconds.
+
 
 class Value:
-    pass
+    """An object that can have weak references."""
 
 
-def test_value_is_found_while_it_is_in_memory() -> None:
-    values, value = WeakValues[str, Value](), Value()
+class CountedKey:
+    """A key of which the tests count the instances in memory."""
+
+
+def test_value_is_returned_for_its_key_only() -> None:
+    values, value, other = WeakValues[str, Value](), Value(), Value()
     values.set("a", value)
-    assert values.get("a") is values.setdefault("a", Value) is value
-    assert values.values() == (value,)
-    assert values.get("b") is None
-
-    del value
-
-    assert values.get("a") is None
-    assert values.values() == ()
+    values.set("b", other)
+    assert (values.get("a"), values.get("b"), values.get("c")) == (value, other, None)
+    assert values.values() == (value, other)
 
 
-def test_missing_value_is_created_once() -> None:
+def test_set_replaces_the_value() -> None:
+    values, value, other = WeakValues[str, Value](), Value(), Value()
+    values.set("a", value)
+    values.set("a", other)
+    assert values.get("a") is other
+    assert values.values() == (other,)
+
+
+def test_setdefault_creates_a_value_only_for_a_missing_key() -> None:
     values = WeakValues[str, Value]()
-    created = values.setdefault("a", Value)
-    assert values.setdefault("a", Value) is created
+    value = values.setdefault("a", Value)
+    assert values.setdefault("a", Value) is value
+    assert values.get("a") is value
+    assert values.setdefault("b", Value) is not value
 
 
-def test_keys_of_freed_values_are_removed_and_others_are_kept() -> None:
+def test_freed_value_is_not_returned() -> None:
+    values, value = WeakValues[str, Value](), Value()
+    other = values.setdefault("b", Value)
+    values.set("a", value)
+    reference = ref(value)
+    del value
+    assert reference() is None
+    assert values.get("a") is None
+    assert values.values() == (other,)
+
+
+def test_setdefault_replaces_a_freed_value() -> None:
+    values = WeakValues[str, Value]()
+    values.set("a", Value())
+    value = values.setdefault("a", Value)
+    assert values.get("a") is value
+
+
+def test_keys_of_freed_values_are_removed() -> None:
     """A client that talks on millions of sessions needs memory only for its current streams."""
-    values, kept = WeakValues[int, Value](), [Value() for _ in range(10)]
-    for key, value in enumerate(kept):
-        values.set(key, value)
-    for key in range(len(kept), 10_000):
-        values.setdefault(key, Value)
-    references = vars(values)["_references"]
-    assert len(references) < 200
-    assert [values.get(key) for key in range(len(kept))] == kept
+    values, keys = WeakValues[CountedKey, Value](), list[ref[CountedKey]]()
+    most = 0
+    for _ in range(1_000):
+        key = CountedKey()
+        keys.append(ref(key))
+        values.set(key, Value())
+        del key
+        most = max(most, sum(each() is not None for each in keys))
+    assert most < 100
+
+
+def test_values_in_use_keep_their_keys() -> None:
+    values = WeakValues[int, Value]()
+    kept = {number: values.setdefault(number, Value) for number in range(0, 1_000, 2)}
+    for number in range(1, 10_000, 2):
+        values.set(number, Value())
+    assert {number: values.get(number) for number in kept} == kept
+    assert set(values.values()) == set(kept.values())
+
+
+def test_keys_are_removed_when_their_number_has_doubled() -> None:
+    values, keys = WeakValues[CountedKey, Value](), list[ref[CountedKey]]()
+    kept = [values.setdefault(CountedKey(), Value) for _ in range(500)]
+    for _ in range(3_000):
+        key = CountedKey()
+        keys.append(ref(key))
+        values.set(key, Value())
+    del key
+    assert len(values.values()) == len(kept)
+    # 500 keys of values in use, and at most as many keys of freed values.
+    assert sum(each() is not None for each in keys) <= len(kept) + 1
+
+
+def test_setdefault_in_several_threads_returns_one_value() -> None:
+    values, created = WeakValues[str, Value](), list[Value]()
+    # The threads start together. If several threads run `create` at the same time, the second
+    # barrier lets each of them create a value.
+    start, creating = Barrier(4), Barrier(2)
+
+    def create() -> Value:
+        with suppress(BrokenBarrierError):
+            creating.wait(0.2)
+        created.append(Value())
+        return created[-1]
+
+    def call() -> Value:
+        start.wait(TOO_LONG)
+        return values.setdefault("a", create)
+
+    with ThreadPoolExecutor(4) as threads:
+        results = [call.result() for call in [threads.submit(call) for _ in range(4)]]
+    assert set(results) == set(created)
+    assert len(created) == 1
+
+
+def test_create_can_use_the_mapping() -> None:
+    """A signal handler can send a message while `setdefault` of the same thread is running."""
+    values, inner = WeakValues[str, Value](), list[Value]()
+
+    def create() -> Value:
+        inner.append(values.setdefault("b", Value))
+        return Value()
+
+    value = values.setdefault("a", create)
+    assert (values.get("a"), values.get("b")) == (value, inner[0])
 
 
 def test_no_function_of_python_is_called_when_a_value_is_freed() -> None:
