@@ -193,6 +193,12 @@ class Sweep:
     def call(self) -> None:
         assert len(self.client.agents.list()) == 1
 
+    def connect(self) -> None:
+        """Make the first call of a client, which opens a connection."""
+        client = flux0.Flux0(self.server.url, transport=make_transport(self.transport))
+        client.agents.list(retries=flux0.RetryConfig("none"))
+        client.close()
+
     def limited(self) -> None:
         assert len(self.client.agents.list(timeout_ms=_LIMIT_MS)) == 1
 
@@ -265,9 +271,10 @@ class Sweep:
                 problems.append(f"raised {raised!r}")
             raised.__traceback__ = None
         else:
-            # Python prints an exception in a finalizer, and continues. A finalizer closes a stream
-            # that is neither closed nor read to its end. urllib3 closes its pools in finalizers.
-            in_finalizers = self.scenario == "drop" or (
+            # Python prints an exception in a finalizer, and continues. Finalizers close a stream
+            # that is neither closed nor read to its end, and release an unreferenced client.
+            # urllib3 closes its pools in finalizers.
+            in_finalizers = self.scenario in ("drop", "connect") or (
                 self.scenario == "close" and self.transport in ("requests", "urllib3")
             )
             if was_reached and not (self.lost and in_finalizers):
