@@ -118,7 +118,7 @@ def test_closing_wakes_each_call_although_a_woken_call_ends_at_once() -> None:
 
 
 def test_ended_calls_are_removed() -> None:
-    """A client makes millions of calls."""
+    """A client can be used for millions of calls."""
     calls = RunningCalls()
     for _ in range(3):
         with calls.start():
