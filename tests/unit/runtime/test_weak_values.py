@@ -88,13 +88,11 @@ def test_values_in_use_keep_their_keys() -> None:
 def test_keys_are_removed_when_their_number_has_doubled() -> None:
     values, keys = WeakValues[CountedKey, Value](), list[ref[CountedKey]]()
     kept = [values.setdefault(CountedKey(), Value) for _ in range(500)]
-    for _ in range(3_000):
-        key = CountedKey()
+    for key in (CountedKey() for _ in range(3_000)):
         keys.append(ref(key))
         values.set(key, Value())
-    del key
     assert len(values.values()) == len(kept)
-    # 500 keys of values in use, and at most as many keys of freed values.
+    # At most as many keys of freed values as keys of values in use.
     assert sum(each() is not None for each in keys) <= len(kept) + 1
 
 

@@ -308,6 +308,16 @@ def test_connection_that_is_returned_after_close_is_closed() -> None:
         assert (idle.fileno(), used.fileno()) == (-1, -1)
 
 
+def test_surplus_connection_is_closed() -> None:
+    with socket.socket() as idle, socket.socket() as surplus:
+        slots = Slots(1)
+        slots.put(idle)
+        slots.put(surplus)
+        assert surplus.fileno() == -1
+        assert slots.get() is idle
+        assert idle.fileno() != -1
+
+
 def test_pool_that_is_already_closed_can_be_closed() -> None:
     """Another thread may close a pool while the transport is closed."""
     manager = urllib3.PoolManager(maxsize=1)
