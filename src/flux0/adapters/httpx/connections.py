@@ -226,10 +226,10 @@ class HttpxConnection(ABC):
         """
         if not data:
             self._phase = _Ended()
-        if self.connecting:
-            if not data:
+            if self.connecting:
                 problem = "the proxy closed the connection"
                 raise self._backend.httpcore_module.ConnectError(problem)
+        if self.connecting or not data:
             return data
         exchange = current_exchange.get()()
         if exchange is not None and exchange.awaits_head(self):

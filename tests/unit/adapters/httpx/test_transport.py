@@ -82,7 +82,7 @@ async def test_tracked_connections_are_used(way: OverHttpx) -> None:
     if way.mode != "trio":  # The sockets of trio raise ValueError.
         assert stream.get_extra_info("is_readable"), "the connection is closed"
     assert type(stream).__module__ in (
-        "flux0.adapters.httpx.connections",
+        "flux0.adapters.httpx.async_streams",
         "flux0.adapters.httpx.sockets",
     )
 
