@@ -111,10 +111,13 @@ class Await:
     Attributes:
         awaitable: the object to await, such as a coroutine.
         argument: the name of the user's argument that contained `awaitable`.
+        request: the request that needs the value. If the call's deadline ends the wait, the error
+            names this request.
     """
 
     awaitable: Awaitable[Any]
     argument: str
+    request: CallRequest | None = None
 
 
 HeaderFunction: TypeAlias = Callable[[], "str | Awaitable[str]"]

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
-from threading import Lock
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final
 
 from attrs import field, frozen
 
 from flux0.domain.headers import Headers
 from flux0.domain.http import is_success
+from flux0.domain.locks import Busy, TryLock
 from flux0.domain.stream_events import StreamEvent
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class Interrupt:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = TryLock()
         self._wake: Callable[[], object] | None = None
         self.fired: bool = False
 
@@ -64,14 +65,14 @@ class Interrupt:
         If `fire` was already called, `wake` is called at once. `wake` must return quickly and must
         not raise.
         """
-        with self._lock:
+        with self._lock.waiting:
             self._wake = wake
         if self.fired:
             self.fire()
 
     def clear(self) -> None:
         """Remove the function that `on_fire` set."""
-        with self._lock:
+        with self._lock.waiting:
             self._wake = None
 
     def fire(self) -> None:
@@ -82,14 +83,12 @@ class Interrupt:
         not wait for a lock.
         """
         self.fired = True
-        # If another thread holds `_lock`, do not call `_wake` here. A thread in `on_fire` or `fire`
-        # calls `_wake` itself. A thread in `clear` does not wait for the response head any more.
-        if self._lock.acquire(blocking=False):
-            try:
-                if self._wake is not None:
-                    self._wake()
-            finally:
-                self._lock.release()
+        # If another thread holds the lock, do not call `_wake` here. A thread in `on_fire` or
+        # `fire` calls `_wake` itself. A thread in `clear` does not wait for the response head any
+        # more.
+        with suppress(Busy), self._lock:
+            if self._wake is not None:
+                self._wake()
 
 
 @frozen

@@ -78,7 +78,7 @@ BODY = in_units(default(Flux0, "max_body_bytes"))
 MESSAGES = in_units(default(Flux0, "max_turn_bytes"))
 KEPT = in_units(default(BackgroundTurns, "max_turn_bytes"))
 WAITING = in_units(READ_BYTES)
-BUGS = (len(list(bugs())) - 1) // 50 * 50  # Rounded down: "more than 700".
+BUGS = (len(list(bugs())) - 1) // 50 * 50  # Rounded down: "more than 750".
 
 STATEMENTS: list[tuple[str, str, object]] = [
     (RELIABILITY, "with TLS | {} s |", TIMEOUT.connect),

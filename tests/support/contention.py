@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
-from threading import Lock, RLock
+from threading import RLock
 from types import FrameType
 from typing import Any
+
+from flux0.domain.locks import TryLock
 
 
 def before_wait(act: Callable[[], object]) -> AbstractContextManager[None]:
@@ -15,12 +17,20 @@ def before_wait(act: Callable[[], object]) -> AbstractContextManager[None]:
     return _before_acquire(type(RLock()), 2, act)
 
 
-def before_lock(act: Callable[[], object]) -> AbstractContextManager[None]:
-    """Call `act` before this thread acquires a `Lock` for the first time.
+def before_lock(lock: TryLock, act: Callable[[], object]) -> None:
+    """Call `act` before `lock` is acquired next.
 
     The effect is the same as if another thread were faster.
     """
-    return _before_acquire(type(Lock()), 1, act)
+    attributes = vars(lock)
+    enter = attributes["_enter"]
+
+    def act_first() -> object:
+        attributes["_enter"] = enter
+        act()
+        return enter()
+
+    attributes["_enter"] = act_first
 
 
 @contextmanager

@@ -23,8 +23,8 @@ ELSEWHERE: Mapping[str, str] = {
     "testing/test_pytest_plugin.py": "flux0_pytest/__init__",
     # The contract of transports runs over these modules.
     "adapters/aiohttp/test_transport.py": "adapters/aiohttp/connection adapters/shared/limits",
-    "adapters/httpx/test_transport.py": "adapters/httpx/body adapters/httpx/exchange",
-    "adapters/httpx/test_connections.py": "adapters/httpx/sockets",
+    "adapters/httpx/test_transport.py": "adapters/httpx/body",
+    "adapters/httpx/test_connections.py": "adapters/httpx/async_streams adapters/httpx/sockets",
     "adapters/httpx/test_clients.py": "adapters/httpx/library",
     "adapters/httpx/test_pools.py": "adapters/httpx/cancellation",
     "adapters/urllib3/test_transport.py": "adapters/urllib3/body adapters/urllib3/http_response",

@@ -19,8 +19,9 @@ from flux0.middleware.observing import Observers
 from flux0.ports import AsyncTransport, Time, Transport
 from flux0.turns.open_turns import OpenTurns
 from flux0.turns.running_calls import RunningCalls
+from flux0.usecases import sessions
 from flux0.usecases.call import ApiCall
-from flux0.usecases.options import CallOptions, check_names
+from flux0.usecases.options import CallOptions, UserOptions, check_options
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,7 +37,11 @@ _CHECKS: Final[Mapping[str, tuple[str, Callable[[str, Any], object]]]] = {
     "stream_idle_timeout_ms": ("idle_timeout", arguments.seconds),
     "user": ("cookie", arguments.user),
 }
-_NAMES: Final = {*_CHECKS, "server_url", "http_headers"}
+# The options of all other use cases are `CallOptions`.
+_OPTIONS: Final[Mapping[object, type[CallOptions]]] = {
+    sessions.create_session: UserOptions,
+    sessions.list_sessions: UserOptions,
+}
 
 
 class Caller:
@@ -74,23 +79,26 @@ class Caller:
     def run(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        call = self.call(**options)
+        call = self.call(options, _OPTIONS.get(usecase, CallOptions))
         return self.sync_driver().run(usecase(call, *args, **kwargs), call.deadline)
 
     async def run_async(
         self, usecase: _UseCase[P, T], options: CallOptions, *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        call = self.call(**options)
+        call = self.call(options, _OPTIONS.get(usecase, CallOptions))
         return await self.async_driver.run(usecase(call, *args, **kwargs), call.deadline)
 
-    def call(self, **options: Any) -> ApiCall:
+    def call(self, options: CallOptions, kind: type[CallOptions]) -> ApiCall:
         """Return the settings of one call. For options that are None, use the client's settings.
 
-        The options have the names in `TurnOptions` and `UserOptions`. Raises `ClientClosed` after
+        Raises `InvalidArgument` if a name is not an option in `kind`, and `ClientClosed` after
         `close`.
         """
         self._calls.check()
-        call = self._settings(**options) if options else self._default_call
+        call = self._default_call
+        if options:
+            check_options(options, kind)
+            call = self._settings(**options)
         limit = call.limit
         if limit is None:
             return call
@@ -112,7 +120,6 @@ class Caller:
         return view
 
     def _settings(self, **options: Any) -> ApiCall:
-        check_names((name for name in options if name not in _NAMES), of_call=True)
         given = {name: value for name, value in options.items() if value is not None}
         call, changes = self._default_call, dict[str, Any]()
         if (url := given.pop("server_url", None)) is not None:

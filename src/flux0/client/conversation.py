@@ -15,7 +15,7 @@ from flux0.domain.messages.history import MESSAGE_TYPES, Reply, StoredTurn, join
 from flux0.domain.stored_models import Agent, Event, Participant, Session
 from flux0.domain.uncopyable import Uncopyable
 from flux0.turns.streams import AsyncEventStream, EventStream
-from flux0.usecases.options import CallOptions, TurnOptions, check_names, kept, show_options
+from flux0.usecases.options import CallOptions, TurnOptions, check_options, kept, show_options
 from flux0.usecases.stored_turns import find_turn, next_offset
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Conversation(_ConversationBase):
         user: everyone who knows a session id can read the session and send messages to it. If the
         conversation has no `user`, this method checks the anonymous user's sessions.
         """
+        check_options(options, CallOptions)
         sessions = self.sessions.list(**options)
         return any(session.id == self.session_id for session in sessions)
 
@@ -189,6 +190,7 @@ class AsyncConversation(_ConversationBase):
 
     async def belongs_to_user(self, **options: Unpack[CallOptions]) -> bool:
         """The async version of `Conversation.belongs_to_user`."""
+        check_options(options, CallOptions)
         sessions = await self.sessions.list_async(**options)
         return any(session.id == self.session_id for session in sessions)
 
@@ -214,7 +216,7 @@ def sessions_of_user(
     The calls of the sessions send the user's cookie, and report the agent to the observers. The
     agent's id is None if `session` is a session id. `new` has the fields of a new session.
     """
-    check_names(options.keys() - CallOptions.__annotations__.keys(), of_call=True)
+    check_options(options, CallOptions)
     if (agent is None) is (session is None):
         raise InvalidArgument("agent", "or session must be passed, but not both")
     whole = kept(options)

@@ -31,7 +31,13 @@ from flux0.middleware.observing import Observers
 from flux0.observers import Observer
 from flux0.ports import AsyncTransport, Timeout, Transport
 from flux0.usecases.call import ApiCall
-from flux0.usecases.options import CallOptions, TurnOptions, check_names, show_options
+from flux0.usecases.options import (
+    CallOptions,
+    TurnOptions,
+    check_names,
+    check_options,
+    show_options,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -191,6 +197,7 @@ class Flux0(Uncopyable):
         Both clients share the transport, its connections and the open turns, so the new client is
         cheap. Closing the new client has no effect. Closing this client closes both clients.
         """
+        check_options(options, TurnOptions)
         caller = self._caller.with_options(**options)
         client = Flux0.__new__(Flux0)
         client._set_caller(caller)  # noqa: SLF001 - a method of the same class

@@ -294,7 +294,7 @@ class Message:
         is_async: bool = False,
     ) -> None:
         self._caller = caller = resource.caller
-        self._call = call = caller.call(**options)
+        self._call = call = caller.call(options, TurnOptions)
         if not is_async:
             caller.sync_driver()
         self._session = call.server_url, session_id

@@ -25,7 +25,7 @@ def compute_headers(request: CallRequest, send: SendFlow) -> Flow[Response[Any]]
         for name, function in request.header_functions.items():
             value = function()
             if not isinstance(value, str) and isawaitable(value):
-                value = yield Await(value, f"headers[{name!r}]")
+                value = yield Await(value, f"headers[{name!r}]", request)
             computed[name] = value
     except Flux0Error as error:
         mark_user_error(error)

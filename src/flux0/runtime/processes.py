@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import start_new_thread
+from _thread import allocate_lock, start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from os import getpid
-from threading import Lock, RLock, Thread
+from threading import Lock, RLock, Thread, get_ident, main_thread
 from typing import Final, Generic, TypeVar, final
 
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
@@ -80,11 +80,37 @@ def call_with_lock(lock: Lock | RLock, act: Callable[[], object], *, wait: bool 
 
 
 def start_thread(
-    act: Callable[[], object], name: str, failure: type[Flux0Error] = ConnectError
+    act: Callable[[], object],
+    name: str,
+    failure: type[Flux0Error] = ConnectError,
+    *,
+    interruptible: bool = True,
 ) -> None:
-    try:
-        Thread(target=act, name=name, daemon=True).start()
-    except RuntimeError as error:
+    """Start a daemon thread that calls `act`. Raises `failure` if no thread can be started.
+
+    `Thread.start` waits for the new thread. If a signal handler raises an exception in this wait,
+    the new thread can wait forever for a lock that `Thread.start` has left held. Signal handlers
+    run in the main thread only. If `interruptible`, the main thread lets another thread call
+    `Thread.start`, which takes 0.1 ms longer.
+    """
+    errors: list[RuntimeError] = []
+    started = allocate_lock()
+
+    def start() -> None:
+        # Create the `Thread` here: the module threading calls Python code when it is freed.
+        try:
+            Thread(target=act, name=name, daemon=True).start()
+        except RuntimeError as error:
+            errors.append(error)
+        finally:
+            started.release()
+
+    started.acquire()
+    if not (interruptible and get_ident() == main_thread().ident and run_in_new_thread(start)):
+        start()
+    started.acquire()
+    if errors:
+        error = errors.pop()
         raise failure(f"no thread could be started: {error}") from error
 
 

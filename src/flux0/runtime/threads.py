@@ -36,7 +36,8 @@ async def run_in_thread(function: Callable[[], T], failure: type[Flux0Error] = C
             errors.append(error)
         done.wake()
 
-    start_thread(partial(copy_context().run, work), "flux0-call", failure)
+    run = partial(copy_context().run, work)
+    start_thread(run, "flux0-call", failure, interruptible=False)
     await done.wait(None)
     if errors:
         raise errors.pop()

@@ -6,15 +6,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
+from math import inf
 from os import urandom
-from threading import TIMEOUT_MAX, Condition, Thread
+from threading import TIMEOUT_MAX, Lock
 from typing import Final
 
+from flux0.domain.errors import ConnectError
 from flux0.ports import Time
 from flux0.runtime.event_loop import sleep
-from flux0.runtime.processes import PerProcess
+from flux0.runtime.processes import NO_WAIT, PerProcess, start_thread
+from flux0.runtime.waker import Waker
 
-# The alarm thread waits at most this number of seconds at once. On some systems, `Condition.wait`
+# The alarm thread waits at most this number of seconds at once. On some systems, `Lock.acquire`
 # raises OverflowError for much longer waits.
 _MAX_WAIT: Final = 3600.0
 
@@ -49,44 +53,51 @@ class _Alarms:
     """The alarms of one process, and the thread that calls them.
 
     One thread calls all alarms, while `threading.Timer` starts a thread for each alarm. The thread
-    starts with the first alarm, and ends when it wakes and no alarm is left.
+    starts with the first alarm, and ends when it wakes and no alarm is left. The other threads
+    acquire no lock, because a signal handler can interrupt them at any time.
     """
 
     def __init__(self) -> None:
-        self._changed = Condition()
         self._alarms: dict[object, tuple[float, Callable[[], object]]] = {}
-        self._next_moment = 0.0
-        self._thread: Thread | None = None
+        # The thread that calls the alarms holds `_calling`. A second thread ends at once.
+        self._calling = Lock()
+        self._changed = Waker()
+        self._next_moment = inf
 
     def add(self, moment: float, act: Callable[[], object]) -> Callable[[], object]:
         alarm = object()
-        with self._changed:
-            self._alarms[alarm] = moment, act
-            if self._thread is None:
-                thread = Thread(target=self._run_alarms, name="flux0-alarms", daemon=True)
-                # `thread.start` raises RuntimeError while Python exits.
-                with suppress(RuntimeError):
-                    thread.start()
-                    self._thread = thread
-            elif moment < self._next_moment:
-                self._changed.notify()
+        self._alarms[alarm] = moment, act
+        if not self._calling.locked():
+            # While Python exits, no thread can be started.
+            with suppress(ConnectError):
+                start_thread(self._run_alarms, "flux0-alarms")
+        elif moment < self._next_moment:
+            self._changed.wake()
         # The function that `add` returns must not acquire a lock, because finalizers can call it.
-        return lambda: self._alarms.pop(alarm, None)
+        return partial(self._alarms.pop, alarm, None)
 
     def _run_alarms(self) -> None:
-        while True:
-            now = time.monotonic()
-            by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])
-            for alarm, (moment, act) in by_moment:
-                if moment <= now and self._alarms.pop(alarm, None) is not None:
-                    # If the function of one alarm raises an exception, the alarm thread must still
-                    # call the other alarms' functions.
-                    with suppress(Exception):
-                        act()
-            with self._changed:
-                moments = [moment for moment, _ in self._alarms.copy().values()]
-                if not moments:
-                    self._thread = None
-                    return
-                self._next_moment = min(moments)
-                self._changed.wait(min(self._next_moment - time.monotonic(), _MAX_WAIT))
+        # Look for alarms again after the release of `_calling`: another thread may have added an
+        # alarm before, and has started no thread.
+        while self._alarms and self._calling.acquire(NO_WAIT):
+            try:
+                while self._alarms:
+                    self._call_and_wait()
+            finally:
+                self._calling.release()
+
+    def _call_and_wait(self) -> None:
+        # While `_next_moment` is infinite, each new alarm ends the wait below.
+        self._next_moment = inf
+        by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])
+        now = time.monotonic()
+        for alarm, (moment, act) in by_moment:
+            if moment <= now and self._alarms.pop(alarm, None) is not None:
+                # If the function of one alarm raises an exception, the alarm thread must still
+                # call the other alarms' functions.
+                with suppress(Exception):
+                    act()
+        moments = [moment for moment, _ in self._alarms.copy().values()]
+        if moments:
+            self._next_moment = min(moments)
+            self._changed.wait(min(max(self._next_moment - time.monotonic(), 0), _MAX_WAIT))

@@ -8,11 +8,10 @@ from math import inf
 from threading import RLock
 from time import monotonic
 from typing import final
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary, ref
 
 from flux0.domain import arguments
 from flux0.domain.background_errors import TurnRunning
-from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
@@ -81,14 +80,11 @@ class MemoryTurnStore(TurnStore):
         # A process can have many turns, so the store looks for expired turns only ten times in
         # `keep_seconds`. The function `clean` has only a weak reference to the store, so that the
         # store can be freed before `clean` is called.
-        method = WeakMethod(self._remove_expired)
+        # The reference has no callback, unlike a `WeakMethod`: an exception of a signal handler
+        # could be lost in the callback.
+        self._time.alarm(monotonic() + self._keep_seconds / 10, partial(_remove_expired, ref(self)))
 
-        def clean() -> None:
-            (method() or do_nothing)()
-
-        self._time.alarm(monotonic() + self._keep_seconds / 10, clean)
-
-    def _remove_expired(self) -> None:
+    def remove_expired(self) -> None:
         turns = self._turns.get()
         with turns.changing:
             for session_id, log in turns.logs.copy().items():
@@ -100,6 +96,11 @@ class MemoryTurnStore(TurnStore):
 
     def _is_expired(self, log: TurnLog) -> bool:
         return self._clock() > self._ended_at.get(log, inf) + self._keep_seconds
+
+
+def _remove_expired(reference: ref[MemoryTurnStore]) -> None:
+    if (store := reference()) is not None:
+        store.remove_expired()
 
 
 class _Turns:

@@ -14,7 +14,6 @@ from functools import partial
 from threading import get_ident
 from time import monotonic
 from typing import Final, TypeAlias
-from weakref import WeakValueDictionary
 
 from flux0.domain.errors import Flux0Error, ReadTimeout, TransportTimeout
 from flux0.domain.timeouts import Deadline, duration
@@ -27,6 +26,7 @@ from flux0.runtime.event_loop import (
 )
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import Waker
+from flux0.runtime.weak_values import WeakValues
 from flux0.turns.running_calls import CLIENT_CLOSED, RunningCalls
 from flux0.turns.session_queue import (
     Sender,
@@ -47,6 +47,10 @@ _MAX_CLOSE_SECONDS: Final = 10.0
 # The seconds between two checks whether the event loop that must close a stream has ended. The
 # checks are necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.05
+# The seconds between two checks whether the senders ahead have left the queue. The checks are
+# necessary, because an exception of a signal handler can interrupt a sender that leaves the queue,
+# before it wakes the next sender.
+_CHECK_QUEUE_SECONDS: Final = 1.0
 
 _ANOTHER_MESSAGE: Final = (
     "the stream was closed by another message on its session: a session has one turn at a time"
@@ -80,7 +84,7 @@ class OpenTurns:
         self._calls = calls
         self._clock = clock
         self._queues = SessionQueues()
-        self._streams = PerProcess(WeakValueDictionary[SessionKey, EventStream | AsyncEventStream])
+        self._streams = PerProcess(WeakValues[SessionKey, EventStream | AsyncEventStream])
 
     @contextmanager
     def exclusive(
@@ -102,14 +106,14 @@ class OpenTurns:
                 the session or reading the session's open stream.
         """
         now, queue, sender = self._clock(), self._queues.of(session), ThreadSender()
-        ahead = queue.join(sender)
         try:
-            if ahead:
-                _reject_deadlock(sender, ahead)
-                self._wait(queue, sender, _queue_limit(len(ahead), deadline, now))
-            if (stream := self._streams.get().get(session)) is not None and stream.is_open:
-                self._close(stream, _close_limit(deadline, now))
-            yield
+            with sender.active:
+                if ahead := queue.join(sender):
+                    _reject_deadlock(sender, ahead)
+                    self._wait(queue, sender, _queue_limit(len(ahead), deadline, now))
+                if (stream := self._streams.get().get(session)) is not None and stream.is_open:
+                    self._close(stream, _close_limit(deadline, now))
+                yield
         finally:
             queue.leave(sender)
 
@@ -118,19 +122,19 @@ class OpenTurns:
         self, session: SessionKey, deadline: Deadline | None
     ) -> AsyncGenerator[None, None]:
         now, queue, sender = self._clock(), self._queues.of(session), TaskSender()
-        ahead = queue.join(sender)
         try:
-            if ahead:
-                _reject_deadlock(sender, ahead)
-                await self._wait_async(queue, sender, _queue_limit(len(ahead), deadline, now))
-            if (stream := self._streams.get().get(session)) is not None and stream.is_open:
-                await self._close_async(stream, _close_limit(deadline, now))
-            yield
+            with sender.active:
+                if ahead := queue.join(sender):
+                    _reject_deadlock(sender, ahead)
+                    await self._wait_async(queue, sender, _queue_limit(len(ahead), deadline, now))
+                if (stream := self._streams.get().get(session)) is not None and stream.is_open:
+                    await self._close_async(stream, _close_limit(deadline, now))
+                yield
         finally:
             queue.leave(sender)
 
     def add(self, session: SessionKey, stream: EventStream | AsyncEventStream) -> None:
-        self._streams.get()[session] = stream
+        self._streams.get().set(session, stream)
 
     def mark_closed(self) -> None:
         """Mark all open streams as closed, so that their readers raise `ClientClosed`."""
@@ -148,18 +152,17 @@ class OpenTurns:
                 stream.close_soon(CLIENT_CLOSED)
 
     def _open(self) -> tuple[EventStream | AsyncEventStream, ...]:
-        # Another thread can add a stream at any time. `valuerefs` returns a copy, while a loop over
-        # `values()` raises an error if a stream is added.
-        streams = [reference() for reference in self._streams.get().valuerefs()]
-        return tuple(stream for stream in streams if stream is not None and stream.is_open)
+        return tuple(stream for stream in self._streams.get().values() if stream.is_open)
 
     def _wait(self, queue: SessionQueue, sender: ThreadSender, limit: _Limit) -> None:
         seconds, error = limit
+        ends = monotonic() + seconds
         with self._calls.start(wake=sender.wake):
-            sender.wait(seconds)
+            while not (queue.is_first(sender) or self._calls.closed):
+                if (left := ends - monotonic()) <= 0:
+                    raise error
+                sender.wait(min(left, _CHECK_QUEUE_SECONDS))
         self._calls.check()
-        if not queue.is_first(sender):
-            raise error
 
     async def _wait_async(self, queue: SessionQueue, sender: TaskSender, limit: _Limit) -> None:
         seconds, error = limit

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from inspect import CO_COROUTINE, CO_GENERATOR, currentframe
-from threading import Lock
 from typing import Any, TypeVar, final
 from weakref import ref
 
 from attrs import define, field, frozen
 
 from flux0.domain.errors import StreamInUse
-from flux0.runtime.processes import NO_WAIT
+from flux0.domain.locks import Busy, TryLock
 from flux0.turns.turn import Turn
 
 V = TypeVar("V", bound=Iterator[Any])
@@ -54,7 +53,7 @@ class ReaderRole:
         # `readers` has only weak references: when a loop has ended, even by Ctrl-C, its `Reader`
         # object is freed, and another thread or task may read the stream.
         self.readers: list[ref[Reader]] = []
-        self.lock: Lock = Lock()
+        self.lock: TryLock = TryLock()
 
     def in_use(self) -> StreamInUse:
         return self._turn.attach_request(StreamInUse())
@@ -73,14 +72,13 @@ class ReaderRole:
         # A second reader is rejected before it acquires the lock. Otherwise, a call of the first
         # reader at the same time raises StreamInUse, because the second reader holds the lock.
         self._check(owner, generators)
-        if not self.lock.acquire(NO_WAIT):
-            raise self.in_use()
         try:
-            self._check(owner, generators)
-            reader = Reader(owner, generators())
-            self.readers.append(ref(reader, self.readers.remove))
-        finally:
-            self.lock.release()
+            with self.lock:
+                self._check(owner, generators)
+                reader = Reader(owner, generators())
+                self.readers.append(ref(reader, self.readers.remove))
+        except Busy:
+            raise self.in_use() from None
         return reader
 
     def _check(self, owner: object, generators: Callable[[], frozenset[int]]) -> None:
@@ -156,4 +154,6 @@ class AsyncLoop:
         self.end()
 
     def __del__(self) -> None:
-        self.end()
+        # If a signal handler has interrupted `__init__`, the last attribute is missing.
+        if hasattr(self, "is_pending"):
+            self.end()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
+from weakref import ref
 
 from attrs import define, field
 
 from flux0.domain.errors import ClientClosed, Flux0Error, Sent, TransportError, TransportTimeout
 from flux0.domain.http import is_rejected
 from flux0.domain.timeouts import Deadline
-from flux0.flows import CallRequest, Effect, Send
+from flux0.flows import Await, CallRequest, Effect, Send
 from flux0.ports import Response, Time
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import PerProcess
@@ -35,8 +36,9 @@ class RunningCalls:
         self.closed: bool = False
         # Adding and removing a call are single operations of a `dict`, which are atomic. `_calls`
         # has no lock, because a signal handler can close the client, and waits forever for a lock
-        # that the interrupted code holds.
-        self._calls: PerProcess[dict[RunningCall, None]] = PerProcess(dict)
+        # that the interrupted code holds. A call is removed when it is freed, because a signal
+        # handler could interrupt its `__exit__`. Cancelling an ended call has no effect.
+        self._calls: PerProcess[dict[ref[RunningCall], None]] = PerProcess(dict)
 
     def check(self) -> None:
         if self.closed:
@@ -53,8 +55,9 @@ class RunningCalls:
 
     def close(self) -> None:
         self.closed = True
-        for call in self._calls.get().copy():
-            call.cancel()
+        for reference in self._calls.get().copy():
+            if (call := reference()) is not None:
+                call.cancel()
 
 
 @define(eq=False)
@@ -69,7 +72,7 @@ class RunningCall:
     """
 
     _calls: RunningCalls
-    _running: dict[RunningCall, None]
+    _running: dict[Any, None]  # The keys are weak references to calls.
     deadline: Deadline | None
     _wake: Callable[[], object] = do_nothing
     _stop_alarm: Callable[[], object] = field(default=do_nothing, init=False)
@@ -78,17 +81,14 @@ class RunningCall:
     _request: CallRequest | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        self._running[self] = None
+        self._running[ref(self, self._running.__delitem__)] = None
         # `RunningCalls.close` in another thread does not cancel calls that are added after it. Such
         # a call raises `ClientClosed` here.
-        if self._calls.closed:
-            del self._running[self]
-            self._calls.check()
+        self._calls.check()
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         self._stop_alarm()
-        del self._running[self]
         if isinstance(error, Flux0Error):
             error.sent = self._sent
 
@@ -135,6 +135,8 @@ class RunningCall:
             error = reason
         if isinstance(effect, Send):
             self._record(effect, rejected=isinstance(error, Flux0Error) and error.sent == "no")
+        elif isinstance(effect, Await):
+            self._request = effect.request or self._request
         return error
 
     def ended(self) -> Flux0Error:

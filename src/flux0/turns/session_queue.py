@@ -3,6 +3,10 @@
 A sender joins the queue of its session, sends its message when it is the first in the queue, and
 leaves the queue, even if sending failed. A sender that leaves wakes the new first sender.
 
+An exception of a signal handler can interrupt the leaving. Therefore a sender holds its lock
+`active` while it is in the queue, and the other senders ignore a sender whose lock is free. The
+`with` statement of a lock of C cannot be interrupted between the end of its block and the release.
+
 A queue has no lock, because single operations of a `deque` are atomic. A lock can deadlock: if the
 garbage collector finalizes a task in a thread that holds the lock, the task must leave its queue
 and waits for the lock forever.
@@ -12,13 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from threading import RLock, get_ident
+from threading import Lock, get_ident
 from typing import TypeAlias
-from weakref import WeakValueDictionary
 
 from flux0.runtime.event_loop import running_task
 from flux0.runtime.processes import PerProcess
 from flux0.runtime.waker import AsyncWaker, Waker
+from flux0.runtime.weak_values import WeakValues
 
 # A `SessionKey` identifies a session by the server's URL and the session id.
 SessionKey: TypeAlias = tuple[str, str]
@@ -30,12 +34,14 @@ class ThreadSender(Waker):
     def __init__(self) -> None:
         super().__init__()
         self.thread: int = get_ident()
+        self.active: Lock = Lock()
 
 
 class TaskSender(AsyncWaker):
     def __init__(self) -> None:
         super().__init__()
         self.thread: int = get_ident()
+        self.active: Lock = Lock()
         self.task: object = running_task()
 
 
@@ -50,29 +56,32 @@ class SessionQueue:
 
     def join(self, sender: Sender) -> tuple[Sender, ...]:
         self._senders.append(sender)
-        ahead = tuple(self._senders.copy())
-        return ahead[: ahead.index(sender)]
+        return self._ahead(sender)
 
     def is_first(self, sender: Sender) -> bool:
-        return self._senders[0] is sender
+        return not self._ahead(sender)
+
+    def _ahead(self, sender: Sender) -> tuple[Sender, ...]:
+        everyone = tuple(self._senders.copy())
+        ahead = everyone[: everyone.index(sender)]
+        return tuple(other for other in ahead if other.active.locked())
 
     def leave(self, sender: Sender) -> None:
-        self._senders.remove(sender)
-        # If the queue is empty, `_senders[0]` raises IndexError, and there is no sender to wake.
-        with suppress(IndexError):
-            self._senders[0].wake()
+        # If an exception has interrupted `join`, the queue does not contain `sender`.
+        with suppress(ValueError):
+            self._senders.remove(sender)
+        for other in self._senders.copy():
+            if other.active.locked():
+                other.wake()
+                break
 
 
 class SessionQueues:
     """The queues of all sessions with waiting calls. A forked child starts without queues."""
 
     def __init__(self) -> None:
-        self._queues = PerProcess(WeakValueDictionary[SessionKey, SessionQueue])
-        # The lock is reentrant, because a signal handler can send a message in a thread that holds
-        # the lock. With a normal lock, this thread waits forever.
-        self._creating = PerProcess(RLock)
+        self._queues = PerProcess(WeakValues[SessionKey, SessionQueue])
 
     def of(self, session: SessionKey) -> SessionQueue:
         """Return a session's queue, which exists as long as a waiting call refers to it."""
-        with self._creating.get():
-            return self._queues.get().setdefault(session, SessionQueue())
+        return self._queues.get().setdefault(session, SessionQueue)

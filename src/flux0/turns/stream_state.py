@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from operator import attrgetter
 from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
@@ -31,6 +32,7 @@ from flux0.turns.turn_report import TurnReport
 Ending: TypeAlias = Literal["confirmed", "unconfirmed", "interrupted"]
 
 CLOSED_EARLY: Final = "the stream was closed before its end"
+_DO_NOTHING: Final = int  # a function of C that has no effect
 _CONNECTED: Final = (*READABLE, State.CLOSING)
 
 
@@ -81,8 +83,15 @@ class StreamState(Uncopyable):
     @abstractmethod
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any: ...
 
-    def __del__(self) -> None:
-        if self._report.seconds is None:
+    # `__del__` calls `_on_freed`, or the function of C that replaces it at the end of the stream.
+    # If Python code ran when an ended stream is freed, an exception of a signal handler could be
+    # lost there.
+    __del__ = property(attrgetter("_on_freed"))
+
+    def _on_freed(self) -> None:
+        # If a signal handler has interrupted `__init__`, there is no report yet.
+        report = getattr(self, "_report", None)
+        if report is not None and report.seconds is None:
             self._close_from_finalizer(CLOSED_EARLY)
 
     def __repr__(self) -> str:
@@ -238,6 +247,7 @@ class StreamState(Uncopyable):
         the client's next call, because an observer may wait for a lock.
         """
         self._report.mark_ended()
+        self.__dict__["_on_freed"] = _DO_NOTHING
         if later or self._content.is_interrupted:
             self._report.postpone(self._report_end)
         else:
@@ -352,9 +362,7 @@ class StreamState(Uncopyable):
         If the end is unconfirmed, log a warning. If the stream has not ended, raise an error.
         """
         if self._is_readable():
-            problem = (
-                "the stream has not been read to its end yet: read all events before confirm()"
-            )
+            problem = "the stream has not been read to its end: read all events before confirm()"
             raise self._turn.attach_request(Flux0Error(problem))
         if self.ending != "unconfirmed":
             return False

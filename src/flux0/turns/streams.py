@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from flux0.domain import arguments
 from flux0.domain.errors import StreamInUse, TransportError
+from flux0.domain.locks import Busy
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import Events
 from flux0.domain.stream_events import StatusEvent, StreamEvent
@@ -27,7 +28,6 @@ from flux0.runtime.event_loop import (
     running_task,
     schedule_close,
 )
-from flux0.runtime.processes import NO_WAIT
 from flux0.turns.reader import AsyncLoop, Reader, started
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
 from flux0.usecases.options import CallOptions, show_options
@@ -77,8 +77,7 @@ class EventStream(StreamState):
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # A GeneratorExit means that the user's generator around this `with` block is being closed,
-        # perhaps by the garbage collector. In this case, the observers are called later, because an
-        # observer can wait for a lock.
+        # perhaps by the garbage collector. Then an observer, which can wait for a lock, must wait.
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
@@ -89,18 +88,14 @@ class EventStream(StreamState):
         later = False
         try:
             while True:
-                # An inner loop over the same stream can receive new events, which replace
-                # `_content.unread`. `_advance` notices the new events by a comparison with the
-                # variable `unread`.
+                # An inner loop over this stream replaces `_content.unread` if it receives events.
                 unread = self._content.unread
                 while value := take():
                     yield value
                 if not self._advance(unread):
                     return
         except GeneratorExit:
-            # The garbage collector may have closed the generator, so call the observers only during
-            # the client's next call.
-            later = True
+            later = True  # The garbage collector may have closed the generator.
             raise
         finally:
             del reader
@@ -229,12 +224,15 @@ class EventStream(StreamState):
             self._close(later=later)
 
     def _advance(self, unread: object) -> bool:
-        if not self._lock.acquire(NO_WAIT):
-            raise self._role.in_use()
         try:
-            # If another loop or thread has received events, the caller takes these events first.
-            if self._content.unread is not unread:
-                return True
+            with self._lock:
+                # If another loop or thread has received events, the caller takes them first.
+                return self._content.unread is not unread or self._read_events()
+        except Busy:
+            raise self._role.in_use() from None
+
+    def _read_events(self) -> bool:
+        try:
             if not (self._life.is_readable or self._is_readable()):
                 return False
             try:
@@ -247,8 +245,6 @@ class EventStream(StreamState):
         except BaseException:
             self.close()
             raise
-        finally:
-            self._lock.release()
         return True
 
 
@@ -378,8 +374,13 @@ class AsyncEventStream(StreamState):
             raise
 
     async def _advance(self) -> bool:
-        if not self._lock.acquire(NO_WAIT):
-            raise self._role.in_use()
+        try:
+            with self._lock:
+                return await self._read_events()
+        except Busy:
+            raise self._role.in_use() from None
+
+    async def _read_events(self) -> bool:
         try:
             if not (self._life.is_readable or self._is_readable()):
                 return False
@@ -395,6 +396,4 @@ class AsyncEventStream(StreamState):
         except BaseException:
             await self.close_async()
             raise
-        finally:
-            self._lock.release()
         return True

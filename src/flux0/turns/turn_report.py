@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from threading import Lock
 
+from flux0.domain.locks import Busy, TryLock
 from flux0.domain.stored_models import Participant
 from flux0.flows import CallRequest
 from flux0.middleware.logging import log_relayed_turn
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
-from flux0.runtime.processes import NO_WAIT, OwnerProcess
+from flux0.runtime.processes import OwnerProcess
 
 
 class TurnReport:
@@ -50,7 +51,7 @@ class TurnReport:
         # `_is_observed` is stored for `postpone`, which finalizers call. A finalizer must not call
         # `is_turn_observed`, whose first call imports the module logging.
         self._is_observed = observers.is_turn_observed()
-        self._reporting = Lock()
+        self._reporting = TryLock()
         self._is_complete = False
         observers.flush()
 
@@ -99,14 +100,13 @@ class TurnReport:
     def _report(self) -> None:
         # Check `_waiting` again after the lock was released: while this thread held the lock,
         # another thread may have added a report to `_waiting` without waiting for the lock.
-        while self._waiting and self._reporting.acquire(NO_WAIT):
-            try:
-                while self._waiting:
-                    report = self._waiting.popleft()
-                    if not self._is_complete:
-                        report()
-            finally:
-                self._reporting.release()
+        with suppress(Busy):
+            while self._waiting:
+                with self._reporting:
+                    while self._waiting:
+                        report = self._waiting.popleft()
+                        if not self._is_complete:
+                            report()
 
     def _report_end(self, describe: Callable[[bool], TurnEnd], failed: bool) -> None:
         self._is_complete = True

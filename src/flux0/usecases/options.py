@@ -7,6 +7,7 @@ from functools import partial
 from inspect import Parameter, signature
 from typing import Any, ForwardRef, TypedDict, TypeVar, cast
 
+from flux0.domain.errors import InvalidArgument
 from flux0.domain.retrying import RetryConfig
 from flux0.flows import HeaderFunction
 
@@ -104,6 +105,22 @@ _OTHER_NAMES = {
     "max_retries": ("retry_config", "retries"),
     "timeout": ("timeout_ms, in milliseconds", "timeout_ms, in milliseconds"),
 }
+
+
+def check_options(options: Iterable[str], kind: type[CallOptions]) -> None:
+    """Raise an error if a name in `options` is not an option in `kind`.
+
+    Raises:
+        InvalidArgument: It is an option of other methods.
+        TypeError: No method has this option.
+    """
+    accepted = kind.__annotations__
+    for name in options:
+        if name not in accepted:
+            if any(name in other.__annotations__ for other in _KINDS):
+                problem = f"is not an option of this method: its options are {', '.join(accepted)}"
+                raise InvalidArgument(name, problem)
+            check_names((name,), of_call=True)
 
 
 def check_names(unknown: Iterable[str], *, of_call: bool) -> None:

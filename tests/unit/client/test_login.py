@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from flux0 import Flux0
 from flux0.domain.api_errors import AuthenticationError
-from flux0.domain.errors import InvalidArgument
+from flux0.domain.errors import InvalidArgument, ReadTimeout
 from flux0.observers import AttemptEnd, Call, Observer
 from flux0.testing import FakeTransport
-from support.in_memory import in_both_loops, in_every_mode
+from support.in_memory import in_both_loops, in_every_mode, in_simulated_time
 from support.modes import in_mode, result_of
 from support.transports import Mode
 
@@ -172,6 +173,23 @@ async def test_expired_token_is_renewed_and_the_message_is_stored_once(mode: Mod
             ("sessions.create_event", 2, 200),
             ("sessions.list_events", 1, 200),
         ]
+
+
+@in_simulated_time
+async def test_error_of_a_hanging_renewal_counts_the_second_attempt(mode: Mode) -> None:
+    fake, tokens = server(), iter(("old",))
+
+    async def token() -> str:
+        for each in tokens:
+            return each
+        await anyio.sleep_forever()
+        raise AssertionError("not reached")
+
+    async with Flux0(transport=fake, headers={"authorization": token}) as flux0:
+        with pytest.raises(ReadTimeout, match="timeout_ms") as caught:
+            await flux0.agents.list_async(timeout_ms=10_000)
+
+    assert (caught.value.operation, caught.value.attempts) == ("agents.list", 2)
 
 
 @in_every_mode

@@ -154,10 +154,23 @@ async def target(kind: type[Any], name: str, client: Flux0, agent_id: str) -> tu
     return targets.get(kind, conversation), conversation
 
 
-def required(method: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return values for the required parameters of a method."""
+def valid_arguments(method: Callable[..., Any], conversation: Any, agent_id: str) -> dict[str, Any]:
+    """Return values for the parameters that a call of a method needs."""
+    values = {
+        "agent_id": agent_id,
+        "session_id": conversation.session_id,
+        "content": "Hi",
+        "name": "An agent",
+        "type_": "fake",
+        "conversation": conversation,
+    }
     parameters = inspect.signature(method).parameters.values()
-    return {each.name: values[each.name] for each in parameters if each.default is each.empty}
+    needed = {each.name: values[each.name] for each in parameters if each.default is each.empty}
+    if method.__name__ == "find_turn":
+        needed["correlation_id"] = "RID(1)::1"
+    elif method.__name__.startswith("conversation"):
+        needed["agent"] = agent_id
+    return needed
 
 
 @pytest.mark.parametrize(
@@ -172,19 +185,7 @@ def test_option_reaches_the_requests_of_the_call(kind: type[Any], name: str, opt
         client = Flux0(transport=recorder)
         owner, conversation = await target(kind, name, client, fake.agent_id)
         method = getattr(owner, name)
-        values = {
-            "agent_id": fake.agent_id,
-            "session_id": conversation.session_id,
-            "content": "Hi",
-            "name": "An agent",
-            "type_": "fake",
-            "conversation": conversation,
-        }
-        arguments = required(method, values)
-        if name == "find_turn":
-            arguments["correlation_id"] = "RID(1)::1"
-        elif kind is Flux0:
-            arguments["agent"] = fake.agent_id
+        arguments = valid_arguments(method, conversation, fake.agent_id)
         recorder.is_recording = True
         arguments[option] = VALUES[option]
         if option == "extra_body" and not is_post(name):
@@ -207,6 +208,49 @@ def test_option_reaches_the_requests_of_the_call(kind: type[Any], name: str, opt
             assert all(map(HAS_OPTION[option], requests))
 
     asyncio.run(call())
+
+
+# The options that a method does not have, and that other methods have.
+FOREIGN = [
+    (kind, name, option)
+    for kind in KINDS
+    for name, method in vars(kind).items()
+    for option in VALUES
+    if accepted(method) and option not in inspect.signature(method).parameters
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "option"),
+    FOREIGN,
+    ids=[f"{kind.__name__}.{name}-{option}" for kind, name, option in FOREIGN],
+)
+def test_option_of_another_method_is_rejected_with_the_options_of_the_method(
+    kind: type[Any], name: str, option: str
+) -> None:
+    async def call() -> None:
+        fake = FakeTransport()
+        owner, conversation = await target(kind, name, Flux0(transport=fake), fake.agent_id)
+        method = getattr(owner, name)
+        arguments = valid_arguments(method, conversation, fake.agent_id)
+        sent = len(fake.calls)
+        with pytest.raises(InvalidArgument) as caught:
+            await result_of(method(**arguments, **{option: VALUES[option]}))
+        assert caught.value.argument == option
+        options = ", ".join(accepted(vars(kind)[name]))
+        assert str(caught.value).endswith(f"of this method: its options are {options}")
+        assert len(fake.calls) == sent
+
+    asyncio.run(call())
+
+
+def test_type_checkers_reject_the_option_of_another_method() -> None:
+    """In strict mode, mypy reports each comment "type: ignore" that is not necessary."""
+    with Flux0(transport=script()) as flux0:
+        with pytest.raises(InvalidArgument):
+            flux0.agents.list(user="bob")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        with pytest.raises(InvalidArgument):
+            flux0.sessions.list(stream_idle_timeout_ms=5)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 
 def test_methods_with_options_are_found() -> None:

@@ -121,7 +121,7 @@ def test_child_works_if_it_was_forked_while_a_thread_read_the_stream(way: Way) -
         thread = threads.submit(threading.get_ident).result()
         reader = threads.submit(list, here.stream)
         # Wait until the thread waits for data from the socket.
-        while _function(thread) not in ("read", "readinto", "_read"):
+        while _function(thread) not in ("readinto", "_read", "_receive"):
             os.sched_yield()
 
         def use_and_close() -> None:

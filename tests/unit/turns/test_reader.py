@@ -71,15 +71,16 @@ def test_reader_with_another_owner_does_not_belong_to_the_generator_that_has_cla
 
 def test_reader_that_is_slower_than_another_reader_is_refused() -> None:
     role, first = ReaderRole(get_ident, new_turn()), list[object]()
-    with before_lock(lambda: first.append(role.claim(object()))), pytest.raises(StreamInUse):
+    before_lock(role.lock, lambda: first.append(role.claim(object())))
+    with pytest.raises(StreamInUse):
         role.claim(object())
 
 
 def test_events_that_another_thread_has_received_meanwhile_are_not_lost() -> None:
     stream, first = open_sync(letters()), list[object]()
     assert value_of(next(stream)) == "a"
-    with before_lock(lambda: first.append(value_of(next(stream)))):
-        second = value_of(next(stream))
+    before_lock(vars(stream)["_lock"], lambda: first.append(value_of(next(stream))))
+    second = value_of(next(stream))
     assert [*first, second, *map(value_of, stream)] == ["b", "c", "d", "e"]
 
 

@@ -108,15 +108,22 @@ def test_closing_wakes_each_call_although_a_woken_call_ends_at_once() -> None:
 
     def end(number: int) -> None:
         woken.append(number)
-        with suppress(KeyError):
-            for call in running:
-                call.__exit__(None, None, None)
+        del running[number]
 
-    running = [calls.start(wake=partial(end, number)) for number in range(3)]
-    for call in running:
-        call.__enter__()
+    running = {number: calls.start(wake=partial(end, number)) for number in range(3)}
+    for number in range(3):
+        running[number].__enter__()
     calls.close()
     assert sorted(woken) == [0, 1, 2]
+
+
+def test_ended_calls_are_removed() -> None:
+    """A client can be used for millions of calls."""
+    calls = RunningCalls()
+    for _ in range(3):
+        with calls.start():
+            assert len(vars(calls)["_calls"].get()) == 1
+    assert not vars(calls)["_calls"].get()
 
 
 def test_closing_wakes_each_running_call_and_refuses_later_calls() -> None:

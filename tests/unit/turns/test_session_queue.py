@@ -51,8 +51,28 @@ class Hooked(tuple[str, str]):
         return super().__eq__(other)
 
 
+def active_sender() -> ThreadSender:
+    sender = ThreadSender()
+    sender.active.acquire()
+    return sender
+
+
+def test_sender_whose_leaving_was_interrupted_does_not_delay_later_senders() -> None:
+    queue, (first, second) = SessionQueue(), [active_sender() for _ in range(2)]
+    queue.join(first)
+    assert queue.join(second) == (first,)
+    assert not queue.is_first(second)
+
+    first.active.release()
+
+    assert queue.is_first(second)
+    assert queue.join(third := active_sender()) == (second,)
+    queue.leave(second)
+    assert third.wait(0)
+
+
 def test_senders_are_first_in_the_order_in_which_they_joined() -> None:
-    queue, senders = SessionQueue(), [ThreadSender() for _ in range(3)]
+    queue, senders = SessionQueue(), [active_sender() for _ in range(3)]
     assert [queue.join(sender) for sender in senders] == [(), (*senders[:1],), (*senders[:2],)]
 
     for position, sender in enumerate(senders):
@@ -66,7 +86,7 @@ def test_senders_are_first_in_the_order_in_which_they_joined() -> None:
 
 
 def test_sender_that_gives_up_does_not_let_later_senders_overtake() -> None:
-    queue, (first, second, third) = SessionQueue(), [ThreadSender() for _ in range(3)]
+    queue, (first, second, third) = SessionQueue(), [active_sender() for _ in range(3)]
     for sender in (first, second, third):
         queue.join(sender)
 

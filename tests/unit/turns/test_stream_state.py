@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import sys
 import weakref
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
 from threading import Thread
 from time import sleep
+from types import FrameType
 from typing import Any
 
 import pytest
 
+import flux0
 from flux0 import (
     AsyncEventStream,
     ClientClosed,
@@ -43,6 +51,22 @@ from support.in_memory import (
 from support.modes import result_of, run
 from support.streams import NO_EVENTS, open_async, open_sync, opened as opened_in, value_of
 from support.transports import ASYNC, SYNC, Mode
+
+
+def defines_del(kind: type[Any]) -> bool:
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("flux0.")]
+    return any("__del__" in vars(base) for base in ours)
+
+
+def classes_with_del() -> Iterator[type[Any]]:
+    for module in walk_packages(flux0.__path__, "flux0."):
+        if module.name not in ("flux0.__main__", "flux0.cli.mcp_server"):
+            for kind in vars(import_module(module.name)).values():
+                if isinstance(kind, type) and kind.__module__ == module.name and defines_del(kind):
+                    yield kind
+
+
+CLASSES_WITH_DEL = [kind for kind in classes_with_del() if not inspect.isabstract(kind)]
 
 TOOL: dict[str, Any] = {
     "type": "tool_call",
@@ -279,6 +303,65 @@ def test_two_calls_of_anext_at_once_lose_no_event() -> None:
         assert stream.finished
 
     asyncio.run(run())
+
+
+# --- objects whose __init__ was interrupted
+
+
+@pytest.mark.parametrize("kind", CLASSES_WITH_DEL, ids=lambda kind: kind.__name__)
+def test_object_without_attributes_can_be_freed(
+    kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    created: object = object.__new__(kind)
+    del created
+    assert errors == []
+
+
+@pytest.mark.parametrize("mode", ["sync", "asyncio"])
+def test_stream_whose_init_was_interrupted_can_be_freed(
+    mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception of a signal handler can arrive at each line."""
+    errors: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+
+    async def interrupt_each_line() -> None:
+        lines = 0
+        while interrupted_at(lines, open_sync if mode == "sync" else open_async):
+            lines += 1
+        assert lines > 10
+
+    run(mode, interrupt_each_line)
+    assert errors == []
+
+
+def interrupted_at(line: int, open_stream: Callable[[Any], object]) -> bool:
+    """Return whether the `__init__` of a stream was interrupted after this number of lines."""
+    left = line
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        code = frame.f_code
+        if code.co_name not in ("__init__", "_bind") or "stream" not in Path(code.co_filename).name:
+            return None
+        if event == "line":
+            if left == 0:
+                raise KeyboardInterrupt
+            left -= 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        stream = open_stream(tape(chunk("a")))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    del stream
+    return False
 
 
 # --- the end of a stream

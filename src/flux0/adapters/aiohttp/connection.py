@@ -6,17 +6,47 @@ import asyncio
 import re
 import socket
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http_exceptions import HttpProcessingError
+from attrs import define, evolve, frozen
 
 from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.shared.sending import wait
 from flux0.domain.http import START_BYTES, framing_problem, version_problem
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
+
+
+@frozen
+class _Head:
+    """The state of a connection that has not received a complete response head."""
+
+    content: ClassVar[None] = None
+    # `start` and `end` contain the first and the last received bytes of the response head.
+    # `_receive_head` needs both if the head arrives in several parts.
+    start: bytes = b""
+    end: bytes = b""
+    # The number of received bytes, including the heads of interim responses.
+    size: int = 0
+    # The number of unsent bytes of the request when the timer last expired.
+    unsent: int = 0
+
+
+@define(eq=False)
+class _Body:
+    """The state of a connection from a complete response head to the next request."""
+
+    content: aiohttp.StreamReader
+    # The number of received bytes that are not content, since the last byte of content.
+    overhead: int
+    # The value of `content.total_bytes` when data was last received.
+    content_bytes: int = 0
+
+
+_NOTHING_RECEIVED: Final = _Head()
 
 
 class AiohttpConnection(ResponseHandler):
@@ -32,12 +62,7 @@ class AiohttpConnection(ResponseHandler):
     deadline: float | None = None
     _limit: float = 0.0  # The longest duration of the current wait, in seconds.
     _wait_timer: asyncio.TimerHandle | None = None
-    # `_content` is the response body, or None until the response head is received.
-    _content: aiohttp.StreamReader | None = None
-    _content_bytes = _overhead = _unsent = 0
-    # `_head_start` and `_head_end` contain the first and the last received bytes of the response
-    # head. `_receive_head` needs both if the head arrives in several parts.
-    _head_start = _head_end = b""
+    _state: _Head | _Body = _NOTHING_RECEIVED
 
     def is_stale(self) -> bool:
         """Return whether the idle connection was closed, or has received surplus bytes."""
@@ -51,8 +76,7 @@ class AiohttpConnection(ResponseHandler):
 
         There is progress when the server receives request data, or sends bytes.
         """
-        self._content, self._head_start, self._head_end = None, b"", b""
-        self._content_bytes = self._overhead = self._unsent = 0
+        self._state = _NOTHING_RECEIVED
         self.start_wait(limit)
 
     def start_wait(self, limit: float | None) -> None:
@@ -73,72 +97,92 @@ class AiohttpConnection(ResponseHandler):
         self._wait_timer = None
         if self.deadline is None:
             return
-        now, transport = self._loop.time(), self.transport
+        now, transport, state = self._loop.time(), self.transport, self._state
         unsent = 0 if transport is None else transport.get_write_buffer_size()
-        if self._content is None and unsent != self._unsent:
+        if isinstance(state, _Head) and unsent != state.unsent:
             # The server has received a further part of the request, so start the wait again.
-            self._unsent, self.deadline = unsent, now + self._limit
+            self._state, self.deadline = evolve(state, unsent=unsent), now + self._limit
         if self.deadline <= now:
             self.set_exception(aiohttp.SocketTimeoutError("no data received"))
         else:
             self._wait_timer = self._loop.call_at(self.deadline, self._on_timer)
 
     def data_received(self, data: bytes) -> None:
-        content, start = self._content, 0
-        if content is None:
-            start = self._receive_head(data)
-        elif data and content.is_eof():
+        state, rest = self._state, data
+        if isinstance(state, _Head):
+            rest, state = self._receive_head(state, data), self._state
+            if isinstance(state, _Head):
+                return
+        elif data and state.content.is_eof():
             # The response is already complete, so `data` contains surplus bytes. A connection with
             # surplus bytes must not be reused.
             self.force_close()
-        super().data_received(data[start:] if start else data)
-        content = self._content
-        if content is not None and content.total_bytes != self._content_bytes:
-            self._content_bytes, self._overhead, self.deadline = content.total_bytes, 0, None
-            return
-        if content is None and self.deadline is not None:
-            self.start_wait(self._limit)
-        self._overhead += len(data)
-        if self._overhead > MAX_OVERHEAD_BYTES:
-            part = "head" if content is None else "framing"
-            self._fail(f"the {part} is larger than {MAX_OVERHEAD_BYTES} bytes")
+        if rest or not data:  # `resume_reading` of aiohttp passes no data.
+            super().data_received(rest)
+        content = state.content
+        if content.total_bytes != state.content_bytes:
+            state.content_bytes, state.overhead, self.deadline = content.total_bytes, 0, None
+        elif data:
+            state.overhead += len(data)
+            self._limit_overhead("framing", state.overhead)
+        if isinstance(content.exception(), aiohttp.ClientPayloadError):
+            # The Python parser of aiohttp, which replaces the C parser on some platforms, reports
+            # invalid framing in the same way as an interruption, and can leave the connection open.
+            self._fail("the chunk framing is invalid or too large")
 
-    def _receive_head(self, data: bytes) -> int:
-        """Parse the response heads at the start of `data`, and return their number of bytes.
+    def _receive_head(self, head: _Head, data: bytes) -> bytes:
+        """Parse the response heads in `data`, and return the bytes after the last head.
 
         If the bytes after a head are invalid, aiohttp discards the head, too. Therefore the head is
         passed to the parser separately.
         """
-        if len(self._head_start) < START_BYTES:
-            self._head_start = (self._head_start + data)[:START_BYTES]
-            if problem := version_problem(self._head_start):
+        start = head.start
+        if len(start) < START_BYTES:
+            start = (start + data)[:START_BYTES]
+            if problem := version_problem(start):
                 self._fail(problem)
-                return len(data)
-        before, received, at = len(self._head_end), self._head_end + data, 0
-        while self._content is None and (end := _HEAD_END.search(received, at)):
+                return b""
+        before, received, at = len(head.end), head.end + data, 0
+        while self._state is head and (end := _HEAD_END.search(received, at)):
             super().data_received(data[max(at - before, 0) : end.end() - before])
             at = end.end()
-        self._head_end = received[at:][-2:]
-        return max(at - before, 0)
+        rest = data[max(at - before, 0) :]
+        if self._state is not head:
+            return rest
+        super().data_received(rest)
+        if self._state is head:
+            size = head.size + len(data)
+            self._state = _Head(start, received[at:][-2:], size, head.unsent)
+            if self.deadline is not None:
+                self.start_wait(self._limit)
+            self._limit_overhead("head", size)
+        return b""
+
+    def _limit_overhead(self, part: str, size: int) -> None:
+        if size > MAX_OVERHEAD_BYTES:
+            self._fail(f"the {part} is larger than {MAX_OVERHEAD_BYTES} bytes")
 
     def _fail(self, problem: str) -> None:
         # `abort` removes the connection's stored exception, so call `abort` before `set_exception`.
         self.abort()
-        self.set_exception(HttpProcessingError(message=problem))
+        error, content = HttpProcessingError(message=problem), self._state.content
+        self.set_exception(error)
+        if content is not None and not content.is_eof():
+            content.set_exception(error)  # `set_exception` does not replace another exception.
 
     def feed_data(self, data: Any, size: int = 0) -> None:
-        message, content = data
-        if self._content is None and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
+        (message, content), state = data, self._state
+        if isinstance(state, _Head) and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
             codings = message.headers.getall("Transfer-Encoding", ())
             if codings and (problem := framing_problem(None, ", ".join(codings))):
                 self._fail(problem)
                 return
-            self._content, self.deadline = content, None
+            self._state, self.deadline = _Body(content, state.size), None
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: Any = None) -> None:
         super().set_exception(exc, exc_cause or exc)
-        content = self._content
+        content = self._state.content
         if content is not None and not content.is_eof() and content.exception() is None:
             content.set_exception(exc)
 
@@ -149,7 +193,8 @@ class AiohttpConnection(ResponseHandler):
             # memory.
             self._wait_timer.cancel()
         transport = self.transport
-        if exc and transport and not (self._content or transport.get_extra_info("ssl_object")):
+        content = self._state.content
+        if exc and transport and not (content or transport.get_extra_info("ssl_object")):
             # If asyncio fails to send a request, asyncio does not read bytes that were already
             # received, such as a response that rejects the request. Therefore, `connection_lost`
             # reads these bytes.
@@ -162,7 +207,7 @@ class AiohttpConnection(ResponseHandler):
             # If a TLS transport of asyncio is not closed, Python 3.10 emits a ResourceWarning.
             # Therefore, abort the transport.
             transport.abort()
-        content = self._content
+        content = self._state.content
         reported = None if content is None else content.exception()
         super().connection_lost(exc)
         if content is not None and reported is not None:

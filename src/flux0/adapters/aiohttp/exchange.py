@@ -31,6 +31,7 @@ LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError, Unic
 
 
 class AiohttpExchange(Exchange):
+    sent: bool = False
     # `_translated` is the flux0 error that replaces `failure`, the last error of aiohttp.
     # `_translated` is None if there is no such error.
     _translated: Exception | None = None

@@ -8,8 +8,11 @@ A call passes these steps:
    unchanged.
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.
-3. `AiohttpConnection` limits the wait for the response head, and rejects data that is not HTTP.
-4. `_AiohttpSource` receives the content. At the end, aiohttp returns the connection to the pool. If
+3. `AiohttpConnection` is in the state `_Head` until it has received a complete response head. It
+   limits the wait for the head, and rejects data that is not HTTP.
+4. `AiohttpConnection` is in the state `_Body` until its next request. It limits the bytes that are
+   not content, such as chunk sizes.
+5. `_AiohttpSource` reads the content. At the end, aiohttp returns the connection to the pool. If
    the body is closed early, cancelled, interrupted or garbage-collected, the connection is aborted.
 """
 
@@ -124,7 +127,9 @@ class _AiohttpSource:
                 # If the user's middleware has already read the body, `readany` returns no bytes,
                 # and `read` returns the body again.
                 data = await self._response.read()
-        except exchange.LIBRARY_ERRORS as error:
+        except exchange.LIBRARY_ERRORS as first:
+            # If the parser of aiohttp has raised `first`, `AiohttpConnection` can have replaced it.
+            error = cast("Exception", self._content.exception() or first)
             # Return the bytes that were received before `error`. `read_nowait` raises the error
             # that is stored in `_content`, so remove the stored error while `read_nowait` is
             # called.
@@ -133,7 +138,7 @@ class _AiohttpSource:
             self._content.set_exception(error)
             # aiohttp raises the same error object for all closed responses, and keeps the object in
             # memory. Therefore, remove the error's traceback, which refers to the stream.
-            error.__traceback__ = None
+            error.__traceback__ = first.__traceback__ = None
             raised = exchange.without_secrets(error)
         if raised is not None and (self._response.closed or not data):
             # Raise the error after the `except` block. Inside the block, Python stores the original

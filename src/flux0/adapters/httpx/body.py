@@ -12,8 +12,7 @@ from flux0.adapters.httpx.cancellation import Uninterrupted
 from flux0.adapters.httpx.connections import HttpxConnection
 from flux0.adapters.httpx.exchange import HttpxExchange, package_of
 from flux0.adapters.shared.exchange import shut_down
-from flux0.adapters.shared.limits import READ_BYTES
-from flux0.domain.errors import Flux0Error, TransportError
+from flux0.domain.errors import TransportError
 from flux0.domain.http import is_success
 from flux0.ports import Request, Timeout
 from flux0.runtime.event_loop import Loop, close_nested_generators, schedule_close, shielded
@@ -52,15 +51,18 @@ class _HttpxSource:
         self._exchange = exchange
         self._response = response
         http2 = response.http_version == "HTTP/2"
-        # `shut_down` shuts down `_connection`. `_connection` is None over HTTP/2, because other
-        # exchanges share an HTTP/2 connection.
-        self._connection: Any = None if http2 else response.extensions.get("network_stream")
-        if isinstance(self._connection, HttpxConnection) and self._connection.chunks is not None:
-            # Read the body directly from the connection only if the response still has httpx's own
-            # stream, unread: a user's hook can replace or read the stream.
-            is_own = package_of(response.stream) == exchange.library.httpx.__name__
-            is_unread = not (response.is_closed or self._already_read)
-            self._connection.is_direct = is_own and is_unread
+        # `shut_down` shuts down `_connection`. `_connection` is None if other exchanges can use the
+        # connection: over HTTP/2, and if a recorder such as vcrpy has read and closed the original
+        # response, and copied its extensions.
+        shared = http2 or exchange.response_closed
+        self._connection: Any = None if shared else response.extensions.get("network_stream")
+        # Read the content directly from the connection only if the response still has httpx's own
+        # stream, unread: a user's hook can replace or read the stream.
+        is_own = package_of(response.stream) == exchange.library.httpx.__name__
+        is_unread = not (response.is_closed or self._already_read)
+        self._read_content: Any = None
+        if isinstance(self._connection, HttpxConnection) and is_own and is_unread:
+            self._read_content = self._connection.content_reader()
         # `_transport` keeps the transport alive while the body exists: the finalizer of a
         # garbage-collected transport closes the client and the connection of the body.
         self._transport = transport
@@ -68,26 +70,25 @@ class _HttpxSource:
         if http2 and request.is_streaming(response.status_code):
             warnings.warn(_HTTP2_WARNING, RuntimeWarning, stacklevel=2)
 
-    def _start_piece(self, timeout: float | None) -> bool:
+    def _start_piece(self, timeout: float | None) -> None:
         """Start the timeout for the next piece of a body. Chunk sizes and trailers do not reset it.
 
-        Return whether to read the piece directly from the connection, without httpcore.
+        Over HTTP/2, httpcore looks up the read timeout in `_timeouts` for each piece of a response
+        body. Over HTTP/1.1, httpcore looks it up only once for a body, so `HttpxConnection` applies
+        the timeout of each piece.
         """
         if isinstance(self._connection, HttpxConnection):
-            return self._connection.start_piece(timeout)
-        # Over HTTP/2, httpcore looks up the read timeout in `_timeouts` for each piece of a
-        # response body. Over HTTP/1.1, httpcore looks it up only once for a body, so
-        # `HttpxConnection` applies the timeout of each piece.
-        self._timeouts["read"] = timeout
-        return False
+            self._connection.start_piece(timeout)
+        else:
+            self._timeouts["read"] = timeout
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         exchange = self._exchange
         exchange.timeout = Timeout(read=timeout)
         errors = (exchange.library.httpx.RequestError, exchange.library.httpx.StreamError)
         known = isinstance(error, errors) or exchange.raised_by_httpcore(error)
-        if isinstance(self._connection, HttpxConnection) and self._connection.is_direct:
-            known = isinstance(error, Exception) and not isinstance(error, Flux0Error)
+        if self._read_content is not None:
+            known = exchange.is_known(error)
         # Remove the stored exception from the exchange. The traceback of the exception refers to
         # the body, and the user's `raw_response` refers to the exchange, so the stored exception
         # keeps the body in memory.
@@ -107,20 +108,23 @@ class SyncHttpxSource(_HttpxSource):
         self._raw: Iterator[bytes] = response.iter_bytes() if read else iter(response.stream)
 
     def receive(self, timeout: float | None) -> bytes | None:
-        if self._start_piece(timeout) and (piece := self._connection.read(READ_BYTES)):
+        if self._read_content is None:
+            self._start_piece(timeout)
+        elif piece := self._read_content(timeout):
             return cast("bytes", piece)
         return next(self._raw, None) if self._has_body else None
 
     def finish(self) -> None:
-        with self._exchange:
-            self._response.close()
-            self._exchange.end()
+        self._response.close()
 
     def release(self) -> None:
-        # Closing the response can raise an error if its connection was already shut down. Ignore
-        # the error, because no code reads the body any more.
+        # Closing can raise an error if the connection was already shut down. Ignore the error,
+        # because no code reads the body any more.
+        for connection in self._exchange.abandon():
+            with suppress(Exception):
+                connection.close()
         with suppress(Exception):
-            self.finish()
+            self._response.close()
 
 
 class AsyncHttpxSource(_HttpxSource):
@@ -135,15 +139,14 @@ class AsyncHttpxSource(_HttpxSource):
         self._raw: AsyncGeneratorType[bytes, None] = raw
 
     async def receive(self, timeout: float | None) -> bytes | None:
-        if self._start_piece(timeout) and (piece := await self._connection.read(READ_BYTES)):
+        if self._read_content is None:
+            self._start_piece(timeout)
+        elif piece := await self._read_content(timeout):
             return cast("bytes", piece)
         return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
 
     async def finish(self) -> None:
-        try:
-            await Uninterrupted(self._response.aclose())
-        finally:
-            self._exchange.end()
+        await Uninterrupted(self._response.aclose())
 
     async def close(self) -> None:
         # If another task closes the response just after the reader received the last piece, the
@@ -157,6 +160,9 @@ class AsyncHttpxSource(_HttpxSource):
             # `finish` closes the response, and the reader's wait ends with an error.
             if not self._raw.ag_running:
                 await close_nested_generators(self._raw)
+        for connection in self._exchange.abandon():
+            with suppress(Exception):
+                await connection.aclose()
         with suppress(Exception):
             await self.finish()
 

@@ -11,19 +11,17 @@ import os
 import re
 import ssl
 from functools import cache, lru_cache, partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from flux0.adapters.httpx.connections import AsyncBackend
-from flux0.adapters.httpx.exchange import current_exchange
+from flux0.adapters.httpx.async_streams import AsyncBackend
 from flux0.adapters.httpx.library import Library
-from flux0.adapters.httpx.pools import MAX_EXCHANGES, Pools
+from flux0.adapters.httpx.pools import MAX_EXCHANGES, AsyncPool, SyncPool
 from flux0.adapters.httpx.sockets import SyncBackend
 from flux0.adapters.shared.bodies import OpenBodies
 from flux0.adapters.shared.failures import failure
-from flux0.adapters.shared.limits import MAX_IDLE_CONNECTIONS, MAX_IDLE_SECONDS
+from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.domain.errors import ConnectError
 from flux0.ports import Timeout
-from flux0.runtime.event_loop import start_task
 from flux0.runtime.processes import fork_lock
 
 # httpx clients for http URLs get `_EMPTY_CONTEXT` as the argument `verify`, because they need no
@@ -60,12 +58,16 @@ class _BuiltInClient:
 
     `httpx.Client` checks for these features in each call. The checks take a quarter of the call's
     time.
+
+    Args:
+        library: httpx or httpx2.
+        transport: A transport of httpx, whose pool is of `pools.py`.
     """
 
-    def __init__(self, library: Library, pools: Pools) -> None:
-        self._request_class, self._pools = library.httpx.Request, pools
+    def __init__(self, library: Library, transport: Any) -> None:
+        self._request_class, self._sender = library.httpx.Request, transport
         # Cache parsed URLs, because parsing a URL takes a tenth of a call's time.
-        self._parse_url = lru_cache(128)(library.httpx.URL)
+        self._parse_url = lru_cache(128)(partial(_parse_url, library.httpx))
 
     def build_request(self, method: str, url: str, *, timeout: Any, **options: Any) -> Any:
         limits = dict(zip(("connect", "read", "write", "pool"), timeout, strict=True))
@@ -73,32 +75,33 @@ class _BuiltInClient:
         return self._request_class(method, url, extensions={"timeout": limits}, **options)
 
 
+def _parse_url(httpx_module: Any, text: str) -> Any:
+    url = httpx_module.URL(text)
+    if url.scheme not in ("http", "https"):
+        raise httpx_module.InvalidURL("it must begin with http:// or https://")
+    return url
+
+
 class SyncBuiltInClient(_BuiltInClient):
     def send(self, request: Any, **_: object) -> Any:
-        exchange: Any = current_exchange.get()()
-        place = self._pools.enter(request.extensions["timeout"]["pool"], exchange.interrupt)
-        exchange.leave = partial(self._pools.leave, place)
-        response = place.pool.transport.handle_request(request)
+        response = self._sender.handle_request(request)
         # Set the attribute `request` of the response, as `httpx.Client` does, because hooks and
         # errors use the attribute.
         response.request = request
         return response
 
     def close(self) -> None:
-        self._pools.close()
+        self._sender.close()
 
 
 class AsyncBuiltInClient(_BuiltInClient):
     async def send(self, request: Any, **_: object) -> Any:
-        place = await self._pools.enter_async(request.extensions["timeout"]["pool"])
-        cast("Any", current_exchange.get()()).leave = partial(self._pools.leave, place)
-        response = await place.pool.transport.handle_async_request(request)
+        response = await self._sender.handle_async_request(request)
         response.request = request
         return response
 
     async def aclose(self) -> None:
-        for transport in self._pools.transports():
-            await transport.aclose()
+        await self._sender.aclose()
 
 
 class BuiltInClients:
@@ -143,35 +146,27 @@ class BuiltInClients:
 
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
-    limits = library.httpx.Limits(
-        max_connections=None,  # flux0's class `Pools` limits the number of open exchanges.
-        max_keepalive_connections=MAX_IDLE_CONNECTIONS,
-        keepalive_expiry=MAX_IDLE_SECONDS,
-    )
+    limits = library.httpx.Limits(keepalive_expiry=MAX_IDLE_SECONDS)
     kind = library.httpx.AsyncHTTPTransport if is_async else library.httpx.HTTPTransport
     if proxy is not None:
         # Replace the scheme socks5h, which httpx before version 0.28 rejects. With the scheme
         # socks5, all versions of httpx let the proxy look up host names, as with socks5h.
         proxy = re.sub("^socks5h:", "socks5:", proxy, flags=re.IGNORECASE)
 
-    def make_transport() -> Any:
-        try:
-            # OpenSSL holds a lock while it reads certificates. If the process forks at this time,
-            # the child waits for the lock forever. Therefore, `fork_lock` delays the fork.
-            with fork_lock:
-                context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
-                transport = kind(verify=context, limits=limits, proxy=proxy)
-        # httpx raises ImportError if a SOCKS proxy needs an extra, such as httpx[socks], and
-        # OSError if the certificates cannot be read.
-        except (ImportError, OSError) as error:
-            raise failure(ConnectError, error, Timeout()) from error
-        track_transport(transport, library)
-        return transport
-
-    if is_async:
-        pools = Pools(make_transport, lambda unused: start_task(unused.aclose), MAX_EXCHANGES)
-        return AsyncBuiltInClient(library, pools)
-    return SyncBuiltInClient(library, Pools(make_transport, kind.close, MAX_EXCHANGES))
+    try:
+        # OpenSSL holds a lock while it reads certificates. If the process forks at this time, the
+        # child waits for the lock forever. Therefore, `fork_lock` delays the fork.
+        with fork_lock:
+            context = _tls_context(library.httpx) if tls else _EMPTY_CONTEXT
+            transport = kind(verify=context, limits=limits, proxy=proxy)
+    # httpx raises ImportError if a SOCKS proxy needs an extra, such as httpx[socks], and OSError if
+    # the certificates cannot be read.
+    except (ImportError, OSError) as error:
+        raise failure(ConnectError, error, Timeout()) from error
+    track_transport(transport, library)
+    pool = AsyncPool if is_async else SyncPool
+    transport._pool = pool(transport._pool, MAX_EXCHANGES)  # noqa: SLF001 - no public way
+    return (AsyncBuiltInClient if is_async else SyncBuiltInClient)(library, transport)
 
 
 def _tls_context(httpx_module: Any) -> Any:

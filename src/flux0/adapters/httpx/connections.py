@@ -1,29 +1,24 @@
 """Connections that detect surplus bytes and record how far an exchange has progressed.
 
-The network streams of httpcore cannot do this. Therefore `AsyncConnection` wraps a network stream,
-and `SyncConnection` (`sockets.py`) replaces it.
+The network streams of httpcore cannot do this. Therefore `AsyncConnection` (`async_streams.py`)
+wraps a network stream, and `SyncConnection` (`sockets.py`) replaces it.
 """
 
 from __future__ import annotations
 
 import re
-import ssl
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from time import monotonic
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from anyio import CancelScope, create_task_group
-from anyio.lowlevel import checkpoint
-from attrs import frozen
+from attrs import define, frozen
 
-from flux0.adapters.httpx.exchange import HttpxExchange, current_exchange
+from flux0.adapters.httpx.exchange import current_exchange
 from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.connecting import MIN_SECONDS
-from flux0.adapters.shared.limits import LARGE_REQUEST_BYTES, MAX_OVERHEAD_BYTES, READ_BYTES
+from flux0.adapters.shared.limits import MAX_OVERHEAD_BYTES
 from flux0.adapters.shared.sending import REJECTION
 from flux0.domain.http import START_BYTES, version_problem
-from flux0.runtime.event_loop import shielded
 
 # The pattern `_HEAD` matches the valid head of a response that can have a body (RFC 9110, section
 # 6.4.1).
@@ -54,6 +49,54 @@ class Backend:
         return self.backend.sleep(seconds)
 
 
+@frozen
+class _Sending:
+    """A request is being sent. `head` is the part that is kept until the body is sent, too."""
+
+    head: bytes = b""
+
+
+@frozen
+class _ReadingHead:
+    """The response head is being received: its first bytes, and the number of its bytes so far."""
+
+    start: bytes = b""
+    size: int = 0
+
+
+@frozen
+class _ChunkedHead:
+    """The head of a chunked response was received, and nothing has read the body yet."""
+
+
+@define
+class _ReadingBody:
+    """httpcore reads the body, piece by piece.
+
+    Attributes:
+        timeout: The longest wait for the current piece, in seconds.
+        expiry: The value of `time.monotonic()` when this wait expires; None before the first read.
+    """
+
+    timeout: float | None
+    expiry: float | None = None
+
+
+@frozen
+class _ReadingContent:
+    """flux0 reads the content of a chunked body. httpcore gets only the end of the body."""
+
+    chunks: Chunks
+
+
+@frozen
+class _Ended:
+    """The server has closed the connection."""
+
+
+_Phase = _Sending | _ReadingHead | _ChunkedHead | _ReadingBody | _ReadingContent | _Ended
+
+
 class HttpxConnection(ABC):
     """A network stream of httpcore that detects surplus bytes after the end of a response.
 
@@ -64,41 +107,39 @@ class HttpxConnection(ABC):
     belongs to the response, httpcore calls `read` again to get it. If there is no such call, the
     byte is surplus. `read` keeps no byte of a proxy's messages.
 
-    While `is_direct` is True, `read` returns the content of a chunked body without the chunk sizes.
-    Then httpcore and its parser h11 read only the last chunk, which halves the cost of an event.
+    If the head of a chunked response arrives in one read, `content_reader` returns a function that
+    reads the content of the body without httpcore and its parser h11, which halves the cost of an
+    event. httpcore then reads only the last chunk.
 
     Attributes:
-        at_eof: Whether the server has closed the connection.
         connecting: True until the first request is sent to the server. Messages to a proxy
             leave it True.
-        is_direct: Whether `read` returns the content of a chunked body.
-        chunks: The decoder of a chunked body; None if httpcore decodes the body.
     """
 
-    at_eof: bool = False
-
     def __init__(self, backend: Backend, connect_by: float | None) -> None:
-        self._backend, self._httpcore_module = backend, backend.httpcore_module
+        self._backend = backend
         # The connection must be established before `time.monotonic()` reaches `_connect_by`. If
         # `_connect_by` is None, there is no limit.
         self._connect_by = connect_by
         self.connecting: bool = True
-        self._sending = False
-        # `_piece_timeout` is the longest wait for the current piece of a body, in seconds.
-        # `_piece_expiry` is the value of `time.monotonic()` when this wait expires, or None before
-        # the first read of the piece.
-        self._in_body = False
-        self._piece_timeout: float | None = None
-        self._piece_expiry: float | None = None
-        self._unsent_head = b""
+        self._phase: _Phase = _ReadingHead()
         # `_early_data` contains bytes that were received before the request was sent completely, or
         # together with the head of a chunked response.
         self._early_data: bytes | None = None
         self._kept_byte = b""
-        self.is_direct: bool = False
-        # `chunks` decodes a chunked body. It is None for other bodies, and if the response head was
-        # received in several parts.
-        self.chunks: Chunks | None = None
+
+    @property
+    def at_eof(self) -> bool:
+        """Whether the server has closed the connection."""
+        return isinstance(self._phase, _Ended)
+
+    @abstractmethod
+    def content_reader(self) -> Any:
+        """Return a function that reads the content of a chunked body directly; None if impossible.
+
+        Call it before the body is read. The function has the parameter `timeout`, in seconds, and
+        returns the next content, or b"" at the end of the content.
+        """
 
     @abstractmethod
     def _is_readable(self) -> bool: ...
@@ -119,204 +160,134 @@ class HttpxConnection(ABC):
         server may reject the request and close the connection. Then sending the body fails, and the
         response is lost.
         """
-        if not self._sending:
-            self._sending = True
-            self._in_body, self.is_direct, self.chunks = False, False, None
+        if not isinstance(self._phase, _Sending):
             self.connecting = self.connecting and buffer.startswith(_TO_PROXY)
             exchange = current_exchange.get()()
             # If the user sends a request directly with the httpx client, `exchange` is None.
             if exchange is not None:
                 exchange.connection = self
                 exchange.bind_socket(self._get_info("socket"))
+            self._phase = _Sending()
             if buffer.endswith(b"\r\n\r\n") and b" HTTP/1.1\r\n" in buffer:
-                self._unsent_head = buffer
+                self._phase = _Sending(buffer)
                 return b""
-        head, self._unsent_head = self._unsent_head, b""
-        return head + buffer if head else buffer
+        head = self._phase.head
+        if head:
+            self._phase = _Sending()
+            return head + buffer
+        return buffer
 
     def _connect_limit(self, timeout: float | None) -> float | None:
         if not self.connecting or self._connect_by is None:
             return timeout
         return max(self._connect_by - monotonic(), MIN_SECONDS)
 
-    def start_piece(self, timeout: float | None) -> bool:
-        """Limit the wait for the next piece of a response body to `timeout` seconds.
+    def start_piece(self, timeout: float | None) -> None:
+        """Limit the wait for the next piece that httpcore reads of a body to `timeout` seconds.
 
-        Return True if the caller must call `read` to get the piece, and False if httpcore reads the
-        piece. The read timeout of httpcore is not suitable: it is the same for all pieces of a
-        body, and httpcore may read several times for one piece, each time with the whole timeout.
+        The read timeout of httpcore is not suitable: it is the same for all pieces of a body, and
+        httpcore may read several times for one piece, each time with the whole timeout.
         """
-        self._in_body, self._piece_timeout, self._piece_expiry = True, timeout, None
-        return self.is_direct
+        self._phase = _ReadingBody(timeout)
 
     def _read_limit(self, timeout: float | None) -> float | None:
-        if self.chunks is not None and self.chunks.failure is not None:
-            raise self._httpcore_module.RemoteProtocolError(self.chunks.failure)
-        if not self._in_body:
+        phase = self._phase
+        if not isinstance(phase, _ReadingBody):
             return self._connect_limit(timeout)
-        limit = self._piece_timeout
-        if limit is None:
+        if phase.timeout is None:
             return None
-        if self._piece_expiry is None:
-            self._piece_expiry = monotonic() + limit
-            return limit
-        remaining = self._piece_expiry - monotonic()
+        if phase.expiry is None:
+            phase.expiry = monotonic() + phase.timeout
+            return phase.timeout
+        return self._seconds_until(phase.expiry)
+
+    def _seconds_until(self, expiry: float) -> float:
+        remaining = expiry - monotonic()
         if remaining <= 0:
-            raise self._httpcore_module.ReadTimeout("no data received")
+            raise self._backend.httpcore_module.ReadTimeout("no data received")
         return remaining
 
     def _pop_received(self) -> bytes | None:
-        self._sending = False
+        if isinstance(self._phase, (_Sending, _ChunkedHead)):
+            self._phase = _ReadingHead()
         if self._kept_byte:
             kept, self._kept_byte = self._kept_byte, b""
             return kept
         data, self._early_data = self._early_data, None
         return None if data is None else self._on_received(data)
 
-    def _on_received(self, data: bytes) -> bytes | None:
-        """Check received data, and return the bytes that `read` returns now; None to read again.
+    def _on_received(self, data: bytes) -> bytes:
+        """Check received data, and return the bytes that `read` returns now.
 
         Raises:
             RemoteProtocolError: The response is not HTTP, or the head together with the interim
                 responses exceeds 256 KiB.
             ConnectError: A proxy closed the connection.
         """
-        self.at_eof = not data
-        if self.connecting:
-            if self.at_eof:
-                raise self._httpcore_module.ConnectError("the proxy closed the connection")
+        if not data:
+            self._phase = _Ended()
+            if self.connecting:
+                problem = "the proxy closed the connection"
+                raise self._backend.httpcore_module.ConnectError(problem)
+        if self.connecting or not data:
             return data
-        if self.is_direct:
-            return self._decode(data)
         exchange = current_exchange.get()()
         if exchange is not None and exchange.awaits_head(self):
-            self._check_head(data, exchange)
+            self._check_head(data)
             head = _HEAD.match(data)
             if head and self._backend.is_plain and _CHUNKED.search(head[0]):
-                self.chunks, self._early_data = Chunks(), data[head.end() :] or None
+                self._early_data = data[head.end() :] or None
+                self._phase = _ChunkedHead()
                 return head[0]
         if len(data) > 1:
             self._kept_byte = data[-1:]
             return data[:-1]
         return data
 
-    def _decode(self, data: bytes) -> bytes | None:
-        if not data:
-            raise self._httpcore_module.RemoteProtocolError("the body is truncated")
-        chunks = cast("Chunks", self.chunks)
-        content = chunks.feed(data)
-        if chunks.ended:
-            self.is_direct, self._early_data = False, b"0\r\n\r\n" + chunks.surplus
-        return content or (b"" if chunks.ended else None)
-
-    def _check_head(self, data: bytes, exchange: HttpxExchange) -> None:
-        start = exchange.head_start
-        if len(start) < START_BYTES and not exchange.multiplexed:
-            exchange.head_start = start = (start + data)[:START_BYTES]
-            if problem := version_problem(start):
-                raise self._httpcore_module.RemoteProtocolError(problem)
-        exchange.head_bytes += len(data)
-        if exchange.head_bytes > MAX_OVERHEAD_BYTES:
+    def _check_head(self, data: bytes) -> None:
+        phase = self._phase if isinstance(self._phase, _ReadingHead) else _ReadingHead()
+        start = (phase.start + data[:START_BYTES])[:START_BYTES]
+        self._phase = _ReadingHead(start, phase.size + len(data))
+        problem = version_problem(start)
+        if self._phase.size > MAX_OVERHEAD_BYTES:
             problem = f"the response head is larger than {MAX_OVERHEAD_BYTES} bytes"
-            raise self._httpcore_module.RemoteProtocolError(problem)
+        if problem:
+            raise self._backend.httpcore_module.RemoteProtocolError(problem)
+
+    def _start_content(self) -> Chunks | None:
+        """Return the decoder of the content that flux0 reads; None if httpcore must read it."""
+        if not isinstance(self._phase, _ChunkedHead):
+            return None
+        self._phase = _ReadingContent(chunks := Chunks())
+        return chunks
+
+    def _decode_early(self, chunks: Chunks) -> bytes | None:
+        """Return content of bytes that were received earlier; None to receive more bytes."""
+        if chunks.ended or chunks.failure is not None:
+            return self._end_content(chunks)
+        early, self._early_data = self._early_data, None
+        return None if early is None else self._decode(chunks, early)
+
+    def _decode(self, chunks: Chunks, data: bytes) -> bytes | None:
+        """Return the content of `data`: b"" at the end of the content, None to receive more."""
+        if not data:
+            self._phase = _Ended()
+            raise self._backend.httpcore_module.RemoteProtocolError("the body is truncated")
+        if content := chunks.feed(data):
+            return content
+        ended = chunks.ended or chunks.failure is not None
+        return self._end_content(chunks) if ended else None
+
+    def _end_content(self, chunks: Chunks) -> bytes:
+        if chunks.failure is not None:
+            raise self._backend.httpcore_module.RemoteProtocolError(chunks.failure)
+        self._early_data = b"0\r\n\r\n" + chunks.surplus
+        return b""
 
     def _is_rejected(self) -> bool:
         return REJECTION.match(self._early_data or b"") is not None
 
     def _raise_if_rejected(self) -> None:
         if self._is_rejected():
-            raise self._httpcore_module.WriteError("the server rejected the incomplete request")
-
-
-class AsyncConnection(HttpxConnection):
-    def __init__(self, stream: Any, backend: Backend, connect_by: float | None = None) -> None:
-        super().__init__(backend, connect_by)
-        self._stream = stream
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        received = self._pop_received()
-        while received is None:
-            data = await self._stream.read(max_bytes, self._read_limit(timeout))
-            received = self._on_received(data)
-        return received
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        data = self._next_to_send(buffer)
-        exchange = current_exchange.get()()
-        if len(data) > LARGE_REQUEST_BYTES and exchange is not None and not exchange.multiplexed:
-            await self._write_and_read(data, timeout)
-        elif data:
-            await self._stream.write(data, self._connect_limit(timeout))
-
-    async def _write_and_read(self, data: bytes, timeout: float | None) -> None:
-        """Send `data`, and receive the start of a response meanwhile.
-
-        If a write fails, asyncio discards received data that was not read yet. Therefore the
-        response is read during the write.
-        """
-        failure: Exception | None = None
-        async with create_task_group() as tasks:
-            tasks.start_soon(self._read_early, tasks.cancel_scope)
-            try:
-                # Two checkpoints give the `_read_early` task time to start, and to receive bytes
-                # that have already arrived. If these bytes reject the request, the task cancels the
-                # write.
-                for _ in range(2):
-                    await checkpoint()
-                await self._stream.write(data, timeout)
-            except Exception as error:  # noqa: BLE001 - a task group would wrap the error
-                failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
-        self._raise_if_rejected()
-
-    async def _read_early(self, writing: CancelScope) -> None:
-        # If the connection fails, `write` raises an error, too. Ignore the error that `read`
-        # raises.
-        with suppress(self._httpcore_module.NetworkError):
-            self._early_data = await self._stream.read(READ_BYTES)
-            if self._is_rejected():
-                writing.cancel()
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-    async def start_tls(
-        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
-    ) -> AsyncConnection:
-        limit = self._connect_limit(timeout)
-        try:
-            stream = await self._stream.start_tls(ssl_context, server_hostname, limit)
-        # If the task is cancelled, httpcore does not close the connection, so close the connection
-        # here.
-        except BaseException:
-            await shielded(self.aclose)
-            raise
-        return AsyncConnection(stream, self._backend, self._connect_by)
-
-    def _get_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-    def _is_readable(self) -> bool:
-        if self._stream.get_extra_info("is_readable"):
-            return True
-        tls = self._stream.get_extra_info("ssl_object")
-        if not isinstance(tls, ssl.SSLObject):
-            return False
-        try:
-            tls.read(1)  # The event loop has moved the received bytes from the socket into `tls`.
-        except ssl.SSLError as error:
-            return not isinstance(error, ssl.SSLWantReadError)
-        return True
-
-
-class AsyncBackend(Backend):
-    async def connect_tcp(self, *, timeout: float | None = None, **options: Any) -> AsyncConnection:
-        connect_by = None if timeout is None else monotonic() + timeout
-        stream = await self.backend.connect_tcp(timeout=timeout, **options)
-        return AsyncConnection(stream, self, connect_by)
-
-    async def connect_unix_socket(self, **options: Any) -> AsyncConnection:
-        stream = await self.backend.connect_unix_socket(**options)
-        return AsyncConnection(stream, self)
+            problem = "the server rejected the incomplete request"
+            raise self._backend.httpcore_module.WriteError(problem)

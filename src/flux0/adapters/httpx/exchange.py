@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from threading import get_ident
+from enum import IntEnum
+from inspect import CO_GENERATOR
 from typing import Any, Final
-from weakref import ref
+
+from attrs import frozen
 
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.exchange import Exchange
@@ -40,6 +42,8 @@ _TERMINATED = "ConnectionTerminated"
 # If a SOCKS proxy rejects the login, or demands another login method, the error message of httpcore
 # starts with a string of `_LOGIN_REJECTED`.
 _LOGIN_REJECTED = ("Requested ", "Invalid username/password")
+# The packages that httpcore uses, and whose exceptions can pass through httpcore.
+_PACKAGES = ("h11", "h2", "socksio", "anyio", "trio")
 _CONNECTED = ("connect_tcp.complete", "connect_unix_socket.complete", "start_tls.complete")
 
 
@@ -51,58 +55,69 @@ current_exchange: Final[ContextVar[Callable[[], HttpxExchange | None]]] = Contex
 )
 
 
+class Step(IntEnum):
+    """The last step of an exchange that httpcore has reported. An exchange never goes back."""
+
+    NONE = 0
+    CONNECTING = 1
+    SENDING = 2
+    HEAD_RECEIVED = 3
+
+
+@frozen
+class Progress:
+    """How far an exchange has progressed.
+
+    Attributes:
+        step: The last step.
+        connecting_to: The host and port to which httpcore is connecting; None if it is connected.
+        is_multiplexed: Whether other exchanges share the connection, as in HTTP/2.
+    """
+
+    step: Step = Step.NONE
+    connecting_to: tuple[str, int] | None = None
+    is_multiplexed: bool = False
+
+
 class HttpxExchange(Exchange):
     """Records the progress of one exchange from the trace events of httpcore.
-
-    Inside its `with` block, the exchange is `current_exchange`. An exception in the block ends the
-    exchange.
 
     The HTTP library's request refers to the exchange's trace function. Therefore the exchange must
     not refer to the request, because a reference cycle delays garbage collection.
 
     Attributes:
         library: The HTTP library that sends the request: httpx or httpx2.
-        caller: The built-in clients (None for the user's client), and the id of the calling thread.
-        leave: A function that frees the exchange's place in a pool of a built-in client. A second
-            call does nothing.
-        head_received: Whether the response head was received.
-        head_bytes: The number of bytes in interim responses and the response head so far.
-        head_start: The response's first received bytes, for an error message.
+        lease: The exchange's place in the pool of a built-in client, and its connection; None over
+            the user's client.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
-        multiplexed: Whether other exchanges share the connection, as in HTTP/2.
+        progress: How far the exchange has progressed. One assignment changes it.
+        response_closed: Whether the response is closed. If so, its connection can already belong to
+            another exchange.
     """
 
-    def __init__(
-        self, library: Library, built: Any, request: Request, built_in: object = None
-    ) -> None:
+    response_closed: bool = False
+
+    def __init__(self, library: Library, request: Request, user_trace: Any = None) -> None:
         super().__init__(request)
         self.library = library
-        self.caller: tuple[object, int] = built_in, get_ident()
-        self.leave: Callable[[], object] = lambda: None
-        self.head_received: bool = False
-        self.head_bytes: int = 0
-        self.head_start: bytes = b""
+        self.lease: Any = None
         self.connection: Any = None
-        self.multiplexed: bool = False
-        self._url = built.url
-        self._user_trace = built.extensions.get("trace")
-        # `_traced` is True if httpcore has reported a trace event for this exchange.
-        self._traced = False
-        self._connecting_to: tuple[str, int] | None = None
+        self.progress: Progress = Progress()
+        self._user_trace = user_trace
 
-    def __enter__(self) -> None:
-        self._token = current_exchange.set(ref(self))
+    @property
+    def sent(self) -> bool:
+        """Whether a part of the request may have been sent."""
+        return self.progress.step >= Step.SENDING
 
-    def __exit__(self, _: object, error: object, __: object) -> None:
-        try:
-            self.interrupt.clear()
-            if error is not None:
-                # Call `end` while this exchange is still `current_exchange`. `end` acquires a lock:
-                # if a signal handler makes a call during `end`, `send` rejects this call instead of
-                # waiting for the lock forever.
-                self.end()
-        finally:
-            current_exchange.reset(self._token)
+    @property
+    def is_traced(self) -> bool:
+        """Whether httpcore has reported an event. A user's custom transport reports none."""
+        return self.progress.step > Step.NONE
+
+    @property
+    def is_multiplexed(self) -> bool:
+        return self.progress.is_multiplexed
 
     def awaits_head(self, connection: object) -> bool:
         """Return whether the bytes that `connection` receives now belong to this response's head.
@@ -110,7 +125,9 @@ class HttpxExchange(Exchange):
         `connection` can belong to another exchange, because a thread with a copy of the context can
         send another request while `current_exchange` is this exchange.
         """
-        return self.sent and not self.head_received and self.connection in (connection, None)
+        progress = self.progress
+        is_mine = self.connection in (connection, None)
+        return progress.step == Step.SENDING and is_mine and not progress.is_multiplexed
 
     def trace(self, event: str, info: dict[str, Any]) -> None:
         self._record_step(event, info)
@@ -123,26 +140,41 @@ class HttpxExchange(Exchange):
             await self._user_trace(event, info)
 
     def _record_step(self, event: str, info: dict[str, Any]) -> None:
-        self._traced = True
         protocol, _, step = event.partition(".")
+        if not self.is_traced:
+            self._advance(Step.CONNECTING)
         if step == "send_request_headers.started":
             # httpcore sends CONNECT requests to a proxy. Do not record a CONNECT request as the
             # user's request.
-            self.sent: bool = self.sent or info["request"].method != b"CONNECT"
+            if info["request"].method != b"CONNECT":
+                self._advance(Step.SENDING, is_multiplexed=protocol == "http2")
             if protocol == "http2":
-                self.multiplexed = True
                 self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
-            self.head_received = True
-            if not self.multiplexed:
+            self._advance(Step.HEAD_RECEIVED, is_multiplexed=self.is_multiplexed)
+            # The authentication of a user's client can send a second request.
+            self.response_closed = False
+            if not self.is_multiplexed:
                 self._check_head(*info["return_value"])
         elif step == "connect_tcp.started":
-            self._connecting_to = info["host"], info["port"]
+            self._advance(Step.CONNECTING, connecting_to=(info["host"], info["port"]))
         elif step in _CONNECTED:
-            self._connecting_to = None
+            self._advance(Step.CONNECTING)
             self.bind_socket(info["return_value"].get_extra_info("socket"))
+        elif step == "response_closed.started":
+            self.response_closed = True
         elif step.endswith(".failed"):
             self.failure: BaseException | None = info["exception"]
+
+    def _advance(
+        self,
+        step: Step,
+        *,
+        connecting_to: tuple[str, int] | None = None,
+        is_multiplexed: bool = False,
+    ) -> None:
+        step = max(step, self.progress.step)
+        self.progress = Progress(step, connecting_to, is_multiplexed or self.is_multiplexed)
 
     def _check_head(
         self, version: bytes, _status: int, _reason: bytes, fields: list[tuple[bytes, bytes]]
@@ -163,18 +195,21 @@ class HttpxExchange(Exchange):
             raise self.library.httpcore.RemoteProtocolError(problem)
 
     def bind_socket(self, sock: Any) -> None:
-        if not self.multiplexed:
+        if not self.is_multiplexed:
             self.shut_down_on_interrupt(sock)
 
-    @property
-    def unfinished_connection(self) -> Any:
-        """The connection to a proxy that has not connected to the server yet, or None.
+    def abandon(self) -> Iterator[Any]:
+        """Remove the connections of a failed exchange from the exchange, and yield them.
 
-        If the call fails, httpcore does not close this connection. Therefore the transport closes
-        it.
+        The caller must close them. Drop `failure`, whose traceback keeps the body in memory.
         """
-        connection = self.connection
-        return connection if connection is not None and connection.connecting else None
+        self.failure = None
+        # If an exchange fails during the handshake with a proxy, httpcore does not close the
+        # connection.
+        if self.connection is not None and self.connection.connecting:
+            yield self.connection
+        if self.lease is not None and (unused := self.lease.release(reusable=False)):
+            yield unused
 
     def translate(self, error: Any, built: Any) -> TransportError | None:
         """Return the flux0 error for an exception that `client.send` raised.
@@ -184,7 +219,7 @@ class HttpxExchange(Exchange):
         httpx, httpcore = self.library
         cause = error.__cause__
         if isinstance(error, httpx.RequestError):
-            if self.caller[0] is not None:
+            if self.lease is not None:
                 # Set `error.request`, as `httpx.Client` does, because user code can read this
                 # attribute.
                 error.request = built
@@ -195,7 +230,7 @@ class HttpxExchange(Exchange):
             # the error.
             from_httpcore = package_of(cause) == httpcore.__name__
             known = from_httpcore or isinstance(error, httpx.RemoteProtocolError)
-            if _request_of(error) is not built or (self._traced and not known):
+            if _request_of(error) is not built or (self.is_traced and not known):
                 return None
         elif not self.raised_by_httpcore(error):
             return None
@@ -203,18 +238,28 @@ class HttpxExchange(Exchange):
         # byte. If another error is raised without a trace event, a custom transport can have sent
         # the request, so treat the request as sent.
         before_events = (httpcore.PoolTimeout, httpcore.UnsupportedProtocol)
-        traced = self._traced or isinstance(cause, before_events)
-        return self.to_transport_error(error, sent=self.sent or not traced)
+        traced = self.is_traced or isinstance(cause, before_events)
+        translated = self.to_transport_error(error, sent=self.sent or not traced)
+        connecting_to = self.progress.connecting_to
+        if connecting_to not in (None, _server_address(built.url)):
+            return proxy_unreachable(translated, "{}:{}".format(*connecting_to))
+        return translated
 
     def raised_by_httpcore(self, error: BaseException) -> bool:
-        return error is self.failure and isinstance(error, Exception)
+        return error is self.failure and self.is_known(error)
 
-    def end(self) -> None:
-        """Free the place in the pool. Drop `failure`, whose traceback keeps the body in memory."""
-        self.failure = None
-        self.leave()
+    def is_known(self, error: BaseException) -> bool:
+        """Return whether the class of `error` belongs to the HTTP library or to the system.
+
+        An exception of a signal handler passes through httpcore, too, and has another class. A
+        cancellation of trio does not inherit from `Exception`.
+        """
+        packages = self.library.httpx.__name__, self.library.httpcore.__name__, *_PACKAGES
+        known = isinstance(error, OSError) or package_of(error) in packages
+        return known and isinstance(error, Exception)
 
     def to_transport_error(self, error: BaseException, *, sent: bool = True) -> TransportError:
+        _break_cycles(error)
         httpx, httpcore = self.library
         if not sent and (isinstance(error, httpx.ProxyError) or package_of(error) == "socksio"):
             return _proxy_failure(str(error))
@@ -227,18 +272,11 @@ class HttpxExchange(Exchange):
             kind = TLSError if _is_tls_failure(error) else ConnectError
         elif self._is_interruption(error):
             kind = ConnectionInterrupted
-        if not self._traced and error.__cause__ is None and str(error):
+        if not self.is_traced and error.__cause__ is None and str(error):
             # The user's custom transport raised `error`, so keep the message of `error`.
             return kind(str(error))
-        translated = failure(kind, error, self.timeout, head_received=self.head_received)
-        if self._connecting_to not in (None, self._server_address()):
-            return proxy_unreachable(translated, "{}:{}".format(*self._connecting_to))
-        return translated
-
-    def _server_address(self) -> tuple[str, int]:
-        url = self._url
-        port: int = url.port or (443 if url.scheme == "https" else 80)
-        return url.raw_host.decode("ascii").strip("[]"), port
+        head_received = self.progress.step == Step.HEAD_RECEIVED
+        return failure(kind, error, self.timeout, head_received=head_received)
 
     def _is_interruption(self, error: BaseException) -> bool:
         httpx, httpcore = self.library
@@ -246,11 +284,30 @@ class HttpxExchange(Exchange):
         if isinstance(error, network_errors):
             return True
         if self.connection is not None:
-            ended = self.multiplexed and _TERMINATED in str(error)
+            ended = self.is_multiplexed and _TERMINATED in str(error)
             return ended or bool(self.connection.at_eof)
         # flux0 has neither opened nor wrapped this connection, so the cause of `error` is unknown.
         # If httpcore has opened the connection, an interruption is the most likely cause.
-        return self._traced
+        return self.is_traced
+
+
+def _break_cycles(error: BaseException) -> None:
+    """Break the reference cycles of `error` and its causes, so that they are freed at once.
+
+    httpx and httpcore translate errors in generators with `contextlib.contextmanager`. The
+    traceback of such an error begins with the generator's frame. That frame refers to the frame of
+    its caller in `contextlib`, which refers to the error.
+    """
+    for each in chain(error):
+        entry = each.__traceback__
+        while entry is not None and entry.tb_frame.f_code.co_flags & CO_GENERATOR:
+            entry = entry.tb_next
+        each.__traceback__ = entry
+
+
+def _server_address(url: Any) -> tuple[str, int]:
+    port: int = url.port or (443 if url.scheme == "https" else 80)
+    return url.raw_host.decode("ascii").strip("[]"), port
 
 
 def package_of(value: object) -> str:

@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from math import inf
 from typing import Any, Final, TypeVar
 
 from flux0.adapters.httpx.connections import Backend, HttpxConnection
 from flux0.adapters.httpx.exchange import current_exchange
+from flux0.adapters.shared.chunks import Chunks
 from flux0.adapters.shared.connecting import MIN_SECONDS, Connector
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES
@@ -37,19 +39,36 @@ class SyncConnection(HttpxConnection):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         received = self._pop_received()
-        while received is None:
-            httpcore, limit, sock = self._httpcore_module, self._read_limit(timeout), self._sock
-            with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
-                # Call `settimeout` only if the timeout has changed: each call is a system call.
-                if sock.gettimeout() != limit:
-                    sock.settimeout(limit)
-                data = sock.recv(max_bytes)
-            received = self._on_received(data)
+        if received is None:
+            received = self._on_received(self._receive(max_bytes, self._read_limit(timeout)))
         return received
+
+    def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
+        httpcore, sock = self._backend.httpcore_module, self._sock
+        with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
+            # Call `settimeout` only if the timeout has changed: each call is a system call.
+            if sock.gettimeout() != timeout:
+                sock.settimeout(timeout)
+            data: bytes = sock.recv(max_bytes)
+            return data
+
+    def content_reader(self) -> Callable[[float | None], bytes] | None:
+        chunks = self._start_content()
+        return None if chunks is None else partial(self._read_content, chunks)
+
+    def _read_content(self, chunks: Chunks, timeout: float | None) -> bytes:
+        content = self._decode_early(chunks)
+        if content is None:
+            expiry = inf if timeout is None else time.monotonic() + timeout
+            content = self._decode(chunks, self._receive(READ_BYTES, timeout))
+            while content is None:
+                left = None if timeout is None else self._seconds_until(expiry)
+                content = self._decode(chunks, self._receive(READ_BYTES, left))
+        return content
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         data, limit, sock = self._next_to_send(buffer), self._connect_limit(timeout), self._sock
-        httpcore = self._httpcore_module
+        httpcore = self._backend.httpcore_module
         with _translated_errors(httpcore.WriteTimeout, httpcore.WriteError):
             if isinstance(sock, _NestedTLS):
                 sock.settimeout(limit)
@@ -80,7 +99,7 @@ class SyncConnection(HttpxConnection):
     ) -> SyncConnection:
         try:
             self._sock.settimeout(self._connect_limit(timeout))
-            with _connect_errors(self._httpcore_module):
+            with _connect_errors(self._backend.httpcore_module):
                 self._sock = self._wrap(ssl_context, server_hostname)
                 if exchange := current_exchange.get()():
                     exchange.bind_socket(self._get_info("socket"))
@@ -179,7 +198,7 @@ def _translated_errors(timeout_error: Any, other_error: Any) -> Generator[None, 
         yield
     except TimeoutError as error:
         raise timeout_error(error) from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: the host name is not valid.
         raise other_error(error) from error
 
 

@@ -4,18 +4,22 @@ A call passes these steps:
 
 1. `send` chooses the client: the user's client, or a built-in client for the URL's proxy.
 2. The client builds a request of httpx or httpx2. flux0 adds a trace function to this request. The
-   trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`). During steps 3 to 6,
-   `current_exchange` is this exchange.
+   trace function records steps 4 to 6 in an `HttpxExchange` (`exchange.py`), as its `Progress`.
+   During steps 3 to 6, `current_exchange` is this exchange.
 3. The client sends the request. The user's hooks and authentication run in this step.
-4. httpcore takes an idle connection from its pool, or opens a connection (`connections.py`).
-5. httpcore starts to send the request: `sent` is True. If an error is raised after this step, the
-   error indicates that the server may have received the request.
-6. httpcore receives the response head: `head_received` is True. `send` returns the response.
-7. The caller pulls the body piece by piece, and flux0 decompresses each piece (`body.py`).
-8. At the end, the connection returns to the pool. If surplus bytes were received, the pool closes
-   the connection.
-9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the connection
-   down. Over HTTP/2, it does not, because other exchanges share the connection.
+4. The exchange gets a connection (`connections.py`): from the pool of httpcore, or from the pool of
+   a built-in client (`pools.py`), as a `Lease`. A new connection connects: `Step.CONNECTING`.
+5. httpcore starts to send the request: `Step.SENDING`. If an error is raised after this step, the
+   error indicates that the server may have received the request. The phase of the connection is
+   `_Sending`, and then `_ReadingHead`.
+6. httpcore receives the response head: `Step.HEAD_RECEIVED`. `send` returns the response. If the
+   head announces a chunked body, the phase of the connection is `_ChunkedHead`.
+7. The caller pulls the body piece by piece, and flux0 decompresses each piece (`body.py`). The
+   phase is `_ReadingContent` if flux0 decodes the chunks, or else `_ReadingBody`.
+8. At the end, the lease returns the connection to the pool. If surplus bytes were received, the
+   pool closes the connection.
+9. If reading fails, or if the body is closed early or garbage-collected, flux0 shuts the
+   connection down. Over HTTP/2, it does not, because other exchanges share the connection.
 
 The exchange translates exceptions from the HTTP library into flux0 errors.
 """
@@ -26,7 +30,7 @@ import weakref
 from collections.abc import AsyncIterator
 from functools import cache, partial
 from inspect import iscoroutinefunction
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 from flux0.adapters.httpx.body import AsyncHttpxSource, SyncHttpxSource
 from flux0.adapters.httpx.cancellation import Uninterrupted
@@ -52,11 +56,6 @@ from flux0.runtime.event_loop import PerLoop, shielded
 from flux0.runtime.processes import PerProcess
 
 Body = TypeVar("Body")
-
-_NESTED: Final = (
-    "a signal handler or a finalizer interrupts a call, and would wait for its locks: "
-    "make the call in a new thread, or use RequestsTransport"
-)
 
 
 class _BuildsRequests(Protocol):
@@ -132,23 +131,29 @@ class HttpxFamilyTransport:
         built_in = None if self._client is not None else self._built_in_clients.get()
         client, built, exchange = self._prepare(self._client, built_in, request)
         built.extensions["trace"] = exchange.trace
-        interrupted = current_exchange.get()()
-        if built_in is not None and interrupted and interrupted.caller == exchange.caller:
-            raise Flux0Error(_NESTED)
-        with exchange:
-            try:
-                response = client.send(built, stream=True, follow_redirects=False)
-            except Exception as error:
-                response = self._handle_error(error, client, built, exchange)
-                if response is None:
-                    raise
-            finally:
-                if exchange.unfinished_connection is not None:
-                    exchange.unfinished_connection.close()
-        body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
+        try:
+            response = self._send(client, built, exchange)
+            body = SyncBody(SyncHttpxSource(request, built, exchange, response, self))
+        except BaseException:
+            for connection in exchange.abandon():
+                connection.close()
+            raise
         if built_in is not None:
             built_in.bodies.add(body)
         return _to_response(response, body)
+
+    def _send(self, client: Any, built: Any, exchange: HttpxExchange) -> Any:
+        token = current_exchange.set(weakref.ref(exchange))
+        try:
+            return client.send(built, stream=True, follow_redirects=False)
+        except Exception as error:
+            response = self._handle_error(error, client, built, exchange)
+            if response is None:
+                raise
+            return response
+        finally:
+            current_exchange.reset(token)
+            exchange.interrupt.clear()
 
     def close(self) -> None:
         """Close the built-in sync clients and their open bodies. The user's client stays open."""
@@ -166,22 +171,28 @@ class HttpxFamilyTransport:
         built.extensions["trace"] = exchange.trace_async
         if request.body is not None:
             built.stream = self._request_body(request.body)
-        return await Uninterrupted(self._send_async(client, built, exchange, request))
+        work = self._send_async(client, built, exchange, request)
+        return await Uninterrupted(work)
 
     async def _send_async(
         self, client: Any, built: Any, exchange: HttpxExchange, request: Request
     ) -> Response[AsyncByteStream]:
-        with exchange:
+        token = current_exchange.set(weakref.ref(exchange))
+        try:
             try:
                 response = await client.send(built, stream=True, follow_redirects=False)
             except Exception as error:
                 response = self._handle_error(error, client, built, exchange)
                 if response is None:
                     raise
-            finally:
-                if exchange.unfinished_connection is not None:
-                    await shielded(exchange.unfinished_connection.aclose)
-        body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
+            body = AsyncBody(AsyncHttpxSource(request, built, exchange, response, self))
+        except BaseException:
+            for connection in exchange.abandon():
+                await shielded(connection.aclose)
+            raise
+        finally:
+            current_exchange.reset(token)
+            exchange.interrupt.clear()
         return _to_response(response, body)
 
     async def close_async(self) -> None:
@@ -213,7 +224,11 @@ class HttpxFamilyTransport:
         if cookies:
             merged = _to_headers(built.headers).merge(Headers((("cookie", "; ".join(cookies)),)))
             built.headers = httpx.Headers(merged.pairs, encoding="latin-1")
-        return client, built, HttpxExchange(self._library, built, request, built_in)
+        return (
+            client,
+            built,
+            HttpxExchange(self._library, request, built.extensions.get("trace")),
+        )
 
     def _handle_error(self, error: Any, client: Any, built: Any, exchange: HttpxExchange) -> Any:
         """Raise the flux0 error for an error that `client.send` raised.
@@ -225,18 +240,22 @@ class HttpxFamilyTransport:
             TransportError: The HTTP library failed to send the request.
             ClientClosed: The client, or its event loop, is closed.
         """
+        translated: Flux0Error | None = None
         if isinstance(error, self._library.httpx.HTTPStatusError):
             if error.request is built and not is_success(error.response.status_code):
                 return error.response
         elif isinstance(error, RuntimeError):
             if getattr(client, "is_closed", False) or "loop is closed" in str(error):
-                closed = self._client_closed()
-                closed.sent = "maybe" if exchange.sent else "no"
-                raise closed from error
+                translated = self._client_closed()
+                translated.sent = "maybe" if exchange.sent else "no"
         else:
             translated = exchange.translate(error, built)
+        try:
             if translated is not None:
                 raise translated from error
+        finally:
+            # Break a reference cycle: the error's traceback refers to this frame.
+            translated = None
         # Only a user's client calls user code, such as hooks. The user code can have raised
         # `error`.
         if client in (self._client, self._async_client):

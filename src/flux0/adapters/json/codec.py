@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from json import JSONDecoder, JSONEncoder
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, Final, TypeVar, cast, get_args
 
 from cattrs import transform_error
 
-from flux0.adapters.json.plain import plain
+from flux0.adapters.json.plain import is_nested, plain
 from flux0.adapters.json.structuring import converter, is_model, structure_hook
 from flux0.domain import arguments
 from flux0.domain.errors import DecodeError, InvalidArgument
@@ -26,6 +26,8 @@ _UNFIT = (ValueError, KeyError, TypeError, RecursionError, StopIteration)
 _encoder = JSONEncoder(allow_nan=False, separators=(",", ":"))
 _unescaped: Callable[[Any], str] = JSONEncoder(ensure_ascii=False).encode
 _decoder = JSONDecoder()
+# Python's recursion limit allows more levels than `_DEEP`, unless the caller's stack is deep.
+_DEEP: Final = 100
 # `_scan` decodes the JSON at a position of a string, and returns the value and its end position.
 _scan: Callable[[str, int], tuple[Any, int]] = cast("Any", _decoder).scan_once
 
@@ -114,9 +116,13 @@ def _encode(value: Any) -> bytes:
 def _convert(convert: Callable[[Any], T], value: Any, argument: str) -> T:
     try:
         return convert(value)
-    except (RecursionError, TypeError, ValueError) as error:
-        is_deep = isinstance(error, RecursionError)
-        problem = "is nested too deeply" if is_deep else f"cannot be represented in JSON: {error}"
+    except RecursionError as error:
+        # If `value` is shallow, the caller's own stack is close to the recursion limit.
+        if not is_nested(value, _DEEP):
+            raise
+        raise InvalidArgument(argument, "is nested too deeply") from error
+    except (TypeError, ValueError) as error:
+        problem = f"cannot be represented in JSON: {error}"
         raise InvalidArgument(argument, problem) from error
 
 

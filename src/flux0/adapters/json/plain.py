@@ -5,7 +5,7 @@ The result contains no instances of subclasses of these types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import Enum
 from functools import cache
@@ -35,6 +35,24 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_key(key): plain(item) for key, item in cast("Any", value).items()}
     return _plain_scalar(value)
+
+
+def is_nested(value: Any, levels: int) -> bool:
+    """Return whether `value` has at least `levels` levels of containers, without recursion."""
+    level = [value]
+    for _ in range(levels):
+        items = (item for each in level for item in _items(each))
+        # A container that the level contains several times is looked at once.
+        level = [*{id(item): item for item in items}.values()]
+    return bool(level)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, (list, tuple)):
+        return cast("Iterable[Any]", value)
+    if attrs.has(cast("Any", type(value))):
+        return [getattr(value, field.name) for field in attrs.fields(cast("Any", type(value)))]
+    return cast("Any", value).values() if isinstance(value, Mapping) else ()
 
 
 def _plain_scalar(value: Any) -> Any:

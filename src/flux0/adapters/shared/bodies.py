@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import Lock
-from typing import ClassVar, Protocol
+from contextlib import suppress
+from typing import Any, ClassVar, Final, Protocol
 from weakref import finalize, ref
 
 from flux0.adapters.shared.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError, mark_user_error
+from flux0.domain.locks import Busy, TryLock
 from flux0.runtime.event_loop import Loop, is_current, running_loop
-from flux0.runtime.processes import NO_WAIT, OwnerProcess, run_in_new_thread
+from flux0.runtime.processes import OwnerProcess, run_in_new_thread
+
+_HAS_READER: Final = "another thread or task is reading this body"
 
 
 class _AnySource(Protocol):
@@ -78,15 +81,13 @@ class _BodyState:
         self._translate_error = source.translate_error
         self._decoder = decoder_for(source.coding)
         self._decoded: Iterator[bytes] = iter(())
-        self._read_lock = Lock()
+        self._reading = TryLock()
         self.finished: bool = False
         self.closed: bool = False
 
-    def _start_reading(self) -> None:
+    def _check_open(self) -> None:
         if self.closed and not self.finished:
             raise ConnectionInterrupted("the body was closed before its end")
-        if not self._read_lock.acquire(NO_WAIT):
-            raise Flux0Error("another thread or task is reading this body")
 
     def _decode(self, data: bytes | None) -> bytes | None:
         """Return the first decoded piece of `data`, or b"" if more data is needed.
@@ -128,7 +129,14 @@ class AsyncBody(_BodyState):
         self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        self._start_reading()
+        self._check_open()
+        try:
+            with self._reading:
+                return await self._read_piece(timeout)
+        except Busy:
+            raise Flux0Error(_HAS_READER) from None
+
+    async def _read_piece(self, timeout: float | None) -> bytes | None:
         try:
             piece = next(self._decoded, None)
             if piece is None and not self.finished:
@@ -152,7 +160,6 @@ class AsyncBody(_BodyState):
             # Break a reference cycle: the traceback of the raised error refers to this frame, and
             # the variable `translated` of this frame refers to the error.
             translated = None
-            self._read_lock.release()
         return piece
 
     async def close_async(self) -> None:
@@ -185,13 +192,25 @@ class SyncBodyState(_BodyState):
         self._source = source
         self._owner = OwnerProcess()
         self._released = False
-        # Hold `_end_lock` while `finished` is set, and while the connection is shut down. After a
+        # Hold `_ending` while `finished` is set, and while the connection is shut down. After a
         # body has finished, its connection can serve the next request, and must not be shut down.
-        self._end_lock = Lock()
+        self._ending = TryLock()
 
     def read(self, timeout: float | None) -> bytes | None:
         self._owner.check()
-        self._start_reading()
+        self._check_open()
+        try:
+            with self._reading:
+                return self._read_piece(timeout)
+        except Busy:
+            raise Flux0Error(_HAS_READER) from None
+        finally:
+            # While this thread was reading, `close` in another thread could not release the
+            # connection. Release the connection now.
+            if self.closed:
+                self.close()
+
+    def _read_piece(self, timeout: float | None) -> bytes | None:
         try:
             piece = next(self._decoded, None)
             if piece is None and not self.finished:
@@ -202,13 +221,14 @@ class SyncBodyState(_BodyState):
                     raise
                 piece = self._decode(data)
                 if piece is None:
-                    with self._end_lock:
-                        self.finished = True
-                    self._source.finish()
+                    self._finish()
         except BaseException as error:
             translated = self._fail(error, timeout)
             self._released = True
-            self._source.shut_down()
+            # A finished body may have returned its connection to the pool: `release` knows whether
+            # it has, and the connection must not be shut down.
+            if not self.finished:
+                self._source.shut_down()
             self._source.release()
             if translated is not None:
                 raise translated from error
@@ -217,12 +237,15 @@ class SyncBodyState(_BodyState):
             # Break a reference cycle: the traceback of the raised error refers to this frame, and
             # the variable `translated` of this frame refers to the error.
             translated = None
-            self._read_lock.release()
-            # While this thread held the read lock, `close` in another thread could not release the
-            # connection. Release the connection now.
-            if self.closed:
-                self.close()
         return piece
+
+    def _finish(self) -> None:
+        try:
+            with self._ending:
+                self.finished = True
+        except Busy:  # Another thread is closing the body.
+            raise EOFError from None
+        self._source.finish()
 
     def close(self) -> None:
         """Release the connection without waiting for a lock.
@@ -235,34 +258,53 @@ class SyncBodyState(_BodyState):
             self._never_collected.add(self)
             return
         self.closed = True
-        if not self._end_lock.acquire(blocking=False):
-            return  # The body has just ended, or another thread is closing the body.
-        try:
-            if self.finished or self._released:
-                return
-            self._source.shut_down()
-        finally:
-            self._end_lock.release()
-        # If another thread reads the body, `shut_down` wakes that thread, and the thread releases
-        # the connection in `read`.
-        release = self._source.release
-        if self._read_lock.acquire(blocking=False) and not run_in_new_thread(release):
-            self._never_collected.add(self)
+        # If `_ending` is held, the body has just ended, or another thread is closing the body.
+        with suppress(Busy):
+            with self._ending:
+                if self.finished or self._released:
+                    return
+                self._source.shut_down()
+            # If another thread reads the body, `shut_down` wakes that thread, and the thread
+            # releases the connection in `read`.
+            self._reading.take()
+            if not run_in_new_thread(self._source.release):
+                self._never_collected.add(self)
 
 
 class SyncBody:
+    # The values of `_open` are weak references that close the body when it is freed. If a signal
+    # handler interrupts the closing, the reference in the key, whose callback is a function of C
+    # and is called last, still frees the source with its connection.
+    # A weak reference is used instead of __del__: before __del__, the garbage collector can close
+    # the HTTP library's generators, and closing a generator acquires locks of the connection pool.
+    # The dict is a class attribute, because the interpreter clears module globals while it exits.
+    _open: ClassVar[dict[Any, ref[Any] | None]] = {}
+
     def __init__(self, source: Source) -> None:
-        self._state = SyncBodyState(source)
-        # Use a finalizer instead of __del__. Before __del__, the garbage collector can close the
-        # HTTP library's generators, and closing a generator acquires locks of the connection pool.
-        finalize(self, self._state.close).atexit = False
+        state = self._state = SyncBodyState(source)
+        self._key = ref(self, self._open.__delitem__)
+        self._open[self._key] = ref(self, lambda _: state.close())
 
     def read(self, timeout: float | None) -> bytes | None:
-        return self._state.read(timeout)
+        try:
+            piece = self._state.read(timeout)
+        except BaseException:
+            if self._state.closed:
+                self._detach()
+            raise
+        if piece is None:
+            self._detach()
+        return piece
 
     def close(self) -> None:
         """Release the connection. If a thread is waiting for bytes of the body, its wait fails."""
         self._state.close()
+        self._detach()
+
+    def _detach(self) -> None:
+        # No Python code runs when a closed body is freed: an exception of a signal handler would be
+        # lost there.
+        self._open[self._key] = None
 
 
 class OpenBodies:

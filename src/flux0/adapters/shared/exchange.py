@@ -36,8 +36,9 @@ class Exchange:
     Each adapter has a subclass for its HTTP library. When the library raises an exception, the
     adapter uses this record to choose the flux0 error.
 
+    A subclass has an attribute `sent`: True if a part of the request may have been sent.
+
     Attributes:
-        sent: True if a part of the request may have been sent.
         failure: The last exception that the library itself raised, or None. If an adapter catches
             any other exception, the user's code raised that exception.
         timeout: The limits that the messages of timeout errors contain.
@@ -46,7 +47,6 @@ class Exchange:
     """
 
     def __init__(self, request: Request) -> None:
-        self.sent: bool = False
         self.failure: BaseException | None = None
         self.timeout: Timeout = request.timeout
         self.interrupt: Interrupt = request.interrupt

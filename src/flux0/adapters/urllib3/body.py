@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
+from traceback import walk_tb
 from typing import Any, Final
 
-from urllib3 import BaseHTTPResponse, exceptions
+from urllib3 import BaseHTTPResponse, HTTPResponse, exceptions
 
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.failures import (
@@ -76,6 +77,7 @@ class Urllib3Source:
 
     def finish(self) -> None:
         self._response.release_conn()
+        _remove_finalizer(self._response)
 
     def shut_down(self) -> None:
         shut_down(self._raw_socket)
@@ -84,6 +86,7 @@ class Urllib3Source:
         with suppress(OSError, exceptions.HTTPError):
             self._response.close()
             self._response.release_conn()
+        _remove_finalizer(self._response)
 
     def translate_error(self, error: BaseException, timeout: float | None) -> TransportError | None:
         if not isinstance(error, (HTTPException, OSError, exceptions.HTTPError)):
@@ -91,6 +94,22 @@ class Urllib3Source:
         kind = _kind_after_sending(causes(error)[-1])
         limit = self._read_timeout if self._raw_socket is None else timeout
         return failure(kind, error, Timeout(read=limit), head_received=True)
+
+
+class _ReleasedResponse(HTTPResponse):
+    """A response that does nothing when it is freed, because its connection was released.
+
+    The finalizer of `HTTPResponse` reads the property `closed`, which is a function of Python.
+    Python ignores an exception that a signal handler raises in a finalizer.
+    """
+
+    # `bool` is a function of C, which signal handlers cannot interrupt.
+    __del__: Any = staticmethod(bool)
+
+
+def _remove_finalizer(response: Any) -> None:
+    if type(response) is HTTPResponse:
+        response.__class__ = _ReleasedResponse
 
 
 def _read_by_library(response: Any) -> Iterator[bytes]:
@@ -105,6 +124,7 @@ def _read_by_library(response: Any) -> Iterator[bytes]:
 
 def translate_error(error: BaseException, exchange: Urllib3Exchange) -> TransportError:
     errors = causes(error)
+    _clear_frames(errors)
 
     def wraps(*kinds: type[BaseException]) -> bool:
         return any(isinstance(each, kinds) for each in errors)
@@ -145,6 +165,17 @@ def translate_error(error: BaseException, exchange: Urllib3Exchange) -> Transpor
         kind = WriteTimeout
     translated = failure(kind, error, exchange.timeout)
     return translated if failed_proxy is None else proxy_unreachable(translated, failed_proxy)
+
+
+def _clear_frames(errors: Iterable[BaseException]) -> None:
+    """Break the reference cycles of urllib3, whose local variables refer to the raised error.
+
+    The tracebacks keep their lines.
+    """
+    for error in errors:
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_globals.get("__name__", "").startswith("urllib3."):
+                frame.clear()
 
 
 _TUNNEL_FAILED: Final = "Tunnel connection failed: "

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import socket
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache, partial
+from http.client import HTTPException
 from io import BytesIO
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast, final
+from weakref import ref
 
 import urllib3
 import urllib3.connection
 from attrs import field, frozen
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from flux0.adapters.shared.connecting import Connector
 from flux0.adapters.shared.exchange import Exchange, shut_down
@@ -27,6 +31,7 @@ from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_all
 from flux0.adapters.urllib3.http_response import TrackedResponse, raw_socket_of
 from flux0.domain.errors import MissingDependency
+from flux0.runtime.event_loop import do_nothing
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
@@ -42,22 +47,45 @@ class Urllib3Exchange(Exchange):
     """The progress of one request. Inside its `with` block, the connection records the progress.
 
     Attributes:
+        sent: True if a part of the request may have been sent.
         failure: The exception from the last failed attempt to connect, or None.
         failed_proxy: The URL of a proxy that could not be reached, or None.
+        lease: The place of the exchange in a built-in pool, or None.
     """
 
+    sent: bool = False
     failed_proxy: str | None = None
+    lease: Lease | None = None
 
     def __enter__(self) -> Urllib3Exchange:
-        self._token = current_exchange.set(self)
+        self._token = current_exchange.set(ref(self))
         return self
 
     def __exit__(self, *_: object) -> None:
         current_exchange.reset(self._token)
+        # Break a reference cycle: the traceback of `failure` refers to frames that refer to this
+        # object.
+        self.failure = None
         self.interrupt.clear()
 
 
-current_exchange: Final = ContextVar[Urllib3Exchange | None]("current_exchange", default=None)
+@final
+class Lease:
+    """The place of one exchange in a built-in pool. The exchange or its connection refers to it.
+
+    Without a reference to the lease, the place is free. Therefore, an exception that interrupts the
+    exchange at any instruction does not make the pool smaller.
+    """
+
+
+# The value of `current_exchange` is a weak reference. If an exception of a signal handler prevents
+# the call of `Urllib3Exchange.__exit__`, the finished exchange does not affect later requests.
+current_exchange: Final[ContextVar[Callable[[], Urllib3Exchange | None]]] = ContextVar(
+    "current_exchange", default=do_nothing
+)
+# The classes of the errors that are raised if a connection cannot be established. A signal handler
+# may raise an exception of any other class while a call connects.
+_CONNECT_ERRORS: Final = (OSError, UnicodeError, HTTPException, HTTPError, CertificateError)
 
 
 @frozen
@@ -90,9 +118,13 @@ class Urllib3Connection(HTTPConnection):
 
     Attributes:
         last_response: The response to the last request; None if no request was sent yet.
+        lease: The place in a built-in pool of the exchange that uses the connection, or None.
+        is_returned: Whether a user's pool has the connection again. Then this object is unused.
     """
 
     last_response: TrackedResponse | None = None
+    lease: Lease | None = None
+    is_returned: bool = False
     timeout: float | None
     sock: Any
     _duplicate: socket.socket | None = None
@@ -108,12 +140,29 @@ class Urllib3Connection(HTTPConnection):
         idle_seconds = 0.0 if response is None else monotonic() - response.idle_since
         return idle_seconds < MAX_IDLE_SECONDS and super().is_connected
 
+    def detach(self) -> Any:
+        """Move the socket to a new connection object, which the pool may keep; None if closed.
+
+        urllib3 still refers to this object when another thread may already use the connection.
+        Without a socket, closing this object has no effect.
+        """
+        if self.is_closed:
+            return None
+        detached = type(self).__new__(type(self))
+        vars(detached).update(vars(self), lease=None)
+        self.sock = None
+        return detached
+
     def connect(self) -> None:
         try:
             super().connect()
         except BaseException as error:
-            if exchange := current_exchange.get():
+            exchange = current_exchange.get()()
+            if exchange is not None and isinstance(error, _CONNECT_ERRORS):
                 exchange.failure = error
+            # Python 3.10 does not close the socket if an exception of a signal handler interrupts
+            # the TLS handshake.
+            shut_down(self._duplicate)
             raise
         finally:
             if self._duplicate is not None:
@@ -121,7 +170,7 @@ class Urllib3Connection(HTTPConnection):
                 self._duplicate = None
 
     def _new_conn(self) -> Any:
-        exchange = current_exchange.get()
+        exchange = current_exchange.get()()
         if exchange is None:
             return super()._new_conn()
         method = cast("Any", super()._new_conn).__func__
@@ -157,9 +206,10 @@ class Urllib3Connection(HTTPConnection):
         return sock
 
     def request(self, *args: Any, **options: Any) -> None:
-        if exchange := current_exchange.get():
+        if exchange := current_exchange.get()():
             if self.is_closed:
                 self.connect()
+            self.lease = exchange.lease
             exchange.sent = True
             exchange.shut_down_on_interrupt(raw_socket_of(self.sock))
             # urllib3 applies `self.timeout` to each wait while it sends the request. The attribute
@@ -169,7 +219,7 @@ class Urllib3Connection(HTTPConnection):
         super().request(*args, **options)
 
     def send(self, data: Any) -> None:
-        exchange, sock = current_exchange.get(), self.sock
+        exchange, sock = current_exchange.get()(), self.sock
         # `send_all` makes the socket non-blocking. For TLS inside TLS, the socket is an
         # `SSLTransport` of urllib3, which cannot be non-blocking.
         if exchange is None or not self._body_is_large or not isinstance(sock, socket.socket):
@@ -203,7 +253,7 @@ class Urllib3Connection(HTTPConnection):
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override] # as urllib3's own
         response = super().getresponse()
-        if exchange := current_exchange.get():
+        if exchange := current_exchange.get()():
             exchange.interrupt.clear()
         return response
 

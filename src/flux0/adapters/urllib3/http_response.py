@@ -45,7 +45,8 @@ class TrackedResponse(HTTPResponse):
             from the creation of this object.
     """
 
-    fp: Any
+    # If an exception of a signal handler interrupts `__init__`, the finalizer reads `fp`.
+    fp: Any = None
     headers: HTTPMessage
     msg: HTTPMessage
     length: int | None

@@ -7,25 +7,31 @@ from contextlib import suppress
 from functools import partial
 from math import inf
 from queue import Empty, Full
-from threading import TIMEOUT_MAX
+from threading import RLock
 from time import monotonic
 from typing import Any, Final, cast
-from weakref import finalize
+from weakref import finalize, ref
 
 import urllib3
 
 from flux0.adapters.urllib3.connection import (
+    Lease,
     Urllib3Connection,
     current_exchange,
     is_unmodified,
     tracked_class,
 )
+from flux0.ports import Interrupt
 from flux0.runtime.processes import call_with_lock
 from flux0.runtime.waker import Waker
 
 # Seconds between two checks of `interrupt.fired` by a thread that waits for a connection of a
 # user's full pool.
 _INTERRUPT_CHECK_SECONDS: Final = 0.1
+# If the garbage collector frees a place, or an exception interrupts a thread that was just woken,
+# no thread is woken. Therefore a waiting thread looks for a free place after this number of
+# seconds, too.
+_CHECK_SECONDS: Final = 1.0
 
 
 def track(pool: Any, size: int | None = None) -> None:
@@ -61,98 +67,114 @@ def track(pool: Any, size: int | None = None) -> None:
     elif is_unmodified(connection_class):
         pool.ConnectionCls = tracked_class(connection_class)
         if pool.num_connections:
-            _close_idle(slots)
-
-
-def _close_idle(slots: Slots | _UserSlots) -> None:
-    connections: list[Any] = []
-    with suppress(Empty):
-        while True:
-            connections.append(slots.get(block=False))
-    for connection in connections:
-        if connection is not None:
-            connection.close()
-        slots.put(None)
+            slots.close_idle()
 
 
 class Slots:
-    """The slots of a built-in pool: idle connections, and None for each free slot.
+    """The connections of a built-in pool. urllib3 uses it in place of `queue.LifoQueue`.
 
-    Like `queue.LifoQueue`, which urllib3 uses, it returns the last slot first. It has no lock, so a
-    signal handler or a finalizer can close it. It also works if gevent has replaced `LifoQueue`.
-    `Interrupt.fire` ends the wait for a slot.
+    Like `LifoQueue`, it returns the last connection first. It has no lock of Python, so a signal
+    handler or a finalizer can close it, and an exception of a signal handler leaves no lock held.
+    It also works if gevent has replaced `LifoQueue`. `Interrupt.fire` ends the wait for a place.
 
     Args:
-        size: The number of slots.
+        size: The largest number of idle connections. If urllib3 calls `get` with `block=True`, also
+            the largest number of exchanges that use a connection.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # `_slots` and `_waiting` need no lock: single operations of a `list` and a `deque` are
-        # atomic.
-        self._slots: list[Any] = [None] * size
+        # `_idle`, `_open` and `_waiting` need no lock: single operations of a `list`, a `dict` and
+        # a `deque` are atomic.
+        self._idle: list[Any] = []
+        # Weak references to the leases. The callback of a reference is a function of C. In a
+        # function of Python, Python would ignore the exception of a signal handler.
+        self._open: dict[ref[Lease], None] = {}
+        # A lock of C, because an exception cannot interrupt its `with` statement. A signal handler
+        # may make a call while its thread holds the lock.
+        self._lock = RLock()
         self._waiting: deque[Waker] = deque()
         self._closed = False
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return an idle connection, or None if the pool has a free slot for a new connection.
+        """Return an idle connection, or None if the caller may open a new connection.
 
-        Raises `Empty` if no slot became free within `timeout` seconds, or before `Interrupt.fire`
-        was called.
+        If `block`, the current exchange gets a place. Raises `Empty` if no place became free within
+        `timeout` seconds, or before `Interrupt.fire` was called.
         """
+        exchange = current_exchange.get()()
+        if block and exchange is not None:
+            lease = exchange.lease = Lease()
+            if not self._enter(lease):
+                self._wait(lease, timeout, exchange.interrupt)
         try:
-            return self._slots.pop()
+            return self._idle.pop()
         except IndexError:
-            if not block:
-                raise Empty from None
-        return self._wait(inf if timeout is None else monotonic() + timeout)
+            return None
 
-    def _wait(self, end: float) -> Any:
-        interrupt = cast("Any", current_exchange.get()).interrupt
-        waker = Waker()
+    def _enter(self, lease: Lease) -> bool:
+        with self._lock:
+            if len(self._open) >= self._size:
+                return False
+            self._open[ref(lease, self._open.__delitem__)] = None
+            return True
+
+    def _wait(self, lease: Lease, timeout: float | None, interrupt: Interrupt) -> None:
+        end = inf if timeout is None else monotonic() + timeout
+        waker, is_queued = Waker(), False
         interrupt.on_fire(waker.wake)
         try:
             while True:
-                self._waiting.append(waker)
-                # Try again to take a slot: a slot can have become free before `waker` was added.
-                with suppress(IndexError):
-                    return self._slots.pop()
-                woken = waker.wait(min(max(end - monotonic(), 0), TIMEOUT_MAX))
-                if not woken or interrupt.fired:
+                if not is_queued:
+                    self._waiting.append(waker)
+                # Try again to get a place: one can have become free before `waker` was added.
+                if self._enter(lease):
+                    return
+                left = end - monotonic()
+                if left <= 0:
+                    raise Empty
+                is_queued = not waker.wait(min(left, _CHECK_SECONDS))
+                if interrupt.fired:
                     raise Empty
         finally:
             with suppress(ValueError):
                 self._waiting.remove(waker)
-            # `put` can have woken this thread for a free slot that the thread has not taken. In
-            # this case, wake another waiting thread.
-            if self._slots:
+            # `put` can have woken this thread for a place that the thread has not taken. In this
+            # case, wake another waiting thread.
+            if len(self._open) < self._size:
                 self._wake_next()
 
     def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
-        """Return a connection, or None for a free slot. Never waits.
+        """Keep a connection, and free the place of its exchange. Never waits.
 
-        If a call is interrupted by Ctrl-C before it gets a slot, urllib3 nevertheless returns a
-        free slot. Therefore, a surplus slot is dropped, and its connection is closed.
+        If `slot` is None, free the place of the current exchange: its connection is closed.
         """
-        if len(self._slots) < self._size:
-            self._slots.append(slot)
-            self._wake_next()
-        elif slot is not None:
-            slot.close()
+        connection, holder = slot, slot
+        if isinstance(slot, Urllib3Connection):
+            connection = slot.detach()
+        elif slot is None:
+            holder = current_exchange.get()()
+        if connection is not None:
+            if len(self._idle) < self._size:
+                self._idle.append(connection)
+            else:
+                connection.close()
         if self._closed:
-            self._close_idle()
+            self.close_idle()
+        lease: Lease | None = getattr(holder, "lease", None)
+        if lease is not None:
+            self._open.pop(ref(lease), None)
+        self._wake_next()
 
     def close(self) -> None:
         """Close the idle connections, and each connection that is returned from now on."""
         self._closed = True
-        self._close_idle()
+        self.close_idle()
 
-    def _close_idle(self) -> None:
+    def close_idle(self) -> None:
         with suppress(IndexError):
             while True:
-                connection = self._slots.pop()
-                if connection is not None:
-                    connection.close()
+                self._idle.pop().close()
 
     def _wake_next(self) -> None:
         with suppress(IndexError):
@@ -177,7 +199,7 @@ class _UserSlots:
 
         The wait is limited by the request's pool timeout.
         """
-        exchange = current_exchange.get()
+        exchange = current_exchange.get()()
         if not block or exchange is None:
             return self._queue.get(block, timeout)
         left = inf if exchange.timeout.pool is None else exchange.timeout.pool
@@ -191,11 +213,31 @@ class _UserSlots:
                     raise
 
     def put(self, slot: Any, block: bool = True) -> None:  # noqa: ARG002 - as in LifoQueue
+        connection = slot
+        if isinstance(slot, Urllib3Connection):
+            if slot.is_returned:
+                return
+            connection = slot.detach()
         try:
-            self._queue.put(slot, block=False)
+            self._queue.put(connection, block=False)
         except Full:
-            if slot is not None:
-                slot.close()
+            if connection is not None:
+                connection.close()
+        # If an exception interrupts this method, urllib3 calls it again. If it already has put the
+        # connection into the queue, the next call adds a slot, but otherwise the pool would lose
+        # one.
+        if isinstance(slot, Urllib3Connection):
+            slot.is_returned = True
+
+    def close_idle(self) -> None:
+        connections: list[Any] = []
+        with suppress(Empty):
+            while True:
+                connections.append(self._queue.get(block=False))
+        for connection in connections:
+            if connection is not None:
+                connection.close()
+            self.put(None)
 
 
 def close_pools(manager: urllib3.PoolManager) -> None:

@@ -21,13 +21,13 @@ The steps of one request:
 from __future__ import annotations
 
 from functools import partial
-from http.cookiejar import DefaultCookiePolicy
 from io import BytesIO
 from typing import Any
 
 import requests
 from requests import exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
+from requests.cookies import RequestsCookieJar
 from urllib3 import HTTPHeaderDict, HTTPResponse  # urllib3 is a dependency of `requests`.
 from urllib3.exceptions import HTTPError
 
@@ -108,7 +108,7 @@ class _Connections:
 
 def _make_session() -> requests.Session:
     session = requests.Session()
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+    session.cookies = _NoCookies()
     # If `auth` is None, requests reads credentials from the file .netrc. Therefore, set `auth` to a
     # function that does not change the request.
     session.auth = lambda prepared: prepared
@@ -117,6 +117,17 @@ def _make_session() -> requests.Session:
         # slots. urllib3 itself adds slots one by one, which takes longer than an API call.
         session.mount(prefix, _TrackingAdapter(pool_maxsize=1))
     return session
+
+
+class _NoCookies(RequestsCookieJar):
+    """A cookie jar that stores no cookies, and acquires no lock.
+
+    `CookieJar` acquires its lock before its `try` statement. If a signal handler raises an
+    exception between the two, the lock stays held, and all later calls wait forever.
+    """
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Do nothing. `requests` calls this method for each response."""
 
 
 def _reject_retries(adapter: BaseAdapter) -> None:

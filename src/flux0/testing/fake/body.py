@@ -62,7 +62,9 @@ class FakeBody:
         self.mark_ended("closed")
 
     def __del__(self) -> None:
-        self.mark_ended(self.end_if_unread)
+        # If a signal handler has interrupted `__init__`, the last attribute is missing.
+        if hasattr(self, "_end"):
+            self.mark_ended(self.end_if_unread)
 
     def _read(self, timeout: float | None) -> Waits[bytes | None]:
         clock = self._clock

@@ -21,6 +21,7 @@ from flux0.testing.fake.operations import NEWER_SESSION, Target, target_from, us
 from flux0.testing.fake.steps import UserMessage
 from flux0.testing.fake.store import FakeStore, JSONObject, models_of, without_nulls
 from flux0.testing.fake.turn import FakeTurn
+from flux0.testing.fake.turn_output import TurnOutput
 from flux0.testing.fake.validation import RequestRejected, integer_of
 
 
@@ -166,7 +167,8 @@ class FakeServer:
         }
         store.create_event(message, EventType.MESSAGE, EventSource.USER, data)
         self._cancel_turn(message.session_id)
-        turn = FakeTurn(message, store, self._clock, self._lock, self._is_newer)
+        output = TurnOutput(message, store, self._is_newer, self._clock.now())
+        turn = FakeTurn(output, self._clock, self._lock)
         self._turns[message.session_id] = turn
         content_type = ("content-type", "text/event-stream; charset=utf-8")
         return Response(200, Headers((content_type, ("transfer-encoding", "chunked"))), turn)

@@ -431,6 +431,7 @@ MALFORMED = [
     b"HTTP/1.1 200 OK\r\n" + SECRET,
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nhush\x00: hush\r\n\r\n",
     b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n" + SECRET + b"\r\nhush",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nhush\r\n",
     b"hush hush\r\n" + SECRET + b"\r\n",
     b"",
 ]

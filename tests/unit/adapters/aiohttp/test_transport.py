@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -62,6 +63,7 @@ from support.unreachable import resolve_to
 pytestmark = pytest.mark.usefixtures("little_garbage")
 
 SHORT = 0.1
+ROOT = Path(__file__).parents[4]
 
 
 class TestAiohttpTransport(WithoutLongWaits, LimitedPoolContract, AsyncTransportContract):
@@ -493,6 +495,23 @@ def test_bytes_before_a_failure_are_yielded_even_if_they_are_read_late(
         asyncio.run(run(server))
 
 
+@pytest.mark.parametrize("framing", [b"xyz\r\n", b"0\r\n: 1\r\n\r\n"], ids=["size", "trailer"])
+def test_broken_framing_is_a_protocol_error_while_a_task_waits_for_data(framing: bytes) -> None:
+    async def run(server: ByteServer) -> None:
+        async with own() as transport:
+            response = await transport.send_async(get(server.url, stream=True))
+            pieces = Pieces(response.body)
+            assert await anext(pieces) == b"first"
+            reading = asyncio.ensure_future(anext(pieces))
+            await asyncio.sleep(0)
+            server.release()
+            with pytest.raises(ProtocolError):
+                await reading
+
+    with ByteServer((*HALF[:3], Write(framing), WaitForRelease())) as server:
+        asyncio.run(run(server))
+
+
 def test_overhead_between_two_pieces_is_limited_but_not_the_overhead_of_a_long_stream() -> None:
     """A segment can contain only a chunk size, without content."""
 
@@ -763,3 +782,38 @@ def test_close_does_not_wait_until_the_server_closes_its_side_of_tls(secured: Se
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(run(listener))
+
+
+# --- aiohttp without C extensions
+
+
+WITHOUT_EXTENSIONS = """
+import sys
+import pytest
+from aiohttp import http_parser
+assert http_parser.HttpResponseParser is http_parser.HttpResponseParserPy
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+OF_THE_PARSER = (
+    "TestAiohttpTransport or framing or trailers or broken or heads or secrets or coding"
+)
+
+
+@pytest.mark.slow
+def test_contract_with_the_python_parser_of_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """aiohttp has no C parser on some platforms, and in free-threaded Python 3.13."""
+    monkeypatch.setenv("AIOHTTP_NO_EXTENSIONS", "1")
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in ("exchange", "transport")]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        "--tb=short",
+        "-k",
+        OF_THE_PARSER,
+    ]
+    command = [sys.executable, "-c", WITHOUT_EXTENSIONS, *options, *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from attrs import evolve
 from flux0 import ClientClosed, Flux0, HttpxTransport, RetryConfig
 from flux0.adapters.httpx import clients
 from flux0.adapters.httpx.cancellation import Uninterrupted
-from flux0.adapters.httpx.pools import Pools
+from flux0.adapters.httpx.pools import AsyncPool, Lease, SyncPool
 from flux0.domain.errors import ConnectError, PoolTimeout, ReadTimeout
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
@@ -75,24 +77,63 @@ async def test_open_exchanges_are_limited(way: OverHttpx) -> None:
             assert await way.fetch(transport, get(server.url)) == (200, b"ok")
 
 
+class Connection:
+    """An idle connection of httpcore."""
+
+    def __init__(self) -> None:
+        self.is_closed = self.expired = False
+
+    def is_idle(self) -> bool:
+        return True
+
+    def has_expired(self) -> bool:
+        return self.expired
+
+    def can_handle_request(self, origin: object) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def make_pool(limit: int) -> SyncPool:
+    return SyncPool(SimpleNamespace(create_connection=lambda _: Connection()), limit)
+
+
+def reserve(pool: SyncPool, timeout: float | None = None, interrupt: Any = None) -> Lease:
+    lease = Lease(pool)
+    pool.reserve(lease, timeout, interrupt or Interrupt())
+    return lease
+
+
+def use(pool: SyncPool, *connections: Connection) -> None:
+    """Return new connections to the pool."""
+    for connection in connections:
+        lease = reserve(pool)
+        lease.hold(connection)
+        if unused := lease.release(reusable=True):
+            unused.close()
+
+
 def test_waiting_exchanges_get_a_free_place_in_their_order() -> None:
-    pools = Pools(object, lambda _: None, 1)
-    first = pools.enter(None, Interrupt())
-    order: list[str] = []
+    pool = AsyncPool(SimpleNamespace(create_connection=None), 1)
+    first, order = Lease(pool), list[str]()
 
     async def wait(name: str) -> None:
-        place = await pools.enter_async(None)
+        lease = Lease(pool)
+        await pool.reserve(lease, None)
         order.append(name)
         with pytest.raises(PoolTimeout):  # The limit still applies.
-            pools.enter(0, Interrupt())
-        pools.leave(place)
+            await pool.reserve(Lease(pool), 0)
+        lease.release(reusable=True)
 
     async def wait_in_order() -> None:
+        await pool.reserve(first, None)
         async with anyio.create_task_group() as tasks:
             for name in ("second", "third"):
                 tasks.start_soon(wait, name)
                 await anyio.wait_all_tasks_blocked()
-            pools.leave(first)
+            first.release(reusable=True)
 
     anyio.run(wait_in_order)
     assert order == ["second", "third"]
@@ -177,29 +218,61 @@ def wake(waiting: Callable[[], object]) -> None:
 def test_wait_for_a_place_that_is_interrupted_keeps_no_place(
     act: Callable[..., object], error: type[BaseException]
 ) -> None:
-    closed: list[str] = []
-    pools = Pools(lambda: "transport", closed.append, limit=1)
-    place = pools.enter(None, Interrupt())
-    pool = place.pool
-
-    interrupted: Any = SimpleNamespace(on_fire=act)
+    pool = make_pool(1)
+    lease = reserve(pool)
+    interrupted = SimpleNamespace(on_fire=act, fired=True)
     with pytest.raises(error) as caught:
-        pools.enter(None, interrupted)
+        reserve(pool, None, interrupted)
     assert caught.type is error
-    pools.leave(place)
-    assert pools.enter(0, Interrupt()).pool is pool
-    assert closed == []
+    lease.release(reusable=True)
+    reserve(pool, 0)
 
 
 def test_wait_for_a_place_without_a_timeout_gets_the_place_that_becomes_free() -> None:
-    def leave(_: object) -> None:
-        pools.leave(first)
+    pool = make_pool(1)
+    first = reserve(pool)
+    threading.Timer(0.05, partial(first.release, reusable=True)).start()
+    reserve(pool)
 
-    pools = Pools(lambda: "transport", lambda _: None, limit=1)
-    first = pools.enter(None, Interrupt())
-    pool = first.pool
-    interrupt_: Any = SimpleNamespace(on_fire=leave)
-    assert pools.enter(None, interrupt_).pool is pool
+
+def test_place_of_a_garbage_collected_exchange_becomes_free() -> None:
+    """An exception can interrupt an exchange before it releases its place."""
+    pool = make_pool(1)
+    lease = reserve(pool)
+    with pytest.raises(PoolTimeout):
+        reserve(pool, 0)
+    del lease
+    reserve(pool, 0)
+
+
+def test_place_that_is_released_twice_becomes_free_once() -> None:
+    pool = make_pool(2)
+    leases = [reserve(pool) for _ in range(2)]
+    for _ in range(2):
+        leases[0].release(reusable=True)
+    reserved = reserve(pool, 0)
+    with pytest.raises(PoolTimeout):
+        reserve(pool, 0)
+    assert reserved
+
+
+def test_surplus_and_expired_idle_connections_are_closed() -> None:
+    """The pool closes the connection that was unused for the longest time."""
+    pool = make_pool(200)
+    first, *others = connections = [Connection() for _ in range(101)]
+    use(pool, *connections)
+    assert [each.is_closed for each in connections] == [True] + [False] * 100
+    others[0].expired = True
+    use(pool, reused := Connection())
+    assert (others[0].is_closed, reused.is_closed, first.is_closed) == (True, False, True)
+
+
+def test_connection_that_is_returned_to_a_closed_pool_is_closed() -> None:
+    pool = make_pool(2)
+    use(pool, idle := Connection())
+    pool.close()
+    use(pool, returned := Connection())
+    assert (idle.is_closed, returned.is_closed) == (True, True)
 
 
 @over(*OVER_ASYNCIO)
@@ -249,19 +322,21 @@ async def test_call_that_is_cancelled_at_any_await_keeps_no_place(way: OverHttpx
 
 
 def test_cancelled_wait_for_a_place_keeps_no_place() -> None:
-    """The waiting task gets the place, and is cancelled before it runs."""
+    """The waiting task is woken for the place, and is cancelled before it runs."""
 
     async def run() -> None:
-        pools = Pools(lambda: "transport", lambda _: None, limit=1)
-        place = await pools.enter_async(None)
-        pool = place.pool
-        waiting = asyncio.ensure_future(pools.enter_async(None))
+        pool = AsyncPool(SimpleNamespace(create_connection=None), 1)
+        first = Lease(pool)
+        await pool.reserve(first, None)
+        cancelled, last = (
+            asyncio.ensure_future(pool.reserve(lease, None)) for lease in (Lease(pool), Lease(pool))
+        )
         await asyncio.sleep(0)
-        pools.leave(place)
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        assert waiting.cancelled()
-        assert (await pools.enter_async(0)).pool is pool
+        first.release(reusable=True)
+        cancelled.cancel()
+        await asyncio.wait([cancelled, last])
+        assert cancelled.cancelled()
+        assert not last.cancelled()
 
     asyncio.run(run())
 
@@ -349,21 +424,3 @@ def test_call_whose_event_loop_is_closed_is_cleaned_up() -> None:
     cleaned: list[bool] = []
     asyncio.run(run())
     assert cleaned == [True]
-
-
-def test_each_pool_has_at_most_100_exchanges_and_unused_pools_are_closed() -> None:
-    closed: list[object] = []
-    pools = Pools(object, closed.append, limit=201)
-    places = [pools.enter(None, Interrupt()) for _ in range(100)]
-    assert len(pools.transports()) == 1
-    places += [pools.enter(None, Interrupt()) for _ in range(101)]
-    first, second, third = pools.transports()
-    with pytest.raises(PoolTimeout):
-        pools.enter(0, Interrupt())
-    pools.leave(places.pop())
-    assert closed == [third]
-    for place in places:
-        pools.leave(place)
-        pools.leave(place)
-    assert closed == [third, second]
-    assert pools.transports() == (first,)

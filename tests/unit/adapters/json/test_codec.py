@@ -7,6 +7,8 @@ import json
 import math
 import pickle
 import re
+import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import Any
@@ -403,6 +405,42 @@ def test_to_dict_rejects_a_value_that_is_nested_too_deeply() -> None:
 
     while content:  # Deallocate the list level by level, because Python would do it recursively.
         content = content.pop()
+
+
+def at_recursion_limit(function: Callable[[], object]) -> None:
+    """Call `function` with more and more free stack, until it raises no RecursionError."""
+    depth = sys.getrecursionlimit()
+    raised = 0
+
+    def call(levels: int) -> None:
+        if levels:
+            call(levels - 1)
+        else:
+            function()
+
+    while True:
+        try:
+            call(depth)
+        except RecursionError:
+            depth -= 1
+            raised += 1
+        else:
+            assert raised
+            return
+
+
+def test_shallow_value_is_not_called_deep_at_the_recursion_limit() -> None:
+    at_recursion_limit(lambda: CODEC.encode({"content": [{"text": "Hello"}]}, "extra_body"))
+    part = ContentPart({"text": "Hello"})
+    at_recursion_limit(lambda: CODEC.encode({"data": (part,)}, "extra_body"))
+
+
+def test_shared_containers_are_not_counted_twice_for_the_depth() -> None:
+    value: Any = []
+    for _ in range(5_000):
+        value = [value, value]
+    with pytest.raises(InvalidArgument, match=r"^extra_body is nested too deeply$"):
+        CODEC.encode(value, "extra_body")
 
 
 # --- events of a stream

@@ -5,9 +5,8 @@ from __future__ import annotations
 import queue
 import socket
 import sys
-from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from queue import Empty
 from threading import Event, Semaphore
 from types import CodeType, FrameType
@@ -20,6 +19,7 @@ from attrs import evolve
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 
+from flux0.adapters.shared.bodies import SyncBody
 from flux0.adapters.urllib3 import pools, transport as transport_module
 from flux0.adapters.urllib3.connection import Urllib3Exchange
 from flux0.adapters.urllib3.pools import Slots, close_pools, track
@@ -30,6 +30,7 @@ from flux0.ports import Transport
 from flux0.runtime.waker import Waker
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT, ByteServer
 from flux0.testing.contract.harness import LONG_TIMEOUT, get
+from support.calls import before, press_ctrl_c
 from support.ending import ends_soon
 from support.sending import HALF, OK, Pieces, fetch_sync
 
@@ -37,28 +38,11 @@ GETS: tuple[CodeType, ...] = tuple(
     kind.get.__code__
     for kind in (Slots, pools._UserSlots)  # pyright: ignore[reportPrivateUsage] - only its code
 )
+PUTS: tuple[CodeType, ...] = tuple(
+    kind.put.__code__
+    for kind in (Slots, pools._UserSlots)  # pyright: ignore[reportPrivateUsage] - only its code
+)
 WAITS: tuple[CodeType, ...] = (Waker.wait.__code__,)
-
-
-@contextmanager
-def before(functions: tuple[CodeType, ...], *acts: Callable[[], object]) -> Generator[None]:
-    """In the `with` block, call the next of `acts` when this thread calls one of `functions`."""
-    left = list(acts)
-
-    def profile(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code in functions and left:
-            left.pop(0)()
-
-    sys.setprofile(profile)
-    try:
-        yield
-    finally:
-        sys.setprofile(None)
-    assert left == []
-
-
-def press_ctrl_c() -> None:
-    raise KeyboardInterrupt
 
 
 def built_in() -> Transport:
@@ -89,6 +73,44 @@ def test_ctrl_c_before_a_call_gets_a_slot_is_raised(transport: Transport) -> Non
             transport.send(get(server.url))
         assert [fetch_sync(transport, get(server.url)) for _ in range(2)] == [b"ok"] * 2
         assert server.connections == 1
+
+
+def test_ctrl_c_after_a_connection_was_returned_does_not_close_it_for_another_call(
+    transport: Transport,
+) -> None:
+    """urllib3 still refers to the connection, and closes it after the exception."""
+    others: list[Pieces] = []
+
+    def profile(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and frame.f_code in PUTS and not others:
+            others.append(Pieces(transport.send(get(server.url)).body))
+            raise KeyboardInterrupt
+
+    with ByteServer(HALF) as server:
+        server.release()
+        body = Pieces(transport.send(get(server.url)).body)
+        sys.setprofile(profile)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                list(body)
+        finally:
+            sys.setprofile(None)
+        assert b"".join(others[0]) == b"firstsecond"
+        assert fetch_sync(transport, get(server.url)) == b"firstsecond"
+        assert server.connections == 1
+
+
+@pytest.mark.usefixtures("little_garbage")
+def test_ctrl_c_before_a_call_returns_its_response_frees_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport_module, "MAX_CONNECTIONS", 1)
+    transport = built_in()
+    with ByteServer(OK) as server:
+        with before((SyncBody.__init__.__code__,), press_ctrl_c), pytest.raises(KeyboardInterrupt):
+            transport.send(get(server.url))
+        assert fetch_sync(transport, get(server.url)) == b"ok"
+        server.wait_until_closed(max_open=1)
 
 
 def test_ctrl_c_before_a_call_gets_a_slot_does_not_affect_another_response(
@@ -125,30 +147,40 @@ def test_built_in_pool_has_as_many_connections_as_its_limit(
         server.wait_until_closed()
 
 
-# --- waiting for a slot
+# --- waiting for a place
 
 
-def used_slots(size: int) -> Slots:
-    """Return slots that are all in use."""
-    slots = Slots(size)
-    for _ in range(size):
-        assert slots.get() is None
-    return slots
+def use_place(slots: Slots) -> Urllib3Exchange:
+    """Return an exchange that uses a place of the pool."""
+    with Urllib3Exchange(get("http://h")) as exchange:
+        assert slots.get(timeout=0.0) is None
+    return exchange
 
 
-def test_thread_waits_again_if_another_thread_takes_the_slot_first() -> None:
-    slots = used_slots(1)
-
-    def put_and_take() -> None:
+def free_place(slots: Slots, exchange: Urllib3Exchange) -> None:
+    """Free the place of an exchange, as urllib3 does after an error."""
+    with exchange:
         slots.put(None)
-        slots.get()
-
-    with Urllib3Exchange(get("http://h")), before(WAITS, put_and_take, lambda: slots.put("second")):
-        assert slots.get() == "second"
 
 
-def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -> None:
-    slots, next_waits = used_slots(1), Event()
+def test_thread_waits_again_if_another_thread_takes_the_place_first() -> None:
+    slots = Slots(1)
+    others = [use_place(slots)]
+
+    def free_and_use() -> None:
+        free_place(slots, others.pop())
+        others.append(use_place(slots))
+
+    def free() -> None:
+        free_place(slots, others.pop())
+
+    with Urllib3Exchange(get("http://h")), before(WAITS, free_and_use, free):
+        assert slots.get() is None
+
+
+def test_place_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -> None:
+    slots, next_waits = Slots(1), Event()
+    other = use_place(slots)
 
     def wait_in_another_thread() -> object:
         with Urllib3Exchange(get("http://h")), before(WAITS, next_waits.set):
@@ -160,30 +192,42 @@ def test_slot_for_a_thread_whose_wait_is_interrupted_goes_to_the_next_thread() -
         def interrupt() -> None:
             waiting.append(threads.submit(wait_in_another_thread))
             assert next_waits.wait(DEFAULT_TIMEOUT)
-            slots.put("slot")
+            free_place(slots, other)
             exchange.interrupt.fire()
 
         with before(WAITS, interrupt), pytest.raises(Empty):
             slots.get()
-        assert waiting[0].result(DEFAULT_TIMEOUT) == "slot"
+        assert waiting[0].result(DEFAULT_TIMEOUT) is None
 
 
 def test_waiting_thread_is_woken_although_another_thread_waited_until_its_timeout() -> None:
-    slots = used_slots(1)
+    slots = Slots(1)
+    other = use_place(slots)
     with Urllib3Exchange(get("http://h")):
         with pytest.raises(Empty):
             slots.get(timeout=0.0)
-        with before(WAITS, lambda: slots.put("slot")):
-            assert slots.get(timeout=DEFAULT_TIMEOUT) == "slot"
+        with before(WAITS, partial(free_place, slots, other)):
+            assert slots.get(timeout=DEFAULT_TIMEOUT) is None
 
 
-def test_surplus_free_slot_is_dropped() -> None:
-    """After Ctrl-C, urllib3 returns a slot that it has not taken."""
+def test_exchange_without_a_place_frees_no_place() -> None:
+    """After Ctrl-C, urllib3 returns a place that the exchange did not have."""
     slots = Slots(1)
-    slots.put(None)
-    assert slots.get() is None
-    with pytest.raises(Empty):
-        slots.get(block=False)
+    other = use_place(slots)
+    free_place(slots, Urllib3Exchange(get("http://h")))
+    with Urllib3Exchange(get("http://h")), pytest.raises(Empty):
+        slots.get(timeout=0.0)
+    free_place(slots, other)
+    use_place(slots)
+
+
+@pytest.mark.usefixtures("little_garbage")
+def test_waiting_thread_gets_the_place_of_a_garbage_collected_exchange() -> None:
+    """If an exception interrupts an exchange between two calls, urllib3 returns no place."""
+    slots = Slots(1)
+    others = [use_place(slots)]
+    with Urllib3Exchange(get("http://h")), before(WAITS, others.clear):
+        assert slots.get(timeout=DEFAULT_TIMEOUT) is None
 
 
 # --- the user's pools
@@ -257,11 +301,21 @@ def test_pool_closed_by_the_user_is_a_connect_error() -> None:
 
 def test_connection_that_is_returned_after_close_is_closed() -> None:
     with socket.socket() as idle, socket.socket() as used:
-        slots = used_slots(2)
+        slots = Slots(2)
         slots.put(idle)
         slots.close()
         slots.put(used)
         assert (idle.fileno(), used.fileno()) == (-1, -1)
+
+
+def test_surplus_connection_is_closed() -> None:
+    with socket.socket() as idle, socket.socket() as surplus:
+        slots = Slots(1)
+        slots.put(idle)
+        slots.put(surplus)
+        assert surplus.fileno() == -1
+        assert slots.get() is idle
+        assert idle.fileno() != -1
 
 
 def test_pool_that_is_already_closed_can_be_closed() -> None:
@@ -275,8 +329,7 @@ def test_pool_that_is_already_closed_can_be_closed() -> None:
 def test_connection_that_was_returned_last_is_used_first() -> None:
     """The others can then become idle for long, so that they are closed."""
     slots = Slots(3)
-    assert [slots.get() for _ in range(3)] == [None] * 3
-    connection = HTTPConnection("127.0.0.1")
-    slots.put(None)
-    slots.put(connection)
-    assert [slots.get(), slots.get()] == [connection, None]
+    first, last = HTTPConnection("127.0.0.1"), HTTPConnection("127.0.0.1")
+    slots.put(first)
+    slots.put(last)
+    assert [slots.get(), slots.get(), slots.get()] == [last, first, None]

@@ -1,0 +1,59 @@
+"""A mapping that does not keep its values in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import RLock
+from typing import Final, Generic, TypeVar
+from weakref import ref
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_MIN_LIMIT: Final = 64
+
+
+class WeakValues(Generic[K, V]):
+    """A mapping with weak references to its values, for several threads.
+
+    `weakref.WeakValueDictionary` calls Python code when a value is freed. If a signal handler
+    raises an exception in this code, Python prints the exception, and the interrupted call
+    continues. This class removes the keys of freed values later, when the number of keys has
+    doubled.
+    """
+
+    def __init__(self) -> None:
+        self._references: dict[K, ref[V]] = {}
+        self._limit = _MIN_LIMIT
+        # The lock is reentrant, because a signal handler can send a message in a thread that holds
+        # the lock. With a normal lock, this thread waits forever.
+        self._lock = RLock()
+
+    def get(self, key: K) -> V | None:
+        reference = self._references.get(key)
+        return None if reference is None else reference()
+
+    def set(self, key: K, value: V) -> None:
+        with self._lock:
+            self._references[key] = ref(value)
+            if len(self._references) > self._limit:
+                self._remove_freed()
+
+    def setdefault(self, key: K, create: Callable[[], V]) -> V:
+        with self._lock:
+            value = self.get(key)
+            if value is None:
+                value = create()
+                self.set(key, value)
+            return value
+
+    def values(self) -> tuple[V, ...]:
+        values = (reference() for reference in self._references.copy().values())
+        return tuple(value for value in values if value is not None)
+
+    def _remove_freed(self) -> None:
+        references = self._references
+        for key, reference in references.copy().items():
+            if reference() is None:
+                del references[key]
+        self._limit = max(2 * len(references), _MIN_LIMIT)
