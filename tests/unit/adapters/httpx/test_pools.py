@@ -97,7 +97,7 @@ class Connection:
 
 
 def make_pool(limit: int) -> SyncPool:
-    return SyncPool(SimpleNamespace(create_connection=lambda _: Connection()), limit)
+    return SyncPool(SimpleNamespace(create_connection=None), limit)
 
 
 def reserve(pool: SyncPool, timeout: float | None = None, interrupt: Any = None) -> Lease:
