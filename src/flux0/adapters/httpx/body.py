@@ -54,7 +54,7 @@ class _HttpxSource:
         # `shut_down` shuts down `_connection`. `_connection` is None if other exchanges can use the
         # connection: over HTTP/2, and if a recorder such as vcrpy has read and closed the original
         # response, and copied its extensions.
-        shared = http2 or exchange.response_closed
+        shared = http2 or exchange.progress.is_closed
         self._connection: Any = None if shared else response.extensions.get("network_stream")
         # Read the content directly from the connection only if the response still has httpx's own
         # stream, unread: a user's hook can replace or read the stream.

@@ -9,7 +9,7 @@ from enum import IntEnum
 from inspect import CO_GENERATOR
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from flux0.adapters.httpx.library import Library
 from flux0.adapters.shared.exchange import Exchange
@@ -72,11 +72,14 @@ class Progress:
         step: The last step.
         connecting_to: The host and port to which httpcore is connecting; None if it is connected.
         is_multiplexed: Whether other exchanges share the connection, as in HTTP/2.
+        is_closed: Whether the response is closed. If so, its connection can already belong to
+            another exchange.
     """
 
     step: Step = Step.NONE
     connecting_to: tuple[str, int] | None = None
     is_multiplexed: bool = False
+    is_closed: bool = False
 
 
 class HttpxExchange(Exchange):
@@ -91,11 +94,7 @@ class HttpxExchange(Exchange):
             the user's client.
         connection: The `HttpxConnection` that sends the request, or None if it is not tracked.
         progress: How far the exchange has progressed. One assignment changes it.
-        response_closed: Whether the response is closed. If so, its connection can already belong to
-            another exchange.
     """
-
-    response_closed: bool = False
 
     def __init__(self, library: Library, request: Request, user_trace: Any = None) -> None:
         super().__init__(request)
@@ -152,8 +151,6 @@ class HttpxExchange(Exchange):
                 self.interrupt.clear()
         elif step == "receive_response_headers.complete" and self.sent:
             self._advance(Step.HEAD_RECEIVED, is_multiplexed=self.is_multiplexed)
-            # The authentication of a user's client can send a second request.
-            self.response_closed = False
             if not self.is_multiplexed:
                 self._check_head(*info["return_value"])
         elif step == "connect_tcp.started":
@@ -162,7 +159,7 @@ class HttpxExchange(Exchange):
             self._advance(Step.CONNECTING)
             self.bind_socket(info["return_value"].get_extra_info("socket"))
         elif step == "response_closed.started":
-            self.response_closed = True
+            self.progress = evolve(self.progress, is_closed=True)
         elif step.endswith(".failed"):
             self.failure: BaseException | None = info["exception"]
 

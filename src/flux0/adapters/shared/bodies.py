@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Any, ClassVar, Final, Protocol
 from weakref import finalize, ref
 
@@ -76,17 +77,31 @@ class AsyncSource(_AnySource, Protocol):
         """
 
 
+class State(Enum):
+    """The state of a body. One assignment moves a body from `OPEN` to another state.
+
+    Attributes:
+        OPEN: More bytes can be read.
+        FINISHED: The body was read to its end. Its connection can serve the next request.
+        CLOSED: The connection was shut down before the end. A reader may still be waiting.
+        FAILED: The reader has failed, and releases the connection.
+    """
+
+    OPEN = auto()
+    FINISHED = auto()
+    CLOSED = auto()
+    FAILED = auto()
+
+
 class _BodyState:
-    def __init__(self, source: _AnySource) -> None:
-        self._translate_error = source.translate_error
-        self._decoder = decoder_for(source.coding)
+    def __init__(self, coding: str) -> None:
+        self._decoder = decoder_for(coding)
         self._decoded: Iterator[bytes] = iter(())
         self._reading = TryLock()
-        self.finished: bool = False
-        self.closed: bool = False
+        self.state: State = State.OPEN
 
     def _check_open(self) -> None:
-        if self.closed and not self.finished:
+        if self.state in (State.CLOSED, State.FAILED):
             raise ConnectionInterrupted("the body was closed before its end")
 
     def _decode(self, data: bytes | None) -> bytes | None:
@@ -103,23 +118,31 @@ class _BodyState:
             return next(self._decoded, b"")
         # If another thread or task has closed the body meanwhile, the HTTP library can report the
         # end of the body although the body is incomplete.
-        if self.closed:
+        if self.state is State.CLOSED:
             raise EOFError
         if decoder is not None:
             decoder.end()
         return None
 
-    def _fail(self, error: BaseException, timeout: float | None) -> TransportError | None:
-        closed, self.closed = self.closed, True
-        translated = self._translate_error(error, timeout)
-        if closed and isinstance(error, Exception):
-            return ConnectionInterrupted("the body was closed while it was read")
-        return translated
+
+def _translate(
+    error: BaseException, source: _AnySource, state: State, timeout: float | None
+) -> TransportError | None:
+    """Return the flux0 error for an error of a read; None for an exception of the user.
+
+    `state` is the state of the body when the error was raised. If the connection was shut down, the
+    HTTP library also raises errors such as `ValueError`.
+    """
+    translated = source.translate_error(error, timeout)
+    is_built_in = isinstance(error, Exception) and type(error).__module__ == "builtins"
+    if state is State.CLOSED and (translated is not None or is_built_in):
+        return ConnectionInterrupted("the body was closed while it was read")
+    return translated
 
 
 class AsyncBody(_BodyState):
     def __init__(self, source: AsyncSource) -> None:
-        super().__init__(source)
+        super().__init__(source.coding)
         self._source = source
         self._body_loop = running_loop()
         # Use a finalizer instead of __del__. If the body is in a reference cycle, the garbage
@@ -139,7 +162,7 @@ class AsyncBody(_BodyState):
     async def _read_piece(self, timeout: float | None) -> bytes | None:
         try:
             piece = next(self._decoded, None)
-            if piece is None and not self.finished:
+            if piece is None and self.state is not State.FINISHED:
                 try:
                     data = await self._source.receive(timeout)
                 except Flux0Error as error:
@@ -147,12 +170,13 @@ class AsyncBody(_BodyState):
                     raise
                 piece = self._decode(data)
                 if piece is None:
-                    self.finished = True
+                    self.state = State.FINISHED
                     self._finalizer.detach()
                     await self._source.finish()
         except BaseException as error:
-            translated = self._fail(error, timeout)
-            await self.close_async()
+            before, self.state = self.state, State.FAILED
+            translated = _translate(error, self._source, before, timeout)
+            await self._close_source()
             if translated is not None:
                 raise translated from error
             raise
@@ -163,7 +187,11 @@ class AsyncBody(_BodyState):
         return piece
 
     async def close_async(self) -> None:
-        self.closed = True
+        if self.state is State.OPEN:
+            self.state = State.CLOSED
+        await self._close_source()
+
+    async def _close_source(self) -> None:
         if is_current(self._body_loop):
             self._finalizer.detach()
             await self._source.close()
@@ -188,12 +216,11 @@ class SyncBodyState(_BodyState):
     _never_collected: ClassVar[set[SyncBodyState]] = set()
 
     def __init__(self, source: Source) -> None:
-        super().__init__(source)
+        super().__init__(source.coding)
         self._source = source
         self._owner = OwnerProcess()
-        self._released = False
-        # Hold `_ending` while `finished` is set, and while the connection is shut down. After a
-        # body has finished, its connection can serve the next request, and must not be shut down.
+        # Hold `_ending` while the state changes to `FINISHED`, and while the connection is shut
+        # down. After a body has finished, its connection must not be shut down.
         self._ending = TryLock()
 
     def read(self, timeout: float | None) -> bytes | None:
@@ -207,13 +234,13 @@ class SyncBodyState(_BodyState):
         finally:
             # While this thread was reading, `close` in another thread could not release the
             # connection. Release the connection now.
-            if self.closed:
+            if self.state is State.CLOSED:
                 self.close()
 
     def _read_piece(self, timeout: float | None) -> bytes | None:
         try:
             piece = next(self._decoded, None)
-            if piece is None and not self.finished:
+            if piece is None and self.state is not State.FINISHED:
                 try:
                     data = self._source.receive(timeout)
                 except Flux0Error as error:
@@ -223,11 +250,11 @@ class SyncBodyState(_BodyState):
                 if piece is None:
                     self._finish()
         except BaseException as error:
-            translated = self._fail(error, timeout)
-            self._released = True
+            before, self.state = self.state, State.FAILED
+            translated = _translate(error, self._source, before, timeout)
             # A finished body may have returned its connection to the pool: `release` knows whether
             # it has, and the connection must not be shut down.
-            if not self.finished:
+            if before is not State.FINISHED:
                 self._source.shut_down()
             self._source.release()
             if translated is not None:
@@ -242,7 +269,9 @@ class SyncBodyState(_BodyState):
     def _finish(self) -> None:
         try:
             with self._ending:
-                self.finished = True
+                if self.state is State.CLOSED:
+                    raise EOFError
+                self.state = State.FINISHED
         except Busy:  # Another thread is closing the body.
             raise EOFError from None
         self._source.finish()
@@ -257,12 +286,12 @@ class SyncBodyState(_BodyState):
         if self._owner.is_inherited():
             self._never_collected.add(self)
             return
-        self.closed = True
         # If `_ending` is held, the body has just ended, or another thread is closing the body.
         with suppress(Busy):
             with self._ending:
-                if self.finished or self._released:
+                if self.state in (State.FINISHED, State.FAILED):
                     return
+                self.state = State.CLOSED
                 self._source.shut_down()
             # If another thread reads the body, `shut_down` wakes that thread, and the thread
             # releases the connection in `read`.
@@ -289,7 +318,7 @@ class SyncBody:
         try:
             piece = self._state.read(timeout)
         except BaseException:
-            if self._state.closed:
+            if self._state.state is not State.OPEN:
                 self._detach()
             raise
         if piece is None:

@@ -16,7 +16,7 @@ from weakref import ref
 import pytest
 
 from flux0.adapters.shared import bodies
-from flux0.adapters.shared.bodies import AsyncBody, OpenBodies, SyncBody, SyncBodyState
+from flux0.adapters.shared.bodies import AsyncBody, OpenBodies, State, SyncBody, SyncBodyState
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error, TransportError
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
@@ -195,7 +195,7 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
 
     class Ending(SyncBodyState):
         def __setattr__(self, name: str, value: object) -> None:
-            if (name, value) == ("finished", True):
+            if (name, value) == ("state", State.FINISHED):
                 threads.append(close_in_thread(self))
                 threads[0].join(0.05)  # The thread must wait until the body is finished.
             super().__setattr__(name, value)
