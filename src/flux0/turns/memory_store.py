@@ -82,9 +82,15 @@ class MemoryTurnStore(TurnStore):
         # store can be freed before `clean` is called.
         # The reference has no callback, unlike a `WeakMethod`: an exception of a signal handler
         # could be lost in the callback.
-        self._time.alarm(monotonic() + self._keep_seconds / 10, partial(_remove_expired, ref(self)))
+        clean = partial(self._clean, ref(self))
+        self._time.alarm(monotonic() + self._keep_seconds / 10, clean)
 
-    def remove_expired(self) -> None:
+    @staticmethod
+    def _clean(reference: ref[MemoryTurnStore]) -> None:
+        if (store := reference()) is not None:
+            store._remove_expired()  # noqa: SLF001 - a method of this class
+
+    def _remove_expired(self) -> None:
         turns = self._turns.get()
         with turns.changing:
             for session_id, log in turns.logs.copy().items():
@@ -96,11 +102,6 @@ class MemoryTurnStore(TurnStore):
 
     def _is_expired(self, log: TurnLog) -> bool:
         return self._clock() > self._ended_at.get(log, inf) + self._keep_seconds
-
-
-def _remove_expired(reference: ref[MemoryTurnStore]) -> None:
-    if (store := reference()) is not None:
-        store.remove_expired()
 
 
 class _Turns:

@@ -86,7 +86,7 @@ class StreamState(Uncopyable):
     # `__del__` calls `_on_freed`, or the function of C that replaces it at the end of the stream.
     # If Python code ran when an ended stream is freed, an exception of a signal handler could be
     # lost there.
-    __del__ = property(attrgetter("_on_freed"))
+    __del__: property = property(attrgetter("_on_freed"))
 
     def _on_freed(self) -> None:
         # If a signal handler has interrupted `__init__`, there is no report yet.
