@@ -5,7 +5,7 @@ from __future__ import annotations
 from _queue import Empty, SimpleQueue
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 Busy: Final = Empty
 """The exception that `with` raises if a `TryLock` is held."""
@@ -18,9 +18,15 @@ class _Guard:
         self._enter = enter
         self._leave = leave
 
-    # The getters of these properties are functions of C, too.
-    __enter__ = property(attrgetter("_enter"))
-    __exit__ = property(attrgetter("_leave"))
+    if TYPE_CHECKING:
+
+        def __enter__(self) -> object: ...
+
+        def __exit__(self, *_: object) -> None: ...
+    else:
+        # The getters of these properties are functions of C, too.
+        __enter__ = property(attrgetter("_enter"))
+        __exit__ = property(attrgetter("_leave"))
 
 
 class TryLock(_Guard):

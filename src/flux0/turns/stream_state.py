@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from operator import attrgetter
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
 
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, ClientClosed, Flux0Error, StreamError, TransportError
@@ -83,10 +83,10 @@ class StreamState(Uncopyable):
     @abstractmethod
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Any: ...
 
-    # `__del__` calls `_on_freed`, or the function of C that replaces it at the end of the stream.
-    # If Python code ran when an ended stream is freed, an exception of a signal handler could be
-    # lost there.
-    __del__: property = property(attrgetter("_on_freed"))
+    if not TYPE_CHECKING:
+        # At the end of a stream, a function of C replaces `_on_freed`: an exception of a signal
+        # handler would be lost in Python code that runs when the stream is freed.
+        __del__ = property(attrgetter("_on_freed"))
 
     def _on_freed(self) -> None:
         # If a signal handler has interrupted `__init__`, there is no report yet.

@@ -188,7 +188,7 @@ class AsyncBody(_BodyState):
 
     async def close_async(self) -> None:
         if self.state is State.OPEN:
-            self.state = State.CLOSED
+            self.state: State = State.CLOSED
         await self._close_source()
 
     async def _close_source(self) -> None:
@@ -291,7 +291,7 @@ class SyncBodyState(_BodyState):
             with self._ending:
                 if self.state in (State.FINISHED, State.FAILED):
                     return
-                self.state = State.CLOSED
+                self.state: State = State.CLOSED
                 self._source.shut_down()
             # If another thread reads the body, `shut_down` wakes that thread, and the thread
             # releases the connection in `read`.

@@ -65,7 +65,7 @@ class Urllib3Exchange(Exchange):
         current_exchange.reset(self._token)
         # Break a reference cycle: the traceback of `failure` refers to frames that refer to this
         # object.
-        self.failure = None
+        self.failure: BaseException | None = None
         self.interrupt.clear()
 
 
