@@ -34,11 +34,11 @@ class RunningCalls:
 
     def __init__(self) -> None:
         self.closed: bool = False
-        # Adding and removing a call are single operations of a `dict`, which are atomic. `_calls`
+        # Adding and removing a call are single operations of a `set`, which are atomic. `_calls`
         # has no lock, because a signal handler can close the client, and waits forever for a lock
         # that the interrupted code holds. A call is removed when it is freed, because a signal
         # handler could interrupt its `__exit__`. Cancelling an ended call has no effect.
-        self._calls: PerProcess[dict[ref[RunningCall], None]] = PerProcess(dict)
+        self._calls: PerProcess[set[ref[RunningCall]]] = PerProcess(set)
 
     def check(self) -> None:
         if self.closed:
@@ -72,7 +72,7 @@ class RunningCall:
     """
 
     _calls: RunningCalls
-    _running: dict[Any, None]  # The keys are weak references to calls.
+    _running: set[Any]  # weak references to calls
     deadline: Deadline | None
     _wake: Callable[[], object] = do_nothing
     _stop_alarm: Callable[[], object] = field(default=do_nothing, init=False)
@@ -81,7 +81,7 @@ class RunningCall:
     _request: CallRequest | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        self._running[ref(self, self._running.__delitem__)] = None
+        self._running.add(ref(self, self._running.discard))
         # `RunningCalls.close` in another thread does not cancel calls that are added after it. Such
         # a call raises `ClientClosed` here.
         self._calls.check()

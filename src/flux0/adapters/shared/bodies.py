@@ -15,6 +15,7 @@ from flux0.runtime.event_loop import Loop, is_current, running_loop
 from flux0.runtime.processes import OwnerProcess, run_in_new_thread
 
 _HAS_READER: Final = "another thread or task is reading this body"
+_CLOSED_MEANWHILE: Final = "the body was closed while it was read"
 
 
 class _AnySource(Protocol):
@@ -136,7 +137,7 @@ def _translate(
     translated = source.translate_error(error, timeout)
     is_built_in = isinstance(error, Exception) and type(error).__module__ == "builtins"
     if state is State.CLOSED and (translated is not None or is_built_in):
-        return ConnectionInterrupted("the body was closed while it was read")
+        return ConnectionInterrupted(_CLOSED_MEANWHILE)
     return translated
 
 
@@ -269,11 +270,12 @@ class SyncBodyState(_BodyState):
     def _finish(self) -> None:
         try:
             with self._ending:
-                if self.state is State.CLOSED:
-                    raise EOFError
-                self.state = State.FINISHED
+                if self.state is State.OPEN:
+                    self.state = State.FINISHED
         except Busy:  # Another thread is closing the body.
-            raise EOFError from None
+            raise ConnectionInterrupted(_CLOSED_MEANWHILE) from None
+        if self.state is not State.FINISHED:
+            raise ConnectionInterrupted(_CLOSED_MEANWHILE)
         self._source.finish()
 
     def close(self) -> None:
@@ -340,13 +342,13 @@ class OpenBodies:
     """The open sync bodies of one transport. Closing the transport closes these bodies."""
 
     def __init__(self) -> None:
-        # The keys of `_references` are weak references to open bodies. The dict needs no lock,
-        # because single operations of a dict are atomic.
-        self._references: dict[ref[SyncBody], None] = {}
+        # Weak references to open bodies. The set needs no lock, because single operations of a set
+        # are atomic. Another thread can hold a reference from a copy of the set, so `discard`
+        # accepts a reference that was removed.
+        self._references: set[ref[SyncBody]] = set()
 
     def add(self, body: SyncBody) -> None:
-        references = self._references
-        references[ref(body, references.__delitem__)] = None
+        self._references.add(ref(body, self._references.discard))
 
     def close(self) -> None:
         bodies = [reference() for reference in self._references.copy()]

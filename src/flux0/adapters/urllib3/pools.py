@@ -84,12 +84,12 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        # `_idle`, `_open` and `_waiting` need no lock: single operations of a `list`, a `dict` and
-        # a `deque` are atomic.
+        # `_idle`, `_open` and `_waiting` need no lock: single operations of a `list`, a `set` and a
+        # `deque` are atomic.
         self._idle: list[Any] = []
         # Weak references to the leases. The callback of a reference is a function of C. In a
         # function of Python, Python would ignore the exception of a signal handler.
-        self._open: dict[ref[Lease], None] = {}
+        self._open: set[ref[Lease]] = set()
         # A lock of C, because an exception cannot interrupt its `with` statement. A signal handler
         # may make a call while its thread holds the lock.
         self._lock = RLock()
@@ -116,7 +116,7 @@ class Slots:
         with self._lock:
             if len(self._open) >= self._size:
                 return False
-            self._open[ref(lease, self._open.__delitem__)] = None
+            self._open.add(ref(lease, self._open.discard))
             return True
 
     def _wait(self, lease: Lease, timeout: float | None, interrupt: Interrupt) -> None:
@@ -163,7 +163,7 @@ class Slots:
             self.close_idle()
         lease: Lease | None = getattr(holder, "lease", None)
         if lease is not None:
-            self._open.pop(ref(lease), None)
+            self._open.discard(ref(lease))
         self._wake_next()
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ import attrs
 import pytest
 
 from flux0 import RetryConfig, from_dict, to_dict, to_json
-from flux0.adapters.json import JsonCodec
+from flux0.adapters.json import JsonCodec, codec
 from flux0.domain.errors import AgentError, DecodeError, Flux0Error, InvalidArgument
 from flux0.domain.extensible import Extensible
 from flux0.domain.messages.accumulator import MessageAccumulator
@@ -577,3 +577,13 @@ def test_json_of_the_greatest_allowed_depth_can_be_copied_pickled_and_shown() ->
     assert copy.deepcopy(message) == message
     assert from_dict(ChunkEvent, to_dict(read)) == read
     assert from_dict(type(message), to_dict(message)) == message
+
+
+def test_recursion_error_of_a_shallow_value_is_raised_unchanged() -> None:
+    """The caller's own stack is close to the recursion limit."""
+
+    def fail(_: object) -> None:
+        raise RecursionError
+
+    with pytest.raises(RecursionError):
+        codec._convert(fail, {"a": [1]}, "extra_body")

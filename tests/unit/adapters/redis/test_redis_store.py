@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -335,6 +336,14 @@ def test_ended_turn_of_the_process_is_found_with_its_own_log(store: RedisTurnSto
     log = claimed(store)
     log.finish(LogEnd())
     assert store.find("session") is log
+
+
+def test_reply_for_a_copy_that_is_no_longer_referenced_is_ignored() -> None:
+    worker: Any = SimpleNamespace(submit=lambda _: None)
+    log = new_log()
+    turn = FollowedTurn(Settings("flux0", 60, 5).name("session", "turn-1"), log, worker, {})
+    del log
+    assert turn.update(None)
 
 
 class Turn:

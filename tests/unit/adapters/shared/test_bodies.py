@@ -206,6 +206,26 @@ def test_body_closed_when_its_end_arrives_keeps_its_connection() -> None:
     assert source.calls == ["finish"]
 
 
+def test_body_that_is_closed_after_its_end_was_received_is_interrupted() -> None:
+    class Closed(SyncBodyState):
+        def _decode(self, data: bytes | None) -> bytes | None:
+            self.close()
+            return data
+
+    source = Source(lambda: None)
+    with pytest.raises(ConnectionInterrupted, match="closed while it was read"):
+        Closed(source).read(None)
+    assert "finish" not in source.calls
+
+
+def test_end_of_a_body_does_not_wait_for_a_thread_that_closes_it() -> None:
+    source = Source(lambda: None)
+    state = SyncBodyState(source)
+    with state._ending, pytest.raises(ConnectionInterrupted, match="closed while it was read"):
+        state.read(None)
+    assert "finish" not in source.calls
+
+
 @both
 @pytest.mark.parametrize(
     ("end", "raised", "message"),
@@ -423,4 +443,4 @@ def test_garbage_collected_bodies_are_not_kept() -> None:
     open_bodies.add(body)
     assert len(vars(open_bodies)["_references"]) == 1
     del body
-    assert vars(open_bodies) == {"_references": {}}
+    assert vars(open_bodies) == {"_references": set()}
