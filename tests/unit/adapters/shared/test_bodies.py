@@ -221,7 +221,10 @@ def test_body_that_is_closed_after_its_end_was_received_is_interrupted() -> None
 def test_end_of_a_body_does_not_wait_for_a_thread_that_closes_it() -> None:
     source = Source(lambda: None)
     state = SyncBodyState(source)
-    with state._ending, pytest.raises(ConnectionInterrupted, match="closed while it was read"):
+    with (
+        vars(state)["_ending"],
+        pytest.raises(ConnectionInterrupted, match="closed while it was read"),
+    ):
         state.read(None)
     assert "finish" not in source.calls
 
