@@ -194,7 +194,7 @@ class Sweep:
         assert len(self.client.agents.list()) == 1
 
     def connect(self) -> None:
-        """Make the first call of a client, which opens a connection."""
+        """Make a call with a new client, which opens a connection."""
         client = flux0.Flux0(self.server.url, transport=make_transport(self.transport))
         client.agents.list(retries=flux0.RetryConfig("none"))
         client.close()

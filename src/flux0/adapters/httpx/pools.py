@@ -33,9 +33,9 @@ from flux0.runtime.waker import AsyncWaker, Waker
 
 # A busy process needs many connections: each turn uses one until its agent has finished.
 MAX_EXCHANGES: Final = 4000
-# If an exchange is garbage-collected, or if an exception interrupts a thread that has just been
-# woken, no exchange is woken. Therefore a waiting exchange looks for a free place after this number
-# of seconds, too.
+# If the garbage collector frees an exchange, or if an exception interrupts a thread that has just
+# been woken, no exchange is woken. Therefore a waiting exchange looks for a free place after this
+# number of seconds, too.
 _CHECK_SECONDS: Final = 1.0
 
 
