@@ -309,9 +309,7 @@ def test_two_calls_of_anext_at_once_lose_no_event() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES_WITH_DEL, ids=lambda kind: kind.__name__)
-def test_object_without_attributes_can_be_freed(
-    kind: type[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_object_without_attributes_can_be_freed(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     errors: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", errors.append)
     created: object = kind.__new__(kind)
