@@ -70,7 +70,6 @@ def test_search_finds_each_public_name() -> None:
         ("NotFoundError", "status_code"),
         ("CallOptions", "http_headers"),
         ("flux0_fake", "After a test that passed"),
-        ("flux0_cassette", "cassettes/MODULE"),
     ],
 )
 def test_reference_shows_parameters_and_attributes(name: str, text: str) -> None:
@@ -208,8 +207,6 @@ USED = [
     "Stall",
     "Truncate",
     "Split",
-    "RecordingTransport",
-    "ReplayTransport",
     "flux0_fake",
     "flux0_client",
     "TransportContract",
@@ -221,7 +218,6 @@ USED = [
     "AgUiFormat",
     "OpenTelemetry",
     "Httpx2Transport",
-    "cassette",
 ]
 # How the samples call the classes that users do not create themselves.
 CALLS = {

@@ -1,4 +1,4 @@
-"""A pytest plugin with fixtures for a fake server, its client, and cassettes.
+"""A pytest plugin with fixtures for a fake server and its client.
 
 A fixture imports flux0 when a test uses the fixture, so other test runs do not load flux0. The
 plugin is a separate package, because importing a submodule of flux0 also imports flux0.
@@ -6,31 +6,22 @@ plugin is a separate package, because importing a submodule of flux0 also import
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from flux0 import Flux0
-    from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
+    from flux0.testing import FakeTransport
 
 _PASSED = pytest.StashKey[bool]()
 _CHECKED = pytest.StashKey[object]()
 _SHARED_PROBLEM = pytest.StashKey[AssertionError]()
-_RECORDED = pytest.StashKey[dict[str, str]]()  # Maps each cassette's path to its recording test.
-# The largest number of characters in a cassette's default file name. Most systems limit file names
-# to 255 bytes.
-_MAX_NAME = 150
 # `_MARKERS` maps each pytest marker to the names of its arguments.
 _MARKERS = {
     "flux0_fake": ("used", "expected", "streams"),
-    "flux0_cassette": ("path", "mode", "matching", "match", "scrub"),
     "flux0_real": (),
 }
 
@@ -38,12 +29,6 @@ _MARKERS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     forbids = "fail each call that flux0 would send to a server, except with the marker flux0_real"
     parser.addini("flux0_forbid_real", forbids, type="bool", default=False)
-    parser.getgroup("flux0").addoption(
-        "--flux0-cassettes",
-        choices=("once", "none", "all", "new_episodes"),
-        help="when to record cassettes: if the file is missing (once), never (none), always (all), "
-        "or only for requests that the file does not contain (new_episodes)",
-    )
 
 
 # Run this hook before pytest loads the conftest modules: a client that a conftest module creates
@@ -116,13 +101,13 @@ def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
     found = item.get_closest_marker(marker)
     if found is None:
         return {}
-    return {**dict(zip(("path",), found.args, strict=False)), **found.kwargs}
+    return dict(found.kwargs)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name, known in _MARKERS.items():
         for marker in item.iter_markers(name):
-            unknown = [*(set(marker.kwargs) - set(known)), *marker.args["path" in known :]]
+            unknown = [*(set(marker.kwargs) - set(known)), *marker.args]
             if unknown:
                 arguments = ", ".join(f"{each}=" for each in known) or "no arguments"
                 problem = f"the marker {name} has no argument {unknown[0]!r}: use {arguments}"
@@ -203,71 +188,3 @@ def flux0_client(flux0_fake: FakeTransport) -> Iterator[Flux0]:
 
     with Flux0(transport=flux0_fake) as client:
         yield client
-
-
-@pytest.fixture
-def flux0_cassette_transport() -> Callable[[], Any] | None:
-    """A function that returns the transport for recording; None to use `HttpxTransport`.
-
-    Override this fixture to record over another transport.
-    """
-    return None
-
-
-@pytest.fixture
-def flux0_cassette(
-    request: pytest.FixtureRequest, flux0_cassette_transport: Callable[[], Any] | None
-) -> Iterator[RecordingTransport | ReplayTransport]:
-    """A transport that replays or records the test's cassette; see `flux0.testing.cassette`.
-
-    The cassette is the file `cassettes/MODULE/CLASS.TEST.json` next to the test module. The marker
-    `flux0_cassette` sets another path, relative to the module's folder. A recording is kept if the
-    test passes. A replay raises an error if the test has passed, but has not used all exchanges of
-    the cassette.
-    """
-    from flux0.testing import CassetteError, ReplayTransport, cassette  # noqa: PLC0415
-    from flux0.testing.cassettes.cassette import how_to_record  # noqa: PLC0415
-
-    options = _options(request.node, "flux0_cassette")
-    if (mode := request.config.getoption("--flux0-cassettes")) is not None:
-        options["mode"] = mode
-    path = request.path.parent / options.pop("path", _default_path(request))
-    recorded = request.config.stash.setdefault(_RECORDED, {})
-    test = request.node.nodeid
-    # Compare the paths of cassettes without case, because some systems do not distinguish upper and
-    # lower case.
-    file = str(path.resolve()).casefold()
-    if recorded.get(file, test) != test:
-        raise CassetteError(
-            f"{path} was recorded by {recorded[file]} in this run: give each test its own path "
-            'with @pytest.mark.flux0_cassette("NAME.json")'
-        )
-    record = "run this test with `pytest --flux0-cassettes=all`"
-    try:
-        transport = cassette(path, flux0_cassette_transport, **options)
-    except CassetteError as error:
-        raise CassetteError(str(error).replace(how_to_record(path), record)) from None
-    if isinstance(transport, ReplayTransport):
-        transport.how_to_record = record
-        yield transport
-        if _passed(request.node):
-            transport.assert_all_used()
-    else:
-        if options.get("mode") != "new_episodes":
-            recorded[file] = test
-        keep = transport.defer()
-        yield transport
-        keep(_passed(request.node))
-
-
-def _default_path(request: pytest.FixtureRequest) -> Path:
-    test = request.node.name
-    test_class = request.node.getparent(pytest.Class)
-    full = test if test_class is None else f"{test_class.obj.__qualname__}.{test}"
-    name = re.sub(r"[^\w.\[\]-]", "_", full)
-    # Add a hash to the cassette's file name if other tests can have the same file name, for example
-    # on systems that do not distinguish upper and lower case.
-    if name != full or len(name) > _MAX_NAME or test != test.lower():
-        name = f"{name[:_MAX_NAME]}-{sha256(full.encode()).hexdigest()[:8]}"
-    folder = request.path.parent / "cassettes" / request.path.stem
-    return folder / f"{name}.json"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import pytest
@@ -22,8 +20,6 @@ from flux0.domain.errors import DecodeError, EventTooLarge
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.stream_events import StreamEvent
 from flux0.ports import ServerSentEvent
-from flux0.testing.cassettes.cassette import CassetteError, read_cassette
-from support.cassettes import LIST_AGENTS, write_cassette
 from unit.adapters.test_sse import (
     LIMITS,
     SPLIT_STREAMS,
@@ -149,27 +145,3 @@ def test_accumulator_accepts_any_chunks(chunks: list[dict[str, Any]]) -> None:
             assert observed.messages is not None  # Reading it builds the messages so far.
     assert repr(unobserved.finish()) == repr(observed.finish())
     assert len(unobserved.problems) == len(observed.problems)
-
-
-# --- cassettes
-
-with TemporaryDirectory() as folder:
-    GOOD = write_cassette(Path(folder, "c.json"), LIST_AGENTS).read_bytes()
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """Return a cassette in which some bytes are replaced by others."""
-    start = draw(st.integers(0, len(GOOD)))
-    end = draw(st.integers(start, len(GOOD)))
-    return GOOD[:start] + draw(st.binary(max_size=6)) + GOOD[end:]
-
-
-@long
-@given(st.just(GOOD) | damaged() | JSON_BYTES)
-def test_cassette_is_read_or_raises_cassette_error(content: bytes) -> None:
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "c.json")
-        path.write_bytes(content)
-        with suppress(CassetteError):
-            assert isinstance(read_cassette(path), tuple)

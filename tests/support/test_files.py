@@ -58,8 +58,6 @@ ELSEWHERE: Mapping[str, str] = {
     "client/test_transports.py": "adapters/shared/misplaced",
     "client/test_flux0.py": "client/caller domain/uncopyable",
     "client/test_options_of_calls.py": "usecases/options",
-    "testing/cassettes/test_recording.py": "testing/cassettes/scrubbing",
-    "testing/cassettes/test_replaying.py": "testing/cassettes/differences",
     "testing/fake/test_server.py": "testing/fake/operations testing/fake/validation",
     "testing/fake/test_transport.py": "testing/fake/body testing/fake/calls",
     "testing/fake/test_turn.py": "testing/fake/clock",

@@ -1,13 +1,5 @@
-"""Fakes and cassettes for tests of code that uses flux0. Not loaded by `import flux0`."""
+"""Fakes for tests of code that uses flux0. Not loaded by `import flux0`."""
 
-from flux0.testing.cassettes.cassette import CassetteError as CassetteError
-from flux0.testing.cassettes.recording import RecordingTransport as RecordingTransport
-from flux0.testing.cassettes.replaying import (
-    CassetteMode as CassetteMode,
-    NotRecorded as NotRecorded,
-    ReplayTransport as ReplayTransport,
-    cassette as cassette,
-)
 from flux0.testing.fake.calls import CallResponse as CallResponse, ReceivedCall as ReceivedCall
 from flux0.testing.fake.clock import ClockStandsStill as ClockStandsStill, FakeClock as FakeClock
 from flux0.testing.fake.faults import (

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,9 +16,8 @@ from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import LONG, get
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.modes import in_mode, run
-from support.over_httpx import FAMILY, OverHttpx
 from support.sending import OK, Pieces
-from support.transports import LIBRARIES, Way
+from support.transports import Way
 
 pytest_plugins = ["pytester"]
 
@@ -48,83 +45,10 @@ async def talk(url: str, way: Way, transport: Any) -> tuple[Any, ...]:
             return agents, session, events, stream.messages
 
 
-def check_recording(path: Path, way: Way, own_client: bool = False) -> None:
-    """Record the calls of `talk` with vcrpy, stop the server, and replay the calls."""
-    vcr: Any = import_module("vcr")
-    results: list[tuple[Any, ...]] = []
-    fake = FakeTransport(STEPS)
-
-    async def use() -> None:
-        if isinstance(way, OverHttpx):
-            async with way.closing(way.client() if own_client else None) as transport:
-                results.append(await talk(url, way, transport))
-        else:
-            results.append(await talk(url, way, way.make_transport()))
-
-    cassette = str(path / "cassette.yaml")
-    with fake.serve() as url, vcr.use_cassette(cassette, record_mode="all"):
-        run(way.mode, use)
-    assert len(fake.calls) == 3
-    with vcr.use_cassette(cassette, record_mode="none") as replaying:
-        run(way.mode, use)
-    assert len(fake.calls) == replaying.play_count == 3
-    recorded, replayed = results
-    assert recorded == replayed
-    check_turn(*recorded[2:])
-
-
 def check_turn(events: Any, messages: Any) -> None:
     assert len(events) > len(STEPS)
     assert len(messages) == len(STEPS)
     assert messages[-1].text == "Warm and sunny"
-
-
-@with_vcrpy
-@pytest.mark.parametrize("own_client", [False, True], ids=["built-in", "own"])
-@pytest.mark.parametrize("way", FAMILY, ids=str)
-def test_vcrpy_records_and_replays_turns_over_httpx(
-    way: OverHttpx, own_client: bool, tmp_path: Path
-) -> None:
-    check_recording(tmp_path, way, own_client)
-
-
-@with_vcrpy
-@pytest.mark.parametrize(
-    "way", [way for way in LIBRARIES if not way.transport.startswith("httpx")], ids=str
-)
-def test_vcrpy_records_and_replays_turns_over_other_libraries(way: Way, tmp_path: Path) -> None:
-    check_recording(tmp_path, way)
-
-
-RECORDED_TEST = """
-    import pytest
-    from flux0 import Flux0
-
-    @pytest.mark.vcr
-    def test_turn():
-        with Flux0({url!r}, timeout_ms=20_000) as client:
-            conversation = client.conversation(agent=client.agents.first())
-            with conversation.send("Hello") as stream:
-                assert "".join(stream.text()) == "Warm and sunny"
-                assert stream.finished
-"""
-
-
-@with_vcrpy
-def test_pytest_recording_records_and_replays_turns(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    plugin = ("-p", "pytest_recording.plugin")
-    fake = FakeTransport(STEPS)
-    with fake.serve() as url:
-        pytester.makepyfile(RECORDED_TEST.format(url=url))
-        recording = pytester.runpytest_subprocess(*plugin, "--record-mode=once")
-        recording.assert_outcomes(passed=1)
-    calls = len(fake.calls)
-    assert calls
-    pytester.runpytest_subprocess(*plugin, "--record-mode=none").assert_outcomes(passed=1)
-    assert len(fake.calls) == calls
 
 
 class ReadsAll(httpx.BaseTransport):

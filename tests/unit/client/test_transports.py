@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,7 +24,7 @@ from flux0 import (
 )
 from flux0.domain.errors import Flux0Error, InvalidArgument, ReadTimeout
 from flux0.ports import Shared
-from flux0.testing import FakeTransport, RecordingTransport, ReplayTransport
+from flux0.testing import FakeTransport
 from flux0.testing.contract.byte_server import ByteServer
 from support.in_memory import in_every_mode
 from support.modes import in_mode, run
@@ -235,16 +234,12 @@ def test_error_for_an_argument_of_wrong_type_says_how_to_fix_it(
     assert caught.value.argument == argument
 
 
-def test_repr_of_transports_names_the_class_of_their_client(tmp_path: Path) -> None:
+def test_repr_of_transports_names_the_class_of_their_client() -> None:
     async def over_aiohttp() -> str:
         async with aiohttp.ClientSession(headers={"authorization": "secret"}) as session:
             return repr(AiohttpTransport(session))
 
     assert asyncio.run(over_aiohttp()) == "AiohttpTransport(session=<ClientSession>)"
-    cassette = tmp_path / "turn.json"
-    recording = RecordingTransport(FakeTransport(), cassette)
-    with Flux0(transport=recording) as flux0:
-        flux0.agents.list()
     shown: dict[object, str] = {
         HttpxTransport(): "HttpxTransport()",
         HttpxTransport(httpx.Client(auth=("ada", "secret"))): "HttpxTransport(client=<Client>)",
@@ -254,8 +249,6 @@ def test_repr_of_transports_names_the_class_of_their_client(tmp_path: Path) -> N
         RequestsTransport(requests.Session()): "RequestsTransport(session=<Session>)",
         Urllib3Transport(urllib3.PoolManager()): ("Urllib3Transport(pool_manager=<PoolManager>)"),
         FakeTransport(): "<FakeTransport, 0 calls>",
-        recording: "RecordingTransport(<FakeTransport, 1 calls>)",
-        ReplayTransport(cassette): f"ReplayTransport({str(cassette)!r})",
     }
     assert {transport: repr(transport) for transport in shown} == shown
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
-from textwrap import dedent
 from types import ModuleType
 
 import anyio
@@ -304,8 +302,6 @@ def test_own_fixture_that_is_not_a_fake_transport_is_not_checked(
 WRONG_MARKERS = {
     "flux0_fake(stream=False)": "flux0_fake has no argument 'stream': use used=, expected=",
     "flux0_fake(False)": "the marker flux0_fake has no argument False: use used=, expected=",
-    "flux0_cassette('a', 'b')": "flux0_cassette has no argument 'b': use path=, mode=, match",
-    "flux0_cassette(matchin='loose')": "flux0_cassette has no argument 'matchin': use path=",
     "flux0_real(True)": "the marker flux0_real has no argument True: use no arguments",
 }
 
@@ -341,7 +337,7 @@ FORBIDDEN_CALLS = """
     import pytest
     from conftest import clients, url
     from flux0 import Flux0
-    from flux0.testing import FakeTransport, RecordingTransport
+    from flux0.testing import FakeTransport
 
     @lru_cache
     def client():
@@ -359,12 +355,10 @@ FORBIDDEN_CALLS = """
                 client.agents.create(name="a", type_="fake")
         asyncio.run(client.agents.list_async())
 
-    def test_fakes(flux0_client, tmp_path):
+    def test_fakes(flux0_client):
         assert len(flux0_client.agents.list()) == 1
         with FakeTransport().installed(), Flux0() as new:
             assert len(clients[0].agents.list()) == len(new.agents.list()) == 1
-        with Flux0(transport=RecordingTransport(FakeTransport(), tmp_path / "c.json")) as recorded:
-            recorded.agents.list()
 """
 
 
@@ -402,276 +396,6 @@ def test_plugin_alone_does_not_import_flux0(
         """
     )
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
-
-
-CASSETTE_TEST = """
-    import pytest
-    from flux0 import Flux0
-
-    @pytest.fixture
-    def flux0_cassette_transport():
-        from flux0.testing import FakeTransport
-        return lambda: FakeTransport("From a server")
-
-    @pytest.mark.flux0_cassette({options})
-    def test_it(flux0_cassette):
-        with Flux0(transport=flux0_cassette) as flux0:
-            conversation = flux0.conversation(agent=flux0.agents.list()[0])
-            assert "".join(conversation.send("Hi").text()) == "From a server"
-        assert {passes}
-"""
-
-
-def test_cassette_is_recorded_once_and_then_replayed(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    path = pytester.path / "cassettes" / "test_cassette" / "test_it.json"
-
-    def run(*arguments: str, passes: object = True, **outcomes: int) -> None:
-        pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="", passes=passes))
-        pytester.runpytest_inprocess("--strict-markers", *arguments).assert_outcomes(**outcomes)
-
-    run("--flux0-cassettes=none", errors=1)
-    pytester.makepyfile(test_cassette="def test_it(flux0_cassette): pass")
-    pytester.runpytest_inprocess("--flux0-cassettes=all").assert_outcomes(passed=1)
-    run(passes=False, failed=1)
-    assert not path.exists()
-    run(passed=1)
-    recorded = path.read_bytes()
-    run(passed=1)
-    run(passes=False, failed=1)
-    run("--flux0-cassettes=all", passes=False, failed=1)
-    assert path.read_bytes() == recorded
-    monkeypatch.setenv("CI", "true")
-    run(passed=1)
-    run("--flux0-cassettes=all", passed=1)
-    assert list(path.parent.iterdir()) == [path]
-
-
-COLLIDING_TESTS = """
-    import pytest
-    from flux0 import Flux0
-
-    @pytest.fixture
-    def flux0_cassette_transport():
-        from flux0.testing import FakeTransport
-        return FakeTransport
-
-    class TestA:
-        title = "a"
-
-        @pytest.mark.parametrize("question", ["How?", "How!", pytest.param("x", id="x" * 300)])
-        def test_it(self, flux0_cassette, question):
-            with Flux0(transport=flux0_cassette) as flux0:
-                flux0.sessions.create(
-                    agent_id=flux0.agents.first().id, title=self.title + question[:9]
-                )
-
-    class TestB(TestA):
-        title = "b"
-
-        class TestA(TestA):
-            title = "nested"
-"""
-
-
-def test_each_test_has_its_own_cassette(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    pytester.makepyfile(test_cassette=COLLIDING_TESTS)
-    for mode in ("once", "none"):
-        result = pytester.runpytest_inprocess(f"--flux0-cassettes={mode}")
-        result.assert_outcomes(passed=9)
-    files = sorted(file.name for file in (pytester.path / "cassettes" / "test_cassette").iterdir())
-    assert len(files) == 9
-    assert files[0].startswith("TestA.test_it[How_]-")
-
-
-def test_tests_with_similar_names_have_their_own_cassettes(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    pytester.makepyfile(
-        test_cassette="""
-        import pytest
-        from flux0 import Flux0
-
-        @pytest.fixture
-        def flux0_cassette_transport():
-            from flux0.testing import FakeTransport
-            return FakeTransport
-
-        @pytest.mark.parametrize("title", ["a_b", "a:b", "a/b", "A_b"])
-        def test_odd(flux0_cassette, title):
-            with Flux0(transport=flux0_cassette) as flux0:
-                flux0.sessions.create(agent_id=flux0.agents.first().id, title=title)
-        """
-    )
-    pytester.runpytest_inprocess("test_cassette.py::test_odd[a_b]").assert_outcomes(passed=1)
-    for mode in ("once", "none"):
-        result = pytester.runpytest_inprocess(f"--flux0-cassettes={mode}")
-        result.assert_outcomes(passed=4)
-    files = (pytester.path / "cassettes" / "test_cassette").iterdir()
-    assert len({file.name.lower() for file in files}) == 4
-
-
-def test_mismatch_fits_on_a_screen_and_names_the_option(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CI", raising=False)
-    for content in ("before", "after"):
-        test = CASSETTE_TEST.format(options="", passes=True)
-        prompt = f"'lorem ipsum ' * 40_000 + '{content}'"
-        pytester.makepyfile(test_cassette=test.replace('send("Hi")', f"send({prompt})"))
-        result = pytester.runpytest_inprocess("-p", "no:warnings")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        ["E*record it again: run this test with `pytest --flux0-cassettes=*"]
-    )
-    failure = result.stdout.str().partition("= FAILURES =")[2]
-    assert len(failure) < 3000
-    assert "flux0/client" not in failure.replace("\\", "/")
-    full = pytester.runpytest_inprocess("--full-trace").stdout.str()
-    assert "flux0/client" in full.replace("\\", "/")
-
-
-def test_missing_cassette_names_the_option(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="mode='none'", passes=True))
-    result = pytester.runpytest_inprocess()
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        ["E*test_it.json does not exist: to record it, run this test with `pytest --flux0-cass*"]
-    )
-
-
-def test_cassette_of_a_fixture_without_the_plugin_survives_a_failed_test(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PYTEST_PLUGINS")
-    path = pytester.path / "c.json"
-    for passes, outcome in ((True, "passed"), (False, "failed"), (True, "passed")):
-        pytester.makepyfile(
-            test_it=f"""
-            import pytest
-            from flux0 import Flux0
-            from flux0.testing import FakeTransport, cassette
-
-            @pytest.fixture
-            def client():
-                with Flux0(transport=cassette({str(path)!r}, FakeTransport, mode="all")) as client:
-                    yield client
-
-            def test_it(client):
-                client.agents.list()
-                assert {passes}
-                client.agents.list()
-            """
-        )
-        result = pytester.runpytest_inprocess("-W", "default")
-        result.assert_outcomes(**{outcome: 1}, warnings=int(not passes))
-        assert path.read_text("utf-8").count('"request"') == 2
-
-
-def test_command_line_overrides_the_mode_of_a_marker(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options="mode='none'", passes=True))
-    for mode, outcome in ((None, "errors"), ("all", "passed"), (None, "passed")):
-        options = [] if mode is None else [f"--flux0-cassettes={mode}"]
-        pytester.runpytest_inprocess(*options).assert_outcomes(**{outcome: 1})
-
-
-SHARED_CASSETTE = (
-    CASSETTE_TEST
-    + """
-    @pytest.mark.flux0_cassette("shared.json", mode={mode!r})
-    @pytest.mark.parametrize("number", [1, 2])
-    def test_other(flux0_cassette, number):
-        with Flux0(transport=flux0_cassette) as flux0:
-            flux0.agents.list()
-            flux0.sessions.create(agent_id=flux0.agents.first().id, title=str(number))
-"""
-)
-
-
-@pytest.mark.parametrize("mode", ["once", "all"])
-def test_cassette_of_another_test_in_this_run_is_an_error(
-    pytester: pytest.Pytester, mode: str
-) -> None:
-    source = SHARED_CASSETTE.format(options="'shared.json'", passes=True, mode=mode)
-    pytester.makepyfile(test_shared=source)
-    run = partial(pytester.runpytest_inprocess, "-p", "no:randomly", f"--flux0-cassettes={mode}")
-    result = run()
-    result.assert_outcomes(passed=1, errors=2)
-    problem = "shared.json was recorded by test_shared.py::test_it in this run: give each test its"
-    result.stdout.fnmatch_lines([f"E  *{problem}*"] * 2)
-    run("-k", "test_it").assert_outcomes(passed=1, deselected=2)
-
-
-@pytest.mark.parametrize("other", ["../one.json", "./x/../../one.json", "../ONE.json"])
-def test_two_spellings_of_one_path_are_the_same_cassette(
-    pytester: pytest.Pytester, other: str
-) -> None:
-    for number, path in ((1, "../one.json"), (2, other)):
-        source = CASSETTE_TEST.format(options=repr(path), passes=True)
-        test = pytester.mkdir(f"tests_{number}") / f"test_{number}.py"
-        test.write_text(dedent(source), "utf-8")
-    result = pytester.runpytest_inprocess("-p", "no:randomly", "--flux0-cassettes=once")
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["E  *was recorded by tests_1/test_1.py::test_it in this run:*"])
-
-
-def test_classes_whose_names_differ_in_case_need_their_own_paths(
-    pytester: pytest.Pytester,
-) -> None:
-    pytester.makepyfile(
-        """
-        class TestA:
-            def test_it(self, flux0_cassette):
-                pass
-
-        class Testa(TestA):
-            pass
-        """
-    )
-    result = pytester.runpytest_inprocess("-p", "no:randomly", "--flux0-cassettes=once")
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["E  *::TestA::test_it in this run: give each test its own path*"])
-
-
-def test_tests_can_append_to_one_cassette(pytester: pytest.Pytester) -> None:
-    source = SHARED_CASSETTE.format(options="'shared.json'", passes=True, mode="new_episodes")
-    pytester.makepyfile(test_shared=source)
-    for _ in range(2):
-        result = pytester.runpytest_inprocess("--flux0-cassettes=new_episodes")
-        result.assert_outcomes(passed=3)
-
-
-def test_cassette_marker_sets_path_and_options_and_unused_exchanges_fail(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CI", "true")
-    options = "'weather.json', mode='once', scrub=lambda text: text.replace('Hi', '***')"
-    pytester.makepyfile(test_cassette=CASSETTE_TEST.format(options=options, passes=True))
-    for _ in range(2):
-        pytester.runpytest_inprocess().assert_outcomes(passed=1)
-    assert '"content": "***"' in (pytester.path / "weather.json").read_text("utf-8")
-    pytester.makepyfile(
-        test_cassette="""
-        import pytest
-
-        @pytest.mark.flux0_cassette("weather.json")
-        def test_it(flux0_cassette):
-            pass
-
-        @pytest.mark.flux0_cassette("weather.json")
-        def test_skipped(flux0_cassette):
-            pytest.skip()
-        """
-    )
-    result = pytester.runpytest_inprocess()
-    result.assert_outcomes(passed=1, skipped=1, errors=1)
-    result.stdout.fnmatch_lines(["*exchange 1, agents.list()"])
 
 
 def test_samples_of_the_testing_page_pass(

@@ -25,7 +25,7 @@ import anyio
 import httpx
 import pytest
 
-from flux0 import EventStream, Flux0, StreamIdleTimeout, StreamInterrupted
+from flux0 import EventStream, Flux0, RetryConfig, StreamIdleTimeout, StreamInterrupted
 from flux0.models import NotFoundError, ReadTimeout, ServerError, StatusEvent, TransportError
 from flux0.testing import (
     AgentReply,
@@ -43,12 +43,13 @@ from flux0.testing import (
     Truncate,
     UserMessage,
 )
-from support.cassettes import ONCE
 from support.fakes import kinds, new_session
 from support.in_memory import in_every_mode
 from support.modes import in_mode
 from support.ports import reserved_port
 from support.transports import Mode
+
+ONCE = RetryConfig(strategy="none")
 
 
 @contextmanager

@@ -1,1 +1,0 @@
-"""Tests of cassettes: recording, replaying and their files."""
