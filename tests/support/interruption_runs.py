@@ -13,6 +13,7 @@ import pytest
 
 SCENARIOS = (
     "call",
+    "connect",
     "limited",
     "turn",
     "end",

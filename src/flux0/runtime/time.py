@@ -89,6 +89,15 @@ class _Alarms:
     def _call_and_wait(self) -> None:
         # While `_next_moment` is infinite, each new alarm ends the wait below.
         self._next_moment = inf
+        # While this thread waits, it must not refer to an alarm: the alarm of an ended call refers
+        # to the call's response and connection.
+        self._call_due()
+        moments = [moment for moment, _ in self._alarms.copy().values()]
+        if moments:
+            self._next_moment = min(moments)
+            self._changed.wait(min(max(self._next_moment - time.monotonic(), 0), _MAX_WAIT))
+
+    def _call_due(self) -> None:
         by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])
         now = time.monotonic()
         for alarm, (moment, act) in by_moment:
@@ -97,7 +106,3 @@ class _Alarms:
                 # call the other alarms' functions.
                 with suppress(Exception):
                     act()
-        moments = [moment for moment, _ in self._alarms.copy().values()]
-        if moments:
-            self._next_moment = min(moments)
-            self._changed.wait(min(max(self._next_moment - time.monotonic(), 0), _MAX_WAIT))

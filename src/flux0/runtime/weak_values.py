@@ -36,24 +36,34 @@ class WeakValues(Generic[K, V]):
     def set(self, key: K, value: V) -> None:
         with self._lock:
             self._references[key] = ref(value)
-            if len(self._references) > self._limit:
-                self._remove_freed()
+            self._limit_keys()
 
     def setdefault(self, key: K, create: Callable[[], V]) -> V:
         with self._lock:
             value = self.get(key)
-            if value is None:
-                value = create()
-                self.set(key, value)
+            if value is not None:
+                return value
+            # A signal handler can set the same key at each moment. Its value has priority.
+            reference = ref(created := create())
+            while (value := self._references.setdefault(key, reference)()) is None:
+                self._remove(key)
+            del created
+            self._limit_keys()
             return value
 
     def values(self) -> tuple[V, ...]:
         values = (reference() for reference in self._references.copy().values())
         return tuple(value for value in values if value is not None)
 
-    def _remove_freed(self) -> None:
-        references = self._references
-        for key, reference in references.copy().items():
-            if reference() is None:
-                del references[key]
-        self._limit = max(2 * len(references), _MIN_LIMIT)
+    def _limit_keys(self) -> None:
+        if len(self._references) > self._limit:
+            for key, reference in self._references.copy().items():
+                if reference() is None:
+                    self._remove(key)
+            self._limit = max(2 * len(self._references), _MIN_LIMIT)
+
+    def _remove(self, key: K) -> None:
+        """Remove the key of a freed value, unless a signal handler has set the key meanwhile."""
+        removed = self._references.pop(key, None)
+        if removed is not None and removed() is not None:
+            self._references.setdefault(key, removed)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from queue import SimpleQueue
+from weakref import finalize
 
 import anyio
 import pytest
@@ -105,6 +106,21 @@ def test_cancelled_alarm_is_not_called(time: WatchedTime) -> None:
     cancelled.set()
     assert time.next_word() == "kept"
     time.join()
+
+
+def test_cancelled_alarm_is_freed_while_the_thread_waits(time: WatchedTime) -> None:
+    """The alarm of a call refers to its connection, which must not stay open until `LATER`."""
+
+    def act() -> None: ...
+
+    freed = threading.Event()
+    finalize(act, freed.set)
+    cancel = time.alarm(time.monotonic() + LATER, act)
+    time.set_alarm(0, "now")
+    assert time.next_word() == "now"
+    cancel()
+    del act, cancel
+    assert freed.wait(DEFAULT_TIMEOUT)
 
 
 def test_alarm_that_raises_does_not_stop_the_others(time: WatchedTime) -> None:

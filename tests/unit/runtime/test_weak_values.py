@@ -8,6 +8,8 @@ from contextlib import suppress
 from threading import Barrier, BrokenBarrierError
 from weakref import ref
 
+import pytest
+
 from flux0.runtime.weak_values import WeakValues
 
 TOO_LONG = 20.0  # The limit of all waits, in seconds.
@@ -128,6 +130,48 @@ def test_create_can_use_the_mapping() -> None:
 
     value = values.setdefault("a", create)
     assert (values.get("a"), values.get("b")) == (value, inner[0])
+
+
+def test_setdefault_returns_the_value_that_create_has_set() -> None:
+    """A signal handler can send a message on the same session."""
+    values, inner = WeakValues[str, Value](), list[Value]()
+
+    def create() -> Value:
+        inner.append(values.setdefault("a", Value))
+        return Value()
+
+    assert values.setdefault("a", create) is inner[0]
+    assert values.get("a") is inner[0]
+
+
+@pytest.mark.parametrize("key", [0, 99])
+def test_signal_handler_can_set_the_key_of_a_freed_value_at_any_moment(key: int) -> None:
+    """`setdefault` of the key 99 also removes the keys of freed values, such as 0."""
+
+    def is_interrupted(moment: int) -> bool:
+        values, in_use = WeakValues[int, Value](), Value()
+        for number in (*range(1, 64), key):
+            values.set(number, Value())
+        left, is_set = moment, False
+
+        def handle(*_: object) -> None:
+            nonlocal left, is_set
+            left -= 1
+            if left == -1 and values.get(key) is None:
+                is_set = True
+                values.set(key, in_use)
+
+        sys.setprofile(handle)
+        try:
+            result = values.setdefault(99, Value)
+        finally:
+            sys.setprofile(None)
+        if is_set:
+            assert values.get(key) is in_use
+            assert key != 99 or result is in_use
+        return is_set
+
+    assert all(map(is_interrupted, range(10)))
 
 
 def test_no_function_of_python_is_called_when_a_value_is_freed() -> None:

@@ -50,7 +50,7 @@ class Lease:
         # The connection; empty before the exchange has a connection, and after its release. Only
         # the caller that removes the connection may close it or return it to the pool.
         self._held: list[Any] = []
-        # A key of `_Pool._open`, or None if the exchange has no place yet.
+        # Equal to a reference in `_Pool._open`; None if the exchange has no place yet.
         self.place: ref[Lease] | None = None
 
     @property
@@ -161,8 +161,10 @@ class _Pool:
         with self._lock:
             if len(self._open) >= self._limit:
                 return False
-            lease.place = ref(lease, self._open.discard)
-            self._open.add(lease.place)
+            # Set `place` afterwards. If an exception interrupts this method before `add`, the
+            # reference must not live on: its `discard` would fail, because it has no hash.
+            self._open.add(ref(lease, self._open.discard))
+            lease.place = ref(lease)
             return True
 
     def _wake_next(self) -> None:

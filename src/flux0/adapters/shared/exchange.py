@@ -30,6 +30,16 @@ def shut_down(connection: Any) -> None:
                     duplicate.shutdown(socket.SHUT_RDWR)
 
 
+def duplicate(sock: socket.socket) -> Any:
+    """Return a socket object for a duplicate of the file descriptor of `sock`.
+
+    Unlike in `socket.fromfd`, only functions of C run between the duplication and the creation of
+    the object. An exception of a signal handler between the two would leave the descriptor open.
+    """
+    family, kind, protocol = (sock.family,), (sock.type,), (sock.proto,)
+    return next(map(socket.SocketType, family, kind, protocol, map(socket.dup, (sock.fileno(),))))
+
+
 class Exchange:
     """Records how far a request has progressed, until the response head is received.
 

@@ -25,7 +25,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 from urllib3.util.ssl_match_hostname import CertificateError
 
 from flux0.adapters.shared.connecting import Connector
-from flux0.adapters.shared.exchange import Exchange, shut_down
+from flux0.adapters.shared.exchange import Exchange, duplicate, shut_down
 from flux0.adapters.shared.failures import causes
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.adapters.shared.sending import REJECTION, WOULD_BLOCK, send_all
@@ -127,7 +127,7 @@ class Urllib3Connection(HTTPConnection):
     is_returned: bool = False
     timeout: float | None
     sock: Any
-    _duplicate: socket.socket | None = None
+    _duplicate: Any = None
     _body_is_large = False
     # If a response began before its request was sent completely, the response is read from
     # `_early_file`. For all other responses, `_early_file` is None.
@@ -182,7 +182,7 @@ class Urllib3Connection(HTTPConnection):
         # detaches `sock`. Therefore, `Interrupt.fire` shuts down a duplicate of `sock`. The user's
         # connection class may return an object that is not a socket, and cannot be duplicated.
         if isinstance(sock, socket.socket):
-            self._duplicate = socket.fromfd(sock.fileno(), sock.family, sock.type)
+            self._duplicate = duplicate(sock)
             exchange.shut_down_on_interrupt(self._duplicate)
         return sock
 

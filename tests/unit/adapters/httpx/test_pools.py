@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from functools import partial
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -424,3 +426,41 @@ def test_call_whose_event_loop_is_closed_is_cleaned_up() -> None:
     cleaned: list[bool] = []
     asyncio.run(run())
     assert cleaned == [True]
+
+
+class _Interruption(BaseException):
+    pass
+
+
+def test_interrupted_entry_of_a_pool_leaves_no_place_and_prints_nothing() -> None:
+    pool = SyncPool(SimpleNamespace(create_connection=None), 1)
+    printed: list[object] = []
+    left = uninterrupted = 0
+    ended = False
+
+    def handle(frame: Any, *_: object) -> None:
+        nonlocal left
+        if frame.f_code is not enter.__code__:
+            left -= 1
+            if left < 0:
+                raise _Interruption
+
+    def enter() -> None:
+        sys.setprofile(handle)
+        try:
+            pool.reserve(Lease(pool), 0, Interrupt())
+        finally:
+            sys.setprofile(None)
+
+    with mock.patch.object(sys, "unraisablehook", printed.append):
+        while not ended:
+            left = uninterrupted
+            try:
+                enter()
+                ended = True
+            except _Interruption:
+                uninterrupted += 1
+            gc.collect()
+            assert printed == []
+    pool.reserve(Lease(pool), 0, Interrupt())
+    assert uninterrupted > 5

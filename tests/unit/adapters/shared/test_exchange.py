@@ -1,13 +1,17 @@
-"""Shutting down a connection for which the event loop returns no real socket."""
+"""Shutting down connections, and duplicating their sockets."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from flux0.adapters.shared.exchange import shut_down
+from flux0.adapters.shared.exchange import duplicate, shut_down
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
@@ -29,3 +33,44 @@ def test_shut_down_ends_the_connection_of_an_event_loop(loop: str) -> None:
         assert running.run_until_complete(read_until_shut_down()) == b""
     finally:
         running.close()
+
+
+class _Interruption(BaseException):
+    pass
+
+
+def _lowest_free_descriptor() -> int:
+    descriptor = os.open(os.devnull, os.O_RDONLY)
+    os.close(descriptor)
+    return descriptor
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+def test_interrupted_duplicate_leaves_no_file_descriptor_open() -> None:
+    ours, theirs = socket.socketpair()
+    duplicate(ours).close()
+    before = _lowest_free_descriptor()
+    this_code = test_interrupted_duplicate_leaves_no_file_descriptor_open.__code__
+    left = uninterrupted = 0
+    ended = False
+
+    def interrupt(frame: FrameType, *_: Any) -> None:
+        nonlocal left
+        if frame.f_code is not this_code:
+            left -= 1
+            if left < 0:
+                raise _Interruption
+
+    with ours, theirs:
+        while not ended:
+            left = uninterrupted
+            try:
+                sys.setprofile(interrupt)
+                duplicate(ours)
+                ended = True
+            except _Interruption:
+                uninterrupted += 1
+            finally:
+                sys.setprofile(None)
+            assert _lowest_free_descriptor() == before
+    assert uninterrupted > 5
