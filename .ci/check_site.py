@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import get_origin
+from urllib.parse import unquote
 
 import pytest
 
@@ -277,6 +278,20 @@ def test_links_of_the_readme_lead_to_pages_and_headings_of_the_site() -> None:
         file = SITE / path
         page = (file / "index.html" if path.endswith("/") or not path else file).read_text("utf-8")
         assert not anchor or f'id="{anchor}"' in page, f"{path} has no heading for #{anchor}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_of_a_page_lead_to_headings(name: str) -> None:
+    folder = SITE / name
+    text = (folder / "index.html").read_text("utf-8")
+    links = re.findall(r'href="(?!\w+:)([^"#]*)#([^"]+)"', text)
+    targets = {path: (folder / path).resolve() for path, _ in links}
+    pages = {
+        path: (target / "index.html" if target.is_dir() else target).read_text("utf-8")
+        for path, target in targets.items()
+    }
+    missing = [f"{path}#{id}" for path, id in links if f'id="{unquote(id)}"' not in pages[path]]
+    assert missing == []
 
 
 @pytest.mark.parametrize("name", PAGES)

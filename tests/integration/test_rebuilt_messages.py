@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from flux0 import ChunkEvent, Flux0, MessageAccumulator, from_dict, to_dict
+from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from support.server import Flux0Server
 
 _KEYS = st.sampled_from(["a", "b", "tool_calls", "0", "1", "2", "-", "x~1y", "m~0n"])
@@ -62,6 +64,30 @@ def script_of(messages: list[tuple[list[dict[str, Any]], dict[str, Any]]]) -> li
 def flux0(server: Flux0Server) -> Iterator[Flux0]:
     with Flux0(server.url, timeout_ms=20_000, stream_idle_timeout_ms=20_000) as client:
         yield client
+
+
+def test_text_has_the_end_of_a_longer_text_that_replaces_an_item(
+    flux0: Flux0, server: Flux0Server
+) -> None:
+    event_id = uuid4().hex
+    patches = (
+        {"op": "add", "path": "/-", "value": "It "},
+        {"op": "replace", "path": "/0", "value": "It is sunny"},
+        {"op": "add", "path": "/-", "value": "!"},
+    )
+    chunks = [
+        {"chunk": {"event_id": event_id, "seq": seq, "patches": [patch]}}
+        for seq, patch in enumerate(patches)
+    ]
+    script = json.dumps([*chunks, {"status": "ready", "event_id": event_id}])
+    conversation = flux0.conversation(agent=server.agent_id)
+    with conversation.send(script) as stream:
+        assert "".join(stream.text()) == stream.answer == "It is sunny!"
+    assert conversation.history()[-1].text == "It is sunny!"
+    for format in (AiSdkFormat(), AgUiFormat("thread", "run")):
+        relay = b"".join(conversation.send(script).relay(format=format)).decode()
+        deltas = re.findall(r'"(?:delta|textDelta)":"(.*?)"', relay)
+        assert "".join(deltas) == "It is sunny!"
 
 
 @settings(max_examples=40)

@@ -57,6 +57,14 @@ def test_text_that_is_replaced_by_a_longer_text_is_continued() -> None:
     ]
 
 
+def test_item_that_is_replaced_by_a_longer_text_is_continued() -> None:
+    patch = JSONPatchOperation("replace", "/0", "It is sunny")
+    longer = evolve(text(""), patches=(patch,))
+    assert steps_of(text("It "), longer, text("!")) == steps_of(
+        text("It "), text("is sunny"), text("!")
+    )
+
+
 def test_text_that_is_replaced_by_another_text_stays_before_the_new_text() -> None:
     events = objects_of(AiSdkFormat(), replaced("Rain"), replaced("Sun"), text("Bye", "m2"))
     assert [(each.get("id"), each.get("delta")) for each in events[1:-2]] == [

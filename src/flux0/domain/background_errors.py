@@ -49,7 +49,10 @@ class TurnRunning(Flux0Error):
 
 
 class TurnStoreError(Flux0Error):
-    """The turn store cannot be used; `__cause__` is the exception of its library, such as redis.
+    """The turn store cannot be used, or has lost events of a turn.
+
+    `__cause__` is the exception of the store's library, such as redis, or None if the library has
+    raised no exception, for example if the store was closed or did not respond in time.
 
     If `BackgroundTurns.start` raised this error, the message was not sent.
     """

@@ -62,7 +62,9 @@ class RetryConfig:
         backoff: the waits between the attempts of a call.
         retry_connection_errors: whether to retry if the connection could not be established, or
             was interrupted.
-        max_attempts: the largest number of attempts, including the first; None means no limit.
+        max_attempts: the largest number of attempts, including the first; None means that only
+            `backoff.max_elapsed_time` limits the attempts, as in the generated client. A client
+            without a `retry_config` makes up to 3 attempts.
         retry_posts: whether to retry a POST in the same cases as a GET. The server may then process
             a POST twice. `retry_posts` has no effect on messages.
     """

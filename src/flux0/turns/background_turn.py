@@ -134,6 +134,8 @@ class BackgroundTurn(Uncopyable):
             ClientClosed: The client or the turn's stream was closed.
             StreamError: The stream of the turn failed.
             DecodeError: An event is not valid JSON or has the wrong shape.
+            TurnStoreError: Another process reads the turn, and the store cannot be used. The turn
+                continues.
         """
         reply = _ReplyBuilder(self._log)
         # `reply` encodes each event as empty bytes. The relay skips empty bytes, so the first call

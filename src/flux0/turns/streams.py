@@ -117,6 +117,7 @@ class EventStream(StreamState):
 
         This iterator uses only events that were not read yet; `answer` has the whole text so far.
         Between two messages, `answer` has a line break, but this iterator yields nothing.
+        If the agent replaces text, use `answer`: this iterator yields only added text.
 
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.

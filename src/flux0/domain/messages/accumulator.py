@@ -67,10 +67,10 @@ class MessageAccumulator:
         """Apply one event, and return the text that the event appends to the answer.
 
         If a chunk appends strings to a message, the result is these strings, joined. If a chunk
-        replaces a message's whole text with a longer text that starts with the old text, the result
-        is the added text. For all other events, such as reasoning, the result is "". It is also ""
-        for a message whose first chunk does not name the agent, because the server does not store
-        this message.
+        replaces a message's whole text, or the last text of its list, with a longer text that
+        starts with the old text, the result is the added text. For all other events, such as
+        reasoning and other replaced text, the result is "". It is also "" for a message whose first
+        chunk does not name the agent, because the server does not store this message.
 
         The cost depends on the event's size, not on the message's length. The docstring of
         `apply_operation` lists the exceptions.
@@ -197,12 +197,19 @@ class _MessageBuilder:
     def apply(self, operation: JSONPatchOperation) -> str:
         self._stale = True
         root, value, length = self._root, operation.value, _list_length(self._root)
+        last: JSON = None
         appends = operation.op == "add" and length >= 0 and operation.path in {"/-", f"/{length}"}
         if appends and type(value) is str and (length == 0 or isinstance(root, TextList)):
             self._append_text(value)
         else:
-            self._root = apply_operation(self._as_json(), operation, self._budget)
+            document = self._as_json()
+            # `apply_operation` may change the list `document`, so read its last item before.
+            if operation.op == "replace" and operation.path == f"/{length - 1}" and length:
+                last = cast("list[JSON]", document)[-1]
+            self._root = apply_operation(document, operation, self._budget)
         added = value if appends and isinstance(value, str) else ""
+        if isinstance(last, str) and isinstance(value, str) and value.startswith(last):
+            added = value[len(last) :]
         if operation.path == "" and operation.op in {"add", "replace"}:
             before, after = _text(root), _text(self._root)
             added = after[len(before) :] if after.startswith(before) else ""
