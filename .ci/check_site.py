@@ -290,7 +290,9 @@ def test_links_of_a_page_lead_to_headings(name: str) -> None:
         path: (target / "index.html" if target.is_dir() else target).read_text("utf-8")
         for path, target in targets.items()
     }
-    missing = [f"{path}#{id}" for path, id in links if f'id="{unquote(id)}"' not in pages[path]]
+    missing = [
+        f"{path}#{anchor}" for path, anchor in links if f'id="{unquote(anchor)}"' not in pages[path]
+    ]
     assert missing == []
 
 

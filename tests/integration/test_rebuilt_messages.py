@@ -84,8 +84,8 @@ def test_text_has_the_end_of_a_longer_text_that_replaces_an_item(
     with conversation.send(script) as stream:
         assert "".join(stream.text()) == stream.answer == "It is sunny!"
     assert conversation.history()[-1].text == "It is sunny!"
-    for format in (AiSdkFormat(), AgUiFormat("thread", "run")):
-        relay = b"".join(conversation.send(script).relay(format=format)).decode()
+    for relay_format in (AiSdkFormat(), AgUiFormat("thread", "run")):
+        relay = b"".join(conversation.send(script).relay(format=relay_format)).decode()
         deltas = re.findall(r'"(?:delta|textDelta)":"(.*?)"', relay)
         assert "".join(deltas) == "It is sunny!"
 
