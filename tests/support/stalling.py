@@ -63,9 +63,10 @@ class Stalling:
         self._drops_new = False
 
     def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError), socket.create_connection(
-            ("127.0.0.1", self.port)
-        ) as server:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port)) as server,
+        ):
             link = _Link(is_stalled=self._drops_new)
             self._links.append(link)
             self._sockets += (client, server)

@@ -87,7 +87,8 @@ class Lease:
                 for copied in self._followed.values():
                     self._worker.submit(copied.steps)
             self.outage.fail(error.problem)
-            if self._has_turns():
+            # The copies may have ended while the renewal waited for a reply.
+            if self._published or self._followed:
                 self.outage.warn(f"{_UNREACHABLE}: {self._worker.named(error)}")
             if not self._worker.redis.error:
                 self._worker.drop_connections()
