@@ -44,7 +44,7 @@ def turn_bytes(turn_id: str, count: int) -> bytes:
 
 @frozen
 class Observation:
-    """What a relay has sent: the events after `after`, and the class of the error at its end.
+    """The events that a relay has sent after `after`, and the class of the error at its end.
 
     Attributes:
         error: Empty if the turn was read to its end, and "running" if the relay has not ended.

@@ -69,7 +69,7 @@ class Settings:
             lease when they renew their own leases. When Redis is reachable again, each process has
             this time to renew its lease.
         check: Seconds between two checks whether Redis responds.
-        patience: Seconds after which the copy of a turn ends if Redis does not respond for the
+        give_up: Seconds after which the copy of a turn ends if Redis does not respond for the
             turn. The next check is at most `check` seconds later.
         expiry_ms: The time `expiry` in milliseconds.
         keep_ms: Milliseconds after which the keys of an ended turn expire.
@@ -85,7 +85,7 @@ class Settings:
         self.renew: float = lease * 0.2
         self.expiry: float = lease * 0.55
         self.check: float = lease * 0.1
-        self.patience: float = lease - self.check
+        self.give_up: float = lease - self.check
         self.expiry_ms: int = round(self.expiry * 1000)
         self.keep_ms: int = round(keep * 1000)
         self.ttl_ms: int = round((keep + lease) * 1000)

@@ -169,10 +169,10 @@ class FollowedTurn:
         """End this process's copy if Redis does not respond for its turn. Safe in any thread."""
         if not self.is_running:
             return
-        patience, redis = self._worker.settings.patience, self._worker.redis
-        if redis.seconds >= patience:
+        limit, redis = self._worker.settings.give_up, self._worker.redis
+        if redis.seconds >= limit:
             self.give_up(TurnStoreError, _UNREACHABLE)
-        elif self.outage.seconds >= patience:
+        elif self.outage.seconds >= limit:
             problem = self.outage.error
             if problem == _EVENTS_LOST:
                 self.outage.warn(f"{problem}: {self._name.shown}")

@@ -34,7 +34,7 @@ class AwakeClock:
 class Outage:
     """The time since when one part does not respond, and the log lines about this time.
 
-    A part is Redis as a whole, a connection, a turn in Redis, or the lease of another process.
+    A part is Redis, a connection, a turn in Redis, or the lease of another process.
     `expect` starts the outage, and `respond` ends the outage. If the part responds in time, the
     outage lasts only as long as one command.
 
@@ -83,7 +83,7 @@ class Outage:
     def warn(self, problem: str) -> None:
         """Log the problem, once until the part responds.
 
-        The log record contains only texts: an application can store the record, and the traceback
+        The log record contains only text: an application can store the record, and the traceback
         of a stored error keeps turns in memory.
         """
         if not self._is_logged:

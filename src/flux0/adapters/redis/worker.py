@@ -10,7 +10,7 @@ from itertools import takewhile
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 from flux0.adapters.redis.commands import Command, Settings
 from flux0.adapters.redis.outage import AwakeClock, Outage
@@ -235,12 +235,11 @@ class Worker:
         replies, error = self._replies(commands)
         # In a cluster, one lost node fails the whole pipeline. Send the commands for each node in
         # a pipeline of their own, so that only the commands for the lost node fail.
-        if error and len(nodes := self._by_node(commands)) > 1:
-            for positions in nodes:
-                some, problem = self._replies([commands[each] for each in positions])
-                error = error and problem
-                for position, reply in zip(positions, some, strict=True):
-                    replies[position] = reply
+        for positions in self._by_node(commands) if error else ():
+            some, problem = self._replies_of_node([commands[each] for each in positions])
+            error = error and problem
+            for position, reply in zip(positions, some, strict=True):
+                replies[position] = reply
         if error:
             self.redis.fail(error)
             self.drop_connections()
@@ -249,8 +248,18 @@ class Worker:
             self._not_before = monotonic() + _MIN_INTERVAL
         return replies
 
+    def _replies_of_node(self, commands: list[Command]) -> tuple[list[object], str]:
+        replies, error = self._replies(commands)
+        if error:
+            # The client asks its default node for the keys of a script. Use another default node,
+            # because the default node may be the lost node.
+            with suppress(Exception):  # The client may be of another library.
+                cast("Any", self._client).replace_default_node()
+            replies, error = self._replies(commands)
+        return replies, error
+
     def _replies(self, commands: list[Command]) -> tuple[list[object], str]:
-        """Return the replies, and a text if the pipeline failed as a whole."""
+        """Return the replies, and the error if the pipeline failed before its replies arrived."""
         try:
             replies = self._pipeline(commands, is_known=True)
             done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
@@ -265,13 +274,14 @@ class Worker:
         return done, ""
 
     def _by_node(self, commands: list[Command]) -> list[list[int]]:
-        """Return the positions of the commands for each node of a cluster."""
-        node_of = getattr(self._client, "get_node_from_key", None)
+        """Return the positions of the commands for each node; nothing without a cluster."""
+        if (node_of := getattr(self._client, "get_node_from_key", None)) is None:
+            return []
         nodes: dict[object, list[int]] = {}
         for position, (name, *arguments) in enumerate(commands):
             # The first key of a script follows the script and the number of keys.
             key, node = arguments[2 if name == "EVALSHA" else 0], None
-            if node_of is not None and name != "PUBLISH":
+            if name != "PUBLISH":
                 # If no node has the slot of the key, the lookup fails.
                 with suppress(Exception):
                     node = node_of(key)

@@ -1889,7 +1889,7 @@ def test_copy_ends_when_its_events_were_missing_for_almost_the_whole_lease(
         (0.9, missing, False),
         (0.2, missing, True),
     ):
-        now[0] += part * settings.patience
+        now[0] += part * settings.give_up
         turn.update(reply)
         turn.check()
         assert log.is_ended is is_ended
