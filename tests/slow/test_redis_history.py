@@ -66,7 +66,7 @@ class Model:
     history: list[Step] = field(factory=list[Step])
     violations: list[str] = field(factory=list[str])
     last_fault: float = 0.0
-    # The claims of a session are made one after another, so that the model knows their order.
+    # Only one process at a time claims a session, so that the model knows their order.
     claims: dict[str, threading.Lock] = field(
         factory=lambda: {session: threading.Lock() for session in SESSIONS}
     )
