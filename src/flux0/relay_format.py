@@ -41,7 +41,7 @@ _PUBLIC: Final = (RelayEnded, StreamIdleTimeout, TurnStopped)
 _SENTENCES: Final[Mapping[type[Flux0Error], str]] = MappingProxyType(
     {
         AgentError: "The agent reported an error",
-        ClientClosed: "The application is being restarted",
+        ClientClosed: "The answer was interrupted",
         ReaderLost: "The answer was interrupted",
         TurnTooLarge: "The answer is too long to be shown from its beginning",
     }

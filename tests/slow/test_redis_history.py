@@ -332,6 +332,9 @@ def test_random_use_and_faults_of_redis_keep_the_promises(tmp_path: Path) -> Non
             ]
             faults = Faults(server, proxies, workers, chance)
             for worker in workers:
+                worker.process.call(Turns.find, "unknown")  # Wait until the process has started.
+            model.begin = time.monotonic()
+            for worker in workers:
                 worker.start()
             ends = time.monotonic() + SECONDS
             while time.monotonic() < ends:

@@ -73,7 +73,7 @@ def test_id_of_a_status_cannot_add_fields_to_an_encoded_event(id: str) -> None:
 PUBLIC = {"RelayEnded", "StreamIdleTimeout", "TurnStopped"}
 SENTENCES = {
     "AgentError": "The agent reported an error",
-    "ClientClosed": "The application is being restarted",
+    "ClientClosed": "The answer was interrupted",
     "ReaderLost": "The answer was interrupted",
     "TurnTooLarge": "The answer is too long to be shown from its beginning",
 }

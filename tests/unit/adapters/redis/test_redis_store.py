@@ -662,6 +662,12 @@ class CutOff(Redis):
         return super().pipeline(transaction, shard_hint)
 
 
+def is_complete(store: RedisTurnStore, content: bytes) -> bool:
+    found = store.find("session")
+    assert found is not None
+    return found.end == LogEnd(finished=True) and b"".join(found.read(0)) == content
+
+
 @with_short_lease
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_turn_continues_or_is_replaced_after_its_process_was_cut_off_from_redis(
@@ -701,12 +707,7 @@ def test_turn_continues_or_is_replaced_after_its_process_was_cut_off_from_redis(
             turn.log.finish(LogEnd(finished=True))
             # The readers in all processes find the complete turn.
             for each in (store, other):
-                found = each.find("session")
-                assert found is not None
-                wait_for_events(found, 3)
-                assert wait_for_end(found, TIMEOUT)
-                assert b"".join(found.read(0)) == turn_bytes("turn", 3)
-                assert found.end == LogEnd(finished=True)
+                wait_until(partial(is_complete, each, turn_bytes("turn", 3)))
             assert not turn.reasons
     lines = [record.getMessage() for record in caplog.records if record.name == "flux0"]
     assert [line.partition(":")[0] for line in lines if "Redis can" in line[:9]] == [
