@@ -36,13 +36,15 @@ RELAY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 AGENT_ERROR: Final = b'"status": "error"'
 # The messages of these error classes contain no text of an agent and no address of a server, so
 # relays send the messages to browsers.
-_PUBLIC: Final = (
-    ClientClosed,
-    ReaderLost,
-    RelayEnded,
-    StreamIdleTimeout,
-    TurnStopped,
-    TurnTooLarge,
+_PUBLIC: Final = (RelayEnded, StreamIdleTimeout, TurnStopped)
+# The messages of these error classes are for developers. Visitors of a website get the sentences.
+_SENTENCES: Final[Mapping[type[Flux0Error], str]] = MappingProxyType(
+    {
+        AgentError: "The agent reported an error",
+        ClientClosed: "The answer was interrupted",
+        ReaderLost: "The answer was interrupted",
+        TurnTooLarge: "The answer is too long to be shown from its beginning",
+    }
 )
 
 
@@ -54,9 +56,8 @@ def general_text(error: Flux0Error) -> str:
     """
     if isinstance(error, _PUBLIC):
         return error.problem
-    if isinstance(error, AgentError):
-        return "The agent reported an error"
-    return "The exchange with the flux0 server failed"
+    sentences = (text for kind, text in _SENTENCES.items() if isinstance(error, kind))
+    return next(sentences, "The exchange with the flux0 server failed")
 
 
 class RelayEncoder(ABC):

@@ -137,14 +137,14 @@ def redis_with_sentinel(folder: Path) -> Generator[Redis, None, None]:
 
 
 @contextmanager
-def redis_cluster(folder: Path) -> Generator[RedisServer, None, None]:
-    """Run a cluster of three Redis servers; yield one of them."""
+def redis_cluster(folder: Path, *options: str) -> Generator[list[RedisServer], None, None]:
+    """Run a cluster of three Redis servers."""
     with ExitStack() as stack:
         servers: list[RedisServer] = []
         for number in range(3):
             bus = str(reserved_port())
             files = ("--cluster-enabled", "yes", "--cluster-config-file", f"{number}.conf")
-            running = redis_server(folder, *files, "--cluster-port", bus)
+            running = redis_server(folder, *files, *options, "--cluster-port", bus)
             servers.append(stack.enter_context(running))
             with servers[0].client() as first, servers[-1].client() as client:
                 begin, end = (_SLOTS * each // 3 for each in (number, number + 1))
@@ -153,7 +153,7 @@ def redis_cluster(folder: Path) -> Generator[RedisServer, None, None]:
         for server in servers:
             with server.client() as client:
                 wait_until(lambda: client.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
-        yield servers[0]
+        yield servers
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

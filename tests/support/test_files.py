@@ -42,6 +42,7 @@ ELSEWHERE: Mapping[str, str] = {
         client/json_form domain/enums domain/extensible""",
     "usecases/test_usecases.py": "usecases/agents usecases/call usecases/sessions",
     # Redis and commands run as processes.
+    "adapters/redis/test_redis_faults.py": "adapters/redis/outage adapters/redis/subscription",
     "adapters/redis/test_redis_store.py": """
         adapters/redis/commands adapters/redis/followed adapters/redis/lease
         adapters/redis/process adapters/redis/published adapters/redis/scripts

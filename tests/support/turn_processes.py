@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import faulthandler
 import multiprocessing
+import os
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from threading import Semaphore, Thread
+from time import monotonic
 from typing import Any, Concatenate, ParamSpec, TypeVar, final
 
 import anyio
+from attrs import frozen
 
 from flux0 import BackgroundTurns, RedisTurnStore
 from flux0.domain.background_errors import TurnStopped
@@ -37,6 +40,22 @@ def event(turn_id: str, number: int) -> bytes:
 def turn_bytes(turn_id: str, count: int) -> bytes:
     """Return the events of a turn, as `Turns.append` adds them."""
     return b"".join(event(turn_id, number) for number in range(1, count + 1))
+
+
+@frozen
+class Observation:
+    """The events that a relay has sent after `after`, and the class of the error at its end.
+
+    Attributes:
+        error: Empty if the turn was read to its end, and "running" if the relay has not ended.
+        is_numbered: Whether the error has the number of an event.
+    """
+
+    turn: str
+    after: int
+    content: bytes
+    error: str
+    is_numbered: bool
 
 
 @final
@@ -71,6 +90,19 @@ class Turns:
         for _ in range(count):
             for turn_id in turn_ids:
                 self.append(turn_id, 1)
+
+    def append_some(self, turn_id: str, count: int) -> int:
+        """Add events to a turn, unless it has ended. Return the number of its events."""
+        log = self.logs[turn_id]
+        for _ in range(count):
+            log.append(event(turn_id, log.last + 1))
+        return log.last
+
+    def undo(self, session_id: str, turn_id: str) -> None:
+        """Undo the claim of a turn whose message was not sent, after `claim` raised an error."""
+        log = TurnLog(turn_id, 10**9, lambda _: None)
+        log.finish(LogEnd())
+        self.store.release(session_id, log, None)
 
     def finish(self, turn_id: str) -> None:
         self.logs[turn_id].finish(LogEnd(finished=True))
@@ -129,6 +161,26 @@ class Turns:
             assert LogReader(log, log.last).wait(TIMEOUT), "no event was received"
         assert log.last >= count
 
+    def observe(self, session_id: str, after: int, seconds: float) -> Observation | None:
+        """Relay a session's turn after an event, until its end, but at most for some seconds."""
+        turn = self.turns.join(session_id)
+        if turn is None:
+            return None
+        log = turn._log  # pyright: ignore[reportPrivateUsage]
+        ends = monotonic() + seconds
+        reader = LogReader(log, min(after, log.last))
+        begin, events = reader.position, list[bytes]()
+        while (more := reader.read()) is not None and (more or monotonic() < ends):
+            events += more
+            if not more:
+                reader.wait(max(ends - monotonic(), 0))
+        if reader.error is None and not log.is_ended:
+            error = "running"
+        else:
+            error = type(reader.error).__name__ if reader.error else ""
+        is_numbered = log.end is not None and log.end.has_numbered_error
+        return Observation(turn.id, begin, b"".join(events), error, is_numbered)
+
     def relayed(self, session_id: str) -> Counter[bytes]:
         """Wait for the end of all relays, and return how often each content was relayed."""
         thread, relayed = self.relays[session_id]
@@ -158,6 +210,10 @@ class TurnProcess:
         if error is not None:
             raise error
         return result
+
+    def send_signal(self, number: int) -> None:
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         """Kill the process, as `kill -9` does."""

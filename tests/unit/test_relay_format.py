@@ -70,9 +70,12 @@ def test_id_of_a_status_cannot_add_fields_to_an_encoded_event(id: str) -> None:
     assert (again, sent.id) == (event, "7")
 
 
-PUBLIC = {
-    *("ClientClosed", "ReaderLost", "RelayEnded", "StreamIdleTimeout"),
-    *("TurnStopped", "TurnTooLarge"),
+PUBLIC = {"RelayEnded", "StreamIdleTimeout", "TurnStopped"}
+SENTENCES = {
+    "AgentError": "The agent reported an error",
+    "ClientClosed": "The answer was interrupted",
+    "ReaderLost": "The answer was interrupted",
+    "TurnTooLarge": "The answer is too long to be shown from its beginning",
 }
 FAILED = "The exchange with the flux0 server failed"
 
@@ -87,7 +90,7 @@ FAILED = "The exchange with the flux0 server failed"
 )
 def test_readers_see_only_the_errors_whose_text_flux0_wrote(name: str) -> None:
     error = restore(getattr(models, name), ("http://10.0.0.1",), {})
-    general = "The agent reported an error" if name == "AgentError" else FAILED
+    general = SENTENCES.get(name, FAILED)
     assert general_text(error) == (error.problem if name in PUBLIC else general)
 
 

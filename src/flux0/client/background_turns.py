@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
 from flux0.client.conversation import AsyncConversation, Conversation
 from flux0.client.resources import Message
 from flux0.domain import arguments
-from flux0.domain.background_errors import TurnRunning, TurnStoreError
+from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnStoreError
 from flux0.domain.errors import ClientClosed, Flux0Error, InvalidArgument, fresh
 from flux0.domain.timeouts import duration
 from flux0.domain.uncopyable import Uncopyable
@@ -342,6 +342,7 @@ def _check_ended(log: TurnLog) -> None:
         limit = duration(_MAX_STOP_SECONDS)
         raise TurnRunning(f"the running turn did not end within {limit} after it was stopped")
     # This process's copy of the turn's log has ended, for example because Redis failed. The turn
-    # itself can still be running in another process.
-    if log.end.is_of_copy:
+    # itself can still be running in another process. After a `ReaderLost`, all processes that can
+    # reach Redis know that the turn does not run.
+    if log.end.is_of_copy and not isinstance(log.end.error, ReaderLost):
         raise TurnStoreError(f"the end of the running turn is not known: {log.end.error}")

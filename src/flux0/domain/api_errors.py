@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import frozen
 
 from flux0.domain.errors import Flux0Error, Sent
+from flux0.domain.headers import Headers
 from flux0.domain.http import is_rejected
-
-if TYPE_CHECKING:
-    from flux0.domain.headers import Headers
 
 
 @frozen
@@ -52,11 +50,12 @@ class APIError(Flux0Error):
         message: the server's error text. If the server sent no error text, the start of a
             plain-text body, or the status name.
         body: the response's complete body, as text.
-        headers: the response's header fields.
+        headers: the response's header fields; empty if another process has received the response.
         raw_response: the HTTP library's response object; None if the error was unpickled. To get
             the body, use `body`.
     """
 
+    headers: Headers = Headers()
     raw_response: Any = None
 
     def __init__(

@@ -89,10 +89,11 @@ def is_turn_logged() -> bool:
     return _logger().isEnabledFor(_INFO)
 
 
-def log_turn(turn: TurnEnd) -> None:
+def log_turn(turn: TurnEnd, *, is_relayed: bool = False) -> None:
     """Log the end of a turn to the logger `flux0`, without the contents of messages.
 
-    The level is WARNING if an error has ended the turn, and INFO otherwise.
+    The level is WARNING if an error has ended the turn, and INFO otherwise. If the turn is relayed,
+    the level is INFO, because `log_relayed_turn` logs the error.
     """
     error = turn.error or turn.agent_error
     shown = "" if error is None else f" error={type(error).__name__}"
@@ -101,7 +102,7 @@ def log_turn(turn: TurnEnd) -> None:
     ids = turn.agent_name or turn.agent_id, turn.session_id, turn.correlation_id
     first = turn.seconds_to_first_event
     _logger().log(
-        _INFO if turn.error is None else _WARNING,
+        _INFO if turn.error is None or is_relayed else _WARNING,
         TURN_ENDED,
         turn.ending,
         shown,

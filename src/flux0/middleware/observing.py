@@ -103,8 +103,8 @@ class Observers:
         if call is not None:
             self._notify(lambda observer: observer.on_first_event(call, seconds))
 
-    def turn_ended(self, call: Call | None, turn: TurnEnd) -> None:
-        log_turn(turn)
+    def turn_ended(self, call: Call | None, turn: TurnEnd, *, is_relayed: bool) -> None:
+        log_turn(turn, is_relayed=is_relayed)
         if call is not None:
             self._notify(lambda observer: observer.on_turn_end(call, turn))
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from flux0.domain import background_errors, errors
+from flux0.domain import api_errors, background_errors, errors
 from flux0.domain.background_errors import ReaderLost, TurnTooLarge
 from flux0.domain.errors import Flux0Error
 from flux0.runtime.event_loop import do_nothing
@@ -30,8 +30,9 @@ class LogEnd:
     Attributes:
         error: The error that ended the turn; None if the turn was read to its end.
         finished: Whether the end is confirmed, as in `EventStream.finished`.
-        is_of_copy: Whether only this process's copy of the log has ended. The turn may continue in
-            another process, so relays send `error` without an event number.
+        is_of_copy: Whether only copies of the log have ended: the copy of this process, or the
+            copies of all processes that cannot reach the process that reads the turn. The turn may
+            continue in its process, so relays send `error` without an event number.
     """
 
     error: Flux0Error | None = None
@@ -53,7 +54,8 @@ class LogEnd:
             name: value for name, value in vars(self.error).items() if isinstance(value, _PLAIN)
         }
         error = {"type": type(self.error).__name__, "problem": self.error.problem, "state": state}
-        return json.dumps({"finished": self.finished, "error": error}).encode()
+        end = {"finished": self.finished, "is_of_copy": self.is_of_copy, "error": error}
+        return json.dumps(end).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> LogEnd:
@@ -61,10 +63,13 @@ class LogEnd:
         end: dict[str, Any] = json.loads(data)
         if (shown := end.get("error")) is None:
             return cls(finished=end["finished"])
-        kind = {**vars(errors), **vars(background_errors)}.get(shown["type"])
+        kinds = {**vars(errors), **vars(api_errors), **vars(background_errors)}
+        kind = kinds.get(shown["type"])
         if not (isinstance(kind, type) and issubclass(kind, Flux0Error)):
             kind = Flux0Error
-        return cls(errors.restore(kind, (shown["problem"],), shown["state"]), end["finished"])
+        error = errors.restore(kind, (shown["problem"],), shown["state"])
+        # Versions of flux0 before this member wrote no `is_of_copy`.
+        return cls(error, end["finished"], end.get("is_of_copy", False))
 
 
 class TurnLog:

@@ -114,6 +114,7 @@ class TurnReport:
         if self._owner.is_inherited():
             return
         if failed or observers.is_turn_observed():
-            observers.turn_ended(self._call, describe(bool(observers)))
+            turn = describe(bool(observers))
+            observers.turn_ended(self._call, turn, is_relayed=self.is_relayed)
         if self.is_relayed:
             log_relayed_turn(describe(bool(observers)))

@@ -163,6 +163,14 @@ def test_line_of_an_ended_turn_has_its_facts(
     assert "secret" not in record.message
 
 
+def test_failed_relayed_turn_is_one_warning_or_error(caplog: pytest.LogCaptureFixture) -> None:
+    """`log_relayed_turn` logs the error, so the line about the turn's end has the level INFO."""
+    turn = evolve(END, error=StreamInterrupted("reset"))
+    log_turn(turn, is_relayed=True)
+    log_relayed_turn(turn)
+    assert [each.levelname for each in caplog.records if each.levelname != "INFO"] == ["ERROR"]
+
+
 def test_both_errors_of_a_relayed_turn_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     errors: Any = {"agent_error": AgentError("no model"), "error": StreamInterrupted("reset")}
     log_relayed_turn(evolve(END, **errors))

@@ -660,7 +660,7 @@ def test_each_ended_turn_is_logged(
 
 
 @pytest.mark.parametrize("in_background", [True, False])
-def test_turn_that_an_error_has_ended_is_a_warning(
+def test_turn_that_an_error_has_ended_is_one_line_with_level_warning_or_error(
     caplog: pytest.LogCaptureFixture, in_background: bool
 ) -> None:
     fake = FakeTransport(["a", "b"])
@@ -676,9 +676,13 @@ def test_turn_that_an_error_has_ended_is_a_warning(
         with pytest.raises(StreamInterrupted):
             ask()
         ask()
-    (record,) = (record for record in caplog.records if record.levelname == "WARNING")
+    (record,) = (record for record in caplog.records if record.levelname in ("WARNING", "ERROR"))
+    session = f"session={conversation.session_id} turn="
+    assert session in record.getMessage()
     error = "error=StreamInterrupted sent=yes agent=Fake"
-    expected = f"turn ended: ending=interrupted {error} session={conversation.session_id} turn="
+    expected = (
+        "relayed turn failed: " if in_background else f"turn ended: ending=interrupted {error}"
+    )
     assert record.getMessage().startswith(expected)
 
 

@@ -45,7 +45,7 @@ class Servers:
 
     @cached_property
     def cluster(self) -> RedisServer:
-        return self.stack.enter_context(redis_cluster(self.folder))
+        return self.stack.enter_context(redis_cluster(self.folder))[0]
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from os import urandom
 from typing import TypeAlias, final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from attrs import frozen
+
+from flux0.domain.safe_text import escaped
 
 # A `Command` is a Redis command with its arguments. In the command `EVALSHA`, the first argument is
 # a script's text. Before the class `Worker` sends the command, it replaces the text by the script's
@@ -30,6 +32,12 @@ class TurnName:
 
     session: str
     id: str
+
+    @property
+    def shown(self) -> str:
+        """The ids of the session and of the turn, for a log line."""
+        session_id = unquote(self.session.rpartition("{")[2].removesuffix("}"))
+        return f"session={escaped(session_id)} turn={self.id}"
 
     @property
     def info(self) -> str:
@@ -56,10 +64,14 @@ class Settings:
         keep: The argument `keep`.
         lease: The argument `lease`.
         renew: Seconds between two renewals of a lease, and between two attempts to reach Redis.
-        expiry: Seconds after which a process that has not renewed its lease counts as lost. Other
-            processes check this when they renew their own leases. When Redis is reachable again,
-            each process has this time to renew its lease.
+        expiry: Seconds after which a process that has not renewed its lease counts as lost, and
+            after which a subscription without data counts as broken. Other processes check the
+            lease when they renew their own leases. When Redis is reachable again, each process has
+            this time to renew its lease.
         check: Seconds between two checks whether Redis responds.
+        give_up: Seconds after which the copy of a turn ends if Redis does not respond for the
+            turn. The next check is at most `check` seconds later.
+        expiry_ms: The time `expiry` in milliseconds.
         keep_ms: Milliseconds after which the keys of an ended turn expire.
         ttl_ms: Milliseconds after which the keys of a running turn expire, unless they are renewed.
     """
@@ -73,6 +85,8 @@ class Settings:
         self.renew: float = lease * 0.2
         self.expiry: float = lease * 0.55
         self.check: float = lease * 0.1
+        self.give_up: float = lease - self.check
+        self.expiry_ms: int = round(self.expiry * 1000)
         self.keep_ms: int = round(keep * 1000)
         self.ttl_ms: int = round((keep + lease) * 1000)
 

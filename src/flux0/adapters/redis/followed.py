@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from logging import getLogger
-from time import monotonic
 from typing import Any, Final, final
 from weakref import ref
 
 from flux0.adapters.redis import scripts
 from flux0.adapters.redis.commands import Command, Settings, TurnName, as_bytes, as_text, run_script
-from flux0.adapters.redis.worker import Steps, Worker
+from flux0.adapters.redis.outage import Outage
+from flux0.adapters.redis.worker import Checked, Steps, Worker
 from flux0.domain.background_errors import ReaderLost, TurnStoreError
 from flux0.domain.errors import Flux0Error
 from flux0.runtime.turn_log import LogEnd, TurnLog
@@ -22,19 +22,25 @@ _MAX_ENTRIES: Final = 100
 
 _READER_LOST: Final = "the process that read the turn has ended, or it cannot reach Redis"
 _EVENTS_LOST: Final = "Redis no longer has all events of the turn"
+_UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
+_UNREADABLE: Final = "a background turn of another process cannot be read from Redis"
+_READABLE: Final = "the background turn can be read from Redis again"
 
 
-def read(name: TurnName, process: str, first: int) -> Command:
+def read(name: TurnName, process: str, first: int, reader: str = "", *, asks: bool) -> Command:
     """Return the command that reads a turn's events, from the number `first`.
 
-    Redis then notifies `process` of each new event.
+    Redis then notifies `process` of each new event. If `asks` is True, Redis also asks the process
+    `reader` to check the turn.
     """
-    return run_script(scripts.READ, name.keys, process, first, _MAX_ENTRIES)
+    values = process, first, _MAX_ENTRIES, int(asks), reader
+    return run_script(scripts.READ, name.keys, *values)
 
 
 def lose(info: str, process: str, settings: Settings) -> Command:
     """Return the command that ends a turn with the error `ReaderLost`, if `process` reads it."""
-    end = LogEnd(ReaderLost(_READER_LOST)).to_json()
+    # The process may still read the turn, and only be unable to reach Redis.
+    end = LogEnd(ReaderLost(_READER_LOST), is_of_copy=True).to_json()
     return run_script(scripts.LOSE, (info, f"{info}:log"), process, end, settings.keep_ms)
 
 
@@ -42,32 +48,46 @@ def lose(info: str, process: str, settings: Settings) -> Command:
 class FollowedTurn:
     """A turn that another process reads. All readers in this process share one copy of its log.
 
+    The turn is read when Redis notifies this process of new events, and at least once in each
+    lease, because a notification can be lost.
+
     Args:
         name: The turn's name in Redis.
         log: This process's copy of the turn's log. It grows until the turn has ended, or until the
             copy is unreferenced.
         worker: The worker whose thread runs the method `steps`.
+        lease: The lease of this process, which shows whether Redis accepts commands.
         turns: The turns that this process follows. The turn removes itself when its copy is
             unreferenced.
 
     Attributes:
         log: A function that returns the copy, or None if the copy is unreferenced.
         process: The name of the process that reads the turn.
-        is_asked: Whether the process that reads the turn was asked to check the turn. Set it to
-            False if the question may have been lost.
+        outage: Since when Redis has not returned the turn's next events.
     """
 
     def __init__(
-        self, name: TurnName, log: TurnLog, worker: Worker, turns: dict[str, FollowedTurn]
+        self,
+        name: TurnName,
+        log: TurnLog,
+        worker: Worker,
+        lease: Checked,
+        turns: dict[str, FollowedTurn],
     ) -> None:
         self.log: Callable[[], TurnLog | None] = ref(log, lambda _: worker.submit(self.steps))
         self.process: str = ""
+        self.outage: Outage = Outage(worker.clock, f"{_READABLE}: {name.shown}")
         self._name = name
         self._worker = worker
+        self._lease = lease
         self._turns = turns
-        self.is_asked: bool = False
         self._is_lost = False
-        self._missing_since: float | None = None
+        # After `_asks_at`, the next command that reads the turn also asks the process that reads
+        # the turn. A timer reads the turn a whole lease after the last command.
+        self._asks_at = 0.0
+        # A question that no process has heard is repeated up to this time. Later, the process that
+        # reads the turn must have connected, or it listens at another node of a cluster.
+        self._repeats_until = worker.clock.now() + worker.settings.lease
 
     @property
     def is_running(self) -> bool:
@@ -87,25 +107,26 @@ class FollowedTurn:
                 # the copied log is freed when no reader uses it.
                 last = log.last if (log := self.log()) else 0
                 del log
-                if not self.update((yield read(name, settings.process, last + 1))):
-                    # Ask the process that reads the turn to check the turn. If this process no
-                    # longer knows the turn, it ends the turn in Redis (`_end_lost`). Repeat the
-                    # question until the process listens: the reply is the number of listeners.
-                    if not self.is_asked:
-                        self.is_asked = bool((yield "PUBLISH", self.process, name.info))
-                        if not self.is_asked:
-                            worker.set_timer(self.steps, settings.renew)
+                # Ask the process that reads the turn to check the turn, because Redis can show an
+                # ended turn as running, or miss events. A question can be lost, too: ask again in
+                # each lease.
+                if asks := worker.clock.now() >= self._asks_at:
+                    self._ask_later()
+                command = read(name, settings.process, last + 1, self.process, asks=asks)
+                if not self.update((yield command)):
                     return
             # Remove this `FollowedTurn` only if no newer copy of the same turn has replaced it.
             if self.log() is None and turns.get(name.info, self) is self:
                 turns.pop(name.info, None)
                 yield "HDEL", name.info, f"@{settings.process}"
-        except Exception:
-            if worker.waiting_seconds:
+        except Exception as error:
+            self.outage.fail(_UNREACHABLE)
+            if worker.redis.error or not (yield from self._lease.is_accepted()):
                 raise
             # Redis has responded with an error or with invalid data. Wait until the process that
             # reads the turn has restored the events.
-            self._wait_for_events()
+            worker.report(self.outage, f"{_UNREADABLE}: {name.shown}", error)
+            self._wait()
 
     def update(self, reply: Any) -> bool:
         """Append events to this process's copy of the turn's log.
@@ -117,17 +138,45 @@ class FollowedTurn:
         if log is None:
             return True
         if not reply:
-            return self._wait_for_events()
-        _, process, last, end, trace_parent, entries = reply
+            return self._miss()
+        _, process, last, end, trace_parent, entries, listeners = reply
         self.process = as_text(process)
         log.trace_parent = as_text(trace_parent) or None
         has_grown = _extend(log, entries)
         if log.last < int(last):
-            return has_grown or self._wait_for_events()
-        if end:
-            log.finish(LogEnd.from_json(as_bytes(end)))
-        self._missing_since = None
-        return bool(end)
+            return has_grown or self._miss()
+        # If the end is not valid JSON, the data in Redis are wrong, and the outage continues.
+        known_end = LogEnd.from_json(as_bytes(end)) if end else None
+        self.outage.respond()
+        if known_end is not None:
+            log.finish(known_end)
+            return True
+        if has_grown and self._asks_at:
+            self._ask_later()
+        if not listeners and self._worker.clock.now() < self._repeats_until:
+            return self._wait()
+        # Read the turn again, even without a notification.
+        self._worker.set_timer(self.steps, self._worker.settings.lease)
+        return False
+
+    def ask(self) -> None:
+        """Read the turn now, and ask the process that reads it: a question may have been lost."""
+        self._asks_at = 0.0
+        self._repeats_until = self._worker.clock.now() + self._worker.settings.lease
+        self._worker.submit(self.steps)
+
+    def check(self) -> None:
+        """End this process's copy if Redis does not respond for its turn. Safe in any thread."""
+        if not self.is_running:
+            return
+        limit, redis = self._worker.settings.give_up, self._worker.redis
+        if redis.seconds >= limit:
+            self.give_up(TurnStoreError, _UNREACHABLE)
+        elif self.outage.seconds >= limit:
+            problem = self.outage.error
+            if problem == _EVENTS_LOST:
+                self.outage.warn(f"{problem}: {self._name.shown}")
+            self.give_up(TurnStoreError, problem)
 
     def give_up(self, kind: type[Flux0Error], problem: str) -> None:
         """End this process's copy of the turn's log with an error. Safe in any thread.
@@ -146,13 +195,16 @@ class FollowedTurn:
             self._is_lost = True
             self._worker.submit(self.steps)
 
-    def _wait_for_events(self) -> bool:
-        settings, now = self._worker.settings, monotonic()
-        self._missing_since, self.is_asked = self._missing_since or now, False
-        if now - self._missing_since < settings.expiry:
-            self._worker.set_timer(self.steps, settings.renew)
-        else:
-            self.give_up(TurnStoreError, _EVENTS_LOST)
+    def _ask_later(self) -> None:
+        self._asks_at = self._worker.clock.now() + self._worker.settings.lease / 2
+
+    def _miss(self) -> bool:
+        self.outage.fail(_EVENTS_LOST)
+        return self._wait()
+
+    def _wait(self) -> bool:
+        self._asks_at = 0.0
+        self._worker.set_timer(self.steps, self._worker.settings.renew)
         return False
 
 

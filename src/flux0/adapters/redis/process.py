@@ -19,14 +19,15 @@ from flux0.adapters.redis.commands import Settings, TurnName, as_text, run_scrip
 from flux0.adapters.redis.followed import FollowedTurn, lose, read
 from flux0.adapters.redis.lease import Lease
 from flux0.adapters.redis.published import PublishedTurn
+from flux0.adapters.redis.subscription import Subscription
 from flux0.adapters.redis.worker import CLOSED, RedisClient, Steps, T, Worker
 from flux0.domain.background_errors import TurnRunning, TurnStoreError
 from flux0.domain.errors import ClientClosed, Flux0Error
+from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import StoreState
 
 _RUNNING: Final = 'a turn of the session is running: wait, or pass running="stop"'
-_UNREACHABLE: Final = "Redis, which has the events of the turn, could not be reached"
 
 
 @final
@@ -53,7 +54,14 @@ class StoreProcess:
         # two dictionaries.
         self._published: dict[str, PublishedTurn] = {}
         self._followed: dict[str, FollowedTurn] = {}
-        self._lease = Lease(self._worker, self._published, self._followed)
+        self._subscription = Subscription(
+            client, self._worker, self._check_turns, self._check_question
+        )
+        renew = self._subscription.renew
+        self._lease = Lease(self._worker, self._published, self._followed, renew)
+        # An alarm checks the copies, because both threads of the store can wait for Redis.
+        self._time = SystemTime()
+        self._is_checking = False
         # `_replaced` maps the log of each new turn to the name of the session's previous turn.
         self._replaced: WeakKeyDictionary[TurnLog, TurnName] = WeakKeyDictionary()
         self._is_permitted = False
@@ -90,7 +98,9 @@ class StoreProcess:
     def state(self) -> StoreState:
         logs = [turn.log() for turn in self._followed.copy().values()]
         running = sum(log is not None and not log.is_ended for log in logs)
-        return StoreState(not self._worker.has_failed, self._worker.failures, running)
+        redis, lease = self._worker.redis, self._lease.outage
+        failures = redis.failures + lease.failures
+        return StoreState(not (redis.error or lease.error), failures, running)
 
     def close(self) -> None:
         """Write the ends of this process's turns to Redis, and end the threads.
@@ -101,7 +111,7 @@ class StoreProcess:
             return
         self._is_closed = True
         self._end_copies(ClientClosed, CLOSED)
-        ends = monotonic() + self._settings.lease - self._worker.waiting_seconds
+        ends = monotonic() + self._settings.lease - self._worker.redis.seconds
         self._worker.stop()
         for thread in self._threads:
             if thread.is_alive():
@@ -133,7 +143,12 @@ class StoreProcess:
         if not self._is_permitted:
             yield "PUBLISH", self._settings.process, ""
             self._is_permitted = True
-        return (yield from steps)
+        try:
+            return (yield from steps)
+        except TurnStoreError:
+            # If Redis rejects all commands, the next call needs another connection.
+            yield from self._lease.is_accepted()
+            raise
 
     def _claim(self, name: TurnName, log: TurnLog, refuse: bool) -> Steps[TurnLog | None]:
         own, settings = self._own_log(name), self._settings
@@ -146,7 +161,7 @@ class StoreProcess:
             self._replaced[log] = expected = evolve(name, id=as_text(id_))
             # If the lease (the key `process`) has expired, the process that read the session's turn
             # is lost, and the turn is not running any more.
-            refuses = refuse and process and (yield "GET", as_text(process))
+            refuses = refuse and process and (yield from self._has_lease(as_text(process)))
             keys = name.session, name.info, expected.info
             values = name.id, expected.id, int(bool(refuses)), settings.process, log.max_bytes
             if reply := (yield run_script(scripts.CLAIM, keys, *values, settings.ttl_ms)):
@@ -154,7 +169,7 @@ class StoreProcess:
         was_running, generation = reply
         if not generation:
             raise TurnRunning(_RUNNING)
-        turn = PublishedTurn(name, int(generation), log, self._worker, self._published)
+        turn = PublishedTurn(name, int(generation), log, self._worker, self._lease, self._published)
         # If the caller of `claim` was cancelled, `log` has already ended, and the caller undoes the
         # claim.
         turn.is_released = log.is_ended
@@ -162,6 +177,13 @@ class StoreProcess:
         self._submit(turn)
         previous = (yield from self._join(expected)) if was_running else own
         return None if previous is None or previous.is_ended else previous
+
+    def _has_lease(self, process: str) -> Steps[bool]:
+        left = yield "PTTL", process
+        if left > self._settings.expiry_ms:
+            # The clock of Redis was set back, so the lease of a lost process would not expire.
+            yield "PEXPIRE", process, self._settings.expiry_ms
+        return bool(left > 0)
 
     def _release(self, name: TurnName, log: TurnLog, ends: float) -> Steps[None]:
         # The worker repeats `_release` until Redis responds, because Redis may have received the
@@ -179,16 +201,17 @@ class StoreProcess:
     def _join(self, name: TurnName) -> Steps[TurnLog | None]:
         log = self._known_log(name)
         if log is None:
-            reply = yield read(name, self._settings.process, 1)
+            reply = yield read(name, self._settings.process, 1, asks=False)
             # While this call waited for Redis, another call may have created a copy of the same
             # turn. In this case, return the existing copy.
             log = self._known_log(name)
             if log is None and reply:
                 log = TurnLog(name.id, int(reply[0]), partial(self._stop, name))
-                turn = FollowedTurn(name, log, self._worker, self._followed)
+                turn = FollowedTurn(name, log, self._worker, self._lease, self._followed)
                 turn.update(reply)
                 self._followed[name.info] = turn
                 self._submit(turn)
+                self._check_copies_later()
         return log
 
     def _submit(self, turn: PublishedTurn | FollowedTurn) -> None:
@@ -228,32 +251,13 @@ class StoreProcess:
 
     def _listen(self) -> None:
         _suppress_instrumentation()
-        while not self._worker_ended.is_set():
-            try:
-                self._receive_messages()
-            except Exception:  # noqa: BLE001 - the client may be of another library
-                self._check_turns(None)
-                self._check_failure()
-                self._worker_ended.wait(self._settings.check)
+        self._subscription.run(self._worker_ended)
         self._threads[0].join()
         for client in self._owned_clients:
             client.close()
 
-    def _receive_messages(self) -> None:
-        subscriber = self._client.pubsub()
-        try:
-            subscriber.subscribe(self._settings.process, self._settings.everyone)
-            while not self._worker_ended.is_set():
-                message = subscriber.get_message(timeout=self._settings.check)
-                self._check_failure()
-                if message is not None:
-                    is_message = message["type"] == "message"
-                    key = as_text(message["data"]) if is_message else None
-                    self._check_turns(key)
-                    if key and as_text(message["channel"]) == self._settings.process:
-                        self._worker.submit(partial(self._end_lost, key))
-        finally:
-            subscriber.close()
+    def _check_question(self, key: str) -> None:
+        self._worker.submit(partial(self._end_lost, key))
 
     def _check_turns(self, key: str | None) -> None:
         """Schedule a check of the turn with this key. If `key` is None, check all turns.
@@ -261,12 +265,13 @@ class StoreProcess:
         All turns are checked if the connection failed, because messages may have been lost.
         """
         published, followed = self._published.copy(), self._followed.copy()
+        for info in published if key is None else published.keys() & {key}:
+            self._worker.submit(published[info].steps)
         if key is None:
             for turn in followed.values():
-                turn.is_asked = False
-        for turns in (published, followed):
-            for info in turns if key is None else turns.keys() & {key}:
-                self._worker.submit(turns[info].steps)
+                turn.ask()
+        elif key in followed:
+            self._worker.submit(followed[key].steps)
 
     def _end_lost(self, key: str) -> Steps[None]:
         """End a turn in Redis that this process has finished.
@@ -282,9 +287,19 @@ class StoreProcess:
         ):
             yield "PUBLISH", self._settings.everyone, key
 
-    def _check_failure(self) -> None:
-        if self._worker.waiting_seconds >= self._settings.lease - self._settings.check:
-            self._end_copies(TurnStoreError, _UNREACHABLE)
+    def _check_copies_later(self) -> None:
+        if not self._is_checking:
+            self._is_checking = True
+            self._time.alarm(monotonic() + self._settings.check, self._check_copies)
+
+    def _check_copies(self) -> None:
+        # A copy that is added during this call starts a new alarm, or this call finds the copy.
+        self._is_checking = False
+        turns = self._followed.copy().values()
+        for turn in turns:
+            turn.check()
+        if any(turn.is_running for turn in turns):
+            self._check_copies_later()
 
     def _end_copies(self, kind: type[Flux0Error], problem: str) -> None:
         for turn in self._followed.copy().values():

@@ -8,15 +8,19 @@ from math import inf
 from time import monotonic
 from typing import Final, final
 
-from attrs import define
+from attrs import define, field
 
 from flux0.adapters.redis import scripts
 from flux0.adapters.redis.commands import Command, TurnName, as_bytes, run_script
-from flux0.adapters.redis.worker import Steps, Worker
+from flux0.adapters.redis.outage import Outage
+from flux0.adapters.redis.worker import Checked, Steps, Worker
+from flux0.domain.background_errors import TurnStoreError
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.processes import run_in_new_thread
 from flux0.runtime.turn_log import TurnLog
 
+_UNPUBLISHED: Final = "a background turn of this process cannot be stored in Redis"
+_PUBLISHED: Final = "the background turn can be stored in Redis again"
 _REPLACED: Final = "another message was sent on the session while Redis had lost this turn"
 
 
@@ -30,6 +34,7 @@ class PublishedTurn:
         generation: A number that is larger than the generations of the session's earlier turns.
         log: The turn's log.
         worker: The worker whose thread runs the method `steps`.
+        lease: The lease of this process, which shows whether Redis accepts commands.
         turns: The turns that this process reads, by their keys in Redis. The turn removes itself
             when its end is stored in Redis.
 
@@ -44,14 +49,32 @@ class PublishedTurn:
     _generation: int
     log: TurnLog
     _worker: Worker
+    _lease: Checked
     _turns: dict[str, PublishedTurn]
     is_released: bool = False
     _sent: int = 0
     _unwatch: Callable[[], object] = do_nothing
     _stop_request: bytes = b""
     _expires: float = inf
+    _outage: Outage = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._outage = Outage(self._worker.clock, f"{_PUBLISHED}: {self.name.shown}")
 
     def steps(self) -> Steps[None]:
+        worker = self._worker
+        try:
+            yield from self._publish()
+        except TurnStoreError as error:
+            # The worker or a timer repeats `steps`. Until then, a new event must not repeat it.
+            self._unwatch()
+            if worker.redis.error or not (yield from self._lease.is_accepted()):
+                raise
+            self._outage.fail(error.problem)
+            worker.report(self._outage, f"{_UNPUBLISHED}: {self.name.shown}", error)
+            worker.set_timer(self.steps, worker.settings.renew)
+
+    def _publish(self) -> Steps[None]:
         settings = self._worker.settings
         if self.log.is_ended:
             self._expires = min(self._expires, monotonic() + settings.keep)
@@ -64,6 +87,7 @@ class PublishedTurn:
                 values = self._generation, settings.process, self.log.max_bytes, settings.ttl_ms
                 yield run_script(scripts.RESTORE, self.name.keys, *values, settings.everyone)
                 continue
+            self._outage.respond()
             self._sent = int(reply[0])
             self._obey(as_bytes(reply[1]))
             if is_end and self._sent == last:

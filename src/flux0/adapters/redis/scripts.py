@@ -8,15 +8,17 @@ CLAIM. If Redis has lost the turn (restart, failover, eviction), APPEND returns 
 creates the turn again. APPEND also compares its turn with the session's present turn. If the
 session has no turn or an older turn, the turn of APPEND becomes the session's turn. If the session
 has a newer turn, which was claimed while Redis had lost the turn of APPEND, the turn of APPEND is
-stopped. Each process renews its lease with RENEW. If a process does not, LOSE ends its turns.
+stopped. Each process renews its lease with RENEW. If a process does not, LOSE ends its turns. If
+the process reaches Redis again, APPEND continues its turns.
 
 The following keys are used:
 
 - `{prefix}{{session}}` is the hash of a session: the id of its `turn`, the turn's `generation` and
   `process`, and `before`: the generation of the previous turn, if that turn was still running.
 - `{prefix}{{session}}:{turn}` is the hash of a turn: `generation`, `process`, `max_bytes`, `last`
-  (the number of the last event), `trace_parent`, `stop` (the last request to stop), `end`, and a
-  field `@channel` for each process that follows the turn.
+  (the number of the last event), `trace_parent`, `stop` (the last request to stop), `end`, `lost`
+  (the end that another process has recorded, because the reading process did not renew its lease),
+  and a field `@channel` for each process that follows the turn.
 - `{prefix}{{session}}:{turn}:log` is a stream with the turn's events. The id of an entry is the
   number of the last event in the entry.
 - The name of a process is the key of its lease, whose value is a counter. The channel on which the
@@ -42,6 +44,7 @@ local id, expected, refuse, process, max_bytes, ttl_ms = unpack(ARGV)
 local present, generation = unpack(redis.call("HMGET", session, "turn", "generation"))
 local running = redis.call("HEXISTS", expected_info, "max_bytes") == 1
     and redis.call("HEXISTS", expected_info, "end") == 0
+    and redis.call("HEXISTS", expected_info, "lost") == 0
 if present ~= id then
   if (present or "") ~= expected then return {} end
   if running and refuse == "1" then return {1, ""} end
@@ -74,10 +77,11 @@ redis.call("PEXPIRE", session, redis.call("PTTL", previous_info))
 
 # The script APPEND adds `events` and `facts` to a turn. `facts` has lines such as `end {...}`: the
 # name and the value of a field, which is set only once. `generation` is 0 if the turn's message was
-# not sent. No event is added if `sent` is not the last event's number in Redis, or if another
-# process has recorded the turn's end. Stream entries are removed if all their events are older than
-# the event `kept`. The reply is the last event's number and the last request to stop the turn. The
-# reply is empty if Redis has lost the turn.
+# not sent. No event is added if `sent` is not the last event's number in Redis, or if Redis has the
+# turn's end. If another process has recorded that the turn is lost, the record is deleted. Stream
+# entries are removed if all their events are older than the event `kept`. The reply is the last
+# event's number and the last request to stop the turn. The reply is empty if Redis has lost the
+# turn.
 APPEND: Final = """
 local session, info, log = unpack(KEYS)
 local generation, ttl_ms, sent, last, kept, events, facts = unpack(ARGV)
@@ -85,6 +89,7 @@ local fields, state = redis.call("HGETALL", info), {}
 for i = 1, #fields, 2 do state[fields[i]] = fields[i + 1] end
 local stored = state["end"] and last or state.last
 if not state.last or (state.last ~= "0" and redis.call("EXISTS", log) == 0) then return {} end
+if state.lost then redis.call("HDEL", info, "lost") end
 if events ~= "" and stored == sent then
   redis.call("XADD", log, "MINID", kept, last .. "-0", "events", events)
   redis.call("HSET", info, "last", last)
@@ -131,16 +136,24 @@ redis.call("PUBLISH", everyone, info)
 
 # The script READ returns the state of a turn, and at most `limit` stream entries, from the entry
 # that has the event number `first`. This entry can also contain events before `first`. The reply is
-# empty if Redis does not have the turn.
+# empty if Redis does not have the turn. If `asks` is 1, READ asks the process that reads the turn
+# to check the turn: if the process no longer knows the turn, it ends the turn in Redis. `reader` is
+# the name of this process as far as the caller knows, because Redis may have lost the turn. The
+# last value of the reply is the number of listeners that got the question.
 READ: Final = """
 local info, log = unpack(KEYS)
-local process, first, limit = unpack(ARGV)
-local reader, max_bytes, last, turn_end, trace_parent =
-    unpack(redis.call("HMGET", info, "process", "max_bytes", "last", "end", "trace_parent"))
+local process, first, limit, asks, reader = unpack(ARGV)
+local present, max_bytes, last, turn_end, lost, trace_parent =
+    unpack(redis.call("HMGET", info, "process", "max_bytes", "last", "end", "lost", "trace_parent"))
+local listeners = 1
+reader, turn_end = present or reader, turn_end or lost
+if asks == "1" and reader ~= "" and not turn_end then
+  listeners = redis.call("PUBLISH", reader, info)
+end
 if not max_bytes then return {} end
 if not turn_end then redis.call("HSET", info, "@" .. process, 1) end
 local entries = redis.call("XRANGE", log, first, "+", "COUNT", limit)
-return {max_bytes, reader, last, turn_end or "", trace_parent or "", entries}
+return {max_bytes, reader, last, turn_end or "", trace_parent or "", entries, listeners}
 """
 
 STOP: Final = """
@@ -152,12 +165,13 @@ end
 """
 
 # The script LOSE ends a turn whose reading process was lost. The reply is 1 if this call has ended
-# the turn. The reply is 0 if another process has already ended or restored the turn.
+# the turn. The reply is 0 if the turn has already ended, or another process has restored the turn.
 LOSE: Final = """
 local process, turn_end, ttl_ms = unpack(ARGV)
-if redis.call("HGET", KEYS[1], "process") ~= process then return 0 end
+local present, ended = unpack(redis.call("HMGET", KEYS[1], "process", "end"))
+if present ~= process or ended then return 0 end
 for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
-return redis.call("HSETNX", KEYS[1], "end", turn_end)
+return redis.call("HSETNX", KEYS[1], "lost", turn_end)
 """
 
 # The script RENEW renews the lease of a process: a key with a counter. The reply is the previous

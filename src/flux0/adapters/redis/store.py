@@ -84,7 +84,6 @@ class RedisTurnStore(TurnStore):
                 arguments.text("url", url),
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
-                health_check_interval=lease_seconds,
                 retry=Retry(NoBackoff(), 1),
             )
         except ValueError:

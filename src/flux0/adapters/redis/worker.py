@@ -10,9 +10,10 @@ from itertools import takewhile
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 from flux0.adapters.redis.commands import Command, Settings
+from flux0.adapters.redis.outage import AwakeClock, Outage
 from flux0.domain.background_errors import TurnStoreError
 
 T = TypeVar("T")
@@ -45,6 +46,14 @@ class RedisClient(Protocol):
     def close(self) -> Any: ...
 
 
+class Checked(Protocol):
+    """The lease of a process, for jobs whose command was rejected."""
+
+    def is_accepted(self) -> Steps[bool]:
+        """Return whether Redis accepts other commands of this process."""
+        ...
+
+
 class Worker:
     """Runs all jobs in one thread, and sends the commands of all running jobs in one pipeline.
 
@@ -56,8 +65,8 @@ class Worker:
 
     Attributes:
         settings: The argument `settings`.
-        has_failed: True if all commands in the last pipeline have failed.
-        failures: The number of pipelines in which all commands have failed.
+        clock: The clock that measures all outages.
+        redis: Since when no command has got a reply.
     """
 
     def __init__(self, client: RedisClient, settings: Settings) -> None:
@@ -69,18 +78,12 @@ class Worker:
         # time, it starts again after its end.
         self._timers: dict[Job, float] = {}
         self._not_before = 0.0
-        self._last_reply = monotonic()
-        # `_is_waiting` is True if the last commands have failed, or if their replies are missing.
-        self._is_waiting = False
-        self.has_failed: bool = False
-        self.failures: int = 0
+        self.clock: AwakeClock = AwakeClock(settings.renew)
+        self.redis: Outage = Outage(self.clock)
+        # `_reported` maps the text of each connection error to the turn that has reported it first.
+        self._reported: dict[str, Outage] = {}
         self._is_stopped = False
         self._is_unused = False
-
-    @property
-    def waiting_seconds(self) -> float:
-        """The time in seconds since the last reply; 0 if no command waits for a reply."""
-        return monotonic() - self._last_reply if self._is_waiting else 0.0
 
     def submit(self, job: Job, *, now: bool = False) -> None:
         """Start a job, or start it again after its end. Safe in any thread and in finalizers.
@@ -137,6 +140,30 @@ class Worker:
         self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
         self.submit(_no_steps)  # `_no_steps` only wakes the worker's thread.
 
+    def drop_connections(self) -> None:
+        """Close the idle connections of the client, so that the next command opens a new one.
+
+        After a failover, an idle connection can lead to a server that rejects all commands.
+        """
+        if (pool := getattr(self._client, "connection_pool", None)) is not None:
+            with suppress(Exception):  # The client may be of another library.
+                pool.disconnect(inuse_connections=False)
+
+    def report(self, outage: Outage, problem: str, error: Exception) -> None:
+        """Log a warning about a turn, unless another turn has reported the same lost connection."""
+        text = self.named(error)
+        if not any(each.__name__ == "ResponseError" for each in type(error.__cause__).__mro__):
+            first = self._reported.setdefault(text, outage)
+            if first is not outage and first.error:
+                return
+            self._reported[text] = outage
+        outage.warn(f"{problem}: {text}")
+
+    def named(self, error: Exception) -> str:
+        """Return the text of an error, with the address of Redis."""
+        text, address = _text(error.__cause__ or error), _address(self._client)
+        return text if address in text else f"{address}: {text}"
+
     def run(self) -> None:
         while not (self._is_stopped or (self._is_unused and self._is_idle())):
             self._read_inbox(self._idle_seconds())
@@ -191,10 +218,12 @@ class Worker:
         except StopIteration:
             pass
         except Exception:  # noqa: BLE001 - the client may be of another library
-            # The worker repeats the failed job when `_not_before` is reached. Until then, most
-            # other jobs wait, too. The jobs of `Worker.call` do not fail here: their errors are
-            # raised in the calling thread.
-            self._timers[job] = self._not_before = monotonic() + self.settings.renew
+            # The worker repeats the failed job after `renew` seconds. If no command gets a reply,
+            # most other jobs wait, too. The jobs of `Worker.call` do not fail here: their errors
+            # are raised in the calling thread.
+            self._timers[job] = moment = monotonic() + self.settings.renew
+            if self.redis.error:
+                self._not_before = moment
 
     def _send(self) -> list[object]:
         # No variable of this function refers to a job: frames of the library redis refer to this
@@ -202,20 +231,35 @@ class Worker:
         commands = [command for _, command in self._running.values()]
         if not commands:
             return []
-        # While a process is suspended, it receives no replies, even if Redis responds. Therefore,
-        # at the start of a wait, treat `_last_reply` as at most `renew` seconds old.
-        if not self._is_waiting:
-            self._last_reply = max(self._last_reply, monotonic() - self.settings.renew)
-        self._is_waiting = True
-        replies = self._replies(commands)
-        self._is_waiting = self.has_failed = all(isinstance(reply, Exception) for reply in replies)
-        self.failures += self.has_failed
-        if not self._is_waiting:
-            self._last_reply = monotonic()
-            self._not_before = self._last_reply + _MIN_INTERVAL
+        self.redis.expect()
+        replies, error = self._replies(commands)
+        # In a cluster, one lost node fails the whole pipeline. Send the commands for each node in
+        # a pipeline of their own, so that only the commands for the lost node fail.
+        for positions in self._by_node(commands) if error else ():
+            some, problem = self._replies_of_node([commands[each] for each in positions])
+            error = error and problem
+            for position, reply in zip(positions, some, strict=True):
+                replies[position] = reply
+        if error:
+            self.redis.fail(error)
+            self.drop_connections()
+        else:
+            self.redis.respond()
+            self._not_before = monotonic() + _MIN_INTERVAL
         return replies
 
-    def _replies(self, commands: list[Command]) -> list[object]:
+    def _replies_of_node(self, commands: list[Command]) -> tuple[list[object], str]:
+        replies, error = self._replies(commands)
+        if error:
+            # The client asks its default node for the keys of a script. Use another default node,
+            # because the default node may be the lost node.
+            with suppress(Exception):  # The client may be of another library.
+                cast("Any", self._client).replace_default_node()
+            replies, error = self._replies(commands)
+        return replies, error
+
+    def _replies(self, commands: list[Command]) -> tuple[list[object], str]:
+        """Return the replies, and the error if the pipeline failed before its replies arrived."""
         try:
             replies = self._pipeline(commands, is_known=True)
             done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
@@ -226,8 +270,23 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             # Do not store the returned list in a variable: the error's traceback refers to this
             # frame, so a variable of this frame that refers to the error forms a reference cycle.
-            return [error] * len(commands)
-        return done
+            return [error] * len(commands), _text(error)
+        return done, ""
+
+    def _by_node(self, commands: list[Command]) -> list[list[int]]:
+        """Return the positions of the commands for each node; nothing without a cluster."""
+        if (node_of := getattr(self._client, "get_node_from_key", None)) is None:
+            return []
+        nodes: dict[object, list[int]] = {}
+        for position, (name, *arguments) in enumerate(commands):
+            # The first key of a script follows the script and the number of keys.
+            key, node = arguments[2 if name == "EVALSHA" else 0], None
+            if name != "PUBLISH":
+                # If no node has the slot of the key, the lookup fails.
+                with suppress(Exception):
+                    node = node_of(key)
+            nodes.setdefault(node and node.name, []).append(position)
+        return [*nodes.values()]
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
         pipeline = self._client.pipeline(transaction=False)
@@ -249,9 +308,22 @@ def _no_steps() -> Steps[None]:
 
 def _failure(error: Exception) -> TurnStoreError:
     # Each job gets its own error, because the traceback of an error keeps its job in memory.
-    failure = TurnStoreError(f"Redis cannot be used: {type(error).__name__}: {error}")
+    failure = TurnStoreError(f"Redis cannot be used: {_text(error)}")
     failure.__cause__ = error
     return failure
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _address(client: object) -> str:
+    """Return the address in the settings of a client; empty if a client has several addresses."""
+    pool = getattr(client, "connection_pool", None)
+    settings: dict[str, object] = getattr(pool, "connection_kwargs", {})
+    if "path" in settings:
+        return str(settings["path"])
+    return f"{settings['host']}:{settings['port']}" if "host" in settings else ""
 
 
 @cache

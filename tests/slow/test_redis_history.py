@@ -1,0 +1,367 @@
+"""Processes that share turns over Redis use them at random during faults. A model checks them.
+
+`FLUX0_TEST_SEED` sets the seed, and `FLUX0_TEST_SECONDS` the duration. The seed is printed.
+"""
+
+# redis has incomplete types.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from attrs import define, field, frozen
+
+from flux0.domain.background_errors import TurnRunning, TurnStoreError
+from support.programs import REDIS, needs
+from support.redis_server import RedisServer, redis_server
+from support.stalling import Stalling
+from support.turn_processes import TurnProcess, Turns, turn_bytes
+
+pytestmark = needs(REDIS)
+
+LEASE = 2.0
+SESSIONS = ("a", "b", "c")
+PROCESSES = 3
+SECONDS = float(os.environ.get("FLUX0_TEST_SECONDS", "180"))
+# The errors that may end a relay although its turn was not stopped.
+ENDS = {"", "running", "TurnStopped", "ReaderLost", "TurnStoreError"}
+
+
+@frozen
+class Step:
+    """One line of the history."""
+
+    moment: float
+    actor: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.moment:8.3f} {self.actor:10} {self.text}"
+
+
+@define
+class Started:
+    """A turn that a process has started: the number of its events, and when it was ended."""
+
+    session: str
+    process: int
+    count: int = 0
+    ended: float | None = None
+
+
+@define
+class Model:
+    """The turns of all processes, the history, and the violations."""
+
+    turns: dict[str, Started] = field(factory=dict[str, Started])
+    history: list[Step] = field(factory=list[Step])
+    violations: list[str] = field(factory=list[str])
+    last_fault: float = 0.0
+    # Only one process at a time claims a session, so that the model knows their order.
+    claims: dict[str, threading.Lock] = field(
+        factory=lambda: {session: threading.Lock() for session in SESSIONS}
+    )
+    begin: float = field(factory=time.monotonic)
+
+    def record(self, actor: str, text: str) -> None:
+        self.history.append(Step(time.monotonic() - self.begin, actor, text))
+
+    def violate(self, text: str) -> None:
+        self.record("VIOLATION", text)
+        self.violations.append(text)
+
+    def reached(self) -> None:
+        self.last_fault = time.monotonic()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no fault was active in the last three leases."""
+        return time.monotonic() - self.last_fault > 3 * LEASE
+
+    def claimed(self, turn_id: str, session: str, process: int) -> None:
+        others = [
+            each for each in self.turns.values() if each.session == session and each.ended is None
+        ]
+        if others and self.is_quiet:
+            self.violate(f"{turn_id} started while {len(others)} turns of {session} are running")
+        self.turns[turn_id] = Started(session, process)
+
+    def refused(self, session: str, asked: float) -> None:
+        ends = [turn.ended for turn in self.turns.values() if turn.session == session]
+        if self.is_quiet and all(end is not None and asked - end > 2 * LEASE for end in ends):
+            self.violate(f"a message on {session} was refused, although no turn is running")
+
+    def observed(self, observation: object, turn: str, after: int, content: bytes) -> None:
+        started = self.turns.get(turn)
+        if started is None:
+            self.violate(f"the turn {turn} was never started")
+            return
+        whole = turn_bytes(turn, 100_000 if started.ended is None else started.count)
+        begin = len(turn_bytes(turn, after))
+        if not whole[begin:].startswith(content):
+            self.violate(f"the relay of {turn} after {after} is no prefix of the turn")
+        error = getattr(observation, "error", "")
+        if error not in ENDS:
+            self.violate(f"the relay of {turn} ended with {error}")
+        if error == "" and begin + len(content) != len(turn_bytes(turn, started.count)):
+            self.violate(f"the relay of {turn} is complete, but events are missing")
+        if error in {"ReaderLost", "TurnStoreError"} and getattr(observation, "is_numbered", True):
+            self.violate(f"the error {error} of {turn} has a number")
+
+
+class Worker(threading.Thread):
+    """Uses one process at random."""
+
+    def __init__(self, number: int, process: TurnProcess, model: Model, seed: int) -> None:
+        super().__init__(name=f"process {number}", daemon=True)
+        self.number = number
+        self.process = process
+        self.model = model
+        self.random = random.Random(seed)  # noqa: S311 - not for secrets
+        self.is_stopping = threading.Event()
+        self.own: dict[str, str] = {}
+        self.count = 0
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        actions = [
+            self.start_turn,
+            self.append,
+            self.append,
+            self.finish,
+            self.join_turn,
+            self.stop,
+        ]
+        try:
+            while not self.is_stopping.is_set():
+                self.random.choice(actions)()
+                time.sleep(self.random.random() / 10)
+        except BaseException as error:  # noqa: BLE001 - raised by the test
+            self.failure = error
+
+    def record(self, text: str) -> None:
+        self.model.record(self.name, text)
+
+    def start_turn(self) -> None:
+        session, asked = self.random.choice(SESSIONS), time.monotonic()
+        self.count += 1
+        turn = f"{self.number}-{self.count}"
+        refuse = self.random.random() < 0.7
+        try:
+            with self.model.claims[session]:
+                previous = self.process.call(Turns.claim, session, turn, refuse=refuse)
+                if previous is not None:
+                    self.process.call(Turns.stop, previous, "replaced")
+                    self.end(previous)
+                self.model.claimed(turn, session, self.number)
+                self.own[session] = turn
+                self.record(f"start {turn} on {session}: previous {previous}")
+        except TurnRunning:
+            self.record(f"start {turn} on {session}: refused")
+            self.model.refused(session, asked)
+        except TurnStoreError as error:
+            self.record(f"start {turn} on {session}: {error}")
+            self.process.call(Turns.undo, session, turn)
+
+    def end(self, turn: str) -> None:
+        started = self.model.turns.get(turn)
+        if started is not None and started.ended is None:
+            started.ended = time.monotonic()
+
+    def append(self) -> None:
+        for turn in self.own.values():
+            started = self.model.turns[turn]
+            # The turn can have ended in its process, because another process has stopped it.
+            started.count = self.process.call(Turns.append_some, turn, self.random.randint(1, 5))
+
+    def finish(self) -> None:
+        if self.own:
+            session = self.random.choice(list(self.own))
+            turn = self.own.pop(session)
+            self.model.turns[turn].count = self.process.call(Turns.append_some, turn, 0)
+            self.process.call(Turns.finish, turn)
+            self.end(turn)
+            self.record(f"finish {turn}")
+
+    def join_turn(self) -> None:
+        session, after = self.random.choice(SESSIONS), self.random.randint(0, 5)
+        try:
+            seen = self.process.call(Turns.observe, session, after, self.random.random())
+        except TurnStoreError as error:
+            self.record(f"join {session}: {error}")
+            return
+        if seen is not None:
+            count = seen.content.count(b"\n\n")
+            self.record(f"join {session}: {seen.turn} after {seen.after}: {count} {seen.error}")
+            self.model.observed(seen, seen.turn, seen.after, seen.content)
+
+    def stop(self) -> None:
+        session = self.random.choice(SESSIONS)
+        try:
+            turn = self.process.call(Turns.find, session)
+            if turn is not None:
+                self.process.call(Turns.stop, turn, "stopped")
+                self.end(turn)
+                self.record(f"stop {turn} on {session}")
+        except TurnStoreError as error:
+            self.record(f"stop {session}: {error}")
+
+
+@define
+class Faults:
+    """The faults of the table in background-turns.md, in random order."""
+
+    server: RedisServer
+    proxies: list[Stalling]
+    workers: list[Worker]
+    random: random.Random
+
+    def pick(self) -> tuple[str, Callable[[], None]]:
+        name = self.random.choice(
+            ["subscription", "commands", "all", "server", "restart", "older", "evict", "type",
+             "clock", "freeze", "close"]
+        )  # fmt: skip
+        return name, getattr(self, f"do_{name}")
+
+    def _proxy(self) -> Stalling:
+        return self.random.choice(self.proxies)
+
+    def do_subscription(self) -> None:
+        self._proxy().stall("subscription")
+
+    def do_commands(self) -> None:
+        self._proxy().stall("commands")
+
+    def do_all(self) -> None:
+        self._proxy().stall()
+
+    def do_server(self) -> None:
+        proxy = self._proxy()
+        proxy.stall(new=True)
+        time.sleep(self.random.random() * 2 * LEASE)
+        proxy.heal()
+
+    def do_restart(self) -> None:
+        self.server.stop()
+        time.sleep(self.random.random() * LEASE)
+        self.server.start()
+
+    def do_older(self) -> None:
+        with self.server.client() as client:
+            dumps = {key: (client.pttl(key), client.dump(key)) for key in client.scan_iter()}
+            time.sleep(self.random.random() * LEASE)
+            client.flushall()
+            for key, (left, dump) in dumps.items():
+                if dump is not None and left > 0:
+                    client.restore(key, left, dump, replace=True)
+
+    def do_evict(self) -> None:
+        with self.server.client() as client:
+            keys = list(client.scan_iter())
+            if keys:
+                client.delete(self.random.choice(keys))
+
+    def do_type(self) -> None:
+        with self.server.client() as client:
+            key = f"flux0:{{{self.random.choice(SESSIONS)}}}"
+            client.set(key, "another program", px=int(LEASE * 1000))
+        time.sleep(LEASE)
+
+    def do_clock(self) -> None:
+        with self.server.client() as client:
+            for key in client.scan_iter("flux0:process:*"):
+                client.pexpire(key, 3_600_000)
+
+    def do_freeze(self) -> None:
+        process = self.random.choice(self.workers).process
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.random.random() * 2 * LEASE)
+        process.send_signal(signal.SIGCONT)
+
+    def do_close(self) -> None:
+        with self.server.client() as client:
+            client.client_kill_filter(_type=self.random.choice(["normal", "pubsub"]), skipme=True)
+
+
+@contextmanager
+def processes(server: RedisServer) -> Iterator[tuple[list[Stalling], list[TurnProcess]]]:
+    with ExitStack() as stack:
+        proxies = [stack.enter_context(Stalling(server.port)) for _ in range(PROCESSES)]
+        options = {"lease_seconds": LEASE, "keep_seconds": 60.0}
+        made = [TurnProcess(f"redis://{each.address}", "asyncio", options) for each in proxies]
+        try:
+            yield proxies, made
+        except BaseException:
+            for process in made:
+                process.kill()
+            raise
+        for process in made:
+            process.close()
+
+
+def check_ends(model: Model, workers: list[Worker]) -> None:
+    """Check that all processes show the same turn, the same events and the same end."""
+    for session in SESSIONS:
+        seen = [each.process.call(Turns.observe, session, 0, 0.5) for each in workers]
+        for each in seen:
+            model.record("at the end", f"{session}: {each and (each.turn, each.error)}")
+        if len(set(seen)) > 1:
+            model.violate(f"the processes do not agree about the turn of {session}")
+
+
+@pytest.mark.timeout(SECONDS * 3 + 300)
+def test_random_use_and_faults_of_redis_keep_the_promises(tmp_path: Path) -> None:
+    seed = int(os.environ.get("FLUX0_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
+    print(f"seed: FLUX0_TEST_SEED={seed}")
+    chance = random.Random(seed)  # noqa: S311 - not for secrets
+    model = Model()
+    with redis_server(tmp_path) as server:
+        with processes(server) as (proxies, made):
+            workers = [
+                Worker(number, process, model, chance.randrange(10**9))
+                for number, process in enumerate(made)
+            ]
+            faults = Faults(server, proxies, workers, chance)
+            for worker in workers:
+                worker.process.call(Turns.find, "unknown")  # Wait until the process has started.
+            model.begin = time.monotonic()
+            for worker in workers:
+                worker.start()
+            ends = time.monotonic() + SECONDS
+            while time.monotonic() < ends:
+                name, act = faults.pick()
+                model.reached()
+                model.record("fault", name)
+                act()
+                model.reached()
+                time.sleep(chance.random() * 5 * LEASE)
+            for worker in workers:
+                worker.is_stopping.set()
+            for worker in workers:
+                worker.join(120)
+                assert not worker.is_alive(), f"{worker.name} hangs (seed {seed})"
+                if worker.failure is not None:
+                    model.violate(f"{worker.name}: {worker.failure!r}")
+            for worker in workers:
+                while worker.own:
+                    worker.finish()
+            time.sleep(3 * LEASE)
+            check_ends(model, workers)
+        with server.client() as client:
+            left = client.client_list()
+            if len(left) > 1:
+                model.violate(f"{len(left) - 1} connections are open after the end")
+    history = "\n".join(map(str, model.history))
+    print(len(model.turns), "turns,", len(model.history), "steps")
+    if os.environ.get("FLUX0_TEST_HISTORY"):
+        print(history)
+    assert not model.violations, f"seed {seed}:\n{history}\n" + "\n".join(model.violations)

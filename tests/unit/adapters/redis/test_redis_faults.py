@@ -1,0 +1,556 @@
+"""Faults of Redis without a closed connection: each row of the table in background-turns.md."""
+
+# redis has incomplete types.
+# pyright: reportPrivateUsage=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Any, cast
+
+import pytest
+from attrs import frozen
+from redis import Redis, RedisCluster
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from flux0 import RedisTurnStore
+from flux0.adapters.redis.commands import Settings
+from flux0.domain.api_errors import APIError
+from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnStopped, TurnStoreError
+from flux0.domain.errors import Flux0Error
+from flux0.domain.headers import Headers
+from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.turns.log_relay import LogReader, wait_for_end
+from support.programs import REDIS, needs
+from support.redis_server import RedisServer, redis_cluster, redis_server, wait_until
+from support.stalling import Stalling
+from support.turn_processes import Turns, event, turn_bytes, turn_processes
+
+pytestmark = needs(REDIS)
+
+TIMEOUT = 20.0
+LEASE_SECONDS = 1.0
+KEY = "flux0:{session}:turn"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared: RedisServer) -> RedisServer:
+    with shared.client() as client:
+        client.flushall()
+    return shared
+
+
+class Turn:
+    """A turn that ends at the first request to stop."""
+
+    def __init__(self, turn_id: str = "turn") -> None:
+        self.log = TurnLog(turn_id, 10**6, self._stop)
+
+    def _stop(self, reason: str) -> None:
+        self.log.finish(LogEnd(TurnStopped(reason)))
+
+    def append(self) -> None:
+        self.log.append(event(self.log.turn_id, self.log.last + 1))
+
+
+@frozen
+class Pair:
+    """A process that reads a turn, and a process that copies it, each behind its own proxy."""
+
+    server: RedisServer
+    reader: RedisTurnStore
+    follower: RedisTurnStore
+    reader_proxy: Stalling
+    follower_proxy: Stalling
+
+    def start(self) -> tuple[Turn, TurnLog]:
+        turn = Turn()
+        assert self.reader.claim("session", turn.log, refuse=True) is None
+        turn.append()
+        copy = self.follower.find("session")
+        assert copy is not None
+        wait_for_events(copy, 1)
+        with self.server.client() as client:
+            wait_until(lambda: client.pubsub_numsub("flux0:process:all")[0][1] == 2)
+        return turn, copy
+
+
+@contextmanager
+def running_pair(server: RedisServer) -> Generator[Pair, None, None]:
+    with Stalling(server.port) as near, Stalling(server.port) as far:
+        stores = [
+            RedisTurnStore.from_url(f"redis://{proxy.address}", lease_seconds=LEASE_SECONDS)
+            for proxy in (near, far)
+        ]
+        with closing(stores[0]), closing(stores[1]):
+            yield Pair(server, stores[0], stores[1], near, far)
+            near.heal()
+            far.heal()
+
+
+@pytest.fixture
+def pair(server: RedisServer) -> Iterator[Pair]:
+    with running_pair(server) as made:
+        yield made
+
+
+def wait_for_events(log: TurnLog, count: int) -> None:
+    while log.last < count and not log.is_ended:
+        assert LogReader(log, log.last).wait(TIMEOUT), "no event was received"
+    assert log.last >= count
+
+
+def error_of(log: TurnLog) -> Flux0Error | None:
+    assert wait_for_end(log, TIMEOUT), "the turn did not end"
+    assert log.end is not None
+    return log.end.error
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+
+
+def test_follower_with_a_half_open_subscription_gets_all_events(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn, copy = pair.start()
+    pair.follower_proxy.stall("subscription")
+    begin = monotonic()
+    for number in range(2, 6):
+        turn.append()
+        wait_for_events(copy, number)
+    wait_until(lambda: len(warnings(caplog)) == 1)
+    turn.append()
+    turn.log.finish(LogEnd(finished=True))
+    assert error_of(copy) is None
+    assert b"".join(copy.read(0)) == turn_bytes("turn", 6)
+    assert monotonic() - begin < TIMEOUT
+    (line,) = warnings(caplog)
+    assert line.startswith("the subscription to Redis does not respond: ")
+    assert pair.follower_proxy.address in line
+
+
+def test_turn_is_stopped_although_the_subscription_of_its_process_is_half_open(pair: Pair) -> None:
+    turn, copy = pair.start()
+    pair.reader_proxy.stall("subscription")
+    copy.stop("the reason")
+    assert isinstance(error_of(turn.log), TurnStopped)
+    assert isinstance(error_of(copy), TurnStopped)
+
+
+def test_subscription_that_responds_keeps_its_connection(pair: Pair) -> None:
+    _, copy = pair.start()
+    before = pair.follower_proxy.connections
+    with pair.server.client() as client:
+        pings = calls_of(client, "ping")
+        wait_until(lambda: calls_of(client, "ping") > pings + 8)  # They took longer than a lease.
+    assert pair.follower_proxy.connections == before
+    assert not copy.is_ended
+
+
+def calls_of(client: Redis, command: str) -> int:
+    commands: Any = client.info("commandstats")
+    return int(commands.get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+@pytest.mark.parametrize("kind", ["commands", "all"])
+def test_copy_continues_after_half_open_connections(pair: Pair, kind: str) -> None:
+    turn, copy = pair.start()
+    pair.follower_proxy.stall(kind)
+    turn.append()
+    wait_for_events(copy, 2)
+    turn.log.finish(LogEnd(finished=True))
+    assert error_of(copy) is None
+
+
+def test_copy_ends_if_no_connection_to_redis_responds(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    turn, copy = pair.start()
+    pair.follower_proxy.stall(new=True)
+    error = error_of(copy)
+    assert isinstance(error, TurnStoreError)
+    assert copy.end is not None
+    assert not copy.end.has_numbered_error
+    wait_until(lambda: bool(warnings(caplog)))
+    (line,) = warnings(caplog)
+    assert line.startswith("Redis cannot be reached: ")
+    assert pair.follower_proxy.address in line
+    pair.follower_proxy.heal()
+    turn.append()
+
+    def is_found() -> bool:
+        try:
+            found = pair.follower.find("session")
+        except TurnStoreError:
+            return False
+        return found is not None and found.last == 2
+
+    wait_until(is_found)
+
+
+@pytest.mark.parametrize("has_own_client", [True, False])
+def test_store_leaves_a_demoted_master(
+    tmp_path: Path, has_own_client: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with (
+        redis_server(tmp_path / "old") as old,
+        redis_server(tmp_path / "new") as new,
+        Stalling(old.port) as address,
+        Redis.from_url(f"redis://{address.address}") as client,
+    ):
+        made = [
+            RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
+            if has_own_client
+            else RedisTurnStore.from_url(f"redis://{address.address}", lease_seconds=LEASE_SECONDS)
+            for _ in range(2)
+        ]
+        with closing(made[0]) as store, closing(made[1]) as other:
+            turn = Turn()
+            assert store.claim("session", turn.log, refuse=True) is None
+            turn.append()
+            copy = other.find("session")
+            assert copy is not None
+            wait_for_events(copy, 1)
+            address.port = new.port
+            with old.client() as admin, new.client() as promoted:
+                admin.replicaof("127.0.0.1", str(new.port))
+                wait_until(lambda: promoted.get(b"flux0:none") is None)
+                turn.append()
+                wait_for_events(copy, 2)
+                started = Turn("second")
+                assert store.claim("session 2", started.log, refuse=True) is None
+                assert promoted.exists("flux0:{session%202}")
+                turn.log.finish(LogEnd())
+                started.log.finish(LogEnd())
+                assert error_of(copy) is None
+                admin.replicaof("NO", "ONE")
+        lines = [line for line in warnings(caplog) if line.startswith("Redis cannot be reached")]
+        assert all(address.address in line for line in lines)
+
+
+def test_join_leaves_a_demoted_master_although_the_process_has_no_turn(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with (
+        redis_server(tmp_path / "old") as old,
+        redis_server(tmp_path / "new") as new,
+        Stalling(old.port) as address,
+        closing(RedisTurnStore.from_url(old.url, lease_seconds=LEASE_SECONDS)) as reader,
+        closing(RedisTurnStore.from_url(f"redis://{address.address}")) as other,
+        old.client() as admin,
+    ):
+        turn = Turn()
+        assert reader.claim("session", turn.log, refuse=True) is None
+        assert other.find("unknown") is None
+        address.port = new.port
+        admin.config_set("slave-read-only", "yes")
+        admin.replicaof("127.0.0.1", str(new.port))
+        with pytest.raises(TurnStoreError, match="ReadOnlyError"):
+            other.find("session")
+        admin.replicaof("NO", "ONE")
+        assert other.find("session") is None  # The new master has no data.
+        turn.log.finish(LogEnd())
+
+
+def test_turn_without_news_is_read_and_its_process_is_asked_once_in_each_lease(pair: Pair) -> None:
+    _, copy = pair.start()
+    with pair.server.client() as client:
+        wait_until(lambda: bool(client.hget(KEY, "last")))
+        before, begin = calls_of(client, "publish"), monotonic()
+        wait_until(lambda: calls_of(client, "publish") >= before + 3)
+        assert monotonic() - begin > LEASE_SECONDS
+        process = client.hget(KEY, "process")
+        assert process is not None
+    assert not copy.is_ended
+
+
+def test_ended_turn_in_an_older_snapshot_ends_although_its_process_does_not_hear_the_question(
+    pair: Pair,
+) -> None:
+    """Redis counts a listener whose connection is half-open."""
+    turn, copy = pair.start()
+    with pair.server.client() as client:
+        wait_until(lambda: client.hget(KEY, "last") == b"1")
+        dumps = {key: client.dump(key) for key in (KEY, f"{KEY}:log", "flux0:{session}")}
+        turn.log.finish(LogEnd(finished=True))
+        assert error_of(copy) is None
+        del copy
+        other = Turn("another turn")  # The lease of the process is renewed.
+        assert pair.reader.claim("another session", other.log, refuse=True) is None
+        pair.reader_proxy.stall("subscription")
+        for key, dump in dumps.items():
+            client.restore(key, 60_000, dump, replace=True)
+        found = pair.follower.find("session")
+        assert found is not None
+        assert isinstance(error_of(found), ReaderLost)
+        assert pair.follower.claim("session", Turn("next").log, refuse=True) is None
+        other.log.finish(LogEnd())
+
+
+def test_turn_that_was_lost_for_others_is_complete_when_its_process_reaches_redis_again(
+    pair: Pair,
+) -> None:
+    turn, copy = pair.start()
+    pair.reader_proxy.stall(new=True)
+    turn.append()
+    assert isinstance(error_of(copy), ReaderLost)
+    assert copy.end is not None
+    assert not copy.end.has_numbered_error  # A browser that reconnects gets event 2.
+    turn.append()
+    turn.log.finish(LogEnd(finished=True))
+    pair.reader_proxy.heal()
+
+    def is_complete(store: RedisTurnStore) -> bool:
+        found = store.find("session")
+        return found is not None and found.end == LogEnd(finished=True) and found.last == 3
+
+    wait_until(lambda: is_complete(pair.follower))
+    assert is_complete(pair.reader)
+
+
+@pytest.mark.parametrize("key", [KEY, f"{KEY}:log"])
+def test_wrong_value_of_one_turn_is_logged_once_in_both_processes_until_it_recovers(
+    pair: Pair, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flux0")
+    turn, copy = pair.start()
+    with pair.server.client() as client:
+        wait_until(lambda: client.hget(KEY, "last") == b"1")
+        client.delete(key)
+        client.set(key, "another program", ex=60)
+        turn.append()
+        wait_until(lambda: any("cannot be stored" in line for line in warnings(caplog)))
+        assert isinstance(error_of(copy), TurnStoreError)
+        assert pair.reader.state().is_available
+        lines = warnings(caplog)
+        assert len({line.partition(":")[0] for line in lines}) == len(lines) == 2
+        assert all("session=session turn=turn" in line and "WRONGTYPE" in line for line in lines)
+        client.delete(key)
+        wait_until(lambda: "can be stored in Redis again" in caplog.text)
+    found = pair.follower.find("session")
+    assert found is not None
+    wait_for_events(found, 2)
+    turn.log.finish(LogEnd())
+
+
+def test_wrong_value_of_one_turn_does_not_delay_other_turns(pair: Pair) -> None:
+    turn, _ = pair.start()
+    other = Turn("other")
+    assert pair.reader.claim("other session", other.log, refuse=True) is None
+    copy = pair.follower.find("other session")
+    assert copy is not None
+    with pair.server.client() as client:
+        client.delete(KEY)
+        client.set(KEY, "another program", ex=60)
+    turn.append()
+    for number in range(1, 20):
+        other.append()
+        wait_for_events(copy, number)
+    turn.log.finish(LogEnd())
+    other.log.finish(LogEnd())
+
+
+def kinds_of_api_errors() -> list[type[APIError]]:
+    return [APIError, *APIError.__subclasses__()]
+
+
+@pytest.mark.parametrize("kind", kinds_of_api_errors())
+def test_api_error_keeps_its_class_in_other_processes(pair: Pair, kind: type[APIError]) -> None:
+    turn, copy = pair.start()
+    error = kind("no such session", status_code=404, body="{}", headers=Headers((("a", "b"),)))
+    turn.log.finish(LogEnd(error))
+    received = error_of(copy)
+    assert type(received) is kind
+    assert isinstance(received, APIError)
+    assert (str(received), received.status_code) == (str(error), 404)
+    assert (received.sent, received.body, dict(received.headers)) == (error.sent, "{}", {})
+
+
+def lose_all(client: Redis) -> None:
+    client.flushall()
+
+
+def evict_turn(client: Redis) -> None:
+    client.delete(KEY, f"{KEY}:log")
+
+
+def evict_lease(client: Redis) -> None:
+    client.delete(client.hget(KEY, "process") or b"")
+
+
+@pytest.mark.parametrize("lose", [lose_all, evict_turn, evict_lease])
+def test_relay_continues_after_redis_lost_data(pair: Pair, lose: Callable[[Redis], None]) -> None:
+    turn, copy = pair.start()
+    with pair.server.client() as client:
+        lose(client)
+    turn.append()
+    wait_for_events(copy, 2)
+    turn.log.finish(LogEnd(finished=True))
+    assert error_of(copy) is None
+    assert b"".join(copy.read(0)) == turn_bytes("turn", 2)
+
+
+def test_dead_process_blocks_a_session_no_longer_than_a_lease_if_the_clock_of_redis_was_set_back(
+    pair: Pair,
+) -> None:
+    """After the clock was set back by an hour, each key expires an hour later."""
+    pair.start()
+    with pair.server.client() as client:
+        process = client.hget(KEY, "process")
+        assert process is not None
+        pair.reader_proxy.stall(new=True)
+        wait_until(lambda: not client.exists(process))
+        client.set(process, 1, ex=3600)
+    second = Turn("second")
+
+    def is_claimed() -> bool:
+        try:
+            pair.follower.claim("session", second.log, refuse=True)
+        except TurnRunning:
+            return False
+        return True
+
+    wait_until(is_claimed)
+    second.log.finish(LogEnd())
+
+
+def test_generations_increase_although_the_clock_of_redis_was_set_back(pair: Pair) -> None:
+    turn, _ = pair.start()
+    turn.log.finish(LogEnd())
+    with pair.server.client() as client:
+        wait_until(lambda: bool(client.hexists(KEY, "end")))
+        future = 5 * 10**15
+        client.hset("flux0:{session}", "generation", future)
+        second = Turn("second")
+        assert pair.reader.claim("session", second.log, refuse=True) is None
+        assert int(client.hget("flux0:{session}", "generation") or 0) == future + 1
+    second.log.finish(LogEnd())
+
+
+def test_copies_of_a_suspended_process_continue_if_redis_responded_meanwhile(
+    server: RedisServer,
+) -> None:
+    """The process is suspended while one of its commands waits for a reply."""
+    options = {"lease_seconds": LEASE_SECONDS}
+    with (
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+        Stalling(server.port) as proxy,
+        turn_processes(1, f"redis://{proxy.address}", **options) as (process,),
+    ):
+        turn = Turn()
+        assert store.claim("session", turn.log, refuse=True) is None
+        turn.append()
+        process.call(Turns.relay, "session", 1)
+        process.call(Turns.wait_for_events, "turn", 1)
+        server.pause()  # The renewal of the lease waits for a reply.
+        try:
+            Event().wait(LEASE_SECONDS / 2)
+            process.send_signal(signal.SIGSTOP)
+        finally:
+            server.resume()
+        Event().wait(2 * LEASE_SECONDS)
+        process.send_signal(signal.SIGCONT)
+        turn.append()
+        process.call(Turns.wait_for_events, "turn", 2)
+        turn.log.finish(LogEnd(finished=True))
+        assert process.call(Turns.relayed, "session") == {turn_bytes("turn", 2): 1}
+
+
+def test_turn_of_a_suspended_process_continues_for_others_when_the_process_continues(
+    server: RedisServer,
+) -> None:
+    with (
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)) as other,
+        turn_processes(1, server.url, lease_seconds=LEASE_SECONDS) as (process,),
+    ):
+        process.call(Turns.claim, "session", "turn")
+        process.call(Turns.append, "turn", 1)
+        copy = other.find("session")
+        assert copy is not None
+        wait_for_events(copy, 1)
+        process.send_signal(signal.SIGSTOP)
+        try:
+            assert isinstance(error_of(copy), ReaderLost)
+        finally:
+            process.send_signal(signal.SIGCONT)
+        process.call(Turns.append, "turn", 1)
+
+        def continues() -> bool:
+            found = other.find("session")
+            return found is not None and not found.is_ended and found.last == 2
+
+        wait_until(continues)
+        process.call(Turns.finish, "turn")
+
+
+@needs(REDIS)
+def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_cluster(tmp_path, "--cluster-require-full-coverage", "no") as servers:
+        first, lost, _ = servers
+        clients = [cluster_client(first.port) for _ in range(2)]
+        # The leases of both processes are on the first node.
+        stores = [
+            next(
+                store
+                for store in (RedisTurnStore(client, lease_seconds=2.0) for _ in range(1000))
+                if port_of(store._process.get()._settings.process, client) == first.port
+            )
+            for client in clients
+        ]
+        with closing(stores[0]) as store, closing(stores[1]) as other:
+            ports: dict[int, str] = {}
+            for number in range(30):
+                session = f"session-{number}"
+                key = Settings("flux0:", 300.0, 5.0).name(session, "").session
+                ports.setdefault(port_of(key, clients[0]), session)
+            turns = {port: Turn(session) for port, session in ports.items()}
+            copies = {}
+            for port, turn in turns.items():
+                assert store.claim(turn.log.turn_id, turn.log, refuse=True) is None
+                turn.append()
+                found = other.find(turn.log.turn_id)
+                assert found is not None
+                wait_for_events(found, 1)
+                copies[port] = found
+            lost.stop()
+            error = error_of(copies.pop(lost.port))
+            assert isinstance(error, TurnStoreError)
+            for port, copy in copies.items():
+                turns[port].append()
+                wait_for_events(copy, 2)
+                turns[port].log.finish(LogEnd(finished=True))
+                assert error_of(copy) is None
+            turns[lost.port].log.finish(LogEnd())
+        for each in clients:
+            each.close()
+    assert any(
+        "a background turn of another process cannot be read" in line for line in warnings(caplog)
+    )
+
+
+def cluster_client(port: int) -> RedisCluster:
+    cluster: Any = RedisCluster  # It has incomplete types.
+    retry = Retry(NoBackoff(), 0)
+    return cast("RedisCluster", cluster(host="127.0.0.1", port=port, socket_timeout=1, retry=retry))
+
+
+def port_of(key: str, client: Any) -> int:
+    """Return the port of the node that has a key."""
+    return int(client.get_node_from_key(key).port)
