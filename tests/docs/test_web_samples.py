@@ -391,6 +391,37 @@ def test_chat_sample_sends_a_running_turn_from_its_beginning_also_if_it_ends_mea
         assert [part["text"] for part in ended["messages"][1]["parts"]] == ["Half", "Rest"]
 
 
+def test_sample_of_replaced_turns_shows_only_the_new_turns() -> None:
+    names = load(
+        CHAT_COMPONENTS,
+        "hidden: dict[str, set[str]] = {}  # A table of your application's database.",
+    )
+    fake = FakeTransport()
+    fake.script(*([Say(text)] for text in "ABCD"))
+
+    def body_of(*messages: str, **members: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": each} for each in messages], **members}
+
+    async def shown_texts() -> list[str]:
+        async with Flux0(transport=fake) as client:
+            agent = await client.agents.first_async()
+            chat = await client.conversation_async(agent=agent)
+            turns = BackgroundTurns()
+            for body in (
+                body_of("One"),
+                body_of("One", "Two"),
+                body_of("One", "Two", trigger="regenerate-message"),
+                body_of("One again", messageId="1"),
+            ):
+                turn = await names["send"](turns, chat, body)
+                async for _ in turn.relay_async():
+                    pass
+            await turns.close_async()
+            return [event.text for event in await names["shown_history"](chat)]
+
+    assert asyncio.run(shown_texts()) == ["One again", "D"]
+
+
 def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport) -> None:
     with Flux0() as client:
         agents = to_dict(client.agents.list())

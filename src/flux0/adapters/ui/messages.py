@@ -1,13 +1,11 @@
-"""The messages of a chat component: the user's new message, and the messages of a session."""
+"""The messages of a session, for a chat component."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any, TypeAlias
 
 from flux0.domain.enums import EventSource
-from flux0.domain.errors import InvalidArgument
 from flux0.domain.json_text import json_text
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import (
@@ -21,30 +19,6 @@ from flux0.domain.stored_models import (
 )
 
 _Message: TypeAlias = Event | TurnMessage
-
-
-def user_text(body: Any) -> str:
-    """Return the text of the user's new message.
-
-    Args:
-        body: The body of a request of `useChat` or of an AG-UI client, as plain JSON. It has all
-            messages in `messages`, or only the new message in `message`.
-
-    Raises:
-        InvalidArgument: The body does not end with a user message that contains only text, or the
-            page asks to replace a message (with `regenerate`, or by editing a message), which the
-            flux0 server cannot do.
-    """
-    with suppress(AttributeError, LookupError, TypeError):
-        trigger = body.get("trigger", "submit-message")
-        if trigger != "submit-message" or body.get("messageId"):
-            raise InvalidArgument("body", f"asks to replace a message ({trigger}): send a new one")
-        message = body["message"] if "message" in body else body["messages"][-1]
-        parts = message["parts"] if "parts" in message else message["content"]
-        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-        if message["role"] == "user" and all(part["type"] == "text" for part in parts):
-            return "".join(part["text"] for part in parts)
-    raise InvalidArgument("body", "must end with a user message that contains only text parts")
 
 
 def ui_messages(

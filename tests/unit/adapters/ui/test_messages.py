@@ -1,15 +1,14 @@
-"""`user_text` and `ui_messages`: the messages that `useChat` sends and shows."""
+"""`ui_messages` and `ag_ui_messages`: the messages that chat components show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
 from attrs import evolve
 
-from flux0 import Flux0, InvalidArgument
-from flux0.adapters.ui import ag_ui_messages, ui_messages, user_text
+from flux0 import Flux0
+from flux0.adapters.ui import ag_ui_messages, ui_messages
 from flux0.domain.enums import EventType
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import (
@@ -35,67 +34,6 @@ from support.ui import AGENT
 
 TOOL = CallTool("weather", {"city": "SF"}, id="c")
 PART = {"type": "dynamic-tool", "toolCallId": "c", "toolName": "weather", "input": {"city": "SF"}}
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hé"}]},
-        {"role": "user", "parts": [{"type": "text", "text": "H"}, {"type": "text", "text": "é"}]},
-        {"id": "1", "role": "user", "content": "Hé"},
-        {"id": "1", "role": "user", "content": [{"type": "text", "text": "Hé"}]},
-    ],
-)
-def test_user_text_is_the_text_of_the_last_message(message: dict[str, Any]) -> None:
-    first = {"role": "user", "parts": [{"type": "text", "text": "first"}]}
-    assert user_text({"id": "chat", "messages": [first, message]}) == "Hé"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        None,
-        [],
-        "text",
-        {},
-        {"messages": None},
-        {"messages": []},
-        {"messages": ["Hi"]},
-        {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "user", "parts": None}]},
-        {"messages": [{"role": "user", "parts": [{"type": "text"}]}]},
-        {"messages": [{"role": "user", "parts": [{"type": "text", "text": 1}]}]},
-        {"messages": [{"role": "user", "parts": [{"type": "file", "url": "data:,", "text": ""}]}]},
-        {
-            "messages": [
-                {"role": "user", "parts": [{"type": "text", "text": ""}, {"type": "x", "text": ""}]}
-            ]
-        },
-        {"messages": [{"role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}]},
-    ],
-)
-def test_body_of_another_shape_is_rejected(body: Any) -> None:
-    with pytest.raises(InvalidArgument, match="body must end with a user message"):
-        user_text(body)
-
-
-def test_user_text_accepts_a_body_with_only_the_last_message() -> None:
-    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hé"}]}
-    assert user_text({"id": "chat", "message": message, "trigger": "submit-message"}) == "Hé"
-
-
-@pytest.mark.parametrize(
-    "members",
-    [
-        {"trigger": "regenerate-message"},
-        {"trigger": "regenerate-message", "messageId": "2"},
-        {"trigger": "submit-message", "messageId": "1"},
-    ],
-)
-def test_message_that_would_replace_another_message_is_rejected(members: dict[str, Any]) -> None:
-    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}
-    with pytest.raises(InvalidArgument, match=f"replace a message .{members['trigger']}"):
-        user_text({"id": "chat", "messages": [message], **members})
 
 
 def history_of(*turns: list[AgentStep]) -> Iterable[Event | TurnMessage]:
