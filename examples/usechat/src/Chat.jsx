@@ -7,7 +7,7 @@ import { Message } from "./Message.jsx";
 
 export function Chat({ id }) {
   const path = `/api/chat/${id}`;
-  const state = useRef({}).current; // isStopped, isClosed, action
+  const state = useRef({}).current; // isStopped, isClosed, mustReconnect, timer, action
   const [alert, setAlert] = useState(null);
   const [draft, setDraft] = useState("");
   const stop = () => call("DELETE", path).catch((error) => setAlert(problem(error)));
@@ -32,14 +32,18 @@ export function Chat({ id }) {
     },
     onFinish: ({ isError, finishReason }) => {
       // A proxy may hide that the connection is lost. Only a complete reply has a `finishReason`.
-      if (state.mustReconnect || !(isError || finishReason || state.isStopped)) setTimeout(refresh, 1000);
+      if (state.mustReconnect || !(isError || finishReason || state.isStopped)) reconnect();
     },
   });
   const isBusy = ["submitted", "streaming"].includes(chat.status);
 
-  /** Show the stored messages, and join the running turn. Repeat it until the application can be reached. */
+  function reconnect() {
+    clearTimeout(state.timer);
+    state.timer = setTimeout(refresh, 1000);
+  }
+
+  /** Show the stored messages, and join the running turn. */
   async function refresh() {
-    if (state.isClosed) return;
     try {
       const { messages, turn } = await call("GET", path);
       if (state.isClosed) return;
@@ -52,10 +56,10 @@ export function Chat({ id }) {
       if (state.action && textOf(last) !== state.action.text) setDraft(state.action.text);
       state.action = null;
       if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
-      if (state.mustReconnect) setTimeout(refresh, 1000); // Not reported by `onFinish`.
+      if (state.mustReconnect) reconnect(); // `onFinish` is not called if the request fails.
     } catch (error) {
       setAlert(problem(error));
-      if (!(error.status < 500)) setTimeout(refresh, 2000);
+      if (!(error.status < 500)) reconnect();
     }
   }
 
@@ -79,7 +83,10 @@ export function Chat({ id }) {
   useEffect(() => {
     state.isClosed = false;
     refresh();
-    return () => { state.isClosed = true; };
+    return () => {
+      state.isClosed = true;
+      clearTimeout(state.timer);
+    };
   }, []);
   useEffect(() => {
     if (isBusy) return; // Another tab may have sent messages.

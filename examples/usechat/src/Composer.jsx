@@ -22,7 +22,7 @@ export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
     event.target.form.requestSubmit();
   };
   return (
-    <form onSubmit={send}>
+    <form className="composer" onSubmit={send}>
       <textarea
         rows="1" autoFocus maxLength={10000} aria-label="Message"
         value={text} onChange={(event) => setText(event.target.value)} onKeyDown={onKeyDown}

@@ -7,10 +7,14 @@ const threadId = new URLSearchParams(location.search).get("id");
 const agent = new HttpAgent({ url: "/agent", threadId });
 const path = `/agent/${threadId}`;
 let isEnded; // The run has ended: its last event has been received.
+let failure; // The sentence of a run that has failed.
 let isStopped;
 agent.subscribe({
   onRunFinishedEvent: () => { isEnded = true; },
-  onRunErrorEvent: ({ event }) => { isEnded = event.code !== "RelayEnded"; },
+  onRunErrorEvent: ({ event }) => {
+    isEnded = event.code !== "RelayEnded";
+    failure = event.message;
+  },
   onMessagesChanged: ({ messages }) => ui.chat.replaceChildren(...messages.map(shown)),
 });
 
@@ -23,22 +27,23 @@ function shown({ role, content, toolCalls }) {
 
 /** Run the agent. If the connection is lost, load the messages and the rest of the turn. */
 async function run(url, options) {
-  isEnded = false;
+  [isEnded, failure] = [false, null];
   agent.url = url;
   const error = await agent.runAgent(options).then(() => null, (error) => error);
-  if (isEnded) {
-    if (error && !isStopped) throw error;
-  } else if (error && error.status) {
-    throw error; // The application has refused the message.
-  } else {
-    await new Promise((resolve) => setTimeout(resolve, 1000));
-    await load();
-  }
+  if (error?.status) throw error; // The application has refused the message.
+  if (isEnded && failure && !isStopped) throw new Error(failure);
+  if (isEnded) return;
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  await load();
 }
 
-function load() {
+async function load() {
+  const { messages } = agent;
   agent.setMessages([]); // The client keeps reasoning messages that the snapshot does not have.
-  return run("/agent/history");
+  await run("/agent/history").catch((error) => {
+    agent.setMessages(messages);
+    throw error;
+  });
 }
 
 /** Work while the form is busy, and show the error. */

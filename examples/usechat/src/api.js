@@ -12,7 +12,7 @@ export async function call(method, path, data) {
 export function problem(error) {
   if (error instanceof TypeError) return { detail: "The application cannot be reached." };
   try { // A response with an error status is JSON, such as {"detail": "You have no such chat."}.
-    const { detail, sent } = JSON.parse(error.message);
+    const { detail, sent } = error.payload ?? JSON.parse(error.message);
     return { detail: typeof detail === "string" ? detail : "The message is not valid.", sent };
   } catch {
     return { detail: error.message };

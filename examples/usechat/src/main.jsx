@@ -33,7 +33,7 @@ function App() {
     return () => removeEventListener("popstate", onPopState);
   }, []);
 
-  if (isLoggedOut) return <Login onDone={() => location.reload()} />;
+  if (isLoggedOut) return <Login onDone={() => setLoggedOut(false) || list()} />;
   const create = (text) => run(async () => {
     open((await call("POST", "/api/chats", { text })).id);
     list();
