@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -64,9 +66,12 @@ def chat_url(server: FakeOverHTTP, program: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def chat(browser: Browser, chat_url: str, fake: FakeTransport) -> Iterator[Page]:
+def chat(browser: Browser, chat_url: str, fake: FakeTransport, program: Path) -> Iterator[Page]:
     """The page of a user without chats."""
-    with in_chromium(browser, chat_url, user=f"ada{id(fake.calls)}") as page:
+    with closing(sqlite3.connect(program.with_name("chats.db"), isolation_level=None)) as database:
+        # The ids of the fake's sessions begin again.
+        database.executescript("DELETE FROM chats; DELETE FROM replaced;")
+    with in_chromium(browser, chat_url) as page:
         yield page
 
 
