@@ -162,14 +162,21 @@ def test_component_shows_an_error_of_the_agent_after_its_text(
     assert shown(chat) == [["user text", "Hi"], ["assistant text", "Half"]]
 
 
-def test_component_stops_the_agent(chat: Page, fake: FakeTransport) -> None:
-    fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
+def test_component_stops_the_agent_and_sends_the_next_message(
+    chat: Page, fake: FakeTransport
+) -> None:
+    fake.script([Say("Half"), Gate(timeout=60), Say("never sent")], [Say("Sunny.")])
     send(chat, "Hi")
     wait_for_text(chat, "Half")
     chat.click("button[type=button]")
-    assert alert(chat) == "the turn was stopped"
-    assert shown(chat) == [["user text", "Hi"], ["assistant text", "Half"]]
-    fake.assert_no_open_streams()
+    stopped = [["user text", "Hi"], ["assistant text", "Half"]]
+    assert shown(chat) == stopped
+    send(chat, "Again")  # The component keeps the text while its status is "streaming".
+    submit = "document.querySelector('form').requestSubmit()"
+    chat.wait_for(f"document.body.textContent.includes('Sunny.') || ({submit}, false)")
+    expected = [*stopped, ["user text", "Again"], ["assistant text", "Sunny."]]
+    assert shown(chat) == expected
+    assert chat.evaluate("document.querySelector('[role=alert]').textContent") == ""
 
 
 def test_reload_in_the_middle_of_a_turn_continues_the_turn(

@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
 from flux0 import Flux0
-from flux0.adapters.ui import AgUiFormat, AiSdkFormat
+from flux0.adapters.ui import AgUiFormat, AiSdkFormat, NewMessage, new_message
 from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
 from flux0.testing import (
@@ -49,18 +49,19 @@ from unit.domain.messages.test_accumulator import CASES
 
 pytestmark = needs("npm")
 
-SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
+SUPPORT = Path(__file__).parents[1] / "support"
+SCRIPT, USE_CHAT = SUPPORT / "read_ui.mjs", SUPPORT / "use_chat.mjs"
 AG_UI = "@ag-ui/client@1.0.0"
 OPENAI = "openai@7.59.0"
 JOIN = """
 import { HttpAgent } from "@ag-ui/client";
 const agent = new HttpAgent({ url: `${SERVER}/agent/history`, threadId: SESSION });
-let error = null;
+let outcome = null;
 await agent.runAgent({}, {
   onTextMessageContentEvent: () => { fetch(`${SERVER}/agent/${SESSION}`, { method: "DELETE" }); },
-  onRunErrorEvent: ({ event }) => { error = event.message; },
-}).catch(() => {});
-console.log(JSON.stringify([agent.messages, error]));
+  onRunFinishedEvent: (run) => { outcome = run.outcome; },
+});
+console.log(JSON.stringify([agent.messages, outcome]));
 """
 READ_COMPLETION = """
 import OpenAI from "openai";
@@ -143,14 +144,22 @@ def of_ag_ui(messages: list[dict[str, Any]]) -> Content:
         value: Any = message.get("content")
         for call in message.get("toolCalls", []):
             tool = call["function"]
-            content["calls"].append((call["id"], tool["name"], decoded(tool["arguments"])))
+            call_id = agents_id(call["id"])
+            content["calls"].append((call_id, tool["name"], decoded(tool["arguments"])))
         if message["role"] == "tool":
-            content["results"].append((message["toolCallId"], decoded(value)))
+            content["results"].append((agents_id(message["toolCallId"]), decoded(value)))
         elif message["role"] == "activity":
             content["content"].append(value["content"])
         elif value:
             content["reasoning" if message["role"] == "reasoning" else "text"].append(value)
     return content
+
+
+def agents_id(call_id: str) -> str:
+    """Return the id that the agent has given to the call: `AgUiFormat` adds the id of the turn."""
+    turn_id, _, own = call_id.partition("/")
+    assert turn_id
+    return own
 
 
 def decoded(text: str) -> Any:
@@ -257,7 +266,8 @@ def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
     folder = install(AG_UI)
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
     fake = FakeTransport()
-    fake.script([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")])
+    turn: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")]
+    fake.script(turn)
     expected = {
         "text": ["Sunny."],
         "reasoning": ["Hm"],
@@ -271,11 +281,14 @@ def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
         assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
         assert of_ag_ui(messages) == expected
 
-        fake.script([])
-        (user, *messages, second) = run_sample(folder, url, session_id)
-        assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
-        assert of_ag_ui(messages) == expected
-        assert (second["role"], second["content"]) == ("user", "What's the weather in SF?")
+        fake.script(turn)  # The agent uses the id of the call again.
+        messages = run_sample(folder, url, session_id)
+        number = [each["role"] for each in messages].index("user", 1)
+        assert [messages[0]["content"], messages[number]["content"]] == 2 * [user["content"]]
+        assert of_ag_ui(messages[1:number]) == expected
+        assert of_ag_ui(messages[number + 1 :]) == expected
+        history = run_sample(folder, url, session_id)
+        assert of_ag_ui(history[1:number]) == of_ag_ui(history[number + 1 : 2 * number]) == expected
 
 
 def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], Path]) -> None:
@@ -292,12 +305,12 @@ def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], P
             script.write_text(
                 JOIN.replace("SERVER", repr(url)).replace("SESSION", repr(session_id)), "utf-8"
             )
-            messages, error = json.loads(run_in(folder, "node", str(script)))
+            messages, outcome = json.loads(run_in(folder, "node", str(script)))
     assert [(each["role"], each["content"]) for each in messages] == [
         ("user", "Hi"),
         ("assistant", "Half"),
     ]
-    assert error == "the turn was stopped"
+    assert outcome == "cancelled"
     fake.assert_no_open_streams()
 
 
@@ -378,3 +391,36 @@ def test_openai_reads_the_relay_format_of_the_page(
         (function,) = (call["function"] for call in calls)
         message["tool_calls"] = [function["name"], function["arguments"]]
     assert {key: message[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("package", [name for name, kind in PACKAGES.items() if kind == "ai-sdk"])
+def test_use_chat_shows_tools_of_two_turns_and_a_stopped_turn_without_an_error(
+    install: Callable[[str], Path], package: str
+) -> None:
+    """The component sends automatically when its own tools have ended, but not the agent's tools.
+
+    A message of a regenerated reply, and an edited message, replace the turns that are not shown.
+    """
+    folder, fake = install(package), FakeTransport()
+    tool = CallTool("weather", {"city": "SF"}, id="call-1")
+    turn: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"})]
+    fake.script(turn, turn, [Say("Half"), Gate(timeout=60), Say("never sent")])
+    with chat_back_end(fake, '@app.post("/api/chat")') as url:
+        session_id = new_chat(fake)
+        printed = json.loads(run_in(folder, "node", str(USE_CHAT), url, session_id))
+    assert printed["ends"] == [["ready", None]] * 4
+    assert printed["finishReasons"][:3] == ["stop", "stop", None]
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 3
+    _, first, _, second = printed["messages"]
+    assert of_ai_sdk(first["parts"]) == of_ai_sdk(second["parts"])
+    assert of_ai_sdk(first["parts"])["results"] == [("call-1", {"sky": "clear"})]
+    fake.assert_no_open_streams()
+
+    with Flux0(transport=fake) as client:
+        history = client.conversation(session=session_id).history()
+    turns = list(dict.fromkeys(event.correlation_id for event in history))
+    *_, again, earlier, edited = printed["bodies"]
+    assert len(printed["bodies"]) == 6
+    assert new_message(again, history) == NewMessage("Three", (turns[2],))
+    assert new_message(earlier, history) == NewMessage("One", tuple(turns))
+    assert new_message(edited, history) == NewMessage("One, edited", tuple(turns))

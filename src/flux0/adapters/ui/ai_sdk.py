@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, final
 
-from flux0.domain.background_errors import RelayEnded
+from flux0.domain.background_errors import RelayEnded, TurnStopped
 from flux0.domain.errors import Flux0Error
 from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
@@ -50,8 +50,9 @@ def _tool(type: str, step: Step, **members: Any) -> bytes:
 
 def _dynamic(type: str, step: Step, **members: Any) -> bytes:
     # For the AI SDK, a tool is dynamic if the web page has not declared the tool. flux0 does not
-    # know the declared tools, so each tool is dynamic.
-    return _tool(type, step, toolName=step.name, dynamic=True, **members)
+    # know the declared tools, so each tool is dynamic. With `providerExecuted`, the page does not
+    # execute the tool itself, and `sendAutomaticallyWhen` does not send the result of the tool.
+    return _tool(type, step, dynamic=True, providerExecuted=True, **members)
 
 
 def _status(step: Step) -> bytes:
@@ -60,6 +61,8 @@ def _status(step: Step) -> bytes:
 
 
 def _error(step: Step) -> bytes:
+    if isinstance(step.error, TurnStopped):
+        return json_event({"type": "abort", "reason": step.text}) + _DONE
     error = json_event({"type": "error", "errorText": step.text}) + _DONE
     if isinstance(step.error, RelayEnded):
         return json_event({"type": "data-reconnect", "data": {}, "transient": True}) + error
@@ -74,15 +77,17 @@ _CHUNKS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
     "reasoning-start": _part,
     "reasoning-delta": lambda step: _part(step, delta=step.text),
     "reasoning-end": _part,
-    "call-start": lambda step: _dynamic("tool-input-start", step),
+    "call-start": lambda step: _dynamic("tool-input-start", step, toolName=step.name),
     "call-delta": lambda step: _tool("tool-input-delta", step, inputTextDelta=step.text),
-    "call-end": lambda step: _dynamic("tool-input-available", step, input=step.value),
-    "call-invalid": lambda step: _dynamic("tool-input-error", step, input=None, errorText=_INVALID),
-    "call-result": lambda step: _tool(
-        "tool-output-available", step, output=step.value, dynamic=True
+    "call-end": lambda step: _dynamic(
+        "tool-input-available", step, toolName=step.name, input=step.value
     ),
+    "call-invalid": lambda step: _dynamic(
+        "tool-input-error", step, toolName=step.name, input=None, errorText=_INVALID
+    ),
+    "call-result": lambda step: _dynamic("tool-output-available", step, output=step.value),
     "content": lambda step: json_event({"type": "data-content", "id": step.id, "data": step.value}),
     "status": _status,
     "error": _error,
-    "turn-end": lambda _: json_event({"type": "finish"}) + _DONE,
+    "turn-end": lambda _: json_event({"type": "finish", "finishReason": "stop"}) + _DONE,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
+from flux0.adapters.ui.ag_ui import unique_id
 from flux0.domain.enums import EventSource
 from flux0.domain.json_text import json_text
 from flux0.domain.messages.finalizing import TurnMessage
@@ -52,7 +53,7 @@ def ag_ui_messages(
         is_running: True to leave out the agent's messages in the turn of the last user message,
             because the relay of this turn has them.
     """
-    called: set[tuple[str, str]] = set()
+    called: set[str] = set()
     return [
         {"id": f"{_id(event)}-{number}", **message}
         for event in _shown(history, is_running)
@@ -73,7 +74,7 @@ def _id(event: _Message) -> str:
     return event.id if isinstance(event, Event) else event.event_id
 
 
-def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _ag_ui(event: _Message, called: set[str]) -> Iterator[dict[str, Any]]:
     data = event.data
     role = "user" if event.source == EventSource.USER else "assistant"
     for part in data.parts if isinstance(data, MessageData) else ():
@@ -86,21 +87,25 @@ def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, 
                 activity = {"activityType": "content", "content": {"content": content}}
                 yield {"role": "activity", **activity}
             case ToolCallPart():
-                called.add((event.correlation_id, str(part.tool_call_id)))
-                yield _ag_ui_call(part)
+                called.add(call_id := _call_id(event, part))
+                yield _ag_ui_call(part, call_id)
             case _:
                 pass
     for call in data.tool_calls if isinstance(data, ToolData) else ():
-        if (event.correlation_id, str(call.tool_call_id)) not in called:
-            yield _ag_ui_call(call)
+        if (call_id := _call_id(event, call)) not in called:
+            yield _ag_ui_call(call, call_id)
         result = call.result and call.result.data
         text = result if isinstance(result, str) else json_text(result)
-        yield {"role": "tool", "toolCallId": str(call.tool_call_id), "content": text}
+        yield {"role": "tool", "toolCallId": call_id, "content": text}
 
 
-def _ag_ui_call(call: ToolCall | ToolCallPart) -> dict[str, Any]:
+def _call_id(event: _Message, call: ToolCall | ToolCallPart) -> str:
+    return unique_id(event.correlation_id, str(call.tool_call_id))
+
+
+def _ag_ui_call(call: ToolCall | ToolCallPart, call_id: str) -> dict[str, Any]:
     function = {"name": str(call.tool_name), "arguments": json_text(call.args)}
-    tool = {"id": str(call.tool_call_id), "type": "function", "function": function}
+    tool = {"id": call_id, "type": "function", "function": function}
     return {"role": "assistant", "toolCalls": [tool]}
 
 
@@ -128,4 +133,5 @@ def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
 
 def _tool_part(call: ToolCall | ToolCallPart) -> dict[str, Any]:
     ids = {"toolCallId": str(call.tool_call_id), "toolName": str(call.tool_name)}
-    return {"type": "dynamic-tool", **ids, "state": "input-available", "input": call.args}
+    state = {"providerExecuted": True, "state": "input-available"}
+    return {"type": "dynamic-tool", **ids, **state, "input": call.args}

@@ -33,7 +33,13 @@ from flux0.testing import (
 from support.ui import AGENT
 
 TOOL = CallTool("weather", {"city": "SF"}, id="c")
-PART = {"type": "dynamic-tool", "toolCallId": "c", "toolName": "weather", "input": {"city": "SF"}}
+PART: dict[str, Any] = {
+    "type": "dynamic-tool",
+    "toolCallId": "c",
+    "toolName": "weather",
+    "input": {"city": "SF"},
+    "providerExecuted": True,
+}
 
 
 def history_of(*turns: list[AgentStep]) -> Iterable[Event | TurnMessage]:
@@ -50,14 +56,18 @@ def test_ag_ui_messages_have_each_kind_of_part() -> None:
     json_chunk = SendChunk("m", [{"op": "add", "path": "/rows", "value": [1]}], metadata=AGENT)
     steps: list[AgentStep] = [Reason("Hm"), TOOL, GiveResult(TOOL, {"sky": 1}), Say("Sunny.")]
     steps += [json_chunk, Report("ready", event_id="m")]
-    messages = ag_ui_messages(history_of(steps))
+    messages = ag_ui_messages(history := list(history_of(steps)))
+    call_id = f"{history[0].correlation_id}/c"
     assert len({message.pop("id") for message in messages}) == 6
     function = {"name": "weather", "arguments": '{"city": "SF"}'}
     assert messages == [
         {"role": "user", "content": "Hi"},
         {"role": "reasoning", "content": "Hm"},
-        {"role": "assistant", "toolCalls": [{"id": "c", "type": "function", "function": function}]},
-        {"role": "tool", "toolCallId": "c", "content": '{"sky": 1}'},
+        {
+            "role": "assistant",
+            "toolCalls": [{"id": call_id, "type": "function", "function": function}],
+        },
+        {"role": "tool", "toolCallId": call_id, "content": '{"sky": 1}'},
         {"role": "assistant", "content": "Sunny."},
         {"role": "activity", "activityType": "content", "content": {"content": {"rows": [1]}}},
     ]
@@ -102,9 +112,11 @@ def test_calls_and_results_need_no_partner() -> None:
 def test_result_without_a_call_gets_a_call_in_ag_ui() -> None:
     """The relay of the turn adds this call, too. A call of another turn is ignored."""
     _, called, _, added, result = ag_ui_messages(history_of([TOOL], [GiveResult(TOOL, "fog")]))
-    assert added["toolCalls"] == called["toolCalls"]
+    (old,), (new,) = called["toolCalls"], added["toolCalls"]
+    assert new["function"] == old["function"]
+    assert new["id"] != old["id"]  # Each turn has its own ids.
     assert added["id"] != result["id"]
-    assert (result["toolCallId"], result["content"]) == ("c", "fog")
+    assert (result["toolCallId"], result["content"]) == (new["id"], "fog")
 
 
 def test_calls_with_one_id_get_their_own_results() -> None:
@@ -140,13 +152,13 @@ def test_ids_of_tool_calls_become_strings() -> None:
         TurnMessage("r", "t", EventType.TOOL, ToolData((ended,))),
     )
     (assistant,), (message, result) = ui_messages(turn), ag_ui_messages(turn)
-    tool: dict[str, Any] = {"type": "dynamic-tool", "toolCallId": "7", "toolName": "weather"}
+    tool: dict[str, Any] = {**PART, "toolCallId": "7"}
     output: dict[str, Any] = {"input": {}, "state": "output-available", "output": None}
     assert assistant["parts"] == [{**tool, **output}]
     function = {"name": "weather", "arguments": "{}"}
-    calls = [{"id": "7", "type": "function", "function": function}]
+    calls = [{"id": "t/7", "type": "function", "function": function}]
     assert message == {"id": message["id"], "role": "assistant", "toolCalls": calls}
-    content = {"toolCallId": "7", "content": "null"}
+    content = {"toolCallId": "t/7", "content": "null"}
     assert result == {"id": result["id"], "role": "tool", **content}
 
 
