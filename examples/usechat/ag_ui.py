@@ -7,7 +7,14 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from chats import OwnConversation, User, own_conversation, running_turn, shown_history, start
+from chats import (
+    OwnConversation,
+    User,
+    own_conversation,
+    running_turn,
+    shown_history,
+    start,
+)
 from flux0.adapters.ui import AgUiFormat, ag_ui_messages, new_message
 
 router = APIRouter(prefix="/agent")
@@ -30,8 +37,8 @@ async def send(request: Request, run: Run, user: User) -> Response:
         accept_unmarked=bool(run.forwardedProps.get("replaces")),
     )
     turn = await start(request, chat, message)
-    format = AgUiFormat(run.threadId, run.runId)
-    return StreamingResponse(turn.relay_async(format=format), headers=format.headers)
+    ag_ui = AgUiFormat(run.threadId, run.runId)
+    return StreamingResponse(turn.relay_async(format=ag_ui), headers=ag_ui.headers)
 
 
 @router.post("/history")
@@ -40,11 +47,11 @@ async def join(request: Request, run: Run, user: User) -> Response:
     turn = await running_turn(request, chat)
     history = await shown_history(request, chat)
     messages = ag_ui_messages(history, is_running=turn is not None)
-    format = AgUiFormat(run.threadId, run.runId, messages=messages)
+    ag_ui = AgUiFormat(run.threadId, run.runId, messages=messages)
     if turn is not None:
-        return StreamingResponse(turn.relay_async(format=format), headers=format.headers)
-    encoder = format.encoder()  # A run without a turn.
-    return Response(encoder.start() + encoder.end(), headers=format.headers)
+        return StreamingResponse(turn.relay_async(format=ag_ui), headers=ag_ui.headers)
+    encoder = ag_ui.encoder()  # A run without a turn.
+    return Response(encoder.start() + encoder.end(), headers=ag_ui.headers)
 
 
 @router.delete("/{chat}", status_code=204)

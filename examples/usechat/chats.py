@@ -47,7 +47,9 @@ async def own_conversation(request: Request, chat: str, user: User) -> AsyncConv
     sql = "SELECT 1 FROM chats WHERE id = ? AND user = ?"
     if request.state.db.execute(sql, [chat, user]).fetchone() is None:
         raise HTTPException(404, "You have no such chat.", NO_STORE)
-    conversation: AsyncConversation = request.state.client.conversation_async(session=chat)
+    conversation: AsyncConversation = request.state.client.conversation_async(
+        session=chat
+    )
     return await conversation
 
 
@@ -58,23 +60,29 @@ async def shown_history(request: Request, chat: AsyncConversation) -> list[Event
     """Return the stored messages of a chat, without the replaced turns."""
     sql = "SELECT turn FROM replaced WHERE chat = ?"
     replaced = {turn for (turn,) in request.state.db.execute(sql, [chat.session_id])}
-    return [event for event in await chat.history() if event.correlation_id not in replaced]
+    return [
+        event for event in await chat.history() if event.correlation_id not in replaced
+    ]
 
 
-async def running_turn(request: Request, chat: AsyncConversation) -> BackgroundTurn | None:
-    """Return the running turn of a chat, when the server has stored the user's message."""
-    turn: BackgroundTurn | None = await request.state.turns.join_async(chat.session_id)
-    if turn is None or not turn.is_running:
-        return None
-    await anext(turn.relay_async(heartbeat_ms=2000), b"")  # Wait for the first event.
-    return turn
-
-
-async def start(request: Request, chat: AsyncConversation, message: NewMessage) -> BackgroundTurn:
+async def start(
+    request: Request, chat: AsyncConversation, message: NewMessage
+) -> BackgroundTurn:
     """Send a message, and hide the turns that it replaces. The agent still sees these turns."""
     if len(message.text) > MAX_LENGTH:
         raise HTTPException(413, f"A message has at most {MAX_LENGTH} characters.")
     turn: BackgroundTurn = await request.state.turns.start_async(chat, message.text)
     rows = [(chat.session_id, replaced) for replaced in message.replaced]
     request.state.db.executemany("INSERT INTO replaced VALUES (?, ?)", rows)
+    return turn
+
+
+async def running_turn(
+    request: Request, chat: AsyncConversation
+) -> BackgroundTurn | None:
+    """Return the running turn of a chat, when the server has stored the user's message."""
+    turn: BackgroundTurn | None = await request.state.turns.join_async(chat.session_id)
+    if turn is None or not turn.is_running:
+        return None
+    await anext(turn.relay_async(heartbeat_ms=2000), b"")  # Wait for the first event.
     return turn

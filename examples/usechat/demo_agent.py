@@ -42,4 +42,6 @@ def say(text: str) -> Say:
 
 def in_memory_server() -> FakeTransport:
     """Return a flux0 server in memory, whose agent takes real time."""
-    return FakeTransport(reply, agent_name="Drizzle", clock=FakeClock(time.time(), sleep=time.sleep))
+    return FakeTransport(
+        reply, agent_name="Drizzle", clock=FakeClock(time.time(), sleep=time.sleep)
+    )

@@ -24,7 +24,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -66,9 +66,10 @@ async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Any], None]:
     transport = None if has_server else in_memory_server()
     # The turn of a crashed agent ends after a minute. The default is 10 minutes.
     async with Flux0(transport=transport, stream_idle_timeout_ms=60_000) as client:
-        end_relays_on_sigterm(turns)
-        yield {"client": client, "turns": turns, "db": open_database(database)}
-        await turns.close_async(drain_seconds=30)
+        with closing(open_database(database)) as db:
+            end_relays_on_sigterm(turns)
+            yield {"client": client, "turns": turns, "db": db}
+            await turns.close_async(drain_seconds=30)
 
 
 def end_relays_on_sigterm(turns: BackgroundTurns) -> None:
@@ -119,7 +120,9 @@ async def log_in(request: Request, response: Response, login: Login) -> None:
 
 @app.delete("/api/login", status_code=204)
 async def log_out(request: Request, response: Response) -> None:
-    request.state.db.execute("DELETE FROM logins WHERE token = ?", [request.cookies.get("login")])
+    request.state.db.execute(
+        "DELETE FROM logins WHERE token = ?", [request.cookies.get("login")]
+    )
     response.delete_cookie("login")
 
 
@@ -128,10 +131,13 @@ class Text(BaseModel):
 
 
 @app.get("/api/chats")
-async def list_chats(request: Request, response: Response, user: User) -> list[dict[str, Any]]:
+async def list_chats(
+    request: Request, response: Response, user: User
+) -> list[dict[str, Any]]:
     response.headers.update(NO_STORE)
     sql = "SELECT id, title FROM chats WHERE user = ? ORDER BY time DESC LIMIT 100"
-    return [{"id": id, "title": title} for id, title in request.state.db.execute(sql, [user])]
+    rows = request.state.db.execute(sql, [user])
+    return [{"id": chat, "title": title} for chat, title in rows]
 
 
 @app.post("/api/chats", status_code=201)

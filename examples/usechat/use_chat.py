@@ -37,7 +37,8 @@ async def load(request: Request, chat: OwnConversation) -> Response:
     turn = await running_turn(request, chat)
     history = await shown_history(request, chat)
     messages = ui_messages(history, is_running=turn is not None)
-    return JSONResponse({"messages": messages, "turn": turn and turn.id}, headers=NO_STORE)
+    content = {"messages": messages, "turn": turn and turn.id}
+    return JSONResponse(content, headers=NO_STORE)
 
 
 @router.get("/{chat}/stream")

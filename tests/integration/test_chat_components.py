@@ -36,13 +36,12 @@ from support.in_memory import events_of
 from support.npm import npm_install, run_in
 from support.programs import needs
 from support.samples import (
-    CHAT_COMPONENTS,
+    USECHAT,
     WRITE_A_RELAY_FORMAT,
     TurnsOfTwoProcesses,
     chat_back_end,
     code_of,
     load,
-    new_chat,
 )
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
@@ -251,11 +250,28 @@ def test_interrupted_turns_end_with_an_error_and_keep_their_content(reader: Read
 
 
 def run_sample(folder: Path, url: str, session_id: str, more: str = "") -> Any:
-    """Run the page's sample of AG-UI, and `more`; return its messages as JSON."""
-    (_, sample) = code_of(CHAT_COMPONENTS, "js")
-    sample = sample.replace('"/agent', f'"{url}/agent').replace("sessionId", repr(session_id))
+    """Load a chat and send a message, as `ag-ui.js` of the example, and run `more`.
+
+    Returns the messages as JSON.
+    """
+    code = (USECHAT / "src/ag-ui.js").read_text("utf-8")
+    agent = code[code.index("const agent") : code.index("function shown")]
+    run = code[code.index("/** Run the agent.") : code.index("/** Work while")]
+    sample = "".join(
+        line for line in f"{agent}{run}".splitlines(keepends=True) if "shown" not in line
+    )
+    sample = sample.replace('"/agent', f'"{url}/agent').replace("`/agent", f"`{url}/agent")
     script = folder / "run.mjs"
-    script.write_text(f"{sample}{more}console.log(JSON.stringify(agent.messages));", "utf-8")
+    script.write_text(
+        f"""import {{ HttpAgent }} from "@ag-ui/client";
+const threadId = {session_id!r};
+{sample}
+await load();
+agent.addMessage({{ id: crypto.randomUUID(), role: "user", content: "What's the weather in SF?" }});
+await run({url + "/agent"!r});
+{more}console.log(JSON.stringify(agent.messages));""",
+        "utf-8",
+    )
     return json.loads(run_in(folder, "node", str(script)))
 
 
@@ -275,8 +291,7 @@ def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
         "calls": [("call-1", "weather", {"city": "SF"})],
         "results": [("call-1", {"sky": "clear"})],
     }
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        session_id = new_chat(fake)
+    with chat_back_end(fake) as (url, session_id):
         (user, *messages) = run_sample(folder, url, session_id)
         assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
         assert of_ag_ui(messages) == expected
@@ -295,8 +310,7 @@ def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], P
     folder = install(AG_UI)
     fake = FakeTransport()
     fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        session_id = new_chat(fake)
+    with chat_back_end(fake) as (url, session_id):
         message = {"id": "1", "role": "user", "content": "Hi"}
         body = {"threadId": session_id, "runId": "run", "messages": [message]}
         with httpx.stream("POST", f"{url}/agent", json=body) as running:
@@ -318,8 +332,9 @@ def test_http_agent_continues_a_turn_whose_relay_the_application_has_ended(
     install: Callable[[str], Path],
 ) -> None:
     folder, turns, gate = install(AG_UI), TurnsOfTwoProcesses(), Gate(timeout=60)
-    fake = FakeTransport()
-    fake.script([Say("Sunny."), gate, Say("Bye.")])
+    fake, tool = FakeTransport(), CallTool("weather", {"city": "SF"}, id="call-1")
+    begin: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, 16), Say({"sky": "clear"})]
+    fake.script([*begin, Say("Sunny."), gate, Say("Bye.")])
 
     def restart() -> None:
         while not gate.reached:
@@ -327,20 +342,26 @@ def test_http_agent_continues_a_turn_whose_relay_the_application_has_ended(
         turns.restart()
         gate.open()
 
-    with chat_back_end(fake, '@app.post("/agent")', turns=turns) as url:
+    with chat_back_end(fake, turns) as (url, session_id):
         restarting = Thread(target=restart)
         restarting.start()
-        (user, *messages) = run_sample(folder, url, new_chat(fake))
+        (user, *messages) = run_sample(folder, url, session_id)
         restarting.join()
     assert user["content"] == "What's the weather in SF?"
-    assert of_ag_ui(messages)["text"] == ["Sunny.", "Bye."]
+    assert of_ag_ui(messages) == {
+        "text": ["Sunny.", "Bye."],
+        "reasoning": ["Hm"],
+        "content": [{"sky": "clear"}],
+        "calls": [("call-1", "weather", {"city": "SF"})],
+        "results": [("call-1", 16)],
+    }
     assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
 
 
 def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
     fake = FakeTransport()
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        thread = {"threadId": new_chat(fake)}
+    with chat_back_end(fake) as (url, session_id):
+        thread = {"threadId": session_id}
         empty = {"id": "1", "role": "user", "content": ""}
         picture = {"id": "1", "role": "user", "content": [{"type": "binary", "data": ""}]}
         for messages in ([], [empty], [picture]):
@@ -351,8 +372,8 @@ def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
         fake.inject(Refuse(), times=3)
         response = httpx.post(f"{url}/agent", json=thread)
         assert (response.status_code, response.json()["detail"]) == (
-            502,
-            "The agent cannot be reached. Reload the page, and try again.",
+            503,
+            "The agent cannot be reached. Your message was not sent.",
         )
     assert "sessions.create_event" not in {call.operation for call in fake.calls}
 
@@ -405,8 +426,7 @@ def test_use_chat_shows_tools_of_two_turns_and_a_stopped_turn_without_an_error(
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
     turn: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"})]
     fake.script(turn, turn, [Say("Half"), Gate(timeout=60), Say("never sent")])
-    with chat_back_end(fake, '@app.post("/api/chat")') as url:
-        session_id = new_chat(fake)
+    with chat_back_end(fake) as (url, session_id):
         printed = json.loads(run_in(folder, "node", str(USE_CHAT), url, session_id))
     assert printed["ends"] == [["ready", None]] * 4
     assert printed["finishReasons"][:3] == ["stop", "stop", None]

@@ -58,8 +58,12 @@ def served(
     server_url: str | None, program: Path, redis_url: str | None = None
 ) -> Generator[str, None, None]:
     """Run the command of the example, and yield the application's URL."""
-    environment = {"CHATS_DB": str(program.parent / "chats.db"), "npm_config_prefer_offline": "true"}
-    with mock.patch.dict(os.environ, environment), web_example(server_url, redis_url, program) as url:
+    database = str(program.with_name("chats.db"))
+    environment = {"CHATS_DB": database, "npm_config_prefer_offline": "true"}
+    with (
+        mock.patch.dict(os.environ, environment),
+        web_example(server_url, redis_url, program) as url,
+    ):
         yield url
 
 
@@ -105,12 +109,6 @@ def alert(page: Page) -> str:
     return text
 
 
-def draft(page: Page) -> str:
-    """Return the text in the form."""
-    text: str = page.evaluate("document.querySelector('.composer textarea').value")
-    return text
-
-
 def titles(page: Page) -> list[str]:
     shown: list[str] = page.evaluate(
         "[...document.querySelectorAll('nav .title')].map((each) => each.textContent)"
@@ -120,4 +118,6 @@ def titles(page: Page) -> list[str]:
 
 def sent(fake: FakeTransport) -> list[Any]:
     """Return the texts of the messages that the server has received."""
-    return [call.body["content"] for call in fake.calls if call.operation == "sessions.create_event"]
+    return [
+        call.body["content"] for call in fake.calls if call.operation == "sessions.create_event"
+    ]

@@ -46,6 +46,13 @@ async function load() {
   });
 }
 
+/** Start a turn with the text of the last message. It replaces the last turn. */
+async function regenerate() {
+  const last = agent.messages.findLastIndex(({ role }) => role === "user");
+  agent.setMessages(agent.messages.slice(0, last + 1));
+  await run("/agent", { forwardedProps: { replaces: true } });
+}
+
 /** Work while the form is busy, and show the error. */
 async function busy(work) {
   [ui.send.disabled, ui.regenerate.disabled, ui.stop.disabled] = [true, true, false];
@@ -73,12 +80,7 @@ ui.form.addEventListener("submit", (event) => {
   }).catch((error) => { if (error.status) ui.text.value ||= content; });
 });
 
-// A new turn with the text of the last message, which replaces the last turn.
-ui.regenerate.addEventListener("click", () => busy(async () => {
-  const last = agent.messages.findLastIndex(({ role }) => role === "user");
-  agent.setMessages(agent.messages.slice(0, last + 1));
-  await run("/agent", { forwardedProps: { replaces: true } });
-}).catch(() => {}));
+ui.regenerate.addEventListener("click", () => busy(regenerate).catch(() => {}));
 
 ui.stop.addEventListener("click", () => {
   isStopped = true;
