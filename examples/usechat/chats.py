@@ -5,11 +5,11 @@ message, so this application stores titles, owners and replaced turns in its own
 """
 
 import sqlite3
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 
-from flux0 import AsyncConversation, BackgroundTurn, Event
+from flux0 import AsyncConversation, BackgroundTurn, Flux0
 from flux0.adapters.ui import NewMessage
 
 NO_STORE = {"cache-control": "no-store"}  # The back button shows the newest messages.
@@ -47,16 +47,14 @@ async def own_conversation(request: Request, chat: str, user: User) -> AsyncConv
     sql = "SELECT 1 FROM chats WHERE id = ? AND user = ?"
     if request.state.db.execute(sql, [chat, user]).fetchone() is None:
         raise HTTPException(404, "You have no such chat.", NO_STORE)
-    conversation: AsyncConversation = request.state.client.conversation_async(
-        session=chat
-    )
-    return await conversation
+    client: Flux0 = request.state.client
+    return await client.conversation_async(session=chat, user=user)
 
 
 OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]
 
 
-async def shown_history(request: Request, chat: AsyncConversation) -> list[Event]:
+async def shown_history(request: Request, chat: AsyncConversation) -> list[Any]:
     """Return the stored messages of a chat, without the replaced turns."""
     sql = "SELECT turn FROM replaced WHERE chat = ?"
     replaced = {turn for (turn,) in request.state.db.execute(sql, [chat.session_id])}
