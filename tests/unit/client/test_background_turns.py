@@ -58,6 +58,7 @@ from flux0.testing import (
     FakeTransport,
     Gate,
     GiveResult,
+    Pause,
     Reason,
     Refuse,
     Report,
@@ -603,6 +604,27 @@ async def test_error_of_the_agent_is_raised_by_wait_and_is_an_event_of_the_relay
     assert caught.value.data == {"code": 7}
     assert [message.text for message in caught.value.messages] == ["a"]
     assert len(without_numbers(await gathered(turn.relay_async()))) == 3
+
+
+@in_every_mode
+async def test_turn_of_an_agent_that_failed_and_does_not_complete_ends_after_5_s(
+    mode: Mode,
+) -> None:
+    server = Server(mode, ["a", Fail("no model"), Pause(3600), "never sent"])
+    conversation = await server.conversation()
+    began = server.fake.clock.monotonic()
+    with logged_errors() as messages:
+        turn = await server.turns.start_async(conversation, "Hi")
+        *_, status, last = await gathered(turn.relay_async())
+    assert server.fake.clock.monotonic() - began == 5
+    assert status.startswith(b"event: status\nid: 2\n")
+    assert error_in(last) == ("AgentError", "The agent reported an error")
+    assert len(messages) == 1
+    assert not turn.is_running
+    server.fake.assert_no_open_streams()
+    server.fake.script(["Sunny."])
+    second = await server.turns.start_async(conversation, "Hi", running="refuse")
+    assert (await second.wait_async()).text == "Sunny."
 
 
 @in_every_mode
