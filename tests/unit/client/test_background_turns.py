@@ -654,6 +654,39 @@ async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mod
     server.fake.assert_no_open_streams()
 
 
+@in_every_mode
+async def test_stop_waits_for_a_turn_that_is_started_later(mode: Mode) -> None:
+    """A request to stop may arrive while the request with the message is still being checked."""
+
+    class Store(BlockingStore):
+        searches = 0
+
+        def find(self, session_id: str) -> TurnLog | None:
+            self.searches += 1
+            return super().find(session_id)
+
+    store = Store()
+    server = Server(mode, ["a", Gate(timeout=TIMEOUT), "never sent"], store)
+    conversation = await server.conversation()
+    results: list[Any] = []
+
+    async def stop() -> None:
+        results.append(await server.turns.stop_async(conversation.session_id, wait_ms=60_000))
+
+    async def start() -> None:
+        while store.searches < 2:
+            await pause(mode)
+        turn = await server.turns.start_async(conversation, "Hi")
+        with pytest.raises(TurnStopped, match="the turn was stopped"):
+            await turn.wait_async()
+
+    await at_once(mode, stop, start)
+    assert results == [True]
+    assert not await server.turns.stop_async(conversation.session_id, wait_ms=1)
+    assert not await server.turns.stop_async(conversation.session_id)
+    server.fake.assert_no_open_streams()
+
+
 @pytest.mark.parametrize("mode", SYNC + ASYNC)
 def test_message_is_not_sent_if_the_running_turn_does_not_end(
     mode: Mode, monkeypatch: pytest.MonkeyPatch
