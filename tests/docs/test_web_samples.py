@@ -193,7 +193,7 @@ def test_page_shows_code_of_the_example() -> None:
     excerpts: list[str] = re.findall(r"^```(?:py|js)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     # Other tests run the files that begin with their names.
     excerpts = [each for each in excerpts if not re.match(r"# \S+\.py\n", each)]
-    assert len(excerpts) == 4
+    assert len(excerpts) == 5
     for excerpt in excerpts:
         assert any(excerpt in each for each in code), excerpt
 
@@ -300,25 +300,3 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
     assert wrong.status_code == 422
     assert "id: expected a str, got int" in wrong.json()["detail"][0]["msg"]
     assert echo.get("/openapi.json").status_code == 200
-
-
-def test_list_of_chats_has_the_chats_of_the_user_with_title_and_last_message(
-    fake: FakeTransport,
-) -> None:
-    names = load("docs/how-to/web.md", "class NewChat(BaseModel):")
-    user = "ada"
-    names["app"].dependency_overrides = {names["current_user"]: lambda: user}
-    with ExitStack() as stack, Flux0() as client:
-        page = browser(stack, names["app"])
-        assert page.get("/chats").json() == []
-        first, second = (
-            page.post("/chats", json={"text": text}).json() for text in ("Hi  there\n!", "x" * 99)
-        )
-        client.conversation(session=first["id"], user=user).ask("Hi")
-        assert page.get("/chats").json() == [
-            {"id": second["id"], "title": "x" * 60, "last": ""},
-            {"id": first["id"], "title": "Hi there !", "last": "Secret."},
-        ]
-        assert page.post("/chats", json={"text": " "}).status_code == 422
-        user = "eve"
-        assert page.get("/chats").json() == []
