@@ -31,6 +31,7 @@ pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
 BACKGROUND_TURNS = "docs/how-to/background-turns.md"
+OWN_CONVERSATION = "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]"
 
 Result: TypeAlias = "tuple[int, bytes, Mapping[str, str]]"
 Post: TypeAlias = "Callable[[str, str | None], Result]"
@@ -106,10 +107,7 @@ def starlette(stack: ExitStack) -> Post:
 
 
 def background(stack: ExitStack) -> Post:
-    names = load(
-        BACKGROUND_TURNS,
-        "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]",
-    )
+    names = load(BACKGROUND_TURNS, OWN_CONVERSATION)
     page = browser(stack, names["app"])
 
     def post(session_id: str, user: str | None) -> Result:
@@ -282,7 +280,9 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
         session = to_dict(client.sessions.create(agent_id=fake.agent_id))
     line = "    return to_dict(await request.state.client.agents.list_async())"
     with ExitStack() as stack:
-        page = browser(stack, load("docs/how-to/web.md", line)["app"])
+        app = load(BACKGROUND_TURNS, OWN_CONVERSATION)["app"]
+        app.include_router(load("docs/how-to/web.md", line)["router"])
+        page = browser(stack, app)
         assert page.get("/agents").json() == agents
 
     chat: Any = load("docs/how-to/web.md", "class Chat(BaseModel):")["Chat"]

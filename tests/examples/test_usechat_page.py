@@ -393,3 +393,58 @@ def test_page_fits_a_phone_in_light_and_dark(chat: Page, fake: FakeTransport, sc
         ".match(/\\d+/g).map(Number))"
     )
     assert (shade < 128) == (scheme == "dark")
+
+
+def ag_ui_shown(page: Page, *messages: str) -> None:
+    """Wait until the page of AG-UI shows these messages, and is ready."""
+    items = "[...document.querySelectorAll('#chat li')].map((item) => item.textContent)"
+    page.wait_for(f"{items}.join('|') === {'|'.join(messages)!r}")
+
+
+def ag_ui_ask(page: Page, text: str) -> None:
+    page.wait_for("!document.getElementById('send').disabled")
+    page.click("#text")
+    page.write(text)
+    page.click("#send")
+
+
+def test_ag_ui_page_reloads_stops_regenerates_and_reconnects(
+    chat: Page, browser: Browser, chat_url: str, fake: FakeTransport
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script(
+        [Say("One.")],
+        [Reason("Hm"), Say("Half"), gate, Say("Rest")],
+        [Say("Other."), Gate(timeout=60)],
+        [Say("Two.")],
+        Fail("the key sk-123 is not valid"),
+    )
+    ask(chat, "1", "1", "One.")
+    with Relay(urlsplit(chat_url).port or 0) as relay:
+        url = f"{relay.url}/ag-ui?{urlsplit(chat.evaluate('location.href')).query}"
+        with second_tab(chat, browser, url) as page:
+            ag_ui_shown(page, "1", "One.")
+            ag_ui_ask(page, "2")
+            ag_ui_shown(page, "1", "One.", "2", "Hm", "Half")
+            page.open(url)
+            ag_ui_shown(page, "1", "One.", "2", "Hm", "Half")
+            relay.cut_before(b"Rest")
+            gate.open()
+            ag_ui_shown(page, "1", "One.", "2", "Hm", "Half", "Rest")
+
+            page.wait_for("!document.getElementById('regenerate').disabled")
+            page.click("#regenerate")
+            ag_ui_shown(page, "1", "One.", "2", "Other.")
+            page.click("#stop")
+            page.wait_for("!document.getElementById('send').disabled")
+            fake.assert_no_open_streams()
+            assert page.evaluate("document.getElementById('problem').textContent") == ""
+            page.click("#regenerate")
+            ag_ui_shown(page, "1", "One.", "2", "Two.")
+            page.wait_for("!document.getElementById('send').disabled")
+            page.open(url)
+            ag_ui_shown(page, "1", "One.", "2", "Two.")
+
+            ag_ui_ask(page, "3")
+            assert alert(page) == "The agent reported an error"
+    assert sent(fake) == ["1", "2", "2", "2", "3"]
