@@ -1,11 +1,16 @@
-import { useEffect, useState } from "react";
+import { useEffect, useRef, useState } from "react";
 
 /** The form for a message. `onSend` may reject: then the form gets its text again. */
 export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
   const [text, setText] = useState(draft);
   const [isSending, setSending] = useState(false);
-  // A message that was not sent returns to the form.
-  useEffect(() => setText((text) => text || draft), [draft]);
+  const last = useRef(draft);
+  // A message that was not sent returns to the form, unless the user has written another text.
+  useEffect(() => {
+    const before = last.current;
+    last.current = draft;
+    setText((text) => (text === before ? draft : text));
+  }, [draft]);
 
   const send = async (event) => {
     event.preventDefault();
