@@ -18,7 +18,7 @@ from flux0.testing import (
 
 
 def reply(message: UserMessage) -> Iterator[AgentStep]:
-    """Tell a long story, fail, or look up the weather."""
+    """Return a long story, fail, or look up the weather."""
     text = message.content.lower()
     yield Report("processing")
     if "story" in text:

@@ -171,7 +171,7 @@ def test_replaced_turns_are_hidden_from_both_components() -> None:
 
 
 def shown(page: httpx.Client, chat: str) -> list[str]:
-    """Return the texts that the page of AG-UI shows. They are the texts of the other page."""
+    """Return the lines that both pages show."""
     messages = page.get(f"/api/chat/{chat}").json()["messages"]
     texts = [message["parts"][0]["text"] for message in messages]
     lines = page.post("/agent/history", json={"threadId": chat}).text.splitlines()

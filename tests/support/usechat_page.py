@@ -117,7 +117,7 @@ def titles(page: Page) -> list[str]:
 
 
 def sent(fake: FakeTransport) -> list[Any]:
-    """Return the texts of the messages that the server has received."""
+    """Return the content of each message that the server has received."""
     return [
         call.body["content"] for call in fake.calls if call.operation == "sessions.create_event"
     ]
