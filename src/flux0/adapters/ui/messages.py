@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from flux0.adapters.ui.ag_ui import unique_id
+from flux0.adapters.ui.ai_sdk import without_prototypes
 from flux0.domain.enums import EventSource
 from flux0.domain.json_text import json_text
 from flux0.domain.messages.finalizing import TurnMessage
@@ -110,28 +111,32 @@ def _ag_ui_call(call: ToolCall | ToolCallPart, call_id: str) -> dict[str, Any]:
 
 
 def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
-    data = event.data
-    for part in data.parts if isinstance(data, MessageData) else ():
+    message = event.data
+    for part in message.parts if isinstance(message, MessageData) else ():
         match part:
             case ContentPart(content=str(text)):
                 parts.append({"type": "text", "text": text})
             case ReasoningPart(reasoning=str(text)):
                 parts.append({"type": "reasoning", "text": text})
             case ContentPart(content=content) | ReasoningPart(reasoning=content):
-                parts.append({"type": "data-content", "id": _id(event), "data": content})
+                parts.append(
+                    {"type": "data-content", "id": _id(event), "data": without_prototypes(content)}
+                )
             case ToolCallPart():
                 parts.append(_tool_part(part))
             case _:
                 pass
-    for call in data.tool_calls if isinstance(data, ToolData) else ():
+    for call in message.tool_calls if isinstance(message, ToolData) else ():
         id_ = str(call.tool_call_id)
         open_calls = (p for p in parts if p.get("toolCallId") == id_ and "output" not in p)
         if (tool := next(open_calls, None)) is None:
             parts.append(tool := _tool_part(call))
-        tool.update(state="output-available", output=call.result and call.result.data)
+        tool.update(
+            state="output-available", output=without_prototypes(call.result and call.result.data)
+        )
 
 
 def _tool_part(call: ToolCall | ToolCallPart) -> dict[str, Any]:
     ids = {"toolCallId": str(call.tool_call_id), "toolName": str(call.tool_name)}
     state = {"providerExecuted": True, "state": "input-available"}
-    return {"type": "dynamic-tool", **ids, **state, "input": call.args}
+    return {"type": "dynamic-tool", **ids, **state, "input": without_prototypes(call.args)}

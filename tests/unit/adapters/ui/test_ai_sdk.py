@@ -141,3 +141,25 @@ def test_turn_without_events_that_fails_has_only_the_error() -> None:
         {"type": "error", "errorText": general_text(StreamInterrupted("gone"))},
         "[DONE]",
     ]
+
+
+def test_members_that_the_ai_sdk_rejects_are_left_out() -> None:
+    value: Any = {
+        "a": 1,
+        "__proto__": {},
+        "constructor": {"prototype": {}},
+        "b": [{"__proto__": 1}],
+    }
+    safe: Any = {"a": 1, "b": [{}]}
+    status, _, _, _, available, output, content, *_ = objects_of(
+        AiSdkFormat(),
+        status_event("typing", value),
+        call(value),
+        result(value),
+        chunk("/rows", value),
+    )
+    assert status["data"]["data"] == safe
+    assert (available["input"], output["output"], content["data"]) == (safe, safe, {"rows": safe})
+    kept: list[Any] = [{"constructor": 1}, {"constructor": {}, "prototype": 1}]
+    (_, data, *_) = objects_of(AiSdkFormat(), chunk("/rows", kept))
+    assert data["data"] == {"rows": kept}

@@ -13,12 +13,14 @@ from flux0.domain.enums import EventType
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import (
     ContentPart,
+    ControlOptions,
     Event,
     MessageData,
     ReasoningPart,
     ToolCall,
     ToolCallPart,
     ToolData,
+    ToolResult,
 )
 from flux0.testing import (
     AgentStep,
@@ -174,3 +176,16 @@ def test_parts_of_unknown_types_are_left_out() -> None:
     assert assistant["parts"] == [{"type": "text", "text": "Hi"}]
     (shown,) = ag_ui_messages([evolve(message, data=unknown)])
     assert shown["content"] == "Hi"
+
+
+def test_members_that_the_ai_sdk_rejects_are_left_out_as_in_the_relay() -> None:
+    value: Any = {"a": 1, "__proto__": {}}
+    called = ToolCallPart("c", "weather", value)
+    ended = ToolCall("c", "weather", value, ToolResult(value, {}, ControlOptions("auto")))
+    turn = (
+        TurnMessage("m", "t", EventType.MESSAGE, MessageData((called, ContentPart(value)))),
+        TurnMessage("r", "t", EventType.TOOL, ToolData((ended,))),
+    )
+    (assistant,) = ui_messages(turn)
+    tool, content = assistant["parts"]
+    assert (tool["input"], tool["output"], content["data"]) == ({"a": 1},) * 3
