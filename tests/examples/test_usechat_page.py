@@ -421,7 +421,7 @@ def test_ag_ui_page_reloads_stops_regenerates_and_reconnects(
     )
     ask(chat, "1", "1", "One.")
     with Relay(urlsplit(chat_url).port or 0) as relay:
-        url = f"{relay.url}/ag-ui?{urlsplit(chat.evaluate('location.href')).query}"
+        url = f"{relay.url}/ag-ui{chat.evaluate('location.search')}"
         with second_tab(chat, browser, url) as page:
             ag_ui_shown(page, "1", "One.")
             ag_ui_ask(page, "2")

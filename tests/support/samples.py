@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
+from unittest.mock import Mock
 
 from fastapi import FastAPI
 from sybil import Document, Example
@@ -89,7 +90,7 @@ def usechat(
         spec.loader.exec_module(main)
     main.has_server, main.database = True, database
     if turns is not None:
-        main.BackgroundTurns = lambda _: turns
+        main.BackgroundTurns = Mock(return_value=turns)
     with Flux0(transport=fake) as flux0, closing(main.open_database(database)) as db:
         chat = flux0.conversation(agent=fake.agent_id, user=_USER).session_id
         db.execute("INSERT INTO chats VALUES (?, ?, '', 0)", [chat, _USER])
