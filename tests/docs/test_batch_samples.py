@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sybil import Document, Example
+from sybil import Document
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 from flux0 import Flux0
@@ -25,10 +25,10 @@ SAMPLES = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())
 AT_ONCE, PROMPTS = 8, 24
 
 
-@pytest.mark.parametrize("sample", SAMPLES, ids=["sync", "async"])
-def test_batch_runs_eight_turns_at_once_and_keeps_the_order(
-    sample: Example, monkeypatch: pytest.MonkeyPatch
+def test_batch_runs_eight_turns_at_once_and_sends_only_prompts_without_an_answer_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    (sample,) = SAMPLES
     together = threading.Barrier(AT_ONCE)
     lock = threading.Lock()
     running: list[str] = []
@@ -43,18 +43,28 @@ def test_batch_runs_eight_turns_at_once_and_keeps_the_order(
             running.remove(message.content)
         yield Fail("no model") if message.content == "What is 3 times 3?" else message.content
 
-    with FakeOverHTTP(FakeTransport(agent)) as server:
-        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+    def run() -> tuple[dict[str, str], int]:
+        calls = len(server.fake.calls)
         sample.namespace.clear()
         sample.namespace["__name__"] = "sample"
         sample.evaluate()
+        new = [call.operation for call in server.fake.calls[calls:]]
+        return sample.namespace["answers"], new.count("sessions.create_event")
 
-    assert max(most) == AT_ONCE
-    answers = sample.namespace["answers"]
-    assert len(answers) == PROMPTS
-    assert answers[3].startswith("failed: ")
-    assert "no model" in answers[3]
-    assert answers[4:] == [f"What is {number} times {number}?" for number in range(4, PROMPTS)]
+    monkeypatch.chdir(tmp_path)
+    prompts = [f"What is {number} times {number}?" for number in range(PROMPTS)]
+    with FakeOverHTTP(FakeTransport(agent)) as server:
+        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
+        answers, sent = run()
+        assert (max(most), sent) == (AT_ONCE, PROMPTS)
+        assert answers == {prompt: prompt for prompt in prompts if prompt != "What is 3 times 3?"}
+
+        with Path("answers.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"prompt": "What')  # The program was killed while it wrote a line.
+        server.fake.script("nine")
+        answers, sent = run()
+        assert (answers["What is 3 times 3?"], len(answers), sent) == ("nine", PROMPTS, 1)
+        assert run()[1] == 0
 
 
 @pytest.mark.parametrize(("end", "answers"), [("\n", ["one"]), ("", ["one", "two\n\n!"])])

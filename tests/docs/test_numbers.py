@@ -37,6 +37,7 @@ from flux0.ports import Timeout
 from flux0.runtime.turn_log import READ_BYTES
 from flux0.testing.contract import TransportContract
 from flux0.turns import open_turns
+from flux0.turns.turn import AFTER_AGENT_ERROR
 from slow.planted_bugs import bugs
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +87,9 @@ STATEMENTS: list[tuple[str, str, object]] = [
     (RELIABILITY, "accept or send data | {} s |", TIMEOUT.read),
     (RELIABILITY, "accept or send data | {} s |", TIMEOUT.write),
     (RELIABILITY, "event of a stream | {} s |", DEFAULT_IDLE_TIMEOUT),
+    (RELIABILITY, "timeout is at most {} s after the agent has reported", AFTER_AGENT_ERROR),
+    (BACKGROUND, "the turn ends {} s after the last event", AFTER_AGENT_ERROR),
+    ("docs/how-to/chat-components.md", "end {} s after the last event", AFTER_AGENT_ERROR),
     (RELIABILITY, "with {} retries", default(RetryBudget, "capacity")),
     (
         RELIABILITY,

@@ -41,9 +41,11 @@ def test_sample_runs(
     server_url: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     caplog.set_level(logging.NOTSET, "flux0")  # A sample may change the level: restore it later.
     monkeypatch.setenv("FLUX0_SERVER_URL", server_url)
+    monkeypatch.chdir(tmp_path)  # A sample may write files.
     example.namespace.clear()  # A reader may copy a single sample.
     example.namespace["__name__"] = "sample"
     example.evaluate()

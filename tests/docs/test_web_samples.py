@@ -10,7 +10,6 @@ import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -24,14 +23,15 @@ from starlette.authentication import AuthCredentials, SimpleUser
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import HTTPConnection
 
-from flux0 import AsyncConversation, BackgroundTurns, Flux0, to_dict
-from flux0.testing import FakeTransport, Fault, Gate, Refuse, Respond, Say
-from support.samples import CHAT_COMPONENTS, chat_back_end, code_of, load, new_chat
+from flux0 import Flux0, to_dict
+from flux0.testing import FakeTransport, Fault, Refuse, Respond
+from support.samples import code_of, load
 
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
 BACKGROUND_TURNS = "docs/how-to/background-turns.md"
+OWN_CONVERSATION = "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]"
 
 Result: TypeAlias = "tuple[int, bytes, Mapping[str, str]]"
 Post: TypeAlias = "Callable[[str, str | None], Result]"
@@ -107,10 +107,7 @@ def starlette(stack: ExitStack) -> Post:
 
 
 def background(stack: ExitStack) -> Post:
-    names = load(
-        BACKGROUND_TURNS,
-        "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]",
-    )
+    names = load(BACKGROUND_TURNS, OWN_CONVERSATION)
     page = browser(stack, names["app"])
 
     def post(session_id: str, user: str | None) -> Result:
@@ -128,34 +125,6 @@ def background(stack: ExitStack) -> Post:
         return joined(responses)
 
     return post
-
-
-def chat_components(stack: ExitStack, line: str, member: str, *routes: tuple[str, str]) -> Post:
-    names = load(CHAT_COMPONENTS, line)
-    page = started(stack, TestClient(names["app"]))
-
-    def post(session_id: str, user: str | None) -> Result:
-        users = {} if user is None else {names["current_user"]: lambda: user}
-        names["app"].dependency_overrides = users
-        body = {member: session_id, "messages": [{"role": "user", "content": "Hi"}]}
-        responses = [
-            page.request(method, path.format(session_id), json=body if method == "POST" else None)
-            for method, path in routes
-        ]
-        return joined(responses)
-
-    return post
-
-
-def ai_sdk(stack: ExitStack) -> Post:
-    chat = "/api/chat/{}"
-    routes = (("POST", "/api/chat"), ("GET", f"{chat}/stream"), ("GET", chat), ("DELETE", chat))
-    return chat_components(stack, '@app.post("/api/chat")', "id", *routes)
-
-
-def ag_ui(stack: ExitStack) -> Post:
-    routes = (("POST", "/agent"), ("POST", "/agent/history"), ("DELETE", "/agent/{}"))
-    return chat_components(stack, '@app.post("/agent")', "threadId", *routes)
 
 
 def flask(stack: ExitStack) -> Post:
@@ -254,9 +223,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.parametrize(
-    "sample", [example, starlette, background, ai_sdk, ag_ui, flask, django, wsgi]
-)
+@pytest.mark.parametrize("sample", [example, starlette, background, flask, django, wsgi])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[ExitStack], Post]
 ) -> None:
@@ -284,34 +251,6 @@ def check_sessions(fake: FakeTransport, post: Post) -> None:
     assert headers["cache-control"] == "no-store"
 
 
-def test_page_that_is_loaded_while_a_message_is_sent_has_this_message_and_the_earlier_reply(
-    fake: FakeTransport,
-) -> None:
-    names = load(CHAT_COMPONENTS, '@app.post("/api/chat")')
-    turns = BackgroundTurns()
-    request = SimpleNamespace(state=SimpleNamespace(turns=turns))
-    pages: list[asyncio.Task[Any]] = []
-    chats: list[AsyncConversation] = []
-
-    async def load_pages() -> str:  # The client calls it before it sends a request.
-        pages.extend(asyncio.create_task(names["load"](request, chat)) for chat in chats)
-        await asyncio.sleep(0)
-        return "1"
-
-    async def main() -> None:
-        async with Flux0() as reader, Flux0(headers={"x-page": load_pages}) as sender:
-            chat = await sender.conversation_async(agent=fake.agent_id)
-            await chat.ask("Hi")
-            chats.append(await reader.conversation_async(session=chat.session_id))
-            turn = await turns.start_async(chat, "And now?")
-            await turn.wait_async()
-            messages = json.loads((await pages[0]).body)["messages"]
-        texts = [message["parts"][0]["text"] for message in messages]
-        assert texts[:3] == ["Hi", "Secret.", "And now?"]
-
-    asyncio.run(main())
-
-
 @pytest.mark.parametrize(
     ("fault", "operation", "status", "problem"),
     [
@@ -335,69 +274,15 @@ def test_web_example_returns_errors_as_json(
     assert problem in json.loads(body)["detail"]
 
 
-def test_request_of_another_shape_is_rejected_by_the_chat_sample(fake: FakeTransport) -> None:
-    names = load(CHAT_COMPONENTS, '@app.post("/api/chat")')
-    names["app"].dependency_overrides = {names["current_user"]: lambda: "ada"}
-    with Flux0() as client:
-        session_id = client.conversation(agent=fake.agent_id, user="ada").session_id
-    body: dict[str, Any] = {"id": session_id, "messages": []}
-    with ExitStack() as stack:
-        page = browser(stack, names["app"])
-        response = page.post("/api/chat", json=body)
-        assert response.status_code == 422
-        assert "body must end with a user message" in response.json()["detail"]
-        again = page.post("/api/chat", json={**body, "trigger": "regenerate-message"})
-        assert again.status_code == 422
-        assert "replace a message" in again.json()["detail"]
-
-
-def without_heartbeats(response: httpx.Response) -> Iterator[str]:
-    return (line for line in response.iter_lines() if not line.startswith(":"))
-
-
-def test_chat_sample_sends_a_running_turn_from_its_beginning_also_if_it_ends_meanwhile() -> None:
-    gate, fake = Gate(timeout=60), FakeTransport()
-    fake.script([Say("Half"), gate, Say("Rest")])
-    back_end = chat_back_end(fake, '@app.post("/api/chat")')
-    with back_end as url, httpx.Client(base_url=url, timeout=60) as page:
-        chat = new_chat(fake)
-        empty = page.get(f"/api/chat/{chat}")
-        assert empty.json() == {"messages": []}
-        without_turn = page.get(f"/api/chat/{chat}/stream")
-        assert without_turn.status_code == 204
-        for each in (empty, without_turn, page.get("/api/chat/unknown000")):
-            assert each.headers["cache-control"] == "no-store"
-
-        body = {
-            "id": chat,
-            "messages": [{"role": "user", "parts": [{"type": "text", "text": "Hi"}]}],
-        }
-        with page.stream("POST", "/api/chat", json=body) as response:
-            assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
-            lines = without_heartbeats(response)
-            first = list(takewhile(lambda line: "Half" not in line, lines))
-            running = page.get(f"/api/chat/{chat}").json()
-            gate.open()
-            rest = list(lines)
-        assert rest[-2:] == ["data: [DONE]", ""]
-        assert [message["role"] for message in running["messages"]] == ["user", "assistant"]
-
-        joined = page.get(f"/api/chat/{chat}/stream")
-        assert joined.headers["x-vercel-ai-ui-message-stream"] == "v1"
-        lines = without_heartbeats(joined)
-        assert list(takewhile(lambda line: "Half" not in line, lines)) == first
-        assert list(lines) == rest
-        ended = page.get(f"/api/chat/{chat}").json()
-        assert [part["text"] for part in ended["messages"][1]["parts"]] == ["Half", "Rest"]
-
-
 def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport) -> None:
     with Flux0() as client:
         agents = to_dict(client.agents.list())
         session = to_dict(client.sessions.create(agent_id=fake.agent_id))
     line = "    return to_dict(await request.state.client.agents.list_async())"
     with ExitStack() as stack:
-        page = browser(stack, load("docs/how-to/web.md", line)["app"])
+        app = load(BACKGROUND_TURNS, OWN_CONVERSATION)["app"]
+        app.include_router(load("docs/how-to/web.md", line)["router"])
+        page = browser(stack, app)
         assert page.get("/agents").json() == agents
 
     chat: Any = load("docs/how-to/web.md", "class Chat(BaseModel):")["Chat"]
@@ -415,25 +300,3 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
     assert wrong.status_code == 422
     assert "id: expected a str, got int" in wrong.json()["detail"][0]["msg"]
     assert echo.get("/openapi.json").status_code == 200
-
-
-def test_list_of_chats_has_the_chats_of_the_user_with_title_and_last_message(
-    fake: FakeTransport,
-) -> None:
-    names = load("docs/how-to/web.md", "class NewChat(BaseModel):")
-    user = "ada"
-    names["app"].dependency_overrides = {names["current_user"]: lambda: user}
-    with ExitStack() as stack, Flux0() as client:
-        page = browser(stack, names["app"])
-        assert page.get("/chats").json() == []
-        first, second = (
-            page.post("/chats", json={"text": text}).json() for text in ("Hi  there\n!", "x" * 99)
-        )
-        client.conversation(session=first["id"], user=user).ask("Hi")
-        assert page.get("/chats").json() == [
-            {"id": second["id"], "title": "x" * 60, "last": ""},
-            {"id": first["id"], "title": "Hi there !", "last": "Secret."},
-        ]
-        assert page.post("/chats", json={"text": " "}).status_code == 422
-        user = "eve"
-        assert page.get("/chats").json() == []

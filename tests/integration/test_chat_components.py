@@ -17,7 +17,7 @@ from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
 from flux0 import Flux0
-from flux0.adapters.ui import AgUiFormat, AiSdkFormat
+from flux0.adapters.ui import AgUiFormat, AiSdkFormat, NewMessage, new_message
 from flux0.domain.errors import StreamInterrupted
 from flux0.relay_format import RelayFormat
 from flux0.testing import (
@@ -36,31 +36,31 @@ from support.in_memory import events_of
 from support.npm import npm_install, run_in
 from support.programs import needs
 from support.samples import (
-    CHAT_COMPONENTS,
+    USECHAT,
     WRITE_A_RELAY_FORMAT,
     TurnsOfTwoProcesses,
     chat_back_end,
     code_of,
     load,
-    new_chat,
 )
 from support.ui import pieces_of
 from unit.domain.messages.test_accumulator import CASES
 
 pytestmark = needs("npm")
 
-SCRIPT = Path(__file__).parents[1] / "support" / "read_ui.mjs"
+SUPPORT = Path(__file__).parents[1] / "support"
+SCRIPT, USE_CHAT = SUPPORT / "read_ui.mjs", SUPPORT / "use_chat.mjs"
 AG_UI = "@ag-ui/client@1.0.0"
 OPENAI = "openai@7.59.0"
 JOIN = """
 import { HttpAgent } from "@ag-ui/client";
 const agent = new HttpAgent({ url: `${SERVER}/agent/history`, threadId: SESSION });
-let error = null;
+let outcome = null;
 await agent.runAgent({}, {
   onTextMessageContentEvent: () => { fetch(`${SERVER}/agent/${SESSION}`, { method: "DELETE" }); },
-  onRunErrorEvent: ({ event }) => { error = event.message; },
-}).catch(() => {});
-console.log(JSON.stringify([agent.messages, error]));
+  onRunFinishedEvent: (run) => { outcome = run.outcome; },
+});
+console.log(JSON.stringify([agent.messages, outcome]));
 """
 READ_COMPLETION = """
 import OpenAI from "openai";
@@ -143,14 +143,22 @@ def of_ag_ui(messages: list[dict[str, Any]]) -> Content:
         value: Any = message.get("content")
         for call in message.get("toolCalls", []):
             tool = call["function"]
-            content["calls"].append((call["id"], tool["name"], decoded(tool["arguments"])))
+            call_id = agents_id(call["id"])
+            content["calls"].append((call_id, tool["name"], decoded(tool["arguments"])))
         if message["role"] == "tool":
-            content["results"].append((message["toolCallId"], decoded(value)))
+            content["results"].append((agents_id(message["toolCallId"]), decoded(value)))
         elif message["role"] == "activity":
             content["content"].append(value["content"])
         elif value:
             content["reasoning" if message["role"] == "reasoning" else "text"].append(value)
     return content
+
+
+def agents_id(call_id: str) -> str:
+    """Return the id that the agent has given to the call: `AgUiFormat` adds the id of the turn."""
+    turn_id, _, own = call_id.partition("/")
+    assert turn_id
+    return own
 
 
 def decoded(text: str) -> Any:
@@ -242,11 +250,28 @@ def test_interrupted_turns_end_with_an_error_and_keep_their_content(reader: Read
 
 
 def run_sample(folder: Path, url: str, session_id: str, more: str = "") -> Any:
-    """Run the page's sample of AG-UI, and `more`; return its messages as JSON."""
-    (_, sample) = code_of(CHAT_COMPONENTS, "js")
-    sample = sample.replace('"/agent', f'"{url}/agent').replace("sessionId", repr(session_id))
+    """Load a chat and send a message, as `ag-ui.js` of the example, and run `more`.
+
+    Returns the messages as JSON.
+    """
+    code = (USECHAT / "src/ag-ui.js").read_text("utf-8")
+    agent = code[code.index("const agent") : code.index("function shown")]
+    run = code[code.index("/** Run the agent.") : code.index("/** Work while")]
+    sample = "".join(
+        line for line in f"{agent}{run}".splitlines(keepends=True) if "shown" not in line
+    )
+    sample = sample.replace('"/agent', f'"{url}/agent').replace("`/agent", f"`{url}/agent")
     script = folder / "run.mjs"
-    script.write_text(f"{sample}{more}console.log(JSON.stringify(agent.messages));", "utf-8")
+    script.write_text(
+        f"""import {{ HttpAgent }} from "@ag-ui/client";
+const threadId = {session_id!r};
+{sample}
+await load();
+agent.addMessage({{ id: crypto.randomUUID(), role: "user", content: "What's the weather in SF?" }});
+await run({url + "/agent"!r});
+{more}console.log(JSON.stringify(agent.messages));""",
+        "utf-8",
+    )
     return json.loads(run_in(folder, "node", str(script)))
 
 
@@ -257,7 +282,8 @@ def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
     folder = install(AG_UI)
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
     fake = FakeTransport()
-    fake.script([Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")])
+    turn: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"}), Say("Sunny.")]
+    fake.script(turn)
     expected = {
         "text": ["Sunny."],
         "reasoning": ["Hm"],
@@ -265,25 +291,26 @@ def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
         "calls": [("call-1", "weather", {"city": "SF"})],
         "results": [("call-1", {"sky": "clear"})],
     }
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        session_id = new_chat(fake)
+    with chat_back_end(fake) as (url, session_id):
         (user, *messages) = run_sample(folder, url, session_id)
         assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
         assert of_ag_ui(messages) == expected
 
-        fake.script([])
-        (user, *messages, second) = run_sample(folder, url, session_id)
-        assert (user["role"], user["content"]) == ("user", "What's the weather in SF?")
-        assert of_ag_ui(messages) == expected
-        assert (second["role"], second["content"]) == ("user", "What's the weather in SF?")
+        fake.script(turn)  # The agent uses the id of the call again.
+        messages = run_sample(folder, url, session_id)
+        number = [each["role"] for each in messages].index("user", 1)
+        assert [messages[0]["content"], messages[number]["content"]] == 2 * [user["content"]]
+        assert of_ag_ui(messages[1:number]) == expected
+        assert of_ag_ui(messages[number + 1 :]) == expected
+        history = run_sample(folder, url, session_id)
+        assert of_ag_ui(history[1:number]) == of_ag_ui(history[number + 1 : 2 * number]) == expected
 
 
 def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], Path]) -> None:
     folder = install(AG_UI)
     fake = FakeTransport()
     fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        session_id = new_chat(fake)
+    with chat_back_end(fake) as (url, session_id):
         message = {"id": "1", "role": "user", "content": "Hi"}
         body = {"threadId": session_id, "runId": "run", "messages": [message]}
         with httpx.stream("POST", f"{url}/agent", json=body) as running:
@@ -292,12 +319,12 @@ def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], P
             script.write_text(
                 JOIN.replace("SERVER", repr(url)).replace("SESSION", repr(session_id)), "utf-8"
             )
-            messages, error = json.loads(run_in(folder, "node", str(script)))
+            messages, outcome = json.loads(run_in(folder, "node", str(script)))
     assert [(each["role"], each["content"]) for each in messages] == [
         ("user", "Hi"),
         ("assistant", "Half"),
     ]
-    assert error == "the turn was stopped"
+    assert outcome == "cancelled"
     fake.assert_no_open_streams()
 
 
@@ -305,8 +332,9 @@ def test_http_agent_continues_a_turn_whose_relay_the_application_has_ended(
     install: Callable[[str], Path],
 ) -> None:
     folder, turns, gate = install(AG_UI), TurnsOfTwoProcesses(), Gate(timeout=60)
-    fake = FakeTransport()
-    fake.script([Say("Sunny."), gate, Say("Bye.")])
+    fake, tool = FakeTransport(), CallTool("weather", {"city": "SF"}, id="call-1")
+    begin: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, 16)]
+    fake.script([*begin, Say("Sunny."), gate, Say("Bye.")])
 
     def restart() -> None:
         while not gate.reached:
@@ -314,20 +342,26 @@ def test_http_agent_continues_a_turn_whose_relay_the_application_has_ended(
         turns.restart()
         gate.open()
 
-    with chat_back_end(fake, '@app.post("/agent")', turns=turns) as url:
+    with chat_back_end(fake, turns) as (url, session_id):
         restarting = Thread(target=restart)
         restarting.start()
-        (user, *messages) = run_sample(folder, url, new_chat(fake))
+        (user, *messages) = run_sample(folder, url, session_id)
         restarting.join()
     assert user["content"] == "What's the weather in SF?"
-    assert of_ag_ui(messages)["text"] == ["Sunny.", "Bye."]
+    assert of_ag_ui(messages) == {
+        "text": ["Sunny.", "Bye."],
+        "reasoning": ["Hm"],
+        "content": [],
+        "calls": [("call-1", "weather", {"city": "SF"})],
+        "results": [("call-1", 16)],
+    }
     assert [call.operation for call in fake.calls].count("sessions.create_event") == 1
 
 
 def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
     fake = FakeTransport()
-    with chat_back_end(fake, '@app.post("/agent")') as url:
-        thread = {"threadId": new_chat(fake)}
+    with chat_back_end(fake) as (url, session_id):
+        thread = {"threadId": session_id}
         empty = {"id": "1", "role": "user", "content": ""}
         picture = {"id": "1", "role": "user", "content": [{"type": "binary", "data": ""}]}
         for messages in ([], [empty], [picture]):
@@ -338,8 +372,8 @@ def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
         fake.inject(Refuse(), times=3)
         response = httpx.post(f"{url}/agent", json=thread)
         assert (response.status_code, response.json()["detail"]) == (
-            502,
-            "The agent cannot be reached. Reload the page, and try again.",
+            503,
+            "The agent cannot be reached. Your message was not sent.",
         )
     assert "sessions.create_event" not in {call.operation for call in fake.calls}
 
@@ -378,3 +412,36 @@ def test_openai_reads_the_relay_format_of_the_page(
         (function,) = (call["function"] for call in calls)
         message["tool_calls"] = [function["name"], function["arguments"]]
     assert {key: message[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("package", [name for name, kind in PACKAGES.items() if kind == "ai-sdk"])
+def test_use_chat_shows_tools_of_two_turns_and_a_stopped_turn_without_an_error(
+    install: Callable[[str], Path], package: str
+) -> None:
+    """The component sends automatically when its own tools have ended, but not the agent's tools.
+
+    A message of a regenerated reply, and an edited message, replace the turns that are not shown.
+    """
+    folder, fake = install(package), FakeTransport()
+    tool = CallTool("weather", {"city": "SF"}, id="call-1")
+    turn: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"})]
+    fake.script(turn, turn, [Say("Half"), Gate(timeout=60), Say("never sent")])
+    with chat_back_end(fake) as (url, session_id):
+        printed = json.loads(run_in(folder, "node", str(USE_CHAT), url, session_id))
+    assert printed["ends"] == [["ready", None]] * 4
+    assert printed["finishReasons"][:3] == ["stop", "stop", None]
+    assert [call.operation for call in fake.calls].count("sessions.create_event") == 6
+    _, first, _, second = printed["messages"]
+    assert of_ai_sdk(first["parts"]) == of_ai_sdk(second["parts"])
+    assert of_ai_sdk(first["parts"])["results"] == [("call-1", {"sky": "clear"})]
+    fake.assert_no_open_streams()
+
+    with Flux0(transport=fake) as client:
+        events = client.conversation(session=session_id).history()
+    turns = list(dict.fromkeys(event.correlation_id for event in events))[:3]
+    history = [event for event in events if event.correlation_id in turns]
+    *_, again, earlier, edited = printed["bodies"]
+    assert len(printed["bodies"]) == 6
+    assert new_message(again, history) == NewMessage("Three", (turns[2],))
+    assert new_message(earlier, history) == NewMessage("One", tuple(turns))
+    assert new_message(edited, history) == NewMessage("One, edited", tuple(turns))

@@ -174,6 +174,25 @@ async def test_sessions_are_listed_by_user_and_agent(
     assert not {ours.id, theirs.id, bobs.id} & {session.id for session in anonymous}
 
 
+@few_ways
+async def test_sessions_without_a_user_belong_only_to_the_user_anonymous(
+    make_client: MakeClient, server: Flux0Server
+) -> None:
+    """`user=` therefore rejects this name; see the unit tests of `arguments.user`."""
+    async with make_client() as flux0:
+        session = await flux0.sessions.create_async(agent_id=server.agent_id)
+
+        async def owns(**options: Any) -> bool:
+            listed = await flux0.sessions.list_async(**options)
+            return session.id in {each.id for each in listed}
+
+        assert await owns()
+        for value in ("anonymous", '"anonymous"', " anonymous; a=b", ""):
+            assert await owns(http_headers={"cookie": f"flux0_user_sub={value}"})
+        for user in ("Anonymous", " anonymous ", '"anonymous"', "an%6Fnymous", "anonymous;"):
+            assert not await owns(user=user)
+
+
 # --- events
 
 # A turn with each type of event, in the order in which they are stored.

@@ -45,7 +45,7 @@ _WAIT = """new Promise((resolve, reject) => {
     const value = CONDITION;
     if (!value) return;
     observer.disconnect();
-    resolve(value);
+    resolve(value instanceof Node || value); // A node of React cannot be returned by value.
   };
   const observer = new MutationObserver(check);
   observer.observe(document, {

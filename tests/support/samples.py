@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest import mock
+from unittest.mock import Mock
 
-from starlette.responses import HTMLResponse
+from fastapi import FastAPI
 from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -17,7 +22,7 @@ from flux0.testing import FakeTransport
 from support.back_ends import serve
 
 ROOT = Path(__file__).parents[2]
-CHAT_COMPONENTS = "docs/how-to/chat-components.md"
+USECHAT = ROOT / "examples/usechat"
 WRITE_A_RELAY_FORMAT = "docs/how-to/write-a-relay-format.md"
 _USER = "ada"
 
@@ -59,23 +64,35 @@ class TurnsOfTwoProcesses:
 
 @contextmanager
 def chat_back_end(
-    fake: FakeTransport, line: str, page: str = "", turns: TurnsOfTwoProcesses | None = None
-) -> Generator[str, None, None]:
-    """Serve the sample of `chat-components.md` that contains this line, and a page; yield the URL.
+    fake: FakeTransport, turns: TurnsOfTwoProcesses | None = None, user: str | None = _USER
+) -> Generator[tuple[str, str], None, None]:
+    """Serve `examples/usechat` without its page; yield the URL and the id of the user's new chat.
 
-    All requests have the same user, who owns the sessions of `new_chat`.
+    All requests have the same user. If it is None, no user is logged in.
     """
-    with fake.installed():
-        names = load(CHAT_COMPONENTS, line)
-        if turns is not None:
-            names["BackgroundTurns"] = lambda: turns
-        names["app"].dependency_overrides[names["current_user"]] = lambda: _USER
-        names["app"].add_api_route("/", lambda: HTMLResponse(page))
-        with serve(names["app"]) as url:
-            yield url
+    with TemporaryDirectory() as folder, fake.installed():
+        app, chat = usechat(fake, f"{folder}/chats.db", turns)
+        if user is not None:
+            app.dependency_overrides[sys.modules["chats"].current_user] = lambda: user
+        with serve(app) as url:
+            yield url, chat
 
 
-def new_chat(fake: FakeTransport) -> str:
-    """Create a session for the user, and return its id."""
-    with Flux0(transport=fake) as flux0:
-        return flux0.conversation(agent=fake.agent_id, user=_USER).session_id
+def usechat(
+    fake: FakeTransport, database: str, turns: TurnsOfTwoProcesses | None = None
+) -> tuple[FastAPI, str]:
+    """Load the application of `examples/usechat`. Return it and the id of a new chat of `ada`."""
+    spec = spec_from_file_location("usechat_main", USECHAT / "main.py")
+    assert spec is not None
+    assert spec.loader is not None
+    main: Any = module_from_spec(spec)
+    with mock.patch.object(sys, "path", [str(USECHAT), *sys.path]):
+        spec.loader.exec_module(main)
+    main.has_server, main.database = True, database
+    if turns is not None:
+        main.BackgroundTurns = Mock(return_value=turns)
+    with Flux0(transport=fake) as flux0, closing(main.open_database(database)) as db:
+        chat = flux0.conversation(agent=fake.agent_id, user=_USER).session_id
+        db.execute("INSERT INTO chats VALUES (?, ?, '', 0)", [chat, _USER])
+    app: FastAPI = main.app
+    return app, chat

@@ -1,4 +1,4 @@
-"""Runs `examples/web/app.py` in a child process."""
+"""Runs the applications in `examples` in child processes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from urllib.parse import urlsplit
 from support.redis_server import redis_server
 from support.relay import Relay
 
-_ROOT = Path(__file__).parents[2]
+_WEB = Path(__file__).parents[2] / "examples/web/app.py"
 
 
 @contextmanager
-def web_example(server_url: str | None, redis_url: str | None = None) -> Generator[str, None, None]:
+def web_example(
+    server_url: str | None, redis_url: str | None = None, program: Path = _WEB
+) -> Generator[str, None, None]:
     """Run the application on a free port, and yield its URL. Without a server, it uses a fake."""
-    with web_example_process(server_url, redis_url) as (url, _):
+    with web_example_process(server_url, redis_url, program) as (url, _):
         yield url
 
 
 @contextmanager
 def restarted_example(
-    server_url: str, folder: Path
+    server_url: str, folder: Path, program: Path = _WEB
 ) -> Generator[tuple[str, Callable[[], object]], None, None]:
     """Run the application in two processes that share a Redis, behind one address.
 
@@ -36,9 +38,12 @@ def restarted_example(
     """
     with (
         redis_server(folder) as redis,
-        web_example_process(server_url, redis.url) as (url, process),
+        web_example_process(server_url, redis.url, program) as (url, process),
     ):
-        with web_example(server_url, redis.url) as other, Relay(urlsplit(url).port or 0) as proxy:
+        with (
+            web_example(server_url, redis.url, program) as other,
+            Relay(urlsplit(url).port or 0) as proxy,
+        ):
 
             def restart() -> None:
                 proxy.forward_to(urlsplit(other).port or 0)
@@ -50,7 +55,7 @@ def restarted_example(
 
 @contextmanager
 def web_example_process(
-    server_url: str | None, redis_url: str | None = None
+    server_url: str | None, redis_url: str | None = None, program: Path = _WEB
 ) -> Generator[tuple[str, subprocess.Popen[str]], None, None]:
     """Run the application, and yield its URL and its process."""
     environment = {**os.environ, "PORT": "0"}
@@ -59,8 +64,8 @@ def web_example_process(
         if url is not None:
             environment[name] = url
     process = subprocess.Popen(
-        [sys.executable, "examples/web/app.py"],
-        cwd=_ROOT,
+        [sys.executable, program.name],
+        cwd=program.parent,
         env=environment,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,  # It contains the log of requests.

@@ -38,6 +38,8 @@ _MAX_STOP_SECONDS: Final = 10.0
 # The seconds between two checks whether an event loop that reads turns has ended. The checks are
 # necessary, because an event loop does not notify other threads when it ends.
 _CHECK_SECONDS: Final = 0.5
+# The seconds between two searches of `stop` for a running turn.
+_FIND_SECONDS: Final = 0.1
 
 _STOPPED: Final = "the turn was stopped"
 _ANOTHER_MESSAGE: Final = (
@@ -51,7 +53,7 @@ class _OwnTurns:
         self.relays: OpenRelays = OpenRelays()
         self._readings: dict[TurnReading[Any], None] = {}
         self._is_watching = False
-        self._time = SystemTime()
+        self.time: SystemTime = SystemTime()
 
     def add(self, reading: TurnReading[Any]) -> None:
         self._readings[reading] = None
@@ -67,7 +69,7 @@ class _OwnTurns:
     def _watch(self) -> None:
         if not self._is_watching:
             self._is_watching = True
-            self._time.alarm(monotonic() + _CHECK_SECONDS, self._check_loops)
+            self.time.alarm(monotonic() + _CHECK_SECONDS, self._check_loops)
 
     def _check_loops(self) -> None:
         self._is_watching = False
@@ -190,21 +192,40 @@ class BackgroundTurns(Uncopyable):
         """The async version of `join`."""
         return await self._run(partial(self.join, session_id))
 
-    def stop(self, session_id: str) -> bool:
+    def stop(self, session_id: str, *, wait_ms: int = 0) -> bool:
         """Stop the running turn of a session, and wait until it has ended.
 
         Stopping a turn closes its stream, which cancels the agent. The turn's relays end with a
         `TurnStopped`, in all processes. Return False if no turn was running.
 
+        Args:
+            session_id: The session's id.
+            wait_ms: The longest time in milliseconds to wait for a turn to stop. If a user stops a
+                message right after sending it, the request to stop may arrive before the other
+                request has called `start`, in this process or in another process. Pass it only
+                while the page waits for a reply: a later message within this time is stopped, too.
+
         Raises:
             TurnRunning: The turn did not end within 10 s.
             TurnStoreError: The store cannot be used.
         """
-        return _stop(self._find_running(session_id), _STOPPED)
+        log = self._find_running(session_id)
+        for seconds in _intervals(wait_ms):
+            if log is not None:
+                break
+            self._own.get().time.sleep(seconds)
+            log = self._find_running(session_id)
+        return _stop(log, _STOPPED)
 
-    async def stop_async(self, session_id: str) -> bool:
+    async def stop_async(self, session_id: str, *, wait_ms: int = 0) -> bool:
         """The async version of `stop`."""
-        log = await self._run(partial(self._find_running, session_id))
+        find = partial(self._find_running, session_id)
+        log = await self._run(find)
+        for seconds in _intervals(wait_ms):
+            if log is not None:
+                break
+            await self._own.get().time.sleep_async(seconds)
+            log = await self._run(find)
         return await self._stop_async(log, _STOPPED)
 
     def stats(self) -> TurnStats:
@@ -322,6 +343,13 @@ def _check_conversation(kind: type[Any], value: object, other: type[Any], method
         problem = f"must be of type {kind.__name__}, not {other.__name__}: pass it to {method}"
         raise InvalidArgument("conversation", problem)
     arguments.instance("conversation", kind, value)
+
+
+def _intervals(wait_ms: float) -> Iterator[float]:
+    """Yield seconds to wait, until `wait_ms` have passed."""
+    ends = monotonic() + arguments.interval("wait_ms", wait_ms) / 1000
+    while (left := ends - monotonic()) > 0:
+        yield min(left, _FIND_SECONDS)
 
 
 def _running(log: TurnLog | None) -> TurnLog | None:

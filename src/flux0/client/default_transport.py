@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ _replacements: Final[list[Any]] = [None]
 # `_allowed` starts with True. Each active `with real_transports(...)` block adds its argument
 # `allowed`. The last item says whether real transports can send.
 _allowed: Final[list[bool]] = [True]
+# With the value "1" of this environment variable, real transports cannot send. Child processes get
+# it from the process that runs the tests.
+_VARIABLE: Final = "FLUX0_FORBID_REAL"
+_OPTION: Final = "flux0_forbid_real"
 
 
 @contextmanager
@@ -43,25 +48,41 @@ def real_transports(*, allowed: bool) -> Generator[None, None, None]:
     """In the `with` block, allow or forbid the calls that a transport of flux0 sends to a server.
 
     Only clients that were created in such a block are checked, so the first block must start before
-    the clients are created.
+    the clients are created. The environment variable `FLUX0_FORBID_REAL` does the same for the
+    clients of child processes that are started in the block.
     """
     _allowed.append(allowed)
+    previous = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = str(int(not allowed))
     try:
         yield
     finally:
         _allowed.pop()
+        if previous is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = previous
 
 
 def guarded(send: SendFlow, transports: Iterable[object]) -> SendFlow:
-    """Return `send`; in a `real_transports` block, a function that checks each request first."""
-    if len(_allowed) == 1:
+    """Return `send`; in a `real_transports` block, a function that checks each request first.
+
+    A process whose environment variable `FLUX0_FORBID_REAL` is set checks the requests, too.
+    """
+    if len(_allowed) == 1 and _VARIABLE not in os.environ:
         return send
 
     def check_and_send(request: CallRequest) -> Flow[Response[Any]]:
-        if not _allowed[-1] and any(map(_is_real, transports)):
+        # The variable is only for child processes: a test may remove it with `monkeypatch`.
+        is_child = len(_allowed) == 1
+        is_forbidden = os.environ.get(_VARIABLE) == "1" if is_child else not _allowed[-1]
+        if is_forbidden and any(map(_is_real, transports)):
+            setting = (
+                f"environment variable {_VARIABLE}" if is_child else "ini option flux0_forbid_real"
+            )
             raise AssertionError(
                 f"{request.operation} must not be sent to a server ({request.method} "
-                f"{shown_url(request.url)}), because the ini option flux0_forbid_real is set: "
+                f"{shown_url(request.url)}), because the {setting} is set: "
                 "install a fake (`with FakeTransport().installed()`), pass a transport of "
                 "flux0.testing to the client, or mark the test with @pytest.mark.flux0_real"
             )

@@ -231,7 +231,8 @@ class Flux0(Uncopyable):
             session: The session to continue, or its id.
             user: A name or id that never changes for this user, sent as the cookie
                 `flux0_user_sub`. Characters that a cookie cannot contain, such as spaces and `é`,
-                and `%` are percent-encoded. By default, all clients share one anonymous user.
+                and `%` are percent-encoded. By default, all clients share one anonymous user, whose
+                name `anonymous` is rejected.
             title: The title of a new session, at most 200 characters.
             metadata: Data to store with a new session, as plain JSON. The server 0.1.0b4 rejects
                 it.

@@ -31,6 +31,11 @@ _FIELD_VALUE = re.compile(r"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])
 # cookie values. `%` is missing here: a `%` in a value must be encoded, because `%` introduces
 # encoded characters.
 _IN_COOKIES = "!#$&'()*+/:<=>?@[]^`{|}"
+_ANONYMOUS = "anonymous"
+_IS_ANONYMOUS = (
+    'must not be "anonymous", the server\'s user of all sessions that are created without user:'
+    " use another id, such as a primary key or user-anonymous"
+)
 # The user must not set the header fields in `_FRAMING`: with a wrong value, the request is
 # truncated, or the server reads a part of the body as a second request.
 _FRAMING = frozenset({"content-length", "transfer-encoding"})
@@ -167,6 +172,10 @@ def user(argument: str, name: object) -> Headers:
     from urllib.parse import quote  # noqa: PLC0415 - not needed to import this package
 
     value = quote(text(argument, name), safe=_IN_COOKIES)
+    # The server uses this name if a request has no cookie. The name is case-sensitive, and the
+    # server does not decode percent-encoded characters, so no other value maps to this user.
+    if value == _ANONYMOUS:
+        raise InvalidArgument(argument, _IS_ANONYMOUS)
     return Headers((("cookie", f"flux0_user_sub={value}"),))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flux0.domain.errors import Flux0Error, mark_user_error
+from flux0.domain.errors import AgentError, Flux0Error, mark_user_error
 from flux0.domain.retrying import RetryDetails
 from flux0.domain.safe_text import escaped, shown_json, shown_url
 from flux0.flows import CallRequest, Flow, SendFlow
@@ -115,7 +115,8 @@ def log_turn(turn: TurnEnd, *, is_relayed: bool = False) -> None:
 
 def log_relayed_turn(turn: TurnEnd) -> None:
     """Log the errors of a turn, because relays show their readers only a general sentence."""
-    for error in filter(None, (turn.agent_error, turn.error)):
+    reported = None if isinstance(turn.error, AgentError) else turn.agent_error
+    for error in filter(None, (reported, turn.error)):
         ids = (escaped(str(each)) for each in (turn.session_id, turn.correlation_id))
         _logger().error("relayed turn failed: %s session=%s turn=%s", error, *ids)
 

@@ -214,7 +214,8 @@ class StreamState(Uncopyable):
         return self._report.seconds
 
     def mark_relayed(self) -> TurnReport:
-        """Record that a relay reads the stream, so that an error of the turn is logged."""
+        """Log the error of the turn, and end the turn soon after an error of the agent."""
+        self._turn.mark_relayed()
         self._report.is_relayed = True
         return self._report
 
@@ -251,8 +252,7 @@ class StreamState(Uncopyable):
         if later or self._content.is_interrupted:
             self._report.postpone(self._report_end)
         else:
-            failed = self._life.current.failure is not None
-            self._report.end(self._describe_end, failed=failed)
+            self._report.end(self._describe_end, failed=self._life.current.failure is not None)
 
     def _describe_end(self, with_messages: bool) -> TurnEnd:
         agent = self.agent

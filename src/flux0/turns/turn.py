@@ -7,9 +7,11 @@ the transport. The outputs are events, and the error that ends the turn. The str
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
+from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import (
+    AgentError,
     DecodeError,
     EventTooLarge,
     Flux0Error,
@@ -19,12 +21,15 @@ from flux0.domain.errors import (
     StreamInterrupted,
     TransportError,
 )
-from flux0.domain.stream_events import StreamEvent
+from flux0.domain.stream_events import StatusEvent, StreamEvent
 from flux0.domain.timeouts import duration
 from flux0.flows import CallRequest
 from flux0.ports import Codec, EventStreamParser, ServerSentEvent
 
 E = TypeVar("E", bound=Flux0Error)
+# The idle timeout of a relayed turn in seconds, after the agent has reported an error. The server
+# does not end the stream of an agent that has failed without the status `completed`.
+AFTER_AGENT_ERROR: Final = 5.0
 # `Received` lists events that were received together, each with its server-sent event.
 Received: TypeAlias = list[tuple[StreamEvent, ServerSentEvent]]
 
@@ -52,9 +57,21 @@ class Turn:
         self._decode = codec.decode_event
         self._request = request
         self._idle_timeout = idle_timeout
+        self._agent_error: StatusEvent | None = None
+        self._is_relayed = False
         self.timeout: float = idle_timeout
         self.correlation_id: str | None = None
         self.event_count: int = 0
+
+    def mark_relayed(self) -> None:
+        """End the turn with an `AgentError` if no event follows an agent's error for 5 s."""
+        self._is_relayed = True
+        self._shorten_timeout()
+
+    def _shorten_timeout(self) -> None:
+        if self._is_relayed and self._agent_error is not None:
+            self._idle_timeout = min(self._idle_timeout, AFTER_AGENT_ERROR)
+            self.timeout = min(self.timeout, AFTER_AGENT_ERROR)
 
     def feed(self, data: bytes, waited: float = 0.0) -> tuple[Received, Flux0Error | None]:
         """Parse the body's next bytes; return the complete events and the error that ends the turn.
@@ -77,8 +94,12 @@ class Turn:
             self.correlation_id = next((id_ for id_ in ids if id_ is not None), None)
         if failure is not None:
             self.attach_request(failure)
+        for event, _ in events:
+            if type(event) is StatusEvent and event.status == SessionStatus.ERROR:
+                self._agent_error = event
         if events:
             self.timeout = self._idle_timeout
+            self._shorten_timeout()
         elif failure is None:
             self.timeout -= waited
             failure = self._idle_failure() if self.timeout <= 0 else None
@@ -104,7 +125,9 @@ class Turn:
     def interrupted(self, problem: str) -> StreamInterrupted:
         return self.attach_request(StreamInterrupted(f"{problem} {self._so_far()}"))
 
-    def _idle_failure(self) -> StreamIdleTimeout:
+    def _idle_failure(self) -> StreamError:
+        if self._is_relayed and self._agent_error is not None:
+            return self.attach_request(AgentError(self._agent_error.data.data))
         waited = duration(self._idle_timeout)
         limit = f"no event for {waited} (idle timeout; set stream_idle_timeout_ms)"
         cause = "the agent may have crashed, or another client may use the session"

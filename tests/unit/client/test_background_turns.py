@@ -58,6 +58,7 @@ from flux0.testing import (
     FakeTransport,
     Gate,
     GiveResult,
+    Pause,
     Reason,
     Refuse,
     Report,
@@ -606,6 +607,27 @@ async def test_error_of_the_agent_is_raised_by_wait_and_is_an_event_of_the_relay
 
 
 @in_every_mode
+async def test_turn_of_an_agent_that_failed_and_does_not_complete_ends_after_5_s(
+    mode: Mode,
+) -> None:
+    server = Server(mode, ["a", Fail("no model"), Pause(3600), "never sent"])
+    conversation = await server.conversation()
+    began = server.fake.clock.monotonic()
+    with logged_errors() as messages:
+        turn = await server.turns.start_async(conversation, "Hi")
+        *_, status, last = await gathered(turn.relay_async())
+    assert server.fake.clock.monotonic() - began == 5
+    assert status.startswith(b"event: status\nid: 2\n")
+    assert error_in(last) == ("AgentError", "The agent reported an error")
+    assert len(messages) == 1
+    assert not turn.is_running
+    server.fake.assert_no_open_streams()
+    server.fake.script(["Sunny."])
+    second = await server.turns.start_async(conversation, "Hi", running="refuse")
+    assert (await second.wait_async()).text == "Sunny."
+
+
+@in_every_mode
 async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mode) -> None:
     store = MemoryTurnStore()
     server = Server(mode, ["a", Gate()], store)
@@ -629,6 +651,39 @@ async def test_stop_during_sending_ends_the_turn_as_soon_as_it_is_sent(mode: Mod
     with ends_soon():
         kind, message = error_in((await gathered(results[0].relay_async()))[-1])
     assert (kind, message) == ("TurnStopped", "the reason")
+    server.fake.assert_no_open_streams()
+
+
+@in_every_mode
+async def test_stop_waits_for_a_turn_that_is_started_later(mode: Mode) -> None:
+    """A request to stop may arrive while the request with the message is still being checked."""
+
+    class Store(BlockingStore):
+        searches = 0
+
+        def find(self, session_id: str) -> TurnLog | None:
+            self.searches += 1
+            return super().find(session_id)
+
+    store = Store()
+    server = Server(mode, ["a", Gate(timeout=TIMEOUT), "never sent"], store)
+    conversation = await server.conversation()
+    results: list[Any] = []
+
+    async def stop() -> None:
+        results.append(await server.turns.stop_async(conversation.session_id, wait_ms=60_000))
+
+    async def start() -> None:
+        while store.searches < 2:
+            await pause(mode)
+        turn = await server.turns.start_async(conversation, "Hi")
+        with pytest.raises(TurnStopped, match="the turn was stopped"):
+            await turn.wait_async()
+
+    await at_once(mode, stop, start)
+    assert results == [True]
+    assert not await server.turns.stop_async(conversation.session_id, wait_ms=1)
+    assert not await server.turns.stop_async(conversation.session_id)
     server.fake.assert_no_open_streams()
 
 

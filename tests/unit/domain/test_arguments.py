@@ -295,8 +295,15 @@ def test_invalid_name_of_a_computed_header_is_rejected(fields: Any, problem: str
     [
         ("ann@example.org", "ann@example.org"),
         ("ann; admin=1", "ann%3B%20admin=1"),
+        ("Anonymous", "Anonymous"),
+        ("anonymous ", "anonymous%20"),
         ('"Zo\u00eb", 100%\\\r\n', "%22Zo%C3%AB%22%2C%20100%25%5C%0D%0A"),
     ],
 )
 def test_name_of_a_user_is_the_value_of_one_cookie(user: str, value: str) -> None:
     assert arguments.user("user", user) == Headers((("cookie", f"flux0_user_sub={value}"),))
+
+
+def test_name_of_the_servers_anonymous_user_is_rejected() -> None:
+    with pytest.raises(InvalidArgument, match='must not be "anonymous", the'):
+        arguments.user("user", "anonymous")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -379,6 +380,64 @@ def test_ini_option_forbids_real_transports(pytester: pytest.Pytester) -> None:
         pytester.makeini("[pytest]")
         result = pytester.runpytest_inprocess("-k", "test_with_marker or test_fakes")
         result.assert_outcomes(passed=2, deselected=7)
+
+
+CALL_IN_CHILDREN = """
+    import os
+    import subprocess
+    import sys
+    from multiprocessing import get_all_start_methods, get_context
+    import pytest
+    from child import list_agents
+
+    def outputs(methods):
+        command = [sys.executable, "child.py"]
+        yield subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        for method in methods:
+            context = get_context(method)
+            queue = context.SimpleQueue()
+            process = context.Process(target=list_agents, args=(queue.put,))
+            process.start()
+            yield queue.get()
+            process.join()
+
+    def test_children():
+        for output in outputs(get_all_start_methods()):
+            assert "agents.list must not be sent to a server" in output
+            assert "FLUX0_FORBID_REAL is set" in output or "flux0_forbid_real is set" in output
+
+    @pytest.mark.flux0_real
+    def test_children_with_marker():
+        # A fork server keeps the environment of the test that has started it.
+        assert {output.strip() for output in outputs(["spawn"])} == {"1 agent"}
+"""
+CHILD = """
+    from flux0 import Flux0
+
+    def list_agents(put):
+        try:
+            put(f"{{len(Flux0({url!r}).agents.list())}} agent")
+        except AssertionError as error:
+            put(str(error))
+
+    if __name__ == "__main__":
+        list_agents(print)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_ini_option_forbids_real_transports_in_child_processes(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUX0_FORBID_REAL", "before")
+    fake = FakeTransport()
+    with fake.serve() as url:
+        pytester.makepyfile(CALL_IN_CHILDREN, child=CHILD.format(url=url))
+        pytester.makeini("[pytest]\nflux0_forbid_real = true")
+        result = pytester.runpytest_inprocess("--strict-markers", "-p", "no:randomly")
+    result.assert_outcomes(passed=2)
+    assert len(fake.calls) == 2
+    assert os.environ["FLUX0_FORBID_REAL"] == "before"
 
 
 def test_plugin_alone_does_not_import_flux0(

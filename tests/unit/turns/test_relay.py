@@ -27,14 +27,16 @@ from flux0.runtime.event_loop import do_nothing
 from flux0.testing import (
     AgentStep,
     CallTool,
+    Fail,
     FakeTransport,
     Gate,
     GiveResult,
+    Pause,
     Reason,
     Report,
     Say,
 )
-from support.background import background_turn
+from support.background import background_turn, error_in
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
@@ -544,6 +546,23 @@ async def test_error_of_the_format_closes_the_stream(mode: Mode) -> None:
         assert not stream.is_open
         while not recorded.releases:
             await anyio.lowlevel.checkpoint()
+
+
+@in_every_mode
+async def test_relay_ends_5_s_after_an_error_of_the_agent_but_a_loop_reads_on(mode: Mode) -> None:
+    fake = FakeTransport(["a", Fail("no model"), Pause(60), "b"])
+    client = in_mode(mode, Flux0(transport=fake))
+    conversation = await client.conversation_async(agent=fake.agent_id)
+    async with await conversation.send("Hi") as stream:
+        assert len([event async for event in stream]) == 3
+    began = fake.clock.monotonic()
+    stream = await conversation.send("Hi")
+    *_, status, last = await gathered(stream.relay())
+    assert b'"status": "error"' in status
+    assert error_in(last) == ("AgentError", "The agent reported an error")
+    assert fake.clock.monotonic() - began == 5
+    assert not stream.is_open
+    fake.assert_no_open_streams()
 
 
 @in_both_loops

@@ -7,7 +7,7 @@ import pytest
 from flux0.domain import errors
 from flux0.domain.stream_events import ChunkEvent
 from flux0.turns.turn import Received, Turn
-from support.in_memory import CORRELATION_ID, chunk, frame, new_turn
+from support.in_memory import CORRELATION_ID, chunk, frame, new_turn, status
 
 UNKNOWN = frame("weather", {"sun": True})
 
@@ -118,6 +118,35 @@ def test_comments_do_not_reset_the_idle_timeout() -> None:
 
     assert isinstance(failure, errors.StreamIdleTimeout)
     assert f"(after 1 event of turn {CORRELATION_ID})" in str(failure)
+
+
+def test_relayed_turn_ends_5_s_after_an_error_of_the_agent() -> None:
+    for idle, left in ((600, 5.0), (2, 2.0)):
+        turn = new_turn(idle=idle)
+        turn.mark_relayed()
+        turn.feed(chunk("a"))
+        assert turn.timeout == idle
+        _, failure = turn.feed(status("error", "no model") + chunk("b"))
+        assert (failure, turn.timeout) == (None, left)
+        turn.feed(b": keep-alive\n", left - 1)
+        turn.feed(chunk("c"))  # The agent continues.
+        assert turn.timeout == left
+        _, failure = turn.feed(b": keep-alive\n", left)
+        for each in (failure, turn.on_transport_error(errors.ReadTimeout("no data"))):
+            assert isinstance(each, errors.AgentError)
+            assert (each.data, each.correlation_id, each.event_count) == (
+                "no model",
+                CORRELATION_ID,
+                4,
+            )
+
+
+def test_error_of_the_agent_before_a_relay_begins_ends_the_turn_after_5_s() -> None:
+    turn = new_turn(idle=600)
+    turn.feed(status("error"))
+    assert turn.timeout == 600
+    turn.mark_relayed()
+    assert turn.timeout == 5
 
 
 @pytest.mark.parametrize(

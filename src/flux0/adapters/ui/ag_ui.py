@@ -1,12 +1,13 @@
-"""The events of AG-UI, the Agent-User Interaction Protocol, which CopilotKit reads."""
+"""The events of AG-UI, the Agent-User Interaction Protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
+from flux0.domain.background_errors import TurnStopped
 from flux0.domain.errors import Flux0Error
 from flux0.domain.json_text import json_text
 from flux0.relay_format import RelayFormat, general_text
@@ -16,7 +17,7 @@ from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 @final
 @frozen
 class AgUiFormat(RelayFormat):
-    """The events of AG-UI, a relay format for `HttpAgent` of `@ag-ui/client`, and for CopilotKit.
+    """The events of AG-UI, a relay format for `HttpAgent` of `@ag-ui/client`.
 
     Args:
         thread_id: The member `threadId` of the AG-UI client's request.
@@ -41,62 +42,95 @@ class AgUiFormat(RelayFormat):
     )
 
     def encoder(self) -> StepEncoder:
-        return StepEncoder(self._encode, error_text=self._error_text)
-
-    def _encode(self, step: Step) -> bytes:
-        if name := _RUN.get(step.type):
-            run = json_event({"type": name, "threadId": self.thread_id, "runId": self.run_id})
-            if step.type == "turn-end" or self._messages is None:
-                return run
-            return run + json_event({"type": "MESSAGES_SNAPSHOT", "messages": self._messages})
-        encode = _EVENTS.get(step.type)
-        return b"" if encode is None else encode(step)
+        run = {"threadId": self.thread_id, "runId": self.run_id}
+        return StepEncoder(_Run(run, self._messages).encode, error_text=self._error_text)
 
 
-def _text(type: str, step: Step, **members: Any) -> bytes:
-    return json_event({"type": type, "messageId": step.id, **members})
+def unique_id(turn_id: str, id: str) -> str:
+    """Return an id that an AG-UI client finds only in this turn.
+
+    AG-UI clients search all messages of the chat for the id of a message or a tool call, but an
+    agent may use an id again in a later turn.
+    """
+    return f"{turn_id}/{id}"
 
 
-def _call(type: str, step: Step, **members: Any) -> bytes:
-    return json_event({"type": type, "toolCallId": step.id, **members})
+@define
+class _Run:
+    ids: Mapping[str, str]
+    messages: Sequence[Mapping[str, Any]] | None
+    turn_id: str = ""
+
+    def encode(self, step: Step) -> bytes:
+        match step.type:
+            case "turn-start":
+                self.turn_id = step.id
+                return b""
+            case "relay-start":
+                start = json_event({"type": "RUN_STARTED", **self.ids})
+                if self.messages is None:
+                    return start
+                return start + json_event({"type": "MESSAGES_SNAPSHOT", "messages": self.messages})
+            case "turn-end":
+                return json_event({"type": "RUN_FINISHED", **self.ids})
+            case "error":
+                return self._error(step)
+            case type:
+                encode = _EVENTS.get(type)
+                return b"" if encode is None else encode(step, unique_id(self.turn_id, step.id))
+
+    def _error(self, step: Step) -> bytes:
+        if isinstance(step.error, TurnStopped):
+            outcome = {"type": "cancelled"}
+            return json_event({"type": "RUN_FINISHED", **self.ids, "outcome": outcome})
+        return json_event({"type": "RUN_ERROR", "message": step.text, "code": step.name})
 
 
-def _result(step: Step) -> bytes:
+def _text(type: str, id: str, **members: Any) -> bytes:
+    return json_event({"type": type, "messageId": id, **members})
+
+
+def _reasoning_start(_: Step, id: str) -> bytes:
+    start = _text("REASONING_START", id)
+    return start + _text("REASONING_MESSAGE_START", id, role="reasoning")
+
+
+def _reasoning_end(_: Step, id: str) -> bytes:
+    return _text("REASONING_MESSAGE_END", id) + _text("REASONING_END", id)
+
+
+def _call(type: str, id: str, **members: Any) -> bytes:
+    return json_event({"type": type, "toolCallId": id, **members})
+
+
+def _result(step: Step, id: str) -> bytes:
     content = step.value if isinstance(step.value, str) else json_text(step.value)
-    ids = {"messageId": f"{step.id}-result", "role": "tool"}
-    return _call("TOOL_CALL_RESULT", step, content=content, **ids)
+    message = {"messageId": f"{id}-result", "role": "tool"}
+    return _call("TOOL_CALL_RESULT", id, content=content, **message)
 
 
-def _content(step: Step) -> bytes:
+def _content(step: Step, id: str) -> bytes:
     content = {"content": step.value}
-    return _text("ACTIVITY_SNAPSHOT", step, activityType="content", content=content)
+    return _text("ACTIVITY_SNAPSHOT", id, activityType="content", content=content)
 
 
-def _status(step: Step) -> bytes:
+def _status(step: Step, _: str) -> bytes:
     value = {"status": step.name, "data": step.value}
     return json_event({"type": "CUSTOM", "name": "status", "value": value})
 
 
-_RUN: Final[Mapping[StepType, str]] = {"relay-start": "RUN_STARTED", "turn-end": "RUN_FINISHED"}
-_EVENTS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
-    "text-start": lambda step: _text("TEXT_MESSAGE_START", step, role="assistant"),
-    "text-delta": lambda step: _text("TEXT_MESSAGE_CONTENT", step, delta=step.text),
-    "text-end": lambda step: _text("TEXT_MESSAGE_END", step),
-    "reasoning-start": lambda step: (
-        _text("REASONING_START", step) + _text("REASONING_MESSAGE_START", step, role="reasoning")
-    ),
-    "reasoning-delta": lambda step: _text("REASONING_MESSAGE_CONTENT", step, delta=step.text),
-    "reasoning-end": lambda step: (
-        _text("REASONING_MESSAGE_END", step) + _text("REASONING_END", step)
-    ),
-    "call-start": lambda step: _call("TOOL_CALL_START", step, toolCallName=step.name),
-    "call-delta": lambda step: _call("TOOL_CALL_ARGS", step, delta=step.text),
-    "call-end": lambda step: _call("TOOL_CALL_END", step),
-    "call-invalid": lambda step: _call("TOOL_CALL_END", step),
+_EVENTS: Final[Mapping[StepType, Callable[[Step, str], bytes]]] = {
+    "text-start": lambda _, key: _text("TEXT_MESSAGE_START", key, role="assistant"),
+    "text-delta": lambda step, key: _text("TEXT_MESSAGE_CONTENT", key, delta=step.text),
+    "text-end": lambda _, key: _text("TEXT_MESSAGE_END", key),
+    "reasoning-start": _reasoning_start,
+    "reasoning-delta": lambda step, key: _text("REASONING_MESSAGE_CONTENT", key, delta=step.text),
+    "reasoning-end": _reasoning_end,
+    "call-start": lambda step, key: _call("TOOL_CALL_START", key, toolCallName=step.name),
+    "call-delta": lambda step, key: _call("TOOL_CALL_ARGS", key, delta=step.text),
+    "call-end": lambda _, key: _call("TOOL_CALL_END", key),
+    "call-invalid": lambda _, key: _call("TOOL_CALL_END", key),
     "call-result": _result,
     "content": _content,
     "status": _status,
-    "error": lambda step: json_event(
-        {"type": "RUN_ERROR", "message": step.text, "code": step.name}
-    ),
 }

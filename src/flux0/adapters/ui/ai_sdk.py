@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final, final
 
-from flux0.domain.background_errors import RelayEnded
+from flux0.domain.background_errors import RelayEnded, TurnStopped
 from flux0.domain.errors import Flux0Error
 from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
@@ -35,54 +35,85 @@ class AiSdkFormat(RelayFormat):
         return StepEncoder(_encode, error_text=self._error_text)
 
 
+def without_prototypes(value: Any) -> Any:
+    """Return a JSON value without the members that the AI SDK rejects, because they are unsafe.
+
+    A chunk with a member `__proto__`, or a member `constructor` that has a member `prototype`, is
+    an error for `useChat`, which ends the turn on the page.
+    """
+    if isinstance(value, list):
+        items: list[Any] = value
+        return [without_prototypes(item) for item in items]
+    if not isinstance(value, dict):
+        return value
+    members: dict[str, Any] = value
+    return {
+        name: without_prototypes(member)
+        for name, member in members.items()
+        if name != "__proto__"
+        and not (name == "constructor" and isinstance(member, dict) and "prototype" in member)
+    }
+
+
+def _chunk(chunk: dict[str, Any]) -> bytes:
+    data = json_event(chunk)
+    is_safe = b"__proto__" not in data and b"prototype" not in data
+    return data if is_safe else json_event(without_prototypes(chunk))
+
+
 def _encode(step: Step) -> bytes:
     encode = _CHUNKS.get(step.type)
     return b"" if encode is None else encode(step)
 
 
 def _part(step: Step, **members: Any) -> bytes:
-    return json_event({"type": step.type, "id": step.id, **members})
+    return _chunk({"type": step.type, "id": step.id, **members})
 
 
 def _tool(type: str, step: Step, **members: Any) -> bytes:
-    return json_event({"type": type, "toolCallId": step.id, **members})
+    return _chunk({"type": type, "toolCallId": step.id, **members})
 
 
 def _dynamic(type: str, step: Step, **members: Any) -> bytes:
     # For the AI SDK, a tool is dynamic if the web page has not declared the tool. flux0 does not
-    # know the declared tools, so each tool is dynamic.
-    return _tool(type, step, toolName=step.name, dynamic=True, **members)
+    # know the declared tools, so each tool is dynamic. With `providerExecuted`, the page does not
+    # execute the tool itself, and `sendAutomaticallyWhen` does not send the result of the tool.
+    return _tool(type, step, dynamic=True, providerExecuted=True, **members)
 
 
 def _status(step: Step) -> bytes:
     data = {"status": step.name, "data": step.value}
-    return json_event({"type": "data-status", "data": data, "transient": True})
+    return _chunk({"type": "data-status", "data": data, "transient": True})
 
 
 def _error(step: Step) -> bytes:
-    error = json_event({"type": "error", "errorText": step.text}) + _DONE
+    if isinstance(step.error, TurnStopped):
+        return _chunk({"type": "abort", "reason": step.text}) + _DONE
+    error = _chunk({"type": "error", "errorText": step.text}) + _DONE
     if isinstance(step.error, RelayEnded):
-        return json_event({"type": "data-reconnect", "data": {}, "transient": True}) + error
+        return _chunk({"type": "data-reconnect", "data": {}, "transient": True}) + error
     return error
 
 
 _CHUNKS: Final[Mapping[StepType, Callable[[Step], bytes]]] = {
-    "turn-start": lambda step: json_event({"type": "start", "messageId": step.id}),
+    "turn-start": lambda step: _chunk({"type": "start", "messageId": step.id}),
     "text-start": _part,
     "text-delta": lambda step: _part(step, delta=step.text),
     "text-end": _part,
     "reasoning-start": _part,
     "reasoning-delta": lambda step: _part(step, delta=step.text),
     "reasoning-end": _part,
-    "call-start": lambda step: _dynamic("tool-input-start", step),
+    "call-start": lambda step: _dynamic("tool-input-start", step, toolName=step.name),
     "call-delta": lambda step: _tool("tool-input-delta", step, inputTextDelta=step.text),
-    "call-end": lambda step: _dynamic("tool-input-available", step, input=step.value),
-    "call-invalid": lambda step: _dynamic("tool-input-error", step, input=None, errorText=_INVALID),
-    "call-result": lambda step: _tool(
-        "tool-output-available", step, output=step.value, dynamic=True
+    "call-end": lambda step: _dynamic(
+        "tool-input-available", step, toolName=step.name, input=step.value
     ),
-    "content": lambda step: json_event({"type": "data-content", "id": step.id, "data": step.value}),
+    "call-invalid": lambda step: _dynamic(
+        "tool-input-error", step, toolName=step.name, input=None, errorText=_INVALID
+    ),
+    "call-result": lambda step: _dynamic("tool-output-available", step, output=step.value),
+    "content": lambda step: _chunk({"type": "data-content", "id": step.id, "data": step.value}),
     "status": _status,
     "error": _error,
-    "turn-end": lambda _: json_event({"type": "finish"}) + _DONE,
+    "turn-end": lambda _: _chunk({"type": "finish", "finishReason": "stop"}) + _DONE,
 }

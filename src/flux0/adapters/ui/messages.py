@@ -1,13 +1,13 @@
-"""The messages of a chat component: the user's new message, and the messages of a session."""
+"""The messages of a session, for a chat component."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any, TypeAlias
 
+from flux0.adapters.ui.ag_ui import unique_id
+from flux0.adapters.ui.ai_sdk import without_prototypes
 from flux0.domain.enums import EventSource
-from flux0.domain.errors import InvalidArgument
 from flux0.domain.json_text import json_text
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import (
@@ -21,30 +21,6 @@ from flux0.domain.stored_models import (
 )
 
 _Message: TypeAlias = Event | TurnMessage
-
-
-def user_text(body: Any) -> str:
-    """Return the text of the user's new message.
-
-    Args:
-        body: The body of a request of `useChat` or of an AG-UI client, as plain JSON. It has all
-            messages in `messages`, or only the new message in `message`.
-
-    Raises:
-        InvalidArgument: The body does not end with a user message that contains only text, or the
-            page asks to replace a message (with `regenerate`, or by editing a message), which the
-            flux0 server cannot do.
-    """
-    with suppress(AttributeError, LookupError, TypeError):
-        trigger = body.get("trigger", "submit-message")
-        if trigger != "submit-message" or body.get("messageId"):
-            raise InvalidArgument("body", f"asks to replace a message ({trigger}): send a new one")
-        message = body["message"] if "message" in body else body["messages"][-1]
-        parts = message["parts"] if "parts" in message else message["content"]
-        parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
-        if message["role"] == "user" and all(part["type"] == "text" for part in parts):
-            return "".join(part["text"] for part in parts)
-    raise InvalidArgument("body", "must end with a user message that contains only text parts")
 
 
 def ui_messages(
@@ -78,7 +54,7 @@ def ag_ui_messages(
         is_running: True to leave out the agent's messages in the turn of the last user message,
             because the relay of this turn has them.
     """
-    called: set[tuple[str, str]] = set()
+    called: set[str] = set()
     return [
         {"id": f"{_id(event)}-{number}", **message}
         for event in _shown(history, is_running)
@@ -99,7 +75,7 @@ def _id(event: _Message) -> str:
     return event.id if isinstance(event, Event) else event.event_id
 
 
-def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _ag_ui(event: _Message, called: set[str]) -> Iterator[dict[str, Any]]:
     data = event.data
     role = "user" if event.source == EventSource.USER else "assistant"
     for part in data.parts if isinstance(data, MessageData) else ():
@@ -112,46 +88,55 @@ def _ag_ui(event: _Message, called: set[tuple[str, str]]) -> Iterator[dict[str, 
                 activity = {"activityType": "content", "content": {"content": content}}
                 yield {"role": "activity", **activity}
             case ToolCallPart():
-                called.add((event.correlation_id, str(part.tool_call_id)))
-                yield _ag_ui_call(part)
+                called.add(call_id := _call_id(event, part))
+                yield _ag_ui_call(part, call_id)
             case _:
                 pass
     for call in data.tool_calls if isinstance(data, ToolData) else ():
-        if (event.correlation_id, str(call.tool_call_id)) not in called:
-            yield _ag_ui_call(call)
+        if (call_id := _call_id(event, call)) not in called:
+            yield _ag_ui_call(call, call_id)
         result = call.result and call.result.data
         text = result if isinstance(result, str) else json_text(result)
-        yield {"role": "tool", "toolCallId": str(call.tool_call_id), "content": text}
+        yield {"role": "tool", "toolCallId": call_id, "content": text}
 
 
-def _ag_ui_call(call: ToolCall | ToolCallPart) -> dict[str, Any]:
+def _call_id(event: _Message, call: ToolCall | ToolCallPart) -> str:
+    return unique_id(event.correlation_id, str(call.tool_call_id))
+
+
+def _ag_ui_call(call: ToolCall | ToolCallPart, call_id: str) -> dict[str, Any]:
     function = {"name": str(call.tool_name), "arguments": json_text(call.args)}
-    tool = {"id": str(call.tool_call_id), "type": "function", "function": function}
+    tool = {"id": call_id, "type": "function", "function": function}
     return {"role": "assistant", "toolCalls": [tool]}
 
 
 def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
-    data = event.data
-    for part in data.parts if isinstance(data, MessageData) else ():
+    message = event.data
+    for part in message.parts if isinstance(message, MessageData) else ():
         match part:
             case ContentPart(content=str(text)):
                 parts.append({"type": "text", "text": text})
             case ReasoningPart(reasoning=str(text)):
                 parts.append({"type": "reasoning", "text": text})
             case ContentPart(content=content) | ReasoningPart(reasoning=content):
-                parts.append({"type": "data-content", "id": _id(event), "data": content})
+                parts.append(
+                    {"type": "data-content", "id": _id(event), "data": without_prototypes(content)}
+                )
             case ToolCallPart():
                 parts.append(_tool_part(part))
             case _:
                 pass
-    for call in data.tool_calls if isinstance(data, ToolData) else ():
+    for call in message.tool_calls if isinstance(message, ToolData) else ():
         id_ = str(call.tool_call_id)
         open_calls = (p for p in parts if p.get("toolCallId") == id_ and "output" not in p)
         if (tool := next(open_calls, None)) is None:
             parts.append(tool := _tool_part(call))
-        tool.update(state="output-available", output=call.result and call.result.data)
+        tool.update(
+            state="output-available", output=without_prototypes(call.result and call.result.data)
+        )
 
 
 def _tool_part(call: ToolCall | ToolCallPart) -> dict[str, Any]:
     ids = {"toolCallId": str(call.tool_call_id), "toolName": str(call.tool_name)}
-    return {"type": "dynamic-tool", **ids, "state": "input-available", "input": call.args}
+    state = {"providerExecuted": True, "state": "input-available"}
+    return {"type": "dynamic-tool", **ids, **state, "input": without_prototypes(call.args)}

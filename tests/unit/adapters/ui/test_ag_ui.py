@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flux0.adapters.ui import AgUiFormat
+from flux0.domain.background_errors import TurnStopped
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import StreamEvent
 from flux0.relay_format import general_text
+from support.in_memory import CORRELATION_ID
 from support.ui import args, call, chunk, objects_of, result, status_event, text
 
 RUN = {"threadId": "thread", "runId": "run"}
 START, FINISH = {"type": "RUN_STARTED", **RUN}, {"type": "RUN_FINISHED", **RUN}
 FORMAT = AgUiFormat("thread", "run")
-TOOL = {"toolCallId": "c"}
+TOOL = {"toolCallId": f"{CORRELATION_ID}/c"}
+REASONING_ID, TEXT_ID = f"{CORRELATION_ID}/r-1", f"{CORRELATION_ID}/m-2"
 GONE = StreamInterrupted("gone")
+IDS = "messageId", "toolCallId"
 
 
 def events_of(*events: StreamEvent) -> list[Any]:
@@ -28,15 +33,19 @@ def events_of(*events: StreamEvent) -> list[Any]:
 
 def test_text_and_reasoning_are_streamed_piece_by_piece() -> None:
     assert events_of(text("Hm", "r", kind="reasoning"), text("H"), text("i")) == [
-        {"type": "REASONING_START", "messageId": "r-1"},
-        {"type": "REASONING_MESSAGE_START", "messageId": "r-1", "role": "reasoning"},
-        {"type": "REASONING_MESSAGE_CONTENT", "messageId": "r-1", "delta": "Hm"},
-        {"type": "REASONING_MESSAGE_END", "messageId": "r-1"},
-        {"type": "REASONING_END", "messageId": "r-1"},
-        {"type": "TEXT_MESSAGE_START", "messageId": "m-2", "role": "assistant"},
-        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "m-2", "delta": "H"},
-        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "m-2", "delta": "i"},
-        {"type": "TEXT_MESSAGE_END", "messageId": "m-2"},
+        {"type": "REASONING_START", "messageId": REASONING_ID},
+        {
+            "type": "REASONING_MESSAGE_START",
+            "messageId": REASONING_ID,
+            "role": "reasoning",
+        },
+        {"type": "REASONING_MESSAGE_CONTENT", "messageId": REASONING_ID, "delta": "Hm"},
+        {"type": "REASONING_MESSAGE_END", "messageId": REASONING_ID},
+        {"type": "REASONING_END", "messageId": REASONING_ID},
+        {"type": "TEXT_MESSAGE_START", "messageId": TEXT_ID, "role": "assistant"},
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": TEXT_ID, "delta": "H"},
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": TEXT_ID, "delta": "i"},
+        {"type": "TEXT_MESSAGE_END", "messageId": TEXT_ID},
     ]
 
 
@@ -49,7 +58,7 @@ def test_tool_call_ends_before_its_result(value: Any, content: str) -> None:
         {
             "type": "TOOL_CALL_RESULT",
             **TOOL,
-            "messageId": "c-result",
+            "messageId": f"{CORRELATION_ID}/c-result",
             "content": content,
             "role": "tool",
         },
@@ -65,7 +74,7 @@ def test_json_content_is_an_activity_and_statuses_are_custom_events() -> None:
         {"type": "CUSTOM", "name": "status", "value": {"status": "typing", "data": None}},
         {
             "type": "ACTIVITY_SNAPSHOT",
-            "messageId": "m",
+            "messageId": f"{CORRELATION_ID}/m",
             "activityType": "content",
             "content": {"content": {"rows": [1]}},
         },
@@ -85,6 +94,23 @@ def test_failed_turn_ends_with_a_general_sentence_or_the_text_of_a_function() ->
     assert objects_of(FORMAT, error=GONE) == [START, last]
     shown = AgUiFormat("thread", "run", error_text=lambda error: f"Sorry: {error.problem}")
     assert objects_of(shown, error=GONE) == [START, {**last, "message": "Sorry: gone"}]
+
+
+def test_stopped_turn_ends_with_a_cancelled_run() -> None:
+    *_, end, last = objects_of(FORMAT, text("Half"), error=TurnStopped("the turn was stopped"))
+    assert end["type"] == "TEXT_MESSAGE_END"
+    assert last == {**FINISH, "outcome": {"type": "cancelled"}}
+
+
+def test_ids_that_an_agent_uses_again_in_a_later_turn_are_different() -> None:
+    events = [call({}), result("Sunny"), chunk("/rows", [1]), text("Hi", "n")]
+    later = [evolve(event, correlation_id="later") for event in events]
+    first, second = (
+        {each[name] for each in objects_of(FORMAT, *turn) for name in IDS if name in each}
+        for turn in (events, later)
+    )
+    assert len(first) == len(second) == 4
+    assert not first & second
 
 
 def test_snapshot_of_the_messages_follows_the_start_of_the_run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flux0.adapters.ui import AiSdkFormat
-from flux0.domain.background_errors import RelayEnded
+from flux0.domain.background_errors import RelayEnded, TurnStopped
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
 from flux0.relay_format import general_text
@@ -13,8 +13,9 @@ from support.in_memory import CORRELATION_ID
 from support.ui import args, call, chunk, objects_of, pieces_of, result, status_event, text
 
 START = {"type": "start", "messageId": CORRELATION_ID}
-END = [{"type": "finish"}, "[DONE]"]
-TOOL = {"toolCallId": "c", "toolName": "weather", "dynamic": True}
+END = [{"type": "finish", "finishReason": "stop"}, "[DONE]"]
+CALL = {"toolCallId": "c", "dynamic": True, "providerExecuted": True}
+TOOL = {**CALL, "toolName": "weather"}
 
 
 def chunks_of(*events: StreamEvent) -> list[Any]:
@@ -56,12 +57,7 @@ def test_tool_call_is_streamed_and_gets_its_result() -> None:
         {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": '{"city"'},
         {"type": "tool-input-delta", "toolCallId": "c", "inputTextDelta": ': "SF"}'},
         {"type": "tool-input-available", **TOOL, "input": {"city": "SF"}},
-        {
-            "type": "tool-output-available",
-            "toolCallId": "c",
-            "output": {"sky": "é"},
-            "dynamic": True,
-        },
+        {"type": "tool-output-available", **CALL, "output": {"sky": "é"}},
     ]
 
 
@@ -94,6 +90,15 @@ def test_failed_turn_ends_with_an_error_after_its_messages() -> None:
     assert objects_of(AiSdkFormat(), text("Half"), error=StreamInterrupted("gone"))[-3:] == [
         {"type": "text-end", "id": "m-1"},
         {"type": "error", "errorText": general_text(StreamInterrupted("gone"))},
+        "[DONE]",
+    ]
+
+
+def test_stopped_turn_is_aborted_without_an_error() -> None:
+    stopped = TurnStopped("the turn was stopped")
+    assert objects_of(AiSdkFormat(), text("Half"), error=stopped)[-3:] == [
+        {"type": "text-end", "id": "m-1"},
+        {"type": "abort", "reason": "the turn was stopped"},
         "[DONE]",
     ]
 
@@ -136,3 +141,25 @@ def test_turn_without_events_that_fails_has_only_the_error() -> None:
         {"type": "error", "errorText": general_text(StreamInterrupted("gone"))},
         "[DONE]",
     ]
+
+
+def test_members_that_the_ai_sdk_rejects_are_left_out() -> None:
+    value: Any = {
+        "a": 1,
+        "__proto__": {},
+        "constructor": {"prototype": {}},
+        "b": [{"__proto__": 1}],
+    }
+    safe: Any = {"a": 1, "b": [{}]}
+    status, _, _, _, available, output, content, *_ = objects_of(
+        AiSdkFormat(),
+        status_event("typing", value),
+        call(value),
+        result(value),
+        chunk("/rows", value),
+    )
+    assert status["data"]["data"] == safe
+    assert (available["input"], output["output"], content["data"]) == (safe, safe, {"rows": safe})
+    kept: list[Any] = [{"constructor": 1}, {"constructor": {}, "prototype": 1}]
+    (_, data, *_) = objects_of(AiSdkFormat(), chunk("/rows", kept))
+    assert data["data"] == {"rows": kept}

@@ -1,25 +1,26 @@
-"""`user_text` and `ui_messages`: the messages that `useChat` sends and shows."""
+"""`ui_messages` and `ag_ui_messages`: the messages that chat components show."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
 from attrs import evolve
 
-from flux0 import Flux0, InvalidArgument
-from flux0.adapters.ui import ag_ui_messages, ui_messages, user_text
+from flux0 import Flux0
+from flux0.adapters.ui import ag_ui_messages, ui_messages
 from flux0.domain.enums import EventType
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stored_models import (
     ContentPart,
+    ControlOptions,
     Event,
     MessageData,
     ReasoningPart,
     ToolCall,
     ToolCallPart,
     ToolData,
+    ToolResult,
 )
 from flux0.testing import (
     AgentStep,
@@ -34,68 +35,13 @@ from flux0.testing import (
 from support.ui import AGENT
 
 TOOL = CallTool("weather", {"city": "SF"}, id="c")
-PART = {"type": "dynamic-tool", "toolCallId": "c", "toolName": "weather", "input": {"city": "SF"}}
-
-
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hé"}]},
-        {"role": "user", "parts": [{"type": "text", "text": "H"}, {"type": "text", "text": "é"}]},
-        {"id": "1", "role": "user", "content": "Hé"},
-        {"id": "1", "role": "user", "content": [{"type": "text", "text": "Hé"}]},
-    ],
-)
-def test_user_text_is_the_text_of_the_last_message(message: dict[str, Any]) -> None:
-    first = {"role": "user", "parts": [{"type": "text", "text": "first"}]}
-    assert user_text({"id": "chat", "messages": [first, message]}) == "Hé"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        None,
-        [],
-        "text",
-        {},
-        {"messages": None},
-        {"messages": []},
-        {"messages": ["Hi"]},
-        {"messages": [{"role": "user"}]},
-        {"messages": [{"role": "user", "parts": None}]},
-        {"messages": [{"role": "user", "parts": [{"type": "text"}]}]},
-        {"messages": [{"role": "user", "parts": [{"type": "text", "text": 1}]}]},
-        {"messages": [{"role": "user", "parts": [{"type": "file", "url": "data:,", "text": ""}]}]},
-        {
-            "messages": [
-                {"role": "user", "parts": [{"type": "text", "text": ""}, {"type": "x", "text": ""}]}
-            ]
-        },
-        {"messages": [{"role": "assistant", "parts": [{"type": "text", "text": "Hi"}]}]},
-    ],
-)
-def test_body_of_another_shape_is_rejected(body: Any) -> None:
-    with pytest.raises(InvalidArgument, match="body must end with a user message"):
-        user_text(body)
-
-
-def test_user_text_accepts_a_body_with_only_the_last_message() -> None:
-    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hé"}]}
-    assert user_text({"id": "chat", "message": message, "trigger": "submit-message"}) == "Hé"
-
-
-@pytest.mark.parametrize(
-    "members",
-    [
-        {"trigger": "regenerate-message"},
-        {"trigger": "regenerate-message", "messageId": "2"},
-        {"trigger": "submit-message", "messageId": "1"},
-    ],
-)
-def test_message_that_would_replace_another_message_is_rejected(members: dict[str, Any]) -> None:
-    message = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "Hi"}]}
-    with pytest.raises(InvalidArgument, match=f"replace a message .{members['trigger']}"):
-        user_text({"id": "chat", "messages": [message], **members})
+PART: dict[str, Any] = {
+    "type": "dynamic-tool",
+    "toolCallId": "c",
+    "toolName": "weather",
+    "input": {"city": "SF"},
+    "providerExecuted": True,
+}
 
 
 def history_of(*turns: list[AgentStep]) -> Iterable[Event | TurnMessage]:
@@ -112,14 +58,18 @@ def test_ag_ui_messages_have_each_kind_of_part() -> None:
     json_chunk = SendChunk("m", [{"op": "add", "path": "/rows", "value": [1]}], metadata=AGENT)
     steps: list[AgentStep] = [Reason("Hm"), TOOL, GiveResult(TOOL, {"sky": 1}), Say("Sunny.")]
     steps += [json_chunk, Report("ready", event_id="m")]
-    messages = ag_ui_messages(history_of(steps))
+    messages = ag_ui_messages(history := list(history_of(steps)))
+    call_id = f"{history[0].correlation_id}/c"
     assert len({message.pop("id") for message in messages}) == 6
     function = {"name": "weather", "arguments": '{"city": "SF"}'}
     assert messages == [
         {"role": "user", "content": "Hi"},
         {"role": "reasoning", "content": "Hm"},
-        {"role": "assistant", "toolCalls": [{"id": "c", "type": "function", "function": function}]},
-        {"role": "tool", "toolCallId": "c", "content": '{"sky": 1}'},
+        {
+            "role": "assistant",
+            "toolCalls": [{"id": call_id, "type": "function", "function": function}],
+        },
+        {"role": "tool", "toolCallId": call_id, "content": '{"sky": 1}'},
         {"role": "assistant", "content": "Sunny."},
         {"role": "activity", "activityType": "content", "content": {"content": {"rows": [1]}}},
     ]
@@ -164,9 +114,11 @@ def test_calls_and_results_need_no_partner() -> None:
 def test_result_without_a_call_gets_a_call_in_ag_ui() -> None:
     """The relay of the turn adds this call, too. A call of another turn is ignored."""
     _, called, _, added, result = ag_ui_messages(history_of([TOOL], [GiveResult(TOOL, "fog")]))
-    assert added["toolCalls"] == called["toolCalls"]
+    (old,), (new,) = called["toolCalls"], added["toolCalls"]
+    assert new["function"] == old["function"]
+    assert new["id"] != old["id"]  # Each turn has its own ids.
     assert added["id"] != result["id"]
-    assert (result["toolCallId"], result["content"]) == ("c", "fog")
+    assert (result["toolCallId"], result["content"]) == (new["id"], "fog")
 
 
 def test_calls_with_one_id_get_their_own_results() -> None:
@@ -202,13 +154,13 @@ def test_ids_of_tool_calls_become_strings() -> None:
         TurnMessage("r", "t", EventType.TOOL, ToolData((ended,))),
     )
     (assistant,), (message, result) = ui_messages(turn), ag_ui_messages(turn)
-    tool: dict[str, Any] = {"type": "dynamic-tool", "toolCallId": "7", "toolName": "weather"}
+    tool: dict[str, Any] = {**PART, "toolCallId": "7"}
     output: dict[str, Any] = {"input": {}, "state": "output-available", "output": None}
     assert assistant["parts"] == [{**tool, **output}]
     function = {"name": "weather", "arguments": "{}"}
-    calls = [{"id": "7", "type": "function", "function": function}]
+    calls = [{"id": "t/7", "type": "function", "function": function}]
     assert message == {"id": message["id"], "role": "assistant", "toolCalls": calls}
-    content = {"toolCallId": "7", "content": "null"}
+    content = {"toolCallId": "t/7", "content": "null"}
     assert result == {"id": result["id"], "role": "tool", **content}
 
 
@@ -224,3 +176,16 @@ def test_parts_of_unknown_types_are_left_out() -> None:
     assert assistant["parts"] == [{"type": "text", "text": "Hi"}]
     (shown,) = ag_ui_messages([evolve(message, data=unknown)])
     assert shown["content"] == "Hi"
+
+
+def test_members_that_the_ai_sdk_rejects_are_left_out_as_in_the_relay() -> None:
+    value: Any = {"a": 1, "__proto__": {}}
+    called = ToolCallPart("c", "weather", value)
+    ended = ToolCall("c", "weather", value, ToolResult(value, {}, ControlOptions("auto")))
+    turn = (
+        TurnMessage("m", "t", EventType.MESSAGE, MessageData((called, ContentPart(value)))),
+        TurnMessage("r", "t", EventType.TOOL, ToolData((ended,))),
+    )
+    (assistant,) = ui_messages(turn)
+    tool, content = assistant["parts"]
+    assert (tool["input"], tool["output"], content["data"]) == ({"a": 1},) * 3

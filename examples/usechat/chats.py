@@ -1,0 +1,86 @@
+"""The table of chats, and the check that a chat belongs to the user.
+
+The flux0 server stores the messages. It cannot rename or delete a session, and it cannot replace a
+message, so this application stores titles, owners and replaced turns in its own database.
+"""
+
+import sqlite3
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException, Request
+
+from flux0 import AsyncConversation, BackgroundTurn, Flux0
+from flux0.adapters.ui import NewMessage
+
+NO_STORE = {"cache-control": "no-store"}  # The back button shows the newest messages.
+MAX_LENGTH = 10_000
+TABLES = """
+CREATE TABLE IF NOT EXISTS logins (token TEXT PRIMARY KEY, user TEXT);
+CREATE TABLE IF NOT EXISTS chats (id TEXT PRIMARY KEY, user TEXT, title TEXT, time REAL);
+CREATE TABLE IF NOT EXISTS replaced (chat TEXT, turn TEXT);
+"""
+
+
+def open_database(path: str) -> sqlite3.Connection:
+    """Open the database, and create its tables."""
+    database = sqlite3.connect(path, isolation_level=None)
+    database.executescript(TABLES)
+    return database
+
+
+async def current_user(request: Request) -> str:
+    """Return the id of the user who is logged in. Replace it by your own login."""
+    sql = "SELECT user FROM logins WHERE token = ?"
+    for (user,) in request.state.db.execute(sql, [request.cookies.get("login")]):
+        return str(user)
+    raise HTTPException(401, "You are not logged in.", NO_STORE)
+
+
+User = Annotated[str, Depends(current_user)]
+
+
+async def own_conversation(request: Request, chat: str, user: User) -> AsyncConversation:
+    """Return the conversation of a chat, if the chat belongs to the user.
+
+    The server accepts messages from everyone who knows the id of a session.
+    """
+    sql = "SELECT 1 FROM chats WHERE id = ? AND user = ?"
+    if request.state.db.execute(sql, [chat, user]).fetchone() is None:
+        raise HTTPException(404, "You have no such chat.", NO_STORE)
+    client: Flux0 = request.state.client
+    return await client.conversation_async(session=chat, user=user)
+
+
+OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]
+
+
+async def shown_history(request: Request, chat: AsyncConversation) -> list[Any]:
+    """Return the stored messages of a chat, without the replaced turns."""
+    sql = "SELECT turn FROM replaced WHERE chat = ?"
+    replaced = {turn for (turn,) in request.state.db.execute(sql, [chat.session_id])}
+    return [
+        event for event in await chat.history() if event.correlation_id not in replaced
+    ]
+
+
+async def start(
+    request: Request, chat: AsyncConversation, message: NewMessage
+) -> BackgroundTurn:
+    """Send a message, and hide the turns that it replaces. The agent still sees these turns."""
+    if len(message.text) > MAX_LENGTH:
+        raise HTTPException(413, f"A message has at most {MAX_LENGTH} characters.")
+    turn: BackgroundTurn = await request.state.turns.start_async(chat, message.text)
+    rows = [(chat.session_id, replaced) for replaced in message.replaced]
+    request.state.db.executemany("INSERT INTO replaced VALUES (?, ?)", rows)
+    return turn
+
+
+async def running_turn(
+    request: Request, chat: AsyncConversation
+) -> BackgroundTurn | None:
+    """Return the running turn of a chat, when the server has stored the user's message."""
+    turn: BackgroundTurn | None = await request.state.turns.join_async(chat.session_id)
+    if turn is None or not turn.is_running:
+        return None
+    await anext(turn.relay_async(heartbeat_ms=2000), b"")  # Wait for the first event.
+    return turn

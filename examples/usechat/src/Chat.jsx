@@ -1,0 +1,126 @@
+import { useChat } from "@ai-sdk/react";
+import { DefaultChatTransport } from "ai";
+import { useEffect, useRef, useState } from "react";
+import { call, problem } from "./api.js";
+import { Composer } from "./Composer.jsx";
+import { Message } from "./Message.jsx";
+
+export function Chat({ id }) {
+  const path = `/api/chat/${id}`;
+  const state = useRef({}).current; // isStopped, isClosed, mustReconnect, timer, action
+  const [alert, setAlert] = useState(null);
+  const [draft, setDraft] = useState("");
+  const stop = () => call("DELETE", path).catch((error) => setAlert(problem(error)));
+  const [transport] = useState(() => new DefaultChatTransport({
+    fetch: async (...request) => {
+      const response = await fetch(...request);
+      if (state.isStopped) stop(); // Earlier, the application may not have known the turn.
+      return response;
+    },
+  }));
+  const chat = useChat({
+    id,
+    transport,
+    throttle: 50, // Milliseconds between two renderings.
+    onData: ({ type }) => {
+      if (type === "data-reconnect") state.mustReconnect = true; // The application exits.
+    },
+    onError: (error) => {
+      if (error instanceof TypeError) state.mustReconnect = true; // The connection is lost.
+      else if (error.statusCode && state.action) undo(problem(error));
+      else if (!state.mustReconnect) setAlert(problem(error));
+    },
+    onFinish: ({ isError, finishReason }) => {
+      // A proxy may hide that the connection is lost. Only a complete reply has a `finishReason`.
+      if (state.mustReconnect || !(isError || finishReason || state.isStopped)) reconnect();
+    },
+  });
+  const isBusy = ["submitted", "streaming"].includes(chat.status);
+
+  function reconnect() {
+    clearTimeout(state.timer);
+    state.timer = setTimeout(refresh, 1000);
+  }
+
+  /** Show the stored messages, and join the running turn. */
+  async function refresh() {
+    try {
+      const { messages, turn } = await call("GET", path);
+      if (state.isClosed) return;
+      state.mustReconnect = false;
+      setAlert(null);
+      chat.setMessages(messages);
+      chat.clearError();
+      // The lost request may not have reached the application.
+      const last = messages.findLast(({ role }) => role === "user");
+      if (state.action && textOf(last) !== state.action.text) setDraft(state.action.text);
+      state.action = null;
+      if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
+      if (state.mustReconnect) reconnect(); // `onFinish` is not called if the request fails.
+    } catch (error) {
+      setAlert(problem(error));
+      if (!(error.status < 500)) reconnect();
+    }
+  }
+
+  /** Send, edit or regenerate a message. */
+  function act(text, send) {
+    Object.assign(state, { isStopped: false, action: { text, send, before: chat.messages } });
+    setAlert(null);
+    setDraft("");
+    return send();
+  }
+
+  /** Show the messages as before the action that failed. Its text returns to the form. */
+  function undo({ detail, sent }) {
+    const { text, send, before } = state.action;
+    state.action = null;
+    chat.setMessages(before);
+    setDraft(text);
+    setAlert({ detail, again: sent === "no" ? () => act(text, send) : refresh, sent });
+  }
+
+  useEffect(() => {
+    state.isClosed = false;
+    refresh();
+    return () => {
+      state.isClosed = true;
+      clearTimeout(state.timer);
+    };
+  }, []);
+  useEffect(() => {
+    if (isBusy) return; // Another tab may have sent messages.
+    const onVisible = () => document.hidden || refresh();
+    document.addEventListener("visibilitychange", onVisible);
+    return () => document.removeEventListener("visibilitychange", onVisible);
+  }, [isBusy]);
+
+  return (
+    <>
+      <div className="messages" role="log">
+        {chat.messages.map((message) => (
+          <Message
+            key={message.id} {...message} isBusy={isBusy}
+            edit={(text) => act(text, () => chat.sendMessage({ text, messageId: message.id }))}
+            regenerate={() => act("", () => chat.regenerate({ messageId: message.id }))}
+          />
+        ))}
+      </div>
+      <p role="status">{isBusy ? "The agent is replying…" : ""}</p>
+      <p role="alert">
+        {alert?.detail} {alert?.again && (
+          <button onClick={alert.again}>{alert.sent === "no" ? "Send again" : "Reload messages"}</button>
+        )}
+      </p>
+      <Composer
+        draft={draft} isBusy={isBusy}
+        onSend={(text) => act(text, () => chat.sendMessage({ text }))}
+        onStop={() => { state.isStopped = true; stop(); }}
+      />
+    </>
+  );
+}
+
+export function textOf(message) {
+  return message?.parts.map((part) => part.text ?? "").join("") ?? "";
+}

@@ -1,0 +1,90 @@
+import { HttpAgent } from "@ag-ui/client";
+import { call, problem } from "./api.js";
+import "./style.css";
+
+const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+const threadId = new URLSearchParams(location.search).get("id");
+const agent = new HttpAgent({ url: "/agent", threadId });
+const path = `/agent/${threadId}`;
+let isEnded; // The run has ended: its last event has been received.
+let failure; // The sentence of a run that has failed.
+let isStopped;
+agent.subscribe({
+  onRunFinishedEvent: () => { isEnded = true; },
+  onRunErrorEvent: ({ event }) => {
+    isEnded = event.code !== "RelayEnded";
+    failure = event.message;
+  },
+  onMessagesChanged: ({ messages }) => ui.chat.replaceChildren(...messages.map(shown)),
+});
+
+function shown({ role, content, toolCalls }) {
+  const item = document.createElement("li");
+  item.className = role;
+  item.textContent = typeof content === "string" ? content : JSON.stringify(toolCalls ?? content);
+  return item;
+}
+
+/** Run the agent. If the connection is lost, load the messages and the rest of the turn. */
+async function run(url, options) {
+  [isEnded, failure] = [false, null];
+  agent.url = url;
+  const error = await agent.runAgent(options).then(() => null, (error) => error);
+  if (error?.status) throw error; // The application has refused the message.
+  if (isEnded && failure && !isStopped) throw new Error(failure);
+  if (isEnded) return;
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  await load();
+}
+
+async function load() {
+  const { messages } = agent;
+  agent.setMessages([]); // The client keeps reasoning messages that the snapshot does not have.
+  await run("/agent/history").catch((error) => {
+    agent.setMessages(messages);
+    throw error;
+  });
+}
+
+/** Start a turn with the text of the last message. It replaces the last turn. */
+async function regenerate() {
+  const last = agent.messages.findLastIndex(({ role }) => role === "user");
+  agent.setMessages(agent.messages.slice(0, last + 1));
+  await run("/agent", { forwardedProps: { replaces: true } });
+}
+
+/** Work while the form is busy, and show the error. */
+async function busy(work) {
+  [ui.send.disabled, ui.regenerate.disabled, ui.stop.disabled] = [true, true, false];
+  isStopped = false;
+  ui.problem.textContent = "";
+  const before = agent.messages;
+  try {
+    await work();
+  } catch (error) {
+    if (error.status) agent.setMessages(before);
+    ui.problem.textContent = problem(error).detail;
+    throw error;
+  } finally {
+    [ui.send.disabled, ui.regenerate.disabled, ui.stop.disabled] = [false, false, true];
+  }
+}
+
+ui.form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const content = ui.text.value;
+  ui.text.value = "";
+  busy(async () => {
+    agent.addMessage({ id: crypto.randomUUID(), role: "user", content });
+    await run("/agent");
+  }).catch((error) => { if (error.status) ui.text.value ||= content; });
+});
+
+ui.regenerate.addEventListener("click", () => busy(regenerate).catch(() => {}));
+
+ui.stop.addEventListener("click", () => {
+  isStopped = true;
+  call("DELETE", path).catch((error) => { ui.problem.textContent = problem(error).detail; });
+});
+
+busy(load).catch(() => {});

@@ -1,0 +1,180 @@
+"""The routes of `examples/usechat`, and the excerpts of its files on a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any
+
+import httpx
+import pytest
+
+from flux0.testing import FakeTransport, Gate, Refuse, Respond, Say
+from support.samples import ROOT, USECHAT, chat_back_end
+
+PAGE = ROOT / "docs/how-to/chat-components.md"
+
+
+def user_message(text: str) -> dict[str, Any]:
+    parts = [{"type": "text", "text": text}]
+    return {"id": text, "role": "user", "content": text, "parts": parts}
+
+
+def body_of(chat: str, *texts: str, **members: Any) -> dict[str, Any]:
+    messages = [user_message(text) for text in texts]
+    return {"id": chat, "threadId": chat, "messages": messages, **members}
+
+
+def routes(chat: str) -> list[tuple[str, str]]:
+    return [
+        ("POST", "/api/chat"),
+        ("GET", f"/api/chat/{chat}"),
+        ("GET", f"/api/chat/{chat}/stream"),
+        ("DELETE", f"/api/chat/{chat}"),
+        ("POST", "/agent"),
+        ("POST", "/agent/history"),
+        ("DELETE", f"/agent/{chat}"),
+        ("PUT", f"/api/chats/{chat}"),
+        ("DELETE", f"/api/chats/{chat}"),
+    ]
+
+
+def test_page_shows_code_of_the_example() -> None:
+    files = [*USECHAT.glob("*.py"), *(USECHAT / "src").glob("*.js*")]
+    code = [path.read_text("utf-8") for path in files]
+    page = PAGE.read_text("utf-8")
+    excerpts: list[str] = re.findall(r"^```(?:py|jsx?)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(excerpts) == 6
+    for excerpt in excerpts:
+        assert any(excerpt in each for each in code), excerpt
+
+
+@pytest.mark.parametrize("user", ["eve", ""])
+def test_chat_of_another_user_is_not_found_and_the_server_gets_no_request(user: str) -> None:
+    fake = FakeTransport("Secret.")
+    with chat_back_end(fake, user=user) as (url, chat), httpx.Client(base_url=url) as page:
+        calls = len(fake.calls)
+        for method, path in routes(chat):
+            body = body_of(chat, "Hi", text="Hi") if method in {"POST", "PUT"} else None
+            response = page.request(method, path, json=body)
+            assert (response.status_code, response.json()["detail"]) == (
+                404,
+                "You have no such chat.",
+            )
+        assert page.get("/api/chats").json() == []
+    assert len(fake.calls) == calls
+
+
+def test_request_without_a_login_is_rejected() -> None:
+    fake = FakeTransport("Secret.")
+    with chat_back_end(fake, user=None) as (url, chat), httpx.Client(base_url=url) as page:
+        for method, path in routes(chat):
+            body = body_of(chat, "Hi", text="Hi") if method in {"POST", "PUT"} else None
+            assert page.request(method, path, json=body).status_code == 401
+        assert page.get("/api/chats").status_code == 401
+
+        page.post("/api/login", json={"name": "Anonymous"}).raise_for_status()
+        created = page.post("/api/chats", json={"text": "Hi  there"})
+        assert page.get("/api/chats").json() == [{"id": created.json()["id"], "title": "Hi there"}]
+        page.delete("/api/login").raise_for_status()
+        assert page.get("/api/chats").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("members", "status", "problem"),
+    [
+        ({"messages": []}, 422, "body must end with a user message"),
+        ({"messages": [user_message("x" * 10_001)]}, 413, "at most 10000 characters"),
+    ],
+)
+def test_message_that_cannot_be_sent_is_an_error(
+    members: dict[str, Any], status: int, problem: str
+) -> None:
+    fake = FakeTransport()
+    with chat_back_end(fake) as (url, chat):
+        for path in ("/api/chat", "/agent"):
+            response = httpx.post(f"{url}{path}", json=body_of(chat) | members)
+            assert response.status_code == status
+            assert problem in response.json()["detail"]
+    assert "sessions.create_event" not in {call.operation for call in fake.calls}
+
+
+@pytest.mark.parametrize(
+    ("fault", "operation", "status", "sent"),
+    [(Refuse(), None, 503, "no"), (Respond(500), "sessions.create_event", 502, "maybe")],
+)
+def test_error_says_whether_the_message_was_sent(
+    fault: Any, operation: str | None, status: int, sent: str
+) -> None:
+    fake = FakeTransport()
+    with chat_back_end(fake) as (url, chat):
+        fake.inject(fault, operation=operation, times=3)
+        response = httpx.post(f"{url}/api/chat", json=body_of(chat, "Hi"))
+        assert (response.status_code, response.json()["sent"]) == (status, sent)
+
+
+def without_heartbeats(response: httpx.Response) -> Iterator[str]:
+    return (line for line in response.iter_lines() if not line.startswith(":"))
+
+
+def test_running_turn_is_read_from_its_beginning_also_if_it_ends_meanwhile() -> None:
+    gate, fake = Gate(timeout=60), FakeTransport()
+    fake.script([Say("Half"), gate, Say("Rest")])
+    with chat_back_end(fake) as (url, chat), httpx.Client(base_url=url, timeout=60) as page:
+        empty = page.get(f"/api/chat/{chat}")
+        assert empty.json() == {"messages": [], "turn": None}
+        without_turn = page.get(f"/api/chat/{chat}/stream")
+        assert without_turn.status_code == 204
+        for each in (empty, without_turn, page.get("/api/chat/unknown000")):
+            assert each.headers["cache-control"] == "no-store"
+
+        with page.stream("POST", "/api/chat", json=body_of(chat, "Hi")) as response:
+            assert response.headers["x-vercel-ai-ui-message-stream"] == "v1"
+            # Otherwise, nginx sends the events together, when the turn has ended.
+            assert response.headers["x-accel-buffering"] == "no"
+            lines = without_heartbeats(response)
+            first = list(takewhile(lambda line: "Half" not in line, lines))
+            running = page.get(f"/api/chat/{chat}").json()
+            gate.open()
+            rest = list(lines)
+        assert rest[-2:] == ["data: [DONE]", ""]
+        assert [message["role"] for message in running["messages"]] == ["user"]
+
+        headers = {"turn-id": running["turn"]}
+        lines = without_heartbeats(page.get(f"/api/chat/{chat}/stream", headers=headers))
+        assert list(takewhile(lambda line: "Half" not in line, lines)) == first
+        assert list(lines) == rest
+        assert page.get(f"/api/chat/{chat}/stream").status_code == 204
+        ended = page.get(f"/api/chat/{chat}").json()
+        assert [part["text"] for part in ended["messages"][1]["parts"]] == ["Half", "Rest"]
+
+
+def test_replaced_turns_are_hidden_from_both_components() -> None:
+    fake = FakeTransport()
+    fake.script(*([Say(text)] for text in "ABCDE"))
+    replaces = {"forwardedProps": {"replaces": True}}
+    with chat_back_end(fake) as (url, chat), httpx.Client(base_url=url) as page:
+        page.post("/api/chat", json=body_of(chat, "One"))
+        page.post("/api/chat", json=body_of(chat, "One", "Two"))
+        again = body_of(chat, "One", "Two", trigger="regenerate-message")
+        page.post("/api/chat", json=again)
+        assert shown(page, chat) == ["One", "A", "Two", "C"]
+        page.post("/agent", json=body_of(chat, "One", "Two", **replaces))
+        assert shown(page, chat) == ["One", "A", "Two", "D"]
+
+        refused = page.post("/agent", json=body_of(chat, "One", "Two"))
+        assert refused.status_code == 422
+        page.post("/api/chat", json=body_of(chat, "Uno", messageId="1"))
+        assert shown(page, chat) == ["Uno", "E"]
+
+
+def shown(page: httpx.Client, chat: str) -> list[str]:
+    """Return the lines that both pages show."""
+    messages = page.get(f"/api/chat/{chat}").json()["messages"]
+    texts = [message["parts"][0]["text"] for message in messages]
+    lines = page.post("/agent/history", json={"threadId": chat}).text.splitlines()
+    (snapshot,) = (json.loads(line[6:]) for line in lines if "MESSAGES_SNAPSHOT" in line)
+    assert [message["content"] for message in snapshot["messages"]] == texts
+    return texts
