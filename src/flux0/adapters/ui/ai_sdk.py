@@ -41,12 +41,16 @@ def without_prototypes(value: Any) -> Any:
     A chunk with a member `__proto__`, or a member `constructor` that has a member `prototype`, is
     an error for `useChat`, which ends the turn on the page.
     """
-    if isinstance(value, list):
-        items: list[Any] = value
-        return [without_prototypes(item) for item in items]
-    if not isinstance(value, dict):
-        return value
-    members: dict[str, Any] = value
+    if isinstance(value, dict):
+        return _safe_members(value)
+    return _safe_items(value) if isinstance(value, list) else value
+
+
+def _safe_items(items: list[Any]) -> list[Any]:
+    return [without_prototypes(item) for item in items]
+
+
+def _safe_members(members: dict[str, Any]) -> dict[str, Any]:
     return {
         name: without_prototypes(member)
         for name, member in members.items()
