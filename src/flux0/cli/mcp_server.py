@@ -124,7 +124,7 @@ class AgentTools:
             agent = tool_names(await self._client.agents.list_async()).get(params.name)
             if agent is None:
                 raise MCPError(types.INVALID_PARAMS, f"unknown tool: {params.name!r}")
-            message = arguments.text("message", given.get("message"))
+            message = arguments.text("message", _argument(given, "message"))
             conversation = await self._conversation(agent, given)
             session.append(_text(f"session_id: {conversation.session_id}"))
             text = await self._run(report, conversation, message)
@@ -174,6 +174,15 @@ class AgentTools:
         parts = (part for message in messages for part in items_of(message.data))
         texts = (to_text(part.content) for part in parts if isinstance(part, models.ContentPart))
         return _utf8("\n".join(texts))
+
+
+def _argument(given: dict[str, Any], name: str) -> Any:
+    if name in given:
+        return given[name]
+    unknown = ", ".join(f"{each!r:.50}" for each in given.keys() - _INPUT["properties"].keys())
+    known = " and ".join(_INPUT["properties"])
+    problem = f"is missing: the arguments are {known}{unknown and f', not {unknown}'}"
+    raise models.InvalidArgument(name, problem)
 
 
 def _tool(name: str, agent: Agent) -> types.Tool:

@@ -426,8 +426,12 @@ def test_wrong_arguments_of_the_assistant_are_explained(fake: FakeTransport) -> 
             session = flux0.sessions.create(agent_id=other.id)
         async with in_memory(fake) as client:
             for given, problem in [
-                (None, "message must be a str, not NoneType"),
-                ({}, "message must be a str, not NoneType"),
+                (None, "message is missing: the arguments are message and session_id"),
+                (
+                    {"prompt": "Hi"},
+                    "message is missing: the arguments are message and session_id, not 'prompt'",
+                ),
+                ({"message": None}, "message must be a str, not NoneType"),
                 *(
                     (
                         {"message": "Hi", "session_id": session_id},

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final, final
 
 from flux0.domain.background_errors import RelayEnded, TurnStopped
 from flux0.domain.errors import Flux0Error
+from flux0.domain.messages.json_patch import JSON
 from flux0.relay_format import RelayFormat, general_text
 from flux0.turn_steps import Step, StepEncoder, StepType, json_event
 
@@ -35,21 +36,19 @@ class AiSdkFormat(RelayFormat):
         return StepEncoder(_encode, error_text=self._error_text)
 
 
-def without_prototypes(value: Any) -> Any:
+def without_prototypes(value: JSON) -> JSON:
     """Return a JSON value without the members that the AI SDK rejects, because they are unsafe.
 
     A chunk with a member `__proto__`, or a member `constructor` that has a member `prototype`, is
     an error for `useChat`, which ends the turn on the page.
     """
     if isinstance(value, list):
-        items: list[Any] = value
-        return [without_prototypes(item) for item in items]
+        return [without_prototypes(item) for item in value]
     if not isinstance(value, dict):
         return value
-    members: dict[str, Any] = value
     return {
         name: without_prototypes(member)
-        for name, member in members.items()
+        for name, member in value.items()
         if name != "__proto__"
         and not (name == "constructor" and isinstance(member, dict) and "prototype" in member)
     }

@@ -131,12 +131,12 @@ def _add_parts(parts: list[dict[str, Any]], event: _Message) -> None:
         open_calls = (p for p in parts if p.get("toolCallId") == id_ and "output" not in p)
         if (tool := next(open_calls, None)) is None:
             parts.append(tool := _tool_part(call))
-        tool.update(
-            state="output-available", output=without_prototypes(call.result and call.result.data)
-        )
+        output: Any = call.result and call.result.data
+        tool.update(state="output-available", output=without_prototypes(output))
 
 
 def _tool_part(call: ToolCall | ToolCallPart) -> dict[str, Any]:
+    args: Any = call.args
     ids = {"toolCallId": str(call.tool_call_id), "toolName": str(call.tool_name)}
     state = {"providerExecuted": True, "state": "input-available"}
-    return {"type": "dynamic-tool", **ids, **state, "input": without_prototypes(call.args)}
+    return {"type": "dynamic-tool", **ids, **state, "input": without_prototypes(args)}

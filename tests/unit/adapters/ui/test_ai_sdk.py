@@ -150,7 +150,7 @@ def test_members_that_the_ai_sdk_rejects_are_left_out() -> None:
         "constructor": {"prototype": {}},
         "b": [{"__proto__": 1}],
     }
-    safe: Any = {"a": 1, "b": [{}]}
+    safe = {"a": 1, "b": [dict[str, Any]()]}
     status, _, _, _, available, output, content, *_ = objects_of(
         AiSdkFormat(),
         status_event("typing", value),
