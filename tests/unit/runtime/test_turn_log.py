@@ -216,7 +216,7 @@ def test_event_that_is_added_while_a_reader_begins_to_wait_wakes_it() -> None:
             super().__setitem__(key, wake)
 
     log.on_change(int)
-    log._wakers = Wakers(log._wakers)
+    log._wakers = Wakers(log._wakers)  # pyright: ignore[reportPrivateUsage]
     log.on_change(lambda: woken.append(log.last))
     assert woken == [1]
     log.append(event(2))
