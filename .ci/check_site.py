@@ -382,9 +382,24 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     skip_without("chromium")
-    with Browser(tmp_path_factory.mktemp("browser")) as browser, browser.page() as page:
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser) -> Iterator[Page]:
+    with browser.page() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def search_page(browser: Browser, url: str) -> Iterator[Page]:
+    """A page with an empty search. Each load of a page builds the search index again."""
+    with browser.page() as page:
+        page.resize(*LAPTOP)
+        page.open(f"{url}/?q=")
         yield page
 
 
@@ -449,6 +464,30 @@ def test_reference_pages_are_short(name: str, page: Page, url: str) -> None:
     assert page.evaluate("document.documentElement.scrollHeight") < LONGEST_PAGE
 
 
+def search(query: str, page: Page) -> None:
+    """Type `query` in place of the query before it, and wait for the results."""
+    for value, is_done in (('""', f"!({RESULT})"), (json.dumps(query), RESULT)):
+        page.evaluate(TYPE.replace("VALUE", value))
+        page.wait_for(is_done)
+
+
+RESULT = "document.querySelector('.md-search-result__item a')"
+TYPE = """
+(() => {
+  const input = document.querySelector("[data-md-component=search-query]");
+  input.value = VALUE;
+  input.dispatchEvent(new Event("keyup"));
+})()
+"""
+
+
+def test_query_in_an_address_is_searched(page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=False)
+    page.resize(*LAPTOP)
+    page.open(f"{url}/?q=flux0error")
+    assert page.wait_for(f"{RESULT}?.pathname") == "/errors/"
+
+
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -460,12 +499,12 @@ def test_reference_pages_are_short(name: str, page: Page, url: str) -> None:
         ("retry", "how-to/connect/#wait-longer-or-retry-more-often"),
     ],
 )
-def test_search_finds_an_entry_first(query: str, found: str, page: Page, url: str) -> None:
-    page.call("Emulation.setScriptExecutionDisabled", value=False)
-    page.resize(*LAPTOP)
-    page.open(f"{url}/?q={query}")
+def test_search_finds_an_entry_first(query: str, found: str, search_page: Page, url: str) -> None:
+    search(query, search_page)
     # The first link leads to the page, and the second to the best section.
-    link = page.wait_for("document.querySelector('.md-search-result__item a[href*=\\'#\\']')?.href")
+    link = search_page.wait_for(
+        "document.querySelector('.md-search-result__item a[href*=\\'#\\']')?.href"
+    )
     assert re.sub(r"\?h=[^#]*", "", link) == f"{url}/{found}"
 
 
@@ -530,14 +569,9 @@ PAGES_OF_RESULTS = """
         ("tool", "tutorial/"),
     ],
 )
-def test_page_is_among_the_first_three_results(
-    query: str, found: str, page: Page, url: str
-) -> None:
-    page.call("Emulation.setScriptExecutionDisabled", value=False)
-    page.resize(*LAPTOP)
-    page.open(f"{url}/?q={query}")
-    page.wait_for("document.querySelector('.md-search-result__item a')?.href")
-    assert found in page.evaluate(PAGES_OF_RESULTS)
+def test_page_is_among_the_first_three_results(query: str, found: str, search_page: Page) -> None:
+    search(query, search_page)
+    assert found in search_page.evaluate(PAGES_OF_RESULTS)
 
 
 def test_front_page_contacts_no_other_host(page: Page, url: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from support.secured import Secured
 
-pytest_plugins = ["support.programs", "support.slow_tests"]
+pytest_plugins = ["support.programs", "support.slow_tests", "support.parallel"]
 
 # Time limits would fail on a busy machine. CI uses the same examples in every run.
 settings.register_profile(

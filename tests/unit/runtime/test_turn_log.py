@@ -206,6 +206,23 @@ def test_change_while_a_reader_begins_to_wait_wakes_it_once(waits_first: bool) -
     assert len(logs) > 5
 
 
+def test_event_that_is_added_while_a_reader_begins_to_wait_wakes_it() -> None:
+    """Unlike the test before this one, it sets no trace function, which coverage needs itself."""
+    log, woken = new_log(), list[int]()
+
+    class Wakers(dict[object, Callable[[], object]]):
+        def __setitem__(self, key: object, wake: Callable[[], object]) -> None:
+            log.append(event(1))
+            super().__setitem__(key, wake)
+
+    log.on_change(int)
+    log._wakers = Wakers(log._wakers)  # pyright: ignore[reportPrivateUsage]
+    log.on_change(lambda: woken.append(log.last))
+    assert woken == [1]
+    log.append(event(2))
+    assert woken == [1]
+
+
 def test_threads_that_read_during_writing_lose_and_repeat_nothing() -> None:
     log, number = new_log(max_bytes=10**6), 2000
     results: list[list[bytes]] = []
