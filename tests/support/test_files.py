@@ -49,7 +49,7 @@ ELSEWHERE: Mapping[str, str] = {
         adapters/redis/store adapters/redis/worker""",
     "turns/test_turn_store_contract.py": "testing/contract/turn_stores turn_store",
     "cli/test_app.py": """
-        __main__ cli/chat cli/choices cli/client cli/descriptions cli/interrupts cli/listing
+        __main__ cli/chat cli/choices cli/client cli/descriptions cli/listing
         cli/options cli/queries""",
     # Users notice these modules only in the objects of others.
     "middleware/test_observing.py": "observers",

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from importlib import import_module
 from io import StringIO, TextIOWrapper
 from itertools import chain
@@ -25,7 +23,6 @@ from flux0 import (
 )
 from flux0.cli.choices import choose_agent
 from flux0.cli.descriptions import describe_data, describe_error
-from flux0.cli.interrupts import waking_on_ctrl_c
 from flux0.cli.output import (
     Output,
     output_streams_are_one_file,
@@ -38,7 +35,6 @@ from flux0.models import Agent, AgentNotFound, InvalidArgument
 
 _PROMPT = "> "
 _EXIT_COMMANDS = {"exit", "quit"}
-_interruptible = waking_on_ctrl_c if hasattr(signal, "pthread_kill") else nullcontext
 
 
 def messages_to_send(message: str | None, *, lines: bool) -> Iterable[tuple[int, str]]:
@@ -98,7 +94,7 @@ class Chat:
         self._view = TurnView(self._output, aside)
 
     def send(self, message: str) -> bool:
-        with _interruptible(), self._conversation.send(message) as stream:
+        with self._conversation.send(message) as stream:
             try:
                 for event in stream:
                     if self._as_json:
@@ -156,8 +152,7 @@ class Chat:
     def _send_line(self, number: int, message: str) -> bool:
         text, problem = "", None
         try:
-            with _interruptible():
-                text = self._conversation.ask(message).text
+            text = self._conversation.ask(message).text
         except Flux0Error as error:
             problem = self._explain(error)
         session = self._conversation.session_id
