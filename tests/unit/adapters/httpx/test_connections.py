@@ -608,7 +608,7 @@ def test_connections_work_without_poll(way: OverHttpx, monkeypatch: pytest.Monke
 
 @over(*FAMILY)
 async def test_interim_response_does_not_stop_a_large_request(way: OverHttpx) -> None:
-    body = b"x" * 8_000_000
+    body = b"x" * 32_000_000  # It fits into no socket buffers, so the client waits while it sends.
     with ByteServer(OK, on_connect=(Write(b"HTTP/1.1 102 Processing\r\n\r\n"),)) as server:
         request = post(server.url, body, timeout=evolve(LONG_TIMEOUT, read=DEFAULT_TIMEOUT))
         assert await way.fetch_once(request) == (200, b"ok")

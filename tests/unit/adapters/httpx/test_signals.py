@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -37,18 +39,26 @@ class SoftTimeLimitExceeded(Exception):
 
 
 @contextmanager
-def time_limit(raised: list[Exception]) -> Generator[None, None, None]:
-    """Raise `SoftTimeLimitExceeded` in the block, once."""
+def time_limit(
+    raised: list[Exception], is_due: Callable[[], object]
+) -> Generator[None, None, None]:
+    """Raise `SoftTimeLimitExceeded` in the block, once, after `is_due` has returned."""
 
     def limit(*_: object) -> None:
         raised.append(SoftTimeLimitExceeded())
         raise raised[-1]
 
+    def start() -> None:
+        is_due()
+        signal.setitimer(signal.ITIMER_REAL, 0.15)
+
     before = signal.signal(signal.SIGALRM, limit)
-    signal.setitimer(signal.ITIMER_REAL, 0.15)
+    starting = threading.Thread(target=start)
+    starting.start()
     try:
         yield
     finally:
+        starting.join()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -62,10 +72,10 @@ def call(client: Flux0, phase: str) -> None:
         client.agents.list()
 
 
-def check(url: str, transport: Any, phase: str) -> None:
+def check(url: str, transport: Any, phase: str, is_due: Callable[[], object] = int) -> None:
     raised: list[Exception] = []
     with Flux0(url, transport=transport, retry_config=FAST, timeout_ms=20_000) as client:
-        with time_limit(raised), pytest.raises(SoftTimeLimitExceeded) as caught:
+        with time_limit(raised, is_due), pytest.raises(SoftTimeLimitExceeded) as caught:
             call(client, phase)
         assert [caught.value] == raised
 
@@ -82,8 +92,10 @@ def test_exception_of_a_signal_handler_is_raised_unchanged(
     with ExitStack() as stack:
         stack.enter_context(server)
         client = stack.enter_context(way.client(verify=secured.client)) if own_client else None
-        check(server.url, way.transport_over(client), phase)
-        assert len(server.requests) == (phase != "sending")
+        is_sent = phase != "sending"
+        is_due = partial(server.wait_for_requests, int(is_sent))
+        check(server.url, way.transport_over(client), phase, is_due)
+        assert len(server.requests) == is_sent
         server.release()
 
 
