@@ -324,9 +324,10 @@ def test_failure_of_an_untracked_connection_is_an_interruption(
         ByteServer(steps) as server,
         client(server.url, library.make(), middleware=limits) as flux0,
     ):
-        with pytest.raises(kind):
+        with pytest.raises(kind) as raised:
             flux0.sessions.create(agent_id="a")
-        assert len(server.requests) == 1
+        assert raised.value.attempts == 1
+        assert len(server.requests) <= 1  # The timeout may expire before the server has read.
     caught = failure_of_post("http://127.0.0.1:1", library.make())
     assert (type(caught), caught.attempts) == (ConnectionInterrupted, 1)
 
