@@ -4,7 +4,8 @@
 """
 
 # redis has incomplete types.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -293,7 +294,9 @@ class Faults:
 
 
 @contextmanager
-def processes(server: RedisServer) -> Iterator[tuple[list[Stalling], list[TurnProcess]]]:
+def processes(
+    server: RedisServer,
+) -> Generator[tuple[list[Stalling], list[TurnProcess]], None, None]:
     with ExitStack() as stack:
         proxies = [stack.enter_context(Stalling(server.port)) for _ in range(PROCESSES)]
         options = {"lease_seconds": LEASE, "keep_seconds": 60.0}

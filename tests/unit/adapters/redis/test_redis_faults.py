@@ -294,7 +294,7 @@ def test_ended_turn_in_an_older_snapshot_ends_although_its_process_does_not_hear
         assert pair.reader.claim("another session", other.log, refuse=True) is None
         pair.reader_proxy.stall("subscription")
         for key, dump in dumps.items():
-            client.restore(key, 60_000, dump, replace=True)
+            client.restore(key, 60_000, dump or b"", replace=True)
         found = pair.follower.find("session")
         assert found is not None
         assert isinstance(error_of(found), ReaderLost)
@@ -521,7 +521,7 @@ def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
                 key = Settings("flux0:", 300.0, 5.0).name(session, "").session
                 ports.setdefault(port_of(key, clients[0]), session)
             turns = {port: Turn(session) for port, session in ports.items()}
-            copies = {}
+            copies: dict[int, TurnLog] = {}
             for port, turn in turns.items():
                 assert store.claim(turn.log.turn_id, turn.log, refuse=True) is None
                 turn.append()
