@@ -4,7 +4,8 @@
 """
 
 # redis has incomplete types.
-# pyright: reportUnknownMemberType=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from attrs import define, field, frozen
 
 from flux0.domain.background_errors import TurnRunning, TurnStoreError
 from support.programs import REDIS, needs
-from support.redis_server import RedisServer, redis_server
+from support.redis_server import RedisServer, redis_server, wait_until
 from support.stalling import Stalling
 from support.turn_processes import TurnProcess, Turns, turn_bytes
 
@@ -121,13 +123,18 @@ class Model:
 class Worker(threading.Thread):
     """Uses one process at random."""
 
-    def __init__(self, number: int, process: TurnProcess, model: Model, seed: int) -> None:
+    def __init__(
+        self, number: int, create: Callable[[], TurnProcess], model: Model, seed: int
+    ) -> None:
         super().__init__(name=f"process {number}", daemon=True)
         self.number = number
-        self.process = process
+        self._create = create
+        self.process = create()
         self.model = model
         self.random = random.Random(seed)  # noqa: S311 - not for secrets
         self.is_stopping = threading.Event()
+        self.is_killed = threading.Event()
+        self.threads = 0
         self.own: dict[str, str] = {}
         self.count = 0
         self.failure: BaseException | None = None
@@ -143,10 +150,30 @@ class Worker(threading.Thread):
         ]
         try:
             while not self.is_stopping.is_set():
+                if self.is_killed.is_set():
+                    self.kill()
                 self.random.choice(actions)()
                 time.sleep(self.random.random() / 10)
         except BaseException as error:  # noqa: BLE001 - raised by the test
             self.failure = error
+
+    def begin(self) -> None:
+        """Wait until the process has started."""
+        # No fault is active at the start. Later, Redis may not respond to the first command.
+        with suppress(TurnStoreError):
+            self.process.call(Turns.find, "unknown")
+        self.threads = self.process.call(Turns.threads)
+
+    def kill(self) -> None:
+        """Kill the process, and start another process."""
+        self.process.kill()
+        for turn in self.own.values():
+            self.end(turn)
+        self.record(f"killed: {', '.join(self.own.values())}")
+        self.own.clear()
+        self.process = self._create()
+        self.begin()
+        self.is_killed.clear()
 
     def record(self, text: str) -> None:
         self.model.record(self.name, text)
@@ -221,6 +248,7 @@ class Faults:
     """The faults of the table in background-turns.md, in random order."""
 
     server: RedisServer
+    replica: RedisServer
     proxies: list[Stalling]
     workers: list[Worker]
     random: random.Random
@@ -228,7 +256,7 @@ class Faults:
     def pick(self) -> tuple[str, Callable[[], None]]:
         name = self.random.choice(
             ["subscription", "commands", "all", "server", "restart", "older", "evict", "type",
-             "clock", "freeze", "close"]
+             "clock", "freeze", "close", "kill", "demote"]
         )  # fmt: skip
         return name, getattr(self, f"do_{name}")
 
@@ -291,21 +319,65 @@ class Faults:
         with self.server.client() as client:
             client.client_kill_filter(_type=self.random.choice(["normal", "pubsub"]), skipme=True)
 
+    def do_kill(self) -> None:
+        worker = self.random.choice(self.workers)
+        worker.is_killed.set()
+        while worker.is_killed.is_set() and worker.is_alive():
+            time.sleep(0.01)
+
+    def do_demote(self) -> None:
+        """Make the replica the master behind the same addresses, and the master its replica."""
+        with self.server.client() as old, self.replica.client() as new:
+            wait_until(lambda: new.info("replication").get("master_link_status") == "up")
+            new.replicaof("NO", "ONE")
+            old.replicaof("127.0.0.1", str(self.replica.port))
+        self.server, self.replica = self.replica, self.server
+        for proxy in self.proxies:
+            proxy.port = self.server.port
+
 
 @contextmanager
-def processes(server: RedisServer) -> Iterator[tuple[list[Stalling], list[TurnProcess]]]:
+def started_workers(
+    servers: list[RedisServer], model: Model, chance: random.Random
+) -> Generator[Faults, None, None]:
+    """Start the processes, each behind its own proxy of the first server."""
+    server, replica = servers
     with ExitStack() as stack:
         proxies = [stack.enter_context(Stalling(server.port)) for _ in range(PROCESSES)]
         options = {"lease_seconds": LEASE, "keep_seconds": 60.0}
-        made = [TurnProcess(f"redis://{each.address}", "asyncio", options) for each in proxies]
+        workers = [
+            Worker(
+                number,
+                partial(TurnProcess, f"redis://{proxy.address}", "asyncio", options),
+                model,
+                chance.randrange(10**9),
+            )
+            for number, proxy in enumerate(proxies)
+        ]
         try:
-            yield proxies, made
+            for worker in workers:
+                worker.begin()
+            yield Faults(server, replica, proxies, workers, chance)
         except BaseException:
-            for process in made:
-                process.kill()
+            for worker in workers:
+                worker.process.kill()
             raise
-        for process in made:
-            process.close()
+        for worker in workers:
+            worker.process.close()
+
+
+@contextmanager
+def redis_with_replica(folder: Path) -> Generator[list[RedisServer], None, None]:
+    options = "--repl-diskless-sync-delay", "0"
+    for name in ("first", "second"):
+        (folder / name).mkdir()
+    with (
+        redis_server(folder / "first", *options) as server,
+        redis_server(folder / "second", *options) as replica,
+    ):
+        with replica.client() as client:
+            client.replicaof("127.0.0.1", str(server.port))
+        yield [server, replica]
 
 
 def check_ends(model: Model, workers: list[Worker]) -> None:
@@ -318,21 +390,38 @@ def check_ends(model: Model, workers: list[Worker]) -> None:
             model.violate(f"the processes do not agree about the turn of {session}")
 
 
+def check_resources(model: Model, workers: list[Worker]) -> None:
+    """Check that all processes have as many threads as at the start, and no turns in memory."""
+    ends = time.monotonic() + 30
+    for worker in workers:
+        while worker.process.call(Turns.kept_logs) and time.monotonic() < ends:
+            time.sleep(0.2)
+        if kept := worker.process.call(Turns.kept_logs):
+            model.violate(f"{worker.name} has {kept} turns in memory after the end")
+        threads = worker.process.call(Turns.threads)
+        if threads > worker.threads:
+            model.violate(f"{worker.name} has {threads} threads, and had {worker.threads}")
+
+
+def check_connections(model: Model, servers: list[RedisServer]) -> None:
+    for server in servers:
+        with server.client() as client:
+            left = [each for each in client.client_list() if each["cmd"] != "client|list"]
+        # The master and its replica are connected.
+        users = [each for each in left if not {"S", "M"} & set(each["flags"])]
+        if users:
+            model.violate(f"{len(users)} connections are open after the end: {users}")
+
+
 @pytest.mark.timeout(SECONDS * 3 + 300)
 def test_random_use_and_faults_of_redis_keep_the_promises(tmp_path: Path) -> None:
     seed = int(os.environ.get("FLUX0_TEST_SEED", str(random.SystemRandom().randrange(10**6))))
     print(f"seed: FLUX0_TEST_SEED={seed}")
     chance = random.Random(seed)  # noqa: S311 - not for secrets
     model = Model()
-    with redis_server(tmp_path) as server:
-        with processes(server) as (proxies, made):
-            workers = [
-                Worker(number, process, model, chance.randrange(10**9))
-                for number, process in enumerate(made)
-            ]
-            faults = Faults(server, proxies, workers, chance)
-            for worker in workers:
-                worker.process.call(Turns.find, "unknown")  # Wait until the process has started.
+    with redis_with_replica(tmp_path) as servers:
+        with started_workers(servers, model, chance) as faults:
+            workers = faults.workers
             model.begin = time.monotonic()
             for worker in workers:
                 worker.start()
@@ -343,7 +432,8 @@ def test_random_use_and_faults_of_redis_keep_the_promises(tmp_path: Path) -> Non
                 model.record("fault", name)
                 act()
                 model.reached()
-                time.sleep(chance.random() * 5 * LEASE)
+                # Most pauses are short, and some are long enough for the checks without a fault.
+                time.sleep(chance.random() ** 3 * 6 * LEASE)
             for worker in workers:
                 worker.is_stopping.set()
             for worker in workers:
@@ -356,10 +446,8 @@ def test_random_use_and_faults_of_redis_keep_the_promises(tmp_path: Path) -> Non
                     worker.finish()
             time.sleep(3 * LEASE)
             check_ends(model, workers)
-        with server.client() as client:
-            left = client.client_list()
-            if len(left) > 1:
-                model.violate(f"{len(left) - 1} connections are open after the end")
+            check_resources(model, workers)
+        check_connections(model, servers)
     history = "\n".join(map(str, model.history))
     print(len(model.turns), "turns,", len(model.history), "steps")
     if os.environ.get("FLUX0_TEST_HISTORY"):

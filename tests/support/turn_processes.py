@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import multiprocessing
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -180,6 +182,16 @@ class Turns:
             error = type(reader.error).__name__ if reader.error else ""
         is_numbered = log.end is not None and log.end.has_numbered_error
         return Observation(turn.id, begin, b"".join(events), error, is_numbered)
+
+    def threads(self) -> int:
+        """Return the number of threads, without the thread of alarms, which ends at some time."""
+        return sum(not each.name.startswith("flux0-alarms") for each in threading.enumerate())
+
+    def kept_logs(self) -> int:
+        """Return the number of logs in memory after this object has dropped its own references."""
+        self.logs.clear()
+        gc.collect()
+        return sum(type(each) is TurnLog for each in gc.get_objects())
 
     def relayed(self, session_id: str) -> Counter[bytes]:
         """Wait for the end of all relays, and return how often each content was relayed."""

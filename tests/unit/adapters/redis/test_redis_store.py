@@ -1231,7 +1231,11 @@ store.claim("session", TurnLog("turn", 1000, print), refuse=True)
 print(store.find("session").turn_id)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=TIMEOUT, check=False
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=3 * TIMEOUT,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "turn\n", "")
 
