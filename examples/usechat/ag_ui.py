@@ -11,9 +11,9 @@ from chats import (
     OwnConversation,
     User,
     own_conversation,
-    running_turn,
     shown_history,
     start,
+    unfinished_turn,
 )
 from flux0.adapters.ui import AgUiFormat, ag_ui_messages, new_message
 
@@ -44,7 +44,7 @@ async def send(request: Request, run: Run, user: User) -> Response:
 @router.post("/history")
 async def join(request: Request, run: Run, user: User) -> Response:
     chat = await own_conversation(request, run.threadId, user)
-    turn = await running_turn(request, chat)
+    turn = await unfinished_turn(request, chat)
     history = await shown_history(request, chat)
     messages = ag_ui_messages(history, is_running=turn is not None)
     ag_ui = AgUiFormat(run.threadId, run.runId, messages=messages)

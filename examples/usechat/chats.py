@@ -9,7 +9,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends, HTTPException, Request
 
-from flux0 import AsyncConversation, BackgroundTurn, Flux0
+from flux0 import (
+    AsyncConversation,
+    BackgroundTurn,
+    Flux0,
+    Flux0Error,
+    TurnStopped,
+    TurnTooLarge,
+)
 from flux0.adapters.ui import NewMessage
 
 NO_STORE = {"cache-control": "no-store"}  # The back button shows the newest messages.
@@ -75,12 +82,24 @@ async def start(
     return turn
 
 
-async def running_turn(
+async def unfinished_turn(
     request: Request, chat: AsyncConversation
 ) -> BackgroundTurn | None:
-    """Return the running turn of a chat, when the server has stored the user's message."""
+    """Return the last turn of a chat if it is running or has failed.
+
+    The relay of a failed turn ends with its error, also after a reload.
+    """
     turn: BackgroundTurn | None = await request.state.turns.join_async(chat.session_id)
-    if turn is None or not turn.is_running:
+    if turn is None:
         return None
-    await anext(turn.relay_async(heartbeat_ms=2000), b"")  # Wait for the first event.
-    return turn
+    # The first event arrives when the server has stored the user's message.
+    await anext(turn.relay_async(heartbeat_ms=2000), b"")
+    if turn.is_running:
+        return turn
+    try:
+        await turn.wait_async()
+    except (TurnStopped, TurnTooLarge):
+        return None
+    except Flux0Error:
+        return turn
+    return None

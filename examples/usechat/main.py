@@ -56,7 +56,8 @@ logger = logging.getLogger("uvicorn.error")
 has_server = bool(os.environ.get("FLUX0_SERVER_URL"))
 redis_url = os.environ.get("FLUX0_REDIS_URL")
 # The agent in memory loses its sessions at its end, so their chats are in memory, too.
-database = os.environ.get("CHATS_DB", "chats.db") if has_server else ":memory:"
+file = os.environ.get("CHATS_DB", Path(__file__).with_name("chats.db"))
+database = str(file) if has_server else ":memory:"
 
 
 @asynccontextmanager

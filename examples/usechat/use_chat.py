@@ -10,9 +10,9 @@ from chats import (
     OwnConversation,
     User,
     own_conversation,
-    running_turn,
     shown_history,
     start,
+    unfinished_turn,
 )
 from flux0 import BackgroundTurn
 from flux0.adapters.ui import AiSdkFormat, new_message, ui_messages
@@ -34,7 +34,7 @@ async def send(request: Request, body: dict[str, Any], user: User) -> Response:
 
 @router.get("/{chat}")
 async def load(request: Request, chat: OwnConversation) -> Response:
-    turn = await running_turn(request, chat)
+    turn = await unfinished_turn(request, chat)
     history = await shown_history(request, chat)
     messages = ui_messages(history, is_running=turn is not None)
     content = {"messages": messages, "turn": turn and turn.id}
@@ -45,9 +45,11 @@ async def load(request: Request, chat: OwnConversation) -> Response:
 async def join(
     request: Request, chat: OwnConversation, turn_id: Annotated[str, Header()] = ""
 ) -> Response:
-    turn = await request.state.turns.join_async(chat.session_id)
     # The turn that `load` has returned may have ended meanwhile.
-    if turn is None or not (turn.is_running or turn.id == turn_id):
+    last = await request.state.turns.join_async(chat.session_id)
+    known = last is not None and last.id == turn_id
+    turn = last if known else await unfinished_turn(request, chat)
+    if turn is None:
         return Response(status_code=204, headers=NO_STORE)
     return relay(turn)
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flux0.testing import FakeTransport, Gate, Refuse, Respond, Say
+from flux0.testing import Fail, FakeTransport, Gate, Refuse, Respond, Say
 from support.samples import ROOT, USECHAT, chat_back_end
 
 PAGE = ROOT / "docs/how-to/chat-components.md"
@@ -149,6 +149,27 @@ def test_running_turn_is_read_from_its_beginning_also_if_it_ends_meanwhile() -> 
         assert page.get(f"/api/chat/{chat}/stream").status_code == 204
         ended = page.get(f"/api/chat/{chat}").json()
         assert [part["text"] for part in ended["messages"][1]["parts"]] == ["Half", "Rest"]
+
+
+def test_failed_turn_is_read_again_with_its_error_unless_it_was_stopped() -> None:
+    gate, fake = Gate(timeout=60), FakeTransport()
+    fake.script([Say("Half"), Fail("no model")], [Say("More"), gate])
+    with chat_back_end(fake) as (url, chat), httpx.Client(base_url=url, timeout=60) as page:
+        failed = page.post("/api/chat", json=body_of(chat, "Hi"))
+        assert "The agent reported an error" in failed.text
+        loaded = page.get(f"/api/chat/{chat}").json()
+        assert [message["role"] for message in loaded["messages"]] == ["user"]
+        for headers in ({}, {"turn-id": loaded["turn"]}):
+            assert page.get(f"/api/chat/{chat}/stream", headers=headers).text == failed.text
+        history = page.post("/agent/history", json={"threadId": chat}).text
+        assert ["Half" in history, "RUN_ERROR" in history] == [True, True]
+
+        body = body_of(chat, "Hi", "Go on")
+        with page.stream("POST", "/api/chat", json=body) as response:
+            next(line for line in response.iter_lines() if "More" in line)
+            page.delete(f"/api/chat/{chat}").raise_for_status()
+        assert page.get(f"/api/chat/{chat}").json()["turn"] is None
+        assert page.get(f"/api/chat/{chat}/stream").status_code == 204
 
 
 def test_replaced_turns_are_hidden_from_both_components() -> None:

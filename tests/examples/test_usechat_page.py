@@ -24,7 +24,9 @@ from flux0.testing import (
 from support.browser import Browser, Page
 from support.fake_over_http import FakeOverHTTP
 from support.programs import REDIS, needs, skip_without
+from support.redis_server import redis_server
 from support.relay import Relay
+from support.reverse_proxies import reverse_proxy
 from support.usechat_page import (
     READY,
     alert,
@@ -40,7 +42,7 @@ from support.usechat_page import (
     titles,
     wait_for,
 )
-from support.web_example import restarted_example
+from support.web_example import restarted_example, web_example, web_example_process
 
 pytestmark = [
     needs("chromium"),
@@ -50,6 +52,7 @@ pytestmark = [
 ]
 
 DRAFT = "document.querySelector('.composer textarea').value"
+INTERRUPTED = "The answer was interrupted"
 TOOL = CallTool("weather", {"city": "SF"})
 
 
@@ -273,13 +276,15 @@ def test_other_user_sees_neither_the_list_nor_the_chat(
         assert texts(page) == []
 
 
-def test_error_of_the_agent_is_a_general_sentence_after_its_text(
+def test_error_of_the_agent_is_a_general_sentence_after_its_text_also_after_a_reload(
     chat: Page, fake: FakeTransport
 ) -> None:
     fake.script([Say("Half"), Fail("the key sk-123 is not valid")])
     send(chat, "Hi")
-    assert alert(chat) == "The agent reported an error"
-    wait_for(chat, "Hi", "Half")
+    for _ in range(2):
+        assert alert(chat) == "The agent reported an error"
+        wait_for(chat, "Hi", "Half")
+        reload(chat)
 
 
 @pytest.mark.parametrize("is_new", [True, False])
@@ -377,6 +382,37 @@ def test_restarted_application_continues_the_reply_in_another_process(
     assert sent(fake) == ["Hi"]
 
 
+@needs("nginx")
+def test_half_a_reply_is_not_complete_if_the_application_is_killed_behind_nginx(
+    browser: Browser, server: FakeOverHTTP, fake: FakeTransport, program: Path, tmp_path: Path
+) -> None:
+    """With its default settings, nginx ends the response as if it was complete."""
+    skip_without(REDIS)
+    fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
+    with (
+        redis_server(tmp_path) as redis,
+        web_example_process(server.url, redis.url, program) as (url, process),
+        Relay(urlsplit(url).port or 0) as relay,
+        reverse_proxy("nginx", "", urlsplit(relay.url).port or 0, tmp_path) as proxy,
+        in_chromium(browser, proxy) as page,
+    ):
+        send(page, "Hi")
+        wait_for(page, "Hi", "Half")
+        ag_ui = page.evaluate("`${location.origin}/ag-ui${location.search}`")
+        with second_tab(page, browser, ag_ui) as tab:
+            ag_ui_shown(tab, "Hi", "Half")
+            process.kill()
+            assert alert(page) == "The application cannot be reached."
+            assert texts(page) == ["Hi", "Half"]
+            assert tab.evaluate("document.getElementById('send').disabled")
+            with web_example(server.url, redis.url, program) as other:
+                relay.forward_to(urlsplit(other).port or 0)
+                for each in (page, tab):
+                    each.wait_for(f"document.body.innerText.includes({INTERRUPTED!r})")
+                wait_for(page, "Hi", "Half")
+                ag_ui_shown(tab, "Hi", "Half")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_fits_a_phone_in_light_and_dark(chat: Page, fake: FakeTransport, scheme: str) -> None:
     chat.resize(360, 640)
@@ -446,5 +482,7 @@ def test_ag_ui_page_reloads_stops_regenerates_and_reconnects(
             ag_ui_shown(page, "1", "One.", "2", "Two.")
 
             ag_ui_ask(page, "3")
+            assert alert(page) == "The agent reported an error"
+            page.open(url)
             assert alert(page) == "The agent reported an error"
     assert sent(fake) == ["1", "2", "2", "2", "3"]

@@ -193,20 +193,20 @@ class Reader:
 
 
 @pytest.fixture(scope="module")
-def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Installs an npm package, unless it is installed, and returns its folder."""
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Installs npm packages, unless they are installed, and returns their folder."""
 
     @cache
-    def installed(package: str) -> Path:
+    def installed(*packages: str) -> Path:
         folder = tmp_path_factory.mktemp("package")
-        npm_install(package, folder=folder)
+        npm_install(*packages, folder=folder)
         return folder
 
     return installed
 
 
 @pytest.fixture(scope="module", params=PACKAGES)
-def reader(request: pytest.FixtureRequest, install: Callable[[str], Path]) -> Reader:
+def reader(request: pytest.FixtureRequest, install: Callable[..., Path]) -> Reader:
     kind = PACKAGES[request.param]
     relays = [
         b"".join(pieces_of(FORMATS[kind], events, error)).decode()
@@ -276,7 +276,7 @@ await run({url + "/agent"!r});
 
 
 def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
-    install: Callable[[str], Path],
+    install: Callable[..., Path],
 ) -> None:
     """`HttpAgent` is AG-UI's own client, with the page's sample on both sides."""
     folder = install(AG_UI)
@@ -306,7 +306,7 @@ def test_http_agent_runs_a_turn_with_a_tool_call_and_gets_it_again(
         assert of_ag_ui(history[1:number]) == of_ag_ui(history[number + 1 : 2 * number]) == expected
 
 
-def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], Path]) -> None:
+def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[..., Path]) -> None:
     folder = install(AG_UI)
     fake = FakeTransport()
     fake.script([Say("Half"), Gate(timeout=60), Say("never sent")])
@@ -329,7 +329,7 @@ def test_http_agent_joins_a_running_turn_and_stops_it(install: Callable[[str], P
 
 
 def test_http_agent_continues_a_turn_whose_relay_the_application_has_ended(
-    install: Callable[[str], Path],
+    install: Callable[..., Path],
 ) -> None:
     folder, turns, gate = install(AG_UI), TurnsOfTwoProcesses(), Gate(timeout=60)
     fake, tool = FakeTransport(), CallTool("weather", {"city": "SF"}, id="call-1")
@@ -389,7 +389,7 @@ def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
     ],
 )
 def test_openai_reads_the_relay_format_of_the_page(
-    install: Callable[[str], Path], last: AgentStep, expected: dict[str, Any]
+    install: Callable[..., Path], last: AgentStep, expected: dict[str, Any]
 ) -> None:
     folder = install(OPENAI)
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
@@ -414,20 +414,23 @@ def test_openai_reads_the_relay_format_of_the_page(
     assert {key: message[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("package", [name for name, kind in PACKAGES.items() if kind == "ai-sdk"])
+@pytest.mark.parametrize(
+    "packages", [("ai@7.0.173",), ("ai@6.0.326",), ("ai@7.0.142", "@ai-sdk/vue@4.0.142", "vue@3")]
+)
 def test_use_chat_shows_tools_of_two_turns_and_a_stopped_turn_without_an_error(
-    install: Callable[[str], Path], package: str
+    install: Callable[..., Path], packages: tuple[str, ...]
 ) -> None:
     """The component sends automatically when its own tools have ended, but not the agent's tools.
 
     A message of a regenerated reply, and an edited message, replace the turns that are not shown.
     """
-    folder, fake = install(package), FakeTransport()
+    folder, fake = install(*packages), FakeTransport()
     tool = CallTool("weather", {"city": "SF"}, id="call-1")
     turn: list[AgentStep] = [Reason("Hm"), tool, GiveResult(tool, {"sky": "clear"})]
     fake.script(turn, turn, [Say("Half"), Gate(timeout=60), Say("never sent")])
+    vue = ["vue"] if len(packages) > 1 else []
     with chat_back_end(fake) as (url, session_id):
-        printed = json.loads(run_in(folder, "node", str(USE_CHAT), url, session_id))
+        printed = json.loads(run_in(folder, "node", str(USE_CHAT), url, session_id, *vue))
     assert printed["ends"] == [["ready", None]] * 4
     assert printed["finishReasons"][:3] == ["stop", "stop", None]
     assert [call.operation for call in fake.calls].count("sessions.create_event") == 6

@@ -65,7 +65,11 @@ class _Connection(socketserver.BaseRequestHandler):
         listener = cast("_Listener", self.server)
         listener.connections += 1
         client: socket.socket = self.request
-        with socket.create_connection((_HOST, listener.target_port)) as server:
+        try:
+            server = socket.create_connection((_HOST, listener.target_port))
+        except ConnectionRefusedError:
+            return  # The server is not running. The client sees a closed connection.
+        with server:
             for end in (client, server):
                 # Without TCP_NODELAY, small pieces wait for acknowledgements.
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,10 +1,11 @@
-// Uses the AI SDK's class behind `useChat`. Usage: node use_chat.mjs SERVER SESSION, where the agent
-// calls a tool in its first two turns, and waits in its third turn. Prints JSON.
+// Uses the AI SDK's class behind `useChat`, or its class for Vue.
+// Usage: node use_chat.mjs SERVER SESSION [vue], where the agent calls a tool in its first two turns,
+// and waits in its third turn. Prints JSON.
 import { createRequire } from "node:module";
 
 const load = createRequire(`${process.cwd()}/`); // The packages are installed there.
 const { AbstractChat, DefaultChatTransport, lastAssistantMessageIsCompleteWithToolCalls } = load("ai");
-const [server, id] = process.argv.slice(2);
+const [server, id, vue] = process.argv.slice(2);
 
 class State {
   status = "ready";
@@ -18,11 +19,12 @@ class State {
   snapshot = (value) => structuredClone(value);
 }
 
-class Chat extends AbstractChat {
+class OwnChat extends AbstractChat {
   constructor({ messages, ...options }) {
     super({ ...options, state: new State(messages) });
   }
 }
+const Chat = vue ? load("@ai-sdk/vue").Chat : OwnChat;
 
 const bodies = [], finishReasons = [];
 async function recording(url, options) {

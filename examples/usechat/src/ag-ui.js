@@ -27,23 +27,27 @@ function shown({ role, content, toolCalls }) {
 
 /** Run the agent. If the connection is lost, load the messages and the rest of the turn. */
 async function run(url, options) {
-  [isEnded, failure] = [false, null];
-  agent.url = url;
-  const error = await agent.runAgent(options).then(() => null, (error) => error);
-  if (error?.status) throw error; // The application has refused the message.
-  if (isEnded && failure && !isStopped) throw new Error(failure);
-  if (isEnded) return;
-  await new Promise((resolve) => setTimeout(resolve, 1000));
-  await load();
+  while (!(await runOnce(url, options))) {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    [url, options] = ["/agent/history"];
+  }
 }
 
-async function load() {
+const load = () => run("/agent/history");
+
+/** Return whether the run has ended. If the connection was lost, it has not. */
+async function runOnce(url, options) {
   const { messages } = agent;
-  agent.setMessages([]); // The client keeps reasoning messages that the snapshot does not have.
-  await run("/agent/history").catch((error) => {
-    agent.setMessages(messages);
-    throw error;
-  });
+  [isEnded, failure] = [false, null];
+  agent.url = url;
+  // The client keeps reasoning messages that the snapshot does not have.
+  if (url === "/agent/history") agent.setMessages([]);
+  const error = await agent.runAgent(options).then(() => null, (error) => error);
+  if (!isEnded && !agent.messages.length) agent.setMessages(messages);
+  // The application has refused the message, or the chat does not exist.
+  if (error?.status && (error.status < 500 || url === "/agent")) throw error;
+  if (isEnded && failure && !isStopped) throw new Error(failure);
+  return isEnded;
 }
 
 /** Start a turn with the text of the last message. It replaces the last turn. */

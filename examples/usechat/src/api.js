@@ -10,11 +10,13 @@ export async function call(method, path, data) {
 
 /** Return the sentence of an error for the user, and whether the message was sent. */
 export function problem(error) {
-  if (error instanceof TypeError) return { detail: "The application cannot be reached." };
+  const unreachable = { detail: "The application cannot be reached." };
+  if (error instanceof TypeError) return unreachable;
   try { // A response with an error status is JSON, such as {"detail": "You have no such chat."}.
     const { detail, sent } = error.payload ?? JSON.parse(error.message);
-    return { detail: typeof detail === "string" ? detail : "The message is not valid.", sent };
+    if (detail) return { detail: typeof detail === "string" ? detail : "The message is not valid.", sent };
   } catch {
-    return { detail: error.message };
+    if (!(error.status ?? error.statusCode)) return { detail: error.message };
   }
+  return unreachable; // The response is from a proxy.
 }
