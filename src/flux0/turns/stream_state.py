@@ -323,7 +323,7 @@ class StreamState(Uncopyable):
         self._report_end()
 
     def _is_left(self) -> bool:
-        is_read = self._role.readers or self.is_being_read
+        is_read = self._role.has_loop() or self.is_being_read
         return not is_read and self._life.current.state is not State.ENTERED
 
     def _take_text(self) -> str:
@@ -331,14 +331,10 @@ class StreamState(Uncopyable):
 
         Return an empty string if no unread event appends text. Raises `AgentError`.
         """
-        content = self._content
-        while content.take_next():
-            content.fold()
-            if content.agent_error is not None:
-                self._raise_agent_error()
-            if content.text:
-                return content.text
-        return ""
+        taken = self._content.take_text()
+        if taken and self._content.agent_error is not None:
+            self._raise_agent_error()
+        return "".join(taken)
 
     def _interrupt(self, problem: str) -> None:
         failure = self._turn.interrupted(f"the stream ended, but {problem}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from threading import RLock
 from typing import Final, TypeVar
@@ -12,7 +12,6 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
-from flux0.ports import ServerSentEvent
 from flux0.runtime.processes import NO_WAIT, OwnerProcess
 from flux0.turns.turn import Received
 
@@ -30,7 +29,9 @@ class TurnContent:
     to the messages ("fold").
 
     Attributes:
-        unread: The events that were received, but not taken by the reader.
+        unread: The events that were received, but not taken by the reader, from last to first. One
+            `pop` takes an event: no other thread gets the same event, and the methods see at once
+            that it was taken.
         status: The last status; None if there was none. It is up to date after `fold`.
         agent_error: The last status event with an error; None if there was none. It is up to date
             after `fold`.
@@ -42,8 +43,10 @@ class TurnContent:
         self._lock = RLock()
         self._is_folding = False
         self._process = OwnerProcess()
-        self.unread: Iterator[tuple[StreamEvent, ServerSentEvent]] = iter(())
-        self._taken: deque[StreamEvent] = deque()
+        self.unread: Received = []
+        # For each piece of the body: its events that were not added to the messages, and its events
+        # that were not taken. Both lists are in the order of `unread`.
+        self._batches: deque[tuple[Received, Received]] = deque()
         self._size = 0  # The number of received bytes since `add` has called `fold`.
         self.status: SessionStatus | str | None = None
         self.agent_error: StatusEvent | None = None
@@ -65,19 +68,39 @@ class TurnContent:
         return self.fold(lambda: self._accumulator.finish(partial=partial))
 
     def take_next(self) -> StreamEvent | None:
-        for event, _ in self.unread:
-            self._taken.append(event)
-            return event
-        return None
+        try:
+            return self.unread.pop()[0]
+        except IndexError:
+            return None
 
     def take_all(self) -> Received:
-        events = list(self.unread)
-        self._taken.extend(event for event, _ in events)
+        events: Received = []
+        # `pop` raises IndexError after the last event. Then `events` has all earlier events.
+        with suppress(IndexError):
+            events.extend(iter(self.unread.pop, None))
         return events
+
+    def take_text(self) -> tuple[str, ...]:
+        """Take events until one of them appends text to the answer, and return this text.
+
+        The result is a tuple with the text. It is empty if no unread event appends text. If an
+        event was taken, and the agent has reported an error, `agent_error` is set, and the text in
+        the result may be empty.
+        """
+        return self.fold(self._take_text)
+
+    def _take_text(self) -> tuple[str, ...]:
+        while self.take_next():
+            self._fold_taken()
+            if self.text or self.agent_error is not None:
+                return (self.text,)
+        return ()
 
     def add(self, events: Received, size: int) -> None:
         """Add received events of `size` bytes. The reader must have taken all earlier events."""
-        self.unread = iter(events)
+        unread = events[::-1]
+        self._batches.append((unread.copy(), unread))
+        self.unread = unread
         self._size += size
         if self._size > _FOLDED_BYTES:
             self._size = 0
@@ -96,15 +119,7 @@ class TurnContent:
                 return ()
             if not self._is_folding:
                 self._is_folding = True
-                taken, feed = self._taken, self._accumulator.feed
-                while taken:
-                    event = taken.popleft()
-                    if type(event) is StatusEvent:
-                        self.text, self.status = "", event.data.status
-                        if event.data.status == SessionStatus.ERROR:
-                            self.agent_error = event
-                    else:
-                        self.text = feed(event)
+                self._fold_taken()
                 if get is not None:
                     result = get()
                 self._is_folding = False
@@ -118,6 +133,25 @@ class TurnContent:
             raise
         self._lock.release()
         return result
+
+    def _fold_taken(self) -> None:
+        batches, feed = self._batches, self._accumulator.feed
+        while batches:
+            pending, unread = batches[0]
+            while len(pending) > len(unread):
+                event, _ = pending.pop()
+                if type(event) is StatusEvent:
+                    self.text, self.status = "", event.data.status
+                    if event.data.status == SessionStatus.ERROR:
+                        self.agent_error = event
+                else:
+                    self.text = feed(event)
+            if unread:
+                break
+            # No event of this batch is unread. If another thread took its last event after the loop
+            # above, `pending` still has this event.
+            if not pending:
+                batches.popleft()
 
     def _wait(self) -> bool:
         # In a forked child, no thread releases the lock.
