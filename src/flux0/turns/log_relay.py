@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import suppress
+from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Final, TypeAlias
@@ -89,13 +90,17 @@ class LogReader:
             # events, for which `wake_from_task` is faster.
             waker.wake() if self.log.is_ended else waker.wake_from_task()
 
-        cancel = self.log.on_change(wake)
-        try:
-            if not self._has_more():
-                await waker.wait(seconds)
-            return self._has_more()
-        finally:
-            cancel()
+        ends = inf if seconds is None else monotonic() + seconds
+        while True:
+            cancel = self.log.on_change(wake)
+            try:
+                left = ends - monotonic()
+                if self._has_more() or left <= 0:
+                    return self._has_more()
+                # The wake for an earlier event can end this wait too early. Then wait again.
+                await waker.wait(None if seconds is None else left)
+            finally:
+                cancel()
 
     def close(self) -> None:
         """End the reading: the next `read` returns None, and sets `error` to a `RelayEnded`.
