@@ -96,7 +96,11 @@ def test_each_message_on_one_session_is_sent_once_and_reported_once() -> None:
             ):
                 assert len(list(stream)) > 0
 
-        in_each_thread(lambda: [send() for _ in range(ROUNDS)])
+        def send_all() -> None:
+            for _ in range(ROUNDS):
+                send()
+
+        in_each_thread(send_all)
 
     messages = [call for call in fake.calls if call.operation == "sessions.create_event"]
     assert len(messages) == len(observer.turns) == THREADS * ROUNDS
@@ -145,7 +149,8 @@ def test_threads_that_share_a_relay_get_each_piece_once() -> None:
     for _ in range(ROUNDS):
         relay = in_pieces(1).relay(heartbeat_ms=None)
         seen = in_each_thread(lambda: values_from(lambda: next(relay)))  # noqa: B023 - called in this round
-        pieces = b"".join(sorted((each for pieces in seen for each in pieces), key=number_in))
+        every: list[bytes] = [each for pieces in seen for each in pieces]
+        pieces = b"".join(sorted(every, key=number_in))
         assert pieces == b"".join(map(chunk, WORDS))
 
 
