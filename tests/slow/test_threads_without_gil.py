@@ -62,7 +62,7 @@ def values_from(step: Callable[[], Any]) -> list[Any]:
         try:
             values.append(step())
         except StreamInUse:
-            sleep(0.0001)  # Let the other threads run.
+            sleep(0.0001)  # The other threads can run.
         except StopIteration:
             return values
 
@@ -147,10 +147,10 @@ def test_threads_that_share_text_get_each_piece_once(events_per_read: int) -> No
 
 def test_threads_that_share_a_relay_get_each_piece_once() -> None:
     for _ in range(ROUNDS):
-        relay = in_pieces(1).relay(heartbeat_ms=None)
+        relay: Any = in_pieces(1).relay(heartbeat_ms=None)
         seen = in_each_thread(lambda: values_from(lambda: next(relay)))  # noqa: B023 - called in this round
         every: list[bytes] = [each for pieces in seen for each in pieces]
-        pieces = b"".join(sorted(every, key=number_in))
+        pieces = b"".join(sorted(every, key=lambda piece: number_in(bytes(piece))))
         assert pieces == b"".join(map(chunk, WORDS))
 
 
@@ -162,7 +162,7 @@ def test_attributes_show_a_prefix_of_the_answer_while_another_thread_reads() -> 
                 answers = list[str]()
                 while stream.is_open:
                     answers.append(stream.answer)
-                    sleep(0.0001)  # Let the reader run.
+                    sleep(0.0001)  # The reader can run.
                 return answers
 
             def read() -> list[str]:
