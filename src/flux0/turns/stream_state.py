@@ -329,9 +329,12 @@ class StreamState(Uncopyable):
     def _take_text(self) -> str:
         """Take events until one of them appends text to the answer, and return this text.
 
-        Return an empty string if no unread event appends text. Raises `AgentError`.
+        Return an empty string if no unread event appends text. Raises `AgentError`; `StreamInUse`
+        if a signal handler that has interrupted this method calls it again.
         """
         taken = self._content.take_text()
+        if not taken and self._content.unread and self._content.is_interrupted:
+            raise self._role.in_use()
         if taken and self._content.agent_error is not None:
             self._raise_agent_error()
         return "".join(taken)

@@ -565,3 +565,37 @@ async def test_late_wake_for_an_earlier_event_does_not_end_the_wait(mode: Mode) 
         tasks.start_soon(add)
         assert await reader.wait_async(TIMEOUT)
     assert reader.read() == [chunk("b")]
+
+
+@pytest.mark.parametrize("kind", [Relay, AsyncRelay])
+def test_relay_that_is_closed_while_another_thread_encodes_an_event_ends_after_the_event(
+    kind: type[Relay | AsyncRelay],
+) -> None:
+    encodes, continues, freed = threading.Event(), threading.Event(), list[str]()
+
+    def pieces() -> Pieces:
+        try:
+            encodes.set()
+            assert continues.wait(TIMEOUT)
+            yield b"encoded"
+            raise AssertionError("the relay continues after `close`")
+        finally:
+            freed.append("closed")
+
+    relay: Any = kind(pieces(), None)
+
+    def read() -> bytes:
+        return next(relay) if kind is Relay else asyncio.run(anext(relay))
+
+    with ThreadPoolExecutor(1) as thread:
+        piece = thread.submit(read)
+        assert encodes.wait(TIMEOUT)
+        try:
+            relay.close() if kind is Relay else asyncio.run(relay.aclose())
+            assert freed == []
+        finally:
+            continues.set()
+        assert piece.result(TIMEOUT) == b"encoded"
+    assert freed == ["closed"]
+    with pytest.raises((StopIteration, StopAsyncIteration)):
+        read()
