@@ -329,14 +329,15 @@ class StreamState(Uncopyable):
     def _take_text(self) -> str:
         """Take events until one of them appends text to the answer, and return this text.
 
-        Return an empty string if no unread event appends text. Raises `AgentError`; `StreamInUse`
-        if a signal handler that has interrupted this method calls it again.
+        Return an empty string if no unread event appends text. Raises `AgentError` and, in a signal
+        handler that has interrupted this method, `StreamInUse`.
         """
-        taken = self._content.take_text()
-        if not taken and self._content.unread and self._content.is_interrupted:
+        content = self._content
+        if taken := content.exclusively(content.take_text):
+            if content.agent_error is not None:
+                self._raise_agent_error()
+        elif content.unread and content.is_interrupted:
             raise self._role.in_use()
-        if taken and self._content.agent_error is not None:
-            self._raise_agent_error()
         return "".join(taken)
 
     def _interrupt(self, problem: str) -> None:

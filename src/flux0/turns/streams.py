@@ -79,12 +79,19 @@ class EventStream(StreamState):
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        return self._values(self._content.take_next)
+        content = self._content
+        return SyncLoop(self._next, self._leave, content.take_next, events=content)
 
     def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Iterator[Any]:
         return SyncLoop(self._next, self._leave, take, reader=reader)
 
     def __next__(self) -> StreamEvent:
+        # This is the usual case. `_next` does the same, but it takes more time.
+        if not self._role.readers and (unread := self._content.unread):
+            try:
+                return unread.pop()[0]
+            except IndexError:  # Another thread has taken the last event.
+                pass
         event: StreamEvent = self._next(None)
         return event
 

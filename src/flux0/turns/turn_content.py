@@ -13,6 +13,7 @@ from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
 from flux0.runtime.processes import NO_WAIT, OwnerProcess
+from flux0.turns.reader import Unread
 from flux0.turns.turn import Received
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ T = TypeVar("T")
 _FOLDED_BYTES: Final = 16 * 1024
 
 
-class TurnContent:
+class TurnContent(Unread):
     """The messages, the status and the agent error in the events that the reader took so far.
 
     The reader takes events from `unread` without a lock. All methods except `add` can be called in
@@ -29,9 +30,6 @@ class TurnContent:
     to the messages ("fold").
 
     Attributes:
-        unread: The events that were received, but not taken by the reader, from last to first. One
-            `pop` takes an event: no other thread gets the same event, and the methods see at once
-            that it was taken.
         status: The last status; None if there was none. It is up to date after `fold`.
         agent_error: The last status event with an error; None if there was none. It is up to date
             after `fold`.
@@ -43,7 +41,7 @@ class TurnContent:
         self._lock = RLock()
         self._is_folding = False
         self._process = OwnerProcess()
-        self.unread: Received = []
+        self.unread = []
         # For each piece of the body: its events that were not added to the messages, and its events
         # that were not taken. Both lists are in the order of `unread`.
         self._batches: deque[tuple[Received, Received]] = deque()
@@ -83,23 +81,29 @@ class TurnContent:
     def take_text(self) -> tuple[str, ...]:
         """Take events until one of them appends text to the answer, and return this text.
 
-        The result is a tuple with the text. It is empty if no unread event appends text. If an
-        event was taken, and the agent has reported an error, `agent_error` is set, and the text in
-        the result may be empty.
+        Only `exclusively` may call this method. The result is a tuple with the text. It is empty if
+        no unread event appends text. If an event was taken, and the agent has reported an error,
+        `agent_error` is set, and the text in the result may be empty.
         """
-        return self.fold(self._take_text)
-
-    def _take_text(self) -> tuple[str, ...]:
-        while self.take_next():
+        unread = self.unread
+        while unread:
+            try:
+                unread.pop()
+            except IndexError:  # Another thread has taken the last event.
+                break
             self._fold_taken()
             if self.text or self.agent_error is not None:
                 return (self.text,)
         return ()
 
     def add(self, events: Received, size: int) -> None:
-        """Add received events of `size` bytes. The reader must have taken all earlier events."""
-        unread = events[::-1]
-        self._batches.append((unread.copy(), unread))
+        """Add received events of `size` bytes. The reader must have taken all earlier events.
+
+        The list `events` belongs to this object from now on.
+        """
+        events.reverse()
+        unread = events.copy()
+        self._batches.append((events, unread))
         self.unread = unread
         self._size += size
         if self._size > _FOLDED_BYTES:
@@ -108,6 +112,18 @@ class TurnContent:
 
     def fold(self, get: Callable[[], tuple[T, ...]] | None = None) -> tuple[T, ...]:
         """Update the messages with the events that the reader has taken, then return `get()`.
+
+        Does nothing in the cases of `exclusively`.
+        """
+
+        def fold_and_get() -> tuple[T, ...]:
+            self._fold_taken()
+            return () if get is None else get()
+
+        return self.exclusively(fold_and_get)
+
+    def exclusively(self, act: Callable[[], tuple[T, ...]]) -> tuple[T, ...]:
+        """Return `act()`. Only one thread at a time calls such a function.
 
         In two cases, the method does nothing and returns an empty tuple: if a signal handler or a
         finalizer that has interrupted the method calls it again, and in a forked child, if a thread
@@ -119,9 +135,7 @@ class TurnContent:
                 return ()
             if not self._is_folding:
                 self._is_folding = True
-                self._fold_taken()
-                if get is not None:
-                    result = get()
+                result = act()
                 self._is_folding = False
         except BaseException:
             # Ctrl-C can raise KeyboardInterrupt at any place, even right after `acquire`. If the
@@ -138,7 +152,8 @@ class TurnContent:
         batches, feed = self._batches, self._accumulator.feed
         while batches:
             pending, unread = batches[0]
-            while len(pending) > len(unread):
+            left = len(unread)
+            while len(pending) > left:
                 event, _ = pending.pop()
                 if type(event) is StatusEvent:
                     self.text, self.status = "", event.data.status
@@ -146,12 +161,9 @@ class TurnContent:
                         self.agent_error = event
                 else:
                     self.text = feed(event)
-            if unread:
+            if pending:  # If another thread has taken an event meanwhile, the next call adds it.
                 break
-            # No event of this batch is unread. If another thread took its last event after the loop
-            # above, `pending` still has this event.
-            if not pending:
-                batches.popleft()
+            batches.popleft()
 
     def _wait(self) -> bool:
         # In a forked child, no thread releases the lock.

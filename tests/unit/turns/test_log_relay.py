@@ -584,7 +584,7 @@ def test_relay_that_is_closed_while_another_thread_encodes_an_event_ends_after_t
 
     relay: Any = kind(pieces(), None)
 
-    def read() -> bytes:
+    def read() -> Any:
         return next(relay) if kind is Relay else asyncio.run(anext(relay))
 
     with ThreadPoolExecutor(1) as thread:

@@ -377,18 +377,17 @@ def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None
 # --- iterators that several threads share
 
 
-@pytest.mark.parametrize(
-    "iterate",
-    [
-        iter,
-        lambda stream: stream.text(),
-        lambda stream: stream.received(),
-        lambda stream: stream.relay(heartbeat_ms=None),
-    ],
-    ids=["events", "text", "received", "relay"],
-)
+ITERATORS: list[Callable[[EventStream], Iterator[Any]]] = [
+    EventStream.__iter__,
+    EventStream.text,
+    EventStream.received,
+    EventStream.relay,
+]
+
+
+@pytest.mark.parametrize("iterate", ITERATORS)
 def test_second_thread_in_next_of_an_iterator_gets_stream_in_use(
-    iterate: Callable[[Any], Iterator[Any]],
+    iterate: Callable[[EventStream], Iterator[Any]],
 ) -> None:
     arrives = Event()
 
