@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -32,8 +33,16 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def trusted(request: pytest.FixtureRequest) -> None:
+    """Trust only the authority of the test certificates, because loading all is slow."""
+    if find_spec("trustme") is not None:
+        request.getfixturevalue("secured")
+
+
+@pytest.fixture(scope="session")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    """Test certificates. Their authority is the only trusted one, since loading all is slow."""
+    """Test certificates."""
+    pytest.importorskip("trustme", reason="trustme (cryptography) has no build for this Python")
     secured = Secured(tmp_path_factory.mktemp("tls"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", secured.ca_file)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import trustme
+if TYPE_CHECKING:
+    import trustme
 
 
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
@@ -27,6 +29,8 @@ class Secured:
     """
 
     def __init__(self, folder: Path) -> None:
+        import trustme  # noqa: PLC0415 - its dependencies have no build for some Pythons
+
         self.authority = trustme.CA()
         self.ca_file = str(folder / "ca.pem")
         self.authority.cert_pem.write_to_path(self.ca_file)

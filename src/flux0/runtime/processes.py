@@ -88,6 +88,9 @@ def start_thread(
 ) -> None:
     """Start a daemon thread that calls `act`. Raises `failure` if no thread can be started.
 
+    A subinterpreter can forbid daemon threads. Then the thread is not a daemon thread, and the end
+    of the subinterpreter waits until `act` has returned.
+
     `Thread.start` waits for the new thread. If a signal handler raises an exception in this wait,
     the new thread can wait forever for a lock that `Thread.start` has left held. Signal handlers
     run in the main thread only. If `interruptible`, the main thread lets another thread call
@@ -99,7 +102,11 @@ def start_thread(
     def start() -> None:
         # Create the `Thread` here: the module threading calls Python code when it is freed.
         try:
-            Thread(target=act, name=name, daemon=True).start()
+            try:
+                thread = Thread(target=act, name=name, daemon=True)
+            except RuntimeError:
+                thread = Thread(target=act, name=name, daemon=False)
+            thread.start()
         except RuntimeError as error:
             errors.append(error)
         finally:

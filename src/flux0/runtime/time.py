@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from functools import partial
 from math import inf
 from os import urandom
-from threading import TIMEOUT_MAX, Lock
+from threading import TIMEOUT_MAX, Lock, current_thread
 from typing import Final
 
 from flux0.domain.errors import ConnectError
@@ -21,6 +21,9 @@ from flux0.runtime.waker import Waker
 # The alarm thread waits at most this number of seconds at once. On some systems, `Lock.acquire`
 # raises OverflowError for much longer waits.
 _MAX_WAIT: Final = 3600.0
+# A subinterpreter without daemon threads waits at its end until the alarm thread has seen that no
+# alarm is left. There, the alarm thread looks for alarms after this number of seconds.
+_MAX_WAIT_WITHOUT_DAEMONS: Final = 0.5
 
 
 class SystemTime(Time):
@@ -95,7 +98,8 @@ class _Alarms:
         moments = [moment for moment, _ in self._alarms.copy().values()]
         if moments:
             self._next_moment = min(moments)
-            self._changed.wait(min(max(self._next_moment - time.monotonic(), 0), _MAX_WAIT))
+            longest = _MAX_WAIT if current_thread().daemon else _MAX_WAIT_WITHOUT_DAEMONS
+            self._changed.wait(min(max(self._next_moment - time.monotonic(), 0), longest))
 
     def _call_due(self) -> None:
         by_moment = sorted(self._alarms.copy().items(), key=lambda alarm: alarm[1][0])

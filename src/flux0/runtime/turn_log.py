@@ -232,8 +232,15 @@ class TurnLog:
         self.drop(first + count - 1)
 
     def _wake(self) -> None:
+        # A reader adds a waker, and then looks for events. This method runs after an event was
+        # added. Without the GIL, a processor may reorder a write and a later read, and `len` and
+        # `bool` of a dictionary acquire no lock: then both could miss the change of the other.
+        # According to the page "Thread Safety Guarantees" of Python's documentation, `copy`,
+        # `popitem` and `d[key] = value` hold the lock of the dictionary. If the lock was acquired
+        # here first, the reader sees the event (and the new `_wakers`); otherwise, `copy` or
+        # `popitem` has the waker.
         wakers = self._wakers
-        if wakers:
+        if wakers.copy():
             self._wakers = {}
             # `popitem` raises KeyError when no function is left in `wakers`. A loop over `wakers`
             # fails if another thread changes the dictionary during the loop.

@@ -1,4 +1,4 @@
-"""A mapping that does not keep its values in memory."""
+"""A set and a mapping that do not keep their values in memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,24 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 _MIN_LIMIT: Final = 64
+
+
+class WeakObjects(Generic[V]):
+    """A set with weak references, for several threads.
+
+    Iterating over a `weakref.WeakSet` fails if another thread changes the set meanwhile. This class
+    uses only single operations of a set, which are atomic, also without the GIL.
+    """
+
+    def __init__(self) -> None:
+        self._references: set[ref[V]] = set()
+
+    def add(self, value: V) -> None:
+        self._references.add(ref(value, self._references.discard))
+
+    def values(self) -> tuple[V, ...]:
+        values = [reference() for reference in self._references.copy()]
+        return tuple(value for value in values if value is not None)
 
 
 class WeakValues(Generic[K, V]):

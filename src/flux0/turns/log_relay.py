@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
 from typing import Final, TypeAlias
@@ -10,7 +12,8 @@ from typing import Final, TypeAlias
 from flux0.adapters.json import JsonCodec
 from flux0.adapters.sse import SSEParser
 from flux0.domain.background_errors import RelayEnded
-from flux0.domain.errors import Flux0Error
+from flux0.domain.errors import Flux0Error, StreamInUse
+from flux0.domain.locks import Busy, TryLock
 from flux0.relay_format import AGENT_ERROR, Flux0Format, RelayEncoder
 from flux0.runtime.event_loop import is_current, load_anyio
 from flux0.runtime.turn_log import TurnLog
@@ -87,13 +90,17 @@ class LogReader:
             # events, for which `wake_from_task` is faster.
             waker.wake() if self.log.is_ended else waker.wake_from_task()
 
-        cancel = self.log.on_change(wake)
-        try:
-            if not self._has_more():
-                await waker.wait(seconds)
-            return self._has_more()
-        finally:
-            cancel()
+        ends = inf if seconds is None else monotonic() + seconds
+        while True:
+            cancel = self.log.on_change(wake)
+            try:
+                left = ends - monotonic()
+                if self._has_more() or left <= 0:
+                    return self._has_more()
+                # The wake for an earlier event can end this wait too early. Then wait again.
+                await waker.wait(None if seconds is None else left)
+            finally:
+                cancel()
 
     def close(self) -> None:
         """End the reading: the next `read` returns None, and sets `error` to a `RelayEnded`.
@@ -136,6 +143,45 @@ async def wait_for_end_async(log: TurnLog, seconds: float) -> bool:
 Pieces: TypeAlias = "Generator[bytes | LogReader, bool | None, None]"
 
 
+class _Steps:
+    """Runs the generator of a relay. Its methods are safe in all threads.
+
+    If two threads run a generator at the same time, Python raises ValueError or, without the GIL,
+    crashes. Therefore, only one thread at a time runs the generator. While the relay's reader waits
+    for events, another thread can close the generator.
+
+    Attributes:
+        reading: A lock that the thread or task in `next` or `anext` holds.
+    """
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self.reading: TryLock = TryLock()
+        self._running = TryLock()
+        self._is_closed = False
+
+    def next(self, more: bool | None) -> bytes | LogReader:
+        """Run the generator up to its next `yield`. Raises StopIteration at the generator's end."""
+        is_running = False
+        try:
+            with self._running:
+                is_running = True
+                return self._pieces.send(more)
+        except Busy:
+            if is_running:  # The encoder has raised the exception.
+                raise
+            raise StopIteration from None  # Another thread is closing the generator.
+        finally:
+            if self._is_closed:
+                self.close()
+
+    def close(self) -> None:
+        self._is_closed = True
+        # If another thread is running the generator, that thread closes the generator afterwards.
+        with suppress(Busy), self._running:
+            self._pieces.close()
+
+
 class Relay(Iterator[bytes]):
     """An iterator that yields the encoded bytes of a turn, and waits for new events.
 
@@ -146,22 +192,27 @@ class Relay(Iterator[bytes]):
     """
 
     def __init__(self, pieces: Pieces, heartbeat: float | None) -> None:
-        self._pieces = pieces
+        self._steps = _Steps(pieces)
         self._heartbeat = heartbeat
 
     def __next__(self) -> bytes:
+        """Return the next bytes. Raises `StreamInUse` if another thread waits for them."""
+        steps, piece = self._steps, None
         try:
-            piece = next(self._pieces)
-            while not piece or isinstance(piece, LogReader):
-                more = isinstance(piece, LogReader) and piece.wait(self._heartbeat)
-                piece = self._pieces.send(more)
-        except BaseException:
-            self._pieces.close()
+            with steps.reading:
+                piece = steps.next(None)
+                while not piece or isinstance(piece, LogReader):
+                    more = isinstance(piece, LogReader) and piece.wait(self._heartbeat)
+                    piece = steps.next(more)
+                return piece
+        except BaseException as error:
+            if piece is None and type(error) is Busy:
+                raise StreamInUse from None
+            steps.close()
             raise
-        return piece
 
     def close(self) -> None:
-        self._pieces.close()
+        self._steps.close()
 
 
 class AsyncRelay(AsyncIterator[bytes]):
@@ -172,24 +223,28 @@ class AsyncRelay(AsyncIterator[bytes]):
     """
 
     def __init__(self, pieces: Pieces, heartbeat: float | None) -> None:
-        self._pieces = pieces
+        self._steps = _Steps(pieces)
         self._heartbeat = heartbeat
 
     async def __anext__(self) -> bytes:
+        steps, piece = self._steps, None
         try:
-            piece = next(self._pieces)
-            while not piece or isinstance(piece, LogReader):
-                more = isinstance(piece, LogReader) and await piece.wait_async(self._heartbeat)
-                piece = self._pieces.send(more)
+            with steps.reading:
+                piece = steps.next(None)
+                while not piece or isinstance(piece, LogReader):
+                    more = isinstance(piece, LogReader) and await piece.wait_async(self._heartbeat)
+                    piece = steps.next(more)
+                return piece
         except StopIteration:
             raise StopAsyncIteration from None
-        except BaseException:
-            self._pieces.close()
+        except BaseException as error:
+            if piece is None and type(error) is Busy:
+                raise StreamInUse from None
+            steps.close()
             raise
-        return piece
 
     async def aclose(self) -> None:
-        self._pieces.close()
+        self._steps.close()
 
 
 def event_pieces(

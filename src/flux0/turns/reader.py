@@ -4,30 +4,48 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from inspect import CO_COROUTINE, CO_GENERATOR, currentframe
-from typing import Any, TypeVar, final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 from weakref import ref
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from flux0.domain.errors import StreamInUse
 from flux0.domain.locks import Busy, TryLock
-from flux0.turns.turn import Turn
+from flux0.turns.turn import Received, Turn
 
-V = TypeVar("V", bound=Iterator[Any])
+_DO_NOTHING: Final = int  # a function of C that has no effect
+
+
+class Unread:
+    """Received events that no reader has taken.
+
+    Attributes:
+        unread: The events, from last to first. One `pop` takes an event: no other thread gets the
+            same event.
+    """
+
+    unread: Received
+
+
+_NOTHING: Final = Unread()
+_NOTHING.unread = []
 
 
 @final
-@frozen(eq=False)
+@define(eq=False)
 class Reader:
     """Represents one loop that reads a stream.
 
     Attributes:
         owner: The thread or task that runs the loop.
         generators: The frame ids of all generators in which the loop runs.
+        has_ended: Whether the loop has ended. Without the GIL, Python may free this object later.
     """
 
     owner: object
     generators: frozenset[int]
+    has_ended: bool = False
 
 
 @final
@@ -58,6 +76,10 @@ class ReaderRole:
     def in_use(self) -> StreamInUse:
         return self._turn.attach_request(StreamInUse())
 
+    def has_loop(self) -> bool:
+        readers = [reference() for reference in self.readers.copy()]
+        return any(reader is not None and not reader.has_ended for reader in readers)
+
     def check(self) -> None:
         self._check(self._running(), _running_generators)
 
@@ -84,7 +106,7 @@ class ReaderRole:
     def _check(self, owner: object, generators: Callable[[], frozenset[int]]) -> None:
         for reference in tuple(self.readers):
             reader = reference()
-            if reader is None or reader.owner == owner:
+            if reader is None or reader.has_ended or reader.owner == owner:
                 continue
             # A reader whose task has ended is ignored. With `asyncio.wait_for` of Python 3.11, each
             # call of `anext` runs in a new task, so the tasks of earlier calls have ended.
@@ -112,48 +134,105 @@ def _running_generators() -> frozenset[int]:
     return frozenset(generators)
 
 
-def started(values: V) -> V:
-    """Run a generator up to its first `yield`, so that closing it runs its `finally` blocks."""
-    next(values)
-    return values
+@define(eq=False, slots=False)
+class _ReadingLoop:
+    """The iterator of one loop over a stream. When the iterator is freed, the loop has ended.
 
-
-@final
-@define(eq=False)
-class AsyncLoop:
-    """The iterator of one `async for` loop. When the iterator is freed, the loop has ended.
+    It is not a generator: if several threads continue one generator at the same time, Python raises
+    ValueError or, without the GIL, crashes.
 
     Args:
-        step: A function that returns a coroutine, which returns the next value.
+        step: A function that returns the next value or, for async code, a coroutine.
         leave: A function that closes the stream after its last loop, except in a `with` block.
         take: A function that returns the next value from the received events, or a false value if
-            there is none.
+            there is none. Several threads may call it at the same time.
         reader: The loop's reader; None before the first step and after the end.
         is_pending: True if the stream must also be closed when the iterator is freed before its
             first step.
     """
 
-    _step: Callable[[AsyncLoop], Coroutine[Any, Any, Any]]
-    _leave: Callable[[], None]
+    _step: Callable[[Any], Any]
+    _leave: Callable[..., None]
     take: Callable[[], Any]
     reader: Reader | None = field(default=None, kw_only=True)
     is_pending: bool = field(default=False, kw_only=True)
 
+    if not TYPE_CHECKING:
+        # At the end of a loop, a function of C replaces `_on_freed`: an exception of a signal
+        # handler would be lost in Python code that runs when the iterator is freed.
+        __del__ = property(attrgetter("_on_freed"))
+
+    def begin(self, claim: Callable[[], Reader]) -> None:
+        self.is_pending = False
+        self.reader = claim()
+        self.__dict__.pop("_on_freed", None)
+
+    def end(self, *, later: bool = False) -> None:
+        """End the loop. If the garbage collector may call this method, pass `later=True`."""
+        reader = self.reader
+        if self.is_pending or reader is not None:
+            if reader is not None:
+                reader.has_ended = True
+            del reader
+            self.is_pending, self.reader = False, None
+            self.__dict__["_on_freed"] = _DO_NOTHING
+            self._leave(later=later)
+
+    def _on_freed(self) -> None:
+        # If a signal handler has interrupted `__init__`, the last attribute is missing.
+        if hasattr(self, "is_pending"):
+            self.end(later=True)
+
+
+@final
+@define(eq=False, slots=False)
+class SyncLoop(_ReadingLoop):
+    """The iterator of one `for` loop.
+
+    Args:
+        events: The received events, if the loop yields single events; None if `take` is necessary.
+    """
+
+    _events: Unread | None = field(default=None, kw_only=True)
+    _ready: Unread = field(default=_NOTHING, init=False)
+
+    def begin(self, claim: Callable[[], Reader]) -> None:
+        super().begin(claim)
+        self._ready = self._events or _NOTHING
+
+    def end(self, *, later: bool = False) -> None:
+        self._ready = _NOTHING
+        super().end(later=later)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        # This is the usual case. `_step` does the same, but it takes more time.
+        if unread := self._ready.unread:
+            try:
+                return unread.pop()[0]
+            except IndexError:  # Another thread has taken the last event.
+                pass
+        return self._step(self)
+
+    def close(self) -> None:
+        self._step = _stop
+        self.end(later=True)
+
+
+def _stop(_: object) -> NoReturn:
+    raise StopIteration
+
+
+@final
+class AsyncLoop(_ReadingLoop):
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     def __anext__(self) -> Coroutine[Any, Any, Any]:
-        return self._step(self)
-
-    def end(self) -> None:
-        if self.is_pending or self.reader is not None:
-            self.is_pending, self.reader = False, None
-            self._leave()
+        coroutine: Coroutine[Any, Any, Any] = self._step(self)
+        return coroutine
 
     async def aclose(self) -> None:
         self.end()
-
-    def __del__(self) -> None:
-        # If a signal handler has interrupted `__init__`, the last attribute is missing.
-        if hasattr(self, "is_pending"):
-            self.end()

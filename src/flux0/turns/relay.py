@@ -21,7 +21,6 @@ from flux0.runtime.processes import start_thread
 from flux0.runtime.turn_log import READ_BYTES, LogEnd, TurnLog
 from flux0.runtime.waker import AsyncWaker, Waker
 from flux0.turns.log_relay import AsyncRelay, LogReader, Pieces, Relay, event_pieces
-from flux0.turns.reader import started
 from flux0.turns.turn import Received
 
 W = TypeVar("W", Waker, AsyncWaker)
@@ -121,7 +120,7 @@ def relay(
             reading.end(error)
         return close
 
-    return Relay(started(_pieces(Waker, start, leave, format)), heartbeat)
+    return Relay(_started(_pieces(Waker, start, leave, format)), heartbeat)
 
 
 def relay_async(
@@ -154,7 +153,13 @@ def relay_async(
         cancel = start_task(run)
         return lambda: call_soon(reading.waker.loop, cancel) or close_soon()
 
-    return AsyncRelay(started(_pieces(AsyncWaker, start, leave, format)), heartbeat)
+    return AsyncRelay(_started(_pieces(AsyncWaker, start, leave, format)), heartbeat)
+
+
+def _started(pieces: Pieces) -> Pieces:
+    """Run a generator up to its first `yield`, so that closing it runs its `finally` blocks."""
+    next(pieces)
+    return pieces
 
 
 def _pieces(
@@ -164,7 +169,7 @@ def _pieces(
     format: RelayFormat,
 ) -> Pieces:
     try:
-        # `started` runs this generator up to the `yield`, so that closing a relay that was never
+        # `_started` runs this generator up to the `yield`, so that closing a relay that was never
         # read calls `leave`.
         yield b""
         encoder = format.encoder()

@@ -7,14 +7,14 @@ An exception of a signal handler can interrupt the leaving. Therefore a sender h
 `active` while it is in the queue, and the other senders ignore a sender whose lock is free. The
 `with` statement of a lock of C cannot be interrupted between the end of its block and the release.
 
-A queue has no lock, because single operations of a `deque` are atomic. A lock can deadlock: if the
-garbage collector finalizes a task in a thread that holds the lock, the task must leave its queue
-and waits for the lock forever.
+A queue has no lock, because single operations of a `list` are atomic, also without the GIL. (The
+`copy` of a `deque` is not atomic without the GIL.) A lock can deadlock: if the garbage collector
+finalizes a task in a thread that holds the lock, the task must leave its queue and waits for the
+lock forever.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
 from threading import Lock, get_ident
 from typing import TypeAlias
@@ -52,7 +52,7 @@ class SessionQueue:
     """The calls that wait to send a message on one session, in the order of sending."""
 
     def __init__(self) -> None:
-        self._senders: deque[Sender] = deque()
+        self._senders: list[Sender] = []
 
     def join(self, sender: Sender) -> tuple[Sender, ...]:
         self._senders.append(sender)
@@ -62,7 +62,7 @@ class SessionQueue:
         return not self._ahead(sender)
 
     def _ahead(self, sender: Sender) -> tuple[Sender, ...]:
-        everyone = tuple(self._senders.copy())
+        everyone = self._senders.copy()
         ahead = everyone[: everyone.index(sender)]
         return tuple(other for other in ahead if other.active.locked())
 

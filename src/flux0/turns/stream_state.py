@@ -323,22 +323,22 @@ class StreamState(Uncopyable):
         self._report_end()
 
     def _is_left(self) -> bool:
-        is_read = self._role.readers or self.is_being_read
+        is_read = self._role.has_loop() or self.is_being_read
         return not is_read and self._life.current.state is not State.ENTERED
 
     def _take_text(self) -> str:
         """Take events until one of them appends text to the answer, and return this text.
 
-        Return an empty string if no unread event appends text. Raises `AgentError`.
+        Return an empty string if no unread event appends text. Raises `AgentError` and, in a signal
+        handler that has interrupted this method, `StreamInUse`.
         """
         content = self._content
-        while content.take_next():
-            content.fold()
+        if taken := content.exclusively(content.take_text):
             if content.agent_error is not None:
                 self._raise_agent_error()
-            if content.text:
-                return content.text
-        return ""
+        elif content.unread and content.is_interrupted:
+            raise self._role.in_use()
+        return "".join(taken)
 
     def _interrupt(self, problem: str) -> None:
         failure = self._turn.interrupted(f"the stream ended, but {problem}")

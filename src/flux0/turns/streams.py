@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, final
 
 from flux0.domain import arguments
 from flux0.domain.errors import StreamInUse, TransportError
@@ -28,14 +28,12 @@ from flux0.runtime.event_loop import (
     running_task,
     schedule_close,
 )
-from flux0.turns.reader import AsyncLoop, Reader, started
+from flux0.turns.reader import AsyncLoop, Reader, SyncLoop
 from flux0.turns.stream_state import CLOSED_EARLY, StreamState
 from flux0.usecases.options import CallOptions, show_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-T = TypeVar("T")
 
 
 @final
@@ -81,36 +79,21 @@ class EventStream(StreamState):
         self._close(later=kind is GeneratorExit)
 
     def __iter__(self) -> Iterator[StreamEvent]:
-        return self._values(self._content.take_next)
+        content = self._content
+        return SyncLoop(self._next, self._leave, content.take_next, events=content)
 
-    def _values(self, take: Callable[[], T | None], reader: Reader | None = None) -> Iterator[T]:
-        reader = reader or self._role.claim()
-        later = False
-        try:
-            while True:
-                # An inner loop over this stream replaces `_content.unread` if it receives events.
-                unread = self._content.unread
-                while value := take():
-                    yield value
-                if not self._advance(unread):
-                    return
-        except GeneratorExit:
-            later = True  # The garbage collector may have closed the generator.
-            raise
-        finally:
-            del reader
-            self._leave(later=later)
+    def _values(self, take: Callable[[], Any], reader: Reader | None = None) -> Iterator[Any]:
+        return SyncLoop(self._next, self._leave, take, reader=reader)
 
     def __next__(self) -> StreamEvent:
-        content = self._content
-        while True:
-            if self._role.readers:
-                self._role.check()
-            unread = content.unread
-            if event := content.take_next():
-                return event
-            if not self._advance(unread):
-                raise StopIteration
+        # This is the usual case. `_next` does the same, but it takes more time.
+        if not self._role.readers and (unread := self._content.unread):
+            try:
+                return unread.pop()[0]
+            except IndexError:  # Another thread has taken the last event.
+                pass
+        event: StreamEvent = self._next(None)
+        return event
 
     def text(self) -> Iterator[str]:
         """Iterate over the agent's answer, piece by piece, without the agent's reasoning.
@@ -122,15 +105,7 @@ class EventStream(StreamState):
         Raises `AgentError` as soon as the agent reports an error; later events can still be read.
         Also raises the errors of iterating over the events.
         """
-        return started(self._texts())
-
-    def _texts(self) -> Iterator[str]:
-        try:
-            yield ""
-        except GeneratorExit:
-            self._leave(later=True)
-            raise
-        yield from self._values(self._take_text)
+        return SyncLoop(self._next, self._leave, self._take_text, is_pending=True)
 
     def final_messages(self) -> tuple[TurnMessage, ...]:
         """Read the stream to its end, and return the messages and tool results of the turn.
@@ -224,11 +199,29 @@ class EventStream(StreamState):
         if self._is_left():
             self._close(later=later)
 
-    def _advance(self, unread: object) -> bool:
+    def _next(self, loop: SyncLoop | None) -> Any:
+        if loop is not None and loop.reader is None:
+            loop.begin(self._role.claim)
+        take = self._content.take_next if loop is None else loop.take
+        try:
+            while True:
+                if loop is None and self._role.readers:
+                    self._role.check()
+                if value := take():
+                    return value
+                if not self._advance():
+                    raise StopIteration  # noqa: TRY301 - the except clause ends the loop
+        except BaseException as error:
+            # A StreamInUse does not end the loop, because another thread continues this loop.
+            if loop is not None and not isinstance(error, StreamInUse):
+                loop.end()
+            raise
+
+    def _advance(self) -> bool:
         try:
             with self._lock:
                 # If another loop or thread has received events, the caller takes them first.
-                return self._content.unread is not unread or self._read_events()
+                return bool(self._content.unread) or self._read_events()
         except Busy:
             raise self._role.in_use() from None
 
@@ -351,14 +344,13 @@ class AsyncEventStream(StreamState):
             ):
                 run_without_loop(close())
 
-    def _leave(self) -> None:
+    def _leave(self, *, later: bool = False) -> None:  # noqa: ARG002 - a report is always later
         if self._is_left():
             self.close_soon()
 
     async def _next(self, loop: AsyncLoop | None) -> Any:
         if loop is not None and loop.reader is None:
-            loop.is_pending = False
-            loop.reader = self._role.claim()
+            loop.begin(self._role.claim)
         take = self._content.take_next if loop is None else loop.take
         try:
             while True:

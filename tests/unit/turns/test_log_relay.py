@@ -540,3 +540,62 @@ async def test_thousand_relays_of_one_turn_get_all_events(mode: Mode) -> None:
                 await anyio.sleep(0.001)
         log.finish(LogEnd())
     assert results == [b"".join(str(each).encode() for each in range(number))] * 1000
+
+
+@in_both_loops
+async def test_late_wake_for_an_earlier_event_does_not_end_the_wait(mode: Mode) -> None:
+    log = new_log(chunk("a"))
+    reader = LogReader(log)
+    assert await reader.wait_async(None)
+    reader.read()
+    with anyio.move_on_after(0.01):
+        await reader.wait_async(None)  # The reader has a waker now.
+    waker = reader._async_waker  # pyright: ignore[reportPrivateUsage] - no other way to wake it too late
+    assert waker is not None
+    async with anyio.create_task_group() as tasks:
+
+        async def add() -> None:
+            while not log.waiting:
+                await anyio.lowlevel.checkpoint()
+            waker.wake()
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            log.append(chunk("b"))
+
+        tasks.start_soon(add)
+        assert await reader.wait_async(TIMEOUT)
+    assert reader.read() == [chunk("b")]
+
+
+@pytest.mark.parametrize("kind", [Relay, AsyncRelay])
+def test_relay_that_is_closed_while_another_thread_encodes_an_event_ends_after_the_event(
+    kind: type[Relay | AsyncRelay],
+) -> None:
+    encodes, continues, freed = threading.Event(), threading.Event(), list[str]()
+
+    def pieces() -> Pieces:
+        try:
+            encodes.set()
+            assert continues.wait(TIMEOUT)
+            yield b"encoded"
+            raise AssertionError("the relay continues after `close`")
+        finally:
+            freed.append("closed")
+
+    relay: Any = kind(pieces(), None)
+
+    def read() -> Any:
+        return next(relay) if kind is Relay else asyncio.run(anext(relay))
+
+    with ThreadPoolExecutor(1) as thread:
+        piece = thread.submit(read)
+        assert encodes.wait(TIMEOUT)
+        try:
+            relay.close() if kind is Relay else asyncio.run(relay.aclose())
+            assert freed == []
+        finally:
+            continues.set()
+        assert piece.result(TIMEOUT) == b"encoded"
+    assert freed == ["closed"]
+    with pytest.raises((StopIteration, StopAsyncIteration)):
+        read()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from itertools import cycle
 from threading import Event, get_ident
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -370,3 +372,61 @@ def test_web_server_may_run_each_step_of_a_generator_in_another_thread() -> None
         finally:
             finished.set()
     assert replies == [text] * len(GENERATORS)
+
+
+# --- iterators that several threads share
+
+
+ITERATORS: list[Callable[[EventStream], Iterator[Any]]] = [
+    EventStream.__iter__,
+    EventStream.text,
+    EventStream.received,
+    EventStream.relay,
+]
+
+
+@pytest.mark.parametrize("iterate", ITERATORS)
+def test_second_thread_in_next_of_an_iterator_gets_stream_in_use(
+    iterate: Callable[[EventStream], Iterator[Any]],
+) -> None:
+    arrives = Event()
+
+    def next_piece() -> bytes:
+        assert arrives.wait(TOO_LONG)
+        return chunk("b")
+
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            stream = open_sync(tape(chunk("a"), next_piece))
+            values = iterate(stream)
+            next(values)
+            both = [threads.submit(next, values) for _ in range(2)]
+            done, waiting = wait(both, TOO_LONG, FIRST_COMPLETED)
+            assert [type(each.exception()) for each in done] == [StreamInUse]
+        finally:
+            arrives.set()
+        assert [each.exception(TOO_LONG) for each in waiting] == [None]
+        assert list(values) == []
+        assert stream.answer == "ab"
+
+
+def test_text_in_a_signal_handler_that_has_interrupted_text_raises_stream_in_use() -> None:
+    refused: list[type[BaseException]] = []
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_fold_taken":
+            sys.setprofile(None)
+            with pytest.raises(StreamInUse) as caught:
+                next(stream.text())
+            refused.append(caught.type)
+
+    stream = open_sync(tape(chunk("a") + chunk("b") + chunk("c")))
+    texts = stream.text()
+    assert next(texts) == "a"
+    sys.setprofile(interrupt)
+    try:
+        assert next(texts) == "b"
+    finally:
+        sys.setprofile(None)
+    assert refused == [StreamInUse]
+    assert list(texts) == ["c"]

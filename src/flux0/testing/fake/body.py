@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from math import inf
 from typing import Any, Literal, TypeAlias, final
-from weakref import WeakSet
 
 from attrs import define, evolve, field, frozen
 
@@ -16,6 +15,7 @@ from flux0.domain.errors import ConnectionInterrupted, ReadTimeout
 from flux0.domain.timeouts import timed_out
 from flux0.ports import AsyncByteStream, Request, Response, Shared
 from flux0.runtime.event_loop import call_soon, running_loop, sleep, start_task
+from flux0.runtime.weak_values import WeakObjects
 from flux0.testing.fake.clock import FakeClock, Wait, Waits, perform, perform_async
 
 # How a response body ended. A body is "unclosed" if it was neither closed nor read to its end when
@@ -134,7 +134,7 @@ class SharedTransport(Shared):
         self.clock: FakeClock = clock
         # The class `Flux0` reads the time from its transport's `time`.
         self.time: FakeClock = clock
-        self._bodies: WeakSet[FakeBody] = WeakSet()
+        self._bodies: WeakObjects[FakeBody] = WeakObjects()
 
     @abstractmethod
     def respond(self, request: Request, starter: Starter) -> Waits[Response[FakeBody]]:
@@ -179,5 +179,5 @@ class ClientTransport(SharedTransport):
         return response
 
     def close(self) -> None:
-        for body in tuple(self._bodies):
+        for body in self._bodies.values():
             body.mark_ended("unclosed")

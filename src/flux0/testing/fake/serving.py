@@ -17,7 +17,6 @@ from threading import Thread
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
-from weakref import WeakSet
 
 import h11
 from attrs import define, field
@@ -26,6 +25,7 @@ from flux0.domain.errors import TransportError
 from flux0.domain.headers import Headers
 from flux0.ports import Request, Timeout
 from flux0.runtime.event_loop import call_soon
+from flux0.runtime.weak_values import WeakObjects
 from flux0.testing.fake.body import Run, SharedTransport, Starter
 from flux0.testing.fake.clock import perform_async
 
@@ -56,7 +56,7 @@ class FakeHTTPServer(AbstractContextManager[str]):
         self.allow_origins = allow_origins
         self.address: str = f"127.0.0.1:{port}"
         self.starter: Starter = Starter(self._start_task, self._call_in_thread)
-        self._threads: WeakSet[Thread] = WeakSet()
+        self._threads: WeakObjects[Thread] = WeakObjects()
 
     def __enter__(self) -> str:
         host, _, port = self.address.partition(":")
@@ -77,7 +77,9 @@ class FakeHTTPServer(AbstractContextManager[str]):
     def _close(self) -> None:
         call_soon(self._agent_loop.result(), self._ended.set)
         ends = monotonic() + _MAX_JOIN_SECONDS
-        while (alive := [each for each in self._threads if each.is_alive()]) and monotonic() < ends:
+        while (
+            alive := [each for each in self._threads.values() if each.is_alive()]
+        ) and monotonic() < ends:
             alive[0].join(max(ends - monotonic(), 0))
 
     def _call_in_thread(self, act: Callable[[], None]) -> None:

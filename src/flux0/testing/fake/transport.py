@@ -123,7 +123,7 @@ class FakeTransport(SharedTransport):
         The first agent and the clock's time are kept.
         """
         with self._lock:
-            for body in tuple(self._bodies):
+            for body in self._bodies.values():
                 body.mark_ended("closed")
             self._open.clear()
             self._scripts: list[AgentFunction] = []
@@ -291,8 +291,9 @@ class FakeTransport(SharedTransport):
             content = b"" if turn else cast("bytes", response.body)
             pieces = with_faults(iter(turn or filter(None, (content,))), faults, call, turn)
             body = FakeBody(pieces, self.clock, self._lock, self._on_body_end)
-            self._open[pieces] = call, turn
-            self._bodies.add(body)
+            with self._lock:
+                self._open[pieces] = call, turn
+                self._bodies.add(body)
             yield from self._apply_faults(request, faults, acted=True)
         except BaseException as error:
             if turn is not None:
@@ -372,9 +373,10 @@ class FakeTransport(SharedTransport):
             raise timed_out(ReadTimeout, limit)
 
     def _on_body_end(self, pieces: Iterator[bytes | Wait], how: BodyEnd) -> bool:
-        _, turn = self._open[pieces]
+        # After `reset` in another thread, there is no entry.
+        _, turn = self._open.get(pieces, (None, None))
         if how != "unclosed":
-            del self._open[pieces]
+            self._open.pop(pieces, None)
         if turn is not None:
             self._server.on_closed_early(turn)
         return turn is not None and turn.closes_connection

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -32,10 +35,12 @@ from flux0.testing import (
 )
 from flux0.testing.fake.clock import Wait
 from support.ending import ends_soon
-from support.fakes import ask, begin, kinds, message_to, new_session, post, turn
+from support.fakes import ask, begin, kinds, message_to, new_session, post, request, turn
 from support.in_memory import in_both_loops, in_every_mode
 from support.modes import in_mode
 from support.transports import Mode
+
+TOO_LONG = 20.0
 
 
 def text_of(events: list[Any]) -> str:
@@ -604,3 +609,60 @@ def interrupting_at_once(_: UserMessage) -> str:
 def test_keyboard_interrupt_of_an_agent_propagates(agent: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         begin(agent)
+
+
+# --- several threads
+
+
+def calling(function: str, act: Callable[[], object]) -> Callable[..., None]:
+    """Return a profile function that calls `act` before a function with this name runs."""
+
+    def on_event(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == function:
+            act()
+
+    return on_event
+
+
+@pytest.mark.parametrize("look", [FakeTransport.assert_no_open_streams, FakeTransport.reset])
+def test_call_that_another_thread_starts_does_not_disturb_assertions_and_reset(
+    look: Callable[[FakeTransport], None],
+) -> None:
+    fake, listing = FakeTransport(), request("GET", "/api/agents")
+    is_ready, continues, has_returned = (threading.Event() for _ in range(3))
+
+    def wait() -> None:
+        is_ready.set()
+        assert continues.wait(TOO_LONG)
+
+    def call() -> Any:
+        sys.setprofile(calling("with_faults", wait))  # the last step before the response is open
+        try:
+            return fake.send(listing)
+        finally:
+            sys.setprofile(None)
+            has_returned.set()
+
+    def let_continue() -> None:
+        continues.set()
+        has_returned.wait(0.1)  # The lock of the fake makes the call wait.
+
+    before = [fake.send(listing) for _ in range(2)]
+    with ThreadPoolExecutor(1) as thread:
+        later = thread.submit(call)
+        assert is_ready.wait(TOO_LONG)
+        name = "mark_ended" if look is FakeTransport.reset else "__str__"
+        sys.setprofile(calling(name, let_continue))
+        try:
+            look(fake)
+        except AssertionError as error:
+            assert str(error).count("agents.list") == len(before)  # noqa: PT017 - only of one method
+        finally:
+            sys.setprofile(None)
+            assert continues.is_set()
+        response = later.result(TOO_LONG)
+    with pytest.raises(AssertionError, match=r"responses left open"):
+        fake.assert_no_open_streams()
+    for each in (*before, response):
+        each.body.close()
+    fake.assert_no_open_streams()
