@@ -193,7 +193,7 @@ class SyncLoop(_ReadingLoop):
         events: The received events, if the loop yields single events; None if `take` is necessary.
     """
 
-    _events: Unread | None = field(default=None, kw_only=True)
+    _events: Unread | None = field(default=None, kw_only=True, alias="events")
     _ready: Unread = field(default=_NOTHING, init=False)
 
     def begin(self, claim: Callable[[], Reader]) -> None:
