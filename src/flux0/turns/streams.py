@@ -202,12 +202,13 @@ class EventStream(StreamState):
     def _next(self, loop: SyncLoop | None) -> Any:
         if loop is not None and loop.reader is None:
             loop.begin(self._role.claim)
-        take = self._content.take_next if loop is None else loop.take
+        content = self._content
+        take = content.take_next if loop is None else loop.take
         try:
             while True:
                 if loop is None and self._role.readers:
                     self._role.check()
-                if value := take():
+                if content.unread and (value := take()):
                     return value
                 if not self._advance():
                     raise StopIteration  # noqa: TRY301 - the except clause ends the loop
@@ -351,12 +352,13 @@ class AsyncEventStream(StreamState):
     async def _next(self, loop: AsyncLoop | None) -> Any:
         if loop is not None and loop.reader is None:
             loop.begin(self._role.claim)
-        take = self._content.take_next if loop is None else loop.take
+        content = self._content
+        take = content.take_next if loop is None else loop.take
         try:
             while True:
                 if loop is None and self._role.readers:
                     self._role.check()
-                if value := take():
+                if content.unread and (value := take()):
                     return value
                 if not await self._advance():
                     raise StopAsyncIteration  # noqa: TRY301 - the except clause ends the loop

@@ -28,6 +28,7 @@ from yarl import URL  # The package yarl is a dependency of aiohttp.
 
 from flux0.adapters.aiohttp import exchange
 from flux0.adapters.shared.bodies import AsyncBody
+from flux0.adapters.shared.connecting import refuse_without_sockets
 from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import MAX_CONNECTIONS, MAX_IDLE_SECONDS
 from flux0.adapters.shared.misplaced import check_type, transport_repr
@@ -79,6 +80,7 @@ class AiohttpTransport:
 
 
 def _make_session(limit: int = MAX_CONNECTIONS) -> aiohttp.ClientSession:
+    refuse_without_sockets("aiohttp")
     connector = aiohttp.TCPConnector(limit=limit, keepalive_timeout=MAX_IDLE_SECONDS)
     return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 

@@ -18,6 +18,7 @@ from flux0.adapters.httpx.library import Library
 from flux0.adapters.httpx.pools import MAX_EXCHANGES, AsyncPool, SyncPool
 from flux0.adapters.httpx.sockets import SyncBackend
 from flux0.adapters.shared.bodies import OpenBodies
+from flux0.adapters.shared.connecting import refuse_without_sockets
 from flux0.adapters.shared.failures import failure
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
 from flux0.domain.errors import ConnectError
@@ -146,6 +147,7 @@ class BuiltInClients:
 
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:
+    refuse_without_sockets(library.httpx.__name__)
     limits = library.httpx.Limits(keepalive_expiry=MAX_IDLE_SECONDS)
     kind = library.httpx.AsyncHTTPTransport if is_async else library.httpx.HTTPTransport
     if proxy is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import socket
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from errno import ECONNABORTED, EINPROGRESS, EWOULDBLOCK
@@ -14,10 +14,24 @@ from typing import Any, Final
 from attrs import frozen
 
 from flux0.adapters.shared.exchange import shut_down
+from flux0.adapters.shared.failures import system_message
 from flux0.adapters.shared.sending import wait
+from flux0.domain.errors import Flux0Error
 from flux0.ports import Interrupt
 
+# On macOS and Windows, `shutdown` does not end the wait of a socket that still connects. There,
+# `Connector` looks after this number of seconds whether `Interrupt.fire` was called.
+_SECONDS_BETWEEN_LOOKS: Final = None if sys.platform == "linux" else 0.1
 MIN_SECONDS: Final = 0.001  # The shortest timeout in seconds: with 0, a socket does not block.
+
+
+def refuse_without_sockets(library: str) -> None:
+    """Raise `Flux0Error` in Pyodide, the Python of a web browser, which has no TCP sockets."""
+    if sys.platform == "emscripten":
+        raise Flux0Error(
+            f"Python in a web browser (Pyodide) has no sockets, so {library} cannot connect: use"
+            " a transport of your own that calls fetch, with the async methods, or FakeTransport"
+        )
 
 
 @frozen
@@ -45,10 +59,12 @@ class Connector:
         time as its timeout, for a TLS handshake or a proxy tunnel.
 
         Raises:
+            Flux0Error: Python runs in a web browser.
             OSError: The last address failed: a `TimeoutError` if the timeout expired, or a
                 `socket.gaierror` if the host is unknown.
             UnicodeError: The host name is not valid.
         """
+        refuse_without_sockets("a sync call")
         end = None if self.timeout is None else monotonic() + self.timeout
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         failures: list[OSError] = []
@@ -89,12 +105,23 @@ class Connector:
         status = sock.connect_ex(address)
         self.interrupt.on_fire(partial(shut_down, sock))
         if status in (EINPROGRESS, EWOULDBLOCK):
-            if wait(sock, timeout, write=True) == (False, False):
-                raise TimeoutError
+            self._wait(sock, timeout)
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         # On Linux, SO_ERROR is 0 if `Interrupt.fire` has shut the socket down. The socket is not
         # connected, so set an error number.
         if self.interrupt.fired:
             status = ECONNABORTED
         if status:
-            raise OSError(status, os.strerror(status))
+            raise OSError(status, system_message(status))
+
+    def _wait(self, sock: socket.socket, timeout: float | None) -> None:
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            left = None if end is None else max(end - monotonic(), 0)
+            limits = [limit for limit in (left, _SECONDS_BETWEEN_LOOKS) if limit is not None]
+            if wait(sock, min(limits, default=None), write=True) != (False, False):
+                return
+            if self.interrupt.fired:
+                return
+            if left is not None and left <= min(limits):
+                raise TimeoutError

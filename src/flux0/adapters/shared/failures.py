@@ -127,8 +127,14 @@ def _system(error: OSError) -> str:
     # asyncio replaces the message of an OSError with its own text. Therefore, get the system's
     # message for the error number.
     name = isinstance(error, socket.gaierror)
-    message = str(error.strerror if name else os.strerror(error.errno or 0))
+    message = str(error.strerror if name else system_message(error.errno or 0))
     return f"{message[:1].lower()}{message[1:]}"
+
+
+def system_message(number: int) -> str:
+    # On Windows, `os.strerror` does not know the error numbers of sockets, but `errorTab` does.
+    table: dict[int, str] = getattr(socket, "errorTab", {})
+    return table.get(number) or os.strerror(number)
 
 
 def _message(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from attrs import field, frozen
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 from urllib3.util.ssl_match_hostname import CertificateError
 
-from flux0.adapters.shared.connecting import Connector
+from flux0.adapters.shared.connecting import Connector, refuse_without_sockets
 from flux0.adapters.shared.exchange import Exchange, duplicate, shut_down
 from flux0.adapters.shared.failures import causes
 from flux0.adapters.shared.limits import MAX_IDLE_SECONDS
@@ -38,8 +38,10 @@ if TYPE_CHECKING:
 else:
     # While a recorder such as vcrpy is active, the name urllib3.connection.HTTPConnection refers to
     # the recorder's subclass. The original class is one of the bases of this subclass.
+    # In Pyodide, the class is a replacement that has no sockets, and `check_urllib3` rejects it.
     _bases = urllib3.connection.HTTPConnection.__mro__
-    HTTPConnection: Final = next(each for each in _bases if each.__module__ == "urllib3.connection")
+    _original = (each for each in _bases if each.__module__ == "urllib3.connection")
+    HTTPConnection: Final = next(_original, _bases[0])
 
 
 @final
@@ -273,7 +275,8 @@ def tracked_class(connection_class: Any) -> type[Any]:
 
 
 def check_urllib3() -> None:
-    """Raise `MissingDependency` if urllib3-future is installed under the name of urllib3."""
+    """Raise an error in Pyodide, or if urllib3-future is installed under the name of urllib3."""
+    refuse_without_sockets("urllib3")
     if not any(base.__module__ == "http.client" for base in HTTPConnection.__mro__):
         problem = "replaces urllib3, and does not report whether a request was sent"
         advice = "reinstall urllib3, or use HttpxTransport"

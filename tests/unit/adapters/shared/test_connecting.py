@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
+import sys
 from threading import Thread
 from typing import Any
 from weakref import ref
 
 import pytest
 
+from flux0 import (
+    AiohttpTransport,
+    Flux0,
+    Flux0Error,
+    HttpxTransport,
+    RequestsTransport,
+    Urllib3Transport,
+)
 from flux0.adapters.shared import connecting
 from flux0.adapters.shared.connecting import Connector
+from flux0.adapters.shared.failures import system_message
 from flux0.ports import Interrupt
 from flux0.testing.contract.byte_server import DEFAULT_TIMEOUT
 from support.garbage_collection import no_garbage_collection
@@ -135,3 +146,60 @@ def test_each_address_may_use_an_equal_share_of_the_remaining_time(
     with pytest.raises(TimeoutError):
         Unreachable(8.0, Interrupt()).connect("flux0.example", 80)
     assert shares == [2.0] * 4
+
+
+# --- other systems
+
+
+async def list_agents(transport: Any) -> object:
+    async with Flux0("http://127.0.0.1:9", transport=transport) as client:
+        return await client.agents.list_async()
+
+
+@pytest.mark.parametrize("kind", [RequestsTransport, Urllib3Transport])
+def test_transports_over_urllib3_name_the_missing_sockets_of_pyodide(
+    kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "emscripten")
+    with pytest.raises(Flux0Error, match=r"\(Pyodide\) has no sockets, so urllib3 cannot connect"):
+        kind()
+
+
+def test_sync_call_names_the_missing_sockets_of_pyodide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "emscripten")
+    with Flux0("http://127.0.0.1:9") as client, pytest.raises(Flux0Error, match="use a transport"):
+        client.agents.list()
+
+
+@pytest.mark.parametrize("kind", [AiohttpTransport, HttpxTransport])
+def test_async_call_names_the_missing_sockets_of_pyodide(
+    kind: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "emscripten")
+    with pytest.raises(Flux0Error, match="use a transport of your own that calls fetch"):
+        asyncio.run(list_agents(kind()))
+
+
+def test_interrupt_ends_connecting_if_shutting_the_socket_down_has_no_effect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On macOS and Windows, `shutdown` has no effect on a socket that still connects."""
+    monkeypatch.setattr(connecting, "shut_down", id)
+    monkeypatch.setattr(connecting, "_SECONDS_BETWEEN_LOOKS", 0.01)
+    interrupt = Interrupt()
+    connector = Connector(DEFAULT_TIMEOUT, interrupt)
+    with unreachable_address() as dead:
+        resolve_to(monkeypatch, dead)
+        thread = Thread(target=interrupt.fire)
+        thread.start()
+        with pytest.raises(ConnectionAbortedError):
+            connector.connect("flux0.example", 80)
+        thread.join()
+
+
+def test_message_of_an_error_number_that_only_windows_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(socket, "errorTab", {10060: "The operation timed out."}, raising=False)
+    assert system_message(10060) == "The operation timed out."
+    assert system_message(errno.ECONNREFUSED) == "Connection refused"
