@@ -52,10 +52,14 @@ class Step:
 
 @define
 class Started:
-    """A turn that a process has started: the number of its events, and when it was ended."""
+    """A turn that a process starts: the number of its events, and when it was ended.
+
+    Another process can stop the turn before its own process has received the reply to the claim.
+    """
 
     session: str
     process: int
+    is_claimed: bool = False
     count: int = 0
     ended: float | None = None
 
@@ -89,16 +93,20 @@ class Model:
         """Whether no fault was active in the last three leases."""
         return time.monotonic() - self.last_fault > 3 * LEASE
 
-    def claimed(self, turn_id: str, session: str, process: int) -> None:
-        others = [
-            each for each in self.turns.values() if each.session == session and each.ended is None
-        ]
+    def claimed(self, turn_id: str) -> None:
+        turn = self.turns[turn_id]
+        others = [each for each in self.claimed_on(turn.session) if each.ended is None]
         if others and self.is_quiet:
-            self.violate(f"{turn_id} started while {len(others)} turns of {session} are running")
-        self.turns[turn_id] = Started(session, process)
+            text = f"{len(others)} turns of {turn.session} are running"
+            self.violate(f"{turn_id} started while {text}")
+        turn.is_claimed = True
+
+    def claimed_on(self, session: str) -> list[Started]:
+        turns = tuple(self.turns.values())
+        return [each for each in turns if each.session == session and each.is_claimed]
 
     def refused(self, session: str, asked: float) -> None:
-        ends = [turn.ended for turn in self.turns.values() if turn.session == session]
+        ends = [turn.ended for turn in self.claimed_on(session)]
         if self.is_quiet and all(end is not None and asked - end > 2 * LEASE for end in ends):
             self.violate(f"a message on {session} was refused, although no turn is running")
 
@@ -182,6 +190,7 @@ class Worker(threading.Thread):
         session, asked = self.random.choice(SESSIONS), time.monotonic()
         self.count += 1
         turn = f"{self.number}-{self.count}"
+        self.model.turns[turn] = Started(session, self.number)
         refuse = self.random.random() < 0.7
         try:
             with self.model.claims[session]:
@@ -189,7 +198,7 @@ class Worker(threading.Thread):
                 if previous is not None:
                     self.process.call(Turns.stop, previous, "replaced")
                     self.end(previous)
-                self.model.claimed(turn, session, self.number)
+                self.model.claimed(turn)
                 self.own[session] = turn
                 self.record(f"start {turn} on {session}: previous {previous}")
         except TurnRunning:

@@ -220,12 +220,13 @@ def test_store_leaves_a_demoted_master(
         redis_server(tmp_path / "new") as new,
         Stalling(old.port) as address,
         Redis.from_url(f"redis://{address.address}") as client,
+        Redis.from_url(f"redis://{address.address}") as another_client,
     ):
         made = [
-            RedisTurnStore(client, lease_seconds=LEASE_SECONDS)
+            RedisTurnStore(each, lease_seconds=LEASE_SECONDS)
             if has_own_client
             else RedisTurnStore.from_url(f"redis://{address.address}", lease_seconds=LEASE_SECONDS)
-            for _ in range(2)
+            for each in (client, another_client)
         ]
         with closing(made[0]) as store, closing(made[1]) as other:
             turn = Turn()
@@ -240,6 +241,8 @@ def test_store_leaves_a_demoted_master(
                 wait_until(lambda: promoted.get(b"flux0:none") is None)
                 turn.append()
                 wait_for_events(copy, 2)
+                # Requests to stop a turn are sent to the new master.
+                wait_until(lambda: promoted.pubsub_numsub("flux0:process:all")[0][1] == 2)
                 started = Turn("second")
                 assert store.claim("session 2", started.log, refuse=True) is None
                 assert promoted.exists("flux0:{session%202}")
