@@ -191,7 +191,7 @@ def test_page_shows_code_of_the_example() -> None:
     excerpts: list[str] = re.findall(r"^```(?:py|js)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     # Other tests run the files that begin with their names.
     excerpts = [each for each in excerpts if not re.match(r"# \S+\.py\n", each)]
-    assert len(excerpts) == 4
+    assert len(excerpts) == 3
     for excerpt in excerpts:
         assert any(excerpt in each for each in code), excerpt
 

@@ -67,7 +67,16 @@ def write_application(name: str, folder: Path) -> None:
         app = "from support.deployed_app import wsgi as app, turns"
     else:
         (sample,) = (code for code in code_of(WEB, "python") if "end_relays_on_sigterm" in code)
-        app = f"{with_limits(sample)}\nfrom support.deployed_app import add_routes\nadd_routes(app)"
+        names = ("app = FastAPI(", "\n        yield {")
+        (lifespan,) = (
+            code
+            for code in code_of("docs/how-to/background-turns.md", "python")
+            if all(name in code for name in names)
+        )
+        lifespan = lifespan.replace(names[1], f"\n        end_relays_on_sigterm(turns){names[1]}")
+        app = with_limits(
+            f"{sample}{lifespan}from support.deployed_app import add_routes\nadd_routes(app)"
+        )
     (folder / "app.py").write_text(app, "utf-8")
     for code in code_of(WEB, "py"):
         match = re.match(r"# (.+\.py)\n", code)
