@@ -121,7 +121,7 @@ class FollowedTurn:
                 yield "HDEL", name.info, f"@{settings.process}"
         except Exception as error:
             self.outage.fail(_UNREACHABLE)
-            if worker.redis.error or not (yield from self._lease.is_accepted()):
+            if not (yield from self._lease.is_accepted()):
                 raise
             # Redis has responded with an error or with invalid data. Wait until the process that
             # reads the turn has restored the events.

@@ -107,7 +107,7 @@ class Lease:
 
         If Redis accepts the renewal, the rejected command's key is wrong, and not Redis.
         """
-        if self._worker.redis.error or self.outage.error:
+        if self._worker.is_unreachable or self.outage.error:
             return False
         try:
             yield from self.renew()
@@ -120,7 +120,7 @@ class Lease:
         try:
             count = yield "GET", process
         except TurnStoreError:
-            if self._worker.redis.error:
+            if self._worker.is_unreachable:
                 raise
             return 0.0
         # `count` is the counter in the lease of `process`. Each renewal changes `count`. If the

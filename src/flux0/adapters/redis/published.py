@@ -68,7 +68,7 @@ class PublishedTurn:
         except TurnStoreError as error:
             # The worker or a timer repeats `steps`. Until then, a new event must not repeat it.
             self._unwatch()
-            if worker.redis.error or not (yield from self._lease.is_accepted()):
+            if not (yield from self._lease.is_accepted()):
                 raise
             self._outage.fail(error.problem)
             worker.report(self._outage, f"{_UNPUBLISHED}: {self.name.shown}", error)

@@ -85,6 +85,11 @@ class Worker:
         self._is_stopped = False
         self._is_unused = False
 
+    @property
+    def is_unreachable(self) -> bool:
+        """Whether the last commands got no reply. In a cluster, other nodes may still respond."""
+        return bool(self.redis.error) and not hasattr(self._client, "get_node_from_key")
+
     def submit(self, job: Job, *, now: bool = False) -> None:
         """Start a job, or start it again after its end. Safe in any thread and in finalizers.
 

@@ -522,14 +522,7 @@ def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
         first, lost, _ = servers
         clients = [cluster_client(first.port) for _ in range(2)]
         # The leases of both processes are on the first node.
-        stores = [
-            next(
-                store
-                for store in (RedisTurnStore(client, lease_seconds=2.0) for _ in range(1000))
-                if port_of(store._process.get()._settings.process, client) == first.port
-            )
-            for client in clients
-        ]
+        stores = [store_with_lease_at(first.port, client, 2.0) for client in clients]
         with closing(stores[0]) as store, closing(stores[1]) as other:
             ports: dict[int, str] = {}
             for number in range(30):
@@ -558,6 +551,44 @@ def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
             each.close()
     assert any(
         "a background turn of another process cannot be read" in line for line in warnings(caplog)
+    )
+
+
+@needs(REDIS)
+def test_lost_node_of_a_cluster_is_logged_although_no_other_command_is_sent_at_the_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_cluster(tmp_path, "--cluster-require-full-coverage", "no") as servers:
+        first, lost, _ = servers
+        clients = [cluster_client(first.port) for _ in range(2)]
+        stores = [store_with_lease_at(first.port, client, 120.0) for client in clients]
+        names = (Settings("flux0:", 300.0, 5.0).name(f"{number}", "turn") for number in range(1000))
+        name = next(name for name in names if port_of(name.session, clients[0]) == lost.port)
+        session = name.session[len("flux0:{") : -1]
+        with closing(stores[0]) as store, closing(stores[1]) as other:
+            turn = Turn()
+            assert store.claim(session, turn.log, refuse=True) is None
+            copy = other.find(session)
+            with first.client() as client:
+                wait_until(lambda: client.pubsub_numsub("flux0:process:all")[0][1] == 2)
+                lost.stop()
+                client.publish("flux0:process:all", name.info)
+            wait_until(lambda: len(warnings(caplog)) == 2)
+            assert copy is not None
+            assert not copy.is_ended
+            turn.log.finish(LogEnd())
+        for each in clients:
+            each.close()
+    assert any(
+        "a background turn of another process cannot be read" in line for line in warnings(caplog)
+    )
+
+
+def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -> RedisTurnStore:
+    """Return a store whose lease is on the node with this port."""
+    stores = (RedisTurnStore(client, lease_seconds=lease_seconds) for _ in range(1000))
+    return next(
+        store for store in stores if port_of(store._process.get()._settings.process, client) == port
     )
 
 
