@@ -73,7 +73,7 @@ async def shown_history(request: Request, chat: AsyncConversation) -> list[Any]:
 async def start(
     request: Request, chat: AsyncConversation, message: NewMessage
 ) -> BackgroundTurn:
-    """Send a message, and hide the turns that it replaces. The agent still sees these turns."""
+    """Send a message, and hide the replaced turns, which the agent still sees."""
     if len(message.text) > MAX_LENGTH:
         raise HTTPException(413, f"A message has at most {MAX_LENGTH} characters.")
     turn: BackgroundTurn = await request.state.turns.start_async(chat, message.text)

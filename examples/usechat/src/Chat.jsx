@@ -14,7 +14,7 @@ export function Chat({ id }) {
   const [transport] = useState(() => new DefaultChatTransport({
     fetch: async (...request) => {
       const response = await fetch(...request);
-      if (state.isStopped) stop(); // Earlier, the application may not have known the turn.
+      if (state.isStopped) stop(); // The turn may have been unknown before.
       return response;
     },
   }));
@@ -23,16 +23,17 @@ export function Chat({ id }) {
     transport,
     throttle: 50, // Milliseconds between two renderings.
     onData: ({ type }) => {
-      if (type === "data-reconnect") state.mustReconnect = true; // The application exits.
+      if (type === "data-reconnect") state.mustReconnect = true; // A restart.
     },
     onError: (error) => {
-      if (error instanceof TypeError) state.mustReconnect = true; // The connection is lost.
+      if (error instanceof TypeError) state.mustReconnect = true;
       else if (error.statusCode && state.action) undo(problem(error));
       else if (!state.mustReconnect) setAlert(problem(error));
     },
     onFinish: ({ isError, finishReason }) => {
-      // A proxy may hide that the connection is lost. Only a complete reply has a `finishReason`.
-      if (state.mustReconnect || !(isError || finishReason || state.isStopped)) reconnect();
+      // A proxy may hide a lost connection. A complete reply has a `finishReason`.
+      const hasEnded = isError || finishReason || state.isStopped;
+      if (state.mustReconnect || !hasEnded) reconnect();
     },
   });
   const isBusy = ["submitted", "streaming"].includes(chat.status);
@@ -53,10 +54,11 @@ export function Chat({ id }) {
       chat.clearError();
       // The lost request may not have reached the application.
       const last = messages.findLast(({ role }) => role === "user");
-      if (state.action && textOf(last) !== state.action.text) setDraft(state.action.text);
+      const { action } = state;
+      if (action && textOf(last) !== action.text) setDraft(action.text);
       state.action = null;
       if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
-      if (state.mustReconnect) reconnect(); // `onFinish` is not called if the request fails.
+      if (state.mustReconnect) reconnect(); // Without `onFinish`.
     } catch (error) {
       setAlert(problem(error));
       if (!(error.status < 500)) reconnect();
@@ -65,13 +67,14 @@ export function Chat({ id }) {
 
   /** Send, edit or regenerate a message. */
   function act(text, send) {
-    Object.assign(state, { isStopped: false, action: { text, send, before: chat.messages } });
+    const action = { text, send, before: chat.messages };
+    Object.assign(state, { isStopped: false, action });
     setAlert(null);
     setDraft("");
     return send();
   }
 
-  /** Show the messages as before the action that failed. Its text returns to the form. */
+  /** Show the messages as before the failed action. Its text returns to the form. */
   function undo({ detail, sent }) {
     const { text, send, before } = state.action;
     state.action = null;

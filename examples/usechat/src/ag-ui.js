@@ -25,7 +25,7 @@ function shown({ role, content, toolCalls }) {
   return item;
 }
 
-/** Run the agent. If the connection is lost, load the messages and the rest of the turn. */
+/** Run the agent. After a lost connection, load the messages and the rest. */
 async function run(url, options) {
   while (!(await runOnce(url, options))) {
     await new Promise((resolve) => setTimeout(resolve, 1000));

@@ -212,7 +212,7 @@ class SyncLoop(_ReadingLoop):
         if unread := self._ready.unread:
             try:
                 return unread.pop()[0]
-            except IndexError:  # Another thread has taken the last event.
+            except IndexError:  # pragma: no cover - another thread has taken the last event
                 pass
         return self._step(self)
 

@@ -90,7 +90,7 @@ class EventStream(StreamState):
         if not self._role.readers and (unread := self._content.unread):
             try:
                 return unread.pop()[0]
-            except IndexError:  # Another thread has taken the last event.
+            except IndexError:  # pragma: no cover - another thread has taken the last event
                 pass
         event: StreamEvent = self._next(None)
         return event

@@ -41,7 +41,7 @@ class TurnContent(Unread):
         self._lock = RLock()
         self._is_folding = False
         self._process = OwnerProcess()
-        self.unread = []
+        self.unread: Received = []
         # For each piece of the body: its events that were not added to the messages, and its events
         # that were not taken. Both lists are in the order of `unread`.
         self._batches: deque[tuple[Received, Received]] = deque()
@@ -89,7 +89,7 @@ class TurnContent(Unread):
         while unread:
             try:
                 unread.pop()
-            except IndexError:  # Another thread has taken the last event.
+            except IndexError:  # pragma: no cover - another thread has taken the last event
                 break
             self._fold_taken()
             if self.text or self.agent_error is not None:

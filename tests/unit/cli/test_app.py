@@ -1118,6 +1118,19 @@ def test_output_that_cannot_be_written_ends_each_command(
     assert caught.value.code == code
 
 
+def test_ctrl_c_during_the_import_of_the_command_line_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flux0.cli.app.app", interrupt)
+    monkeypatch.setattr(sys, "argv", ["flux0-client"])
+    with pytest.raises(SystemExit) as caught:
+        __main__.main()
+    assert caught.value.code == 130
+
+
 def test_serve_demo_runs_until_ctrl_c(environment: Mapping[str, str], run: Run) -> None:
     with started(environment, "serve-demo", "--port", "0") as process:
         url = read_until(process.stdout, "\n").strip()

@@ -16,11 +16,14 @@ from typing import Any
 import anyio
 import pytest
 
+from flux0 import BackgroundTurns, Flux0
 from flux0.domain.background_errors import TurnStoreError
-from flux0.domain.errors import Flux0Error, StreamIdleTimeout
+from flux0.domain.errors import Flux0Error, StreamIdleTimeout, StreamInUse
+from flux0.domain.locks import Busy
 from flux0.relay_format import FLUX0, HEARTBEAT
 from flux0.runtime.event_loop import do_nothing, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.testing import FakeTransport, Gate
 from flux0.turns.log_relay import (
     AsyncRelay,
     LogReader,
@@ -599,3 +602,70 @@ def test_relay_that_is_closed_while_another_thread_encodes_an_event_ends_after_t
     assert freed == ["closed"]
     with pytest.raises((StopIteration, StopAsyncIteration)):
         read()
+
+
+def test_relay_that_another_thread_is_closing_ends() -> None:
+    closing, release = threading.Event(), threading.Event()
+
+    def pieces() -> Pieces:
+        try:
+            yield b"a"
+        finally:
+            closing.set()
+            assert release.wait(10)
+
+    relay = Relay(pieces(), None)
+    assert next(relay) == b"a"
+    with ThreadPoolExecutor(1) as thread:
+        closed = thread.submit(relay.close)
+        assert closing.wait(10)
+        with pytest.raises(StopIteration):
+            next(relay)
+        release.set()
+        closed.result()
+
+
+def test_relay_that_is_read_by_its_own_encoder_is_in_use() -> None:
+    def pieces() -> Pieces:
+        next(relay)
+        yield b"a"
+
+    relay = Relay(pieces(), None)
+    with pytest.raises(StreamInUse):
+        next(relay)
+
+
+@in_both_loops
+async def test_async_relay_is_read_by_one_task_only(mode: Mode) -> None:
+    gate, fake = Gate(), FakeTransport()
+    fake.script([gate])
+    async with Flux0(transport=fake) as client:
+        conversation = await client.conversation_async(agent=fake.agent_id)
+        turns = BackgroundTurns()
+        relay = (await turns.start_async(conversation, mode)).relay_async()
+
+        async def read() -> None:
+            async for _ in relay:
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            while not gate.reached:
+                await anyio.sleep(0)
+            for _ in range(100):
+                await anyio.sleep(0)
+            with pytest.raises(StreamInUse):
+                await anext(relay)
+            gate.open()
+        await turns.close_async()
+
+
+def test_lock_that_an_encoder_cannot_acquire_does_not_end_the_relay_silently() -> None:
+    def pieces() -> Pieces:
+        yield b"a"
+        raise Busy
+
+    relay = Relay(pieces(), None)
+    assert next(relay) == b"a"
+    with pytest.raises(StreamInUse):
+        next(relay)

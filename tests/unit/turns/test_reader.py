@@ -430,3 +430,25 @@ def test_text_in_a_signal_handler_that_has_interrupted_text_raises_stream_in_use
         sys.setprofile(None)
     assert refused == [StreamInUse]
     assert list(texts) == ["c"]
+
+
+def test_closed_loop_ends() -> None:
+    with open_sync(letters()) as stream:
+        loop: Any = iter(stream)
+        assert value_of(next(loop)) == "a"
+        loop.close()
+        with pytest.raises(StopIteration):
+            next(loop)
+
+
+def test_text_that_interrupts_a_fold_of_its_stream_is_in_use() -> None:
+    """A signal handler, or a finalizer, runs in the thread that it interrupts."""
+    with open_sync(letters()) as stream:
+        next(stream)
+        content: Any = stream._content  # pyright: ignore[reportPrivateUsage]
+
+        def interrupt() -> tuple[str, ...]:
+            return (next(stream.text()),)
+
+        with pytest.raises(StreamInUse):
+            content.exclusively(interrupt)

@@ -71,7 +71,6 @@ def converter(*, explaining: bool) -> Converter:
         made.register_structure_hook(enum | str, _enum(enum, is_open=True))
     made.register_structure_hook_func(lambda kind: kind is Any, _any)
     made.register_structure_hook_func(_has_origin(Mapping), _mapping)
-    made.register_structure_hook_func(lambda kind: kind == Mapping[str, str], _text_mapping)
     for origin in (list, tuple):
         made.register_structure_hook_factory(_has_origin(origin), partial(_sequence, made, origin))
     made.register_structure_hook_factory(attrs.has, partial(_model, made))
@@ -125,13 +124,6 @@ def _mapping(value: Any, _: Any) -> Any:
             _check_depth(data)
             break
     return data
-
-
-def _text_mapping(value: Any, _: Any) -> Any:
-    for item in _mapping(value, None).values():
-        if type(item) is not str:
-            raise TypeMismatch("a str", item)
-    return value
 
 
 def _check_depth(value: Any) -> None:
