@@ -2210,3 +2210,9 @@ def close_at(number: int, client: Acting, far: RedisTurnStore) -> list[bool]:
             assert copy is not None
             assert wait_for_end(copy, TIMEOUT)
     return acted
+
+
+def test_address_of_a_unix_socket_is_its_path() -> None:
+    client = Redis(unix_socket_path="/run/redis.sock")
+    address = worker._address(client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    assert address == "/run/redis.sock"
