@@ -2214,5 +2214,5 @@ def close_at(number: int, client: Acting, far: RedisTurnStore) -> list[bool]:
 
 def test_address_of_a_unix_socket_is_its_path() -> None:
     client = Redis(unix_socket_path="/run/redis.sock")
-    address = worker._address(client)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+    address = worker._address(client)  # pyright: ignore[reportPrivateUsage]
     assert address == "/run/redis.sock"
