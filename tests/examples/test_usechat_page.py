@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -143,14 +143,23 @@ def test_reload_of_an_ended_turn_reads_no_relay(chat: Page, fake: FakeTransport)
     assert not [url for url in chat.evaluate(requests) if url.endswith("/stream")]
 
 
-def test_second_tab_shows_the_messages_of_the_first_tab_when_it_becomes_visible(
+@contextmanager
+def tab_with_old_messages(
     chat: Page, browser: Browser, fake: FakeTransport
-) -> None:
+) -> Generator[Page, None, None]:
+    """Open a second tab, and then send a message in the first tab."""
     fake.script([Say("One.")], [Say("Two.")])
     ask(chat, "1", "1", "One.")
     with second_tab(chat, browser) as tab:
         wait_for(tab, "1", "One.")
         ask(chat, "2", "1", "One.", "2", "Two.")
+        yield tab
+
+
+def test_second_tab_shows_the_messages_of_the_first_tab_when_it_becomes_visible(
+    chat: Page, browser: Browser, fake: FakeTransport
+) -> None:
+    with tab_with_old_messages(chat, browser, fake) as tab:
         tab.evaluate("document.dispatchEvent(new Event('visibilitychange')) && null")
         wait_for(tab, "1", "One.", "2", "Two.")
 
@@ -158,11 +167,7 @@ def test_second_tab_shows_the_messages_of_the_first_tab_when_it_becomes_visible(
 def test_message_of_a_tab_with_old_messages_is_refused_and_hides_nothing(
     chat: Page, browser: Browser, fake: FakeTransport
 ) -> None:
-    fake.script([Say("One.")], [Say("Two.")])
-    ask(chat, "1", "1", "One.")
-    with second_tab(chat, browser) as tab:
-        wait_for(tab, "1", "One.")
-        ask(chat, "2", "1", "One.", "2", "Two.")
+    with tab_with_old_messages(chat, browser, fake) as tab:
         send(tab, "3")
         assert "does not have all earlier messages" in alert(tab)
         tab.wait_for(f"{DRAFT} === '3'")

@@ -80,6 +80,22 @@ def test_started_thread_is_a_daemon_with_the_name() -> None:
     assert (thread.name, thread.daemon) == ("flux0-test", True)
 
 
+def test_started_thread_is_no_daemon_if_the_interpreter_has_no_daemon_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Subinterpreters refuse daemon threads since Python 3.12: see `test_subinterpreters`."""
+    daemons: SimpleQueue[bool] = SimpleQueue()
+
+    def create(*, daemon: bool, **options: Any) -> Thread:
+        if daemon:
+            raise RuntimeError("daemon threads are disabled in this interpreter")
+        return Thread(daemon=daemon, **options)
+
+    monkeypatch.setattr(processes, "Thread", create)
+    start_thread(lambda: daemons.put(current_thread().daemon), "flux0-test")
+    assert daemons.get(timeout=TOO_LONG) is False
+
+
 def test_all_threads_get_the_resource_that_was_stored_first() -> None:
     """Another thread creates the resource while `get` creates it. A nested call takes its place."""
     made: list[object] = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -206,6 +207,17 @@ def run_tests(project: pytest.Pytester, mode: str, *arguments: str) -> pytest.Ru
     return project.runpytest_subprocess(*plugin, "-p", "no:cacheprovider", *arguments)
 
 
+@contextmanager
+def server(
+    monkeypatch: pytest.MonkeyPatch, answer: str = "It is sunny"
+) -> Generator[FakeTransport, None, None]:
+    """Serve a fake, to which the clients of the project connect."""
+    fake = FakeTransport([Say(answer)])
+    with fake.serve() as url:
+        monkeypatch.setenv("FLUX0_SERVER_URL", url)
+        yield fake
+
+
 def cassettes(project: pytest.Pytester) -> str:
     """Return the contents of all cassettes of the project."""
     files = sorted(project.path.rglob("*.yaml"))
@@ -216,9 +228,7 @@ def cassettes(project: pytest.Pytester) -> str:
 def test_sample_of_the_page_is_recorded_once_and_replayed_without_a_server(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = FakeTransport([Say("It is sunny")])
-    with fake.serve() as url:
-        monkeypatch.setenv("FLUX0_SERVER_URL", url)
+    with server(monkeypatch) as fake:
         run_tests(project, "once").assert_outcomes(passed=1)
         calls = len(fake.calls)
         run_tests(project, "once").assert_outcomes(passed=1)
@@ -236,8 +246,7 @@ def test_mode_none_fails_without_a_cassette(project: pytest.Pytester) -> None:
 
 def test_mode_all_records_again(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     for answer in ("It is sunny", "A sunny day"):
-        with FakeTransport([Say(answer, pieces=1)]).serve() as url:
-            monkeypatch.setenv("FLUX0_SERVER_URL", url)
+        with server(monkeypatch, answer):
             run_tests(project, "all").assert_outcomes(passed=1)
     assert "A sunny day" in cassettes(project)
     assert "It is sunny" not in cassettes(project)
@@ -246,9 +255,7 @@ def test_mode_all_records_again(project: pytest.Pytester, monkeypatch: pytest.Mo
 def test_mode_new_episodes_records_only_new_requests(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = FakeTransport([Say("It is sunny")])
-    with fake.serve() as url:
-        monkeypatch.setenv("FLUX0_SERVER_URL", url)
+    with server(monkeypatch) as fake:
         run_tests(project, "once").assert_outcomes(passed=1)
         calls = [call.operation for call in fake.calls]
         test = code_of_page("test_weather.py") + "        client.sessions.list()\n"
@@ -261,8 +268,7 @@ def test_mode_new_episodes_records_only_new_requests(
 def test_changed_message_fails_with_the_difference(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FakeTransport([Say("It is sunny")]).serve() as url:
-        monkeypatch.setenv("FLUX0_SERVER_URL", url)
+    with server(monkeypatch):
         run_tests(project, "once").assert_outcomes(passed=1)
     test = code_of_page("test_weather.py").replace("Paris", "Rome")
     project.makepyfile(test_weather=test)
@@ -275,8 +281,7 @@ def test_workers_of_xdist_record_and_replay_their_own_cassettes(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.makepyfile(test_news=code_of_page("test_weather.py"))
-    with FakeTransport([Say("It is sunny")]).serve() as url:
-        monkeypatch.setenv("FLUX0_SERVER_URL", url)
+    with server(monkeypatch):
         run_tests(project, "once", "-p", "xdist", "-n", "2").assert_outcomes(passed=2)
     run_tests(project, "none", "-p", "xdist", "-n", "2").assert_outcomes(passed=2)
 

@@ -121,7 +121,7 @@ class Lease:
             count = yield "GET", process
         except TurnStoreError:
             if self._worker.is_unreachable:
-                raise  # pragma: no cover - Redis was lost just after the renewal of the own lease
+                raise
             return 0.0
         # `count` is the counter in the lease of `process`. Each renewal changes `count`. If the
         # lease has expired, `count` is None.

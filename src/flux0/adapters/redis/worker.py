@@ -160,7 +160,7 @@ class Worker:
         if not any(each.__name__ == "ResponseError" for each in type(error.__cause__).__mro__):
             first = self._reported.setdefault(text, outage)
             if first is not outage and first.error:
-                return  # pragma: no cover - two turns read over one connection when it was lost
+                return
             self._reported[text] = outage
         outage.warn(f"{problem}: {text}")
 

@@ -514,74 +514,87 @@ def test_turn_of_a_suspended_process_continues_for_others_when_the_process_conti
         process.call(Turns.finish, "turn")
 
 
+@frozen
+class ClusterPair:
+    """Two stores whose leases are on the first node of a cluster, and a node that may be lost."""
+
+    first: RedisServer
+    lost: RedisServer
+    client: RedisCluster
+    store: RedisTurnStore
+    other: RedisTurnStore
+
+
+@contextmanager
+def cluster_pair(folder: Path, lease_seconds: float) -> Generator[ClusterPair, None, None]:
+    with redis_cluster(folder, "--cluster-require-full-coverage", "no") as servers:
+        first, lost, _ = servers
+        clients = [cluster_client(first.port) for _ in range(2)]
+        stores = [store_with_lease_at(first.port, client, lease_seconds) for client in clients]
+        with closing(stores[0]) as store, closing(stores[1]) as other:
+            yield ClusterPair(first, lost, clients[0], store, other)
+        for client in clients:
+            client.close()
+
+
+def warns_of_an_unreadable_turn(caplog: pytest.LogCaptureFixture) -> bool:
+    problem = "a background turn of another process cannot be read"
+    return any(problem in line for line in warnings(caplog))
+
+
 @needs(REDIS)
 def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with redis_cluster(tmp_path, "--cluster-require-full-coverage", "no") as servers:
-        first, lost, _ = servers
-        clients = [cluster_client(first.port) for _ in range(2)]
-        # The leases of both processes are on the first node.
-        stores = [store_with_lease_at(first.port, client, 2.0) for client in clients]
-        with closing(stores[0]) as store, closing(stores[1]) as other:
-            ports: dict[int, str] = {}
-            for number in range(30):
-                session = f"session-{number}"
-                key = Settings("flux0:", 300.0, 5.0).name(session, "").session
-                ports.setdefault(port_of(key, clients[0]), session)
-            turns = {port: Turn(session) for port, session in ports.items()}
-            copies: dict[int, TurnLog] = {}
-            for port, turn in turns.items():
-                assert store.claim(turn.log.turn_id, turn.log, refuse=True) is None
-                turn.append()
-                found = other.find(turn.log.turn_id)
-                assert found is not None
-                wait_for_events(found, 1)
-                copies[port] = found
-            lost.stop()
-            error = error_of(copies.pop(lost.port))
-            assert isinstance(error, TurnStoreError)
-            for port, copy in copies.items():
-                turns[port].append()
-                wait_for_events(copy, 2)
-                turns[port].log.finish(LogEnd(finished=True))
-                assert error_of(copy) is None
-            turns[lost.port].log.finish(LogEnd())
-        for each in clients:
-            each.close()
-    assert any(
-        "a background turn of another process cannot be read" in line for line in warnings(caplog)
-    )
+    with cluster_pair(tmp_path, 2.0) as pair:
+        lost, client, store, other = pair.lost, pair.client, pair.store, pair.other
+        ports: dict[int, str] = {}
+        for number in range(30):
+            session = f"session-{number}"
+            key = Settings("flux0:", 300.0, 5.0).name(session, "").session
+            ports.setdefault(port_of(key, client), session)
+        turns = {port: Turn(session) for port, session in ports.items()}
+        copies: dict[int, TurnLog] = {}
+        for port, turn in turns.items():
+            assert store.claim(turn.log.turn_id, turn.log, refuse=True) is None
+            turn.append()
+            found = other.find(turn.log.turn_id)
+            assert found is not None
+            wait_for_events(found, 1)
+            copies[port] = found
+        lost.stop()
+        error = error_of(copies.pop(lost.port))
+        assert isinstance(error, TurnStoreError)
+        for port, copy in copies.items():
+            turns[port].append()
+            wait_for_events(copy, 2)
+            turns[port].log.finish(LogEnd(finished=True))
+            assert error_of(copy) is None
+        turns[lost.port].log.finish(LogEnd())
+    assert warns_of_an_unreadable_turn(caplog)
 
 
 @needs(REDIS)
 def test_lost_node_of_a_cluster_is_logged_although_no_other_command_is_sent_at_the_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with redis_cluster(tmp_path, "--cluster-require-full-coverage", "no") as servers:
-        first, lost, _ = servers
-        clients = [cluster_client(first.port) for _ in range(2)]
-        stores = [store_with_lease_at(first.port, client, 120.0) for client in clients]
+    with cluster_pair(tmp_path, 120.0) as pair:
         names = (Settings("flux0:", 300.0, 5.0).name(f"{number}", "turn") for number in range(1000))
-        name = next(name for name in names if port_of(name.session, clients[0]) == lost.port)
+        name = next(name for name in names if port_of(name.session, pair.client) == pair.lost.port)
         session = name.session[len("flux0:{") : -1]
-        with closing(stores[0]) as store, closing(stores[1]) as other:
-            turn = Turn()
-            assert store.claim(session, turn.log, refuse=True) is None
-            copy = other.find(session)
-            with first.client() as client:
-                wait_until(lambda: client.pubsub_numsub("flux0:process:all")[0][1] == 2)
-                lost.stop()
-                client.publish("flux0:process:all", name.info)
-            wait_until(lambda: len(warnings(caplog)) == 2)
-            assert copy is not None
-            assert not copy.is_ended
-            turn.log.finish(LogEnd())
-        for each in clients:
-            each.close()
-    assert any(
-        "a background turn of another process cannot be read" in line for line in warnings(caplog)
-    )
+        turn = Turn()
+        assert pair.store.claim(session, turn.log, refuse=True) is None
+        copy = pair.other.find(session)
+        everyone = "flux0:process:all"
+        with pair.first.client() as client:
+            wait_until(lambda: client.pubsub_numsub(everyone)[0][1] == 2)
+            pair.lost.stop()
+            client.publish(everyone, name.info)
+        wait_until(lambda: len(warnings(caplog)) == 2)
+        assert copy is not None
+        assert not copy.is_ended
+        turn.log.finish(LogEnd())
+    assert warns_of_an_unreadable_turn(caplog)
 
 
 def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -> RedisTurnStore:

@@ -333,8 +333,8 @@ def test_running_turn_of_the_process_is_known_although_redis_has_lost_its_data(
 def test_ended_turn_of_the_process_is_found_with_its_own_log(store: RedisTurnStore) -> None:
     """Redis names the session's last turn, and the process needs no copy of its own turn.
 
-    Some milliseconds later, the end is stored, and the process forgets its own log. A busy machine
-    may need more time for one attempt.
+    Some milliseconds later, the end is stored, and the process no longer keeps its own log. A busy
+    machine may need more time for one attempt.
     """
 
     def finds_own_log(number: int) -> bool:
@@ -1675,6 +1675,54 @@ def test_process_is_lost_if_its_lease_does_not_change_while_redis_responds(
             steps.throw(count) if isinstance(count, Exception) else steps.send(b"99")
             steps.send(count)
         assert turn.ends == ends
+
+
+@pytest.mark.parametrize("is_unreachable", [False, True])
+def test_lease_that_cannot_be_read_hides_other_leases_only_if_redis_is_unreachable(
+    monkeypatch: pytest.MonkeyPatch, is_unreachable: bool
+) -> None:
+    """In a cluster, the lease of one process may be on a lost node."""
+    turns = {name: Followed(process=name) for name in ("first", "second")}
+    now, settings = [1000.0], Settings("flux0:", 300.0, LEASE_SECONDS)
+    lost: list[object] = []
+    with Redis() as client:
+        jobs = Worker(client, settings)
+        monkeypatch.setattr(jobs.clock, "now", lambda: now[0])
+        checks = lease.Lease(jobs, {}, cast("Any", turns), nothing)
+    for _ in range(2):
+        steps = checks.steps()
+        next(steps)
+        _, unreadable = steps.send(b"99")
+        if is_unreachable:
+            jobs.redis.fail("connection refused")
+            with pytest.raises(TurnStoreError):
+                steps.throw(TurnStoreError("connection refused"))
+            jobs.redis.respond()
+        else:
+            _, readable = steps.throw(TurnStoreError("the node is lost"))
+            with pytest.raises(StopIteration):
+                steps.send(b"1")
+            assert {unreadable, readable} == turns.keys()
+            lost = [readable]
+        now[0] += 2 * settings.expiry
+    assert [turn.ends for turn in turns.values()] == [lost, lost]
+
+
+def test_lost_connection_is_logged_for_one_turn_until_this_turn_recovers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    error = TurnStoreError("Redis cannot be used")
+    error.__cause__ = redis.ConnectionError("connection refused")
+    with Redis() as client:
+        jobs = Worker(client, Settings("flux0:", 300.0, LEASE_SECONDS))
+    turns = [outage.Outage(jobs.clock) for _ in range(2)]
+    for recovers, count in ((False, 1), (True, 2)):
+        for turn in turns:
+            turn.fail("connection refused")
+            jobs.report(turn, "a turn cannot be stored", error)
+        assert len(caplog.messages) == count
+        if not recovers:
+            turns[0].respond()
 
 
 def test_turn_is_stopped_although_its_process_receives_no_messages(
