@@ -7,6 +7,7 @@ lock is never released in the child.
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 from _thread import allocate_lock, start_new_thread
@@ -23,6 +24,8 @@ T = TypeVar("T")
 # `NO_WAIT` is the argument `blocking` of `Lock.acquire`. Pass `NO_WAIT` by position: a call with a
 # keyword argument takes twice the time.
 NO_WAIT: Final = False
+# A subinterpreter can forbid daemon threads, since Python 3.12.
+DAEMON_THREADS: Final[bool] = getattr(_thread, "daemon_threads_allowed", lambda: True)()
 
 
 @final
@@ -102,11 +105,7 @@ def start_thread(
     def start() -> None:
         # Create the `Thread` here: the module threading calls Python code when it is freed.
         try:
-            try:
-                thread = Thread(target=act, name=name, daemon=True)
-            except RuntimeError:
-                thread = Thread(target=act, name=name, daemon=False)
-            thread.start()
+            Thread(target=act, name=name, daemon=DAEMON_THREADS).start()
         except RuntimeError as error:
             errors.append(error)
         finally:

@@ -308,6 +308,7 @@ class OpenRelays:
             yield from turn_pieces(reader, encoder)
         finally:
             del self._readers[reader]
+            reader.close()  # Wakes another thread that waits in `next` of the closed relay.
 
     def end(self) -> None:
         self.are_ended = True

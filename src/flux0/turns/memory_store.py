@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, ref
 
 from flux0.domain import arguments
 from flux0.domain.background_errors import TurnRunning
-from flux0.runtime.processes import PerProcess
+from flux0.runtime.processes import DAEMON_THREADS, PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStore
@@ -48,7 +48,10 @@ class MemoryTurnStore(TurnStore):
                 raise TurnRunning('a turn of the session is running: wait, or pass running="stop"')
             log.on_end = partial(self._record_end, log)
             turns.logs[session_id] = log
-            if not turns.is_cleaning:
+            if not DAEMON_THREADS:
+                # An alarm would delay the end of the subinterpreter.
+                self._remove_expired()
+            elif not turns.is_cleaning:
                 turns.is_cleaning = True
                 self._clean_later()
             return previous
@@ -97,7 +100,7 @@ class MemoryTurnStore(TurnStore):
                 if self._is_expired(log):
                     turns.logs.pop(session_id, None)
             turns.is_cleaning = bool(turns.logs)
-        if turns.is_cleaning:
+        if turns.is_cleaning and DAEMON_THREADS:
             self._clean_later()
 
     def _is_expired(self, log: TurnLog) -> bool:

@@ -83,6 +83,20 @@ class ReaderRole:
     def check(self) -> None:
         self._check(self._running(), _running_generators)
 
+    def begin(self, loop: _ReadingLoop | None, take: Callable[[], Any]) -> Callable[[], Any]:
+        """Return the function that takes the next value: of the loop, or `take` if it is None.
+
+        The first step of a loop makes the loop the stream's reader. Raises `StreamInUse` if another
+        thread or task is reading the stream.
+        """
+        if loop is not None:
+            if loop.reader is None:
+                loop.begin(self.claim)
+            return loop.take
+        if self.readers:
+            self.check()
+        return take
+
     def claim(self, owner: object = None) -> Reader:
         """Register a loop that reads the stream, and return its `Reader`.
 
@@ -190,26 +204,17 @@ class SyncLoop(_ReadingLoop):
     """The iterator of one `for` loop.
 
     Args:
-        events: The received events, if the loop yields single events; None if `take` is necessary.
+        events: The received events, if the loop yields single events; empty if it calls `take`.
     """
 
-    _events: Unread | None = field(default=None, kw_only=True, alias="events")
-    _ready: Unread = field(default=_NOTHING, init=False)
-
-    def begin(self, claim: Callable[[], Reader]) -> None:
-        super().begin(claim)
-        self._ready = self._events or _NOTHING
-
-    def end(self, *, later: bool = False) -> None:
-        self._ready = _NOTHING
-        super().end(later=later)
+    _events: Unread = field(default=_NOTHING, kw_only=True, alias="events")
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
         # This is the usual case. `_step` does the same, but it takes more time.
-        if unread := self._ready.unread:
+        if self.reader is not None and (unread := self._events.unread):
             try:
                 return unread.pop()[0]
             except IndexError:  # pragma: no cover - another thread has taken the last event

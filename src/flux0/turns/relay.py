@@ -16,7 +16,7 @@ from typing import Generic, TypeVar, final
 from flux0.domain.errors import Flux0Error, drop_tracebacks
 from flux0.domain.stream_events import ChunkEvent
 from flux0.relay_format import Flux0Format, RelayEncoder, RelayFormat, encoded
-from flux0.runtime.event_loop import call_soon, start_task
+from flux0.runtime.event_loop import call_soon, do_nothing, start_task
 from flux0.runtime.processes import start_thread
 from flux0.runtime.turn_log import READ_BYTES, LogEnd, TurnLog
 from flux0.runtime.waker import AsyncWaker, Waker
@@ -46,6 +46,7 @@ class _Reading(Generic[W]):
         self.reader: LogReader = LogReader(self.log)
         self.errors: list[BaseException] = []
         self.waker: W = waker
+        self.stop: Callable[[], object] = do_nothing
         self._encoder = encoder
 
     def add(self, events: Received) -> None:
@@ -101,8 +102,11 @@ def relay(
         format: The format in which to encode the events.
     """
 
-    def start(reading: _Reading[Waker]) -> Callable[[], object]:
+    def start(reading: _Reading[Waker]) -> None:
         batches = read()
+        # Record how to stop before the thread starts: an exception of a signal handler may arrive
+        # while `start_thread` returns.
+        reading.stop = close
 
         def run() -> None:
             try:
@@ -118,7 +122,6 @@ def relay(
             start_thread(run, "flux0-relay")
         except Flux0Error as error:
             reading.end(error)
-        return close
 
     return Relay(_started(_pieces(Waker, start, leave, format)), heartbeat)
 
@@ -131,7 +134,7 @@ def relay_async(
     heartbeat: float | None,
     format: RelayFormat,
 ) -> AsyncIterator[bytes]:
-    def start(reading: _Reading[AsyncWaker]) -> Callable[[], object]:
+    def start(reading: _Reading[AsyncWaker]) -> None:
         batches = read()
 
         async def run() -> None:
@@ -151,7 +154,7 @@ def relay_async(
         # The task has no task group: a task group must be closed by the task that opened it, but
         # the web server can close the relay in another task.
         cancel = start_task(run)
-        return lambda: call_soon(reading.waker.loop, cancel) or close_soon()
+        reading.stop = lambda: call_soon(reading.waker.loop, cancel) or close_soon()
 
     return AsyncRelay(_started(_pieces(AsyncWaker, start, leave, format)), heartbeat)
 
@@ -164,7 +167,7 @@ def _started(pieces: Pieces) -> Pieces:
 
 def _pieces(
     make_waker: Callable[[], W],
-    start: Callable[[_Reading[W]], Callable[[], object]],
+    start: Callable[[_Reading[W]], None],
     leave: Callable[[], object],
     format: RelayFormat,
 ) -> Pieces:
@@ -179,11 +182,11 @@ def _pieces(
         raise
     reading = _Reading(encoder, make_waker())
     try:
-        stop = start(reading)
-    except Flux0Error as error:
-        yield begin + encoder.error(error)
-        return
-    try:
+        try:
+            start(reading)
+        except Flux0Error as error:
+            yield begin + encoder.error(error)
+            return
         yield begin
         yield from event_pieces(reading.reader, encoder, reading.take)
         if reading.errors:
@@ -192,4 +195,6 @@ def _pieces(
         yield encoder.end() if failure is None else encoder.error(failure)
     finally:
         reading.end()
+        # Break a reference cycle: `stop` may refer to the task, and the task to `reading`.
+        stop, reading.stop = reading.stop, do_nothing
         stop()

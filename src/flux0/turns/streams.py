@@ -200,14 +200,10 @@ class EventStream(StreamState):
             self._close(later=later)
 
     def _next(self, loop: SyncLoop | None) -> Any:
-        if loop is not None and loop.reader is None:
-            loop.begin(self._role.claim)
         content = self._content
-        take = content.take_next if loop is None else loop.take
+        take = self._role.begin(loop, content.take_next)
         try:
             while True:
-                if loop is None and self._role.readers:
-                    self._role.check()
                 if content.unread and (value := take()):
                     return value
                 if not self._advance():
@@ -350,14 +346,10 @@ class AsyncEventStream(StreamState):
             self.close_soon()
 
     async def _next(self, loop: AsyncLoop | None) -> Any:
-        if loop is not None and loop.reader is None:
-            loop.begin(self._role.claim)
         content = self._content
-        take = content.take_next if loop is None else loop.take
+        take = self._role.begin(loop, content.take_next)
         try:
             while True:
-                if loop is None and self._role.readers:
-                    self._role.check()
                 if content.unread and (value := take()):
                     return value
                 if not await self._advance():

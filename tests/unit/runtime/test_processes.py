@@ -83,15 +83,9 @@ def test_started_thread_is_a_daemon_with_the_name() -> None:
 def test_started_thread_is_no_daemon_if_the_interpreter_has_no_daemon_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Subinterpreters refuse daemon threads since Python 3.12: see `test_subinterpreters`."""
+    """`test_subinterpreters` uses a real subinterpreter, on Python 3.13 and newer."""
     daemons: SimpleQueue[bool] = SimpleQueue()
-
-    def create(*, daemon: bool, **options: Any) -> Thread:
-        if daemon:
-            raise RuntimeError("daemon threads are disabled in this interpreter")
-        return Thread(daemon=daemon, **options)
-
-    monkeypatch.setattr(processes, "Thread", create)
+    monkeypatch.setattr(processes, "DAEMON_THREADS", False)
     start_thread(lambda: daemons.put(current_thread().daemon), "flux0-test")
     assert daemons.get(timeout=TOO_LONG) is False
 

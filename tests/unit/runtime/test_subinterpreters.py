@@ -47,6 +47,8 @@ cancel()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 13), reason="Python has no module _interpreters")
+# `destroy` must not wait for the expiry of ended turns, which is 30 s later.
+@pytest.mark.timeout(25)
 @pytest.mark.parametrize("program", [ALARM, BACKGROUND_TURN, DEADLINE])
 def test_threads_of_flux0_run_in_a_subinterpreter(program: str) -> None:
     interpreters: Any = import_module("_interpreters")

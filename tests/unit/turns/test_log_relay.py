@@ -6,11 +6,13 @@ import asyncio
 import gc
 import json
 import signal
+import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import CodeType, FrameType
 from typing import Any
 
 import anyio
@@ -23,7 +25,7 @@ from flux0.domain.locks import Busy
 from flux0.relay_format import FLUX0, HEARTBEAT
 from flux0.runtime.event_loop import do_nothing, running_loop
 from flux0.runtime.turn_log import LogEnd, TurnLog
-from flux0.testing import FakeTransport, Gate
+from flux0.testing import FakeTransport, Gate, Say
 from flux0.turns.log_relay import (
     AsyncRelay,
     LogReader,
@@ -669,3 +671,33 @@ def test_lock_that_an_encoder_cannot_acquire_does_not_end_the_relay_silently() -
     assert next(relay) == b"a"
     with pytest.raises(StreamInUse):
         next(relay)
+
+
+def test_closing_a_relay_of_a_background_turn_wakes_the_thread_that_reads_it() -> None:
+    fake, gate = FakeTransport(), Gate()
+    fake.script([Say("a"), gate])
+    with Flux0(transport=fake) as client, ThreadPoolExecutor(1) as thread:
+        turns = BackgroundTurns()
+        turn = turns.start(client.conversation(agent=fake.agent_id), "Hi")
+        relay: Any = turn.relay(heartbeat_ms=None)
+        reader = thread.submit(threading.get_ident).result()
+        reading = thread.submit(list, relay)
+        while not is_called(reader, LogReader.wait.__code__):
+            threading.Event().wait(0.001)
+        relay.close()
+        assert b"".join(reading.result(timeout=5)).startswith(b"event: chunk\nid: 1\n")
+        gate.open()
+        turns.close()
+
+
+def is_called(thread: int, code: CodeType) -> bool:
+    """Return whether the thread has called this function, which has not returned."""
+    frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage] - documented, for debugging
+    frame = frames.get(thread)
+    return any(called is code for called in codes_of(frame))
+
+
+def codes_of(frame: FrameType | None) -> Iterator[CodeType]:
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back

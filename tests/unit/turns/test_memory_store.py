@@ -19,6 +19,7 @@ import pytest
 from flux0 import MemoryTurnStore, TurnRunning
 from flux0.runtime.event_loop import do_nothing
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.turns import memory_store
 from support.redis_server import wait_until
 
 
@@ -63,6 +64,22 @@ def test_expired_turns_are_removed_without_a_call() -> None:
     wait_until(lambda: reference() is None)
     # No thread looks for expired turns in an empty store.
     wait_until(lambda: alarm_threads() <= threads)
+
+
+def test_expired_turns_are_removed_at_the_next_claim_in_a_subinterpreter_without_daemon_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory_store, "DAEMON_THREADS", False)
+    now, threads = [1000.0], alarm_threads()
+    store = MemoryTurnStore(keep_seconds=0.05, clock=lambda: now[0])
+    store.claim("session-1", log := new_log(), refuse=True)
+    log.finish(LogEnd())
+    reference = weakref.ref(log)
+    del log
+    now[0] += 1
+    store.claim("session-2", new_log(), refuse=True)
+    assert reference() is None
+    assert alarm_threads() <= threads
 
 
 def test_store_without_references_is_freed_before_its_turns_expire() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
 from typing import Any, cast
 
 import anyio
@@ -37,6 +39,7 @@ from flux0.testing import (
     Say,
 )
 from support.background import background_turn, error_in
+from support.ending import ends_soon
 from support.forking import in_child
 from support.garbage_collection import no_garbage_collection
 from support.in_memory import (
@@ -591,3 +594,22 @@ async def test_error_of_closing_the_stream_is_raised_to_the_reader_of_the_relay(
     stream = await begin(mode, script(response))
     with pytest.raises(OSError, match="cannot be closed"):
         await gathered(stream.relay())
+
+
+def test_relay_that_is_interrupted_after_its_thread_has_started_closes_the_stream() -> None:
+    """The thread reads ahead until 64 KiB wait. Without a close, it waits forever."""
+    recorded = tape(chunk("a"), *[chunk("x" * 500)] * 400, Hang())
+    stream = open_sync(recorded)
+    relay = stream.relay()
+
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "return" and frame.f_code.co_name == "start_thread":
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(relay)
+    with ends_soon():
+        while stream.is_open:
+            threading.Event().wait(0.001)

@@ -251,13 +251,14 @@ class SyncBodyState(_BodyState):
                 if piece is None:
                     self._finish()
         except BaseException as error:
-            before, self.state = self.state, State.FAILED
+            before = self.state
             translated = _translate(error, self._source, before, timeout)
             # A finished body may have returned its connection to the pool: `release` knows whether
             # it has, and the connection must not be shut down.
             if before is not State.FINISHED:
                 self._source.shut_down()
             self._source.release()
+            self.state = State.FAILED
             if translated is not None:
                 raise translated from error
             raise
@@ -313,8 +314,10 @@ class SyncBody:
 
     def __init__(self, source: Source) -> None:
         state = self._state = SyncBodyState(source)
-        self._key = ref(self, self._open.__delitem__)
-        self._open[self._key] = ref(self, lambda _: state.close())
+        # Both references are added in one call of a function of C: an exception of a signal handler
+        # before it leaves no reference whose callback fails.
+        self._open.setdefault(ref(self, self._open.__delitem__), ref(self, lambda _: state.close()))
+        self._key = ref(self)
 
     def read(self, timeout: float | None) -> bytes | None:
         try:

@@ -204,7 +204,7 @@ class _MessageBuilder:
         else:
             document = self._as_json()
             # `apply_operation` may change the list `document`, so read its last item before.
-            if operation.op == "replace" and operation.path == f"/{length - 1}" and length:
+            if operation.op == "replace" and length > 0 and operation.path == f"/{length - 1}":
                 last = cast("list[JSON]", document)[-1]
             self._root = apply_operation(document, operation, self._budget)
         added = value if appends and isinstance(value, str) else ""

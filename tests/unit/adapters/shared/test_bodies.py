@@ -447,3 +447,73 @@ def test_garbage_collected_bodies_are_not_kept() -> None:
     assert len(vars(open_bodies)["_references"]) == 1
     del body
     assert vars(open_bodies) == {"_references": set()}
+
+
+def interrupt_in(name: str, event: str, number: int = 1) -> None:
+    """Raise a KeyboardInterrupt at an event of a function, as a signal handler does."""
+    seen = 0
+
+    def handle(frame: FrameType, kind: str, _: object) -> None:
+        nonlocal seen
+        if frame.f_code.co_name == name and kind == event:
+            seen += 1
+            if seen == number:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(handle)
+
+
+def test_connection_is_closed_although_the_handling_of_a_failure_was_interrupted() -> None:
+    def fail() -> bytes | None:
+        raise OSError("reset")
+
+    source = Source(fail)
+    body = SyncBody(source)
+    interrupt_in("_translate", "call")
+    with pytest.raises(KeyboardInterrupt):
+        body.read(1)
+    body.close()
+    assert source.released.wait(10)
+    assert source.calls == ["shut_down", "release"]
+
+
+def test_body_whose_creation_is_interrupted_prints_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    number = 0
+    is_interrupted = True
+    while is_interrupted:
+        number += 1
+        is_interrupted = interrupt_at(number)
+        gc.collect()
+    assert number > 10
+    assert errors == []
+
+
+def interrupt_at(number: int) -> bool:
+    """Create a body, and raise a KeyboardInterrupt before this instruction of its `__init__`."""
+    left = number
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code is not SyncBody.__init__.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        SyncBody(Source(lambda: None))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
