@@ -7,7 +7,6 @@ lock is never released in the child.
 
 from __future__ import annotations
 
-import _thread
 import os
 import sys
 from _thread import allocate_lock, start_new_thread
@@ -24,8 +23,18 @@ T = TypeVar("T")
 # `NO_WAIT` is the argument `blocking` of `Lock.acquire`. Pass `NO_WAIT` by position: a call with a
 # keyword argument takes twice the time.
 NO_WAIT: Final = False
-# A subinterpreter can forbid daemon threads, since Python 3.12.
-DAEMON_THREADS: Final[bool] = getattr(_thread, "daemon_threads_allowed", lambda: True)()
+
+
+def _allows_daemon_threads() -> bool:
+    try:
+        Thread(daemon=True)
+    except RuntimeError:  # pragma: no cover - coverage is not measured in subinterpreters
+        return False
+    return True
+
+
+# A subinterpreter can forbid daemon threads.
+DAEMON_THREADS: Final[bool] = _allows_daemon_threads()
 
 
 @final
