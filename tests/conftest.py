@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import HealthCheck, settings
 
-from support.secured import Secured
+from support.secured import NO_TRUSTME, Secured
 
 pytest_plugins = ["support.programs", "support.slow_tests", "support.parallel"]
 
@@ -39,10 +39,18 @@ def trusted(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("secured")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need trustme if this Python cannot install it."""
+    if find_spec("trustme") is None:
+        skip = pytest.mark.skip(reason=NO_TRUSTME)
+        for item in items:
+            if {"authority", "secured"} & {*getattr(item, "fixturenames", ())}:
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """Test certificates."""
-    pytest.importorskip("trustme", reason="trustme (cryptography) has no build for this Python")
     secured = Secured(tmp_path_factory.mktemp("tls"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", secured.ca_file)

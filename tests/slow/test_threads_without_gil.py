@@ -1,18 +1,12 @@
-"""Many threads use the same objects of flux0. Run it with a free-threaded build of Python, too.
-
-With the GIL, the short switch interval lets Python switch between threads as often as possible.
-"""
+"""Many threads use the same objects of flux0. Run it with a free-threaded build of Python, too."""
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
-from threading import Barrier
 from time import sleep
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -21,38 +15,14 @@ from flux0.domain.errors import ClientClosed, Flux0Error, StreamInUse
 from flux0.observers import Call, Observer, TurnEnd
 from flux0.testing import FakeTransport, Respond, Say
 from support.in_memory import chunk, tape
+from support.many_threads import THREADS, frequent_switches, in_each_thread, in_threads
 from support.streams import open_sync, value_of
 
-T = TypeVar("T")
-THREADS = 8
+__all__ = ["frequent_switches"]
+
 ROUNDS = 20
 WORDS = [f"{number} " for number in range(60)]
 TEXT = "".join(WORDS)
-TOO_LONG = 60.0
-
-
-@pytest.fixture(autouse=True)
-def frequent_switches() -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-def in_threads(*acts: Callable[[], T]) -> list[T]:
-    """Return the results of functions that start at the same time, each in its own thread."""
-    barrier = Barrier(len(acts))
-
-    def run(act: Callable[[], T]) -> T:
-        barrier.wait(TOO_LONG)
-        return act()
-
-    with ThreadPoolExecutor(len(acts)) as threads:
-        return [each.result(TOO_LONG) for each in [threads.submit(run, act) for act in acts]]
-
-
-def in_each_thread(act: Callable[[], T]) -> list[T]:
-    return in_threads(*[act] * THREADS)
 
 
 def values_from(step: Callable[[], Any]) -> list[Any]:

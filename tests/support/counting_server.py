@@ -20,7 +20,8 @@ AGENT = {
     "created_at": "2026-01-01T00:00:00Z",
 }
 TEXTS = ("a", "b", "c")
-# A turn of this session sends its first chunk, and stays open until the client disconnects.
+# A turn of a session whose id starts so sends its first chunk, and stays open until the client
+# disconnects.
 OPEN_SESSION = "open"
 # A call with this header waits for `CountingServer.release`.
 HOLD = "x-hold"
@@ -105,7 +106,7 @@ class _Connection(asyncio.Protocol):
 
     def _respond(self, head: bytes) -> None:
         server, line = self._server, head.split(b"\r\n")[0]
-        if f"/{OPEN_SESSION}/events/stream".encode() in line:
+        if f"/sessions/{OPEN_SESSION}".encode() in line and b"/stream" in line:
             server.turns.add(self)
             self.transport.write(_OPEN_TURN)
             return

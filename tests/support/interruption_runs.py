@@ -35,7 +35,6 @@ needs_signals = pytest.mark.skipif(
 
 def run_module(module: str, *arguments: str) -> dict[str, Any]:
     """Run a module of `support`. Return the JSON object that it prints."""
-    pytest.importorskip("trustme", reason="trustme (cryptography) has no build for this Python")
     environment = {name: each for name, each in os.environ.items() if "COVERAGE" not in name}
     done = subprocess.run(
         [sys.executable, "-m", f"support.{module}", *arguments],

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import trustme
 from attrs import define, field
 from redis import Redis
 from redis.exceptions import ConnectionError as NotConnected
@@ -107,6 +106,8 @@ def redis_server(
 def redis_with_tls(folder: Path) -> Generator[Redis, None, None]:
     """Run a Redis server with TLS; yield a client that checks its certificate."""
     skip_without(REDIS_WITH_TLS)
+    import trustme  # noqa: PLC0415 - missing without the GIL: cryptography has no build
+
     authority, names = trustme.CA(), ("ca.pem", "cert.pem", "key.pem")
     authority_file, certificate_file, key_file = (folder / name for name in names)
     certificate = authority.issue_cert("127.0.0.1")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import trustme
 
+NO_TRUSTME = "trustme (cryptography) has no build for this Python"
+
 
 def server_context(authority: trustme.CA) -> ssl.SSLContext:
     """Return a TLS context for servers, with a certificate from `authority`."""
@@ -25,6 +27,7 @@ class Secured:
         authority: The certificate authority.
         server: The TLS context for servers.
         client: The TLS context for clients that trust the authority.
+        unknown: The TLS context for servers of an authority that no client trusts.
         ca_file: The path of the authority's certificate.
     """
 
@@ -36,6 +39,7 @@ class Secured:
         self.authority.cert_pem.write_to_path(self.ca_file)
         self.server = server_context(self.authority)
         self.client = self.trusting()
+        self.unknown = server_context(trustme.CA())
 
     def trusting(self) -> ssl.SSLContext:
         """Return a TLS context for clients that trust the authority."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import re
 import socket
-import ssl
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trustme
 from attrs import frozen
 
 from flux0 import Flux0, RetryConfig, TransportError, models
@@ -34,6 +32,7 @@ from flux0.testing.contract.responses import (
 )
 from support.in_memory import CORRELATION_ID, chunk
 from support.modes import in_mode
+from support.secured import NO_TRUSTME, server_context
 from support.sending import limiting, over
 from support.transports import LIBRARIES, Way
 from support.unreachable import unreachable_address
@@ -90,10 +89,8 @@ def full_backlog() -> Generator[str, None, None]:
 
 @contextmanager
 def untrusted() -> Generator[str, None, None]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate = trustme.CA().issue_cert("127.0.0.1")
-    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - of pyOpenSSL
-    with ByteServer(http_response(), tls=context) as server:
+    trustme: Any = pytest.importorskip("trustme", reason=NO_TRUSTME)
+    with ByteServer(http_response(), tls=server_context(trustme.CA())) as server:
         yield server.url
 
 

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import trustme
 from attrs import evolve
 
 from flux0.domain import errors
@@ -27,6 +26,9 @@ from flux0.testing.contract.responses import (
     Write,
     http_response,
 )
+
+if TYPE_CHECKING:
+    import trustme
 
 _SHORT_CONNECT = evolve(LONG_TIMEOUT, connect=EXPIRY)
 
@@ -91,6 +93,9 @@ class TLSContract(Contract):
 
     @pytest.fixture
     def authority(self) -> trustme.CA:
+        # The other checks need no trustme, which not each Python can install.
+        import trustme  # noqa: PLC0415
+
         return trustme.CA()
 
     @pytest.fixture

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from threading import Event
 
 import pytest
-import trustme
 
 from flux0.testing.contract.byte_server import ByteServer, ReceivedRequest
 from flux0.testing.contract.responses import (
@@ -31,6 +30,7 @@ from flux0.testing.contract.responses import (
     to_bytes,
     truncated,
 )
+from support.secured import Secured
 
 GET = b"GET /a%20b?c HTTP/1.1\r\nHost: x\r\nX-Tag: 1\r\nx-tag: 2\r\n\r\n"
 OK = http_response(b"ok")
@@ -227,23 +227,18 @@ def test_expired_wait_raises_an_error_with_the_state() -> None:
         server.wait_until_closed(max_open=1)
 
 
-def test_tls_context_enables_https() -> None:
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType] - it also takes a type of pyOpenSSL
-    client_context = ssl.create_default_context(cadata=authority.cert_pem.bytes().decode())
+def test_tls_context_enables_https(secured: Secured) -> None:
     steps = (*OK, Write(b"noise noise noise", below_tls=True))
-    with ByteServer(steps, tls=context) as server:
+    with ByteServer(steps, tls=secured.server) as server:
         assert server.url == f"https://127.0.0.1:{server.port}"
         with (
             connected(server) as plain,
-            client_context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+            secured.client.wrap_socket(plain, server_hostname="127.0.0.1") as client,
         ):
-            secured.sendall(GET)
-            assert receive(secured, size(OK))[-2:] == b"ok"
+            client.sendall(GET)
+            assert receive(client, size(OK))[-2:] == b"ok"
             with pytest.raises(ssl.SSLError):
-                secured.recv(1)
+                client.recv(1)
 
 
 def test_exit_closes_connections_of_clients_that_do_not_read() -> None:

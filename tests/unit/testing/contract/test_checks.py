@@ -12,7 +12,6 @@ from inspect import signature
 from typing import Any, ClassVar
 
 import pytest
-import trustme
 from urllib3 import PoolManager
 
 from flux0 import Urllib3Transport
@@ -31,7 +30,7 @@ from support.broken_transports import (
     send_without_a_bug_async,
 )
 from support.contract_checks import arguments_of, names_of_checks, recorded, rows_of
-from support.secured import Secured, server_context
+from support.secured import Secured
 from support.transport_bugs import (
     ASYNC_BUGS,
     HELPER_BUGS,
@@ -70,9 +69,6 @@ def nothing_kept() -> Iterator[None]:
     gc.collect()
 
 
-UNKNOWN = server_context(trustme.CA())
-
-
 class QuickContract(TransportContract, LimitedPoolContract):
     idle_test_seconds = 0.1
 
@@ -104,7 +100,7 @@ def run(contract: QuickContract, test: str, parameters: Mapping[str, Any]) -> No
         given = {**dict.fromkeys(("harness", "trusting", "limited"), harness), **parameters}
         given |= {"authority": secured.authority, "backend": THREADS, "monkeypatch": patch}
         if "tls" in names:
-            given["tls"] = secured.server if "trusting" in names else UNKNOWN
+            given["tls"] = secured.server if "trusting" in names else secured.unknown
         if "background" in names:
             started = contract._start(THREADS, ending)  # pyright: ignore[reportPrivateUsage]
             given["background"] = {THREADS: started}
