@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from attrs import define, field
 from redis import Redis
 from redis.exceptions import ConnectionError as NotConnected
@@ -20,6 +21,7 @@ from redis.sentinel import Sentinel
 
 from support.ports import reserved_port
 from support.programs import REDIS, REDIS_WITH_TLS, find, skip_without
+from support.secured import NO_TRUSTME
 
 _TIMEOUT_SECONDS: Final = 20.0
 _SLOTS: Final = 16384
@@ -106,8 +108,7 @@ def redis_server(
 def redis_with_tls(folder: Path) -> Generator[Redis, None, None]:
     """Run a Redis server with TLS; yield a client that checks its certificate."""
     skip_without(REDIS_WITH_TLS)
-    import trustme  # noqa: PLC0415 - missing without the GIL: cryptography has no build
-
+    trustme: Any = pytest.importorskip("trustme", reason=NO_TRUSTME)
     authority, names = trustme.CA(), ("ca.pem", "cert.pem", "key.pem")
     authority_file, certificate_file, key_file = (folder / name for name in names)
     certificate = authority.issue_cert("127.0.0.1")

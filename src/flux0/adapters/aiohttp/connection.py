@@ -18,6 +18,7 @@ from flux0.adapters.shared.sending import wait
 from flux0.domain.http import START_BYTES, framing_problem, version_problem
 
 _HEAD_END: Final = re.compile(rb"\n\r?\n")
+_VERSIONS: Final = (aiohttp.HttpVersion10, aiohttp.HttpVersion11)
 
 
 @frozen
@@ -173,8 +174,7 @@ class AiohttpConnection(ResponseHandler):
     def feed_data(self, data: Any, size: int = 0) -> None:
         (message, content), state = data, self._state
         if isinstance(state, _Head) and (message.code >= 200 or message.code == 101):  # noqa: PLR2004
-            codings = message.headers.getall("Transfer-Encoding", ())
-            if codings and (problem := framing_problem(None, ", ".join(codings))):
+            if problem := _problem(message):
                 self._fail(problem)
                 return
             self._state, self.deadline = _Body(content, state.size), None
@@ -219,3 +219,13 @@ class AiohttpConnection(ResponseHandler):
         """Close the connection without waiting for the server to read data or to end TLS."""
         self.set_exception(aiohttp.ClientConnectionError("the connection was closed"))
         self.abort()
+
+
+def _problem(message: Any) -> str | None:
+    """Return why a response head is invalid, or None. The Python parser accepts more heads."""
+    if message.version not in _VERSIONS:
+        return f"it starts with 'HTTP/{message.version.major}.{message.version.minor}'"
+    lengths = message.headers.getall("Content-Length", ())
+    codings = message.headers.getall("Transfer-Encoding", ())
+    length = ", ".join(lengths) if lengths else None
+    return framing_problem(length, ", ".join(codings) if codings else None)

@@ -103,7 +103,7 @@ class Connector:
         # to connect without blocking, register the socket with the interrupt, and then wait.
         sock.setblocking(False)  # noqa: FBT003 - a positional-only parameter
         status = sock.connect_ex(address)
-        self.interrupt.on_fire(partial(shut_down, sock))
+        self.interrupt.on_fire(partial(shut_down, sock, wakes=False))
         if status in (EINPROGRESS, EWOULDBLOCK):
             self._wait(sock, timeout)
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

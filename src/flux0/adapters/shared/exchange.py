@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from flux0.ports import Interrupt, Request, Timeout
 
+# On Windows, `shutdown` does not end the wait of a thread in `recv`, but closing the socket does
+# (https://github.com/python/cpython/issues/91913).
+_MUST_CLOSE: Final = sys.platform == "win32"
 
-def shut_down(connection: Any) -> None:
-    """Shut a connection down, so that a thread that reads from it returns.
+
+def shut_down(connection: Any, *, wakes: bool = True) -> None:
+    """Shut a connection down, so that a thread that reads from it returns if `wakes` is true.
 
     Safe in finalizers, because no lock is acquired. Never raises an exception. `connection` is a
     socket, an event loop's wrapper of a socket, or None.
@@ -22,6 +27,9 @@ def shut_down(connection: Any) -> None:
             # Do not call `SSLSocket.shutdown`: it removes the TLS layer, although another thread
             # can be reading from the socket.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            if wakes and _MUST_CLOSE:
+                # `connection.close` waits until files of the socket are closed.
+                socket.close(connection.detach())
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)

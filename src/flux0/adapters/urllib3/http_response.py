@@ -123,7 +123,7 @@ class TrackedResponse(HTTPResponse):
                 yield piece
         # Do not reuse a connection with surplus bytes: they are read as the next response.
         if surplus:
-            shut_down(self.raw_socket)
+            shut_down(self.raw_socket, wakes=False)
         self.idle_since = monotonic()
         self.close()
 

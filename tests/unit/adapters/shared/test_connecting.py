@@ -184,7 +184,7 @@ def test_interrupt_ends_connecting_if_shutting_the_socket_down_has_no_effect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On macOS and Windows, `shutdown` has no effect on a socket that still connects."""
-    monkeypatch.setattr(connecting, "shut_down", id)
+    monkeypatch.setattr(connecting, "shut_down", lambda _, wakes: None)
     monkeypatch.setattr(connecting, "_SECONDS_BETWEEN_LOOKS", 0.01)
     interrupt = Interrupt()
     connector = Connector(DEFAULT_TIMEOUT, interrupt)

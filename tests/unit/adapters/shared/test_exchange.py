@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from flux0.adapters.shared import exchange
 from flux0.adapters.shared.exchange import duplicate, shut_down
 
 
@@ -43,6 +44,18 @@ def _lowest_free_descriptor() -> int:
     descriptor = os.open(os.devnull, os.O_RDONLY)
     os.close(descriptor)
     return descriptor
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_shut_down_closes_a_socket_on_windows_if_a_thread_may_wait_in_recv(
+    wakes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_MUST_CLOSE", True)
+    near, far = socket.socketpair()
+    with near, far, near.makefile("rb"):
+        shut_down(near, wakes=wakes)
+        assert far.recv(1) == b""
+        assert (near.fileno() == -1) is wakes
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
