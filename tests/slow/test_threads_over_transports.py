@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -153,7 +154,7 @@ def test_each_alarm_is_called_once_unless_it_was_cancelled() -> None:
         for number in range(ROUNDS * 10):
             alarm = str(number)
             moment = monotonic() + number % 7 / 1000
-            cancel = system.alarm(moment, lambda alarm=alarm: called.append(alarm))
+            cancel = system.alarm(moment, partial(called.append, alarm))
             if number % 3 == 0 and cancel() is not None:
                 cancelled.append(alarm)
         ended = Event()

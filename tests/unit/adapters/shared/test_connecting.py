@@ -8,6 +8,7 @@ import socket
 import sys
 from threading import Thread
 from typing import Any
+from unittest.mock import Mock
 from weakref import ref
 
 import pytest
@@ -184,7 +185,7 @@ def test_interrupt_ends_connecting_if_shutting_the_socket_down_has_no_effect(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On macOS and Windows, `shutdown` has no effect on a socket that still connects."""
-    monkeypatch.setattr(connecting, "shut_down", lambda _, wakes: None)
+    monkeypatch.setattr(connecting, "shut_down", Mock())
     monkeypatch.setattr(connecting, "_SECONDS_BETWEEN_LOOKS", 0.01)
     interrupt = Interrupt()
     connector = Connector(DEFAULT_TIMEOUT, interrupt)
