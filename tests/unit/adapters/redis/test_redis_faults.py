@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
@@ -174,13 +175,38 @@ def calls_of(client: Redis, command: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["commands", "all"])
-def test_copy_continues_after_half_open_connections(pair: Pair, kind: str) -> None:
-    turn, copy = pair.start()
-    pair.follower_proxy.stall(kind)
-    turn.append()
-    wait_for_events(copy, 2)
-    turn.log.finish(LogEnd(finished=True))
-    assert error_of(copy) is None
+@pytest.mark.parametrize("role", ["reading", "following"])
+def test_copy_continues_after_half_open_connections(
+    server: RedisServer, role: str, kind: str
+) -> None:
+    """The connections stop responding when both processes have just renewed their leases.
+
+    Then, the lease of the reading process is missing for the longest time.
+    """
+    with running_pair(server, 2 * LEASE_SECONDS) as pair:
+        turn, copy = pair.start()
+        proxy = pair.reader_proxy if role == "reading" else pair.follower_proxy
+        others = [Turn("first"), Turn("second")]
+        with server.client() as client:
+            for store, other in zip((pair.reader, pair.follower), others, strict=True):
+                lease = store._process.get()._settings.process
+                count = int(client.get(lease) or 0)
+                assert store.claim(other.log.turn_id, other.log, refuse=True) is None
+                # The lease is renewed before and after the claim.
+                wait_until(partial(is_renewed, client, lease, count + 2))
+        before = proxy.connections
+        proxy.stall(kind)
+        wait_until(lambda: proxy.connections > before)
+        turn.append()
+        wait_for_events(copy, 2)
+        turn.log.finish(LogEnd(finished=True))
+        assert error_of(copy) is None
+        for other in others:
+            other.log.finish(LogEnd())
+
+
+def is_renewed(client: Redis, lease: str, count: int) -> bool:
+    return int(client.get(lease) or 0) >= count
 
 
 def test_copy_ends_if_no_connection_to_redis_responds(
