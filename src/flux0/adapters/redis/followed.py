@@ -123,6 +123,9 @@ class FollowedTurn:
             self.outage.fail(_UNREACHABLE)
             if not (yield from self._lease.is_accepted()):
                 raise
+            # The copy may have ended meanwhile, or it is unreferenced, so it has no readers.
+            if not self.is_running:
+                return
             # Redis has responded with an error or with invalid data. Wait until the process that
             # reads the turn has restored the events.
             worker.report(self.outage, f"{_UNREADABLE}: {name.shown}", error)

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -384,6 +386,28 @@ def test_wrong_value_of_one_turn_is_logged_once_in_both_processes_until_it_recov
     assert found is not None
     wait_for_events(found, 2)
     turn.log.finish(LogEnd())
+
+
+def test_copy_without_readers_is_not_read_again_if_its_turn_has_a_wrong_value(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        closing(RedisTurnStore.from_url(server.url)) as reader,
+        server.client() as client,
+    ):
+        turn = Turn()
+        assert reader.claim("session", turn.log, refuse=True) is None
+        before = set(threading.enumerate())
+        store = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)
+        copy = store.find("session")
+        started = set(threading.enumerate()) - before
+        client.delete(KEY)
+        client.set(KEY, "another program", ex=60)
+        del copy, store
+        gc.collect()
+        wait_until(lambda: not any(each.is_alive() for each in started))
+        turn.log.finish(LogEnd())
+    assert "cannot be read" not in caplog.text
 
 
 def test_wrong_value_of_one_turn_does_not_delay_other_turns(calm_pair: Pair) -> None:
