@@ -45,6 +45,7 @@ class Outage:
     Attributes:
         error: The last error; empty if there was none since the last response.
         failures: The number of calls of `fail`.
+        is_covered: Whether the warning about another part names the cause of this outage.
     """
 
     def __init__(self, clock: AwakeClock, recovery: str = "") -> None:
@@ -54,6 +55,7 @@ class Outage:
         self._is_logged = False
         self.error: str = ""
         self.failures: int = 0
+        self.is_covered: bool = False
 
     @property
     def seconds(self) -> float:
@@ -75,7 +77,7 @@ class Outage:
     def respond(self) -> bool:
         """Record that the part has responded. Return True if there was an error before."""
         had_failed, was_logged = bool(self.error), self._is_logged
-        self._since, self._is_logged, self.error = None, False, ""
+        self._since, self._is_logged, self.error, self.is_covered = None, False, "", False
         if was_logged:
             getLogger("flux0").info(self._recovery)
         return had_failed

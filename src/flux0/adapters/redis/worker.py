@@ -80,8 +80,8 @@ class Worker:
         self._not_before = 0.0
         self.clock: AwakeClock = AwakeClock(settings.renew)
         self.redis: Outage = Outage(self.clock)
-        # `_reported` maps the text of each connection error to the turn that has reported it first.
-        self._reported: dict[str, Outage] = {}
+        # `_reported` maps the text of each connection error to the time of its last report.
+        self._reported: dict[str, float] = {}
         self._is_stopped = False
         self._is_unused = False
 
@@ -155,13 +155,19 @@ class Worker:
                 pool.disconnect(inuse_connections=False)
 
     def report(self, outage: Outage, problem: str, error: Exception) -> None:
-        """Log a warning about a turn, unless another turn has reported the same lost connection."""
+        """Log a warning about a turn, unless another turn has reported the same lost connection.
+
+        A turn that is not logged for this reason is not logged either if the text of the connection
+        error changes later.
+        """
         text = self.named(error)
-        if not any(each.__name__ == "ResponseError" for each in type(error.__cause__).__mro__):
-            first = self._reported.setdefault(text, outage)
-            if first is not outage and first.error:
+        if _is_of_connection(error.__cause__):
+            now, limit = self.clock.now(), 2 * self.settings.lease
+            recent = {each: time for each, time in self._reported.items() if now - time < limit}
+            self._reported = {**recent, text: now}
+            outage.is_covered = outage.is_covered or text in recent
+            if outage.is_covered:
                 return
-            self._reported[text] = outage
         outage.warn(f"{problem}: {text}")
 
     def named(self, error: Exception) -> str:
@@ -316,6 +322,12 @@ def _failure(error: Exception) -> TurnStoreError:
     failure = TurnStoreError(f"Redis cannot be used: {_text(error)}")
     failure.__cause__ = error
     return failure
+
+
+def _is_of_connection(error: BaseException | None) -> bool:
+    # The names are the same in the packages redis and valkey, and in Python.
+    names = {each.__name__ for each in type(error).__mro__}
+    return not names.isdisjoint(("ConnectionError", "TimeoutError"))
 
 
 def _text(error: BaseException) -> str:

@@ -597,31 +597,45 @@ def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with cluster_pair(tmp_path, 2.0) as pair:
-        lost, client, store, other = pair.lost, pair.client, pair.store, pair.other
-        ports: dict[int, str] = {}
+        first, lost, client, store, other = (
+            pair.first,
+            pair.lost,
+            pair.client,
+            pair.store,
+            pair.other,
+        )
+        turns: dict[int, list[Turn]] = {first.port: [], lost.port: []}
         for number in range(30):
             session = f"session-{number}"
             key = Settings("flux0:", 300.0, 5.0).name(session, "").session
-            ports.setdefault(port_of(key, client), session)
-        turns = {port: Turn(session) for port, session in ports.items()}
-        copies: dict[int, TurnLog] = {}
-        for port, turn in turns.items():
-            assert store.claim(turn.log.turn_id, turn.log, refuse=True) is None
+            port = port_of(key, client)
+            if port in turns and len(turns[port]) < 2:
+                turns[port].append(Turn(session))
+        copies: dict[str, TurnLog] = {}
+        for turn in turns[first.port] + turns[lost.port]:
+            session = turn.log.turn_id
+            assert store.claim(session, turn.log, refuse=True) is None
             turn.append()
-            found = other.find(turn.log.turn_id)
+            found = other.find(session)
             assert found is not None
             wait_for_events(found, 1)
-            copies[port] = found
+            copies[session] = found
         lost.stop()
-        error = error_of(copies.pop(lost.port))
-        assert isinstance(error, TurnStoreError)
-        for port, copy in copies.items():
-            turns[port].append()
+        for turn in turns[lost.port]:
+            assert isinstance(error_of(copies[turn.log.turn_id]), TurnStoreError)
+            turn.log.finish(LogEnd())
+        for turn in turns[first.port]:
+            turn.append()
+            copy = copies[turn.log.turn_id]
             wait_for_events(copy, 2)
-            turns[port].log.finish(LogEnd(finished=True))
+            turn.log.finish(LogEnd(finished=True))
             assert error_of(copy) is None
-        turns[lost.port].log.finish(LogEnd())
-    assert warns_of_an_unreadable_turn(caplog)
+        assert [len(each) for each in turns.values()] == [2, 2]
+    starts = sorted(line.partition(":")[0] for line in warnings(caplog))
+    assert starts == [
+        "a background turn of another process cannot be read from Redis",
+        "a background turn of this process cannot be stored in Redis",
+    ]
 
 
 @needs(REDIS)
