@@ -44,7 +44,6 @@ class Outage:
 
     Attributes:
         error: The last error; empty if there was none since the last response.
-        failures: The number of calls of `fail`.
         is_covered: Whether the warning about another part names the cause of this outage.
     """
 
@@ -54,7 +53,6 @@ class Outage:
         self._since: float | None = None
         self._is_logged = False
         self.error: str = ""
-        self.failures: int = 0
         self.is_covered: bool = False
 
     @property
@@ -72,7 +70,6 @@ class Outage:
         """Record that the part responded with an error, or not at all."""
         self.expect()
         self.error = error
-        self.failures += 1
 
     def respond(self) -> bool:
         """Record that the part has responded. Return True if there was an error before."""

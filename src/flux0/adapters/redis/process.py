@@ -99,8 +99,7 @@ class StoreProcess:
         logs = [turn.log() for turn in self._followed.copy().values()]
         running = sum(log is not None and not log.is_ended for log in logs)
         redis, lease = self._worker.redis, self._lease.outage
-        failures = redis.failures + lease.failures
-        return StoreState(not (redis.error or lease.error), failures, running)
+        return StoreState(not (redis.error or lease.error), self._worker.failures, running)
 
     def close(self) -> None:
         """Write the ends of this process's turns to Redis, and end the threads.
@@ -120,6 +119,8 @@ class StoreProcess:
     def retire(self) -> None:
         """End the threads when this process reads and copies no more turns. Safe in finalizers."""
         self._worker.stop(when_idle=True)
+        # If Redis cannot be used, the lease waits for its next renewal.
+        self._worker.submit(self._lease.steps, now=True)
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:

@@ -67,6 +67,8 @@ class Worker:
         settings: The argument `settings`.
         clock: The clock that measures all outages.
         redis: Since when no command has got a reply.
+        failures: How often Redis could not be used. A pipeline of commands counts once.
+        is_retired: Whether the thread ends as soon as no job is running or scheduled.
     """
 
     def __init__(self, client: RedisClient, settings: Settings) -> None:
@@ -82,8 +84,9 @@ class Worker:
         self.redis: Outage = Outage(self.clock)
         # `_reported` maps the text of each connection error to the time of its last report.
         self._reported: dict[str, float] = {}
+        self.failures: int = 0
         self._is_stopped = False
-        self._is_unused = False
+        self.is_retired: bool = False
 
     @property
     def is_unreachable(self) -> bool:
@@ -142,7 +145,7 @@ class Worker:
         If `when_idle` is True, the thread instead waits until no job is running or scheduled, and
         then ends. Safe in finalizers.
         """
-        self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
+        self._is_stopped, self.is_retired = self._is_stopped or not when_idle, True
         self.submit(_no_steps)  # `_no_steps` only wakes the worker's thread.
 
     def drop_connections(self) -> None:
@@ -176,7 +179,7 @@ class Worker:
         return text if address in text else f"{address}: {text}"
 
     def run(self) -> None:
-        while not (self._is_stopped or (self._is_unused and self._is_idle())):
+        while not (self._is_stopped or (self.is_retired and self._is_idle())):
             self._read_inbox(self._idle_seconds())
             self._start_jobs(monotonic())
             self._deliver(self._send())
@@ -253,6 +256,7 @@ class Worker:
                 replies[position] = reply
         if error:
             self.redis.fail(error)
+            self.failures += 1
             self.drop_connections()
         else:
             self.redis.respond()

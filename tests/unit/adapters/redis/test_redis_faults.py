@@ -306,6 +306,76 @@ def test_join_leaves_a_demoted_master_although_the_process_has_no_turn(tmp_path:
         turn.log.finish(LogEnd())
 
 
+def test_process_without_turns_leaves_a_master_that_is_demoted_later_than_its_address_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first new connection still leads to the demoted master."""
+    caplog.set_level("INFO", "flux0")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with (
+        redis_server(tmp_path / "old") as old,
+        redis_server(tmp_path / "new") as new,
+        Stalling(old.port) as address,
+        Redis.from_url(f"redis://{address.address}") as client,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as store,
+        old.client() as admin,
+    ):
+        assert store.find("session") is None
+        admin.replicaof("127.0.0.1", str(new.port))
+        turn = Turn()
+        with pytest.raises(TurnStoreError, match="ReadOnlyError"):
+            store.claim("session", turn.log, refuse=True)
+        failures = store.state().failures
+        wait_until(lambda: store.state().failures > failures + 1)
+        assert not store.state().is_available
+        address.port = new.port
+        wait_until(lambda: store.state().is_available)
+        assert store.claim("session", turn.log, refuse=True) is None
+        turn.log.finish(LogEnd())
+        admin.replicaof("NO", "ONE")
+    assert "can be reached again" not in caplog.text  # No WARNING was logged before.
+
+
+def test_info_that_redis_can_be_reached_is_logged_only_if_it_can(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flux0")
+    _, copy = pair.start()
+    pair.follower_proxy.stall(new=True)
+    assert isinstance(error_of(copy), TurnStoreError)
+    wait_until(lambda: bool(warnings(caplog)))
+    del copy
+    gc.collect()
+    failures = pair.follower.state().failures
+    wait_until(lambda: pair.follower.state().failures > failures + 1)
+    assert "can be reached again" not in caplog.text
+    assert not pair.follower.state().is_available
+    pair.follower_proxy.heal()
+    wait_until(lambda: "can be reached again" in caplog.text)
+    assert pair.follower.state().is_available
+
+
+def test_renewal_that_fails_is_counted_once(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+    ):
+        assert store.find("session") is None
+        server.stop()
+        with pytest.raises(TurnStoreError):
+            store.claim("session", Turn().log, refuse=True)
+        assert store.state().failures == 1
+        server.start()
+        assert store.find("session") is None
+        with server.client() as client:
+            client.config_set("maxmemory", 1)
+            with pytest.raises(TurnStoreError, match="OutOfMemoryError"):
+                store.claim("session", Turn().log, refuse=True)
+            client.config_set("maxmemory", 0)
+        assert store.state().failures == 2
+
+
 def test_turn_without_news_is_read_and_its_process_is_asked_once_in_each_lease(pair: Pair) -> None:
     _, copy = pair.start()
     with pair.server.client() as client:
