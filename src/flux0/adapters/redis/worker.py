@@ -85,6 +85,10 @@ class Worker:
         # `_reported` maps the text of each connection error to the time of its last report.
         self._reported: dict[str, float] = {}
         self.failures: int = 0
+        # Up to this time, commands for different nodes of a cluster are in different pipelines.
+        self._split_until = 0.0
+        # A node that responded to its last commands while another node was lost.
+        self._responding: object = None
         self._is_stopped = False
         self.is_retired: bool = False
 
@@ -246,14 +250,10 @@ class Worker:
         if not commands:
             return []
         self.redis.expect()
-        replies, error = self._replies(commands)
-        # In a cluster, one lost node fails the whole pipeline. Send the commands for each node in
-        # a pipeline of their own, so that only the commands for the lost node fail.
-        for positions in self._by_node(commands) if error else ():
-            some, problem = self._replies_of_node([commands[each] for each in positions])
-            error = error and problem
-            for position, reply in zip(positions, some, strict=True):
-                replies[position] = reply
+        nodes = self._by_node(commands) if monotonic() < self._split_until else {}
+        replies, error = ([], "") if nodes else self._replies(commands)
+        if nodes := nodes or (self._by_node(commands) if error else {}):
+            replies, error = self._replies_of_nodes(commands, nodes)
         if error:
             self.redis.fail(error)
             self.failures += 1
@@ -263,36 +263,63 @@ class Worker:
             self._not_before = monotonic() + _MIN_INTERVAL
         return replies
 
-    def _replies_of_node(self, commands: list[Command]) -> tuple[list[object], str]:
-        replies, error = self._replies(commands)
-        if error:
-            # The client asks its default node for the keys of a script. Use another default node,
-            # because the default node may be the lost node.
-            with suppress(Exception):  # The client may be of another library.
-                cast("Any", self._client).replace_default_node()
-            replies, error = self._replies(commands)
-        return replies, error
+    def _replies_of_nodes(
+        self, commands: list[Command], nodes: dict[object, list[int]]
+    ) -> tuple[list[object], str]:
+        """Send the commands for each node of a cluster in their own pipeline.
+
+        One lost node fails a pipeline with commands for several nodes.
+        """
+        replies: list[object] = [None] * len(commands)
+        errors: list[str] = []
+        default, self._responding = self._responding, None
+        for node, positions in nodes.items():
+            # The client asks its default node for the keys of a script, so this node must respond.
+            self._use_node(default or node)
+            some, error = self._replies([commands[each] for each in positions])
+            for position, reply in zip(positions, some, strict=True):
+                replies[position] = reply
+            if error:
+                errors.append(error)
+            else:
+                self._responding = node
+            default = self._responding
+        self._use_node(self._responding)
+        return replies, errors[0] if len(errors) == len(nodes) else ""
+
+    def _use_node(self, node: object) -> None:
+        """Make a node the default node of the cluster; if `node` is None, another node."""
+        with suppress(Exception):  # The client may be of another library.
+            cast("Any", self._client).replace_default_node(node)
 
     def _replies(self, commands: list[Command]) -> tuple[list[object], str]:
-        """Return the replies, and the error if the pipeline failed before its replies arrived."""
+        """Return the replies, and the error if no reply arrived."""
         try:
             replies = self._pipeline(commands, is_known=True)
-            done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
-            if unknown := commands[len(done) :]:
-                # Redis may not know a script. Send the failed command and all later commands again,
-                # with the text of each script, so that the command order does not change.
-                done += self._pipeline(unknown, is_known=False)
+            known = [*takewhile(lambda reply: not _is_of_unknown_script(reply), replies)]
+            if unknown := commands[len(known) :]:
+                # Send the command with the unknown script and all later commands again, with the
+                # text of each script, so that the command order does not change.
+                replies = known + self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             # Do not store the returned list in a variable: the error's traceback refers to this
             # frame, so a variable of this frame that refers to the error forms a reference cycle.
+            self._split_until = monotonic() + 2 * self.settings.lease
             return [error] * len(commands), _text(error)
-        return done, ""
+        # If a node of a cluster is lost, the other nodes may have replied.
+        if errors := [_text(each) for each in replies if _is_of_connection(each)]:
+            self._split_until = monotonic() + 2 * self.settings.lease
+        return replies, errors[0] if len(errors) == len(replies) else ""
 
-    def _by_node(self, commands: list[Command]) -> list[list[int]]:
-        """Return the positions of the commands for each node; nothing without a cluster."""
+    def _by_node(self, commands: list[Command]) -> dict[object, list[int]]:
+        """Return the positions of the commands for each node; nothing without a cluster.
+
+        The node None is the last node. It has the commands without a key.
+        """
         if (node_of := getattr(self._client, "get_node_from_key", None)) is None:
-            return []
+            return {}
         nodes: dict[object, list[int]] = {}
+        others: list[int] = []
         for position, (name, *arguments) in enumerate(commands):
             # The first key of a script follows the script and the number of keys.
             key, node = arguments[2 if name == "EVALSHA" else 0], None
@@ -300,8 +327,8 @@ class Worker:
                 # If no node has the slot of the key, the lookup fails.
                 with suppress(Exception):
                     node = node_of(key)
-            nodes.setdefault(node and node.name, []).append(position)
-        return [*nodes.values()]
+            (others if node is None else nodes.setdefault(node, [])).append(position)
+        return {**nodes, None: others} if others else nodes
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
         pipeline = self._client.pipeline(transaction=False)
@@ -328,7 +355,13 @@ def _failure(error: Exception) -> TurnStoreError:
     return failure
 
 
-def _is_of_connection(error: BaseException | None) -> bool:
+def _is_of_unknown_script(reply: object) -> bool:
+    return isinstance(reply, Exception) and "NoScript" in type(reply).__name__
+
+
+def _is_of_connection(error: object) -> bool:
+    if not isinstance(error, Exception):
+        return False
     # The names are the same in the packages redis and valkey, and in Python.
     names = {each.__name__ for each in type(error).__mro__}
     return not names.isdisjoint(("ConnectionError", "TimeoutError"))

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 from attrs import frozen
@@ -23,7 +23,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from flux0 import RedisTurnStore
-from flux0.adapters.redis.commands import Settings
+from flux0.adapters.redis.commands import Command, Settings, run_script
+from flux0.adapters.redis.worker import Worker
 from flux0.domain.api_errors import APIError
 from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnStopped, TurnStoreError
 from flux0.domain.errors import Flux0Error
@@ -649,7 +650,7 @@ class ClusterPair:
 def cluster_pair(folder: Path, lease_seconds: float) -> Generator[ClusterPair, None, None]:
     with redis_cluster(folder, "--cluster-require-full-coverage", "no") as servers:
         first, lost, _ = servers
-        clients = [cluster_client(first.port) for _ in range(2)]
+        clients = [cluster_client(first.port, RedisCluster) for _ in range(2)]
         stores = [store_with_lease_at(first.port, client, lease_seconds) for client in clients]
         with closing(stores[0]) as store, closing(stores[1]) as other:
             yield ClusterPair(first, lost, clients[0], store, other)
@@ -731,6 +732,49 @@ def test_lost_node_of_a_cluster_is_logged_although_no_other_command_is_sent_at_t
     assert warns_of_an_unreadable_turn(caplog)
 
 
+class CountingCluster(RedisCluster):
+    """Counts the pipelines of commands."""
+
+    pipelines = 0
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
+        self.pipelines += 1
+        return super().pipeline(transaction, shard_hint)
+
+
+@needs(REDIS)
+def test_lost_node_of_a_cluster_is_tried_once_in_each_attempt(tmp_path: Path) -> None:
+    """A node that does not respond delays the commands for other nodes by one timeout."""
+    options = "--cluster-require-full-coverage", "no"
+    with (
+        redis_cluster(tmp_path, *options) as (first, lost, _),
+        closing(cluster_client(first.port, CountingCluster)) as client,
+    ):
+        keys = {port_of(f"key-{number}", client): f"key-{number}" for number in range(100)}
+        # Other timers of the worker would also send commands.
+        jobs = Worker(client, Settings("flux0:", 300.0, 60.0))
+        thread = threading.Thread(target=jobs.run)
+        thread.start()
+        assert jobs.call(script_at(keys[first.port])) == 1
+        lost.stop()
+        counts: list[int] = []
+        for _ in range(3):
+            before = client.pipelines
+            with pytest.raises(TurnStoreError):
+                jobs.call(script_at(keys[lost.port]))
+            counts.append(client.pipelines - before)
+            assert jobs.call(script_at(keys[first.port])) == 1
+            assert client.get_default_node().port != lost.port
+        jobs.stop()
+        thread.join(TIMEOUT)
+    assert counts[1:] == [1, 1]
+
+
+def script_at(key: str) -> Generator[Command, Any, int]:
+    reply: int = yield run_script("return 1", (key,))
+    return reply
+
+
 def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -> RedisTurnStore:
     """Return a store whose lease is on the node with this port."""
     stores = (RedisTurnStore(client, lease_seconds=lease_seconds) for _ in range(1000))
@@ -739,10 +783,13 @@ def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -
     )
 
 
-def cluster_client(port: int) -> RedisCluster:
-    cluster: Any = RedisCluster  # It has incomplete types.
+C = TypeVar("C", bound=RedisCluster)
+
+
+def cluster_client(port: int, kind: type[C]) -> C:
+    cluster: Any = kind  # It has incomplete types.
     retry = Retry(NoBackoff(), 0)
-    return cast("RedisCluster", cluster(host="127.0.0.1", port=port, socket_timeout=1, retry=retry))
+    return cast("C", cluster(host="127.0.0.1", port=port, socket_timeout=1, retry=retry))
 
 
 def port_of(key: str, client: Any) -> int:
