@@ -434,6 +434,24 @@ def test_turn_that_was_lost_for_others_is_complete_when_its_process_reaches_redi
     assert is_complete(pair.reader)
 
 
+def test_readers_of_a_lost_turn_share_one_copy_until_the_turn_continues(pair: Pair) -> None:
+    turn, copy = pair.start()
+    pair.reader_proxy.stall(new=True)
+    assert isinstance(error_of(copy), ReaderLost)
+    with pair.server.client() as client:
+        wait_until(lambda: bool(client.hget(KEY, "lost")))
+    assert pair.follower.find("session") is copy
+    pair.reader_proxy.heal()
+    turn.append()
+
+    def continues() -> bool:
+        found = pair.follower.find("session")
+        return found is not None and found is not copy and not found.is_ended and found.last == 2
+
+    wait_until(continues)
+    turn.log.finish(LogEnd(finished=True))
+
+
 @pytest.mark.parametrize("key", [KEY, f"{KEY}:log"])
 def test_wrong_value_of_one_turn_is_logged_once_in_both_processes_until_it_recovers(
     pair: Pair, key: str, caplog: pytest.LogCaptureFixture
