@@ -10,7 +10,7 @@ from itertools import takewhile
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
 from flux0.adapters.redis.commands import Command, Settings
 from flux0.adapters.redis.outage import AwakeClock, Outage
@@ -359,7 +359,7 @@ def _is_of_unknown_script(reply: object) -> bool:
     return isinstance(reply, Exception) and "NoScript" in type(reply).__name__
 
 
-def _is_of_connection(error: object) -> bool:
+def _is_of_connection(error: object) -> TypeGuard[Exception]:
     if not isinstance(error, Exception):
         return False
     # The names are the same in the packages redis and valkey, and in Python.

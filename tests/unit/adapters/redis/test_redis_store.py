@@ -34,6 +34,7 @@ from flux0.adapters.redis import followed, lease, outage, store as store_module,
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
+from flux0.adapters.redis.subscription import Subscription
 from flux0.adapters.redis.worker import Steps, Worker
 from flux0.domain.background_errors import (
     ReaderLost,
@@ -73,7 +74,7 @@ with_short_lease = pytest.mark.parametrize("lease_seconds", [LEASE_SECONDS], ind
 LARGE = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     pass
 
 
@@ -1761,6 +1762,29 @@ def test_other_errors_are_logged_for_each_turn(
         turn.fail("invalid data")
         jobs.report(turn, "a turn cannot be read", error)
     assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "leases", "count"), [("", 0.1, 1), ("", 0.5, 0), ("connection refused", 0.1, 0)]
+)
+def test_silent_subscription_is_logged_only_if_commands_get_replies(
+    reporting: tuple[Worker, list[float]],
+    error: str,
+    leases: float,
+    count: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A command may wait for its reply at the moment when the subscription has failed."""
+    jobs, now = reporting
+    listener = Subscription(jobs._client, jobs, nothing, nothing)
+    listener._outage.expect()
+    now[0] += LEASE_SECONDS
+    jobs.redis.expect()
+    if error:
+        jobs.redis.fail(error)
+    now[0] += leases * LEASE_SECONDS
+    listener._fail(TimeoutError("no data"))
+    assert len(caplog.messages) == count
 
 
 def test_turn_is_stopped_although_its_process_receives_no_messages(
