@@ -61,7 +61,7 @@ class Started:
     Attributes:
         is_claimed: Whether the process has received the reply to the claim. Another process can
             stop the turn before.
-        count: The number of its events, as its process has last reported it.
+        last: The number of its last event, as its process has last reported it.
         asked: When a process first asked to stop or replace the turn. Redis may lose the request.
         ended: When its process reported its end, or was killed.
     """
@@ -69,7 +69,7 @@ class Started:
     session: str
     process: int
     is_claimed: bool = False
-    count: int = 0
+    last: int = 0
     asked: float | None = None
     ended: float | None = None
 
@@ -156,7 +156,7 @@ class Model:
             self.violate(f"the relay of {turn} after {after} is no prefix of the turn")
         if error not in ENDS:
             self.violate(f"the relay of {turn} ended with {error}")
-        if error == "" and after + count != started.count:
+        if error == "" and after + count != started.last:
             self.violate(f"the relay of {turn} is complete, but events are missing")
         if error == "running" and started.ended is not None and self.is_over(started.ended):
             self.violate(f"the relay of {turn} waits, although the turn has ended")
@@ -264,13 +264,13 @@ class Worker(threading.Thread):
         for turn in self.own.values():
             started = self.model.turns[turn]
             # The turn can have ended in its process, because another process has stopped it.
-            started.count = self.process.call(Turns.append_some, turn, self.random.randint(1, 5))
+            started.last = self.process.call(Turns.append_some, turn, self.random.randint(1, 5))
 
     def finish(self) -> None:
         if self.own:
             session = self.random.choice(list(self.own))
             turn = self.own.pop(session)
-            self.model.turns[turn].count = self.process.call(Turns.append_some, turn, 0)
+            self.model.turns[turn].last = self.process.call(Turns.append_some, turn, 0)
             self.process.call(Turns.finish, turn)
             self.record(f"finish {turn}")
 

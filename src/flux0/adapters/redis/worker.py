@@ -281,10 +281,11 @@ class Worker:
                 replies[position] = reply
             if error:
                 errors.append(error)
+                default = self._responding
             else:
-                self._responding = node
-            default = self._responding
-        self._use_node(self._responding)
+                default = self._responding = node or default
+        if errors:
+            self._use_node(self._responding)
         return replies, errors[0] if len(errors) == len(nodes) else ""
 
     def _use_node(self, node: object) -> None:
