@@ -315,19 +315,19 @@ class Worker:
     def _by_node(self, commands: list[Command]) -> dict[object, list[int]]:
         """Return the positions of the commands for each node; nothing without a cluster.
 
-        The node None is the last node. It has the commands without a key.
+        The node None is the last node. It has the commands whose keys have no node.
         """
         if (node_of := getattr(self._client, "get_node_from_key", None)) is None:
             return {}
         nodes: dict[object, list[int]] = {}
         others: list[int] = []
         for position, (name, *arguments) in enumerate(commands):
-            # The first key of a script follows the script and the number of keys.
+            # The first key of a script follows the script and the number of keys. Of PUBLISH, the
+            # channel is the key: the client also sends a message to one node of the cluster.
             key, node = arguments[2 if name == "EVALSHA" else 0], None
-            if name != "PUBLISH":
-                # If no node has the slot of the key, the lookup fails.
-                with suppress(Exception):
-                    node = node_of(key)
+            # If no node has the slot of the key, the lookup fails.
+            with suppress(Exception):
+                node = node_of(key)
             (others if node is None else nodes.setdefault(node, [])).append(position)
         return {**nodes, None: others} if others else nodes
 

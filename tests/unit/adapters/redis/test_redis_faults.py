@@ -787,6 +787,7 @@ def test_lost_node_of_a_cluster_is_tried_once_in_each_attempt(tmp_path: Path) ->
             with pytest.raises(TurnStoreError):
                 jobs.call(script_at(keys[lost.port]))
             counts.append(client.pipelines - before)
+            assert jobs.call(published(keys[first.port])) == 0
             assert jobs.call(script_at(keys[first.port])) == 1
             assert cast("Any", client).get_default_node().port != lost.port
         jobs.stop()
@@ -797,6 +798,11 @@ def test_lost_node_of_a_cluster_is_tried_once_in_each_attempt(tmp_path: Path) ->
 def script_at(key: str) -> Generator[Command, Any, int]:
     reply: int = yield run_script("return 1", (key,))
     return reply
+
+
+def published(channel: str) -> Generator[Command, Any, int]:
+    listeners: int = yield "PUBLISH", channel, ""
+    return listeners
 
 
 def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -> RedisTurnStore:
