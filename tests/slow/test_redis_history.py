@@ -342,12 +342,21 @@ class Faults:
 
     def do_older(self) -> None:
         with self.server.client() as client:
-            dumps = {key: (client.pttl(key), client.dump(key)) for key in client.scan_iter()}
+            keys = list(client.scan_iter())
+            with client.pipeline(transaction=True) as pipeline:
+                for key in keys:
+                    pipeline.pttl(key)
+                    pipeline.dump(key)
+                values = pipeline.execute()
+            dumps = dict(zip(keys, zip(values[::2], values[1::2], strict=True), strict=True))
             time.sleep(self.random.random() * LEASE)
-            client.flushall()
-            for key, (left, dump) in dumps.items():
-                if dump is not None and left > 0:
-                    client.restore(key, left, dump, replace=True)
+            # A snapshot is loaded at once: no process sees only some of its keys.
+            with client.pipeline(transaction=True) as pipeline:
+                pipeline.flushall()
+                for key, (left, dump) in dumps.items():
+                    if dump is not None and left > 0:
+                        pipeline.restore(key, left, dump, replace=True)
+                pipeline.execute()
 
     def do_evict(self) -> None:
         with self.server.client() as client:
