@@ -6,11 +6,13 @@ import faulthandler
 import gc
 import multiprocessing
 import os
+import resource
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Semaphore, Thread
 from time import monotonic
 from typing import Any, Concatenate, ParamSpec, TypeVar, final
@@ -100,6 +102,10 @@ class Turns:
             log.append(event(turn_id, log.last + 1))
         return log.last
 
+    def running(self, turn_ids: list[str]) -> list[str]:
+        """Return which of the turns that this process reads are running."""
+        return [each for each in turn_ids if not self.logs[each].is_ended]
+
     def undo(self, session_id: str, turn_id: str) -> None:
         """Undo the claim of a turn whose message was not sent, after `claim` raised an error."""
         log = TurnLog(turn_id, 10**9, lambda _: None)
@@ -186,6 +192,11 @@ class Turns:
     def threads(self) -> int:
         """Return the number of threads, without the thread of alarms, which ends at some time."""
         return sum(not each.name.startswith("flux0-alarms") for each in threading.enumerate())
+
+    def resident_bytes(self) -> int:
+        """Return the resident memory of this process."""
+        pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
+        return pages * resource.getpagesize()
 
     def kept_logs(self) -> int:
         """Return the number of logs in memory after this object has dropped its own references."""

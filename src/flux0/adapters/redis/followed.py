@@ -76,7 +76,7 @@ class FollowedTurn:
     ) -> None:
         self.log: Callable[[], TurnLog | None] = ref(log, lambda _: worker.submit(self.steps))
         self.process: str = ""
-        self.outage: Outage = Outage(worker.clock, f"{_READABLE}: {name.shown}")
+        self.outage: Outage = Outage(worker.clock, _READABLE, name)
         self._name = name
         self._worker = worker
         self._lease = lease
@@ -110,8 +110,9 @@ class FollowedTurn:
                 # Ask the process that reads the turn to check the turn, because Redis can show an
                 # ended turn as running, or miss events. A question can be lost, too: ask again in
                 # each lease.
-                if asks := worker.clock.now() >= self._asks_at:
-                    self._ask_later()
+                now = worker.clock.now()
+                if asks := now >= self._asks_at:
+                    self._ask_later(now)
                 command = read(name, settings.process, last + 1, self.process, asks=asks)
                 if not self.update((yield command)):
                     return
@@ -123,6 +124,9 @@ class FollowedTurn:
             self.outage.fail(_UNREACHABLE)
             if not (yield from self._lease.is_accepted()):
                 raise
+            # The copy may have ended meanwhile, or it is unreferenced, so it has no readers.
+            if not self.is_running:
+                return
             # Redis has responded with an error or with invalid data. Wait until the process that
             # reads the turn has restored the events.
             worker.report(self.outage, f"{_UNREADABLE}: {name.shown}", error)
@@ -151,9 +155,10 @@ class FollowedTurn:
         if known_end is not None:
             log.finish(known_end)
             return True
+        now = self._worker.clock.now()
         if has_grown and self._asks_at:
-            self._ask_later()
-        if not listeners and self._worker.clock.now() < self._repeats_until:
+            self._ask_later(now)
+        if not listeners and now < self._repeats_until:
             return self._wait()
         # Read the turn again, even without a notification.
         self._worker.set_timer(self.steps, self._worker.settings.lease)
@@ -195,8 +200,8 @@ class FollowedTurn:
             self._is_lost = True
             self._worker.submit(self.steps)
 
-    def _ask_later(self) -> None:
-        self._asks_at = self._worker.clock.now() + self._worker.settings.lease / 2
+    def _ask_later(self, now: float) -> None:
+        self._asks_at = now + self._worker.settings.lease / 2
 
     def _miss(self) -> bool:
         self.outage.fail(_EVENTS_LOST)

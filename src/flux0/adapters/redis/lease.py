@@ -53,13 +53,11 @@ class Lease:
 
     def steps(self) -> Steps[None]:
         settings = self._worker.settings
-        try:
-            yield from self.renew()
-        except TurnStoreError:
-            if not self._has_turns():
-                self.outage.respond()
-                return
-            raise
+        # Without turns, the lease is renewed only during an outage, so that its end is noticed.
+        has_failed = self.outage.error or self._worker.redis.error
+        if not (self._has_turns() or (has_failed and not self._worker.is_retired)):
+            return
+        yield from self.renew()
         running = [turn for turn in self._followed.values() if turn.is_running]
         others, self._others = self._others, {}
         for process in {turn.process for turn in running}:
@@ -71,7 +69,10 @@ class Lease:
             self._worker.set_timer(self.steps, settings.renew)
 
     def renew(self) -> Steps[None]:
-        """Renew the lease. Raises a `TurnStoreError` if Redis does not accept it."""
+        """Renew the lease. Raises a `TurnStoreError` if Redis does not accept it.
+
+        After an error, the renewal is repeated until Redis accepts it.
+        """
         settings = self._worker.settings
         self._count += 1
         count = self._count
@@ -91,7 +92,9 @@ class Lease:
             if self._published or self._followed:
                 self.outage.warn(f"{_UNREACHABLE}: {self._worker.named(error)}")
             if not self._worker.redis.error:
+                self._worker.failures += 1
                 self._worker.drop_connections()
+            self._worker.set_timer(self.steps, settings.renew)
             raise
         if self.outage.respond():
             self._on_recovery()

@@ -6,6 +6,8 @@ from logging import getLogger
 from time import monotonic
 from typing import final
 
+from flux0.adapters.redis.commands import TurnName
+
 
 @final
 class AwakeClock:
@@ -41,19 +43,21 @@ class Outage:
     Args:
         clock: The clock that measures the time.
         recovery: The text that is logged if the part responds after `warn` was called.
+        turn: The turn that `recovery` is about. Its name is added to the text.
 
     Attributes:
         error: The last error; empty if there was none since the last response.
-        failures: The number of calls of `fail`.
+        is_covered: Whether the warning about another part names the cause of this outage.
     """
 
-    def __init__(self, clock: AwakeClock, recovery: str = "") -> None:
+    def __init__(self, clock: AwakeClock, recovery: str = "", turn: TurnName | None = None) -> None:
         self._clock = clock
         self._recovery = recovery
+        self._turn = turn
         self._since: float | None = None
         self._is_logged = False
         self.error: str = ""
-        self.failures: int = 0
+        self.is_covered: bool = False
 
     @property
     def seconds(self) -> float:
@@ -70,14 +74,14 @@ class Outage:
         """Record that the part responded with an error, or not at all."""
         self.expect()
         self.error = error
-        self.failures += 1
 
     def respond(self) -> bool:
         """Record that the part has responded. Return True if there was an error before."""
         had_failed, was_logged = bool(self.error), self._is_logged
-        self._since, self._is_logged, self.error = None, False, ""
+        self._since, self._is_logged, self.error, self.is_covered = None, False, "", False
         if was_logged:
-            getLogger("flux0").info(self._recovery)
+            turn = f": {self._turn.shown}" if self._turn else ""
+            getLogger("flux0").info("%s%s", self._recovery, turn)
         return had_failed
 
     def warn(self, problem: str) -> None:

@@ -15,13 +15,13 @@ from weakref import WeakKeyDictionary
 from attrs import evolve
 
 from flux0.adapters.redis import scripts
-from flux0.adapters.redis.commands import Settings, TurnName, as_text, run_script
+from flux0.adapters.redis.commands import Settings, TurnName, as_bytes, as_text, run_script
 from flux0.adapters.redis.followed import FollowedTurn, lose, read
 from flux0.adapters.redis.lease import Lease
 from flux0.adapters.redis.published import PublishedTurn
 from flux0.adapters.redis.subscription import Subscription
 from flux0.adapters.redis.worker import CLOSED, RedisClient, Steps, T, Worker
-from flux0.domain.background_errors import TurnRunning, TurnStoreError
+from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnStoreError
 from flux0.domain.errors import ClientClosed, Flux0Error
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
@@ -99,8 +99,7 @@ class StoreProcess:
         logs = [turn.log() for turn in self._followed.copy().values()]
         running = sum(log is not None and not log.is_ended for log in logs)
         redis, lease = self._worker.redis, self._lease.outage
-        failures = redis.failures + lease.failures
-        return StoreState(not (redis.error or lease.error), failures, running)
+        return StoreState(not (redis.error or lease.error), self._worker.failures, running)
 
     def close(self) -> None:
         """Write the ends of this process's turns to Redis, and end the threads.
@@ -120,6 +119,8 @@ class StoreProcess:
     def retire(self) -> None:
         """End the threads when this process reads and copies no more turns. Safe in finalizers."""
         self._worker.stop(when_idle=True)
+        # If Redis cannot be used, the lease waits for its next renewal.
+        self._worker.submit(self._lease.steps, now=True)
 
     def _call(self, steps: Steps[T]) -> T:
         if self._is_closed:
@@ -200,6 +201,12 @@ class StoreProcess:
 
     def _join(self, name: TurnName) -> Steps[TurnLog | None]:
         log = self._known_log(name)
+        if (
+            log is None
+            and (lost := self._lost_log(name))
+            and (yield from self._is_lost(name, lost))
+        ):
+            log = lost
         if log is None:
             reply = yield read(name, self._settings.process, 1, asks=False)
             # While this call waited for Redis, another call may have created a copy of the same
@@ -214,6 +221,12 @@ class StoreProcess:
                 self._check_copies_later()
         return log
 
+    def _is_lost(self, name: TurnName, log: TurnLog) -> Steps[bool]:
+        """Return whether a turn that was lost has not continued in its process since then."""
+        reply = yield read(name, self._settings.process, log.last + 1, asks=False)
+        end = log.end and log.end.to_json()
+        return bool(reply and int(reply[2]) == log.last and as_bytes(reply[3]) == end)
+
     def _submit(self, turn: PublishedTurn | FollowedTurn) -> None:
         self._worker.submit(turn.steps)
         self._worker.submit(self._lease.steps)
@@ -226,9 +239,16 @@ class StoreProcess:
     def _known_log(self, name: TurnName) -> TurnLog | None:
         if own := self._published.get(name.info):
             return own.log
-        followed = self._followed.get(name.info)
-        log = followed and followed.log()
+        log = self._followed_log(name)
         return None if log is None or (log.end is not None and log.end.is_of_copy) else log
+
+    def _lost_log(self, name: TurnName) -> TurnLog | None:
+        log = self._followed_log(name)
+        return log if log and log.end and isinstance(log.end.error, ReaderLost) else None
+
+    def _followed_log(self, name: TurnName) -> TurnLog | None:
+        followed = self._followed.get(name.info)
+        return followed and followed.log()
 
     def _stop(self, name: TurnName, reason: str) -> None:
         self._call(self._request_stop(name, reason))

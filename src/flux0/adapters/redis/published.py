@@ -59,7 +59,7 @@ class PublishedTurn:
     _outage: Outage = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._outage = Outage(self._worker.clock, f"{_PUBLISHED}: {self.name.shown}")
+        self._outage = Outage(self._worker.clock, _PUBLISHED, self.name)
 
     def steps(self) -> Steps[None]:
         worker = self._worker

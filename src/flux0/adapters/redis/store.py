@@ -78,7 +78,9 @@ class RedisTurnStore(TurnStore):
             problem = "RedisTurnStore needs the package redis: pip install 'flux0-client[redis]'"
             raise MissingDependency(problem) from error
         _check_seconds("lease_seconds", lease_seconds, _MIN_LEASE_SECONDS)
-        timeout = lease_seconds / 2
+        # If a connection does not respond, the lease must be renewed over a new connection before
+        # it expires. The renewal starts after `Settings.renew` seconds, and takes this timeout.
+        timeout = lease_seconds * 0.3
         try:
             client = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - of redis
                 arguments.text("url", url),

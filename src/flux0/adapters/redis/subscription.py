@@ -102,7 +102,9 @@ class Subscription:
 
     def _fail(self, error: Exception) -> None:
         self._outage.fail(str(error))
-        # If the commands do not get replies, either, the lease logs this.
-        is_alone = not self._worker.redis.seconds
-        if is_alone and self._outage.seconds >= self._worker.settings.expiry:
+        # If the commands do not get replies, either, the lease logs this. A command that was sent
+        # just now has no reply yet, although Redis responds.
+        settings, redis = self._worker.settings, self._worker.redis
+        is_alone = redis.seconds < settings.renew and not redis.error
+        if is_alone and self._outage.seconds >= settings.expiry:
             self._outage.warn(f"{_SILENT}: {self._worker.named(error)}")

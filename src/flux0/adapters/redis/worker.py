@@ -10,7 +10,7 @@ from itertools import takewhile
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Final, Protocol, TypeAlias, TypeGuard, TypeVar, cast
 
 from flux0.adapters.redis.commands import Command, Settings
 from flux0.adapters.redis.outage import AwakeClock, Outage
@@ -67,6 +67,8 @@ class Worker:
         settings: The argument `settings`.
         clock: The clock that measures all outages.
         redis: Since when no command has got a reply.
+        failures: How often Redis could not be used. A pipeline of commands counts once.
+        is_retired: Whether the thread ends as soon as no job is running or scheduled.
     """
 
     def __init__(self, client: RedisClient, settings: Settings) -> None:
@@ -80,10 +82,15 @@ class Worker:
         self._not_before = 0.0
         self.clock: AwakeClock = AwakeClock(settings.renew)
         self.redis: Outage = Outage(self.clock)
-        # `_reported` maps the text of each connection error to the turn that has reported it first.
-        self._reported: dict[str, Outage] = {}
+        # `_reported` maps the text of each connection error to the time of its last report.
+        self._reported: dict[str, float] = {}
+        self.failures: int = 0
+        # Up to this time, commands for different nodes of a cluster are in different pipelines.
+        self._split_until = 0.0
+        # A node that responded to its last commands while another node was lost.
+        self._responding: object = None
         self._is_stopped = False
-        self._is_unused = False
+        self.is_retired: bool = False
 
     @property
     def is_unreachable(self) -> bool:
@@ -142,7 +149,7 @@ class Worker:
         If `when_idle` is True, the thread instead waits until no job is running or scheduled, and
         then ends. Safe in finalizers.
         """
-        self._is_stopped, self._is_unused = self._is_stopped or not when_idle, True
+        self._is_stopped, self.is_retired = self._is_stopped or not when_idle, True
         self.submit(_no_steps)  # `_no_steps` only wakes the worker's thread.
 
     def drop_connections(self) -> None:
@@ -155,13 +162,19 @@ class Worker:
                 pool.disconnect(inuse_connections=False)
 
     def report(self, outage: Outage, problem: str, error: Exception) -> None:
-        """Log a warning about a turn, unless another turn has reported the same lost connection."""
+        """Log a warning about a turn, unless another turn has reported the same lost connection.
+
+        A turn that is not logged for this reason is not logged either if the text of the connection
+        error changes later.
+        """
         text = self.named(error)
-        if not any(each.__name__ == "ResponseError" for each in type(error.__cause__).__mro__):
-            first = self._reported.setdefault(text, outage)
-            if first is not outage and first.error:
+        if _is_of_connection(error.__cause__):
+            now, limit = self.clock.now(), 2 * self.settings.lease
+            recent = {each: time for each, time in self._reported.items() if now - time < limit}
+            self._reported = {**recent, text: now}
+            outage.is_covered = outage.is_covered or text in recent
+            if outage.is_covered:
                 return
-            self._reported[text] = outage
         outage.warn(f"{problem}: {text}")
 
     def named(self, error: Exception) -> str:
@@ -170,7 +183,7 @@ class Worker:
         return text if address in text else f"{address}: {text}"
 
     def run(self) -> None:
-        while not (self._is_stopped or (self._is_unused and self._is_idle())):
+        while not (self._is_stopped or (self.is_retired and self._is_idle())):
             self._read_inbox(self._idle_seconds())
             self._start_jobs(monotonic())
             self._deliver(self._send())
@@ -237,61 +250,86 @@ class Worker:
         if not commands:
             return []
         self.redis.expect()
-        replies, error = self._replies(commands)
-        # In a cluster, one lost node fails the whole pipeline. Send the commands for each node in
-        # a pipeline of their own, so that only the commands for the lost node fail.
-        for positions in self._by_node(commands) if error else ():
-            some, problem = self._replies_of_node([commands[each] for each in positions])
-            error = error and problem
-            for position, reply in zip(positions, some, strict=True):
-                replies[position] = reply
+        nodes = self._by_node(commands) if monotonic() < self._split_until else {}
+        replies, error = ([], "") if nodes else self._replies(commands)
+        if nodes := nodes or (self._by_node(commands) if error else {}):
+            replies, error = self._replies_of_nodes(commands, nodes)
         if error:
             self.redis.fail(error)
+            self.failures += 1
             self.drop_connections()
         else:
             self.redis.respond()
             self._not_before = monotonic() + _MIN_INTERVAL
         return replies
 
-    def _replies_of_node(self, commands: list[Command]) -> tuple[list[object], str]:
-        replies, error = self._replies(commands)
-        if error:
-            # The client asks its default node for the keys of a script. Use another default node,
-            # because the default node may be the lost node.
-            with suppress(Exception):  # The client may be of another library.
-                cast("Any", self._client).replace_default_node()
-            replies, error = self._replies(commands)
-        return replies, error
+    def _replies_of_nodes(
+        self, commands: list[Command], nodes: dict[object, list[int]]
+    ) -> tuple[list[object], str]:
+        """Send the commands for each node of a cluster in their own pipeline.
+
+        One lost node fails a pipeline with commands for several nodes.
+        """
+        replies: list[object] = [None] * len(commands)
+        errors: list[str] = []
+        default, self._responding = self._responding, None
+        for node, positions in nodes.items():
+            # The client asks its default node for the keys of a script, so this node must respond.
+            self._use_node(default or node)
+            some, error = self._replies([commands[each] for each in positions])
+            for position, reply in zip(positions, some, strict=True):
+                replies[position] = reply
+            if error:
+                errors.append(error)
+                default = self._responding
+            else:
+                default = self._responding = node or default
+        if errors:
+            self._use_node(self._responding)
+        return replies, errors[0] if len(errors) == len(nodes) else ""
+
+    def _use_node(self, node: object) -> None:
+        """Make a node the default node of the cluster; if `node` is None, another node."""
+        with suppress(Exception):  # The client may be of another library.
+            cast("Any", self._client).replace_default_node(node)
 
     def _replies(self, commands: list[Command]) -> tuple[list[object], str]:
-        """Return the replies, and the error if the pipeline failed before its replies arrived."""
+        """Return the replies, and the error if no reply arrived."""
         try:
             replies = self._pipeline(commands, is_known=True)
-            done = [*takewhile(lambda reply: not isinstance(reply, Exception), replies)]
-            if unknown := commands[len(done) :]:
-                # Redis may not know a script. Send the failed command and all later commands again,
-                # with the text of each script, so that the command order does not change.
-                done += self._pipeline(unknown, is_known=False)
+            known = [*takewhile(lambda reply: not _is_of_unknown_script(reply), replies)]
+            if unknown := commands[len(known) :]:
+                # Send the command with the unknown script and all later commands again, with the
+                # text of each script, so that the command order does not change.
+                replies = known + self._pipeline(unknown, is_known=False)
         except Exception as error:  # noqa: BLE001 - the client may be of another library
             # Do not store the returned list in a variable: the error's traceback refers to this
             # frame, so a variable of this frame that refers to the error forms a reference cycle.
+            self._split_until = monotonic() + 2 * self.settings.lease
             return [error] * len(commands), _text(error)
-        return done, ""
+        # If a node of a cluster is lost, the other nodes may have replied.
+        if errors := [_text(each) for each in replies if _is_of_connection(each)]:
+            self._split_until = monotonic() + 2 * self.settings.lease
+        return replies, errors[0] if len(errors) == len(replies) else ""
 
-    def _by_node(self, commands: list[Command]) -> list[list[int]]:
-        """Return the positions of the commands for each node; nothing without a cluster."""
+    def _by_node(self, commands: list[Command]) -> dict[object, list[int]]:
+        """Return the positions of the commands for each node; nothing without a cluster.
+
+        The node None is the last node. It has the commands whose keys have no node.
+        """
         if (node_of := getattr(self._client, "get_node_from_key", None)) is None:
-            return []
+            return {}
         nodes: dict[object, list[int]] = {}
+        others: list[int] = []
         for position, (name, *arguments) in enumerate(commands):
-            # The first key of a script follows the script and the number of keys.
+            # The first key of a script follows the script and the number of keys. Of PUBLISH, the
+            # channel is the key: the client also sends a message to one node of the cluster.
             key, node = arguments[2 if name == "EVALSHA" else 0], None
-            if name != "PUBLISH":
-                # If no node has the slot of the key, the lookup fails.
-                with suppress(Exception):
-                    node = node_of(key)
-            nodes.setdefault(node and node.name, []).append(position)
-        return [*nodes.values()]
+            # If no node has the slot of the key, the lookup fails.
+            with suppress(Exception):
+                node = node_of(key)
+            (others if node is None else nodes.setdefault(node, [])).append(position)
+        return {**nodes, None: others} if others else nodes
 
     def _pipeline(self, commands: list[Command], *, is_known: bool) -> list[object]:
         pipeline = self._client.pipeline(transaction=False)
@@ -316,6 +354,18 @@ def _failure(error: Exception) -> TurnStoreError:
     failure = TurnStoreError(f"Redis cannot be used: {_text(error)}")
     failure.__cause__ = error
     return failure
+
+
+def _is_of_unknown_script(reply: object) -> bool:
+    return isinstance(reply, Exception) and "NoScript" in type(reply).__name__
+
+
+def _is_of_connection(error: object) -> TypeGuard[Exception]:
+    if not isinstance(error, Exception):
+        return False
+    # The names are the same in the packages redis and valkey, and in Python.
+    names = {each.__name__ for each in type(error).__mro__}
+    return not names.isdisjoint(("ConnectionError", "TimeoutError"))
 
 
 def _text(error: BaseException) -> str:

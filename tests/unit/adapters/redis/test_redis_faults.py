@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import gc
 import signal
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 from time import monotonic
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 from attrs import frozen
@@ -20,7 +23,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from flux0 import RedisTurnStore
-from flux0.adapters.redis.commands import Settings
+from flux0.adapters.redis.commands import Command, Settings, run_script
+from flux0.adapters.redis.worker import Worker
 from flux0.domain.api_errors import APIError
 from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnStopped, TurnStoreError
 from flux0.domain.errors import Flux0Error
@@ -173,14 +177,43 @@ def calls_of(client: Redis, command: str) -> int:
     return int(commands.get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
 
+def has_calls(client: Redis, command: str, count: int) -> bool:
+    return calls_of(client, command) >= count
+
+
 @pytest.mark.parametrize("kind", ["commands", "all"])
-def test_copy_continues_after_half_open_connections(pair: Pair, kind: str) -> None:
-    turn, copy = pair.start()
-    pair.follower_proxy.stall(kind)
-    turn.append()
-    wait_for_events(copy, 2)
-    turn.log.finish(LogEnd(finished=True))
-    assert error_of(copy) is None
+@pytest.mark.parametrize("role", ["reading", "following"])
+def test_copy_continues_after_half_open_connections(
+    server: RedisServer, role: str, kind: str
+) -> None:
+    """The connections stop responding when both processes have just renewed their leases.
+
+    Then, the lease of the reading process is missing for the longest time.
+    """
+    with running_pair(server, 2 * LEASE_SECONDS) as pair:
+        turn, copy = pair.start()
+        proxy = pair.reader_proxy if role == "reading" else pair.follower_proxy
+        others = [Turn("first"), Turn("second")]
+        with server.client() as client:
+            for store, other in zip((pair.reader, pair.follower), others, strict=True):
+                lease = store._process.get()._settings.process
+                count = int(client.get(lease) or 0)
+                assert store.claim(other.log.turn_id, other.log, refuse=True) is None
+                # The lease is renewed before and after the claim.
+                wait_until(partial(is_renewed, client, lease, count + 2))
+        before = proxy.connections
+        proxy.stall(kind)
+        wait_until(lambda: proxy.connections > before)
+        turn.append()
+        wait_for_events(copy, 2)
+        turn.log.finish(LogEnd(finished=True))
+        assert error_of(copy) is None
+        for other in others:
+            other.log.finish(LogEnd())
+
+
+def is_renewed(client: Redis, lease: str, count: int) -> bool:
+    return int(client.get(lease) or 0) >= count
 
 
 def test_copy_ends_if_no_connection_to_redis_responds(
@@ -278,15 +311,86 @@ def test_join_leaves_a_demoted_master_although_the_process_has_no_turn(tmp_path:
         turn.log.finish(LogEnd())
 
 
+def test_process_without_turns_leaves_a_master_that_is_demoted_later_than_its_address_changes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first new connection still leads to the demoted master."""
+    caplog.set_level("INFO", "flux0")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    with (
+        redis_server(tmp_path / "old") as old,
+        redis_server(tmp_path / "new") as new,
+        Stalling(old.port) as address,
+        Redis.from_url(f"redis://{address.address}") as client,
+        closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as store,
+        old.client() as admin,
+    ):
+        assert store.find("session") is None
+        admin.replicaof("127.0.0.1", str(new.port))
+        turn = Turn()
+        with pytest.raises(TurnStoreError, match="ReadOnlyError"):
+            store.claim("session", turn.log, refuse=True)
+        failures = store.state().failures
+        wait_until(lambda: store.state().failures > failures + 1)
+        assert not store.state().is_available
+        address.port = new.port
+        wait_until(lambda: store.state().is_available)
+        assert store.claim("session", turn.log, refuse=True) is None
+        turn.log.finish(LogEnd())
+        admin.replicaof("NO", "ONE")
+    assert "can be reached again" not in caplog.text  # No WARNING was logged before.
+
+
+def test_info_that_redis_can_be_reached_is_logged_only_if_it_can(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "flux0")
+    _, copy = pair.start()
+    pair.follower_proxy.stall(new=True)
+    assert isinstance(error_of(copy), TurnStoreError)
+    wait_until(lambda: bool(warnings(caplog)))
+    del copy
+    gc.collect()
+    failures = pair.follower.state().failures
+    wait_until(lambda: pair.follower.state().failures > failures + 1)
+    assert "can be reached again" not in caplog.text
+    assert not pair.follower.state().is_available
+    pair.follower_proxy.heal()
+    wait_until(lambda: "can be reached again" in caplog.text)
+    assert pair.follower.state().is_available
+
+
+def test_renewal_that_fails_is_counted_once(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as server,
+        closing(RedisTurnStore.from_url(server.url, lease_seconds=60.0)) as store,
+    ):
+        assert store.find("session") is None
+        server.stop()
+        with pytest.raises(TurnStoreError):
+            store.claim("session", Turn().log, refuse=True)
+        assert store.state().failures == 1
+        server.start()
+        assert store.find("session") is None
+        with server.client() as client:
+            client.config_set("maxmemory", 1)
+            with pytest.raises(TurnStoreError, match="OutOfMemoryError"):
+                store.claim("session", Turn().log, refuse=True)
+            client.config_set("maxmemory", 0)
+        assert store.state().failures == 2
+
+
 def test_turn_without_news_is_read_and_its_process_is_asked_once_in_each_lease(pair: Pair) -> None:
     _, copy = pair.start()
     with pair.server.client() as client:
-        wait_until(lambda: bool(client.hget(KEY, "last")))
-        before, begin = calls_of(client, "publish"), monotonic()
-        wait_until(lambda: calls_of(client, "publish") >= before + 3)
-        assert monotonic() - begin > LEASE_SECONDS
-        process = client.hget(KEY, "process")
-        assert process is not None
+        moments: list[float] = []
+        # The first questions are sent because the subscription has just connected.
+        while len(moments) < 6:
+            before = calls_of(client, "publish")
+            wait_until(partial(has_calls, client, "publish", before + 1))
+            moments.append(monotonic())
+    assert moments[-1] - moments[-3] > 1.9 * LEASE_SECONDS
     assert not copy.is_ended
 
 
@@ -335,6 +439,24 @@ def test_turn_that_was_lost_for_others_is_complete_when_its_process_reaches_redi
     assert is_complete(pair.reader)
 
 
+def test_readers_of_a_lost_turn_share_one_copy_until_the_turn_continues(pair: Pair) -> None:
+    turn, copy = pair.start()
+    pair.reader_proxy.stall(new=True)
+    assert isinstance(error_of(copy), ReaderLost)
+    with pair.server.client() as client:
+        wait_until(lambda: bool(client.hget(KEY, "lost")))
+    assert pair.follower.find("session") is copy
+    pair.reader_proxy.heal()
+    turn.append()
+
+    def continues() -> bool:
+        found = pair.follower.find("session")
+        return found is not None and found is not copy and not found.is_ended and found.last == 2
+
+    wait_until(continues)
+    turn.log.finish(LogEnd(finished=True))
+
+
 @pytest.mark.parametrize("key", [KEY, f"{KEY}:log"])
 def test_wrong_value_of_one_turn_is_logged_once_in_both_processes_until_it_recovers(
     pair: Pair, key: str, caplog: pytest.LogCaptureFixture
@@ -358,6 +480,28 @@ def test_wrong_value_of_one_turn_is_logged_once_in_both_processes_until_it_recov
     assert found is not None
     wait_for_events(found, 2)
     turn.log.finish(LogEnd())
+
+
+def test_copy_without_readers_is_not_read_again_if_its_turn_has_a_wrong_value(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        closing(RedisTurnStore.from_url(server.url)) as reader,
+        server.client() as client,
+    ):
+        turn = Turn()
+        assert reader.claim("session", turn.log, refuse=True) is None
+        before = set(threading.enumerate())
+        store = RedisTurnStore.from_url(server.url, lease_seconds=LEASE_SECONDS)
+        copy = store.find("session")
+        started = set(threading.enumerate()) - before
+        client.delete(KEY)
+        client.set(KEY, "another program", ex=60)
+        del copy, store
+        gc.collect()
+        wait_until(lambda: not any(each.is_alive() for each in started))
+        turn.log.finish(LogEnd())
+    assert "cannot be read" not in caplog.text
 
 
 def test_wrong_value_of_one_turn_does_not_delay_other_turns(calm_pair: Pair) -> None:
@@ -529,7 +673,7 @@ class ClusterPair:
 def cluster_pair(folder: Path, lease_seconds: float) -> Generator[ClusterPair, None, None]:
     with redis_cluster(folder, "--cluster-require-full-coverage", "no") as servers:
         first, lost, _ = servers
-        clients = [cluster_client(first.port) for _ in range(2)]
+        clients = [cluster_client(first.port, RedisCluster) for _ in range(2)]
         stores = [store_with_lease_at(first.port, client, lease_seconds) for client in clients]
         with closing(stores[0]) as store, closing(stores[1]) as other:
             yield ClusterPair(first, lost, clients[0], store, other)
@@ -547,31 +691,45 @@ def test_lost_node_of_a_cluster_ends_only_the_copies_of_its_sessions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with cluster_pair(tmp_path, 2.0) as pair:
-        lost, client, store, other = pair.lost, pair.client, pair.store, pair.other
-        ports: dict[int, str] = {}
+        first, lost, client, store, other = (
+            pair.first,
+            pair.lost,
+            pair.client,
+            pair.store,
+            pair.other,
+        )
+        turns: dict[int, list[Turn]] = {first.port: [], lost.port: []}
         for number in range(30):
             session = f"session-{number}"
             key = Settings("flux0:", 300.0, 5.0).name(session, "").session
-            ports.setdefault(port_of(key, client), session)
-        turns = {port: Turn(session) for port, session in ports.items()}
-        copies: dict[int, TurnLog] = {}
-        for port, turn in turns.items():
-            assert store.claim(turn.log.turn_id, turn.log, refuse=True) is None
+            port = port_of(key, client)
+            if port in turns and len(turns[port]) < 2:
+                turns[port].append(Turn(session))
+        copies: dict[str, TurnLog] = {}
+        for turn in turns[first.port] + turns[lost.port]:
+            session = turn.log.turn_id
+            assert store.claim(session, turn.log, refuse=True) is None
             turn.append()
-            found = other.find(turn.log.turn_id)
+            found = other.find(session)
             assert found is not None
             wait_for_events(found, 1)
-            copies[port] = found
+            copies[session] = found
         lost.stop()
-        error = error_of(copies.pop(lost.port))
-        assert isinstance(error, TurnStoreError)
-        for port, copy in copies.items():
-            turns[port].append()
+        for turn in turns[lost.port]:
+            assert isinstance(error_of(copies[turn.log.turn_id]), TurnStoreError)
+            turn.log.finish(LogEnd())
+        for turn in turns[first.port]:
+            turn.append()
+            copy = copies[turn.log.turn_id]
             wait_for_events(copy, 2)
-            turns[port].log.finish(LogEnd(finished=True))
+            turn.log.finish(LogEnd(finished=True))
             assert error_of(copy) is None
-        turns[lost.port].log.finish(LogEnd())
-    assert warns_of_an_unreadable_turn(caplog)
+        assert [len(each) for each in turns.values()] == [2, 2]
+    starts = sorted(line.partition(":")[0] for line in warnings(caplog))
+    assert starts == [
+        "a background turn of another process cannot be read from Redis",
+        "a background turn of this process cannot be stored in Redis",
+    ]
 
 
 @needs(REDIS)
@@ -597,6 +755,56 @@ def test_lost_node_of_a_cluster_is_logged_although_no_other_command_is_sent_at_t
     assert warns_of_an_unreadable_turn(caplog)
 
 
+class CountingCluster(RedisCluster):
+    """Counts the pipelines of commands."""
+
+    pipelines = 0
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
+        self.pipelines += 1
+        parent: Any = super()  # It has incomplete types.
+        return parent.pipeline(transaction, shard_hint)
+
+
+@needs(REDIS)
+def test_lost_node_of_a_cluster_is_tried_once_in_each_attempt(tmp_path: Path) -> None:
+    """A node that does not respond delays the commands for other nodes by one timeout."""
+    options = "--cluster-require-full-coverage", "no"
+    with (
+        redis_cluster(tmp_path, *options) as (first, lost, _),
+        closing(cluster_client(first.port, CountingCluster)) as client,
+    ):
+        keys = {port_of(f"key-{number}", client): f"key-{number}" for number in range(100)}
+        # Other timers of the worker would also send commands.
+        jobs = Worker(client, Settings("flux0:", 300.0, 60.0))
+        thread = threading.Thread(target=jobs.run)
+        thread.start()
+        assert jobs.call(script_at(keys[first.port])) == 1
+        lost.stop()
+        counts: list[int] = []
+        for _ in range(3):
+            before = client.pipelines
+            with pytest.raises(TurnStoreError):
+                jobs.call(script_at(keys[lost.port]))
+            counts.append(client.pipelines - before)
+            assert jobs.call(published(keys[first.port])) == 0
+            assert jobs.call(script_at(keys[first.port])) == 1
+            assert cast("Any", client).get_default_node().port != lost.port
+        jobs.stop()
+        thread.join(TIMEOUT)
+    assert counts[1:] == [1, 1]
+
+
+def script_at(key: str) -> Generator[Command, Any, int]:
+    reply: int = yield run_script("return 1", (key,))
+    return reply
+
+
+def published(channel: str) -> Generator[Command, Any, int]:
+    listeners: int = yield "PUBLISH", channel, ""
+    return listeners
+
+
 def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -> RedisTurnStore:
     """Return a store whose lease is on the node with this port."""
     stores = (RedisTurnStore(client, lease_seconds=lease_seconds) for _ in range(1000))
@@ -605,10 +813,13 @@ def store_with_lease_at(port: int, client: RedisCluster, lease_seconds: float) -
     )
 
 
-def cluster_client(port: int) -> RedisCluster:
-    cluster: Any = RedisCluster  # It has incomplete types.
+C = TypeVar("C", bound=RedisCluster)
+
+
+def cluster_client(port: int, kind: type[C]) -> C:
+    cluster: Any = kind  # It has incomplete types.
     retry = Retry(NoBackoff(), 0)
-    return cast("RedisCluster", cluster(host="127.0.0.1", port=port, socket_timeout=1, retry=retry))
+    return cast("C", cluster(host="127.0.0.1", port=port, socket_timeout=1, retry=retry))
 
 
 def port_of(key: str, client: Any) -> int:

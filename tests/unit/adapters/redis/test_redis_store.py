@@ -34,6 +34,7 @@ from flux0.adapters.redis import followed, lease, outage, store as store_module,
 from flux0.adapters.redis.commands import Settings, TurnName, as_text
 from flux0.adapters.redis.followed import FollowedTurn
 from flux0.adapters.redis.published import PublishedTurn
+from flux0.adapters.redis.subscription import Subscription
 from flux0.adapters.redis.worker import Steps, Worker
 from flux0.domain.background_errors import (
     ReaderLost,
@@ -73,7 +74,7 @@ with_short_lease = pytest.mark.parametrize("lease_seconds", [LEASE_SECONDS], ind
 LARGE = [f"id: {number}\ndata: {'x' * 50_000}\n\n".encode() for number in range(1, 5)]
 
 
-def nothing() -> None:
+def nothing(*_: object) -> None:
     pass
 
 
@@ -1708,21 +1709,82 @@ def test_lease_that_cannot_be_read_hides_other_leases_only_if_redis_is_unreachab
     assert [turn.ends for turn in turns.values()] == [lost, lost]
 
 
-def test_lost_connection_is_logged_for_one_turn_until_this_turn_recovers(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def connection_error(text: str = "connection refused") -> TurnStoreError:
     error = TurnStoreError("Redis cannot be used")
-    error.__cause__ = redis.ConnectionError("connection refused")
+    error.__cause__ = redis.ConnectionError(text)
+    return error
+
+
+@pytest.fixture
+def reporting(monkeypatch: pytest.MonkeyPatch) -> tuple[Worker, list[float]]:
+    """A worker that reports outages, and the time of its clock."""
+    now = [1000.0]
     with Redis() as client:
         jobs = Worker(client, Settings("flux0:", 300.0, LEASE_SECONDS))
-    turns = [outage.Outage(jobs.clock) for _ in range(2)]
-    for recovers, count in ((False, 1), (True, 2)):
-        for turn in turns:
-            turn.fail("connection refused")
-            jobs.report(turn, "a turn cannot be stored", error)
-        assert len(caplog.messages) == count
-        if not recovers:
-            turns[0].respond()
+    monkeypatch.setattr(jobs.clock, "now", lambda: now[0])
+    return jobs, now
+
+
+def test_lost_connection_is_logged_for_one_turn_although_its_error_changes(
+    reporting: tuple[Worker, list[float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, now = reporting
+    first, second = (outage.Outage(jobs.clock) for _ in range(2))
+    for turn in (first, second):
+        jobs.report(turn, "a turn cannot be stored", connection_error())
+    for turn in (second, first):
+        now[0] += 2 * LEASE_SECONDS
+        jobs.report(turn, "a turn cannot be stored", connection_error("timeout"))
+    assert len(caplog.messages) == 1
+
+
+def test_later_loss_of_a_connection_is_logged_although_the_first_turn_has_not_recovered(
+    reporting: tuple[Worker, list[float]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The copy of the first turn may be unreferenced, so that no response is expected."""
+    jobs, now = reporting
+    first, second = (outage.Outage(jobs.clock) for _ in range(2))
+    first.fail("connection refused")
+    jobs.report(first, "a turn cannot be stored", connection_error())
+    now[0] += 2 * LEASE_SECONDS
+    jobs.report(second, "a turn cannot be stored", connection_error())
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize("cause", [redis.ResponseError("OOM"), None])
+def test_other_errors_are_logged_for_each_turn(
+    reporting: tuple[Worker, list[float]], cause: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    jobs, _ = reporting
+    error = connection_error()
+    error.__cause__ = cause
+    for turn in [outage.Outage(jobs.clock) for _ in range(2)]:
+        turn.fail("invalid data")
+        jobs.report(turn, "a turn cannot be read", error)
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "leases", "count"), [("", 0.1, 1), ("", 0.5, 0), ("connection refused", 0.1, 0)]
+)
+def test_silent_subscription_is_logged_only_if_commands_get_replies(
+    reporting: tuple[Worker, list[float]],
+    error: str,
+    leases: float,
+    count: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A command may wait for its reply at the moment when the subscription has failed."""
+    jobs, now = reporting
+    listener = Subscription(jobs._client, jobs, nothing, nothing)
+    listener._outage.expect()
+    now[0] += LEASE_SECONDS
+    jobs.redis.expect()
+    if error:
+        jobs.redis.fail(error)
+    now[0] += leases * LEASE_SECONDS
+    listener._fail(TimeoutError("no data"))
+    assert len(caplog.messages) == count
 
 
 def test_turn_is_stopped_although_its_process_receives_no_messages(
