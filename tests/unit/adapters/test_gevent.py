@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
+
+import pytest
 
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.in_memory import SSE, chunk
 from support.transports import SYNC_WAYS, TRANSPORTS
+
+pytestmark = pytest.mark.skipif(
+    find_spec("gevent") is None, reason="gevent (cffi) has no build for this Python"
+)
 
 OPEN_TURN = http_response(chunk("a"), WaitForRelease(), headers=SSE.items(), framing="chunked")
 SCRIPT = """
