@@ -329,7 +329,7 @@ def test_chats_are_listed_renamed_and_deleted(chat: Page, fake: FakeTransport) -
 
 
 def show_again(page: Page) -> None:
-    """Tell the page that its tab is visible again."""
+    """Report to the page that its tab is visible again."""
     page.evaluate("document.dispatchEvent(new Event('visibilitychange')) && null")
 
 

@@ -23,7 +23,7 @@ _TEXTS = """[...document.querySelectorAll('article')].map((message) => {
   return parts.map((part) => (part.innerText || part.textContent).trim()).join('|');
 })"""
 
-# Let `await stopped` wait for the response to the first DELETE request.
+# `await stopped` waits for the response to the first DELETE request.
 _RECORD_STOP = """window.stopped = new Promise((resolve) => {
   const { fetch } = window;
   window.fetch = async (url, options) => {
