@@ -459,6 +459,7 @@ def disconnected_page(chat: Page, browser: Browser, chat_url: str) -> Generator[
             relay.cut_before(b"data: ")
             send(page, "2")
             page.wait_for("timers.size")
+            page.wait_for(READY)
             yield page
 
 
