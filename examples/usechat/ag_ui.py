@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from chats import (
     OwnConversation,
     User,
+    open_chat,
     own_conversation,
     shown_history,
     start,
-    unfinished_turn,
 )
 from flux0.adapters.ui import AgUiFormat, ag_ui_messages, new_message
 
@@ -44,10 +44,8 @@ async def send(request: Request, run: Run, user: User) -> Response:
 @router.post("/history")
 async def join(request: Request, run: Run, user: User) -> Response:
     chat = await own_conversation(request, run.threadId, user)
-    turn = await unfinished_turn(request, chat)
-    history = await shown_history(request, chat)
-    messages = ag_ui_messages(history, is_running=turn is not None)
-    ag_ui = AgUiFormat(run.threadId, run.runId, messages=messages)
+    history, turn = await open_chat(request, chat)
+    ag_ui = AgUiFormat(run.threadId, run.runId, messages=ag_ui_messages(history))
     if turn is not None:
         return StreamingResponse(turn.relay_async(format=ag_ui), headers=ag_ui.headers)
     encoder = ag_ui.encoder()  # A run without a turn.

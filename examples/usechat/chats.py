@@ -82,6 +82,29 @@ async def start(
     return turn
 
 
+async def open_chat(
+    request: Request, chat: AsyncConversation
+) -> tuple[list[Any], BackgroundTurn | None]:
+    """Return the stored messages, and the last turn if it is running or has failed.
+
+    The relay of this turn has the agent's messages, so the history leaves them out.
+    """
+    history: list[Any] = []
+    for _ in range(2):
+        turn = await unfinished_turn(request, chat)
+        history = await shown_history(request, chat)
+        turn_id = turn and turn.correlation_id
+        sent = [event.correlation_id for event in history if event.source == "user"]
+        if turn_id is None or turn_id in sent[-1:]:
+            return [
+                event
+                for event in history
+                if event.source == "user" or event.correlation_id != turn_id
+            ], turn
+        # A newer message was sent: meanwhile, or without this application.
+    return history, None
+
+
 async def unfinished_turn(
     request: Request, chat: AsyncConversation
 ) -> BackgroundTurn | None:

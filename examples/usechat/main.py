@@ -176,13 +176,17 @@ async def delete(request: Request, chat: OwnConversation) -> None:
 async def show_error(_: Request, error: Flux0Error) -> Response:
     """Log an error. Return a sentence for the user, and whether the message was sent."""
     if isinstance(error, InvalidArgument):
-        return JSONResponse({"detail": str(error), "sent": "no"}, 422, headers=NO_STORE)
+        return JSONResponse({"detail": str(error)}, 422, headers=NO_STORE)
     logger.error("%s", error)
-    if error.sent == "no":
+    # In other calls, such as the call that reads the history, `sent` is not about a message.
+    sent = error.sent if error.operation == "sessions.create_event" else None
+    if sent == "no":
         detail = "The agent cannot be reached. Your message was not sent."
         return JSONResponse({"detail": detail, "sent": "no"}, 503, headers=NO_STORE)
-    detail = "The connection to the agent failed. Your message may have been sent."
-    return JSONResponse({"detail": detail, "sent": error.sent}, 502, headers=NO_STORE)
+    detail = "The connection to the agent failed."
+    if sent is not None:
+        detail += " Your message may have been sent."
+    return JSONResponse({"detail": detail, "sent": sent}, 502, headers=NO_STORE)
 
 
 if __name__ == "__main__":

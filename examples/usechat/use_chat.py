@@ -9,6 +9,7 @@ from chats import (
     NO_STORE,
     OwnConversation,
     User,
+    open_chat,
     own_conversation,
     shown_history,
     start,
@@ -34,10 +35,8 @@ async def send(request: Request, body: dict[str, Any], user: User) -> Response:
 
 @router.get("/{chat}")
 async def load(request: Request, chat: OwnConversation) -> Response:
-    turn = await unfinished_turn(request, chat)
-    history = await shown_history(request, chat)
-    messages = ui_messages(history, is_running=turn is not None)
-    content = {"messages": messages, "turn": turn and turn.id}
+    history, turn = await open_chat(request, chat)
+    content = {"messages": ui_messages(history), "turn": turn and turn.id}
     return JSONResponse(content, headers=NO_STORE)
 
 
@@ -45,10 +44,11 @@ async def load(request: Request, chat: OwnConversation) -> Response:
 async def join(
     request: Request, chat: OwnConversation, turn_id: Annotated[str, Header()] = ""
 ) -> Response:
-    # The turn that `load` has returned may have ended meanwhile.
-    last = await request.state.turns.join_async(chat.session_id)
-    known = last is not None and last.id == turn_id
-    turn = last if known else await unfinished_turn(request, chat)
+    if turn_id:  # The turn that `load` has returned may have ended meanwhile.
+        last = await request.state.turns.join_async(chat.session_id)
+        turn = last if last is not None and last.id == turn_id else None
+    else:
+        turn = await unfinished_turn(request, chat)
     if turn is None:
         return Response(status_code=204, headers=NO_STORE)
     return relay(turn)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Any
 
 import httpx
 import pytest
 
+from flux0 import Flux0
 from flux0.testing import Fail, FakeTransport, Gate, Refuse, Respond, Say
 from support.samples import ROOT, USECHAT, chat_back_end
 
@@ -103,16 +105,23 @@ def test_message_that_cannot_be_sent_is_an_error(
 
 @pytest.mark.parametrize(
     ("fault", "operation", "status", "sent"),
-    [(Refuse(), None, 503, "no"), (Respond(500), "sessions.create_event", 502, "maybe")],
+    [
+        (Refuse(), "sessions.create_event", 503, "no"),
+        (Respond(500), "sessions.create_event", 502, "maybe"),
+        (Refuse(), "sessions.list_events", 502, None),
+        (Respond(500), "sessions.list_events", 502, None),
+    ],
 )
 def test_error_says_whether_the_message_was_sent(
-    fault: Any, operation: str | None, status: int, sent: str
+    fault: Any, operation: str, status: int, sent: str | None
 ) -> None:
+    """If reading the history fails, the message was not sent, but the page must load it again."""
     fake = FakeTransport()
     with chat_back_end(fake) as (url, chat):
         fake.inject(fault, operation=operation, times=3)
         response = httpx.post(f"{url}/api/chat", json=body_of(chat, "Hi"))
         assert (response.status_code, response.json()["sent"]) == (status, sent)
+        assert ("message" in response.json()["detail"]) == (sent is not None)
 
 
 def without_heartbeats(response: httpx.Response) -> Iterator[str]:
@@ -170,6 +179,74 @@ def test_failed_turn_is_read_again_with_its_error_unless_it_was_stopped() -> Non
             page.delete(f"/api/chat/{chat}").raise_for_status()
         assert page.get(f"/api/chat/{chat}").json()["turn"] is None
         assert page.get(f"/api/chat/{chat}/stream").status_code == 204
+
+
+def test_failed_turn_does_not_hide_a_newer_turn_of_another_program() -> None:
+    fake = FakeTransport()
+    fake.script([Say("Half"), Fail("no model")], [Say("Newer.")])
+    with chat_back_end(fake) as (url, chat), httpx.Client(base_url=url) as page:
+        page.post("/api/chat", json=body_of(chat, "One"))
+        with Flux0() as client:
+            client.conversation(session=chat).ask("Two")
+        assert shown(page, chat) == ["One", "Half", "Two", "Newer."]
+        assert page.get(f"/api/chat/{chat}").json()["turn"] is None
+        assert "RUN_ERROR" not in page.post("/agent/history", json={"threadId": chat}).text
+
+
+def loaded_by_use_chat(page: httpx.Client, chat: str) -> str:
+    """Return the loaded messages, and the beginning of the joined turn."""
+    loaded = page.get(f"/api/chat/{chat}").json()
+    headers = {"turn-id": loaded["turn"]}
+    with page.stream("GET", f"/api/chat/{chat}/stream", headers=headers) as response:
+        return json.dumps(loaded["messages"]) + up_to_the_gate(response)
+
+
+def loaded_by_ag_ui(page: httpx.Client, chat: str) -> str:
+    with page.stream("POST", "/agent/history", json={"threadId": chat}) as response:
+        return up_to_the_gate(response)
+
+
+def up_to_the_gate(response: httpx.Response) -> str:
+    return "".join(takewhile(lambda line: "er." not in line, response.iter_lines()))
+
+
+@pytest.mark.parametrize("load", [loaded_by_use_chat, loaded_by_ag_ui])
+def test_turn_that_begins_while_the_history_is_read_is_joined(
+    load: Callable[[httpx.Client, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, fake = Gate(timeout=60), FakeTransport()
+    fake.script([Say("Half"), gate], [Say("Newer.", pieces=2), gate])
+    with chat_back_end(fake) as (url, chat), httpx.Client(base_url=url, timeout=60) as page:
+        chats = sys.modules["chats"]
+        read = chats.shown_history
+
+        async def shown_history(request: Any, conversation: Any) -> Any:
+            monkeypatch.setattr(chats, "shown_history", read)
+            newer = await request.state.turns.start_async(conversation, "Two")
+            async for piece in newer.relay_async():
+                if b"er." in piece:
+                    break
+            return await read(request, conversation)
+
+        with page.stream("POST", "/api/chat", json=body_of(chat, "One")) as response:
+            next(line for line in response.iter_lines() if "Half" in line)
+            monkeypatch.setattr(chats, "shown_history", shown_history)
+            text = load(page, chat)
+            gate.open()
+        assert [text.count(each) for each in ("One", "Two", "New")] == [1, 1, 1]
+
+
+def test_turn_that_another_turn_has_followed_cannot_be_joined() -> None:
+    fake = FakeTransport()
+    fake.script([Say("Half"), Fail("no model")], [Say("Newer."), gate := Gate(timeout=60)])
+    with chat_back_end(fake) as (url, chat), httpx.Client(base_url=url, timeout=60) as page:
+        page.post("/api/chat", json=body_of(chat, "One"))
+        headers = {"turn-id": page.get(f"/api/chat/{chat}").json()["turn"]}
+        with page.stream("POST", "/api/chat", json=body_of(chat, "One", "Two")) as response:
+            next(line for line in response.iter_lines() if "Newer" in line)
+            joined = page.get(f"/api/chat/{chat}/stream", headers=headers)
+            assert (joined.status_code, joined.headers["cache-control"]) == (204, "no-store")
+            gate.open()
 
 
 def test_replaced_turns_are_hidden_from_both_components() -> None:

@@ -33,14 +33,18 @@ from support.usechat_page import (
     ask,
     click,
     copied_example,
+    hold_timers,
     in_chromium,
+    record_stop,
     second_tab,
     send,
     sent,
     served,
     texts,
+    timers,
     titles,
     wait_for,
+    wait_for_stop,
 )
 from support.web_example import restarted_example, web_example, web_example_process
 
@@ -160,7 +164,7 @@ def test_second_tab_shows_the_messages_of_the_first_tab_when_it_becomes_visible(
     chat: Page, browser: Browser, fake: FakeTransport
 ) -> None:
     with tab_with_old_messages(chat, browser, fake) as tab:
-        tab.evaluate("document.dispatchEvent(new Event('visibilitychange')) && null")
+        show_again(tab)
         wait_for(tab, "1", "One.", "2", "Two.")
 
 
@@ -196,13 +200,74 @@ def test_stop_right_after_send_stops_the_agent(chat: Page, fake: FakeTransport) 
     fake.script([Say("Done.")], [Say("Half"), Gate(timeout=60), Say("never sent")])
     ask(chat, "Hi", "Hi", "Done.")
     chat.hold_requests("*/api/chat")
+    record_stop(chat)
     send(chat, "Story")
     held = chat.wait_for_held_request()
     click(chat, "Stop")
-    chat.wait_for("performance.getEntriesByType('resource').length")
+    wait_for_stop(chat)
     chat.release_request(held)
     chat.wait_for(READY)
     fake.assert_no_open_streams()
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_stop_does_not_stop_the_next_turn_which_another_tab_has_started(
+    chat: Page, browser: Browser, fake: FakeTransport, is_cut: bool
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script([Say("Half"), Gate(timeout=60)], [Say("More"), gate, Say("Rest")])
+    send(chat, "1")
+    wait_for(chat, "1", "Half")
+    click(chat, "Stop")
+    chat.wait_for(READY)
+    with second_tab(chat, browser) as tab:
+        wait_for(tab, "1", "Half")
+        send(tab, "2")
+        wait_for(tab, "1", "Half", "2", "More")
+        if is_cut:
+            chat.hold_requests("*/stream")
+        show_again(chat)
+        if is_cut:  # As from a proxy that hides a lost connection.
+            chat.end_request(chat.wait_for_held_request(), "text/event-stream")
+        wait_for(chat, "1", "Half", "2", "More")
+        gate.open()
+        for page in (chat, tab):
+            wait_for(page, "1", "Half", "2", "More|Rest")
+            page.wait_for(READY)
+
+
+def test_turn_that_follows_while_the_page_is_loaded_is_shown(
+    chat: Page, browser: Browser, fake: FakeTransport
+) -> None:
+    gate, last = Gate(timeout=60), Gate(timeout=60)
+    fake.script([Say("Half"), gate, Say("Rest")], [Say("More"), last])
+    send(chat, "1")
+    wait_for(chat, "1", "Half")
+    with browser.page() as tab:
+        tab.call("Network.setCookies", cookies=chat.call("Network.getCookies")["cookies"])
+        tab.hold_requests("*/stream")
+        tab.open(chat.evaluate("location.href"))
+        held = tab.wait_for_held_request()
+        gate.open()
+        wait_for(chat, "1", "Half|Rest")
+        chat.wait_for(READY)
+        send(chat, "2")
+        wait_for(chat, "1", "Half|Rest", "2", "More")
+        tab.release_request(held)
+        wait_for(tab, "1", "Half|Rest", "2", "More")
+        last.open()
+
+
+def test_chat_that_was_left_does_not_connect_again(chat: Page, fake: FakeTransport) -> None:
+    gate = Gate(timeout=60)
+    fake.script([Say("Half"), gate], [Say("One.")])
+    send(chat, "1")
+    wait_for(chat, "1", "Half")
+    hold_timers(chat)
+    click(chat, "New chat")
+    ask(chat, "2", "2", "One.")
+    assert timers(chat) == 0
+    gate.open()
 
 
 def test_regenerate_replaces_the_reply_also_after_a_reload(chat: Page, fake: FakeTransport) -> None:
@@ -261,6 +326,11 @@ def test_chats_are_listed_renamed_and_deleted(chat: Page, fake: FakeTransport) -
     chat.open(chat.evaluate("location.href"))
     chat.wait_for("document.querySelector('nav .title')")
     assert titles(chat) == ["Second chat"]
+
+
+def show_again(page: Page) -> None:
+    """Report to the page that its tab is visible again."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange')) && null")
 
 
 def test_page_load_creates_no_session(chat: Page, fake: FakeTransport) -> None:
@@ -350,6 +420,75 @@ def test_lost_connection_continues_without_the_user(
             wait_for(page, "1", "One.", "2", reply)
             page.wait_for(READY)
     assert sent(fake) == ["1", "2"]
+
+
+def test_message_that_arrived_before_the_connection_was_lost_does_not_return_to_the_form(
+    chat: Page, browser: Browser, chat_url: str, fake: FakeTransport
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script([Say("One.")], [Say("Half"), gate, Say("Rest")], [Say("Three.")], [Say("Four.")])
+    ask(chat, "1", "1", "One.")
+    with Relay(urlsplit(chat_url).port or 0) as relay:
+        url = chat.evaluate("location.href").replace(chat_url.rstrip("/"), relay.url)
+        with second_tab(chat, browser, url) as page:
+            wait_for(page, "1", "One.")
+            relay.cut_before(b"Rest")
+            send(page, "2")
+            wait_for(page, "1", "One.", "2", "Half")
+            page.hold_requests("*/api/chat/*")
+            gate.open()
+            held = page.wait_for_held_request()
+            show_again(chat)
+            wait_for(chat, "1", "One.", "2", "Half|Rest")
+            ask(chat, "3", "1", "One.", "2", "Half|Rest", "3", "Three.")
+            page.release_request(held)
+            wait_for(page, "1", "One.", "2", "Half|Rest", "3", "Three.")
+            page.wait_for(READY)
+            ask(page, "4", "1", "One.", "2", "Half|Rest", "3", "Three.", "4", "Four.")
+
+
+@contextmanager
+def disconnected_page(chat: Page, browser: Browser, chat_url: str) -> Generator[Page, None, None]:
+    """Send a message in a second tab whose connection is lost, and hold the timer of this tab."""
+    ask(chat, "1", "1", "One.")
+    with Relay(urlsplit(chat_url).port or 0) as relay:
+        url = chat.evaluate("location.href").replace(chat_url.rstrip("/"), relay.url)
+        with second_tab(chat, browser, url) as page:
+            wait_for(page, "1", "One.")
+            hold_timers(page)
+            relay.cut_before(b"data: ")
+            send(page, "2")
+            page.wait_for("timers.size")
+            page.wait_for(READY)
+            yield page
+
+
+def test_disconnected_page_that_becomes_visible_connects_once(
+    chat: Page, browser: Browser, chat_url: str, fake: FakeTransport
+) -> None:
+    fake.script([Say("One.")], [Say("Two.")])
+    with disconnected_page(chat, browser, chat_url) as page:
+        show_again(page)
+        wait_for(page, "1", "One.", "2", "Two.")
+        page.wait_for(READY)
+        assert timers(page) == 0
+
+
+def test_disconnected_page_connects_again_after_the_message_that_the_user_sends_meanwhile(
+    chat: Page, browser: Browser, chat_url: str, fake: FakeTransport
+) -> None:
+    gate = Gate(timeout=60)
+    fake.script([Say("One.")], [Say("Two.")], [Say("Half"), gate, Say("Rest")])
+    with disconnected_page(chat, browser, chat_url) as page:
+        send(page, "3")
+        wait_for(page, "1", "One.", "2", "3", "Half")
+        assert timers(page) == 0
+        gate.open()
+        wait_for(page, "1", "One.", "2", "3", "Half|Rest")
+        page.wait_for("timers.size")
+        page.evaluate("[...timers.values()].map((refresh) => refresh()) && null")
+        wait_for(page, "1", "One.", "2", "Two.", "3", "Half|Rest")
+        assert timers(page) == 0
 
 
 def test_request_that_never_arrives_returns_its_text_to_the_form(
@@ -491,3 +630,45 @@ def test_ag_ui_page_reloads_stops_regenerates_and_reconnects(
             page.open(url)
             assert alert(page) == "The agent reported an error"
     assert sent(fake) == ["1", "2", "2", "2", "3"]
+
+
+def ag_ui_is_ready(page: Page) -> None:
+    page.wait_for("!document.getElementById('send').disabled")
+
+
+def test_ag_ui_stop_before_the_run_has_started_stops_the_agent(
+    chat: Page, browser: Browser, fake: FakeTransport
+) -> None:
+    fake.script([Say("One.")], [Say("Half"), Gate(timeout=60), Say("never sent")])
+    ask(chat, "1", "1", "One.")
+    url = chat.evaluate("`${location.origin}/ag-ui${location.search}`")
+    with second_tab(chat, browser, url) as page:
+        ag_ui_shown(page, "1", "One.")
+        page.hold_requests("*/agent")
+        record_stop(page)
+        ag_ui_ask(page, "2")
+        held = page.wait_for_held_request()
+        page.click("#stop")
+        wait_for_stop(page)
+        page.release_request(held)
+        ag_ui_is_ready(page)
+        fake.assert_no_open_streams()
+
+
+def test_ag_ui_message_that_never_arrives_returns_to_the_form(
+    chat: Page, browser: Browser, fake: FakeTransport
+) -> None:
+    fake.script([Say("One.")])
+    ask(chat, "Hi", "Hi", "One.")
+    url = chat.evaluate("`${location.origin}/ag-ui${location.search}`")
+    with second_tab(chat, browser, url) as page:
+        ag_ui_shown(page, "Hi", "One.")
+        page.hold_requests("*/agent")
+        ag_ui_ask(page, "Hi")  # The same text as the message before.
+        request = page.wait_for_held_request()
+        page.call("Fetch.failRequest", requestId=request, errorReason="ConnectionReset")
+        page.call("Fetch.disable")
+        ag_ui_is_ready(page)
+        ag_ui_shown(page, "Hi", "One.")
+        assert page.evaluate("document.getElementById('text').value") == "Hi"
+    assert sent(fake) == ["Hi"]

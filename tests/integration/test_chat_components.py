@@ -372,8 +372,8 @@ def test_ag_ui_requests_that_cannot_be_sent_are_errors() -> None:
         fake.inject(Refuse(), times=3)
         response = httpx.post(f"{url}/agent", json=thread)
         assert (response.status_code, response.json()["detail"]) == (
-            503,
-            "The agent cannot be reached. Your message was not sent.",
+            502,
+            "The connection to the agent failed.",
         )
     assert "sessions.create_event" not in {call.operation for call in fake.calls}
 

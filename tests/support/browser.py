@@ -235,6 +235,14 @@ class Page:
         self.call("Fetch.continueRequest", requestId=id)
         self.call("Fetch.disable")
 
+    def end_request(self, id: str, content_type: str) -> None:
+        """Respond to a request that is held, with an empty body, and hold no more requests."""
+        headers = [{"name": "content-type", "value": content_type}]
+        self.call(
+            "Fetch.fulfillRequest", requestId=id, responseCode=200, responseHeaders=headers, body=""
+        )
+        self.call("Fetch.disable")
+
     def hide(self) -> None:
         """Minimize the window."""
         self._set_window("minimized")

@@ -23,6 +23,26 @@ _TEXTS = """[...document.querySelectorAll('article')].map((message) => {
   return parts.map((part) => (part.innerText || part.textContent).trim()).join('|');
 })"""
 
+# `await stopped` waits for the response to the first DELETE request.
+_RECORD_STOP = """window.stopped = new Promise((resolve) => {
+  const { fetch } = window;
+  window.fetch = async (url, options) => {
+    const response = await fetch(url, options);
+    if (options?.method === "DELETE") resolve(response.status);
+    return response;
+  };
+}); null"""
+# Keep the timers that connect again in a map, and never run them.
+_HOLD_TIMERS = """(({ setTimeout, clearTimeout }) => {
+  window.timers = new Map();
+  window.setTimeout = (run, milliseconds, ...rest) => {
+    const id = setTimeout(milliseconds === 1000 ? () => {} : run, milliseconds, ...rest);
+    if (milliseconds === 1000) timers.set(id, run);
+    return id;
+  };
+  window.clearTimeout = (id) => { timers.delete(id); clearTimeout(id); };
+})(window)"""
+
 
 @contextmanager
 def in_chromium(browser: Browser, url: str, user: str = "ada") -> Generator[Page, None, None]:
@@ -99,6 +119,26 @@ def click(page: Page, label: str, number: int = 0) -> None:
     )
     page.wait_for(f"{buttons}[{number}]")
     page.evaluate(f"{buttons}[{number}].click()")
+
+
+def record_stop(page: Page) -> None:
+    page.evaluate(_RECORD_STOP)
+
+
+def wait_for_stop(page: Page) -> None:
+    """Wait until the application has responded to the first DELETE request."""
+    assert page.evaluate("stopped") == 204
+
+
+def hold_timers(page: Page) -> None:
+    """Never let the page connect again by itself after 1 s."""
+    page.evaluate(_HOLD_TIMERS)
+
+
+def timers(page: Page) -> int:
+    """Return how many times the page will connect again."""
+    number: int = page.evaluate("timers.size")
+    return number
 
 
 def alert(page: Page) -> str:

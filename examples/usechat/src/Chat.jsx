@@ -12,8 +12,12 @@ export function Chat({ id }) {
   const [draft, setDraft] = useState("");
   const stop = () => call("DELETE", path).catch((error) => setAlert(problem(error)));
   const [transport] = useState(() => new DefaultChatTransport({
-    fetch: async (...request) => {
-      const response = await fetch(...request);
+    fetch: async (url, options) => {
+      const response = await fetch(url, options);
+      // Another turn has begun since `refresh` has loaded the messages.
+      if (response.status === 204) state.mustReconnect = true;
+      if (options.method !== "POST" || !response.ok) return response;
+      state.action = null; // The message was sent.
       if (state.isStopped) stop(); // The turn may have been unknown before.
       return response;
     },
@@ -30,9 +34,9 @@ export function Chat({ id }) {
       else if (error.statusCode && state.action) undo(problem(error));
       else if (!state.mustReconnect) setAlert(problem(error));
     },
-    onFinish: ({ isError, finishReason }) => {
+    onFinish: ({ isAbort, isError, finishReason }) => {
       // A proxy may hide a lost connection. A complete reply has a `finishReason`.
-      const hasEnded = isError || finishReason || state.isStopped;
+      const hasEnded = isAbort || isError || finishReason || state.isStopped;
       if (state.mustReconnect || !hasEnded) reconnect();
     },
   });
@@ -45,6 +49,8 @@ export function Chat({ id }) {
 
   /** Show the stored messages, and join the running turn. */
   async function refresh() {
+    clearTimeout(state.timer);
+    state.isStopped = false;
     try {
       const { messages, turn } = await call("GET", path);
       if (state.isClosed) return;
@@ -68,6 +74,7 @@ export function Chat({ id }) {
   /** Send, edit or regenerate a message. */
   function act(text, send) {
     const action = { text, send, before: chat.messages };
+    clearTimeout(state.timer);
     Object.assign(state, { isStopped: false, action });
     setAlert(null);
     setDraft("");

@@ -9,7 +9,11 @@ const path = `/agent/${threadId}`;
 let isEnded; // The run has ended: its last event has been received.
 let failure; // The sentence of a run that has failed.
 let isStopped;
+const stop = () => call("DELETE", path).catch((error) => { ui.problem.textContent = problem(error).detail; });
 agent.subscribe({
+  onRunStartedEvent: () => {
+    if (isStopped && agent.url === "/agent") stop(); // The turn was unknown before.
+  },
   onRunFinishedEvent: () => { isEnded = true; },
   onRunErrorEvent: ({ event }) => {
     isEnded = event.code !== "RelayEnded";
@@ -77,18 +81,23 @@ async function busy(work) {
 ui.form.addEventListener("submit", (event) => {
   event.preventDefault();
   const content = ui.text.value;
+  const count = () => agent.messages.filter((each) => each.role === "user" && each.content === content).length;
+  const before = count();
   ui.text.value = "";
   busy(async () => {
     agent.addMessage({ id: crypto.randomUUID(), role: "user", content });
     await run("/agent");
-  }).catch((error) => { if (error.status) ui.text.value ||= content; });
+  }).catch(() => {}).then(() => {
+    // The request was refused, or has not reached the application.
+    if (count() === before) ui.text.value ||= content;
+  });
 });
 
 ui.regenerate.addEventListener("click", () => busy(regenerate).catch(() => {}));
 
 ui.stop.addEventListener("click", () => {
   isStopped = true;
-  call("DELETE", path).catch((error) => { ui.problem.textContent = problem(error).detail; });
+  stop();
 });
 
 busy(load).catch(() => {});

@@ -25,7 +25,6 @@ _allowed: Final[list[bool]] = [True]
 # With the value "1" of this environment variable, real transports cannot send. Child processes get
 # it from the process that runs the tests.
 _VARIABLE: Final = "FLUX0_FORBID_REAL"
-_OPTION: Final = "flux0_forbid_real"
 
 
 @contextmanager

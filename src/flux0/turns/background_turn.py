@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import final
 
+from flux0.adapters.json import JsonCodec
+from flux0.adapters.sse import SSEParser
 from flux0.domain import arguments
 from flux0.domain.enums import SessionStatus
 from flux0.domain.errors import AgentError, E, Flux0Error, InvalidArgument, StreamError, fresh
@@ -61,6 +64,21 @@ class BackgroundTurn(Uncopyable):
         """The number of events so far, including an event `error` at the turn's end."""
         end = self._log.end
         return self._log.last + (end is not None and end.has_numbered_error)
+
+    @property
+    def correlation_id(self) -> str | None:
+        """The `correlation_id` of the turn's events and messages; None before the first event.
+
+        Compare it with the `correlation_id` of the stored messages: the stored messages may belong
+        to a newer turn.
+        """
+        parse, decode = SSEParser(max_event_bytes=None).feed, JsonCodec().decode_event
+        with suppress(Flux0Error):  # Another thread may drop the oldest event.
+            for encoded in self._log.read(self._log.first - 1):
+                for event in map(decode, parse(encoded)):
+                    if (id_ := getattr(event, "correlation_id", None)) is not None:
+                        return str(id_)
+        return None
 
     @property
     def trace_parent(self) -> str | None:

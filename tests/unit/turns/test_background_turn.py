@@ -68,6 +68,18 @@ def test_error_before_the_first_event_may_have_been_sent() -> None:
     assert (caught.value.sent, caught.value.correlation_id) == ("maybe", None)
 
 
+def test_correlation_id_is_the_id_of_the_events_also_after_the_first_event_was_dropped() -> None:
+    log = TurnLog("turn", 1_000, lambda _: None)
+    turn = BackgroundTurn("session", log, OpenRelays())
+    assert turn.correlation_id is None
+    log.append(frame("note", {}))
+    assert turn.correlation_id is None
+    for _ in range(10):
+        log.append(chunk("a"))
+        assert turn.correlation_id == CORRELATION_ID
+    assert log.first > 1
+
+
 def test_error_with_details_keeps_them() -> None:
     error = StreamInterrupted("gone")
     error.correlation_id, error.event_count = "other", 7

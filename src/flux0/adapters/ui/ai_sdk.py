@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Final, final
 
 from flux0.domain.background_errors import RelayEnded, TurnStopped
@@ -42,12 +42,26 @@ def without_prototypes(value: JSON) -> JSON:
     A chunk with a member `__proto__`, or a member `constructor` that has a member `prototype`, is
     an error for `useChat`, which ends the turn on the page.
     """
-    if isinstance(value, list):
-        return [without_prototypes(item) for item in value]
-    if not isinstance(value, dict):
-        return value
+    # A loop, because a recursive function fails for values that are nested several hundred levels
+    # deep. `ui_messages` accepts events that were not decoded from a response, so it has no limit.
+    result: list[JSON] = [value]
+    containers: list[Any] = [result]
+    while containers:
+        container = containers.pop()
+        for key, item in _items(container):
+            if isinstance(item, (list, dict)):
+                container[key] = item.copy() if isinstance(item, list) else _safe_members(item)
+                containers.append(container[key])
+    return result[0]
+
+
+def _items(container: list[JSON] | dict[str, JSON]) -> Iterable[tuple[Any, JSON]]:
+    return container.items() if isinstance(container, dict) else enumerate(container)
+
+
+def _safe_members(value: dict[str, JSON]) -> dict[str, JSON]:
     return {
-        name: without_prototypes(member)
+        name: member
         for name, member in value.items()
         if name != "__proto__"
         and not (name == "constructor" and isinstance(member, dict) and "prototype" in member)

@@ -104,7 +104,7 @@ def _trigger(body: Any) -> str:
     with suppress(AttributeError):
         trigger = body.get("trigger", _SUBMIT)
         if trigger != _SUBMIT or body.get("messageId"):
-            return str(trigger)
+            return str(trigger) or "unnamed trigger"
     return ""
 
 

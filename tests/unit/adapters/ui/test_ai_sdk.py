@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from flux0.adapters.ui import AiSdkFormat
+import pytest
+
+from flux0 import Flux0
+from flux0.adapters.ui import AgUiFormat, AiSdkFormat
 from flux0.domain.background_errors import RelayEnded, TurnStopped
 from flux0.domain.errors import StreamInterrupted
 from flux0.domain.stream_events import StreamEvent, UnknownEvent
-from flux0.relay_format import general_text
-from support.in_memory import CORRELATION_ID
+from flux0.relay_format import RelayFormat, general_text
+from support import in_memory
+from support.in_memory import CORRELATION_ID, close_delimited, script
 from support.ui import args, call, chunk, objects_of, pieces_of, result, status_event, text
 
 START = {"type": "start", "messageId": CORRELATION_ID}
@@ -163,3 +167,21 @@ def test_members_that_the_ai_sdk_rejects_are_left_out() -> None:
     kept: list[Any] = [{"constructor": 1}, {"constructor": {}, "prototype": 1}]
     (_, data, *_) = objects_of(AiSdkFormat(), chunk("/rows", kept))
     assert data["data"] == {"rows": kept}
+
+
+@pytest.mark.parametrize(
+    ("format", "end"),
+    [(AiSdkFormat(), b"data: [DONE]"), (AgUiFormat("t", "r"), b'"code":"DecodeError"}')],
+)
+@pytest.mark.parametrize("levels", [201, 5_000, 100_000])
+def test_turn_with_an_event_that_is_nested_too_deeply_ends_with_an_error(
+    format: RelayFormat, end: bytes, levels: int
+) -> None:
+    nested = in_memory.status("typing").replace(b"null", b"[" * levels + b"]" * levels, 1)
+    server = script(close_delimited(in_memory.chunk("Half"), nested))
+    with Flux0(transport=server) as flux0:
+        stream = flux0.sessions.create_event(session_id="s", content="Hi")
+        relayed = b"".join(stream.relay(format=format))
+    assert b"Half" in relayed
+    assert general_text(StreamInterrupted("gone")).encode() in relayed
+    assert relayed.strip().endswith(end)

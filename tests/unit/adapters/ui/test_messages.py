@@ -189,3 +189,15 @@ def test_members_that_the_ai_sdk_rejects_are_left_out_as_in_the_relay() -> None:
     (assistant,) = ui_messages(turn)
     tool, content = assistant["parts"]
     assert (tool["input"], tool["output"], content["data"]) == ({"a": 1},) * 3
+
+
+def test_value_that_is_nested_deeply_is_kept_without_the_rejected_members() -> None:
+    value: Any = {"a": 1, "__proto__": {}}
+    for _ in range(100_000):
+        value = [value]
+    turn = [TurnMessage("m", "t", EventType.MESSAGE, MessageData((ContentPart(value),)))]
+    (assistant,) = ui_messages(turn)
+    data = assistant["parts"][0]["data"]
+    for _ in range(100_000):
+        (data,) = data
+    assert data == {"a": 1}

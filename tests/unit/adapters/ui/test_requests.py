@@ -75,6 +75,12 @@ def test_message_that_would_replace_another_message_is_rejected(members: dict[st
         user_text({"id": "chat", "messages": [message], **members})
 
 
+@pytest.mark.parametrize("members", [{"trigger": ""}, {"trigger": "", "messageId": "1"}])
+def test_empty_trigger_is_rejected(members: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgument, match=r"asks to replace a message \(unnamed trigger\)"):
+        user_text(body_of("Hi", **members))
+
+
 def history_of(*messages: str) -> tuple[History, list[str]]:
     """Return the history of a chat in which the user has sent `messages`, and its turns' ids."""
     fake = FakeTransport([Say("A reply.")])
