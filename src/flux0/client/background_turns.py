@@ -64,7 +64,8 @@ class _OwnTurns:
         self._readings.pop(reading, None)
 
     def running(self) -> tuple[TurnReading[Any], ...]:
-        return tuple(self._readings.copy())
+        # The thread of a turn calls `remove` just after the end of the log.
+        return tuple(each for each in self._readings.copy() if not each.log.is_ended)
 
     def _watch(self) -> None:
         if not self._is_watching:

@@ -89,8 +89,8 @@ class StreamState(Uncopyable):
         __del__ = property(attrgetter("_on_freed"))
 
     def _on_freed(self) -> None:
-        # If a signal handler has interrupted `__init__`, there is no report yet.
-        report = getattr(self, "_report", None)
+        # No report: `__init__` was interrupted. No `State`: the module is cleared at exit (no GIL).
+        report = globals()["State"] and getattr(self, "_report", None)
         if report is not None and report.seconds is None:
             self._close_from_finalizer(CLOSED_EARLY)
 

@@ -11,6 +11,7 @@ import pytest
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
 from support.forking import TURN, over_every_transport
+from support.garbage_collection import needs_gil
 from support.in_memory import JSON, SSE, chunk
 from support.secured import Secured
 from support.sending import AGENTS
@@ -132,6 +133,7 @@ def test_forks_wait_while_the_first_async_call_imports_modules(transport: str) -
     assert all(line.endswith("while forks wait") for line in imports)
 
 
+@needs_gil  # Without the GIL, finalizers of urllib3 print errors at exit.
 @over_every_transport
 def test_calls_without_timeout_ms_leave_no_thread_so_a_fork_emits_no_warning(way: Way) -> None:
     """Before Python 3.15, a warning that is an error is ignored, so count the threads, too."""

@@ -607,6 +607,10 @@ REDIS_HELPER_BUGS: Mapping[str, Bug] = {
 }
 
 
+# Without the GIL, a socket in garbage can be freed before the connection of redis that closes it.
+in_any_order = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 @contextmanager
 def redis_contract(servers: Servers, bug: Bug) -> Generator[RedisContract, None, None]:
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
@@ -639,6 +643,7 @@ def run_over_redis(contract: RedisContract, test: str) -> None:
 
 
 @needs_redis
+@in_any_order
 @pytest.mark.parametrize(("test", "label", "bug"), rows_of(REDIS_BUGS))
 def test_only_this_check_detects_the_bug_of_a_shared_store(
     servers: Servers, test: str, label: str, bug: Bug
@@ -651,8 +656,7 @@ def test_only_this_check_detects_the_bug_of_a_shared_store(
 
 
 @needs_redis
-# Without the GIL, a socket in garbage can be freed before the connection of redis that closes it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@in_any_order
 @pytest.mark.parametrize(("label", "bug"), REDIS_HELPER_BUGS.items())
 def test_only_this_check_in_a_child_detects_the_bug(servers: Servers, label: str, bug: Bug) -> None:
     with (

@@ -316,7 +316,9 @@ class SyncBody:
         state = self._state = SyncBodyState(source)
         # Both references are added in one call of a function of C: an exception of a signal handler
         # before it leaves no reference whose callback fails.
-        self._open.setdefault(ref(self, self._open.__delitem__), ref(self, lambda _: state.close()))
+        # At exit, Python without the GIL clears the module (`State`) before it frees the body.
+        close = ref(self, lambda _: state.close() if globals()["State"] else None)
+        self._open.setdefault(ref(self, self._open.__delitem__), close)
         self._key = ref(self)
 
     def read(self, timeout: float | None) -> bytes | None:

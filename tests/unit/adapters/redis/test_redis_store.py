@@ -49,7 +49,7 @@ from flux0.testing import FakeTransport
 from flux0.turns.log_relay import LogReader, wait_for_end
 from support.ending import ends_soon
 from support.forking import in_child
-from support.garbage_collection import no_garbage_collection
+from support.garbage_collection import needs_gil, no_garbage_collection
 from support.modes import run
 from support.programs import REDIS, needs
 from support.redis_server import (
@@ -980,6 +980,7 @@ def test_unreferenced_copy_is_no_longer_followed_after_redis_could_not_be_reache
 
 
 @with_short_lease
+@needs_gil
 def test_copy_of_an_ended_turn_is_not_kept(
     server: RedisServer, store: RedisTurnStore, other: RedisTurnStore
 ) -> None:

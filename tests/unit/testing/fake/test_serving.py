@@ -44,6 +44,7 @@ from flux0.testing import (
     UserMessage,
 )
 from support.fakes import kinds, new_session
+from support.garbage_collection import needs_gil
 from support.in_memory import in_every_mode
 from support.modes import in_mode
 from support.ports import reserved_port
@@ -607,7 +608,10 @@ print(next(stream).type)
     [
         "url = fake.serve().__enter__()",
         "stack = ExitStack(); url = stack.enter_context(fake.serve())",
-        "server = served(); url = server.__enter__()",
+        pytest.param(
+            "server = served(); url = server.__enter__()",
+            marks=needs_gil,
+        ),
     ],
 )
 def test_process_exits_while_its_fake_is_served(enter: str) -> None:
