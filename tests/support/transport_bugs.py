@@ -572,7 +572,7 @@ create_connection(
     },
     "interrupt_after_the_headers_has_no_effect": {
         "the first piece of the body": nth(_FIRST, _other_first_piece),
-        "the second piece of the body": _other_later_piece,
+        "the second piece of the body": nth(_FIRST, _other_later_piece),
         "the body": broken.fail_after_fire(),
     },
     "timeout_none_waits_without_limit": {
