@@ -567,6 +567,13 @@ PAGES_OF_RESULTS = """
         ("logging", "middleware/"),
         ("mcp", "how-to/mcp/"),
         ("tool", "tutorial/"),
+        ("two tabs", "how-to/background-turns/"),
+        ("upload", "how-to/web/"),
+        ("playwright", "how-to/web/"),
+        ("login", "how-to/web/"),
+        ("list of chats", "how-to/web/"),
+        ("rate limit", "reliability/"),
+        ("cassette", "recording/"),
     ],
 )
 def test_page_is_among_the_first_three_results(query: str, found: str, search_page: Page) -> None:
