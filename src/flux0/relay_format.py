@@ -170,7 +170,7 @@ def encoded(event: StreamEvent, source: ServerSentEvent, id: str | None = None) 
     """
     data = source.data
     # The JSON text of an event can contain NaN or infinities, which are not valid JSON. `to_sse`
-    # replaces them by null, so an event with such a value must be encoded again.
+    # replaces them with null, so an event with such a value must be encoded again.
     is_plain = "\n" not in data and "NaN" not in data and "Infinity" not in data
     if is_plain and type(event) is ChunkEvent:
         field = "" if id is None else f"id: {id}\n"

@@ -63,7 +63,7 @@ class TurnStore(ABC):
 
     @abstractmethod
     def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
-        """Replace the session's turn, in all processes, by a new turn with the empty log `log`.
+        """Replace the session's turn, in all processes, with a new turn with the empty log `log`.
 
         After this call, the store copies the events and the end of `log` for other processes. The
         store keeps the log of an ended turn for a while.

@@ -1,4 +1,4 @@
-"""Background turns: turns that are read to their end, also if no reader is left."""
+"""Background turns: turns that are read to their end, even if no reader is left."""
 
 from __future__ import annotations
 

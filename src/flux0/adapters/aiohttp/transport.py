@@ -4,7 +4,7 @@ A call passes these steps:
 
 1. `send_async` starts an `AiohttpExchange`, which calls `ClientSession.request`. The session's
    middlewares run between two middlewares of flux0. The inner middleware records the errors of
-   aiohttp, and the outer middleware replaces them by flux0 errors. Errors from user code are
+   aiohttp, and the outer middleware replaces them with flux0 errors. Errors from user code are
    unchanged.
 2. aiohttp takes a connection from the pool or opens a connection. It calls `AiohttpExchange._send`,
    which rejects stale connections, and then sends the request. A request is sent only once.

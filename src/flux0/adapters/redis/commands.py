@@ -11,8 +11,7 @@ from attrs import frozen
 from flux0.domain.safe_text import escaped
 
 # A `Command` is a Redis command with its arguments. In the command `EVALSHA`, the first argument is
-# a script's text. Before the class `Worker` sends the command, it replaces the text by the script's
-# hash.
+# a script's text. Before the class `Worker` sends the command, it replaces the text with the hash.
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
 
