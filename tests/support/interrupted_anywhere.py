@@ -380,6 +380,8 @@ def run(sweep: Sweep, options: argparse.Namespace) -> dict[str, Any]:
             sweep.new_client()
     gc.collect()
     gc.freeze()
+    # The garbage collector does not free a frozen client, such as its pools that are in cycles.
+    sweep.new_client()
     sweep.threads = running_threads()
     places = sweep.places.record(scenario)
     if is_close:

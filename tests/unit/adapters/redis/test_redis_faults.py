@@ -465,7 +465,6 @@ def test_wrong_value_of_one_turn_is_logged_once_in_both_processes_until_it_recov
     turn, copy = pair.start()
     with pair.server.client() as client:
         wait_until(lambda: client.hget(KEY, "last") == b"1")
-        client.delete(key)
         client.set(key, "another program", ex=60)
         turn.append()
         wait_until(lambda: any("cannot be stored" in line for line in warnings(caplog)))
