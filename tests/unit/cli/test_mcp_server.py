@@ -250,7 +250,7 @@ def test_progress_is_reported_regularly_while_the_agent_sends_nothing(
     anyio.run(main)
     assert received == [(1, None), (2, None), (3, None)]
     default = inspect.signature(create_server).parameters["progress_seconds"].default
-    assert f"at least each {default} s" in PAGE.read_text("utf-8")
+    assert f"at least every {default} s" in PAGE.read_text("utf-8")
 
 
 def test_no_task_is_left_after_a_call(fake: FakeTransport) -> None:
