@@ -17,6 +17,7 @@ from time import monotonic
 from typing import Any, TypeVar, cast
 
 import pytest
+import redis
 from attrs import frozen
 from redis import Redis, RedisCluster
 from redis.backoff import NoBackoff
@@ -24,7 +25,7 @@ from redis.retry import Retry
 
 from flux0 import RedisTurnStore
 from flux0.adapters.redis.commands import Command, Settings, run_script
-from flux0.adapters.redis.worker import Worker
+from flux0.adapters.redis.worker import Steps, Worker
 from flux0.domain.api_errors import APIError
 from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnStopped, TurnStoreError
 from flux0.domain.errors import Flux0Error
@@ -792,6 +793,58 @@ def test_lost_node_of_a_cluster_is_tried_once_in_each_attempt(tmp_path: Path) ->
         jobs.stop()
         thread.join(TIMEOUT)
     assert counts[1:] == [1, 1]
+
+
+class PartlyLost:
+    """A client of a cluster whose node `lost` does not reply to the first pipeline.
+
+    redis-py raises the error of the node for the whole pipeline, or returns it as the reply to the
+    commands for this node, depending on the moment.
+
+    Attributes:
+        sent: The keys of each pipeline.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[list[str]] = []
+
+    def pipeline(self, transaction: bool) -> PartlyLost:
+        assert not transaction
+        self.sent.append([])
+        return self
+
+    def execute_command(self, _: str, key: str) -> None:
+        self.sent[-1].append(key)
+
+    def execute(self, raise_on_error: bool) -> list[object]:
+        assert not raise_on_error
+        error = redis.ConnectionError("the node is lost")
+        is_lost = len(self.sent) == 1
+        return [error if is_lost and key == "lost" else 1 for key in self.sent[-1]]
+
+    def get_node_from_key(self, key: str) -> str:
+        return key
+
+    def replace_default_node(self, node: object) -> None:
+        pass
+
+
+def test_commands_are_sent_node_by_node_after_a_node_has_not_replied() -> None:
+    client = PartlyLost()
+    jobs = Worker(cast("Any", client), Settings("flux0:", 300.0, LEASE_SECONDS))
+
+    def ask(key: str) -> Steps[None]:
+        for _ in range(2):
+            assert (yield "GET", key) == 1
+
+    keys = ["first", "second", "lost"]
+    for key in keys:
+        jobs.submit(partial(ask, key))
+    jobs.stop(when_idle=True)
+    jobs.run()
+    assert client.sent[0] == keys
+    assert client.sent[1:3] == [["first"], ["second"]]
+    assert [key for sent in client.sent for key in sent].count("lost") == 3
 
 
 def script_at(key: str) -> Generator[Command, Any, int]:
