@@ -250,10 +250,7 @@ class Worker:
         if not commands:
             return []
         self.redis.expect()
-        nodes = self._by_node(commands) if monotonic() < self._split_until else {}
-        replies, error = ([], "") if nodes else self._replies(commands)
-        if nodes := nodes or (self._by_node(commands) if error else {}):
-            replies, error = self._replies_of_nodes(commands, nodes)
+        replies, error = self._replies_of_all(commands)
         if error:
             self.redis.fail(error)
             self.failures += 1
@@ -262,6 +259,14 @@ class Worker:
             self.redis.respond()
             self._not_before = monotonic() + _MIN_INTERVAL
         return replies
+
+    def _replies_of_all(self, commands: list[Command]) -> tuple[list[object], str]:
+        if monotonic() < self._split_until and (nodes := self._by_node(commands)):
+            return self._replies_of_nodes(commands, nodes)
+        replies, error = self._replies(commands)
+        if error and (nodes := self._by_node(commands)):
+            return self._replies_of_nodes(commands, nodes)
+        return replies, error
 
     def _replies_of_nodes(
         self, commands: list[Command], nodes: dict[object, list[int]]

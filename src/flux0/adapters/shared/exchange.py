@@ -26,10 +26,12 @@ def shut_down(connection: Any, *, wakes: bool = True) -> None:
         if isinstance(connection, socket.socket):
             # Do not call `SSLSocket.shutdown`: it removes the TLS layer, although another thread
             # can be reading from the socket.
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            if wakes and _MUST_CLOSE:
-                # `connection.close` waits until files of the socket are closed.
-                socket.close(connection.detach())
+            try:
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            finally:  # `shutdown` fails while the socket connects.
+                if wakes and _MUST_CLOSE:
+                    # `connection.close` waits until files of the socket are closed.
+                    socket.close(connection.detach())
         elif connection is not None:
             try:
                 connection.shutdown(socket.SHUT_RDWR)

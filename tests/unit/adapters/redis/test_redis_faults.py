@@ -243,16 +243,25 @@ def test_copy_ends_if_no_connection_to_redis_responds(
     wait_until(is_found)
 
 
+@contextmanager
+def two_masters(folder: Path) -> Generator[tuple[RedisServer, RedisServer, Stalling], None, None]:
+    """Run two servers; also yield an address that leads to the first."""
+    (folder / "old").mkdir()
+    (folder / "new").mkdir()
+    with (
+        redis_server(folder / "old") as old,
+        redis_server(folder / "new") as new,
+        Stalling(old.port) as address,
+    ):
+        yield old, new, address
+
+
 @pytest.mark.parametrize("has_own_client", [True, False])
 def test_store_leaves_a_demoted_master(
     tmp_path: Path, has_own_client: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "new").mkdir()
     with (
-        redis_server(tmp_path / "old") as old,
-        redis_server(tmp_path / "new") as new,
-        Stalling(old.port) as address,
+        two_masters(tmp_path) as (old, new, address),
         Redis.from_url(f"redis://{address.address}") as client,
         Redis.from_url(f"redis://{address.address}") as another_client,
     ):
@@ -289,12 +298,8 @@ def test_store_leaves_a_demoted_master(
 
 
 def test_join_leaves_a_demoted_master_although_the_process_has_no_turn(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "new").mkdir()
     with (
-        redis_server(tmp_path / "old") as old,
-        redis_server(tmp_path / "new") as new,
-        Stalling(old.port) as address,
+        two_masters(tmp_path) as (old, new, address),
         closing(RedisTurnStore.from_url(old.url, lease_seconds=LEASE_SECONDS)) as reader,
         closing(RedisTurnStore.from_url(f"redis://{address.address}")) as other,
         old.client() as admin,
@@ -317,12 +322,8 @@ def test_process_without_turns_leaves_a_master_that_is_demoted_later_than_its_ad
 ) -> None:
     """The first new connection still leads to the demoted master."""
     caplog.set_level("INFO", "flux0")
-    (tmp_path / "old").mkdir()
-    (tmp_path / "new").mkdir()
     with (
-        redis_server(tmp_path / "old") as old,
-        redis_server(tmp_path / "new") as new,
-        Stalling(old.port) as address,
+        two_masters(tmp_path) as (old, new, address),
         Redis.from_url(f"redis://{address.address}") as client,
         closing(RedisTurnStore(client, lease_seconds=LEASE_SECONDS)) as store,
         old.client() as admin,

@@ -58,6 +58,15 @@ def test_shut_down_closes_a_socket_on_windows_if_a_thread_may_wait_in_recv(
         assert (near.fileno() == -1) is wakes
 
 
+def test_shut_down_closes_a_socket_on_windows_that_is_not_connected_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange, "_MUST_CLOSE", True)
+    with socket.socket() as connecting:
+        shut_down(connecting)
+        assert connecting.fileno() == -1
+
+
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_interrupted_duplicate_leaves_no_file_descriptor_open() -> None:
     ours, theirs = socket.socketpair()
