@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,6 +32,7 @@ from support.usechat_page import (
     ask,
     click,
     copied_example,
+    delete_chats,
     hold_timers,
     in_chromium,
     record_stop,
@@ -73,9 +73,7 @@ def chat_url(server: FakeOverHTTP, program: Path) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def empty_database(chat_url: str, fake: FakeTransport, program: Path) -> None:
-    """Delete the chats, because the ids of the fake's sessions begin again."""
-    with closing(sqlite3.connect(program.with_name("chats.db"), isolation_level=None)) as database:
-        database.executescript("DELETE FROM chats; DELETE FROM replaced;")
+    delete_chats(program)
 
 
 @pytest.fixture

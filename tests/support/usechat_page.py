@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -71,6 +72,12 @@ def copied_example(folder: Path) -> Path:
     ignored = shutil.ignore_patterns("node_modules", "dist", "__pycache__", "*.db")
     shutil.copytree(FOLDER, folder, ignore=ignored)
     return folder / "main.py"
+
+
+def delete_chats(program: Path) -> None:
+    """Delete the chats of an example, because the ids of the fake's sessions begin again."""
+    with closing(sqlite3.connect(program.with_name("chats.db"), isolation_level=None)) as database:
+        database.executescript("DELETE FROM chats; DELETE FROM replaced;")
 
 
 @contextmanager
