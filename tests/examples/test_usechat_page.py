@@ -284,15 +284,20 @@ def test_regenerate_replaces_the_reply_also_after_a_reload(chat: Page, fake: Fak
     assert sent(fake) == ["1", "2", "2", "1"]
 
 
+def edit(page: Page, text: str) -> None:
+    """Replace the text of the first message, and send the message."""
+    click(page, "Edit")
+    page.wait_for("document.querySelector('[name=text]')")
+    page.evaluate("document.querySelector('[name=text]').select()")
+    page.write(text)
+    click(page, "Send")
+
+
 def test_edited_message_replaces_the_later_messages(chat: Page, fake: FakeTransport) -> None:
     fake.script([Say("One.")], [Say("Two.")], [Say("Eins.")])
     ask(chat, "1", "1", "One.")
     ask(chat, "2", "1", "One.", "2", "Two.")
-    click(chat, "Edit")
-    chat.wait_for("document.querySelector('[name=text]')")
-    chat.evaluate("document.querySelector('[name=text]').select()")
-    chat.write("eins")
-    click(chat, "Send")
+    edit(chat, "eins")
     wait_for(chat, "eins", "Eins.")
     chat.wait_for(READY)
     reload(chat)
@@ -489,20 +494,38 @@ def test_disconnected_page_connects_again_after_the_message_that_the_user_sends_
         assert timers(page) == 0
 
 
+@pytest.mark.parametrize("text", ["2", "1"])
 def test_request_that_never_arrives_returns_its_text_to_the_form(
-    chat: Page, fake: FakeTransport
+    chat: Page, fake: FakeTransport, text: str
 ) -> None:
     fake.script([Say("One.")])
     ask(chat, "1", "1", "One.")
     chat.hold_requests("*/api/chat")
-    send(chat, "2")
+    send(chat, text)
+    request = chat.wait_for_held_request()
+    chat.call("Fetch.failRequest", requestId=request, errorReason="ConnectionReset")
+    chat.call("Fetch.disable")
+    chat.wait_for(f"{DRAFT} === {text!r}")
+    wait_for(chat, "1", "One.")
+    chat.wait_for(READY)
+    assert sent(fake) == ["1"]
+
+
+def test_edit_that_never_arrives_returns_its_text_to_the_form(
+    chat: Page, fake: FakeTransport
+) -> None:
+    """A later message has the same text."""
+    fake.script([Say("One.")], [Say("Two.")])
+    ask(chat, "1", "1", "One.")
+    ask(chat, "2", "1", "One.", "2", "Two.")
+    chat.hold_requests("*/api/chat")
+    edit(chat, "2")
     request = chat.wait_for_held_request()
     chat.call("Fetch.failRequest", requestId=request, errorReason="ConnectionReset")
     chat.call("Fetch.disable")
     chat.wait_for(f"{DRAFT} === '2'")
-    wait_for(chat, "1", "One.")
-    chat.wait_for(READY)
-    assert sent(fake) == ["1"]
+    wait_for(chat, "1", "One.", "2", "Two.")
+    assert sent(fake) == ["1", "2"]
 
 
 def test_restarted_application_continues_the_reply_in_another_process(

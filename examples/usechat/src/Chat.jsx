@@ -59,9 +59,8 @@ export function Chat({ id }) {
       chat.setMessages(messages);
       chat.clearError();
       // The lost request may not have reached the application.
-      const last = messages.findLast(({ role }) => role === "user");
       const { action } = state;
-      if (action && textOf(last) !== action.text) setDraft(action.text);
+      if (action && textOf(sentOf(messages)[action.index]) !== action.text) setDraft(action.text);
       state.action = null;
       if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
       if (state.mustReconnect) reconnect(); // Without `onFinish`.
@@ -71,9 +70,9 @@ export function Chat({ id }) {
     }
   }
 
-  /** Send, edit or regenerate a message. */
-  function act(text, send) {
-    const action = { text, send, before: chat.messages };
+  /** Send, edit or regenerate a message. `index` counts only the messages of the user. */
+  function act(text, send, index = sentOf(chat.messages).length) {
+    const action = { text, send, index, before: chat.messages };
     clearTimeout(state.timer);
     Object.assign(state, { isStopped: false, action });
     setAlert(null);
@@ -83,11 +82,11 @@ export function Chat({ id }) {
 
   /** Show the messages as before the failed action. Its text returns to the form. */
   function undo({ detail, sent }) {
-    const { text, send, before } = state.action;
+    const { text, send, index, before } = state.action;
     state.action = null;
     chat.setMessages(before);
     setDraft(text);
-    setAlert({ detail, again: sent === "no" ? () => act(text, send) : refresh, sent });
+    setAlert({ detail, again: sent === "no" ? () => act(text, send, index) : refresh, sent });
   }
 
   useEffect(() => {
@@ -108,10 +107,14 @@ export function Chat({ id }) {
   return (
     <>
       <div className="messages" role="log">
-        {chat.messages.map((message) => (
+        {chat.messages.map((message, number) => (
           <Message
             key={message.id} {...message} isBusy={isBusy}
-            edit={(text) => act(text, () => chat.sendMessage({ text, messageId: message.id }))}
+            edit={(text) => act(
+              text,
+              () => chat.sendMessage({ text, messageId: message.id }),
+              sentOf(chat.messages.slice(0, number)).length,
+            )}
             regenerate={() => act("", () => chat.regenerate({ messageId: message.id }))}
           />
         ))}
@@ -131,6 +134,10 @@ export function Chat({ id }) {
   );
 }
 
-export function textOf(message) {
+function sentOf(messages) {
+  return messages.filter(({ role }) => role === "user");
+}
+
+function textOf(message) {
   return message?.parts.map((part) => part.text ?? "").join("") ?? "";
 }
