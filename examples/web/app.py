@@ -227,15 +227,20 @@ def stream(turn: BackgroundTurn, after: int | None = None) -> StreamingResponse:
 
 @app.exception_handler(Flux0Error)
 async def show_error(_: Request, error: Flux0Error) -> JSONResponse:
-    """Log an error of flux0, and return advice. Errors after the first event are in the stream."""
+    """Log an error of flux0. Return a sentence for the visitor, and whether the message was sent.
+
+    Errors after the first event are in the stream.
+    """
     logger.error("%s", error)
     if isinstance(error, InvalidArgument):
         return JSONResponse({"detail": "You have no such chat. Start a new chat."}, 404)
-    if error.sent == "no":
-        advice = "The agent cannot be reached. Try again in a few minutes."
-        return JSONResponse({"detail": advice}, 503)  # The page may send the message again.
-    advice = "The connection to the agent failed. Reload the page to see the stored messages."
-    return JSONResponse({"detail": advice}, 502)
+    is_reached = error.sent != "no"
+    detail = "The connection to the agent failed." if is_reached else "The agent cannot be reached."
+    sent = "no"  # The other operations, such as the list of sessions, send no message.
+    if error.operation == "sessions.create_event":
+        sent = error.sent
+        detail += f" Your message {'may have been' if is_reached else 'was not'} sent."
+    return JSONResponse({"detail": detail, "sent": sent}, 502 if is_reached else 503)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def check_sessions(fake: FakeTransport, post: Post) -> None:
     ("fault", "operation", "status", "problem"),
     [
         (Refuse(), None, 503, "The agent cannot be reached."),
-        (Respond(500), "sessions.create_event", 502, "Reload the page to see the stored messages"),
+        (Respond(500), "sessions.create_event", 502, "Your message may have been sent."),
         (None, None, 404, "You have no such chat."),
     ],
 )

@@ -336,6 +336,43 @@ def test_button_repeats_what_has_failed_but_sends_no_message_twice(
         assert page.evaluate("document.getElementById('text').value") == ""
 
 
+def test_error_of_another_operation_is_not_about_the_message(
+    page: Page, fake: FakeTransport
+) -> None:
+    ask(page, "Hi")
+    fake.inject(Respond(404), operation="sessions.list")
+    ask(page, "And now?")
+    assert page.evaluate(ERROR) == "The agent cannot be reached."
+    assert page.evaluate("document.getElementById('retry').textContent") == "Send again"
+    page.click("#retry")
+    wait_for_text(page, "user", "And now?")
+    page.wait_for(IS_IDLE)
+    assert chat_of(page) == "Hi\nHello\nAnd now?\nHello"
+
+
+def test_lost_message_and_typed_text_stay_in_the_form_also_after_a_reload(
+    page: Page, fake: FakeTransport
+) -> None:
+    text = "document.getElementById('text').value"
+    ask(page, "Hi")
+    page.hold_requests("*/messages")
+    send(page, "And now?")
+    request = page.wait_for_held_request()
+    page.call("Fetch.failRequest", requestId=request, errorReason="ConnectionReset")
+    page.call("Fetch.disable")
+    assert page.wait_for(ERROR).startswith("The application cannot be reached.")
+    assert page.evaluate("document.getElementById('retry').textContent") == "Reload messages"
+    for _ in range(2):
+        reload(page)
+        assert page.evaluate(text) == "And now?"
+    page.press_enter()
+    wait_for_text(page, "user", "And now?")
+    page.wait_for(IS_IDLE)
+    reload(page)
+    assert page.evaluate(text) == ""
+    assert chat_of(page) == "Hi\nHello\nAnd now?\nHello"
+
+
 def test_list_shows_the_chats_of_the_user(
     page: Page, fake: FakeTransport, browser: Browser, url: str
 ) -> None:
@@ -501,9 +538,9 @@ def test_newest_text_is_visible_unless_the_user_has_scrolled_up(
     [
         ((), [Say("I will try."), Fail("no model")], "The agent could not finish its reply."),
         ((), [Fail()], "The agent could not finish its reply."),
-        ((Truncate(after_events=1),), [Say("Hello", pieces=2)], "Reload the page"),
-        ((Respond(503),), [], "The connection to the agent failed. Reload the page"),
-        ((Respond(429),), [], "The agent cannot be reached. Try again in a few minutes."),
+        ((Truncate(after_events=1),), [Say("Hello", pieces=2)], "Reload the messages"),
+        ((Respond(503),), [], "The connection to the agent failed. Your message may have been"),
+        ((Respond(429),), [], "The agent cannot be reached. Your message was not sent."),
     ],
 )
 def test_errors_are_visible(

@@ -46,6 +46,12 @@ document.addEventListener("visibilitychange", () => {
   if (!document.hidden && !stopping && sessionId) load().catch(() => {});
 });
 
+// A reload of the page keeps the text of the form.
+const draft = () => `draft ${sessionId ?? ""}`;
+ui.text.value ||= sessionStorage.getItem(draft()) ?? "";
+sessionStorage.removeItem(draft());
+addEventListener("pagehide", () => sessionStorage.setItem(draft(), ui.text.value));
+
 ui.sidebar.open = matchMedia("(width >= 45rem)").matches;
 const listed = showChats();
 if (sessionId) run(load);
@@ -87,7 +93,7 @@ async function send(message) {
     show((parts = [...earlier, { ...sent, isFailed: true }]));
     ui.text.value ||= message;
     // After the other errors, the server may have stored the message.
-    if (!sessionId || problem.status < 500 || problem.status === 503) problem.retry = () => send(message);
+    if (!sessionId || problem.status < 500 || problem.sent === "no") problem.retry = () => send(message);
     throw problem;
   }
   if (stopping.isStopped) await stopTurn(); // Earlier, the application may not have known the turn.
@@ -210,13 +216,13 @@ function post(data) {
 /** Send a request, and raise an error with the message of the application if it fails. */
 async function call(path, options) {
   const response = await fetch(path, options).catch(() => {
-    throw new Error("The application cannot be reached. Reload the page, and try again.");
+    throw new Error("The application cannot be reached. Try again in a few minutes.");
   });
   if (response.ok) return response;
-  const { detail } = await response.json().catch(() => ({}));
+  const { detail, sent } = await response.json().catch(() => ({}));
   console.error(response.status, response.statusText, detail);
   const message = typeof detail === "string" ? detail : "The application failed. Try again in a few minutes.";
-  throw Object.assign(new Error(message), { status: response.status });
+  throw Object.assign(new Error(message), { status: response.status, sent });
 }
 
 function setBusy(busy) {

@@ -56,7 +56,7 @@ export class Turn {
     } else if (name === "error" && data.type === "TurnStopped") {
       this.end = "stopped";
     } else if (name === "error") {
-      this.error = ERRORS[data.type] ?? "The connection to the agent was lost. Reload the page to see the stored messages.";
+      this.error = ERRORS[data.type] ?? "The connection to the agent was lost. Reload the messages.";
       this.details = data.message;
       this.end = "incomplete";
     }
