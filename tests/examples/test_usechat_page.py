@@ -27,6 +27,7 @@ from support.redis_server import redis_server
 from support.relay import Relay
 from support.reverse_proxies import reverse_proxy
 from support.usechat_page import (
+    HOLD_TIMERS,
     READY,
     alert,
     ask,
@@ -254,6 +255,31 @@ def test_turn_that_follows_while_the_page_is_loaded_is_shown(
         tab.release_request(held)
         wait_for(tab, "1", "Half|Rest", "2", "More")
         last.open()
+
+
+def test_pauses_grow_while_another_process_does_not_know_the_turn(
+    chat: Page, browser: Browser, fake: FakeTransport
+) -> None:
+    """Without Redis, each request may reach another process, which responds with 204."""
+    gate = Gate(timeout=60)
+    fake.script([Say("Half"), gate, Say("Rest")])
+    send(chat, "1")
+    wait_for(chat, "1", "Half")
+    with browser.page() as tab:
+        tab.call("Network.setCookies", cookies=chat.call("Network.getCookies")["cookies"])
+        tab.call("Page.addScriptToEvaluateOnNewDocument", source=HOLD_TIMERS)
+        tab.hold_requests("*/stream")
+        tab.open(chat.evaluate("location.href"))
+        for _ in range(5):
+            tab.respond_without_content(tab.wait_for_held_request())
+            tab.evaluate(
+                "new Promise((resolve) => setInterval(() => timers.size && resolve(), 20))"
+            )
+            tab.evaluate("[...timers].map(([id, run]) => { clearTimeout(id); run(); }) && null")
+        assert tab.evaluate("pauses") == [1000, 2000, 4000, 8000, 8000]
+        tab.release_request(tab.wait_for_held_request())
+        gate.open()
+        wait_for(tab, "1", "Half|Rest")
 
 
 def test_chat_that_was_left_does_not_connect_again(chat: Page, fake: FakeTransport) -> None:

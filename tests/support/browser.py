@@ -243,6 +243,10 @@ class Page:
         )
         self.call("Fetch.disable")
 
+    def respond_without_content(self, id: str) -> None:
+        """Respond with 204 to a request that is held."""
+        self.call("Fetch.fulfillRequest", requestId=id, responseCode=204)
+
     def hide(self) -> None:
         """Minimize the window."""
         self._set_window("minimized")

@@ -33,12 +33,15 @@ _RECORD_STOP = """window.stopped = new Promise((resolve) => {
     return response;
   };
 }); null"""
-# Keep the timers that connect again in a map, and never run them.
-_HOLD_TIMERS = """(({ setTimeout, clearTimeout }) => {
-  window.timers = new Map();
+# Keep the timers that connect again in a map, and never run them. `pauses` has their milliseconds.
+HOLD_TIMERS = """(({ setTimeout, clearTimeout }) => {
+  [window.timers, window.pauses] = [new Map(), []];
   window.setTimeout = (run, milliseconds, ...rest) => {
-    const id = setTimeout(milliseconds === 1000 ? () => {} : run, milliseconds, ...rest);
-    if (milliseconds === 1000) timers.set(id, run);
+    const isHeld = [1000, 2000, 4000, 8000].includes(milliseconds);
+    const id = setTimeout(isHeld ? () => {} : run, milliseconds, ...rest);
+    if (!isHeld) return id;
+    timers.set(id, run);
+    pauses.push(milliseconds);
     return id;
   };
   window.clearTimeout = (id) => { timers.delete(id); clearTimeout(id); };
@@ -138,8 +141,8 @@ def wait_for_stop(page: Page) -> None:
 
 
 def hold_timers(page: Page) -> None:
-    """Never let the page connect again by itself after 1 s."""
-    page.evaluate(_HOLD_TIMERS)
+    """Never let the page connect again by itself."""
+    page.evaluate(HOLD_TIMERS)
 
 
 def timers(page: Page) -> int:

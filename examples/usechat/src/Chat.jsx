@@ -7,15 +7,17 @@ import { Message } from "./Message.jsx";
 
 export function Chat({ id }) {
   const path = `/api/chat/${id}`;
-  const state = useRef({}).current; // isStopped, isClosed, mustReconnect, timer, action
+  const state = useRef({ failures: 0 }).current; // isStopped, isClosed, mustReconnect, timer, action
   const [alert, setAlert] = useState(null);
   const [draft, setDraft] = useState("");
   const stop = () => call("DELETE", path).catch((error) => setAlert(problem(error)));
   const [transport] = useState(() => new DefaultChatTransport({
     fetch: async (url, options) => {
       const response = await fetch(url, options);
-      // Another turn has begun since `refresh` has loaded the messages.
+      // Another turn has begun since `refresh` has loaded the messages, or another process, without
+      // Redis, has responded.
       if (response.status === 204) state.mustReconnect = true;
+      else if (response.ok) state.failures = 0;
       if (options.method !== "POST" || !response.ok) return response;
       state.action = null; // The message was sent.
       if (state.isStopped) stop(); // The turn may have been unknown before.
@@ -44,7 +46,7 @@ export function Chat({ id }) {
 
   function reconnect() {
     clearTimeout(state.timer);
-    state.timer = setTimeout(refresh, 1000);
+    state.timer = setTimeout(refresh, Math.min(1000 * 2 ** state.failures++, 8000));
   }
 
   /** Show the stored messages, and join the running turn. */
@@ -63,6 +65,7 @@ export function Chat({ id }) {
       if (action && textOf(sentOf(messages)[action.index]) !== action.text) setDraft(action.text);
       state.action = null;
       if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
+      else state.failures = 0;
       if (state.mustReconnect) reconnect(); // Without `onFinish`.
     } catch (error) {
       setAlert(problem(error));
