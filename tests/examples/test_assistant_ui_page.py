@@ -134,7 +134,7 @@ def test_edit_with_a_mark_replaces_the_later_messages(chat: Page, fake: FakeTran
 def test_marking_page_with_old_messages_hides_nothing(
     chat: Page, browser: Browser, fake: FakeTransport
 ) -> None:
-    """A new message from a page that does not show the newest turn is no edit."""
+    """A page that does not show the newest turn sends a new message, which is not an edit."""
     reload(chat, "&mark")
     with second_tab(chat, browser) as tab:
         wait_for(tab, *BOTH_TURNS)
