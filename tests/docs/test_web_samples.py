@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,30 +159,6 @@ def django(stack: ExitStack) -> Post:
     return lambda session_id, user: asyncio.run(post_async(session_id, user))
 
 
-def wsgi(stack: ExitStack) -> Post:
-    line = "def create_app(client: Flux0) -> Callable[..., Iterable[bytes]]:"
-    client = stack.enter_context(Flux0())
-    application = load("docs/turns.md", line)["create_app"](client)
-
-    def post(session_id: str, user: str | None) -> Result:
-        statuses: list[str] = []
-        headers: dict[str, str] = {}
-
-        def start_response(status: str, fields: Iterable[tuple[str, str]]) -> None:
-            statuses.append(status)
-            headers.update(fields)
-
-        environ = {"PATH_INFO": f"/{session_id}", "wsgi.input": io.BytesIO(b"Hi")}
-        environ |= {} if user is None else {"REMOTE_USER": user}
-        try:
-            body = b"".join(application(environ, start_response))
-        except KeyError:  # The web server sets REMOTE_USER if it has checked the login.
-            return 401, b"", headers
-        return int(statuses[0].split()[0]), body, headers
-
-    return post
-
-
 def test_page_shows_code_of_the_example() -> None:
     files = (path for path in (ROOT / "examples/web").rglob("*.*") if path.suffix != ".pyc")
     code = [path.read_text("utf-8") for path in files]
@@ -223,7 +198,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.parametrize("sample", [example, starlette, background, flask, django, wsgi])
+@pytest.mark.parametrize("sample", [example, starlette, background, flask, django])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[ExitStack], Post]
 ) -> None:
