@@ -54,7 +54,7 @@ def test_sample_prints_the_output_on_its_page(
 
 def test_each_program_of_the_tutorial_shows_its_output() -> None:
     programs = re.findall(BLOCK.format("python"), TUTORIAL.read_text("utf-8"))
-    assert len(programs) == len(list(samples_with_output(TUTORIAL))) == 6
+    assert len(programs) == len(list(samples_with_output(TUTORIAL))) == 5
 
 
 def test_server_prints_the_lines_on_the_page(tutorial_server: Flux0Server) -> None:
