@@ -18,9 +18,6 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
-from starlette.authentication import AuthCredentials, SimpleUser
-from starlette.middleware.authentication import AuthenticationMiddleware
-from starlette.requests import HTTPConnection
 
 from flux0 import Flux0, to_dict
 from flux0.testing import FakeTransport, Fault, Refuse, Respond
@@ -73,33 +70,6 @@ def example(stack: ExitStack) -> Post:
             path = f"/sessions/{session_id}/turn"
             others = {page.request(method, path).status_code for method in ("GET", "DELETE")}
             assert others == {response.status_code}
-        return response.status_code, response.content, response.headers
-
-    return post
-
-
-def starlette(stack: ExitStack) -> Post:
-    class User(SimpleUser):
-        def __init__(self, identity: str) -> None:
-            super().__init__("Ada Lovelace")  # Two users may have the same name.
-            self._identity = identity
-
-        @property
-        def identity(self) -> str:
-            return self._identity
-
-    class Login:
-        async def authenticate(self, connection: HTTPConnection) -> Any:
-            name = connection.headers.get("x-user")
-            return None if name is None else (AuthCredentials(["authenticated"]), User(name))
-
-    app = load("README.md", "from starlette.applications import Starlette")["app"]
-    app.add_middleware(AuthenticationMiddleware, backend=Login())
-    page = browser(stack, app)
-
-    def post(session_id: str, user: str | None) -> Result:
-        headers = {} if user is None else {"x-user": user}
-        response = page.post(f"/chat/{session_id}", content="Hi", headers=headers)
         return response.status_code, response.content, response.headers
 
     return post
@@ -198,7 +168,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.parametrize("sample", [example, starlette, background, flask, django])
+@pytest.mark.parametrize("sample", [example, background, flask, django])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[ExitStack], Post]
 ) -> None:
