@@ -38,7 +38,7 @@ from support.transports import LIBRARIES, Way
 from support.unreachable import unreachable_address
 
 TABLE = Path(__file__).parents[3] / "docs" / "errors.md"
-ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)` \| `(\w+)` \|$", re.MULTILINE)
+ROW = re.compile(r"^\| ([^|`]+) \| `(\w+)`(?:; in a stream, `(\w+)`)? \|$", re.MULTILINE)
 
 # The timeouts that expire with these faults. All others are long.
 PAUSE = "the server stops sending within the body"
@@ -64,7 +64,7 @@ class Row:
 
 
 ROWS = [
-    Row(fault, call, stream)
+    Row(fault, call, stream or call)
     for faults, call, stream in ROW.findall(TABLE.read_text("utf-8"))
     for fault in faults.split("; ")
 ]
