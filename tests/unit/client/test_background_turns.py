@@ -1051,6 +1051,37 @@ async def test_cancelled_start_leaves_no_turn(mode: Mode) -> None:
     assert await server.turns.join_async(conversation.session_id) is None
 
 
+@in_both_loops
+async def test_start_that_is_cancelled_during_its_claim_keeps_the_running_turn(mode: Mode) -> None:
+    claimed, may_return = threading.Event(), threading.Event()
+    may_return.set()
+
+    class SlowStore(BlockingStore):
+        def claim(self, session_id: str, log: TurnLog, *, refuse: bool) -> TurnLog | None:
+            previous = super().claim(session_id, log, refuse=refuse)
+            claimed.set()
+            assert may_return.wait(TIMEOUT)
+            return previous
+
+    gate = Gate()
+    server = Server(mode, ["a", gate], SlowStore())
+    conversation = await server.conversation()
+    running = await server.turns.start_async(conversation, "Hi")
+    claimed.clear()
+    may_return.clear()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(server.turns.start_async, conversation, "Hi")
+        await anyio.to_thread.run_sync(claimed.wait)
+        tasks.cancel_scope.cancel()
+    may_return.set()
+    while any(each.name == "flux0-call" for each in threading.enumerate()):
+        await pause(mode)
+    assert (await joined_turn(server, conversation)).id == running.id
+    gate.open()
+    assert (await running.wait_async()).text == "a"
+    await server.turns.close_async()
+
+
 Operation = Callable[[Server, AsyncConversation, Gate], Coroutine[Any, Any, Any]]
 
 
@@ -1060,7 +1091,10 @@ async def drain(server: Server, _: AsyncConversation, gate: Gate) -> None:
 
 
 async def wait_for_reply(server: Server, conversation: AsyncConversation, gate: Gate) -> None:
-    turn = await joined_turn(server, conversation)
+    turn = await server.turns.join_async(conversation.session_id)
+    if turn is None:
+        assert server.turns.stats().is_draining
+        return
     relay = turn.relay_async()
     await anext(relay)
     gate.open()
