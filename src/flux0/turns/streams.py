@@ -201,7 +201,10 @@ class EventStream(StreamState):
 
     def _next(self, loop: SyncLoop | None) -> Any:
         content = self._content
-        take = self._role.begin(loop, content.take_next)
+        if loop is not None and loop.reader is not None:
+            take = loop.take
+        else:
+            take = self._role.begin(loop, content.take_next)
         try:
             while True:
                 if content.unread and (value := take()):
@@ -347,7 +350,10 @@ class AsyncEventStream(StreamState):
 
     async def _next(self, loop: AsyncLoop | None) -> Any:
         content = self._content
-        take = self._role.begin(loop, content.take_next)
+        if loop is not None and loop.reader is not None:
+            take = loop.take
+        else:
+            take = self._role.begin(loop, content.take_next)
         try:
             while True:
                 if content.unread and (value := take()):

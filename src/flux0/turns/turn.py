@@ -99,7 +99,8 @@ class Turn:
                 self._agent_error = event
         if events:
             self.timeout = self._idle_timeout
-            self._shorten_timeout()
+            if self._agent_error is not None:
+                self._shorten_timeout()
         elif failure is None:
             self.timeout -= waited
             failure = self._idle_failure() if self.timeout <= 0 else None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
+from itertools import count
 from typing import Any, Final, Generic, TypeVar
 
 from flux0.domain.background_errors import ReaderLost, TurnStopped
@@ -45,6 +46,7 @@ class TurnReading(ABC, Generic[S]):
         self._on_end: Callable[[TurnReading[S]], object] = on_end
         self._stream: S | None = None
         self._stopped: Flux0Error | None = None
+        self._numbers = count(1)
 
     def start(self, stream: S) -> None:
         self._stream = stream
@@ -73,8 +75,8 @@ class TurnReading(ABC, Generic[S]):
         self._on_end(self)
 
     def _append(self, events: Received) -> None:
-        numbered = enumerate(events, self.log.last + 1)
-        self.log.append(*(encoded(*each, str(number)) for number, each in numbered))
+        numbers = self._numbers
+        self.log.append(*[encoded(*each, str(next(numbers))) for each in events])
 
     @contextmanager
     def _reading(self, stream: S) -> Generator[None, None, None]:

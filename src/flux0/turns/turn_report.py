@@ -13,7 +13,7 @@ from flux0.flows import CallRequest
 from flux0.middleware.logging import log_relayed_turn
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
-from flux0.runtime.processes import OwnerProcess
+from flux0.runtime.processes import RUNNING
 
 
 class TurnReport:
@@ -39,7 +39,7 @@ class TurnReport:
         self._call = request.call
         self.clock: Callable[[], float] = observers.clock
         self._start = self.clock()
-        self._owner = OwnerProcess()
+        self._process = RUNNING.id
         self.session_id: str = session_id
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
@@ -111,7 +111,7 @@ class TurnReport:
     def _report_end(self, describe: Callable[[bool], TurnEnd], failed: bool) -> None:
         self._is_complete = True
         observers = self._observers
-        if self._owner.is_inherited():
+        if RUNNING.id != self._process:
             return
         if failed or observers.is_turn_observed():
             turn = describe(bool(observers))

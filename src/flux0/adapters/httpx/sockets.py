@@ -24,7 +24,7 @@ from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES
 from flux0.adapters.shared.sending import WOULD_BLOCK, send_all, wait
 from flux0.ports import Interrupt
-from flux0.runtime.processes import OwnerProcess
+from flux0.runtime.processes import RUNNING
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class SyncConnection(HttpxConnection):
     def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
         self._sock = sock  # `_sock` is a socket or, for TLS inside TLS, a `_NestedTLS`.
-        self._owner = OwnerProcess()
+        self._process = RUNNING.id
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         received = self._pop_received()
@@ -90,7 +90,7 @@ class SyncConnection(HttpxConnection):
     def close(self) -> None:
         # Do not shut the socket down in a forked child, because this also ends the connection of
         # the parent process.
-        if not self._owner.is_inherited():
+        if RUNNING.id == self._process:
             shut_down(self._get_info("socket"))
         self._sock.close()
 
