@@ -61,12 +61,13 @@ class StreamState(Uncopyable):
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Any],
         report: TurnReport,
+        clock: Callable[[], float],
     ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
         self._turn = turn
         self._list_stored = list_stored
-        self._clock = report.clock
+        self._clock = clock
         self._is_provable = not (response.close_delimited or is_behind_proxy(response.headers))
         self._content = TurnContent(accumulator)
         self._life = LifeCycle()
