@@ -21,10 +21,9 @@ from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStats, TurnStore
-from flux0.turns.background_turn import BackgroundTurn
+from flux0.turns.background_turn import BackgroundTurn, TaskReading, ThreadReading, TurnReading
 from flux0.turns.log_relay import OpenRelays, check_loop, wait_for_end, wait_for_end_async
 from flux0.turns.memory_store import MemoryTurnStore
-from flux0.turns.turn_reading import TaskReading, ThreadReading, TurnReading
 from flux0.usecases.options import TurnOptions, show_options
 
 if TYPE_CHECKING:

@@ -235,7 +235,8 @@ class EventStream(StreamState):
                 last = self._on_transport_error(error)
             if last is not None:
                 self._close_body()
-                self._finish(last)
+                self._life.move(last)
+                self._report_end()
         except BaseException:
             self.close()
             raise
@@ -384,8 +385,9 @@ class AsyncEventStream(StreamState):
             if last is not None:
                 try:
                     await self._close_body()
-                finally:  # `_finish` must run even if the task is cancelled in `_close_body`.
-                    self._finish(last)
+                finally:  # The turn has ended, even if the task is cancelled in `_close_body`.
+                    self._life.move(last)
+                    self._report_end()
         except BaseException:
             await self.close_async()
             raise

@@ -66,7 +66,7 @@ from flux0.testing import (
     Say,
     Truncate,
 )
-from flux0.turns import turn_reading
+from flux0.turns import background_turn
 from flux0.turns.log_relay import wait_for_end
 from support.background import TIMEOUT, Server, error_in, gathered, reached, taken
 from support.cost import calls_made
@@ -386,7 +386,7 @@ def test_replaced_turn_is_removed_from_memory_without_the_garbage_collector(
             await pause(mode)
 
     # The log handlers of pytest keep the exceptions.
-    monkeypatch.setattr(turn_reading, "log_failed_background_turn", do_nothing)
+    monkeypatch.setattr(background_turn, "log_failed_background_turn", do_nothing)
     with no_garbage_collection():
         run(mode, replace_turns)
 
