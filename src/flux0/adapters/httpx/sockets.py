@@ -45,12 +45,17 @@ class SyncConnection(HttpxConnection):
 
     def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
         httpcore, sock = self._backend.httpcore_module, self._sock
-        with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
+        # No `_translated_errors`: entering a context manager takes as long as `recv` itself.
+        try:
             # Call `settimeout` only if the timeout has changed: each call is a system call.
             if sock.gettimeout() != timeout:
                 sock.settimeout(timeout)
             data: bytes = sock.recv(max_bytes)
-            return data
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(error) from error
+        except OSError as error:
+            raise httpcore.ReadError(error) from error
+        return data
 
     def content_reader(self) -> Callable[[float | None], bytes] | None:
         chunks = self._start_content()
