@@ -426,6 +426,24 @@ def test_samples_and_names_fit(name: str, page: Page, url: str) -> None:
     assert page.evaluate(BROKEN_NAMES) == []
 
 
+WIDE_TABLES = """
+[...document.querySelectorAll("article table")]
+  .filter((table) => table.getBoundingClientRect().right > window.innerWidth)
+  .map((table) => table.innerText)
+"""
+
+
+@pytest.mark.parametrize(
+    "name", [".", "tutorial", "turns", "command-line", "comparison", "architecture"]
+)
+def test_tables_need_no_sideways_scrolling_on_a_phone(name: str, page: Page, url: str) -> None:
+    page.call("Emulation.setScriptExecutionDisabled", value=True)
+    page.resize(*PHONE)
+    page.open(f"{url}/{name}/")
+    assert page.evaluate(WIDE_TABLES) == []
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+
+
 LONGEST_PAGE = 15_000  # Pixels.
 SMALLEST_TEXT = 10  # Pixels.
 WIDTHS_OF_PICTURES = """

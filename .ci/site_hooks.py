@@ -63,6 +63,8 @@ _ATTRIBUTE = re.compile(
 _CLASS = '<div class="doc doc-object doc-class">'
 _MEMBERS = '<div class="doc doc-children">'
 _EXAMPLE = re.compile(r'\s*<div class="highlight">.*?</div>', re.DOTALL)
+# A name that is wider than a column on a phone, such as the name of a test.
+_LONG_NAME = re.compile(r"(?<=<code>)[\w./]{30,}(?=</code>)")
 # From the npm package @mermaid-js/tiny 11.17.2. It replaces the script that the theme would load.
 _MERMAID = "javascripts/mermaid.tiny.js"
 _DIAGRAM = re.compile(r'(<pre class="mermaid">.*?</pre>)', re.DOTALL)
@@ -75,6 +77,8 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
 
     The example after a class is shown before its first method.
 
+    Long names may break after `_` and `/`, so that a phone shows them without sideways scrolling.
+
     Load the script that draws diagrams only if the page has a diagram.
     """
     if _DIAGRAM.search(html):
@@ -84,6 +88,7 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> str:
     before, *classes = re.split(f"(?={_CLASS})", html)
     html = before + "".join(map(_with_example_first, classes))
     html = _ATTRIBUTE.sub(r'\1<span id="\2">\3</span>', html)
+    html = _LONG_NAME.sub(lambda name: re.sub(r"[_/](?=\w)", r"\g<0><wbr>", name[0]), html)
     return _MEMBER.sub(r"\1\g<owner>.<wbr>", html)
 
 

@@ -34,16 +34,21 @@ def test_line_counts_on_the_page_differ_by_at_most_10_percent(stop: str, number:
     assert int(number) == pytest.approx(lines, rel=0.1)
 
 
-ROWS = re.findall(
-    r"^\| (.+) \| (.+) \|$", PAGE.partition("## Where to change")[2].partition("\n## ")[0], re.M
-)[2:]
+def items(heading: str) -> list[str]:
+    """Return the list items of a section, each on one line."""
+    section = PAGE.partition(f"## {heading}")[2].partition("\n## ")[0]
+    found: list[str] = re.findall(r"^- (.+(?:\n  .+)*)", section, re.MULTILINE)
+    return [" ".join(item.split()) for item in found]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_files_and_names_to_change_exist(row: tuple[str, str]) -> None:
-    assert len(ROWS) > 10
+PLACES = [each.split("**", 2)[1:] for each in items("Where to change")]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place[0])
+def test_files_and_names_to_change_exist(place: tuple[str, str]) -> None:
+    assert len(PLACES) > 10
     folder, files = SRC / "flux0", [*SRC.rglob("*.py")]
-    words = re.findall(r"`([^`]+)`", row[1])
+    words = re.findall(r"`([^`]+)`", place[1])
     paths = [word for word in words if re.search(r"/|\.(py|toml)$", word)]
     for path in paths:  # Such as "`domain/a.py`, `b.py`".
         places = (folder / path, SRC / "flux0" / path, ROOT / path)
@@ -88,7 +93,7 @@ def defined_names(tree: ast.AST) -> Iterator[str]:
                 pass
 
 
-def test_table_lists_each_private_name_of_other_libraries() -> None:
+def test_page_lists_each_private_name_of_other_libraries() -> None:
     # A list, because several modules have the same file name.
     trees = [(path.name, ast.parse(path.read_text("utf-8"))) for path in SRC.rglob("*.py")]
     ours = {f"self.{name}" for _, tree in trees for name in defined_names(tree)}
@@ -98,11 +103,10 @@ def test_table_lists_each_private_name_of_other_libraries() -> None:
         for name in {*names(tree)} - {*defined_names(tree)} - ours - DOCUMENTED
         if re.fullmatch(r"(self\.)?_[a-z]\w*", name)
     }
-    rows = PAGE.partition("## Private parts of other libraries")[2].splitlines()
     listed = {
         (file, name)
-        for row in rows
-        for file in re.findall(r"`adapters/(?:\w+/)*(\w+\.py)`", row)
-        for name in re.findall(r"`(_[a-z_]+)`", row)
+        for item in items("Private parts of other libraries")
+        for file in re.findall(r"`adapters/(?:\w+/)*(\w+\.py)`", item)
+        for name in re.findall(r"`(_[a-z_]+)`", item)
     }
     assert uses == listed

@@ -1,7 +1,7 @@
 """The numbers on the pages and in docstrings are the numbers in the code.
 
-A statement has `{}` in the place of its number. If the page of limits has a number with a unit that
-belongs to no statement, a test fails: a new limit needs a statement.
+A statement has `{}` in the place of its number. If the page of limits or CONTRIBUTING.md has a
+number with a unit that belongs to no statement, a test fails: a new limit needs a statement.
 """
 
 # The limits are private constants.
@@ -38,14 +38,14 @@ from flux0.runtime.turn_log import READ_BYTES
 from flux0.testing.contract import TransportContract
 from flux0.turns import open_turns
 from flux0.turns.turn import AFTER_AGENT_ERROR
-from slow.planted_bugs import bugs
+from slow.planted_bugs import MIN_PERCENT, bugs
 
 ROOT = Path(__file__).parents[2]
 UNITS = (
     r"s|ms|[KM]iB|bytes|seconds|minutes|characters|levels|retries|attempts|connections|"
-    r"idle connections|open exchanges"
+    r"idle connections|open exchanges|lines|pixels|bugs|mutants|tests|days"
 )
-NUMBER = re.compile(rf"(?<![\w.`-])[\d,]*\d(?:\.\d+)?[ -](?:{UNITS})\b")
+NUMBER = re.compile(rf"(?<![\w.`-])[\d,]*\d(?:\.\d+)?[ -](?:%|(?:{UNITS})\b)")
 WORDS = {3: "three", 4: "four", 10: "ten"}
 
 
@@ -79,7 +79,15 @@ BODY = in_units(default(Flux0, "max_body_bytes"))
 MESSAGES = in_units(default(Flux0, "max_turn_bytes"))
 KEPT = in_units(default(BackgroundTurns, "max_turn_bytes"))
 WAITING = in_units(READ_BYTES)
+CONTRIBUTING = "CONTRIBUTING.md"
 BUGS = (len(list(bugs())) - 1) // 50 * 50  # Rounded down: "more than 750".
+
+
+def setting(name: str) -> int:
+    """Return a number in pyproject.toml."""
+    (number,) = re.findall(rf"(?m)^{name} = (\d+)", (ROOT / "pyproject.toml").read_text("utf-8"))
+    return int(number)
+
 
 STATEMENTS: list[tuple[str, str, object]] = [
     (RELIABILITY, "with TLS | {} s |", TIMEOUT.connect),
@@ -137,7 +145,12 @@ STATEMENTS: list[tuple[str, str, object]] = [
     (TRANSPORTS, "tests wait for {} seconds", TransportContract.idle_test_seconds),
     (TRANSPORTS, "for at most {} seconds", WORDS[int(limits.MAX_IDLE_SECONDS)]),
     (TRANSPORTS, "hangs for {} seconds", TransportContract.timeout),
-    ("CONTRIBUTING.md", "with each of more than {} bugs", BUGS),
+    (CONTRIBUTING, "with each of more than {} bugs", BUGS),
+    (CONTRIBUTING, "must detect at least {} % of the bugs", MIN_PERCENT["detected"]),
+    (CONTRIBUTING, "and the nearest test file {} %", MIN_PERCENT["nearest file"]),
+    (CONTRIBUTING, "requires {} % line coverage", setting("fail_under")),
+    (CONTRIBUTING, "requires {} % branch coverage", setting("fail_under")),
+    (CONTRIBUTING, "a timeout of {} seconds", setting("timeout")),
     ("docs/common-errors.md", "needs more than {} minutes", DEFAULT_IDLE_TIMEOUT / 60),
     ("docs/common-errors.md", "An id has {} characters", ID_LENGTH),
     ("docs/command-line.md", "{} s", DEFAULT_IDLE_TIMEOUT),
@@ -176,9 +189,10 @@ def test_documented_number_is_the_number_in_the_code(
     assert shown(statement, number) in text_of(path)
 
 
-def test_each_number_on_the_page_of_limits_belongs_to_a_statement() -> None:
-    text = re.sub(r"```.*?```", "", text_of(RELIABILITY))  # Samples have numbers of their own.
+@pytest.mark.parametrize("checked", [RELIABILITY, CONTRIBUTING])
+def test_each_number_on_the_page_belongs_to_a_statement(checked: str) -> None:
+    text = re.sub(r"```.*?```", "", text_of(checked))  # Samples have numbers of their own.
     for page, statement, number in STATEMENTS:
-        if page == RELIABILITY:
+        if page == checked:
             text = text.replace(shown(statement, number), "")
     assert NUMBER.findall(text) == []

@@ -15,7 +15,6 @@ from sybil import Document, Example
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 from flux0.cli.demo_agent import demo_transport
-from flux0.testing import FakeTransport, Truncate
 from support.fake_over_http import FakeOverHTTP
 
 ROOT = Path(__file__).parents[2]
@@ -49,17 +48,3 @@ def test_sample_runs(
     example.namespace.clear()  # A reader may copy a single sample.
     example.namespace["__name__"] = "sample"
     example.evaluate()
-
-
-def test_sample_of_stored_turns_handles_a_stream_without_events(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Before the first event, a turn has no correlation id."""
-    document = Document.parse(str(ROOT / "docs/turns.md"), PythonCodeBlockParser())
-    (sample,) = (each for each in document.examples() if "StreamInterrupted" in each.parsed)
-    with FakeTransport("Sunny.").installed() as fake:
-        fake.inject(Truncate(after_events=0), operation="sessions.create_event")
-        sample.evaluate()
-    output = capsys.readouterr().out
-    assert "interrupted after 0 events: ()" in output
-    assert "stored by now: StoredTurn(message=Event(" in output

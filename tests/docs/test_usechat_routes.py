@@ -48,7 +48,7 @@ def test_page_shows_code_of_the_example() -> None:
     code = [path.read_text("utf-8") for path in files]
     page = PAGE.read_text("utf-8")
     excerpts: list[str] = re.findall(r"^```(?:py|jsx?)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    assert len(excerpts) == 6
+    assert len(excerpts) == 4
     for excerpt in excerpts:
         assert any(excerpt in each for each in code), excerpt
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import re
 import runpy
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +17,6 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from flask import Flask
-from starlette.authentication import AuthCredentials, SimpleUser
-from starlette.middleware.authentication import AuthenticationMiddleware
-from starlette.requests import HTTPConnection
 
 from flux0 import Flux0, to_dict
 from flux0.testing import FakeTransport, Fault, Refuse, Respond
@@ -30,7 +25,7 @@ from support.samples import code_of, load
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[2]
-BACKGROUND_TURNS = "docs/how-to/background-turns.md"
+WEB = "docs/how-to/web.md"
 OWN_CONVERSATION = "OwnConversation = Annotated[AsyncConversation, Depends(own_conversation)]"
 
 Result: TypeAlias = "tuple[int, bytes, Mapping[str, str]]"
@@ -79,35 +74,8 @@ def example(stack: ExitStack) -> Post:
     return post
 
 
-def starlette(stack: ExitStack) -> Post:
-    class User(SimpleUser):
-        def __init__(self, identity: str) -> None:
-            super().__init__("Ada Lovelace")  # Two users may have the same name.
-            self._identity = identity
-
-        @property
-        def identity(self) -> str:
-            return self._identity
-
-    class Login:
-        async def authenticate(self, connection: HTTPConnection) -> Any:
-            name = connection.headers.get("x-user")
-            return None if name is None else (AuthCredentials(["authenticated"]), User(name))
-
-    app = load("README.md", "from starlette.applications import Starlette")["app"]
-    app.add_middleware(AuthenticationMiddleware, backend=Login())
-    page = browser(stack, app)
-
-    def post(session_id: str, user: str | None) -> Result:
-        headers = {} if user is None else {"x-user": user}
-        response = page.post(f"/chat/{session_id}", content="Hi", headers=headers)
-        return response.status_code, response.content, response.headers
-
-    return post
-
-
 def background(stack: ExitStack) -> Post:
-    names = load(BACKGROUND_TURNS, OWN_CONVERSATION)
+    names = load(WEB, OWN_CONVERSATION)
     page = browser(stack, names["app"])
 
     def post(session_id: str, user: str | None) -> Result:
@@ -129,7 +97,7 @@ def background(stack: ExitStack) -> Post:
 
 def flask(stack: ExitStack) -> Post:
     line = "from flask import Flask, Response, abort, request, session"
-    app: Flask = load("docs/how-to/web.md", line)["create_app"]()
+    app: Flask = load(WEB, line)["create_app"]()
     app.secret_key = "of the test"
 
     def post(session_id: str, user: str | None) -> Result:
@@ -144,7 +112,7 @@ def flask(stack: ExitStack) -> Post:
 
 def django(stack: ExitStack) -> Post:
     line = "from django.core.exceptions import PermissionDenied"
-    view = load("docs/how-to/web.md", line)["send"]
+    view = load(WEB, line)["send"]
 
     async def post_async(session_id: str, user: str | None) -> Result:
         async def logged_in() -> Any:
@@ -160,49 +128,24 @@ def django(stack: ExitStack) -> Post:
     return lambda session_id, user: asyncio.run(post_async(session_id, user))
 
 
-def wsgi(stack: ExitStack) -> Post:
-    line = "def create_app(client: Flux0) -> Callable[..., Iterable[bytes]]:"
-    client = stack.enter_context(Flux0())
-    application = load("docs/turns.md", line)["create_app"](client)
-
-    def post(session_id: str, user: str | None) -> Result:
-        statuses: list[str] = []
-        headers: dict[str, str] = {}
-
-        def start_response(status: str, fields: Iterable[tuple[str, str]]) -> None:
-            statuses.append(status)
-            headers.update(fields)
-
-        environ = {"PATH_INFO": f"/{session_id}", "wsgi.input": io.BytesIO(b"Hi")}
-        environ |= {} if user is None else {"REMOTE_USER": user}
-        try:
-            body = b"".join(application(environ, start_response))
-        except KeyError:  # The web server sets REMOTE_USER if it has checked the login.
-            return 401, b"", headers
-        return int(statuses[0].split()[0]), body, headers
-
-    return post
-
-
-def test_page_shows_code_of_the_example() -> None:
-    files = (path for path in (ROOT / "examples/web").rglob("*.*") if path.suffix != ".pyc")
-    code = [path.read_text("utf-8") for path in files]
-    page = (ROOT / "docs/how-to/web.md").read_text("utf-8")
-    excerpts: list[str] = re.findall(r"^```(?:py|js)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    # Other tests run the files that begin with their names.
-    excerpts = [each for each in excerpts if not re.match(r"# \S+\.py\n", each)]
-    assert len(excerpts) == 3
-    for excerpt in excerpts:
-        assert any(excerpt in each for each in code), excerpt
+def test_application_of_the_page_creates_a_session_of_the_user(fake: FakeTransport) -> None:
+    with ExitStack() as stack:
+        names = load(WEB, OWN_CONVERSATION)
+        page = browser(stack, names["app"])
+        assert page.post("/sessions", json={"text": "Hi"}).status_code == 401
+        names["app"].dependency_overrides = {names["current_user"]: lambda: "ada"}
+        created = page.post("/sessions", json={"text": "How is the weather?"})
+    with Flux0() as client:
+        (session,) = client.sessions.list(user="ada")
+    assert (created.status_code, created.json()) == (201, {"session_id": session.id})
+    assert session.title == "How is the weather?"
 
 
 def test_tests_of_the_page_pass_and_fail_without_the_check_of_the_user(
     pytester: pytest.Pytester,
 ) -> None:
-    application = next(
-        code for code in code_of(BACKGROUND_TURNS, "python") if "app = FastAPI(" in code
-    )
-    (tests,) = (code for code in code_of("docs/how-to/web.md", "py") if "# test_app.py" in code)
+    application = next(code for code in code_of(WEB, "python") if "app = FastAPI(" in code)
+    (tests,) = (code for code in code_of(WEB, "py") if "# test_app.py" in code)
     check = "if not await conversation.belongs_to_user():"
     pytester.makepyfile(
         app=application,
@@ -223,7 +166,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTransport]:
         yield fake
 
 
-@pytest.mark.parametrize("sample", [example, starlette, background, flask, django, wsgi])
+@pytest.mark.parametrize("sample", [example, background, flask, django])
 def test_web_sample_rejects_the_sessions_of_other_users(
     fake: FakeTransport, sample: Callable[[ExitStack], Post]
 ) -> None:
@@ -278,15 +221,11 @@ def test_models_are_returned_and_accepted_by_web_frameworks(fake: FakeTransport)
     with Flux0() as client:
         agents = to_dict(client.agents.list())
         session = to_dict(client.sessions.create(agent_id=fake.agent_id))
-    line = "    return to_dict(await request.state.client.agents.list_async())"
-    with ExitStack() as stack:
-        app = load(BACKGROUND_TURNS, OWN_CONVERSATION)["app"]
-        app.include_router(load("docs/how-to/web.md", line)["router"])
-        page = browser(stack, app)
-        assert page.get("/agents").json() == agents
-
-    chat: Any = load("docs/how-to/web.md", "class Chat(BaseModel):")["Chat"]
     app = FastAPI()
+    app.get("/agents")(lambda: agents)
+    assert TestClient(app).get("/agents").json() == agents
+
+    chat: Any = load(WEB, "class Chat(BaseModel):")["Chat"]
 
     def echoed(body: Any) -> Any:
         return body

@@ -1,9 +1,8 @@
-"""The React component of docs/how-to/web.md, in Chromium, with the routes of `examples/web`."""
+"""The React component of `examples/web`, in Chromium, with the routes of the example."""
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 from pathlib import Path
 
@@ -40,10 +39,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The component and its packages, in one script."""
     folder = tmp_path_factory.mktemp("react")
     npm_install(*PACKAGES, folder=folder)
-    page = (ROOT / "docs/how-to/web.md").read_text("utf-8")
-    (component,) = re.findall(r"^```jsx\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
-    (folder / "Chat.jsx").write_text(component, "utf-8")
-    (folder / "turn.js").write_bytes((ROOT / "examples/web/static/turn.js").read_bytes())
+    for name in ("Chat.jsx", "turn.js"):
+        (folder / name).write_bytes((ROOT / "examples/web/static" / name).read_bytes())
     (folder / "main.jsx").write_text(MAIN, "utf-8")
     bundled = subprocess.run(
         [folder / "node_modules/.bin/esbuild", "main.jsx", "--bundle", "--jsx=automatic"],

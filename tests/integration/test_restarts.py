@@ -24,7 +24,7 @@ from attrs import define, frozen
 
 from flux0 import Flux0
 from support.ports import reserved_port
-from support.samples import ROOT, code_of
+from support.samples import ROOT, USECHAT, code_of
 from support.web_workers import FakeServer, fake_server
 
 WEB: Final = "docs/how-to/web.md"
@@ -60,22 +60,26 @@ def command_of(name: str, port: int, options: str) -> str:
     return command
 
 
+def end_relays_on_sigterm() -> str:
+    """Return the code of the function that the page names."""
+    code = (USECHAT / "main.py").read_text("utf-8")
+    (function,) = re.findall(r"^def end_relays_on_sigterm\(.*?(?=^\S)", code, re.DOTALL | re.M)
+    return str(function)
+
+
 def write_application(name: str, folder: Path) -> None:
     """Write the samples of the page, and the application `app:app`."""
     is_wsgi = name == "gunicorn with threads"
     if is_wsgi:
         app = "from support.deployed_app import wsgi as app, turns"
     else:
-        (sample,) = (code for code in code_of(WEB, "python") if "end_relays_on_sigterm" in code)
-        names = ("app = FastAPI(", "\n        yield {")
-        (lifespan,) = (
-            code
-            for code in code_of("docs/how-to/background-turns.md", "python")
-            if all(name in code for name in names)
-        )
-        lifespan = lifespan.replace(names[1], f"\n        end_relays_on_sigterm(turns){names[1]}")
+        (application,) = (code for code in code_of(WEB, "python") if "app = FastAPI(" in code)
+        start = "\n        yield {"
+        assert start in application
+        application = application.replace(start, f"\n        end_relays_on_sigterm(turns){start}")
         app = with_limits(
-            f"{sample}{lifespan}from support.deployed_app import add_routes\nadd_routes(app)"
+            f"import signal, threading\nfrom types import FrameType\n{application}"
+            f"{end_relays_on_sigterm()}from support.deployed_app import add_routes\nadd_routes(app)"
         )
     (folder / "app.py").write_text(app, "utf-8")
     for code in code_of(WEB, "py"):

@@ -1,4 +1,4 @@
-"""The contract detects bugs that these tests insert into the example of docs/transports.md.
+"""The contract detects bugs that these tests insert into `examples/transport`.
 
 `tests/unit/testing/contract/test_checks.py` has the bugs that exactly one check detects. These bugs
 take longer, or more than one check or an exception detects them.

@@ -508,7 +508,7 @@ def _compiled(changes: tuple[tuple[str, str], ...]) -> CodeType:
 
 @frozen
 class Example:
-    """The transport of docs/transports.md, with changes of its code."""
+    """The transport of examples/transport, with changes of its code."""
 
     changes: Mapping[str, str]
 
@@ -520,7 +520,7 @@ class Example:
 
 @frozen
 class Over:
-    """A bug over the example of docs/transports.md."""
+    """A bug over the example in examples/transport."""
 
     bug: Bug
     example: Example

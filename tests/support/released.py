@@ -18,7 +18,7 @@ from weakref import WeakSet
 import pytest
 
 from flux0.runtime.turn_log import TurnLog
-from flux0.turns.turn_reading import TurnReading
+from flux0.turns.background_turn import TurnReading
 
 # The longest time in seconds to wait. Threads end within milliseconds on an idle machine.
 _LIMIT = 20.0

@@ -21,13 +21,14 @@ from support.modes import in_mode
 from support.transports import Mode
 
 NO_EVENTS = Events(())
+TIME = SystemTime()
 
 
 def report_to(*observers: Observer) -> TurnReport:
     """Return the report of a turn to these observers."""
     call = Call("sessions.create_event", "POST", "", "")
     request = CallRequest("POST", "", Headers(), call=call)
-    return TurnReport(Observers(observers, SystemTime()), request, "s", Participant())
+    return TurnReport(Observers(observers, TIME), TIME.monotonic, request, "s", Participant())
 
 
 def open_sync(
@@ -43,8 +44,10 @@ def open_sync(
         return NO_EVENTS
 
     response = response_from(recorded, headers=headers)
+    report = report_to(*observers)
+    accumulator = MessageAccumulator()
     return EventStream(
-        response, turn or new_turn(), MessageAccumulator(), list_stored, report_to(*observers)
+        response, turn or new_turn(), accumulator, list_stored, report, TIME.monotonic
     )
 
 
@@ -61,7 +64,8 @@ def open_async(
 
     response = response_from(recorded, headers=headers)
     report = report_to(*observers)
-    return AsyncEventStream(response, new_turn(), MessageAccumulator(), list_stored, report)
+    accumulator = MessageAccumulator()
+    return AsyncEventStream(response, new_turn(), accumulator, list_stored, report, TIME.monotonic)
 
 
 def opened(

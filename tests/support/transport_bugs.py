@@ -35,7 +35,7 @@ from support.broken_transports import (
 
 Bugs: TypeAlias = AnyBug | tuple[AnyBug, ...]
 
-# --- changes of the example in docs/transports.md
+# --- changes of examples/transport/h11_transport.py
 
 _IDLE = {"MAX_IDLE_SECONDS = 4.0": "MAX_IDLE_SECONDS = 0.05"}
 SHORT_IDLE = Example(_IDLE)

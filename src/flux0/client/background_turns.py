@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
@@ -21,10 +21,9 @@ from flux0.runtime.processes import PerProcess
 from flux0.runtime.time import SystemTime
 from flux0.runtime.turn_log import TurnLog
 from flux0.turn_store import TurnStats, TurnStore
-from flux0.turns.background_turn import BackgroundTurn
+from flux0.turns.background_turn import BackgroundTurn, TaskReading, ThreadReading, TurnReading
 from flux0.turns.log_relay import OpenRelays, check_loop, wait_for_end, wait_for_end_async
 from flux0.turns.memory_store import MemoryTurnStore
-from flux0.turns.turn_reading import TaskReading, ThreadReading, TurnReading
 from flux0.usecases.options import TurnOptions, show_options
 
 if TYPE_CHECKING:
@@ -298,16 +297,23 @@ class BackgroundTurns(Uncopyable):
         if self._is_closed:
             reading.end()
             raise ClientClosed(_CLOSED)
-        previous: TurnLog | None = None
+        # The log before the new turn. The thread that takes it from the list undoes the claim: an
+        # async caller can be cancelled while `claim` continues in its thread.
+        claimed: list[TurnLog | None] = []
 
         def claim() -> TurnLog | None:
-            nonlocal previous
-            previous = self._store.claim(session_id, reading.log, refuse=running == "refuse")
-            if not reading.log.is_ended:
-                return _running(previous)
-            # An async caller was cancelled, but this function has continued in its thread.
-            self._store.release(session_id, reading.log, previous)
-            return None
+            previous: TurnLog | None = None
+            try:
+                previous = self._store.claim(session_id, reading.log, refuse=running == "refuse")
+            finally:
+                claimed.append(previous)
+                if reading.log.is_ended:
+                    undo()
+            return None if reading.log.is_ended else _running(previous)
+
+        def undo() -> None:
+            with suppress(IndexError):
+                self._store.release(session_id, reading.log, claimed.pop())
 
         try:
             yield reading, claim
@@ -315,7 +321,7 @@ class BackgroundTurns(Uncopyable):
             problem = f"the message could not be sent: {type(error).__name__}"
             reading.stop(fresh(error) if isinstance(error, Flux0Error) else Flux0Error(problem))
             reading.end()
-            self._store.release(session_id, reading.log, previous)
+            undo()
             raise
 
     def _turn(self, session_id: str, log: TurnLog) -> BackgroundTurn:

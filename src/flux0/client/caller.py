@@ -55,6 +55,7 @@ class Caller:
         observers: The observers of calls and turns.
 
     Attributes:
+        clock: A function that returns the current time in seconds.
         observers: The observers of calls and turns.
         open_turns: The open streams, at most one per session.
     """
@@ -67,12 +68,12 @@ class Caller:
         time: Time,
         observers: Observers,
     ) -> None:
-        self._clock = time.monotonic
+        self.clock: Callable[[], float] = time.monotonic
         self.observers: Observers = observers
         self._default_call = default_call
         self._is_view = False
         self._calls = RunningCalls()
-        self.open_turns: OpenTurns = OpenTurns(self._calls, time.monotonic)
+        self.open_turns: OpenTurns = OpenTurns(self._calls, self.clock)
         self._driver = None if transport is None else Driver(transport, time, self._calls)
         self.async_driver: AsyncDriver = AsyncDriver(async_transport, time, self._calls)
 
@@ -105,7 +106,7 @@ class Caller:
         # `timeout_ms` also sets the read and write timeouts: a call with a `timeout_ms` of 5
         # minutes must not end after 60 s without data.
         timeout = evolve(call.timeout, read=limit, write=limit)
-        deadline = Deadline(self._clock() + limit, limit)
+        deadline = Deadline(self.clock() + limit, limit)
         return evolve(call, timeout=timeout, deadline=deadline)
 
     def with_options(self, agent: Participant | None = None, /, **options: Any) -> Caller:

@@ -326,11 +326,11 @@ class Message:
 
     def _open(self, kind: type[S]) -> Flow[S]:
         caller, call, request = self._caller, self._call, self._request
-        report = TurnReport(caller.observers, request, self._session[1], call.agent)
+        report = TurnReport(caller.observers, caller.clock, request, self._session[1], call.agent)
         response = yield from call.perform(request, sessions.event_stream)
         parser = SSEParser(max_event_bytes=call.max_event_bytes)
         turn = Turn(parser, call.codec, request, call.idle_timeout)
         accumulator = MessageAccumulator(max_turn_bytes=call.max_turn_bytes)
-        stream = kind(response, turn, accumulator, self._list_stored, report)
+        stream = kind(response, turn, accumulator, self._list_stored, report, caller.clock)
         caller.open_turns.add(self._session, stream)
         return stream

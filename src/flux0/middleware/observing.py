@@ -30,14 +30,11 @@ class Observers:
     """The observers of one client.
 
     `observe_call` runs around a whole call, and `observe_attempt` around each attempt.
-
-    Attributes:
-        clock: a function that returns the current time in seconds, for durations.
     """
 
     def __init__(self, observers: Iterable[Observer], time: Time) -> None:
         self._observers = _checked(observers)
-        self.clock: Callable[[], float] = time.monotonic
+        self._clock = time.monotonic
         # `_failed` contains the ids of the observers that have raised an exception. The set cannot
         # contain the observers themselves, because an observer can have no hash.
         self._failed: set[int] = set()
@@ -53,7 +50,7 @@ class Observers:
         # `request.call` is not None, because `observe_call` is called only if the client has
         # observers.
         call = cast("Call", request.call)
-        start, error = self.clock(), None
+        start, error = self._clock(), None
         self.flush()
         self._notify(lambda observer: observer.on_call_start(call))
         try:
@@ -62,7 +59,7 @@ class Observers:
             error = self._reported_error(raised, request)
             raise
         finally:
-            end = CallEnd(self.clock() - start, error)
+            end = CallEnd(self._clock() - start, error)
             self._notify(lambda observer: observer.on_call_end(call, end))
 
     def observe_attempt(
@@ -86,14 +83,14 @@ class Observers:
         for fields in self._notify(lambda observer: _header_fields(observer, call, number)):
             added = added.merge(fields)
         request = evolve(request, headers=added.merge(request.headers))
-        start = self.clock()
+        start = self._clock()
         try:
             return (yield from attempt(request))
         except BaseException as raised:
             error = self._reported_error(raised, request)
             raise
         finally:
-            end = AttemptEnd(number, self.clock() - start, status, error)
+            end = AttemptEnd(number, self._clock() - start, status, error)
             self._notify(lambda observer: observer.on_attempt_end(call, end))
 
     def is_turn_observed(self) -> bool:
@@ -149,7 +146,7 @@ class Observers:
         deadline = request.deadline
         if isinstance(error, Exception) or deadline is None:
             return error
-        return error if deadline.left(self.clock()) > 0 else deadline.exceeded()
+        return error if deadline.left(self._clock()) > 0 else deadline.exceeded()
 
 
 def _trace_parent(observer: Observer, call: Call) -> str | None:

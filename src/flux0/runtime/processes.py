@@ -17,7 +17,7 @@ from os import getpid
 from threading import Lock, RLock, Thread, get_ident, main_thread
 from typing import Final, Generic, TypeVar, final
 
-from flux0.domain.errors import ConnectError, ConnectionInterrupted, Flux0Error
+from flux0.domain.errors import ConnectError, Flux0Error
 
 T = TypeVar("T")
 # `NO_WAIT` is the argument `blocking` of `Lock.acquire`. Pass `NO_WAIT` by position: a call with a
@@ -39,16 +39,21 @@ DAEMON_THREADS: Final[bool] = _allows_daemon_threads()
 
 @final
 class _RunningProcess:
-    # The attribute `id` stores the process id, because `os.getpid` is a system call, which takes
-    # five times as long as reading an attribute.
+    """The running process. An object that stores `id` is inherited if `id` differs later.
+
+    Attributes:
+        id: The process id. Reading this attribute takes a fifth of the time of `os.getpid`, which
+            is a system call.
+    """
+
     def __init__(self) -> None:
         self.update()
 
     def update(self) -> None:
-        self.id = getpid()
+        self.id: int = getpid()
 
 
-_running: Final = _RunningProcess()
+RUNNING: Final = _RunningProcess()
 
 # `os.fork` waits until `fork_lock` is free. A thread must hold `fork_lock` while it calls a library
 # that acquires an internal lock, such as OpenSSL, which reads certificates. Otherwise, a child that
@@ -61,7 +66,7 @@ with suppress(AttributeError):  # Windows cannot fork, and lacks `register_at_fo
         after_in_parent=fork_lock.release,
         after_in_child=fork_lock.release,
     )
-    os.register_at_fork(after_in_child=_running.update)
+    os.register_at_fork(after_in_child=RUNNING.update)
 
 
 def run_in_new_thread(act: Callable[[], object]) -> bool:
@@ -144,27 +149,14 @@ class PerProcess(Generic[T]):
         self._resources: dict[int, T] = {}
 
     def get(self) -> T:
-        resource = self._resources.get(_running.id)
+        resource = self._resources.get(RUNNING.id)
         if resource is None:
             # If another thread has stored a resource meanwhile, `setdefault` returns that resource.
-            resource = self._resources.setdefault(_running.id, self._make())
+            resource = self._resources.setdefault(RUNNING.id, self._make())
         return resource
 
     def discard(self, close: Callable[[T], object]) -> None:
         """Remove the resource of this process, if there is one, and call `close` with it."""
-        resource = self._resources.pop(_running.id, None)
+        resource = self._resources.pop(RUNNING.id, None)
         if resource is not None:
             close(resource)
-
-
-class OwnerProcess:
-    def __init__(self) -> None:
-        self._id = _running.id
-
-    def is_inherited(self) -> bool:
-        return _running.id != self._id
-
-    def check(self) -> None:
-        """Raise `ConnectionInterrupted` in a forked child: it must not read its parent's data."""
-        if _running.id != self._id:
-            raise ConnectionInterrupted("a forked child cannot read a body of its parent process")

@@ -14,7 +14,7 @@ from flux0.domain import api_errors, background_errors, errors
 from flux0.domain.background_errors import ReaderLost, TurnTooLarge
 from flux0.domain.errors import Flux0Error
 from flux0.runtime.event_loop import do_nothing
-from flux0.runtime.processes import OwnerProcess
+from flux0.runtime.processes import RUNNING
 
 # One call of `TurnLog.read` returns events of at most about this number of bytes, so that relays
 # send small pieces.
@@ -107,7 +107,7 @@ class TurnLog:
         self.on_end: Callable[[], object] = do_nothing
         self.loop: object = None
         self.trace_parent: str | None = None
-        self._owner = OwnerProcess()
+        self._process = RUNNING.id
         # `_kept` contains the number of the oldest kept event, and the kept events. Both are in one
         # tuple, so that a reader in another thread never combines the number with another list.
         self._kept: tuple[int, list[bytes]] = (1, [])
@@ -143,7 +143,13 @@ class TurnLog:
 
         Does nothing if the turn has ended.
         """
-        self.extend(self.last + 1, events)
+        if self._ends:
+            return
+        self._kept[1].extend(events)
+        self.size += sum(map(len, events))
+        if self.size > self.max_bytes:
+            self._drop_oldest()
+        self._wake()
 
     def extend(self, number: int, events: Sequence[bytes]) -> None:
         """Add copies of events from another process. `number` is the first event's number.
@@ -151,16 +157,10 @@ class TurnLog:
         If `number` is not `last + 1`, all older events are dropped first, so that readers get an
         error instead of missing or repeating events. Does nothing if the turn has ended.
         """
-        if self._ends:
-            return
-        if number != self.last + 1:
+        if number != self.last + 1 and not self._ends:
             self._kept = (number, [])
             self.size = 0
-        self._kept[1].extend(events)
-        self.size += sum(map(len, events))
-        if self.size > self.max_bytes:
-            self._drop_oldest()
-        self._wake()
+        self.append(*events)
 
     def drop(self, last: int) -> None:
         """Drop the events up to the number `last`. Only the thread that adds events may call it."""
@@ -190,12 +190,19 @@ class TurnLog:
             TurnTooLarge: The event that follows `after` was dropped.
             ReaderLost: The process is a forked child, and the log belongs to its parent.
         """
-        if self._owner.is_inherited():
+        return self.read_or_end(after) or ()
+
+    def read_or_end(self, after: int) -> Sequence[bytes] | None:
+        """Return the same as `read`, but None if the turn has ended, and no event follows."""
+        if RUNNING.id != self._process:
             raise ReaderLost(_INHERITED)
+        is_ended = bool(self._ends)  # No event follows an end, so read the end before the events.
         first, events = self._kept
         if after < first - 1:
             raise TurnTooLarge(self.max_bytes)
         start = end = after - first + 1
+        if is_ended and start >= len(events):
+            return None
         size = 0
         while end < len(events) and size < READ_BYTES:
             size += len(events[end])
@@ -204,7 +211,8 @@ class TurnLog:
 
     def has_more(self, after: int) -> bool:
         """Return whether an event follows the event number `after`, or the turn has ended."""
-        return self.last > after or self.is_ended
+        first, events = self._kept
+        return first + len(events) - 1 > after or bool(self._ends)
 
     def on_change(self, wake: Callable[[], object]) -> Callable[[], object]:
         """Call `wake` once, after the next event or the turn's end. Return a function to cancel it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
@@ -47,23 +47,22 @@ class LogReader:
         self._is_closed = False
 
     def read(self) -> Sequence[bytes] | None:
-        # Read the log's end before its events. No event follows a log's end, so none is missed.
-        end = self.log.end
+        """Return the next events: none if no event follows yet, None at the end of the reading."""
         if self._is_closed:
             self.error = RelayEnded(_RELAYS_ENDED)
             return None
         try:
-            events = self.log.read(self.position)
+            events = self.log.read_or_end(self.position)
         except Flux0Error as error:
             self.error = error.with_traceback(None)
             return None
-        if not events and end is not None:
+        if events is not None:
+            self.position += len(events)
+        elif (end := self.log.end) is not None:
             # An error that ends the turn has the event number after the last event. A browser that
             # sends this number as Last-Event-ID has already received the error.
             is_read = end.has_numbered_error and self.position > self.log.last
             self.error = None if is_read else end.error
-            return None
-        self.position += len(events)
         return events
 
     def wait(self, seconds: float | None) -> bool:
@@ -72,10 +71,12 @@ class LogReader:
         Rarely, this method returns True before the log has new events. Raises a `Flux0Error` if the
         caller runs in the event loop that reads the turn, because the wait blocks this loop.
         """
-        check_loop(self.log)
+        if self.log.loop is not None:
+            check_loop(self.log)
         cancel = self.log.on_change(self._waker.wake)
         try:
-            return self._has_more() or self._waker.wait(seconds)
+            # `close` sets `_is_closed` and then wakes `_waker`, so `wait` ends at once.
+            return self.log.has_more(self.position) or self._waker.wait(seconds)
         finally:
             cancel()
 
@@ -256,8 +257,12 @@ def event_pieces(
             yield encode(events) if events else encoder.heartbeat()
 
 
-def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
-    """Yield the encoded bytes of a background turn, for one relay.
+def turn_pieces(
+    reader: LogReader,
+    encoder: RelayEncoder,
+    opened: AbstractContextManager[object] | None = None,
+) -> Pieces:
+    """Yield the encoded bytes of a background turn, for one relay, within the context `opened`.
 
     If the turn has failed, the last bytes describe the error. Closing or deleting the generator has
     no effect on the turn.
@@ -275,16 +280,17 @@ def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
             return b"".join(encoder.shown(decode(each)).to_sse(each.id) for each in parse(data))
         return b"".join(map(encoder.event, map(decode, parse(data))))
 
-    yield encoder.start()
-    yield from event_pieces(reader, encoder, encode)
-    if reader.error is None:
-        yield encoder.end()
-    else:
-        # Only an error that ends the turn has an event number. After an error such as `RelayEnded`,
-        # the turn continues, and the turn's next event has the next number.
-        end = reader.log.end
-        is_end = end and end.has_numbered_error and reader.error is end.error
-        yield encoder.error(reader.error, reader.position + 1 if is_end else None)
+    with opened or nullcontext():
+        yield encoder.start()
+        yield from event_pieces(reader, encoder, encode)
+        if reader.error is None:
+            yield encoder.end()
+        else:
+            # Only an error that ends the turn has an event number. After an error such as
+            # `RelayEnded`, the turn continues, and the turn's next event has the next number.
+            end = reader.log.end
+            is_end = end and end.has_numbered_error and reader.error is end.error
+            yield encoder.error(reader.error, reader.position + 1 if is_end else None)
 
 
 class OpenRelays:
@@ -299,13 +305,17 @@ class OpenRelays:
 
     def pieces(self, reader: LogReader, encoder: RelayEncoder) -> Pieces:
         """Yield the encoded bytes of a relay, which is open until this generator has ended."""
+        return turn_pieces(reader, encoder, self._opened(reader))
+
+    @contextmanager
+    def _opened(self, reader: LogReader) -> Generator[None, None, None]:
         self._readers[reader] = None
         try:
             # `OpenRelays.end` in another thread sets `are_ended` before it closes all readers.
             # `reader` was added before this check, so either `end` or this check closes `reader`.
             if self.are_ended:
                 reader.close()
-            yield from turn_pieces(reader, encoder)
+            yield
         finally:
             del self._readers[reader]
             reader.close()  # Wakes another thread that waits in `next` of the closed relay.

@@ -53,7 +53,7 @@ class _Reading(Generic[W]):
         encoder = self._encoder
         own = ChunkEvent if isinstance(encoder, Flux0Format) else None
         self.log.append(
-            *(encoded(*each) if type(each[0]) is own else encoder.event(each[0]) for each in events)
+            *[encoded(*each) if type(each[0]) is own else encoder.event(each[0]) for each in events]
         )
 
     def must_wait(self) -> bool:

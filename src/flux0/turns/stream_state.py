@@ -23,9 +23,8 @@ from flux0.domain.stored_models import Events, Participant, ToolCall
 from flux0.domain.uncopyable import Uncopyable
 from flux0.observers import TurnEnd
 from flux0.ports import Response
-from flux0.turns.life_cycle import READABLE, LifeCycle, State, Transition
 from flux0.turns.reader import Reader, ReaderRole
-from flux0.turns.turn import Turn
+from flux0.turns.turn import READABLE, LifeCycle, State, Transition, Turn
 from flux0.turns.turn_content import TurnContent
 from flux0.turns.turn_report import TurnReport
 
@@ -61,12 +60,13 @@ class StreamState(Uncopyable):
         accumulator: MessageAccumulator,
         list_stored: Callable[..., Any],
         report: TurnReport,
+        clock: Callable[[], float],
     ) -> None:
         self.headers: Headers = response.headers
         self.raw_response: Any = response.raw_response
         self._turn = turn
         self._list_stored = list_stored
-        self._clock = report.clock
+        self._clock = clock
         self._is_provable = not (response.close_delimited or is_behind_proxy(response.headers))
         self._content = TurnContent(accumulator)
         self._life = LifeCycle()
@@ -307,20 +307,13 @@ class StreamState(Uncopyable):
                 failure.attach_stream(self.messages, self._stored)
             raise failure
         if last.reason:
-            raise self._client_closed(last.reason)
-
-    def _client_closed(self, reason: str) -> ClientClosed:
-        return self._turn.attach_request(ClientClosed(reason))
+            raise self._turn.attach_request(ClientClosed(last.reason))
 
     def _is_readable(self) -> bool:
         if self._life.current.state in READABLE:
             return True
         self._raise_failure()
         return False
-
-    def _finish(self, last: Transition) -> None:
-        self._life.move(last)
-        self._report_end()
 
     def _is_left(self) -> bool:
         is_read = self._role.has_loop() or self.is_being_read
@@ -387,7 +380,7 @@ class StreamState(Uncopyable):
 
     def _on_transport_error(self, error: TransportError) -> Transition:
         if reason := self._life.current.reason:  # Another thread or task has closed the stream.
-            raise self._client_closed(reason) from error
+            raise self._turn.attach_request(ClientClosed(reason)) from error
         return Transition(State.FAILED, failure=self._turn.on_transport_error(error))
 
 

@@ -201,7 +201,10 @@ class EventStream(StreamState):
 
     def _next(self, loop: SyncLoop | None) -> Any:
         content = self._content
-        take = self._role.begin(loop, content.take_next)
+        if loop is not None and loop.reader is not None:
+            take = loop.take
+        else:
+            take = self._role.begin(loop, content.take_next)
         try:
             while True:
                 if content.unread and (value := take()):
@@ -232,7 +235,8 @@ class EventStream(StreamState):
                 last = self._on_transport_error(error)
             if last is not None:
                 self._close_body()
-                self._finish(last)
+                self._life.move(last)
+                self._report_end()
         except BaseException:
             self.close()
             raise
@@ -347,7 +351,10 @@ class AsyncEventStream(StreamState):
 
     async def _next(self, loop: AsyncLoop | None) -> Any:
         content = self._content
-        take = self._role.begin(loop, content.take_next)
+        if loop is not None and loop.reader is not None:
+            take = loop.take
+        else:
+            take = self._role.begin(loop, content.take_next)
         try:
             while True:
                 if content.unread and (value := take()):
@@ -378,8 +385,9 @@ class AsyncEventStream(StreamState):
             if last is not None:
                 try:
                     await self._close_body()
-                finally:  # `_finish` must run even if the task is cancelled in `_close_body`.
-                    self._finish(last)
+                finally:  # The turn has ended, even if the task is cancelled in `_close_body`.
+                    self._life.move(last)
+                    self._report_end()
         except BaseException:
             await self.close_async()
             raise

@@ -12,7 +12,7 @@ from flux0.domain.enums import SessionStatus
 from flux0.domain.messages.accumulator import MessageAccumulator
 from flux0.domain.messages.finalizing import TurnMessage
 from flux0.domain.stream_events import ChunkEvent, StatusEvent, StreamEvent
-from flux0.runtime.processes import NO_WAIT, OwnerProcess
+from flux0.runtime.processes import NO_WAIT, RUNNING
 from flux0.turns.reader import Unread
 from flux0.turns.turn import Received
 
@@ -40,7 +40,7 @@ class TurnContent(Unread):
         self._accumulator = accumulator
         self._lock = RLock()
         self._is_folding = False
-        self._process = OwnerProcess()
+        self._process = RUNNING.id
         self.unread: Received = []
         # For each piece of the body: its events that were not added to the messages, and its events
         # that were not taken. Both lists are in the order of `unread`.
@@ -167,4 +167,4 @@ class TurnContent(Unread):
 
     def _wait(self) -> bool:
         # In a forked child, no thread releases the lock.
-        return not self._process.is_inherited() and self._lock.acquire()
+        return self._process == RUNNING.id and self._lock.acquire()

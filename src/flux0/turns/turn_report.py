@@ -13,7 +13,7 @@ from flux0.flows import CallRequest
 from flux0.middleware.logging import log_relayed_turn
 from flux0.middleware.observing import Observers
 from flux0.observers import TurnEnd
-from flux0.runtime.processes import OwnerProcess
+from flux0.runtime.processes import RUNNING
 
 
 class TurnReport:
@@ -26,20 +26,24 @@ class TurnReport:
     Attributes:
         session_id: The session's id.
         agent: The agent; its id is None if the user passed only a session id.
-        clock: A function that returns the current time in seconds.
         seconds_to_first_event: The time until the first event; None before the first event.
         is_relayed: Whether the turn is relayed. If it is, its error is logged, because relays show
             only a general sentence.
     """
 
     def __init__(
-        self, observers: Observers, request: CallRequest, session_id: str, agent: Participant
+        self,
+        observers: Observers,
+        clock: Callable[[], float],
+        request: CallRequest,
+        session_id: str,
+        agent: Participant,
     ) -> None:
         self._observers = observers
         self._call = request.call
-        self.clock: Callable[[], float] = observers.clock
-        self._start = self.clock()
-        self._owner = OwnerProcess()
+        self._clock = clock
+        self._start = self._clock()
+        self._process = RUNNING.id
         self.session_id: str = session_id
         self.agent: Participant = agent
         self.seconds_to_first_event: float | None = None
@@ -68,13 +72,13 @@ class TurnReport:
         self._observers.unconfirmed_end()
 
     def first_event(self) -> None:
-        self.seconds_to_first_event = seconds = self.clock() - self._start
+        self.seconds_to_first_event = seconds = self._clock() - self._start
         self._waiting.append(partial(self._observers.first_event, self._call, seconds))
         self._report()
 
     def mark_ended(self) -> None:
         """Record the time of the end, unless it was recorded already. Safe in finalizers."""
-        self._ends.append(self.clock() - self._start)
+        self._ends.append(self._clock() - self._start)
 
     def postpone(self, report_end: Callable[[], None]) -> None:
         """Report the turn's end later: the client's next call calls `report_end`.
@@ -111,7 +115,7 @@ class TurnReport:
     def _report_end(self, describe: Callable[[bool], TurnEnd], failed: bool) -> None:
         self._is_complete = True
         observers = self._observers
-        if self._owner.is_inherited():
+        if RUNNING.id != self._process:
             return
         if failed or observers.is_turn_observed():
             turn = describe(bool(observers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from _thread import start_new_thread
 from queue import SimpleQueue
@@ -10,10 +11,9 @@ from typing import Any, cast
 
 import pytest
 
-from flux0.domain.errors import ConnectionInterrupted
 from flux0.runtime import processes
 from flux0.runtime.processes import (
-    OwnerProcess,
+    RUNNING,
     PerProcess,
     call_with_lock,
     run_in_new_thread,
@@ -107,16 +107,13 @@ def test_all_threads_get_the_resource_that_was_stored_first() -> None:
     assert made == []
 
 
-def test_forked_child_has_its_own_resource_and_inherits_objects() -> None:
-    resource, owner = PerProcess(object), OwnerProcess()
+def test_forked_child_has_its_own_resource_and_its_own_id() -> None:
+    resource, parent = PerProcess(object), RUNNING.id
     parents = resource.get()
 
     def check() -> None:
         assert resource.get() is not parents
-        assert owner.is_inherited()
-        with pytest.raises(ConnectionInterrupted, match="parent"):
-            owner.check()
-        assert not OwnerProcess().is_inherited()
+        assert RUNNING.id == os.getpid() != parent
 
     in_child(check)
     assert resource.get() is parents
@@ -124,5 +121,4 @@ def test_forked_child_has_its_own_resource_and_inherits_objects() -> None:
     for _ in range(2):
         resource.discard(closed.append)
     assert closed == [parents]
-    assert not owner.is_inherited()
-    owner.check()
+    assert RUNNING.id == os.getpid() == parent

@@ -17,9 +17,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 import flux0
 import flux0_pytest
-from flux0.cli.demo_agent import demo_transport
 from flux0.testing import FakeTransport
-from support.fake_over_http import FakeOverHTTP
 
 pytest_plugins = ["pytester"]
 
@@ -459,16 +457,10 @@ def test_plugin_alone_does_not_import_flux0(
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
-def test_samples_of_the_testing_page_pass(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_of_the_testing_page_pass(pytester: pytest.Pytester) -> None:
     examples = list(Document.parse(str(PAGE), PythonCodeBlockParser()).examples())
     pytester.makepyfile(
         **{f"test_{number}": str(example.parsed) for number, example in enumerate(examples)}
     )
-    with FakeOverHTTP(demo_transport()) as server:  # One sample records a cassette.
-        monkeypatch.setenv("FLUX0_SERVER_URL", server.url)
-        # Starlette recommends httpx2, which needs Python 3.11.
-        options = "-p", "pytest_httpserver.pytest_plugin", "-W", "ignore:Using `httpx` with"
-        result = pytester.runpytest_inprocess(*options)
-    result.assert_outcomes(passed=15)  # Samples without tests run when they are imported.
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(passed=8)  # Samples without tests run when they are imported.

@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 
 from flux0.domain.errors import StreamInterrupted
-from flux0.turns.life_cycle import LifeCycle, State, Transition
+from flux0.turns.turn import LifeCycle, State, Transition
 
 # How to reach each state.
 PATHS: dict[State, tuple[State, ...]] = {

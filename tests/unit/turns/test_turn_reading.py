@@ -33,9 +33,9 @@ from flux0.runtime.turn_log import TurnLog
 from flux0.testing import FakeTransport
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.responses import WaitForRelease, http_response
-from flux0.turns import turn_reading
+from flux0.turns import background_turn
+from flux0.turns.background_turn import TaskReading, ThreadReading
 from flux0.turns.log_relay import wait_for_end_async
-from flux0.turns.turn_reading import TaskReading, ThreadReading
 from support.background import Server, error_in, gathered
 from support.ending import ends_soon
 from support.in_memory import (
@@ -316,7 +316,7 @@ def test_turn_has_an_end_although_its_reading_is_interrupted_at_any_await(
             return start_task(partial(read, run))
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(turn_reading, "start_task", start_reading)
+            patch.setattr(background_turn, "start_task", start_reading)
             turn = await server.turns.start_async(conversation, "Hi")
         with ends_soon():
             try:

@@ -79,7 +79,8 @@ def test_end_is_reported_once_with_the_time_of_the_first_end() -> None:
 
 def test_times_are_measured_from_the_sending_of_the_message() -> None:
     time = Time()
-    report = TurnReport(Observers([], time), CallRequest("POST", "", Headers()), "s", Participant())
+    observers, request = Observers([], time), CallRequest("POST", "", Headers())
+    report = TurnReport(observers, time.monotonic, request, "s", Participant())
     time.now += 2
     report.first_event()
     time.now += 3

@@ -24,7 +24,7 @@ from flux0.adapters.shared.exchange import shut_down
 from flux0.adapters.shared.limits import READ_BYTES
 from flux0.adapters.shared.sending import WOULD_BLOCK, send_all, wait
 from flux0.ports import Interrupt
-from flux0.runtime.processes import OwnerProcess
+from flux0.runtime.processes import RUNNING
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ class SyncConnection(HttpxConnection):
     def __init__(self, sock: Any, backend: Backend, connect_by: float | None = None) -> None:
         super().__init__(backend, connect_by)
         self._sock = sock  # `_sock` is a socket or, for TLS inside TLS, a `_NestedTLS`.
-        self._owner = OwnerProcess()
+        self._process = RUNNING.id
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         received = self._pop_received()
@@ -45,12 +45,17 @@ class SyncConnection(HttpxConnection):
 
     def _receive(self, max_bytes: int, timeout: float | None) -> bytes:
         httpcore, sock = self._backend.httpcore_module, self._sock
-        with _translated_errors(httpcore.ReadTimeout, httpcore.ReadError):
+        # No `_translated_errors`: entering a context manager takes as long as `recv` itself.
+        try:
             # Call `settimeout` only if the timeout has changed: each call is a system call.
             if sock.gettimeout() != timeout:
                 sock.settimeout(timeout)
             data: bytes = sock.recv(max_bytes)
-            return data
+        except TimeoutError as error:
+            raise httpcore.ReadTimeout(error) from error
+        except OSError as error:
+            raise httpcore.ReadError(error) from error
+        return data
 
     def content_reader(self) -> Callable[[float | None], bytes] | None:
         chunks = self._start_content()
@@ -90,7 +95,7 @@ class SyncConnection(HttpxConnection):
     def close(self) -> None:
         # Do not shut the socket down in a forked child, because this also ends the connection of
         # the parent process.
-        if not self._owner.is_inherited():
+        if RUNNING.id == self._process:
             shut_down(self._get_info("socket"))
         self._sock.close()
 

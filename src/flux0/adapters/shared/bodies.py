@@ -12,7 +12,7 @@ from flux0.adapters.shared.decompression import decoder_for
 from flux0.domain.errors import ConnectionInterrupted, Flux0Error, TransportError, mark_user_error
 from flux0.domain.locks import Busy, TryLock
 from flux0.runtime.event_loop import Loop, is_current, running_loop
-from flux0.runtime.processes import OwnerProcess, run_in_new_thread
+from flux0.runtime.processes import RUNNING, run_in_new_thread
 
 _HAS_READER: Final = "another thread or task is reading this body"
 _CLOSED_MEANWHILE: Final = "the body was closed while it was read"
@@ -114,7 +114,7 @@ class _BodyState:
         decoder = self._decoder
         if data is not None:
             if decoder is None:
-                return data
+                return data  # An empty piece; `_read_piece` returns the others itself.
             self._decoded = decoder.feed(data)
             return next(self._decoded, b"")
         # If another thread or task has closed the body meanwhile, the HTTP library can report the
@@ -149,11 +149,12 @@ class AsyncBody(_BodyState):
         # Use a finalizer instead of __del__. If the body is in a reference cycle, the garbage
         # collector can close the HTTP library's generators before it calls __del__, and the
         # connection stays open.
-        self._finalizer = finalize(self, _close_source, source, self._body_loop, OwnerProcess())
+        self._finalizer = finalize(self, _close_source, source, self._body_loop, RUNNING.id)
         self._finalizer.atexit = source.close_at_exit
 
     async def read_async(self, timeout: float | None) -> bytes | None:
-        self._check_open()
+        if self.state is not State.OPEN:
+            self._check_open()
         try:
             with self._reading:
                 return await self._read_piece(timeout)
@@ -169,7 +170,7 @@ class AsyncBody(_BodyState):
                 except Flux0Error as error:
                     mark_user_error(error, sent=True)
                     raise
-                piece = self._decode(data)
+                piece = data if data and self._decoder is None else self._decode(data)
                 if piece is None:
                     self.state = State.FINISHED
                     self._finalizer.detach()
@@ -200,10 +201,10 @@ class AsyncBody(_BodyState):
             self._finalizer()
 
 
-def _close_source(source: AsyncSource, loop: Loop, owner: OwnerProcess) -> None:
+def _close_source(source: AsyncSource, loop: Loop, process: int) -> None:
     # In a forked child, do not close `source`, because the parent process still uses the
     # connection.
-    if not owner.is_inherited():
+    if RUNNING.id == process:
         source.close_from_finalizer(loop)
 
 
@@ -219,14 +220,16 @@ class SyncBodyState(_BodyState):
     def __init__(self, source: Source) -> None:
         super().__init__(source.coding)
         self._source = source
-        self._owner = OwnerProcess()
+        self._process = RUNNING.id
         # Hold `_ending` while the state changes to `FINISHED`, and while the connection is shut
         # down. After a body has finished, its connection must not be shut down.
         self._ending = TryLock()
 
     def read(self, timeout: float | None) -> bytes | None:
-        self._owner.check()
-        self._check_open()
+        if RUNNING.id != self._process:
+            raise ConnectionInterrupted("a forked child cannot read a body of its parent process")
+        if self.state is not State.OPEN:
+            self._check_open()
         try:
             with self._reading:
                 return self._read_piece(timeout)
@@ -247,7 +250,7 @@ class SyncBodyState(_BodyState):
                 except Flux0Error as error:
                     mark_user_error(error, sent=True)
                     raise
-                piece = self._decode(data)
+                piece = data if data and self._decoder is None else self._decode(data)
                 if piece is None:
                     self._finish()
         except BaseException as error:
@@ -286,7 +289,7 @@ class SyncBodyState(_BodyState):
         of this object or the connection pool. Therefore a new thread releases the connection,
         because this may need the pool's lock.
         """
-        if self._owner.is_inherited():
+        if RUNNING.id != self._process:
             self._never_collected.add(self)
             return
         # If `_ending` is held, the body has just ended, or another thread is closing the body.
