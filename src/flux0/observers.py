@@ -151,7 +151,7 @@ class Observer:
 
         The client calls this method after the message of a background turn was sent. W3C Trace
         Context, section 3.2, defines the format of the value. `BackgroundTurn.trace_parent` returns
-        the value, also in other processes. A value that no header field can have is logged as an
+        the value, even in other processes. A value that no header field can have is logged as an
         error of the observer, and ignored.
         """
         return None

@@ -118,7 +118,7 @@ class Flux0Format(RelayFormat, RelayEncoder):
     """The relay format of the flux0 server, which relays use by default.
 
     A browser gets the server's events unchanged, except that the data of each status `error` are
-    replaced by a sentence.
+    replaced with a sentence.
 
     Args:
         error_text: A function that returns the text that a reader gets for an error: the data of a

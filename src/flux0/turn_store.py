@@ -85,7 +85,7 @@ class TurnStore(ABC):
         The previous turn, running or ended, becomes the session's turn again. `previous` is the
         result of `claim`. If a newer turn has replaced `log` in the meantime, the newer turn stays.
 
-        This method never blocks and never raises, also in an async task that was cancelled. It may
+        This method never blocks and never raises, even in an async task that was cancelled. It may
         undo the claim later, in another thread, but later calls in the same process see the result.
         """
 

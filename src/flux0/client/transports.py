@@ -21,7 +21,7 @@ T = TypeVar("T")
 def _refuse_eventlet() -> None:
     eventlet: Any = sys.modules.get("eventlet")
     if eventlet is not None and eventlet.patcher.is_monkey_patched("socket"):
-        problem = "eventlet has replaced the sockets by its own, which flux0 does not support"
+        problem = "eventlet has replaced the sockets with its own, which flux0 does not support"
         advice = "use threads or asyncio, or do not patch the module socket"
         raise Flux0Error(f"{problem}: {advice}")
 

@@ -44,7 +44,7 @@ def user_text(body: Any, history: Iterable[Event | TurnMessage] | None = None) -
             messages in `messages`, or only the new message in `message`.
         history: The result of `Conversation.history`, to reject requests that would send an old
             message again. `useChat` marks a request that regenerates a reply or edits a message, so
-            the request is rejected also without `history`. AG-UI clients, and assistant-ui for
+            the request is rejected even without `history`. AG-UI clients, and assistant-ui for
             edits, send no mark: `messages` then lacks messages that are in `history`.
 
     Raises:
