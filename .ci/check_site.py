@@ -599,6 +599,37 @@ def test_page_is_among_the_first_three_results(query: str, found: str, search_pa
     assert found in search_page.evaluate(PAGES_OF_RESULTS)
 
 
+# Questions of readers who do not know the words of the pages.
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("list of chats", "how-to/web/"),
+        ("two tabs", "how-to/background-turns/"),
+        ("upload", "how-to/web/"),
+        ("playwright", "how-to/web/"),
+        ("record", "recording/"),
+        ("rate limit", "reliability/"),
+        ("login", "how-to/web/"),
+        ("timeout", "reliability/"),
+        ("proxy", "how-to/connect/"),
+        ("cancel", "turns/"),
+        ("reload page", "how-to/background-turns/"),
+        ("docker", "common-errors/"),
+        ("stop button", "how-to/web/"),
+        ("install", "tutorial/"),
+        ("queue", "how-to/programs/"),
+        ("resume", "when-the-connection-breaks/"),
+        ("connection refused", "common-errors/"),
+        ("opentelemetry", "how-to/telemetry/"),
+        ("certificate", "common-errors/"),
+        ("exit code", "command-line/"),
+    ],
+)
+def test_page_is_the_first_result(query: str, found: str, search_page: Page) -> None:
+    search(query, search_page)
+    assert search_page.evaluate(PAGES_OF_RESULTS)[0] == found
+
+
 def test_front_page_contacts_no_other_host(page: Page, url: str) -> None:
     page.call("Emulation.setScriptExecutionDisabled", value=False)
     page.open(f"{url}/")

@@ -38,11 +38,16 @@ _GUIDE_BOOST = 1.3
 _KEYWORDS = {
     "errors/": "flux0error",
     "how-to/background-turns/": "backgroundturns",
+    "how-to/connect/": "api key keys certificate certificates",
     "how-to/language-model/": "langchain langgraph llm openai anthropic ollama",
+    "how-to/telemetry/": "opentelemetry otel",
     "how-to/web/": "fastapi flask django starlette react",
+    "moving-over/": "migrate migration migrating",
     "reliability/": "retry retries retrying timeout timeouts thread threads",
     "testing/": "fake faketransport mock mocking",
+    "tutorial/": "install installation",
     "turns/": "cancel canceled cancelled canceling cancelling cancellation stream streaming",
+    "when-the-connection-breaks/": "resume resuming reconnect reconnecting",
 }
 _KEYWORD_COUNT = 8  # A page with the word in its text has it several times.
 _CLASS_NAME = re.compile(r"^[A-Z]+[a-z0-9]+[A-Z]?\w*$")
