@@ -680,6 +680,8 @@ def test_closing_a_relay_of_a_background_turn_wakes_the_thread_that_reads_it() -
         turns = BackgroundTurns()
         turn = turns.start(client.conversation(agent=fake.agent_id), "Hi")
         relay: Any = turn.relay(heartbeat_ms=None)
+        while turn.event_count == 0:
+            threading.Event().wait(0.001)
         reader = thread.submit(threading.get_ident).result()
         reading = thread.submit(list, relay)
         while not is_called(reader, LogReader.wait.__code__):
