@@ -30,7 +30,8 @@ class SystemTime(Time):
     def __init__(self) -> None:
         self._alarms = PerProcess(_Alarms)
 
-    monotonic = staticmethod(time.monotonic)  # A stream reads the clock for each piece.
+    def monotonic(self) -> float:
+        return time.monotonic()
 
     def utc_now(self) -> datetime:
         return datetime.now(timezone.utc)

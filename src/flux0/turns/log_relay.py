@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import suppress
 from math import inf
 from threading import TIMEOUT_MAX
 from time import monotonic
@@ -257,12 +257,8 @@ def event_pieces(
             yield encode(events) if events else encoder.heartbeat()
 
 
-def turn_pieces(
-    reader: LogReader,
-    encoder: RelayEncoder,
-    opened: AbstractContextManager[object] | None = None,
-) -> Pieces:
-    """Yield the encoded bytes of a background turn, for one relay, within the context `opened`.
+def turn_pieces(reader: LogReader, encoder: RelayEncoder) -> Pieces:
+    """Yield the encoded bytes of a background turn, for one relay.
 
     If the turn has failed, the last bytes describe the error. Closing or deleting the generator has
     no effect on the turn.
@@ -280,17 +276,16 @@ def turn_pieces(
             return b"".join(encoder.shown(decode(each)).to_sse(each.id) for each in parse(data))
         return b"".join(map(encoder.event, map(decode, parse(data))))
 
-    with opened or nullcontext():
-        yield encoder.start()
-        yield from event_pieces(reader, encoder, encode)
-        if reader.error is None:
-            yield encoder.end()
-        else:
-            # Only an error that ends the turn has an event number. After an error such as
-            # `RelayEnded`, the turn continues, and the turn's next event has the next number.
-            end = reader.log.end
-            is_end = end and end.has_numbered_error and reader.error is end.error
-            yield encoder.error(reader.error, reader.position + 1 if is_end else None)
+    yield encoder.start()
+    yield from event_pieces(reader, encoder, encode)
+    if reader.error is None:
+        yield encoder.end()
+    else:
+        # Only an error that ends the turn has an event number. After an error such as `RelayEnded`,
+        # the turn continues, and the turn's next event has the next number.
+        end = reader.log.end
+        is_end = end and end.has_numbered_error and reader.error is end.error
+        yield encoder.error(reader.error, reader.position + 1 if is_end else None)
 
 
 class OpenRelays:
@@ -305,17 +300,13 @@ class OpenRelays:
 
     def pieces(self, reader: LogReader, encoder: RelayEncoder) -> Pieces:
         """Yield the encoded bytes of a relay, which is open until this generator has ended."""
-        return turn_pieces(reader, encoder, self._opened(reader))
-
-    @contextmanager
-    def _opened(self, reader: LogReader) -> Generator[None, None, None]:
         self._readers[reader] = None
         try:
             # `OpenRelays.end` in another thread sets `are_ended` before it closes all readers.
             # `reader` was added before this check, so either `end` or this check closes `reader`.
             if self.are_ended:
                 reader.close()
-            yield
+            yield from turn_pieces(reader, encoder)
         finally:
             del self._readers[reader]
             reader.close()  # Wakes another thread that waits in `next` of the closed relay.
