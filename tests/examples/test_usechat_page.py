@@ -537,6 +537,30 @@ def test_request_that_never_arrives_returns_its_text_to_the_form(
     assert sent(fake) == ["1"]
 
 
+def test_requests_that_never_arrive_return_before_the_text_that_the_user_has_written_since(
+    chat: Page, fake: FakeTransport
+) -> None:
+    fake.script([Say("One.")], [Say("Two.")])
+    ask(chat, "1", "1", "One.")
+    hold_timers(chat)
+    chat.hold_requests("*/api/chat")
+    for text in ("2", "3"):
+        send(chat, text)
+        request = chat.wait_for_held_request()
+        chat.call("Fetch.failRequest", requestId=request, errorReason="ConnectionReset")
+        chat.wait_for("timers.size")
+        chat.wait_for(READY)
+    chat.call("Fetch.disable")
+    chat.click(".composer textarea")
+    chat.write("4")
+    chat.evaluate("[...timers.values()].map((refresh) => refresh()) && null")
+    chat.wait_for(f"{DRAFT} === '2\\n\\n3\\n\\n4'")
+    wait_for(chat, "1", "One.")
+    chat.press_enter()
+    wait_for(chat, "1", "One.", "2\n\n3\n\n4", "Two.")
+    assert sent(fake) == ["1", "2\n\n3\n\n4"]
+
+
 def test_edit_that_never_arrives_returns_its_text_to_the_form(
     chat: Page, fake: FakeTransport
 ) -> None:

@@ -7,7 +7,7 @@ import { Message } from "./Message.jsx";
 
 export function Chat({ id }) {
   const path = `/api/chat/${id}`;
-  const state = useRef({ failures: 0 }).current; // isStopped, isClosed, mustReconnect, timer, action
+  const state = useRef({ failures: 0, actions: [] }).current; // isStopped, isClosed, mustReconnect, timer
   const [alert, setAlert] = useState(null);
   const [draft, setDraft] = useState("");
   const stop = () => call("DELETE", path).catch((error) => setAlert(problem(error)));
@@ -19,7 +19,7 @@ export function Chat({ id }) {
       if (response.status === 204) state.mustReconnect = true;
       else if (response.ok) state.failures = 0;
       if (options.method !== "POST" || !response.ok) return response;
-      state.action = null; // The message was sent.
+      state.actions.pop(); // The message was sent.
       if (state.isStopped) stop(); // The turn may have been unknown before.
       return response;
     },
@@ -33,7 +33,7 @@ export function Chat({ id }) {
     },
     onError: (error) => {
       if (error instanceof TypeError) state.mustReconnect = true;
-      else if (error.statusCode && state.action) undo(problem(error));
+      else if (error.statusCode && state.actions.length) undo(problem(error));
       else if (!state.mustReconnect) setAlert(problem(error));
     },
     onFinish: ({ isAbort, isError, finishReason }) => {
@@ -60,10 +60,9 @@ export function Chat({ id }) {
       setAlert(null);
       chat.setMessages(messages);
       chat.clearError();
-      // The lost request may not have reached the application.
-      const { action } = state;
-      if (action && textOf(sentOf(messages)[action.index]) !== action.text) setDraft(action.text);
-      state.action = null;
+      const lost = lostTexts(sentOf(messages).map(textOf), state.actions);
+      if (lost.length) setDraft(lost.join("\n\n"));
+      state.actions = [];
       if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
       else state.failures = 0;
       if (state.mustReconnect) reconnect(); // Without `onFinish`.
@@ -75,9 +74,9 @@ export function Chat({ id }) {
 
   /** Send, edit or regenerate a message. `index` counts only the messages of the user. */
   function act(text, send, index = sentOf(chat.messages).length) {
-    const action = { text, send, index, before: chat.messages };
     clearTimeout(state.timer);
-    Object.assign(state, { isStopped: false, action });
+    state.isStopped = false;
+    state.actions.push({ text, send, index, before: chat.messages });
     setAlert(null);
     setDraft("");
     return send();
@@ -85,8 +84,7 @@ export function Chat({ id }) {
 
   /** Show the messages as before the failed action. Its text returns to the form. */
   function undo({ detail, sent }) {
-    const { text, send, index, before } = state.action;
-    state.action = null;
+    const { text, send, index, before } = state.actions.pop();
     chat.setMessages(before);
     setDraft(text);
     setAlert({ detail, again: sent === "no" ? () => act(text, send, index) : refresh, sent });
@@ -142,5 +140,14 @@ function sentOf(messages) {
 }
 
 function textOf(message) {
-  return message?.parts.map((part) => part.text ?? "").join("") ?? "";
+  return message.parts.map((part) => part.text ?? "").join("");
+}
+
+/** Return the texts of the lost requests that have not reached the application. */
+function lostTexts(stored, actions) {
+  const lost = [];
+  for (const { text, index } of actions) {
+    if (text && stored[index - lost.length] !== text) lost.push(text);
+  }
+  return lost;
 }

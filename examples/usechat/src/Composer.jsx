@@ -1,15 +1,17 @@
 import { useEffect, useRef, useState } from "react";
 
+const GAP = "\n\n";
+
 /** The form for a message. `onSend` may reject: then the form gets its text again. */
 export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
   const [text, setText] = useState(draft);
   const [isSending, setSending] = useState(false);
   const last = useRef(draft);
-  // A message that was not sent returns to the form, unless the user has written another text.
+  // A message that was not sent returns to the form, before the text that the user has written since.
   useEffect(() => {
     const before = last.current;
     last.current = draft;
-    setText((text) => (text === before ? draft : text));
+    setText((text) => join(draft, without(before, text)));
   }, [draft]);
 
   const send = async (event) => {
@@ -17,7 +19,7 @@ export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
     if (isBusy || isSending || !text.trim()) return;
     setSending(true);
     setText("");
-    await onSend(text).catch(() => setText((newer) => newer || text));
+    await onSend(text).catch(() => setText((newer) => join(text, newer)));
     setSending(false);
   };
   // Enter sends the message, and Shift+Enter begins a new line.
@@ -36,4 +38,13 @@ export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
       {onStop && <button type="button" disabled={!isBusy} onClick={onStop}>Stop</button>}
     </form>
   );
+}
+
+function join(...texts) {
+  return texts.filter(Boolean).join(GAP);
+}
+
+function without(start, text) {
+  if (text === start) return "";
+  return start && text.startsWith(start + GAP) ? text.slice((start + GAP).length) : text;
 }

@@ -89,7 +89,7 @@ ui.form.addEventListener("submit", (event) => {
     await run("/agent");
   }).catch(() => {}).then(() => {
     // The request was refused, or has not reached the application.
-    if (count() === before) ui.text.value ||= content;
+    if (count() === before) ui.text.value = [content, ui.text.value].filter(Boolean).join("\n\n");
   });
 });
 
