@@ -561,6 +561,32 @@ def test_requests_that_never_arrive_return_before_the_text_that_the_user_has_wri
     assert sent(fake) == ["1", "2\n\n3\n\n4"]
 
 
+def test_texts_of_a_lost_and_of_a_refused_message_stay_in_the_form_during_another_turn(
+    chat: Page, fake: FakeTransport
+) -> None:
+    fake.script([Say("One.")], [Say("Other.")])
+    ask(chat, "1", "1", "One.")
+    hold_timers(chat)
+    chat.hold_requests("*/api/chat")
+    send(chat, "2")
+    request = chat.wait_for_held_request()
+    chat.call("Fetch.failRequest", requestId=request, errorReason="ConnectionReset")
+    chat.wait_for("timers.size")
+    chat.wait_for(READY)
+    chat.call("Fetch.disable")
+    fake.inject(Respond(400), operation="sessions.create_event")
+    send(chat, "3")
+    assert "Your message was not sent." in alert(chat)
+    chat.wait_for("timers.size")
+    chat.evaluate("[...timers.values()].map((refresh) => refresh()) && null")
+    chat.wait_for(f"{DRAFT} === '2\\n\\n3'")
+    wait_for(chat, "1", "One.")
+    click(chat, "Regenerate")
+    wait_for(chat, "1", "Other.")
+    chat.wait_for(READY)
+    assert chat.evaluate(DRAFT) == "2\n\n3"
+
+
 def test_edit_that_never_arrives_returns_its_text_to_the_form(
     chat: Page, fake: FakeTransport
 ) -> None:

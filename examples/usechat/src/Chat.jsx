@@ -4,6 +4,7 @@ import { useEffect, useRef, useState } from "react";
 import { call, problem } from "./api.js";
 import { Composer } from "./Composer.jsx";
 import { Message } from "./Message.jsx";
+import { joined, without } from "./texts.js";
 
 export function Chat({ id }) {
   const path = `/api/chat/${id}`;
@@ -61,7 +62,7 @@ export function Chat({ id }) {
       chat.setMessages(messages);
       chat.clearError();
       const lost = lostTexts(sentOf(messages).map(textOf), state.actions);
-      if (lost.length) setDraft(lost.join("\n\n"));
+      setDraft((draft) => joined(...lost, draft));
       state.actions = [];
       if (turn) await chat.resumeStream({ headers: { "turn-id": turn } });
       else state.failures = 0;
@@ -78,7 +79,6 @@ export function Chat({ id }) {
     state.isStopped = false;
     state.actions.push({ text, send, index, before: chat.messages });
     setAlert(null);
-    setDraft("");
     return send();
   }
 
@@ -86,8 +86,12 @@ export function Chat({ id }) {
   function undo({ detail, sent }) {
     const { text, send, index, before } = state.actions.pop();
     chat.setMessages(before);
-    setDraft(text);
-    setAlert({ detail, again: sent === "no" ? () => act(text, send, index) : refresh, sent });
+    setDraft((draft) => joined(text, draft));
+    const sendAgain = () => {
+      setDraft((draft) => without(text, draft));
+      act(text, send, index);
+    };
+    setAlert({ detail, again: sent === "no" ? sendAgain : refresh, sent });
   }
 
   useEffect(() => {
@@ -128,7 +132,10 @@ export function Chat({ id }) {
       </p>
       <Composer
         draft={draft} isBusy={isBusy}
-        onSend={(text) => act(text, () => chat.sendMessage({ text }))}
+        onSend={(text) => {
+          setDraft("");
+          return act(text, () => chat.sendMessage({ text }));
+        }}
         onStop={() => { state.isStopped = true; stop(); }}
       />
     </>

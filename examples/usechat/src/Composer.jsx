@@ -1,6 +1,5 @@
 import { useEffect, useRef, useState } from "react";
-
-const GAP = "\n\n";
+import { joined, without } from "./texts.js";
 
 /** The form for a message. `onSend` may reject: then the form gets its text again. */
 export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
@@ -11,7 +10,7 @@ export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
   useEffect(() => {
     const before = last.current;
     last.current = draft;
-    setText((text) => join(draft, without(before, text)));
+    setText((text) => joined(draft, without(before, text)));
   }, [draft]);
 
   const send = async (event) => {
@@ -19,7 +18,7 @@ export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
     if (isBusy || isSending || !text.trim()) return;
     setSending(true);
     setText("");
-    await onSend(text).catch(() => setText((newer) => join(text, newer)));
+    await onSend(text).catch(() => setText((newer) => joined(text, newer)));
     setSending(false);
   };
   // Enter sends the message, and Shift+Enter begins a new line.
@@ -38,13 +37,4 @@ export function Composer({ onSend, onStop, isBusy = false, draft = "" }) {
       {onStop && <button type="button" disabled={!isBusy} onClick={onStop}>Stop</button>}
     </form>
   );
-}
-
-function join(...texts) {
-  return texts.filter(Boolean).join(GAP);
-}
-
-function without(start, text) {
-  if (text === start) return "";
-  return start && text.startsWith(start + GAP) ? text.slice((start + GAP).length) : text;
 }

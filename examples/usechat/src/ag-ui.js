@@ -1,5 +1,6 @@
 import { HttpAgent } from "@ag-ui/client";
 import { call, problem } from "./api.js";
+import { joined } from "./texts.js";
 import "./style.css";
 
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
@@ -89,7 +90,7 @@ ui.form.addEventListener("submit", (event) => {
     await run("/agent");
   }).catch(() => {}).then(() => {
     // The request was refused, or has not reached the application.
-    if (count() === before) ui.text.value = [content, ui.text.value].filter(Boolean).join("\n\n");
+    if (count() === before) ui.text.value = joined(content, ui.text.value);
   });
 });
 
