@@ -1,12 +1,12 @@
 """The mark `slow`: `pytest -m "not slow"` runs all other tests of `FOLDERS` in about a minute.
 
-`tests/data/slow_tests.txt` lists the slow test functions. After a complete run, pytest prints a
-warning for each function without the mark that takes a large part of the time. `RENEW` writes the
-list again. The run does not fail, because a test can be slow once, for example if it repeats a
-signal that Python handles late.
+`tests/data/slow_tests.txt` lists the slow test functions. After a complete run, pytest names each
+function without the mark that takes a large part of the time. The run fails only if this time is
+CPU time: a test can wait once, for example if Python handles a signal late. `RENEW` writes the list
+again.
 
-On a busy machine, waiting times are divided by `_contention`, and the check compares times of the
-same run.
+A busy machine must not change the result. So waiting times are divided by `_contention`, and the
+check compares times of the same run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RENEW = "python -m pytest -n auto tests/unit tests/docs --renew-slow-tests"
 # takes `WORST` times this number.
 LIMIT = 0.15
 WORST = 3
-# A complete run warns if one case without the mark takes more than this part of the time of all
+# A complete run names each case without the mark that takes more than this part of the time of all
 # cases without the mark. The part of a case of `LIMIT` seconds is a tenth or less.
 MAX_PART = 1 / 50
 # Runs with fewer cases are not complete: the part of each case is large.
@@ -211,7 +211,7 @@ class _Checking:
                 self._times[report.nodeid] = Time(*cast("tuple[float, float, bool]", value))
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self._renew:
             names = renewed(listed(), self._times, self._not_passed)
             LIST.write_text("".join(f"{name}\n" for name in names), "utf-8")
@@ -220,10 +220,13 @@ class _Checking:
         self._messages = too_slow(self._times)
         if self._messages:
             self._messages = [*self._messages, f"Make them faster, or mark them: {RENEW}"]
+            computing = {case: evolve(time, wall=0.0) for case, time in self._times.items()}
+            if too_slow(computing) and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._messages:
-            terminalreporter.section("slow tests", yellow=not self._renew, bold=True)
+            terminalreporter.section("slow tests", red=not self._renew, bold=True)
             for message in self._messages:
                 terminalreporter.line(message)
 

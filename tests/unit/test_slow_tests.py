@@ -99,13 +99,14 @@ class Clock:
     """The only time that passes in a run of `FILE`."""
 
     seconds = 0.0
+    is_cpu_time = False
     unknown: Sequence[str] | None = None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.unknown = session.config.stash[UNKNOWN]
 
     def now(self) -> Time:
-        return Time(self.seconds, 0)
+        return Time(self.seconds, self.seconds if self.is_cpu_time else 0)
 
     @pytest.fixture(scope="session")
     def clock(self) -> Clock:
@@ -156,8 +157,9 @@ class Run:
         self.list.touch()
         self.unknown: Sequence[str] | None = None
 
-    def __call__(self, *options: str) -> pytest.RunResult:
+    def __call__(self, *options: str, is_cpu_time: bool = False) -> pytest.RunResult:
         clock = Clock()
+        clock.is_cpu_time = is_cpu_time
         self._monkeypatch.setattr(Time, "now", clock.now)
         result = self._pytester.runpytest_inprocess(
             "-p", "support.slow_tests", *options, plugins=[clock]
@@ -190,10 +192,13 @@ def test_renewed_list_names_the_slow_functions_that_passed(run: Run) -> None:
     run("-m", "not slow").assert_outcomes(passed=1, failed=1, deselected=6)
 
 
-def test_complete_run_with_a_slow_test_that_is_not_listed_prints_a_warning(run: Run) -> None:
+@pytest.mark.parametrize("is_cpu_time", [True, False])
+def test_complete_run_names_a_slow_test_that_is_not_listed_and_fails_because_of_cpu_time(
+    run: Run, is_cpu_time: bool
+) -> None:
     run.list.write_text(names("shared", "teardown"), "utf-8")
-    result = run("-k", "not failed")
-    assert result.ret == pytest.ExitCode.OK
+    result = run("-k", "not failed", is_cpu_time=is_cpu_time)
+    assert result.ret == (pytest.ExitCode.TESTS_FAILED if is_cpu_time else pytest.ExitCode.OK)
     result.assert_outcomes(passed=6, skipped=1, deselected=1)
     result.stdout.fnmatch_lines(
         [
@@ -202,7 +207,9 @@ def test_complete_run_with_a_slow_test_that_is_not_listed_prints_a_warning(run: 
         ]
     )
     run.list.write_text(names("call", "shared", "teardown"), "utf-8")
-    run("-k", "not failed").stdout.no_fnmatch_line("*slow tests*")
+    result = run("-k", "not failed", is_cpu_time=is_cpu_time)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.no_fnmatch_line("*slow tests*")
 
 
 @pytest.mark.parametrize("option", ["-m", "-k"])
