@@ -415,7 +415,7 @@ BUGS: Mapping[str, Mapping[str, Bugs]] = {
     },
     "forked_child_is_another_process": {
         "find() must return the log": in_a_child(finding()),
-        "the exit code of the child": in_a_child({"close": fail}),
+        "_EXIT_CODE": in_a_child({"close": fail}),
         "find() in the parent process must return its own log": in_the_parent(finding()),
         "the end": claiming_with("finish", finish_without_a_confirmation),
         "_EVENTS": claiming_with("read", read_without_the_first),
@@ -514,9 +514,6 @@ HARNESS: Mapping[str, str] = {
     ),
     "copy_ends_with_reader_lost_if_the_reading_process_is_killed: poll lambda: copy.last == 1": (
         "the timer of the child expires at the same moment, so the exit code of the child is wrong"
-    ),
-    "copy_ends_with_reader_lost_if_the_reading_process_is_killed: the exit code of the child": (
-        "the child kills itself"
     ),
     "TurnStoreContract.check_in_child: poll lambda: copy.last == 1": (
         "the timer of the child expires at the same moment, so the exit code of the child is wrong"

@@ -5,11 +5,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
-import traceback
-import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from threading import Event
@@ -22,6 +18,7 @@ from attrs import evolve
 from flux0.domain import errors
 from flux0.testing.contract.base import EXPIRY, Contract, check, fails, streams
 from flux0.testing.contract.byte_server import ByteServer
+from flux0.testing.contract.forking import child_exit_code
 from flux0.testing.contract.harness import LONG, LONG_TIMEOUT, Harness, get, post
 from flux0.testing.contract.responses import (
     Disconnect,
@@ -363,30 +360,3 @@ class CancellationContract(Contract):
 
 def _posts(server: ByteServer) -> int:
     return sum(request.method == "POST" for request in server.requests)
-
-
-def child_exit_code(work: Callable[[], object], timeout: float) -> int:
-    """Call `work` in a forked child, and return the child's exit code.
-
-    The exit code is 1 if `work` raised an error, and `-signal.SIGALRM` if `work` hangs. `work` runs
-    in a child, because a deadlock in a finalizer also blocks each later garbage collection of the
-    process. A timer kills the child after `timeout` seconds; `work` can restart the timer.
-    """
-    with warnings.catch_warnings():
-        # If a process with running threads is forked, Python 3.12 emits a DeprecationWarning.
-        # Ignore the warning, because the child does not use these threads.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:  # pragma: no cover - coverage is measured only in the parent
-        # The default action of SIGALRM kills the child even if the child is in a deadlock.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, timeout)
-        gc.freeze()  # In the child, the garbage collector must not free the parent's objects.
-        try:
-            work()
-        except BaseException:  # noqa: BLE001 - the child must never run the parent's code
-            os.write(2, traceback.format_exc().encode())
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)

@@ -11,7 +11,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from functools import partial
 from typing import ClassVar, Final, TypeAlias, TypeVar
@@ -22,7 +21,7 @@ from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnTooLarge
 from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract.base import check
-from flux0.testing.contract.connections import child_exit_code
+from flux0.testing.contract.forking import child_exit_code, exit_code, start_child
 from flux0.turn_store import TurnStore
 
 T = TypeVar("T")
@@ -32,6 +31,7 @@ _DONE: Final = LogEnd(finished=True)
 _SESSION: Final = "session-1"
 _IDS: Final = "the ids of the found turns"
 _EVENTS: Final = "the events"
+_EXIT_CODE: Final = "the exit code of the child"
 
 
 class LocalTurnStoreContract:
@@ -252,7 +252,7 @@ class LocalTurnStoreContract:
             own.finish(_DONE)
             stores[0].close()
 
-        check(child_exit_code(work, self.timeout), 0, "the exit code of the child")
+        check(child_exit_code(work, self.timeout), 0, _EXIT_CODE)
         assert _find(stores[0]) is log, "find() in the parent process must return its own log"
         copy = _find(stores[1])
         log.append(_event(2))
@@ -301,22 +301,24 @@ class TurnStoreContract(LocalTurnStoreContract):
         read_end, write_end = os.pipe()
 
         def work() -> None:  # pragma: no cover - in the child
+            os.close(write_end)
             store, _ = self.make_stores(lease_seconds=1.0)
             _start(store).append(_event(1))
             os.read(read_end, 1)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        with ExitStack() as ending, ThreadPoolExecutor(1) as threads:
+        with ExitStack() as ending:
+            # Fork before other threads start: a lock that they hold stays locked in the child.
+            child = start_child(work, self.timeout)
+            ending.callback(lambda: check(exit_code(child), -signal.SIGKILL, _EXIT_CODE))
             for end in (read_end, write_end):
                 ending.callback(os.close, end)
-            exit_code = threads.submit(child_exit_code, work, self.timeout)
             store, other = self.make_stores(lease_seconds=1.0)
             ending.enter_context(closing(store))
             ending.enter_context(closing(other))
             copy = self.poll(lambda: store.find(_SESSION))
             self.poll(lambda: copy.last == 1)
             os.write(write_end, b".")
-            check(exit_code.result(), -signal.SIGKILL, "the exit code of the child")
             self.poll(lambda: copy.is_ended)
             check(copy.end and type(copy.end.error), ReaderLost, "the error of the copy")
             check(list(copy.read(0)), [_event(1)], _EVENTS)
