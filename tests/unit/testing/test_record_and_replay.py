@@ -192,6 +192,25 @@ def test_interrupted_turn_is_an_error_and_is_not_recorded(way: Way, tmp_path: Pa
     assert len(recorded) == 1
 
 
+# During a cassette, vcrpy drops the idle connections of urllib3 without closing them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("way", LIBRARIES, ids=str)
+def test_client_may_be_used_before_and_after_its_cassettes(way: Way, tmp_path: Path) -> None:
+    async def use() -> None:
+        client = in_mode(way.mode, Flux0(url, transport=way.make_transport(), timeout_ms=20_000))
+        async with client:
+            await client.agents.list_async()
+            for _ in range(2):
+                with vcr.use_cassette(cassette, record_mode="once", **options()):
+                    assert await client.agents.list_async()
+                assert await client.agents.list_async()
+
+    fake, cassette = FakeTransport(STEPS), str(tmp_path / "cassette.yaml")
+    with fake.serve() as url:
+        run(way.mode, use)
+    assert len(fake.calls) == 4
+
+
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project with the `conftest.py` and the test of the page."""

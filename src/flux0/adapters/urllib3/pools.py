@@ -166,6 +166,10 @@ class Slots:
             self._open.discard(ref(lease))
         self._wake_next()
 
+    def qsize(self) -> int:
+        """Return the number of idle connections. vcrpy calls this method after a recording."""
+        return len(self._idle)
+
     def close(self) -> None:
         """Close the idle connections, and each connection that is returned from now on."""
         self._closed = True
