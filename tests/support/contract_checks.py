@@ -191,7 +191,7 @@ def recorded(function: Any) -> Generator[Failures, None, None]:
 
 def arguments_of(test: Any) -> Iterator[dict[str, Any]]:
     """Yield the parameters of each run of a contract's test."""
-    marks: list[Any] = getattr(test, "pytestmark", [])
+    marks = [each for each in getattr(test, "pytestmark", ()) if each.name == "parametrize"]
     names = [each.args[0] for each in marks]
     for values in product(*(each.args[1] for each in marks)):
         given: dict[str, Any] = {}

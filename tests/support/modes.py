@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import anyio
-import anyio.to_thread
 import trio
 from trio.testing import MockClock
 
@@ -36,6 +35,7 @@ Test = Callable[[], Coroutine[Any, Any, None]]
 
 # Tests take a second or two. In the mode "sync", only the client's timeouts end a hung test.
 _TIMEOUT_SECONDS = 60
+_WAKE_SECONDS = 0.002
 
 
 class MakeClient(Protocol):
@@ -129,10 +129,18 @@ def run_in_simulated_time(mode: Mode, test: Test) -> None:
 
 
 async def call_blocking(mode: Mode, function: Callable[..., T], *args: object) -> T:
-    """Call a blocking function: in a worker thread, except in the mode "sync"."""
+    """Call a blocking function: in a worker thread, except in the mode "sync".
+
+    Wake the thread of the event loop again and again: without the GIL, an object is freed by the
+    thread that created it, and only while that thread runs Python code.
+    """
     if mode == "sync":
         return function(*args)
-    return await anyio.to_thread.run_sync(function, *args)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(function, *args)
+        while not call.done():
+            await anyio.sleep(_WAKE_SECONDS)
+    return call.result()
 
 
 async def pause(mode: Mode) -> None:

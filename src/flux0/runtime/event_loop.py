@@ -157,11 +157,13 @@ def is_blocked_by_caller(loop: Loop) -> bool:
     return is_current(loop) or is_stopped(loop)
 
 
-def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
+def schedule_close(
+    loop: Loop, close: Callable[[], Awaitable[None]], *, at_end: Callable[[], object] = do_nothing
+) -> bool:
     """Start a task on `loop` that awaits `close()` and ignores its errors.
 
     Safe in any thread and in finalizers, because no lock is acquired. Returns False if the loop has
-    ended. If the loop is about to end, the task may never run.
+    ended. If the loop is about to end, the task may never run: trio calls `at_end()` instead.
     """
 
     async def close_quietly() -> None:
@@ -169,10 +171,10 @@ def schedule_close(loop: Loop, close: Callable[[], Awaitable[None]]) -> bool:
             await close()
 
     def spawn_in_trio() -> None:
-        # `spawn_system_task` raises RuntimeError if trio's run is ending. In this case, trio itself
-        # closes the loop's resources.
-        with suppress(RuntimeError):
+        try:
             sys.modules["trio"].lowlevel.spawn_system_task(close_quietly)
+        except RuntimeError:  # trio's run is ending.
+            at_end()
 
     # No variable stores a task of asyncio: while the task waits for I/O, the loop refers to it.
     spawn = spawn_in_trio if hasattr(loop, "run_sync_soon") else partial(_gather, close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from attrs import evolve
 import flux0
 from flux0 import AsyncEventStream, Flux0, StreamIdleTimeout
 from flux0.domain.errors import ConnectError, ConnectionInterrupted, ProtocolError
+from flux0.ports import AsyncTransport
 from flux0.runtime import event_loop
 from flux0.testing.contract.byte_server import ByteServer
 from flux0.testing.contract.harness import get
@@ -239,6 +241,33 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
         server.wait_until_closed()
     kept = []
     gc.collect()
+
+
+@pytest.mark.parametrize("way", LOOPS, ids=str)
+def test_event_loop_closes_a_generator_with_an_unfinished_body_without_a_warning(
+    way: Way, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The generator is suspended when the loop ends. trio closes generators in any order."""
+
+    async def pieces(transport: AsyncTransport) -> AsyncGenerator[bytes, None]:
+        body = (await transport.send_async(get(server.url, stream=True))).body
+        async for piece in Pieces(body):
+            yield piece
+
+    kept: list[Any] = []
+
+    async def use() -> None:
+        transport = sending.as_async(way.mode, way.make_transport())
+        kept.extend((transport, pieces(transport)))
+        assert await anext(kept[-1]) == b"first"
+
+    for _ in range(8):
+        with ByteServer(HALF) as server:
+            run(way.mode, use)
+            server.wait_until_closed()
+        kept.clear()
+        gc.collect()
+    assert [str(each.message) for each in recwarn] == []
 
 
 @pytest.mark.parametrize("way", SYNC_WAYS, ids=str)

@@ -23,6 +23,7 @@ from flux0.domain.background_errors import TurnRunning
 from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing.contract import LocalTurnStoreContract, TurnStoreContract, turn_stores
+from flux0.testing.contract.forking import forks_while_threads_run
 from flux0.turn_store import TurnStore
 from flux0.turns.memory_store import MemoryTurnStore
 from support.contract_checks import arguments_of, names_of_checks, recorded, rows_of
@@ -653,6 +654,7 @@ def test_only_this_check_detects_the_bug_of_a_shared_store(
 
 
 @needs_redis
+@forks_while_threads_run
 @in_any_order
 @pytest.mark.parametrize(("label", "bug"), REDIS_HELPER_BUGS.items())
 def test_only_this_check_in_a_child_detects_the_bug(servers: Servers, label: str, bug: Bug) -> None:

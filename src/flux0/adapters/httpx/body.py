@@ -132,18 +132,23 @@ class AsyncHttpxSource(_HttpxSource):
     # body makes the read fail, and the thread prints the error while the interpreter exits.
     close_at_exit: ClassVar[bool] = False
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        response: Any = self._response
-        raw: Any = response.aiter_bytes() if self._already_read else aiter(response.stream)
-        self._raw: AsyncGeneratorType[bytes, None] = raw
+    # The generator that reads the body over httpcore; None until the body needs it. An event loop
+    # that is about to end must not start a generator: asyncio would emit a warning.
+    _raw: AsyncGeneratorType[bytes, None] | None = None
 
     async def receive(self, timeout: float | None) -> bytes | None:
         if self._read_content is None:
             self._start_piece(timeout)
         elif piece := await self._read_content(timeout):
             return cast("bytes", piece)
-        return await Uninterrupted(anext(self._raw, None)) if self._has_body else None
+        if not self._has_body:
+            return None
+        raw = self._raw
+        if raw is None:
+            response: Any = self._response
+            raw = response.aiter_bytes() if self._already_read else aiter(response.stream)
+            self._raw = raw
+        return await Uninterrupted(anext(raw, None))
 
     async def finish(self) -> None:
         await Uninterrupted(self._response.aclose())
@@ -158,7 +163,7 @@ class AsyncHttpxSource(_HttpxSource):
         with suppress(Exception):  # Ignore all errors, because no code reads the body any more.
             # Python cannot close a generator while a reader waits in the generator. In this case,
             # `finish` closes the response, and the reader's wait ends with an error.
-            if not self._raw.ag_running:
+            if self._raw is not None and not self._raw.ag_running:
                 await close_nested_generators(self._raw)
         for connection in self._exchange.abandon():
             with suppress(Exception):
@@ -174,8 +179,15 @@ class AsyncHttpxSource(_HttpxSource):
         """
         if not self._response.is_closed:
             self.shut_down()
-        in_trio = hasattr(loop, "run_sync_soon")
-        schedule_close(loop, self._release if in_trio else self._release_later)
+        if hasattr(loop, "run_sync_soon"):
+            schedule_close(loop, self._release, at_end=self._close_socket)
+        else:
+            schedule_close(loop, self._release_later)
+
+    def _close_socket(self) -> None:
+        """Close the socket of an open body, because trio's run no longer starts tasks."""
+        if self._connection is not None and not self._response.is_closed:
+            self._connection.get_extra_info("socket").close()
 
     async def _release_later(self) -> None:
         """Release the connection in the event loop's next iteration.

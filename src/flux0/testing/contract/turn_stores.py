@@ -20,8 +20,8 @@ import pytest
 from flux0.domain.background_errors import ReaderLost, TurnRunning, TurnTooLarge
 from flux0.domain.errors import StreamIdleTimeout
 from flux0.runtime.turn_log import LogEnd, TurnLog
+from flux0.testing.contract import forking
 from flux0.testing.contract.base import check
-from flux0.testing.contract.forking import child_exit_code, exit_code, start_child
 from flux0.turn_store import TurnStore
 
 T = TypeVar("T")
@@ -240,6 +240,7 @@ class LocalTurnStoreContract:
         self.poll(lambda: copy.is_ended)
         check(list(copy.read(0)), events, _EVENTS)
 
+    @forking.forks_while_threads_run
     def test_forked_child_is_another_process(self, stores: Stores) -> None:
         """A forked child can use its parent's store. The parent still reads its own turns."""
         log = _start(stores[0])
@@ -252,7 +253,7 @@ class LocalTurnStoreContract:
             own.finish(_DONE)
             stores[0].close()
 
-        check(child_exit_code(work, self.timeout), 0, _EXIT_CODE)
+        check(forking.child_exit_code(work, self.timeout), 0, _EXIT_CODE)
         assert _find(stores[0]) is log, "find() in the parent process must return its own log"
         copy = _find(stores[1])
         log.append(_event(2))
@@ -299,23 +300,22 @@ class TurnStoreContract(LocalTurnStoreContract):
     def test_copy_ends_with_reader_lost_if_the_reading_process_is_killed(self) -> None:
         """The log's copy in another process keeps its events. The session accepts another turn."""
         read_end, write_end = os.pipe()
+        make_stores = partial(self.make_stores, lease_seconds=1.0)
 
         def work() -> None:  # pragma: no cover - in the child
             os.close(write_end)
-            store, _ = self.make_stores(lease_seconds=1.0)
+            store, _ = make_stores()
             _start(store).append(_event(1))
             os.read(read_end, 1)
             os.kill(os.getpid(), signal.SIGKILL)
 
         with ExitStack() as ending:
             # Fork before other threads start: a lock that they hold stays locked in the child.
-            child = start_child(work, self.timeout)
-            ending.callback(lambda: check(exit_code(child), -signal.SIGKILL, _EXIT_CODE))
+            child = forking.start_child(work, self.timeout)
+            ending.callback(lambda: check(forking.exit_code(child), -signal.SIGKILL, _EXIT_CODE))
             for end in (read_end, write_end):
                 ending.callback(os.close, end)
-            store, other = self.make_stores(lease_seconds=1.0)
-            ending.enter_context(closing(store))
-            ending.enter_context(closing(other))
+            store, _ = (ending.enter_context(closing(each)) for each in make_stores())
             copy = self.poll(lambda: store.find(_SESSION))
             self.poll(lambda: copy.last == 1)
             os.write(write_end, b".")

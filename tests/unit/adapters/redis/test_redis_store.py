@@ -46,6 +46,7 @@ from flux0.domain.background_errors import (
 from flux0.domain.errors import ClientClosed, InvalidArgument, MissingDependency
 from flux0.runtime.turn_log import LogEnd, TurnLog
 from flux0.testing import FakeTransport
+from flux0.testing.contract.forking import forks_while_threads_run
 from flux0.turns.log_relay import LogReader, wait_for_end
 from support.ending import ends_soon
 from support.forking import in_child
@@ -1253,6 +1254,7 @@ print(store.find("session").turn_id)
     assert (done.returncode, done.stdout, done.stderr) == (0, "turn\n", "")
 
 
+@forks_while_threads_run
 def test_forked_child_has_its_own_threads_and_follows_the_turn_of_its_parent(
     store: RedisTurnStore,
 ) -> None:
