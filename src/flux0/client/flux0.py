@@ -277,7 +277,10 @@ class Flux0(Uncopyable):
         self._caller.close()
 
     async def close_async(self) -> None:
-        """Close all connections and streams. Later calls raise `ClientClosed`."""
+        """Close all connections and streams, even if the caller is cancelled.
+
+        Later calls raise `ClientClosed`.
+        """
         await self._caller.close_async()
 
     def __repr__(self) -> str:

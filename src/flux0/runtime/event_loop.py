@@ -311,7 +311,7 @@ class _Entries(dict[Loop, tuple[T, AsyncGenerator[None, None]]]):
             resource, guard = entry
             # `pop` has removed the entry, so `close_at_loop_end` ends without closing the resource.
             await guard.aclose()
-            await self._close_resource(resource)
+            await shielded(partial(self._close_resource, resource))
 
     async def _close_later(self, loop: Loop) -> None:
         # If the event loop ends during `sleep`, the loop cancels the task that runs `_close_later`.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio import CancelScope, create_task_group
 from anyio.lowlevel import checkpoint
 from attrs import evolve
 
@@ -241,6 +242,24 @@ def test_body_may_outlive_its_event_loop(way: Way, *, cycle: bool) -> None:
         server.wait_until_closed()
     kept = []
     gc.collect()
+
+
+@pytest.mark.parametrize("way", LOOPS, ids=str)
+def test_close_that_is_cancelled_closes_all_connections(way: Way) -> None:
+    async def use() -> None:
+        transport = sending.as_async(way.mode, way.make_transport())
+        async with create_task_group() as calls:
+            for _ in range(3):
+                calls.start_soon(fetch, transport, get(server.url))
+            await call_blocking(way.mode, server.wait_for_requests, 3)
+            server.release()
+        with CancelScope() as scope:
+            scope.cancel()
+            await transport.close_async()
+        await call_blocking(way.mode, server.wait_until_closed)
+
+    with ByteServer((WaitForRelease(), *OK)) as server:
+        run(way.mode, use)
 
 
 @pytest.mark.parametrize("way", LOOPS, ids=str)
