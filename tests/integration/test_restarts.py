@@ -102,6 +102,14 @@ class Relay:
         return self._reading.result(TIMEOUT)
 
 
+def is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @define
 class Site:
     """A web server that runs an application."""
@@ -121,9 +129,16 @@ class Site:
         except httpx.TransportError:
             return ""
 
+    def workers(self) -> set[str]:
+        """Return the ids of the processes that have started, from the log of uvicorn."""
+        return set(re.findall(r"Started server process \[(\d+)\]", self.log.read_text()))
+
     def wait_for_worker(self, old: set[str]) -> None:
-        """Wait until only other processes respond."""
-        while self.worker() in {"", *old}:
+        """Wait until the processes `old` have exited, and another process responds.
+
+        An old worker accepts requests until it has exited, and ends their relays at once.
+        """
+        while any(map(is_running, old)) or not self.worker():
             assert self.process.poll() is None, self.log.read_text()
             Event().wait(0.05)
 
@@ -224,6 +239,7 @@ def test_turns_are_drained_before_a_worker_exits_after_max_requests(
 def restart(running: Site, number: signal.Signals | None) -> None:
     ended = len(running.endings())
     short, long = running.relay(), running.relay()
+    old = {short.process, long.process, *running.workers()}
     if number is not None:
         running.signal(number)
     # Only SIGTERM ends the relays of hypercorn.
@@ -247,4 +263,4 @@ def restart(running: Site, number: signal.Signals | None) -> None:
     if number == signal.SIGTERM:
         assert running.process.wait(TIMEOUT) in {0, -signal.SIGTERM}
     elif number == signal.SIGHUP:
-        running.wait_for_worker({short.process, long.process})
+        running.wait_for_worker(old)
