@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, final
@@ -248,32 +248,37 @@ class BackgroundTurns(Uncopyable):
         """Wait for the running turns of this process, then stop them, and close the store.
 
         The relays of stopped turns end with a `ClientClosed`. Later calls of `start` raise
-        `ClientClosed`. In async code, call `close_async`.
+        `ClientClosed`. If the wait is interrupted or cancelled, the turns are stopped at once, and
+        another call of `close` closes the store. In async code, call `close_async`.
 
         Args:
             drain_seconds: The longest time in seconds to wait until the turns have ended.
         """
         for reading in self._own.get().running():
             check_loop(reading.log)
-        for log, seconds in self._closing(drain_seconds):
-            wait_for_end(log, seconds)
+        with closing(self._closing(drain_seconds)) as waits:
+            for log, seconds in waits:
+                wait_for_end(log, seconds)
         self._store.close()
 
     async def close_async(self, *, drain_seconds: float = 0.0) -> None:
         """The async version of `close`."""
-        for log, seconds in self._closing(drain_seconds):
-            await wait_for_end_async(log, seconds)
+        with closing(self._closing(drain_seconds)) as waits:
+            for log, seconds in waits:
+                await wait_for_end_async(log, seconds)
         await self._run(self._store.close)
 
-    def _closing(self, drain_seconds: float) -> Iterator[tuple[TurnLog, float]]:
+    def _closing(self, drain_seconds: float) -> Generator[tuple[TurnLog, float], None, None]:
         """Close, and yield each log for whose end the caller must wait, with the longest wait."""
         ends = monotonic() + arguments.interval("drain_seconds", drain_seconds)
         self._is_closed = True
         readings = self._own.get().running()
-        for reading in readings:
-            yield reading.log, ends - monotonic()
-        for reading in readings:
-            reading.stop(ClientClosed(_CLOSED))
+        try:
+            for reading in readings:
+                yield reading.log, ends - monotonic()
+        finally:
+            for reading in readings:
+                reading.stop(ClientClosed(_CLOSED))
         ends = monotonic() + _MAX_STOP_SECONDS
         for reading in readings:
             yield reading.log, ends - monotonic()

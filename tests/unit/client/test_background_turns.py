@@ -501,6 +501,29 @@ async def test_close_waits_for_running_turns_up_to_drain_seconds(mode: Mode) -> 
 
 
 @in_every_mode
+async def test_close_that_is_interrupted_or_cancelled_stops_the_turns(mode: Mode) -> None:
+    class Interruption(BaseException):
+        pass
+
+    def interrupted(*_: object) -> None:
+        raise Interruption
+
+    server = Server(mode, Gate())
+    turn = await server.turns.start_async(await server.conversation(), "Hi")
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Interruption):
+        patch.setattr(background_turns, "wait_for_end", interrupted)
+        with anyio.CancelScope() if mode != "sync" else contextlib.nullcontext() as scope:
+            if scope is not None:
+                scope.cancel()
+            await server.turns.close_async(drain_seconds=60.0)
+            pytest.fail("the wait was not interrupted")
+    with ends_soon():
+        with pytest.raises(ClientClosed):
+            await turn.wait_async()
+        await server.turns.close_async()
+
+
+@in_every_mode
 async def test_limits_of_closing_apply_to_all_turns_together(mode: Mode) -> None:
     now, waits = [100.0], list[float]()
 
