@@ -211,7 +211,9 @@ def _gather(close: Callable[[], Awaitable[None]]) -> Awaitable[Sequence[BaseExce
     import asyncio  # noqa: PLC0415 - slow to import, and already imported under asyncio
 
     async def close_when_resumed() -> None:
-        await _suspend()
+        # A loop that is about to end cancels the task, perhaps before its first step.
+        with suppress(asyncio.CancelledError):
+            await _suspend()
         await close()
 
     started = close_when_resumed()

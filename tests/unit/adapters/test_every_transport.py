@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +262,33 @@ def test_close_that_is_cancelled_closes_all_connections(way: Way) -> None:
 
     with ByteServer((WaitForRelease(), *OK)) as server:
         run(way.mode, use)
+
+
+@pytest.mark.parametrize("way", [way for way in LOOPS if way.mode == "asyncio"], ids=str)
+def test_close_that_is_cancelled_when_its_event_loop_ends_closes_all_connections(way: Way) -> None:
+    """The close is cancelled after 0, 1, ... steps, and the loop ends some steps later."""
+
+    async def use(server: ByteServer, steps: int, more_steps: int) -> AsyncTransport:
+        transport = sending.as_async(way.mode, way.make_transport())
+        async with create_task_group() as calls:
+            for _ in range(3):
+                calls.start_soon(fetch, transport, get(server.url))
+            await call_blocking(way.mode, server.wait_for_requests, 3)
+            server.release()
+        closing = asyncio.ensure_future(transport.close_async())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        closing.cancel()
+        for _ in range(more_steps):
+            await asyncio.sleep(0)
+        return transport
+
+    for steps, more_steps in product(range(7), range(7)):
+        with ByteServer((WaitForRelease(), *OK)) as server:
+            transport = asyncio.run(use(server, steps, more_steps))
+            server.wait_until_closed()
+            del transport
+            gc.collect()
 
 
 @pytest.mark.parametrize("way", LOOPS, ids=str)

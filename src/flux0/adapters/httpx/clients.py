@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import ssl
+from contextlib import AsyncExitStack
 from functools import cache, lru_cache, partial
 from typing import Any, Final
 
@@ -142,8 +143,9 @@ class BuiltInClients:
             client.close()
 
     async def close_async(self) -> None:
-        for client in self._clients.values():
-            await client.aclose()
+        async with AsyncExitStack() as closing:
+            for client in self._clients.values():
+                closing.push_async_callback(client.aclose)
 
 
 def _create_client(library: Library, proxy: str | None, tls: bool, *, is_async: bool) -> Any:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from itertools import compress
 from math import inf
 from threading import RLock
@@ -271,12 +271,16 @@ class AsyncPool(_Pool):
         return response
 
     async def aclose(self) -> None:
-        """Close all connections of the pool, including the connections in use."""
+        """Close all connections of the pool, including the connections in use.
+
+        If the task is cancelled while one connection is closed, the others are closed, too.
+        """
         self.is_closed = True
         leases = [place() for place in self._open.copy()]
         in_use = [lease.connection for lease in leases if lease and lease.connection]
-        for connection in (*self._pop_all_idle(), *in_use):
-            await connection.aclose()
+        async with AsyncExitStack() as closing:
+            for connection in (*self._pop_all_idle(), *in_use):
+                closing.push_async_callback(connection.aclose)
 
     async def reserve(self, lease: Lease, timeout: float | None) -> None:
         if self._enter(lease):
